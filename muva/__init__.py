@@ -1,0 +1,1 @@
+"""MUVA: domain-generalised person re-identification with multi-grained prompts."""

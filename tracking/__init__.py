@@ -1,0 +1,1 @@
+"""What MLflow sees: runs, names, pictures."""

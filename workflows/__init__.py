@@ -1,0 +1,1 @@
+"""The verbs: each puts one step of the flow on Ray."""
