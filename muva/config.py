@@ -1,15 +1,32 @@
 """Every setting of an experiment, one frozen section per stage; the defaults are the paper's.
 
 A recipe is a YAML file that names what differs from the defaults. `load_recipe` reads one by name
-or path, applies `key=value` overrides and refuses what it does not know, naming the closest setting.
+or path, applies `key=value` overrides and refuses what it does not know, with the closest name.
 Sections are what steps are fingerprinted by: a field here changes a result, or it is not here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from muva.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PARTS = ("head", "upper_body", "legs")
 """The body parts in their fixed order: index 0, 1, 2 of masks, tokens, contexts and prompts."""
@@ -57,6 +74,31 @@ class ModelConfig(Section):
         if len(set(parts)) != len(parts):
             raise ValueError(f"names a part twice: {', '.join(parts)}")
         return tuple(part for part in PARTS if part in parts)
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> Self:
+        patch = patch_size(self.clip)
+        if patch is None:
+            return self
+        if self.stride > patch:
+            raise ValueError(
+                f"stride {self.stride} leaves gaps between the patches of {patch} pixels of "
+                f"{self.clip}: expected a stride of 1 to {patch}"
+            )
+        if min(self.image_height, self.image_width) < patch:
+            raise ValueError(
+                f"an image of {self.image_height} x {self.image_width} holds no patch of {patch} "
+                f"pixels of {self.clip}"
+            )
+        return self
+
+
+def patch_size(clip: str) -> int | None:
+    """A CLIP's patch in pixels as far as its name tells (`tiny`, `ViT-B-16:openai`), else None."""
+    if clip == "tiny":
+        return 8
+    named = re.fullmatch(r"ViT-\w+-(\d+)(-quickgelu|-\d+)?(:.+)?", clip)
+    return int(named.group(1)) if named else None
 
 
 class PromptConfig(Section):
@@ -125,3 +167,202 @@ class Stage2Config(SamplingConfig):
     flip_probability: Fraction = 0.5
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """`auto`: bf16 where the processor or GPU multiplies it fast, else fp32."""
+
+
+class GroundingConfig(Section):
+    """The visual grounding expert that makes the pseudo-labels."""
+
+    expert: str = "annotated"
+
+
+class SyntheticConfig(Section):
+    """How many synthetic people a domain shows, and at what size."""
+
+    train_people: Count = 100
+    test_people: Count = 100
+    images_per_camera: Annotated[int, Field(ge=2)] = 2
+    height: Count = 128
+    width: Count = 64
+
+
+class EvaluationConfig(Section):
+    """What is measured on a target."""
+
+    ranks: tuple[Count, ...] = (1, 5, 10, 20)
+    rerank: bool = False
+
+
+class TuneConfig(Section):
+    """A search over settings, judged on source domains held out in turn."""
+
+    trials: Count = 4
+    concurrent_trials: Count = 1
+    space: dict[str, list[bool | int | float | str]] = {
+        "model.gating": ["offline", "online"],
+        "stage2.mask_loss": ["bce+dice", "mse"],
+        "prompts.template": ["universal", "part-agnostic"],
+    }
+    """Dotted setting -> the values it may take."""
+    stage1_epochs: Count = 2
+    stage2_epochs: Count = 2
+
+
+class ExperimentConfig(Section):
+    """A whole experiment: domains, seed and one section per stage."""
+
+    name: str = "muva"
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 1234
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    variants: tuple[Literal["clip", "global_only", "muva"], ...] = ("muva",)
+    """What is compared: CLIP as it is, MUVA without parts, MUVA."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    grounding: GroundingConfig | None = GroundingConfig()
+    model: ModelConfig = ModelConfig()
+    prompts: PromptConfig = PromptConfig()
+    stage1: Stage1Config = Stage1Config()
+    stage2: Stage2Config = Stage2Config()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tune: TuneConfig | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.model.parts and self.grounding is None:
+            raise ValueError(
+                f"model.parts is {', '.join(self.model.parts)} but grounding is null: parts need "
+                "pseudo-labels; name grounding.expert, or set model.parts=[] for the global-only "
+                "model"
+            )
+        twice = set(self.sources) & set(self.targets)
+        if twice:
+            raise ValueError(
+                f"{', '.join(sorted(twice))} is a source and a target: a domain is judged only "
+                "by models that have not seen it"
+            )
+        return self
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def load_recipe(recipe: str | Path = "base", *, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The experiment that a recipe and its overrides describe.
+
+    `recipe` is the name of a shipped recipe or the path of a YAML file; `overrides` are
+    `section.key=value`, the value in YAML. Raises `SettingsError` with the place, what was expected
+    there and, for an unknown key, the closest name.
+    """
+    path = _recipe_path(recipe)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: expected a YAML file of settings: {error}") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{path}: expected `section: {{key: value}}`, found {settings!r}")
+    for override in overrides:
+        _override(settings, override)
+    return experiment(settings, where=str(recipe))
+
+
+def experiment(settings: Mapping[str, Any], *, where: str) -> ExperimentConfig:
+    """Settings as plain data -> the experiment; `where` names their origin in errors."""
+    try:
+        return ExperimentConfig.model_validate(settings)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise SettingsError(f"Recipe {where}:\n  " + "\n  ".join(lines)) from error
+
+
+def with_settings(
+    config: ExperimentConfig, changes: Mapping[str, Any], *, where: str
+) -> ExperimentConfig:
+    """A copy of an experiment with dotted settings changed, checked like a recipe."""
+    settings = config.model_dump(mode="json")
+    for key, value in changes.items():
+        _assign(settings, key, value)
+    return experiment(settings, where=where)
+
+
+def to_yaml(config: Section) -> str:
+    """A section as YAML that `load_recipe` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _recipe_path(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    if path.suffix in {".yaml", ".yml"} or path.parent != Path():
+        if path.is_file():
+            return path
+        raise SettingsError(
+            f"Recipe {recipe}: expected a YAML file, found none at {path.resolve()}"
+        )
+    shipped = RECIPES / f"{recipe}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    raise SettingsError(
+        f"Recipe {recipe}: expected one of {', '.join(names)}, or the path of a YAML file"
+        f"{_closest(str(recipe), names)}"
+    )
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"--set {override}: expected section.key=value")
+    try:
+        _assign(settings, key.strip(), yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {override}: the value is not YAML: {error}") from error
+
+
+def _assign(settings: dict[str, Any], dotted: str, value: object) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        inner = settings.get(section)
+        settings[section] = inner if isinstance(inner, dict) else {}
+        settings = settings[section]
+    settings[key] = value
+
+
+def _explain(problem: ErrorDetails) -> str:
+    place = ".".join(str(step) for step in problem["loc"]) or "together"
+    if problem["type"] == "extra_forbidden":
+        *sections, key = problem["loc"]
+        known = list(_section(sections).model_fields)
+        known_by_path = {path.rsplit(".", 1)[-1]: path for path in _all_settings()}
+        closest = difflib.get_close_matches(str(key), known, n=1)
+        prefix = "".join(f"{section}." for section in sections)
+        if closest:
+            return f"{place}: there is no such setting; did you mean {prefix}{closest[0]}?"
+        elsewhere = difflib.get_close_matches(str(key), list(known_by_path), n=1)
+        if elsewhere:
+            return f"{place}: there is no such setting; did you mean {known_by_path[elsewhere[0]]}?"
+        return f"{place}: there is no such setting; here are {', '.join(known)}"
+    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if problem["type"] == "value_error":
+        return f"{place}: {expected}"
+    return f"{place}: {expected}, found {problem['input']!r}"
+
+
+def _section(path: Sequence[int | str]) -> type[BaseModel]:
+    section: type[BaseModel] = ExperimentConfig
+    for step in path:
+        annotation = section.model_fields[str(step)].annotation
+        choices = [annotation, *get_args(annotation)]
+        section = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return section
+
+
+def _all_settings(section: type[BaseModel] = ExperimentConfig, prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for choice in (field.annotation, *get_args(field.annotation)):
+            if isinstance(choice, type) and issubclass(choice, BaseModel):
+                yield from _all_settings(choice, f"{prefix}{name}.")
+
+
+def _closest(name: str, names: Sequence[str]) -> str:
+    closest = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {closest[0]}?" if closest else ""

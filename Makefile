@@ -1,0 +1,61 @@
+# Every target sets up what it needs: .venv is built once per requirements.lock.
+#
+#   make demo     the whole workflow on synthetic people
+#   make test     the tests
+#   make check    format, lint, types, import contracts, tests: what must pass before a change lands
+#
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's CPU-only build (1 GB, not 7).
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+READY := .venv/.ready
+CODE := muva workflows tracking benchmarks tests
+
+.PHONY: setup demo test check format bench lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '3,7s/^# \{0,3\}//p' Makefile
+
+setup: $(READY)
+
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "Setting up .venv from requirements.lock; this takes some minutes once"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/muva demo
+
+test: setup
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory test
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	@for question in render parity; do $(BIN)/python -m benchmarks.$$question --check || exit 1; done
+
+# Anew from pyproject.toml: resolves the newest versions it allows, then freezes them.
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --editable '.[dev]'
+	.venv-lock/bin/pip freeze --exclude-editable > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv runs .ruff_cache .pytest_cache .import_linter_cache

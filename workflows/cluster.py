@@ -1,0 +1,50 @@
+"""The Ray cluster that the verbs run on: an existing one, or one started here for the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+OBJECT_STORE_BYTES = 256 * 1024**2
+"""Enough for what the verbs pass through it (references, reports, small tables)."""
+
+
+@contextmanager
+def ray_cluster(*, dashboard: bool = False) -> Iterator[None]:
+    """Ray for the length of the block.
+
+    Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one this
+    process is connected to already; else starts one on this machine, bound to 127.0.0.1, and stops
+    it at the end.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus() -> int:
+    """CPU cores of the whole cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def gpus() -> int:
+    """GPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))

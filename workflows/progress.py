@@ -1,0 +1,72 @@
+"""Progress of long work: a live bar in a terminal, a line every few seconds in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_EVERY_S = 5.0
+
+console = Console(stderr=True, highlight=False)
+"""Where people are told what happens; results go to standard output."""
+
+
+class Track:
+    """One piece of work: `update` says how much of it is done."""
+
+    def __init__(self, label: str, bar: Progress | None) -> None:
+        self._label = label
+        self._bar = bar
+        self._task = bar.add_task(label, total=None, note="") if bar else None
+        self._logged_at = time.monotonic()
+        self._started_at = self._logged_at
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` units are finished; `note` is shown behind them."""
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        if now - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = now
+            elapsed_s = now - self._started_at
+            console.print(f"{self._label}: {done} of {total} after {elapsed_s:.0f} s {note}")
+
+
+@contextmanager
+def track(label: str) -> Iterator[Track]:
+    """Shows one piece of work while the block runs, then says how long it took."""
+    started_at = time.monotonic()
+    if sys.stderr.isatty():
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+        ) as bar:
+            yield Track(label, bar)
+    else:
+        console.print(f"{label} …")
+        yield Track(label, None)
+    console.print(f"{label}: done in {time.monotonic() - started_at:.1f} s")
+
+
+def skipped(label: str, address: str) -> None:
+    """Says that a step's artifact exists already."""
+    console.print(f"{label}: exists, {address}")

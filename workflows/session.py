@@ -1,0 +1,89 @@
+"""What every verb shares: store, tracking server, and the options that name them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from muva.data.store import Store, open_store
+from tracking.runs import Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Where artifacts and runs are kept."""
+
+    home: Path
+    store: Store
+    tracking_uri: str
+
+    def tracker(self, experiment: str) -> Tracker:
+        """The experiment's runs; creates the experiment when it is new."""
+        return Tracker(self.tracking_uri, experiment)
+
+
+def open_session(
+    *, home: Path | str = "runs", store: str | None = None, tracking_uri: str | None = None
+) -> Session:
+    """A session whose store and runs are under `home` unless they are named."""
+    folder = Path(home).absolute()
+    return Session(
+        home=folder,
+        store=open_store(store or folder / "store"),
+        tracking_uri=tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
+    )
+
+
+def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a verb the options that say where things are, and a `session` made of them."""
+
+    @click.option(
+        "--home",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="MUVA_HOME",
+        default="runs",
+        show_default=True,
+        help="Folder of everything that is kept here.",
+    )
+    @click.option(
+        "--store",
+        envvar="MUVA_STORE",
+        help="Artifacts: a folder or s3://bucket/prefix. [HOME/store]",
+    )
+    @click.option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow: sqlite:///FILE or http://SERVER. [sqlite in HOME]",
+    )
+    @functools.wraps(verb)
+    def with_session(
+        *args: object, home: Path, store: str | None, tracking_uri: str | None, **kwargs: object
+    ) -> Any:
+        session = open_session(home=home, store=store, tracking_uri=tracking_uri)
+        return verb(*args, session=session, **kwargs)
+
+    return with_session
+
+
+recipe_options = click.option(
+    "--recipe", default="base", show_default=True, help="A shipped recipe, or a YAML file."
+)
+override_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change a setting of the recipe; may be repeated.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def print_result(result: object, *, as_json: bool, text: str) -> None:
+    """The verb's result on standard output, for a machine or for a person."""
+    click.echo(json.dumps(result, indent=2, default=str) if as_json else text)
