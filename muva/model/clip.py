@@ -1,0 +1,501 @@
+"""CLIP: where the weights come from, and their fit to the image size and stride in use.
+
+Every way in ends in `build_clip`, which makes an `open_clip.CLIP` of a state dict in OpenAI's
+layout with position embeddings for the image at hand; the modules are open_clip's own. A small CLIP
+stores only the token embeddings that its captions and the prompts use: `token_ids_used` with
+`token_embedding_rows` in place of `token_embedding.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import open_clip
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from muva.errors import MuvaError
+from muva.model.position_embedding import patch_grid, resize_position_embedding
+
+TINY = Path(__file__).parent / "tiny"
+"""The folder of the small CLIP that is shipped: `model.safetensors` and `config.json`."""
+
+HEAD_WIDTH = 64
+"""OpenAI's layout does not store the number of heads: it is the width divided by 64."""
+
+OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
+OPENAI_STD = open_clip.OPENAI_DATASET_STD
+
+NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+"""Entries of OpenAI's archives beside the parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipShape:
+    """All that a CLIP's state dict does not say by its names."""
+
+    patch: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    vision_mlp_width: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    text_mlp_width: int
+    embed_dim: int
+    context_length: int
+    vocabulary: int
+    reduced_vocabulary: bool
+    quick_gelu: bool
+
+
+class ClipFolder(TypedDict):
+    """`config.json` of a folder that `save_clip` wrote."""
+
+    name: str
+    patch: int
+    image_height: int
+    image_width: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    quick_gelu: bool
+
+
+class UsedTokenEmbedding(nn.Embedding):
+    """A token embedding that holds only the rows of the ids in use."""
+
+    token_ids_used: Tensor
+
+    def __init__(self, token_ids: Sequence[int], width: int):
+        super().__init__(len(token_ids), width)
+        self.register_buffer("token_ids_used", torch.tensor(token_ids, dtype=torch.int64))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Embed vocabulary ids; an id without a row is an error that names its word."""
+        rows = torch.searchsorted(self.token_ids_used, input).clamp(max=self.num_embeddings - 1)
+        absent = input[self.token_ids_used[rows] != input].unique()
+        if absent.numel():
+            words = ", ".join(repr(open_clip.decode(absent[i : i + 1])) for i in range(len(absent)))
+            raise MuvaError(
+                f"this CLIP's reduced vocabulary of {self.num_embeddings} tokens has no {words}: "
+                f"use words that it was trained with, or a CLIP with the whole vocabulary"
+            )
+        return super().forward(rows)
+
+
+def tokenise(texts: Sequence[str], *, context_length: int) -> Tensor:
+    """Token ids (texts, context_length), int64, padded with 0; a longer text is an error."""
+    whole = open_clip.tokenize(list(texts), context_length=10 * context_length)
+    lengths = whole.argmax(dim=1) + 1
+    if int(lengths.max()) > context_length:
+        longest = texts[int(lengths.argmax())]
+        raise MuvaError(
+            f"{longest!r} is {int(lengths.max())} tokens long, this CLIP reads {context_length}: "
+            f"shorten the text or the domain context"
+        )
+    return whole[:, :context_length]
+
+
+def token_ids_in(texts: Iterable[str]) -> list[int]:
+    """The ids that these texts use with padding, start and end: a reduced vocabulary, ascending."""
+    ids = open_clip.tokenize(list(texts), context_length=512).unique()
+    return torch.unique(torch.cat([ids, torch.tensor([0])])).tolist()
+
+
+def load_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
+    """A CLIP with its weights, its position embeddings fitted to the image (height, width).
+
+    `name`: `tiny`; an open_clip name (OpenAI's weights) or `NAME:TAG`; `hf-hub:ORG/NAME`; a file in
+    OpenAI's layout (safetensors, torch, TorchScript); or a folder written by `save_clip`.
+    `normalisation` gives the mean and std that it was trained with.
+    """
+    path = TINY if name == "tiny" else Path(name).expanduser()
+    if path.is_dir():
+        return _load_folder(path, image_size=image_size, stride=stride)
+    if path.is_file():
+        return build_clip(read_state_dict(path), image_size=image_size, stride=stride)
+    return _load_open_clip(name, image_size=image_size, stride=stride)
+
+
+def build_clip(
+    state_dict: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    pretrained_grid: tuple[int, int] | None = None,
+    shape: ClipShape | None = None,
+    mean: Sequence[float] = OPENAI_MEAN,
+    std: Sequence[float] = OPENAI_STD,
+) -> open_clip.CLIP:
+    """A float32 CLIP in eval mode from a state dict in OpenAI's layout.
+
+    `pretrained_grid` is the patch grid of the stored position embedding, square unless told;
+    `shape` is inferred unless told.
+    """
+    weights = {key: value for key, value in state_dict.items() if key not in NOT_PARAMETERS}
+    shape = shape or clip_shape(weights)
+    positions = weights["visual.positional_embedding"].float()
+    grid = pretrained_grid or _square_grid(positions)
+    if grid[0] * grid[1] + 1 != len(positions):
+        raise MuvaError(
+            f"CLIP's position embedding has {len(positions)} rows, a patch grid of {grid[0]} x "
+            f"{grid[1]} needs {grid[0] * grid[1] + 1}: is this the configuration of these weights?"
+        )
+    token_ids = None
+    if "token_ids_used" in weights:
+        ids = weights.pop("token_ids_used").long()
+        order = ids.argsort()
+        token_ids = ids[order].tolist()
+        weights["token_embedding.weight"] = weights.pop("token_embedding_rows")[order]
+        weights["token_embedding.token_ids_used"] = ids[order]
+    clip = empty_clip(shape, image_size=image_size, stride=stride, token_ids=token_ids)
+    weights["visual.positional_embedding"] = resize_position_embedding(
+        positions, from_grid=grid, to_grid=_grid_of(clip)
+    )
+    try:
+        clip.load_state_dict(weights)
+    except RuntimeError as error:
+        raise MuvaError(f"these weights are not a CLIP in OpenAI's layout: {error}") from error
+    _set_normalisation(clip, mean, std)
+    return clip.eval()
+
+
+def clip_shape(weights: Mapping[str, Tensor]) -> ClipShape:
+    """The sizes of a CLIP from a state dict in OpenAI's layout."""
+    token_rows = "token_embedding_rows" if "token_ids_used" in weights else "token_embedding.weight"
+    needed = ("visual.proj", "visual.conv1.weight", "visual.positional_embedding", token_rows,
+              "positional_embedding", "text_projection")  # fmt: skip
+    absent = [key for key in needed if key not in weights]
+    if absent:
+        raise MuvaError(
+            f"these weights are not a CLIP with a vision transformer in OpenAI's layout: no "
+            f"{', '.join(absent)} among {len(weights)} entries ({', '.join(sorted(weights)[:3])}…)"
+        )
+    vision_width, _, patch, _ = weights["visual.conv1.weight"].shape
+    context_length, text_width = weights["positional_embedding"].shape
+    for tower, width in {"vision": vision_width, "text": text_width}.items():
+        if width % HEAD_WIDTH:
+            raise MuvaError(
+                f"CLIP's {tower} width is {width}: expected a multiple of {HEAD_WIDTH}, which "
+                f"OpenAI's layout takes as the width of a head"
+            )
+    return ClipShape(
+        patch=patch,
+        vision_width=vision_width,
+        vision_layers=_layers(weights, "visual.transformer.resblocks."),
+        vision_heads=vision_width // HEAD_WIDTH,
+        vision_mlp_width=_mlp_width(weights, "visual.transformer.resblocks."),
+        text_width=text_width,
+        text_layers=_layers(weights, "transformer.resblocks."),
+        text_heads=text_width // HEAD_WIDTH,
+        text_mlp_width=_mlp_width(weights, "transformer.resblocks."),
+        embed_dim=weights["text_projection"].shape[1],
+        context_length=context_length,
+        vocabulary=len(weights[token_rows]),
+        reduced_vocabulary="token_ids_used" in weights,
+        quick_gelu=True,
+    )
+
+
+def empty_clip(
+    shape: ClipShape,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    token_ids: Sequence[int] | None = None,
+) -> open_clip.CLIP:
+    """A CLIP of this shape with random weights, for this image (height, width) and stride.
+
+    With a reduced vocabulary, `token_ids` are the ids in use, ascending.
+    """
+    if stride > shape.patch:
+        raise MuvaError(
+            f"stride {stride} skips pixels between patches of {shape.patch}: "
+            f"set model.stride to {shape.patch} or less"
+        )
+    if min(image_size) < shape.patch:
+        raise MuvaError(
+            f"an image of {image_size[0]} x {image_size[1]} holds no patch of {shape.patch} x "
+            f"{shape.patch}: set model.image_height and model.image_width higher"
+        )
+    clip = open_clip.CLIP(
+        shape.embed_dim,
+        vision_cfg=open_clip.CLIPVisionCfg(
+            layers=shape.vision_layers,
+            width=shape.vision_width,
+            head_width=shape.vision_width // shape.vision_heads,
+            mlp_ratio=shape.vision_mlp_width / shape.vision_width,
+            patch_size=shape.patch,
+            image_size=image_size,
+        ),
+        text_cfg=open_clip.CLIPTextCfg(
+            context_length=shape.context_length,
+            vocab_size=1 if shape.reduced_vocabulary else shape.vocabulary,
+            width=shape.text_width,
+            heads=shape.text_heads,
+            layers=shape.text_layers,
+            mlp_ratio=shape.text_mlp_width / shape.text_width,
+        ),
+        quick_gelu=shape.quick_gelu,
+    )
+    if shape.reduced_vocabulary:
+        clip.token_embedding = UsedTokenEmbedding(
+            range(shape.vocabulary) if token_ids is None else token_ids, shape.text_width
+        )
+        nn.init.normal_(clip.token_embedding.weight, std=0.02)
+        clip.vocab_size = shape.vocabulary
+    visual = _visual(clip)
+    visual.conv1.stride = (stride, stride)
+    visual.grid_size = patch_grid(image_size, patch=shape.patch, stride=stride)
+    rows, columns = visual.grid_size
+    visual.positional_embedding = nn.Parameter(
+        torch.randn(1 + rows * columns, shape.vision_width) * shape.vision_width**-0.5
+    )
+    return clip
+
+
+def shape_of(clip: open_clip.CLIP) -> ClipShape:
+    """The shape of a CLIP in memory."""
+    visual = _visual(clip)
+    vision, text = _first_block(visual.transformer), _first_block(clip.transformer)
+    assert isinstance(clip.text_projection, Tensor)
+    return ClipShape(
+        patch=visual.conv1.kernel_size[0],
+        vision_width=visual.transformer.width,
+        vision_layers=visual.transformer.layers,
+        vision_heads=vision.attn.num_heads,
+        vision_mlp_width=len(vision.get_parameter("mlp.c_fc.weight")),
+        text_width=clip.transformer.width,
+        text_layers=clip.transformer.layers,
+        text_heads=text.attn.num_heads,
+        text_mlp_width=len(text.get_parameter("mlp.c_fc.weight")),
+        embed_dim=clip.text_projection.shape[1],
+        context_length=clip.context_length,
+        vocabulary=len(clip.get_parameter("token_embedding.weight")),
+        reduced_vocabulary=isinstance(clip.token_embedding, UsedTokenEmbedding),
+        quick_gelu=isinstance(vision.mlp[1], QuickGELU),
+    )
+
+
+def new_clip(
+    *,
+    token_ids: Sequence[int],
+    seed: int,
+    image_size: tuple[int, int] = (128, 64),
+    patch: int = 8,
+    vision_width: int = 128,
+    vision_layers: int = 4,
+    text_width: int = 64,
+    text_layers: int = 3,
+    embed_dim: int = 64,
+    context_length: int = 77,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+) -> open_clip.CLIP:
+    """A fresh, trainable CLIP with a reduced vocabulary (`token_ids_in` its captions and prompts).
+
+    Heads have a width of 64, as OpenAI's layout has it. Same seed, same weights.
+    """
+    shape = ClipShape(
+        patch=patch,
+        vision_width=vision_width,
+        vision_layers=vision_layers,
+        vision_heads=vision_width // HEAD_WIDTH,
+        vision_mlp_width=4 * vision_width,
+        text_width=text_width,
+        text_layers=text_layers,
+        text_heads=text_width // HEAD_WIDTH,
+        text_mlp_width=4 * text_width,
+        embed_dim=embed_dim,
+        context_length=context_length,
+        vocabulary=len(token_ids),
+        reduced_vocabulary=True,
+        quick_gelu=True,
+    )
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        clip = empty_clip(shape, image_size=image_size, stride=patch, token_ids=sorted(token_ids))
+    _set_normalisation(clip, mean, std)
+    return clip
+
+
+def normalisation(clip: open_clip.CLIP) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std per channel that a CLIP was trained with."""
+    config = open_clip.get_model_preprocess_cfg(clip)
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def image_size_of(clip: open_clip.CLIP) -> tuple[int, int]:
+    """The (height, width) of the images that a CLIP was built for."""
+    height, width = _visual(clip).image_size
+    return height, width
+
+
+def save_clip(
+    clip: open_clip.CLIP, folder: Path, *, name: str, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write `model.safetensors` (OpenAI's layout) and `config.json`, which `load_clip` reads.
+
+    Weights are rounded to float16 unless told, as OpenAI's are.
+    """
+    height, width = image_size_of(clip)
+    weights = dict(clip.state_dict())
+    if isinstance(clip.token_embedding, UsedTokenEmbedding):
+        weights["token_ids_used"] = weights.pop("token_embedding.token_ids_used")
+        weights["token_embedding_rows"] = weights.pop("token_embedding.weight")
+    config = ClipFolder(
+        name=name,
+        patch=shape_of(clip).patch,
+        image_height=height,
+        image_width=width,
+        mean=list(normalisation(clip)[0]),
+        std=list(normalisation(clip)[1]),
+        quick_gelu=shape_of(clip).quick_gelu,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {
+        key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in weights.items()
+    }
+    save_file(stored, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, a torch checkpoint (no pickled code) or a TorchScript."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if _is_torchscript(path):
+            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise MuvaError(
+            f"{path}: not readable as CLIP weights ({str(error).splitlines()[0]}): expected "
+            f"safetensors, a torch file of tensors only, or TorchScript; is it whole?"
+        ) from error
+    weights = stored.get("state_dict", stored) if isinstance(stored, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise MuvaError(f"{path}: expected a state dict of tensors, found something else")
+    return {str(key).removeprefix("module."): value for key, value in weights.items()}
+
+
+def _load_folder(folder: Path, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
+    weights_path, config_path = folder / "model.safetensors", folder / "config.json"
+    absent = [path.name for path in (weights_path, config_path) if not path.is_file()]
+    if absent:
+        raise MuvaError(f"CLIP in {folder}: expected {' and '.join(absent)}, not found")
+    try:
+        config: ClipFolder = json.loads(config_path.read_text())
+        patch, grid_size = config["patch"], (config["image_height"], config["image_width"])
+        quick_gelu, mean, std = config["quick_gelu"], config["mean"], config["std"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise MuvaError(f"{config_path}: damaged or of another program ({error!r})") from error
+    weights = read_state_dict(weights_path)
+    shape = ClipShape(**{**asdict(clip_shape(weights)), "quick_gelu": quick_gelu})
+    return build_clip(
+        weights,
+        image_size=image_size,
+        stride=stride,
+        pretrained_grid=patch_grid(grid_size, patch=patch, stride=patch),
+        shape=shape,
+        mean=mean,
+        std=std,
+    )
+
+
+def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
+    hub = name.startswith("hf-hub:")
+    architecture, _, tag = (name, "", "") if hub else name.partition(":")
+    tag = tag or ("" if hub else "openai")
+    if not hub and open_clip.get_model_config(architecture) is None:
+        raise MuvaError(
+            f"CLIP {name!r}: neither a file, a folder, nor a name that open_clip knows; expected "
+            f"`tiny`, a path, or a name such as ViT-B-16 (open_clip.list_models() lists them)"
+        )
+    # The plain ViT-B-16 configuration says GELU; OpenAI's weights were trained with QuickGELU.
+    quick_gelu = bool(tag) and bool(
+        open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
+    )
+    try:
+        loaded = open_clip.create_model(
+            architecture,
+            pretrained=tag or None,
+            force_quick_gelu=quick_gelu or tag == "openai",
+            require_pretrained=True,
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise MuvaError(
+            f"CLIP {name!r} could not be loaded ({error}): without network access, put the "
+            f"checkpoint on disk and give its path"
+        ) from error
+    if not isinstance(loaded, open_clip.CLIP) or not isinstance(loaded.visual, VisionTransformer):
+        raise MuvaError(f"CLIP {name!r}: expected a vision transformer with CLIP's own text tower")
+    shape = shape_of(loaded)
+    if tag == "openai" and not shape.quick_gelu:
+        raise AssertionError("open_clip built OpenAI's weights without QuickGELU")
+    mean, std = normalisation(loaded)
+    return build_clip(
+        loaded.state_dict(),
+        image_size=image_size,
+        stride=stride,
+        pretrained_grid=_grid_of(loaded),
+        shape=shape,
+        mean=mean,
+        std=std,
+    )
+
+
+def _visual(clip: open_clip.CLIP) -> VisionTransformer:
+    if not isinstance(clip.visual, VisionTransformer):
+        raise MuvaError(f"CLIP's image encoder is a {type(clip.visual).__name__}: expected a ViT")
+    return clip.visual
+
+
+def _first_block(transformer: nn.Module) -> ResidualAttentionBlock:
+    blocks = transformer.get_submodule("resblocks")
+    block = next(blocks.children())
+    if not isinstance(block, ResidualAttentionBlock):
+        raise MuvaError(f"CLIP's blocks are {type(block).__name__}: expected CLIP's own")
+    return block
+
+
+def _set_normalisation(clip: open_clip.CLIP, mean: Sequence[float], std: Sequence[float]) -> None:
+    open_clip.set_model_preprocess_cfg(clip, {"mean": tuple(mean), "std": tuple(std)})
+
+
+def _grid_of(clip: open_clip.CLIP) -> tuple[int, int]:
+    rows, columns = _visual(clip).grid_size
+    return rows, columns
+
+
+def _square_grid(positions: Tensor) -> tuple[int, int]:
+    side = round((len(positions) - 1) ** 0.5)
+    return side, side
+
+
+def _layers(weights: Mapping[str, Tensor], prefix: str) -> int:
+    return len(
+        {key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)}
+    )
+
+
+def _mlp_width(weights: Mapping[str, Tensor], prefix: str) -> int:
+    return weights[f"{prefix}0.mlp.c_fc.weight"].shape[0]
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
