@@ -1,0 +1,116 @@
+"""The one place that says which gallery images count for a query (Market-1501's protocol).
+
+A gallery image of the query's identity from the query's camera is ignored, as is junk (pid -1).
+Without camera ids a query ignores only its own image. Everything else of its identity is a match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from muva.data.records import JUNK_PID
+from muva.errors import MuvaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Who is on the images of one side, query or gallery, and where each was taken."""
+
+    pids: np.ndarray
+    camids: np.ndarray | None
+    ids: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.pids)
+
+
+class CameraRule:
+    """Judges gallery images for one query at a time."""
+
+    def __init__(self, query: Labels, gallery: Labels):
+        if (query.camids is None) != (gallery.camids is None):
+            known, unknown = (
+                ("query", "gallery") if gallery.camids is None else ("gallery", "query")
+            )
+            raise MuvaError(
+                f"camera ids are given for the {known} but not for the {unknown} images: give "
+                "both, or neither, and each query then ignores only its own image"
+            )
+        self._query = query
+        self._gallery = gallery
+        self.junk = np.flatnonzero(gallery.pids == JUNK_PID)
+        """Gallery images that count for no query."""
+        self._by_pid = np.argsort(gallery.pids, kind="stable")
+        sorted_pids = gallery.pids[self._by_pid]
+        self._first = np.searchsorted(sorted_pids, query.pids, side="left")
+        self._last = np.searchsorted(sorted_pids, query.pids, side="right")
+        self._own = _own_images(query, gallery)
+
+    def judge(self, query_index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The query's matches and the images it ignores besides junk: gallery indices, ascending.
+
+        A query that is junk itself has neither.
+        """
+        if self._query.pids[query_index] == JUNK_PID:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        same_person = self._by_pid[self._first[query_index] : self._last[query_index]]
+        if self._query.camids is not None and self._gallery.camids is not None:
+            ignored = self._gallery.camids[same_person] == self._query.camids[query_index]
+            return same_person[~ignored], same_person[ignored]
+        own = self._own.get(query_index)
+        if own is None:
+            return same_person, np.empty(0, np.int64)
+        return same_person[same_person != own], np.array([own])
+
+
+def labels(
+    *,
+    pids: np.ndarray | Tensor | Sequence[int],
+    camids: np.ndarray | Tensor | Sequence[int] | None,
+    ids: np.ndarray | Sequence[str] | Sequence[int] | None,
+    count: int,
+    side: str,
+) -> Labels:
+    """Checked labels of `count` images; `side` names them in errors."""
+    return Labels(
+        pids=_integers(pids, count, f"{side}_pids"),
+        camids=None if camids is None else _integers(camids, count, f"{side}_camids"),
+        ids=None if ids is None else _one_per_image(np.asarray(ids), count, f"{side}_ids"),
+    )
+
+
+def _own_images(query: Labels, gallery: Labels) -> dict[int, int]:
+    """Gallery index of each query's own image, where there is one and cameras are unknown."""
+    if query.camids is not None or query.ids is None or gallery.ids is None:
+        return {}
+    where = {image_id: index for index, image_id in enumerate(gallery.ids.tolist())}
+    if len(where) < len(gallery.ids):
+        raise MuvaError(
+            f"gallery_ids: {len(gallery.ids) - len(where)} of {len(gallery.ids)} ids are repeated; "
+            "without camera ids they tell a query's own image and must be unique"
+        )
+    return {
+        index: where[image_id]
+        for index, image_id in enumerate(query.ids.tolist())
+        if image_id in where
+    }
+
+
+def _integers(values: np.ndarray | Tensor | Sequence[int], count: int, name: str) -> np.ndarray:
+    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise MuvaError(f"{name}: expected integers, found {array.dtype}")
+    return _one_per_image(array.astype(np.int64), count, name)
+
+
+def _one_per_image(array: np.ndarray, count: int, name: str) -> np.ndarray:
+    if array.shape != (count,):
+        raise MuvaError(
+            f"{name}: expected one value for each of the {count} feature rows, "
+            f"found shape {tuple(array.shape)}"
+        )
+    return array

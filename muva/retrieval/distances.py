@@ -1,0 +1,144 @@
+"""Distances between L2-normalised features, dense for a few and in blocks of queries for many.
+
+Blocks bound the memory: one block of distances, whatever the number of queries. float32 features
+are read where they are, memory-mapped files included; other types are converted piece by piece.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from muva.errors import MuvaError
+
+BLOCK_BYTES = 128 * 2**20
+"""Size of one block of float32 distances."""
+
+_PIECE_ROWS = 8192
+
+
+def squared_distances(
+    query: np.ndarray | Tensor, gallery: np.ndarray | Tensor
+) -> Float[Tensor, "Q G"]:
+    """Squared Euclidean distances of the normalised features, 0 to 4, dense float32."""
+    return torch.cat(
+        [block.clone() for _, block in _similarity_blocks(query, gallery, BLOCK_BYTES)]
+    ).mul_(-2).add_(2).clamp_(min=0)  # fmt: skip
+
+
+def distance_blocks(
+    query: np.ndarray | Tensor, gallery: np.ndarray | Tensor, *, block_bytes: int = BLOCK_BYTES
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The queries in order as slices, each with its distances to the whole gallery.
+
+    The distance is the negative cosine: it ranks as the squared Euclidean distance of normalised
+    features does (2 - 2 cos), without that formula's rounding. The array is overwritten by the next
+    block and may be written to.
+    """
+    for rows, similarities in _similarity_blocks(query, gallery, block_bytes):
+        yield rows, similarities.neg_().numpy()
+
+
+def feature_matrix(features: np.ndarray | Tensor, *, name: str) -> Float[Tensor, "M D"]:
+    """The features as a CPU tensor without copying; MuvaError unless two-dimensional floats."""
+    if isinstance(features, np.ndarray):
+        if features.dtype.kind == "f" and not features.dtype.isnative:
+            features = features.astype(features.dtype.newbyteorder("="))
+        if features.dtype not in (np.float16, np.float32, np.float64):
+            raise MuvaError(f"{name}: expected floating-point features, found {features.dtype}")
+        with warnings.catch_warnings():
+            # torch warns of read-only arrays (a memory map opened with "r"); nothing writes here.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            features = torch.from_numpy(features if _strided(features) else features.copy())
+    features = features.detach().cpu()
+    if features.ndim != 2 or not features.is_floating_point():
+        raise MuvaError(
+            f"{name}: expected floating-point features of shape (images, width), "
+            f"found {features.dtype} of shape {tuple(features.shape)}"
+        )
+    if features.numel() == 0:
+        raise MuvaError(f"{name}: there are none (shape {tuple(features.shape)})")
+    return features
+
+
+def normalised(features: Float[Tensor, "M D"], *, name: str) -> Float[Tensor, "M D"]:
+    """Float32 copy with rows of length 1 (rows of zeros stay)."""
+    return features.float() * _inverse_norms(features, name)[:, None]
+
+
+def even_slices(total: int, largest: int) -> list[slice]:
+    """The fewest slices of at most `largest` that cover `total`, within one of the same size."""
+    count = max(1, math.ceil(total / max(1, largest)))
+    edges = [total * index // count for index in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products in float32, also where training allowed bf16 or TF32 for them."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _similarity_blocks(
+    query: np.ndarray | Tensor, gallery: np.ndarray | Tensor, block_bytes: int
+) -> Iterator[tuple[slice, Float[Tensor, "B G"]]]:
+    queries = feature_matrix(query, name="query_features")
+    gallery_features = feature_matrix(gallery, name="gallery_features")
+    if queries.shape[1] != gallery_features.shape[1]:
+        raise MuvaError(
+            f"query features are {queries.shape[1]} wide, gallery features "
+            f"{gallery_features.shape[1]}: both must come from the same model"
+        )
+    gallery_scale = _inverse_norms(gallery_features, "gallery_features")
+    blocks = even_slices(len(queries), block_bytes // (4 * max(1, len(gallery_features))))
+    # One row alone would go through a matrix-vector kernel, whose sums differ in the last bit
+    # between columns (seen with MKL): equal gallery images would no longer tie. So two at least.
+    buffer = torch.empty(max(2, *(b.stop - b.start for b in blocks)), len(gallery_features))
+    for rows in blocks:
+        block = normalised(queries[rows], name="query_features")
+        count = len(block)
+        if count == 1:
+            block = block.expand(2, -1)
+        with full_precision():
+            _product(block, gallery_features, out=buffer[: len(block)])
+        yield rows, buffer[:count].mul_(gallery_scale)
+
+
+def _product(
+    block: Float[Tensor, "B D"], gallery: Float[Tensor, "G D"], *, out: Float[Tensor, "B G"]
+) -> None:
+    if gallery.dtype == torch.float32:
+        torch.mm(block, gallery.T, out=out)
+        return
+    for columns in even_slices(len(gallery), _PIECE_ROWS):
+        out[:, columns] = block @ gallery[columns].float().T
+
+
+def _inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " M"]:
+    norms = torch.empty(len(features), dtype=torch.float64)
+    for rows in even_slices(len(features), _PIECE_ROWS):
+        norms[rows] = torch.linalg.vector_norm(features[rows], dim=1, dtype=torch.float64)
+    broken = ~torch.isfinite(norms)
+    if broken.any():
+        raise MuvaError(
+            f"{name}: {int(broken.sum())} of {len(features)} rows hold NaN or infinity, the "
+            f"first is row {int(broken.nonzero()[0])}. Was the model's training stable?"
+        )
+    return (1 / norms.clamp(min=1e-12)).float()
+
+
+def _strided(array: np.ndarray) -> bool:
+    return all(stride >= 0 for stride in array.strides)
