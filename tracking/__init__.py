@@ -1,1 +1,7 @@
 """What MLflow sees: runs, names, pictures."""
+
+import os
+
+# Before mlflow is first imported: it would send usage statistics to its makers otherwise. Whoever
+# wants to sets the variable to false.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -1,0 +1,116 @@
+"""What the pictures show, read from their pixels."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from tracking.pictures import (
+    PART_COLOURS,
+    RIGHT,
+    WRONG,
+    Person,
+    RankedQuery,
+    cmc_plot,
+    part_mask_sheet,
+    ranked_gallery,
+)
+
+GREY = np.full((128, 64, 3), 128, np.uint8)
+PARTS = ("head", "upper_body", "legs")
+
+
+def count(picture: Image.Image, colour: str) -> int:
+    """Pixels of exactly that colour."""
+    return int((np.asarray(picture) == ImageColor.getrgb(colour)).all(-1).sum())
+
+
+def person(pid: int, camid: int | None = 1) -> Person:
+    return Person(image=GREY, pid=pid, camid=camid)
+
+
+@pytest.mark.parametrize(
+    ("pids", "right", "wrong"), [((7, 7), 2, 0), ((7, 8), 1, 1), ((8, 9), 0, 2)]
+)
+def test_borders_tell_right_from_wrong(pids: tuple[int, ...], right: int, wrong: int) -> None:
+    one = count(ranked_gallery([RankedQuery(query=person(7), matches=[person(7)])]), RIGHT)
+    sheet = ranked_gallery([RankedQuery(query=person(7), matches=[person(pid) for pid in pids])])
+    assert one > 1000
+    assert count(sheet, RIGHT) == right * one
+    assert (count(sheet, WRONG) > 0) == (wrong > 0)
+
+
+def test_images_of_any_shape_and_queries_of_any_length_make_a_gallery() -> None:
+    wide = Person(image=Image.new("L", (300, 20), 40), pid=1, camid=None)
+    rows = [
+        RankedQuery(query=wide, matches=[], average_precision=float("nan")),
+        RankedQuery(query=person(2), matches=[wide, person(2, None), person(123456)]),
+    ]
+    sheet = ranked_gallery(rows, title="A title that is longer than the sheet is wide" * 3)
+    assert sheet.mode == "RGB"
+    assert sheet.width > 3 * 104
+
+
+def test_a_gallery_without_queries_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="at least one query"):
+        ranked_gallery([])
+
+
+def test_patches_are_painted_where_the_mask_has_them() -> None:
+    masks = np.zeros((1, 3, 16, 8), bool)
+    masks[0, 0, :2, 3:5] = True
+    masks[0, 2, 8:, :] = True
+    sheet = part_mask_sheet(
+        [GREY], {"pseudo-label": masks.reshape(1, 3, -1)}, grid=(16, 8), parts=PARTS
+    )
+    pixels = np.asarray(sheet).astype(int)
+    # The masked view: 104 x 208 at the right margin, each patch 13 x 13.
+    top = int(np.flatnonzero((pixels[:, 40] == 128).all(-1))[0])
+    view = pixels[top : top + 208, 32 + 108 : 32 + 108 + 104]
+    centres = view[6::13, 6::13]
+    tinted = (centres != 128).any(-1)
+    expected = masks[0].any(0)
+    np.testing.assert_array_equal(tinted, expected)
+    legs = np.array(ImageColor.getrgb(PART_COLOURS[2]))
+    assert np.abs(centres[12, 4] - (0.55 * legs + 0.45 * 128)).max() <= 2
+
+
+def test_masks_of_another_grid_are_refused_with_both_shapes() -> None:
+    with pytest.raises(
+        ValueError, match=r"received the shape \(1, 3, 210\), expected \(1, 3, 128\)"
+    ):
+        part_mask_sheet(
+            [GREY], {"predicted": np.zeros((1, 3, 210), bool)}, grid=(16, 8), parts=PARTS
+        )
+
+
+def test_people_fill_rows_and_each_kind_of_mask_has_a_column() -> None:
+    masks = np.zeros((5, 3, 128), bool)
+
+    def sheet(people: int, views: int) -> Image.Image:
+        kinds = {f"kind {view}": masks[:people] for view in range(views)}
+        return part_mask_sheet([GREY] * people, kinds, grid=(16, 8), parts=PARTS)
+
+    assert sheet(4, 1).height == sheet(1, 1).height
+    assert sheet(5, 1).height > sheet(4, 1).height + 208
+    assert sheet(5, 1).width == sheet(4, 1).width
+    assert sheet(4, 2).width == sheet(4, 1).width + 4 * 108
+
+
+def test_cmc_curves_are_in_per_cent_and_named_with_their_numbers() -> None:
+    figure = cmc_plot(
+        {"MUVA": {1: 0.56, 5: 0.78}, "CLIP": {1: 0.34, 5: 0.55}}, mean_ap={"MUVA": 0.359}
+    )
+    (axes,) = figure.axes
+    drawn = np.array([line.get_xydata() for line in axes.lines])
+    np.testing.assert_allclose(drawn, [[[1, 56], [5, 78]], [[1, 34], [5, 55]]])
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "MUVA:  rank-1 56.0,  mAP 35.9",
+        "CLIP:  rank-1 34.0",
+    ]
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    assert file.getbuffer().nbytes > 10_000

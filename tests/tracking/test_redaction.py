@@ -1,0 +1,66 @@
+import shlex
+
+import pytest
+
+from tracking.redaction import names_secret, redact
+from tracking.source import command
+
+SECRET = "s3cr3t-Value/1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"password={SECRET}",
+        f"MLFLOW_TRACKING_PASSWORD={SECRET} muva run demo",
+        f'{{"api_key": "{SECRET}"}}',
+        f"aws_secret_access_key: {SECRET}",
+        f"muva run --hub-token {SECRET} demo",
+        f"muva run --hub-token={SECRET}",
+        f"Authorization: Bearer {SECRET}",
+        "postgresql://muva:s3cr3t-Value@db:5432/mlflow",
+        "https://s3cr3t-Value@git.example.org/muva",
+        "AKIAABCDEFGHIJKLMNOP",
+        "hf_abcdefghijklmnopqrstuvwxyz0123",
+    ],
+)
+def test_a_secret_is_masked_and_the_rest_stays(text: str) -> None:
+    masked = redact(text)
+    assert "***" in masked
+    assert not any(part in masked for part in ("s3cr3t", "AKIA", "hf_abc"))
+    assert ("demo" in masked) == ("demo" in text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "part_token_init=random context_tokens=4 stage2.lr=1e-5",
+        "muva train --sources syn-boulevard,syn-harbour --set prompts.context_tokens=4",
+        "sqlite:////home/me/runs/mlflow.db",
+        "http://127.0.0.1:5000/#/experiments/1",
+        "s3://bucket/prefix: 3 shards of 128 MiB",
+    ],
+)
+def test_settings_and_addresses_stay_as_they_are(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_a_secret_of_the_environment_is_masked_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOME_SERVICE_TOKEN", "plain words here")
+    monkeypatch.setenv("OTHER_TOKEN", "a")
+    assert redact("x plain words here y a") == "x *** y a"
+
+
+def test_names_of_secrets_are_told_from_names_of_settings() -> None:
+    assert names_secret("hub.auth_token")
+    assert names_secret("AWS_SECRET_ACCESS_KEY")
+    assert not names_secret("prompts.context_tokens")
+    assert not names_secret("model.part_token_init")
+
+
+def test_the_command_can_be_pasted_and_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["run", "my recipe.yaml", "--set", "name=it's", "--token", SECRET]
+    monkeypatch.setattr("sys.argv", ["/opt/venv/bin/muva", *arguments])
+    assert shlex.split(command()) == ["muva", *arguments[:-1], "***"]

@@ -1,0 +1,122 @@
+"""Where MLflow keeps runs: a SQLite file, a database server, or a tracking server.
+
+The driver alone creates a SQLite database: its first start migrates the schema, and a second writer
+in that moment fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from muva.errors import MuvaError
+from tracking.redaction import redact
+
+_ANSWER_S = 10.0
+"""How long a tracking server may take to say that it is there."""
+
+
+def absolute_uri(tracking_uri: str) -> str:
+    """The address such that it means the same in any folder.
+
+    Raises:
+        MuvaError: not a database or a server.
+    """
+    scheme = tracking_uri.split(":", 1)[0].split("+", 1)[0]
+    if scheme in {"http", "https", "postgresql", "mysql", "mssql"}:
+        return tracking_uri
+    file = sqlite_file(tracking_uri)
+    if file is None:
+        raise MuvaError(
+            f"Tracking address {redact(tracking_uri)}: expected sqlite:///FILE, a server's "
+            "http://HOST:PORT, or a database's postgresql://...; MLflow keeps no runs in plain "
+            "folders any more."
+        )
+    return f"sqlite:///{file}"
+
+
+def reached_client(tracking_uri: str) -> MlflowClient:
+    """The client of a server that answers, or of a database, created when it is SQLite."""
+    if tracking_uri.startswith("http"):
+        _check_answer(tracking_uri)
+        return _client(tracking_uri)
+    file = sqlite_file(tracking_uri)
+    try:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        return _client(tracking_uri)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise MuvaError(
+            f"MLflow's database {redact(tracking_uri)} cannot be opened: {redact(reason)}. "
+            "Expected one of this MLflow version that can be written to; name another with "
+            "--tracking-uri, or bring an older one up to date with `mlflow db upgrade`."
+        ) from error
+
+
+def attached_client(tracking_uri: str) -> MlflowClient:
+    """The client of what a driver has reached before; creates nothing.
+
+    Raises:
+        MuvaError: the SQLite database is not there.
+    """
+    file = sqlite_file(tracking_uri)
+    if file is not None and not file.exists():
+        raise MuvaError(
+            f"MLflow's database {file} is not there. The driver creates it; a process on another "
+            "machine cannot see it: on a cluster, use a server (--tracking-uri http://HOST:PORT)."
+        )
+    return _client(tracking_uri)
+
+
+def artifact_location(tracking_uri: str, experiment: str) -> str | None:
+    """Beside a SQLite database; elsewhere the server decides."""
+    file = sqlite_file(tracking_uri)
+    if file is None:
+        return None
+    folder = re.sub(r"[^\w.-]+", "-", experiment)
+    return (file.parent / "mlartifacts" / folder).as_uri()
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The database's file, or None when the address is not SQLite's."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    file = make_url(tracking_uri).database
+    return Path(file).absolute() if file else None
+
+
+@functools.lru_cache(maxsize=8)
+def _client(tracking_uri: str) -> MlflowClient:
+    # The first start of a database is told in dozens of migrations otherwise.
+    for chatty in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+def _check_answer(server: str) -> None:
+    """Asks once: MLflow's own client retries for minutes before it gives up."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in {"1", "true"}:
+        return
+    address = re.sub(r"//[^/@]*@", "//", server.rstrip("/"))  # no route takes credentials so
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=_ANSWER_S):
+            return
+    except urllib.error.HTTPError:
+        return  # a server, though one that wants more than this question holds
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise MuvaError(
+            f"No MLflow server answers at {redact(server)} ({reason}). Start one with `muva ui` or "
+            "`mlflow server`, or name another place for the runs with --tracking-uri."
+        ) from error

@@ -1,0 +1,52 @@
+"""The Markdown that MLflow shows on top of a run: what it is, its numbers, how to do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tracking.redaction import redact
+
+
+def describe(
+    summary: str,
+    *,
+    results: Mapping[str, Mapping[str, float]] | None = None,
+    facts: Mapping[str, str] | None = None,
+    command: str | None = None,
+) -> str:
+    """A run's description.
+
+    results: row (a method) -> column (a metric's key) -> fraction; facts: name -> value, shown as
+    a list; command: what reproduces the run.
+    """
+    paragraphs = [summary]
+    if results:
+        paragraphs.append(results_table(results))
+    if facts:
+        paragraphs.append("\n".join(f"- **{name}**: {value}" for name, value in facts.items()))
+    if command:
+        paragraphs.append(f"Reproduce with\n\n```bash\n{command}\n```")
+    return redact("\n\n".join(paragraphs))
+
+
+def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """A Markdown table in per cent, the best of each column in bold; a missing value is a dash."""
+    columns = list(dict.fromkeys(column for row in results.values() for column in row))
+    best = {
+        column: max(row[column] for row in results.values() if column in row) for column in columns
+    }
+    lines = [
+        "| | " + " | ".join(column.replace("/", " ") for column in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for name, row in results.items():
+        cells = [_cell(row.get(column), best[column], rows=len(results)) for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, best: float, *, rows: int) -> str:
+    if value is None:
+        return "–"
+    text = f"{100 * value:.1f}"
+    return f"**{text}**" if rows > 1 and value == best else text

@@ -1,0 +1,35 @@
+"""One vocabulary of names: experiments, runs, metric keys.
+
+MLflow groups charts by what stands before the slash, and makes breadcrumbs of the slashes in an
+experiment's name. Values are fractions; per cent is for tables that people read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def experiment_name(recipe: str) -> str:
+    """The experiment that holds a recipe's runs."""
+    return f"muva/{recipe}"
+
+
+def pipeline_name(recipe: str, *, sources: Sequence[str], targets: Sequence[str]) -> str:
+    """A parent run's name: `demo: syn-boulevard + syn-harbour -> syn-station`."""
+    return f"{recipe}: {' + '.join(sources)} -> {' + '.join(targets)}"
+
+
+def retrieval_metrics(
+    data_set: str, *, mean_ap: float, cmc: Mapping[int, float], mean_inp: float | None = None
+) -> dict[str, float]:
+    """`market1501/mAP`, `market1501/rank-1`, `market1501/mINP`: fractions, as they come in."""
+    metrics = {f"{data_set}/mAP": mean_ap}
+    metrics |= {f"{data_set}/rank-{rank}": value for rank, value in sorted(cmc.items())}
+    if mean_inp is not None:
+        metrics[f"{data_set}/mINP"] = mean_inp
+    return metrics
+
+
+def grouped(group: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics under one heading of the charts: `stage2/loss`, `stage2/lr`."""
+    return {f"{group}/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,352 @@
+"""Pictures for people: ranked galleries, part masks over images, CMC curves.
+
+Right and wrong, and the parts, are told apart by a sign or a name as well as by colour. Sheets of
+people are composed pixel by pixel with PIL; curves are matplotlib figures without its global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = np.ndarray | Image.Image
+Box = tuple[int, int, int, int]
+
+INK = "#1f2933"
+MUTED = "#6b7785"
+FAINT = "#e4e8ec"
+PAPER = "#ffffff"
+RIGHT = "#1f9d61"
+WRONG = "#d6455d"
+PART_COLOURS = ("#f2a900", "#2f7ed8", "#c2399e", "#2ca58d", "#7a5cd0")
+CURVE_COLOURS = ("#c2399e", "#2f7ed8", "#8a94a0", "#f2a900", "#2ca58d", "#7a5cd0")
+CURVE_MARKS = "osD^vP"
+
+_MARGIN = 32
+_GAP = 14
+_BORDER = 5
+_PERSON = (104, 208)
+"""Width and height of a person on a sheet, in pixels."""
+_CARD = (_PERSON[0] + 2 * _BORDER, _PERSON[1] + 2 * _BORDER)
+_CAPTION = 42
+_CAPTION_LINE = 26
+_MASK_STRENGTH = 0.55
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """One image of a person: uint8 (H, W, 3) or PIL."""
+
+    image: Picture
+    pid: int
+    camid: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedQuery:
+    """A query with the gallery images that came first, best match first."""
+
+    query: Person
+    matches: Sequence[Person]
+    average_precision: float | None = None
+
+
+def ranked_gallery(
+    queries: Sequence[RankedQuery], *, title: str = "Ranked gallery", subtitle: str = ""
+) -> Image.Image:
+    """Queries, one a row, with their top matches: a tick for the right person, a cross for another.
+
+    Under each image: its pid and its camera.
+    """
+    if not queries:
+        raise ValueError("A ranked gallery needs at least one query")
+    width, height = _CARD
+    columns = max(len(row.matches) for row in queries)
+    left = _MARGIN + width + 3 * _GAP
+    top = _header_height(subtitle) + 30
+    row_height = height + _CAPTION + _GAP
+    sheet, draw = _sheet(
+        left + columns * (width + _GAP) - _GAP + _MARGIN,
+        top + len(queries) * row_height - _GAP + _MARGIN,
+        title=title,
+        subtitle=subtitle,
+    )
+    _text(draw, (_MARGIN + width // 2, top - 18), "query", size=14, colour=MUTED, anchor="mm")
+    for column in range(columns):
+        middle = left + column * (width + _GAP) + width // 2
+        _text(draw, (middle, top - 18), str(column + 1), size=14, colour=MUTED, anchor="mm")
+    for number, row in enumerate(queries):
+        y = top + number * row_height
+        ap = row.average_precision
+        note = "" if ap is None or math.isnan(ap) else f"AP {100 * ap:.0f} %"
+        _card(sheet, draw, row.query, at=(_MARGIN, y), colour=INK, note=note)
+        x = left - 2 * _GAP + 4
+        draw.line((x, y, x, y + height + _CAPTION - 6), fill=FAINT, width=2)
+        for column, match in enumerate(row.matches):
+            right = match.pid == row.query.pid
+            at = (left + column * (width + _GAP), y)
+            _card(sheet, draw, match, at=at, colour=RIGHT if right else WRONG)
+            _badge(draw, (at[0] + width - 13, at[1] + 13), right=right)
+    return sheet
+
+
+def part_mask_sheet(
+    images: Sequence[Picture],
+    masks: Mapping[str, np.ndarray],
+    *,
+    grid: tuple[int, int],
+    parts: Sequence[str],
+    title: str = "Part masks",
+    subtitle: str = "",
+    captions: Sequence[str] | None = None,
+    people_per_row: int = 4,
+) -> Image.Image:
+    """Images, each followed by itself under each kind of masks.
+
+    masks: name (`pseudo-label`, `predicted`) -> bool (images, parts, patches), row-major over the
+    patch grid (rows, columns), True = the patch belongs to the part.
+    """
+    shape = (len(images), len(parts), grid[0] * grid[1])
+    for name, mask in masks.items():
+        if mask.shape != shape:
+            raise ValueError(f"masks {name}: received the shape {mask.shape}, expected {shape}")
+    width, height = _PERSON
+    views = 1 + len(masks)
+    people_per_row = min(people_per_row, len(images))
+    group_width = views * width + (views - 1) * 4
+    group_height = height + _CAPTION_LINE
+    top = _header_height(subtitle) + 40
+    rows = -(-len(images) // people_per_row)
+    sheet, draw = _sheet(
+        2 * _MARGIN + people_per_row * (group_width + 2 * _GAP) - 2 * _GAP,
+        top + rows * (group_height + _GAP) - _GAP + _MARGIN,
+        title=title,
+        subtitle=subtitle,
+    )
+    _legend(draw, (_MARGIN, top - 32), parts)
+    for number, image in enumerate(images):
+        column, row = number % people_per_row, number // people_per_row
+        x = _MARGIN + column * (group_width + 2 * _GAP)
+        y = top + row * (group_height + _GAP)
+        fitted = _stretched(image)
+        sheet.paste(fitted, (x, y))
+        if captions:
+            middle = (x + width // 2, y + height + 12)
+            caption = _shortened(captions[number], size=13, longest=width)
+            _text(draw, middle, caption, size=13, colour=INK, anchor="mm")
+        for view, (name, mask) in enumerate(masks.items(), start=1):
+            at = x + view * (width + 4)
+            sheet.paste(_masked(fitted, mask[number], grid), (at, y))
+            middle = (at + width // 2, y + height + 12)
+            _text(draw, middle, name, size=13, colour=MUTED, anchor="mm")
+    return sheet
+
+
+def cmc_plot(
+    curves: Mapping[str, Mapping[int, float]],
+    *,
+    title: str = "Cumulative matching characteristic",
+    mean_ap: Mapping[str, float] | None = None,
+) -> Figure:
+    """CMC curves of several methods: rank -> share of queries with a right match by that rank."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
+        axes = figure.add_subplot()
+        for number, (name, cmc) in enumerate(curves.items()):
+            ranks = sorted(cmc)
+            label = f"{name}:  rank-1 {100 * cmc[1]:.1f}" if 1 in cmc else name
+            if mean_ap is not None and name in mean_ap:
+                label += f",  mAP {100 * mean_ap[name]:.1f}"
+            axes.plot(
+                ranks,
+                [100 * cmc[rank] for rank in ranks],
+                color=CURVE_COLOURS[number % len(CURVE_COLOURS)],
+                marker=CURVE_MARKS[number % len(CURVE_MARKS)],
+                markersize=6,
+                linewidth=2.2,
+                label=label,
+                clip_on=False,
+                zorder=3 + len(curves) - number,
+            )
+        every_rank = sorted({rank for cmc in curves.values() for rank in cmc})
+        axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=14)
+        axes.set_xlabel("rank", color=MUTED)
+        axes.set_ylabel("queries matched, %", color=MUTED)
+        axes.set_xticks(every_rank)
+        axes.set_xlim(every_rank[0] - 0.3, every_rank[-1] + 0.3)
+        axes.set_ylim(0, 100)
+        axes.grid(axis="y", color=FAINT, zorder=0)
+        axes.tick_params(colors=MUTED, length=0)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(FAINT)
+        axes.legend(loc="lower right", frameon=False, fontsize=11)
+    return figure
+
+
+def _sheet(
+    width: int, height: int, *, title: str, subtitle: str
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """Paper with a heading; wide enough for it."""
+    heading = int(_font(22, bold=True).getlength(title))
+    width = max(width, 2 * _MARGIN + max(heading, int(_font(14).getlength(subtitle))))
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _text(draw, (_MARGIN, _MARGIN), title, size=22, colour=INK, bold=True)
+    if subtitle:
+        _text(draw, (_MARGIN, _MARGIN + 32), subtitle, size=14, colour=MUTED)
+    return sheet, draw
+
+
+def _header_height(subtitle: str) -> int:
+    return _MARGIN + (62 if subtitle else 40)
+
+
+def _card(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    person: Person,
+    *,
+    at: tuple[int, int],
+    colour: str,
+    note: str = "",
+) -> None:
+    """An image in a border, its pid and camera below."""
+    x, y = at
+    width, height = _CARD
+    draw.rounded_rectangle((x, y, x + width - 1, y + height - 1), radius=8, fill=colour)
+    sheet.paste(_fitted(person.image, _PERSON), (x + _BORDER, y + _BORDER))
+    camera = "" if person.camid is None else f"cam {person.camid}"
+    middle = x + width // 2
+    _text(draw, (middle, y + height + 12), f"{person.pid:04d}", size=14, colour=INK, anchor="mm")
+    below = "  ·  ".join(part for part in (camera, note) if part)
+    _text(draw, (middle, y + height + 29), below, size=12, colour=MUTED, anchor="mm")
+
+
+def _badge(draw: ImageDraw.ImageDraw, centre: tuple[int, int], *, right: bool) -> None:
+    """A tick or a cross, for those who cannot tell the borders' colours apart."""
+    x, y = centre
+    radius = 9
+    draw.ellipse(
+        (x - radius, y - radius, x + radius, y + radius),
+        fill=RIGHT if right else WRONG,
+        outline=PAPER,
+        width=2,
+    )
+    if right:
+        draw.line(((x - 4, y), (x - 1, y + 3), (x + 4, y - 4)), fill=PAPER, width=2)
+    else:
+        draw.line(((x - 3, y - 3), (x + 3, y + 3)), fill=PAPER, width=2)
+        draw.line(((x - 3, y + 3), (x + 3, y - 3)), fill=PAPER, width=2)
+
+
+def _legend(draw: ImageDraw.ImageDraw, at: tuple[int, int], parts: Sequence[str]) -> None:
+    x, y = at
+    for index, part in enumerate(parts):
+        draw.rounded_rectangle((x, y + 2, x + 13, y + 15), radius=3, fill=_part_colour(index))
+        name = part.replace("_", " ")
+        _text(draw, (x + 20, y + 9), name, size=14, colour=INK, anchor="lm")
+        x += 20 + int(_font(14).getlength(name)) + 2 * _GAP
+
+
+def _masked(image: Image.Image, mask: np.ndarray, grid: tuple[int, int]) -> Image.Image:
+    """The image under the patches of each part; a patch of several parts shows stripes of them."""
+    rows, columns = grid
+    veil = image.convert("L").convert("RGB")
+    canvas = Image.blend(image, veil, 0.6)
+    x_edges = [round(column * image.width / columns) for column in range(columns + 1)]
+    y_edges = [round(row * image.height / rows) for row in range(rows + 1)]
+    paint = canvas.copy()
+    draw = ImageDraw.Draw(paint)
+    for row, (top, bottom) in enumerate(pairwise(y_edges)):
+        for column, (left, right) in enumerate(pairwise(x_edges)):
+            owners = np.flatnonzero(mask[:, row * columns + column])
+            for order, part in enumerate(owners):
+                start = left + (right - left) * order // len(owners)
+                end = left + (right - left) * (order + 1) // len(owners)
+                box: Box = (start, top, end - 1, bottom - 1)
+                draw.rectangle(box, fill=_part_colour(int(part)))
+    canvas = Image.blend(canvas, paint, _MASK_STRENGTH)
+    _draw_outlines(ImageDraw.Draw(canvas), mask, grid, x_edges, y_edges)
+    return canvas
+
+
+def _draw_outlines(
+    draw: ImageDraw.ImageDraw,
+    mask: np.ndarray,
+    grid: tuple[int, int],
+    x_edges: Sequence[int],
+    y_edges: Sequence[int],
+) -> None:
+    """A line wherever a patch of a part meets one that is not of it."""
+    rows, columns = grid
+    for part, flat in enumerate(mask):
+        inside = np.pad(flat.reshape(rows, columns), 1)
+        colour = _part_colour(part)
+        for row, column in np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1]):
+            y = min(y_edges[row], y_edges[-1] - 2)
+            draw.line((x_edges[column], y, x_edges[column + 1] - 1, y), fill=colour, width=2)
+        for row, column in np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1]):
+            x = min(x_edges[column], x_edges[-1] - 2)
+            draw.line((x, y_edges[row], x, y_edges[row + 1] - 1), fill=colour, width=2)
+
+
+def _part_colour(index: int) -> str:
+    return PART_COLOURS[index % len(PART_COLOURS)]
+
+
+def _fitted(image: Picture, size: tuple[int, int]) -> Image.Image:
+    """The whole image in the middle of a box of that size, its proportions kept."""
+    picture = _pil(image)
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    box = Image.new("RGB", size, FAINT)
+    offset = ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
+    box.paste(picture.resize(inner, Image.Resampling.LANCZOS), offset)
+    return box
+
+
+def _stretched(image: Picture) -> Image.Image:
+    """The image stretched to a person's size, as to the encoder's input, so that patches fit."""
+    return _pil(image).resize(_PERSON, Image.Resampling.LANCZOS)
+
+
+def _pil(image: Picture) -> Image.Image:
+    return (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    *,
+    size: int,
+    colour: str,
+    anchor: str = "la",
+    bold: bool = False,
+) -> None:
+    draw.text(at, text, font=_font(size, bold=bold), fill=colour, anchor=anchor)
+
+
+def _shortened(text: str, *, size: int, longest: int) -> str:
+    if _font(size).getlength(text) <= longest:
+        return text
+    while text and _font(size).getlength(f"{text}…") > longest:
+        text = text[:-1]
+    return f"{text}…"
+
+
+@cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib ships."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", name), size)

@@ -1,0 +1,42 @@
+"""Keeps secrets out of what is recorded or shown: tags, params, texts, reasons, commands.
+
+Three nets: the values of environment variables that are named like secrets, names in the text that
+say so (`password=...`, `--api-key ...`), and shapes that are nothing else (credentials in a URL,
+bearer headers, keys of AWS, GitHub and Hugging Face).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+MASK = "***"
+
+_WORD = r"(?:token|password|passwd|secret(?:[._-]?key)?|api[._-]?key|access[._-]?key(?:[._-]?id)?)"
+_NAME = re.compile(rf"(?:^|[._/-]){_WORD}$", re.IGNORECASE)
+_ASSIGNMENT = re.compile(
+    rf"""(?<![\w.-])([\w.-]*{_WORD}["']?\s*[=:]\s*["']?)[^\s"',;&]+""", re.IGNORECASE
+)
+_OPTION = re.compile(rf"(?<!\S)(--[\w-]*{_WORD}\s+)(?!-)\S+", re.IGNORECASE)
+_USER_OF_URL = re.compile(r"(\w://)[^/\s@]+@")
+_BEARER = re.compile(r"(bearer\s+)[\w.~+/=-]+", re.IGNORECASE)
+_KEY = re.compile(r"\b(?:AKIA[0-9A-Z]{16}|hf_\w{20,}|gh[pousr]_\w{20,})\b")
+_SHORTEST_SECRET = 8
+"""Shorter values of the environment are not searched for: they would match ordinary words."""
+
+
+def redact(text: str) -> str:
+    """The text with everything that looks like a secret masked."""
+    for name, value in os.environ.items():
+        if names_secret(name) and len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, MASK)
+    text = _USER_OF_URL.sub(rf"\1{MASK}@", text)
+    text = _BEARER.sub(rf"\1{MASK}", text)
+    text = _ASSIGNMENT.sub(rf"\1{MASK}", text)
+    text = _OPTION.sub(rf"\1{MASK}", text)
+    return _KEY.sub(MASK, text)
+
+
+def names_secret(name: str) -> bool:
+    """Whether a setting or variable of that name holds a secret: `ray.auth_token`, not `tokens`."""
+    return _NAME.search(name) is not None

@@ -1,0 +1,97 @@
+"""Where a run comes from: the code's commit, the command, the Ray job, the process."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tracking.redaction import redact
+
+COMMIT_VARIABLE = "MUVA_COMMIT"
+"""The commit of code that was sent to a cluster without its repository; `-dirty` when changed."""
+JOB_VARIABLE = "MUVA_JOB"
+"""The id of the Ray job that the process runs in."""
+
+_CODE = Path(__file__).resolve().parent.parent
+_HOST_TAG = "muva.host"
+_PROCESS_TAG = "muva.process"
+
+
+def source_tags() -> dict[str, str]:
+    """The tags that say where this process's runs come from."""
+    tags = {
+        "mlflow.user": _user(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": command(),
+        _HOST_TAG: socket.gethostname(),
+        _PROCESS_TAG: str(os.getpid()),
+    }
+    revision = commit()
+    if revision:
+        tags["mlflow.source.git.commit"] = revision.removesuffix("-dirty")
+        tags["muva.uncommitted_changes"] = str(revision.endswith("-dirty")).lower()
+    if job := os.environ.get(JOB_VARIABLE):
+        tags["mlflow.source.type"] = "JOB"
+        tags["muva.ray_job"] = job
+    return tags
+
+
+def command() -> str:
+    """The command that this process runs, as one would type it, without its secrets."""
+    program, *arguments = sys.argv
+    verb = ["muva"] if Path(program).name in {"muva", "cli.py"} else ["python", program]
+    return redact(shlex.join([*verb, *arguments]))
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` when files differ from it; None if unknown.
+
+    Only a repository whose root is the code's own counts: a package that is installed in some
+    other project's folder does not come from that project's commit.
+    """
+    if sent := os.environ.get(COMMIT_VARIABLE):
+        return sent
+    if not (_CODE / ".git").exists():
+        return None
+    revision = _git("rev-parse", "HEAD")
+    if revision is None:
+        return None
+    return f"{revision}-dirty" if _git("status", "--porcelain") else revision
+
+
+def left_behind(tags: dict[str, str]) -> bool:
+    """Whether the process that opened the run with these tags was on this machine and is gone."""
+    process = tags.get(_PROCESS_TAG, "")
+    if tags.get(_HOST_TAG) != socket.gethostname() or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=_CODE, capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as containers have them
+        return str(os.getuid())
