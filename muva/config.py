@@ -112,11 +112,14 @@ class PromptConfig(Section):
     """Standard deviation of the contexts' normal start."""
 
 
-class SamplingConfig(Section):
-    """P x K sampling: P identities with K images each make a batch."""
+class TrainingConfig(Section):
+    """What both stages share. P x K sampling: P identities with K images each make a batch."""
 
     batch_size: Count = 64
+    """Images in a batch of all workers together."""
     images_per_identity: Count = 4
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: bf16 where the processor or GPU multiplies it fast, else fp32."""
 
     @model_validator(mode="after")
     def _whole_identities(self) -> Self:
@@ -128,7 +131,7 @@ class SamplingConfig(Section):
         return self
 
 
-class Stage1Config(SamplingConfig):
+class Stage1Config(TrainingConfig):
     """Stage 1: the prompts learn, everything else is frozen."""
 
     epochs: Count = 120
@@ -141,7 +144,7 @@ class Stage1Config(SamplingConfig):
     temperature: Positive = 1.0
 
 
-class Stage2Config(SamplingConfig):
+class Stage2Config(TrainingConfig):
     """Stage 2: the image encoder learns, the prompts are frozen."""
 
     epochs: Count = 60
@@ -165,8 +168,6 @@ class Stage2Config(SamplingConfig):
     memory_temperature: Positive = 0.01
     memory_momentum: Fraction = 0.2
     flip_probability: Fraction = 0.5
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """`auto`: bf16 where the processor or GPU multiplies it fast, else fp32."""
 
 
 class GroundingConfig(Section):
