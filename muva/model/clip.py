@@ -82,7 +82,8 @@ class UsedTokenEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed vocabulary ids; an id without a row is an error that names its word."""
-        rows = torch.searchsorted(self.token_ids_used, input).clamp(max=self.num_embeddings - 1)
+        rows = torch.searchsorted(self.token_ids_used, input.contiguous())
+        rows = rows.clamp(max=self.num_embeddings - 1)
         absent = input[self.token_ids_used[rows] != input].unique()
         if absent.numel():
             words = ", ".join(repr(open_clip.decode(absent[i : i + 1])) for i in range(len(absent)))
@@ -91,19 +92,6 @@ class UsedTokenEmbedding(nn.Embedding):
                 f"use words that it was trained with, or a CLIP with the whole vocabulary"
             )
         return super().forward(rows)
-
-
-def tokenise(texts: Sequence[str], *, context_length: int) -> Tensor:
-    """Token ids (texts, context_length), int64, padded with 0; a longer text is an error."""
-    whole = open_clip.tokenize(list(texts), context_length=10 * context_length)
-    lengths = whole.argmax(dim=1) + 1
-    if int(lengths.max()) > context_length:
-        longest = texts[int(lengths.argmax())]
-        raise MuvaError(
-            f"{longest!r} is {int(lengths.max())} tokens long, this CLIP reads {context_length}: "
-            f"shorten the text or the domain context"
-        )
-    return whole[:, :context_length]
 
 
 def token_ids_in(texts: Iterable[str]) -> list[int]:
@@ -254,7 +242,7 @@ def empty_clip(
         )
         nn.init.normal_(clip.token_embedding.weight, std=0.02)
         clip.vocab_size = shape.vocabulary
-    visual = _visual(clip)
+    visual = vision_tower(clip)
     visual.conv1.stride = (stride, stride)
     visual.grid_size = patch_grid(image_size, patch=shape.patch, stride=stride)
     rows, columns = visual.grid_size
@@ -266,7 +254,7 @@ def empty_clip(
 
 def shape_of(clip: open_clip.CLIP) -> ClipShape:
     """The shape of a CLIP in memory."""
-    visual = _visual(clip)
+    visual = vision_tower(clip)
     vision, text = _first_block(visual.transformer), _first_block(clip.transformer)
     assert isinstance(clip.text_projection, Tensor)
     return ClipShape(
@@ -285,6 +273,13 @@ def shape_of(clip: open_clip.CLIP) -> ClipShape:
         reduced_vocabulary=isinstance(clip.token_embedding, UsedTokenEmbedding),
         quick_gelu=isinstance(vision.mlp[1], QuickGELU),
     )
+
+
+def vision_tower(clip: open_clip.CLIP) -> VisionTransformer:
+    """The image encoder of a CLIP with a vision transformer."""
+    if not isinstance(clip.visual, VisionTransformer):
+        raise MuvaError(f"CLIP's image encoder is a {type(clip.visual).__name__}: expected a ViT")
+    return clip.visual
 
 
 def new_clip(
@@ -337,7 +332,7 @@ def normalisation(clip: open_clip.CLIP) -> tuple[tuple[float, ...], tuple[float,
 
 def image_size_of(clip: open_clip.CLIP) -> tuple[int, int]:
     """The (height, width) of the images that a CLIP was built for."""
-    height, width = _visual(clip).image_size
+    height, width = vision_tower(clip).image_size
     return height, width
 
 
@@ -456,12 +451,6 @@ def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> o
     )
 
 
-def _visual(clip: open_clip.CLIP) -> VisionTransformer:
-    if not isinstance(clip.visual, VisionTransformer):
-        raise MuvaError(f"CLIP's image encoder is a {type(clip.visual).__name__}: expected a ViT")
-    return clip.visual
-
-
 def _first_block(transformer: nn.Module) -> ResidualAttentionBlock:
     blocks = transformer.get_submodule("resblocks")
     block = next(blocks.children())
@@ -475,7 +464,7 @@ def _set_normalisation(clip: open_clip.CLIP, mean: Sequence[float], std: Sequenc
 
 
 def _grid_of(clip: open_clip.CLIP) -> tuple[int, int]:
-    rows, columns = _visual(clip).grid_size
+    rows, columns = vision_tower(clip).grid_size
     return rows, columns
 
 

@@ -1,0 +1,574 @@
+"""Compare muva with recorded numbers of the authors' release.
+
+    python -m benchmarks.parity FILE.json [FILE.json ...] [retrieval.npz]
+
+FILE.json holds the settings of a recording, FILE.npz beside it the parameters, inputs and results;
+an .npz named alone is a recording of retrieval. muva loads the same parameters and runs its public
+functions. One line per recorded quantity: name, difference, limit, ok or FAIL. The exit status is 1
+if any fails, and a quantity that nothing here compares fails too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from muva.config import PARTS, ModelConfig, PromptConfig, Stage1Config, Stage2Config
+from muva.model.attention import attention_bias, hard_gate
+from muva.model.clip import build_clip, clip_shape
+from muva.model.muva_model import MuvaModel, TrainingOutputs, build_model
+from muva.retrieval import evaluate
+from muva.retrieval.distances import squared_distances
+from muva.retrieval.reranking import reranked_distances
+from muva.training.losses import Stage2Losses, dice_loss
+from muva.training.memory import VisualMemory, identity_centroids
+from muva.training.optimisers import (
+    set_learning_rate,
+    stage1_lr,
+    stage1_optimiser,
+    stage2_lr,
+    stage2_optimiser,
+    trained_parameters,
+)
+from muva.training.stage1 import prompt_loss, prompt_step
+from muva.training.stage2 import new_memory, training_step
+
+EXACT = 0.0
+OUTPUT_LIMIT = 2e-5
+GRADIENT_LIMIT = 1e-4
+LEARNING_RATE_LIMIT = 1e-12
+METRIC_LIMIT = 1e-6
+RERANKED_DISTANCE_LIMIT = 2e-3
+RERANKED_MAP_LIMIT = 5e-4
+ADAM_SUM_LIMIT, ADAM_SQUARES_LIMIT = 0.01, 0.02
+NOISY_ADAM_LIMIT = 0.1
+"""For `attn.in_proj_bias`: the key third has a true gradient of zero, so its step is noise."""
+
+STAGE1_EPOCH, STAGE2_EPOCH = 3, 5
+"""The epochs whose learning rates the recorded steps of Adam take."""
+
+JUNK_PID = -1
+
+KNOWN_SETTINGS = frozenset(
+    {"N", "B", "R", "L", "grid", "clip", "parts", "template", "domain_context", "context_tokens"}
+    | {"gating", "mask_max_value", "mask_loss", "part_token_init", "predictor_heads"}
+    | {"predictor_layer_norm", "predictor_shortcut", "i2t_normalised", "i2t_temperature"}
+    | {"memory_hard_update", "memory_temperature", "memory_momentum", "losses", "arrays"}
+)
+
+RELEASE_NAMES = {
+    "image_encoder.part_tokens": "local_token",
+    "image_encoder.mask_predictor.": "residual_mask_predictor.",
+    "bn_neck.": "bnneck.",
+    "classifier.": "fc.",
+}
+"""Our parameters' names, or their beginnings, and the release's; the others are the same."""
+
+RECORDED_PARAMETERS = {
+    "image_encoder.part_tokens": "part_tokens",
+    "image_encoder.positional_embedding": "visual_positional_embedding",
+    "image_encoder.mask_predictor.": "mask_predictor.",
+    "bn_neck.": "bn.",
+    "contexts": "contexts",
+    "classifier.": "classifier.",
+}
+"""Our parameters' names, or their beginnings, and those of the recorded `muva/*` arrays."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One compared quantity; `limit` None means that nothing compares it."""
+
+    name: str
+    difference: float
+    limit: float | None
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within its limit (NaN never is)."""
+        return self.limit is not None and self.difference <= self.limit
+
+    def __str__(self) -> str:
+        limit = "unknown" if self.limit is None else f"{self.limit:.3g}"
+        note = f"  ({self.note})" if self.note else ""
+        return f"{self.name:<96} {self.difference:>10.3e} {limit:>9}  {self.verdict}{note}"
+
+    @property
+    def verdict(self) -> str:
+        """`ok` or `FAIL`."""
+        return "ok" if self.ok else "FAIL"
+
+
+class Recording:
+    """The arrays of a file, and which of them were read or compared."""
+
+    def __init__(self, path: Path):
+        with np.load(path) as archive:
+            self.arrays = {name: archive[name] for name in archive.files}
+        self.untouched = dict.fromkeys(self.arrays)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def array(self, name: str) -> np.ndarray:
+        """An array, from now on accounted for."""
+        self.untouched.pop(name, None)
+        return self.arrays[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """An array as a tensor, floating point as float32."""
+        values = torch.from_numpy(np.array(self.array(name)))
+        return values.float() if values.is_floating_point() else values
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """All arrays whose names begin so, by the rest of the name."""
+        names = [name for name in self.arrays if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.tensor(name) for name in names}
+
+    def compare(
+        self, name: str, value: Tensor | np.ndarray, limit: float, *, absolute: bool = False
+    ) -> Iterator[Check]:
+        """Compare with the recorded array of this name, if there is one."""
+        if name in self:
+            yield Check(name, difference(value, self.array(name), absolute=absolute), limit)
+
+    def leftovers(self) -> Iterator[Check]:
+        """Arrays that nothing read or compared."""
+        for name in self.untouched:
+            yield Check(name, math.nan, None, "recorded, but not known to this program")
+
+
+def difference(
+    value: Tensor | np.ndarray, reference: np.ndarray, *, absolute: bool = False
+) -> float:
+    """max|a - b| / max|b| over whole arrays, or max|a - b|; equal infinities differ by nothing."""
+    ours = np.asarray(value.detach() if isinstance(value, Tensor) else value, dtype=np.float64)
+    theirs = np.asarray(reference, dtype=np.float64)
+    if ours.shape != theirs.shape:
+        return math.inf
+    if np.array_equal(ours, theirs):
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        furthest = np.where(ours == theirs, 0, np.abs(ours - theirs)).max()
+    scale = 1.0 if absolute else np.abs(theirs).max()
+    return float(furthest / scale) if scale else float(furthest)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare all files; 0 if everything is within its limits, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    paths: list[Path] = parser.parse_args(arguments).files
+    torch.set_float32_matmul_precision("highest")
+    failed = compared = 0
+    for path in paths:
+        if path.suffix == ".npz" and path.with_suffix(".json") in paths:
+            continue
+        print(f"# {path}")
+        for check in model_checks(path) if path.suffix == ".json" else retrieval_checks(path):
+            print(check, flush=True)
+            compared += 1
+            failed += not check.ok
+    print(f"# {compared} quantities compared, {failed} failed")
+    return 1 if failed else 0
+
+
+def model_checks(path: Path) -> Iterator[Check]:
+    """Everything in a recording of the model, in the order of the computation."""
+    settings = Settings.read(json.loads(path.read_text()))
+    recording = Recording(path.with_suffix(".npz"))
+    yield from settings.unknown()
+    yield from listed_arrays(settings, recording)
+    model = recorded_model(settings, recording)
+    yield from settings.sizes(model, recording)
+    yield from load_parameters(model, recording)
+    model.eval()
+    yield from text_checks(model, recording)
+    images = (recording.tensor("input/images_u8").float() / 255 - 0.5) / 0.5
+    part_masks = recording.tensor("input/part_masks")
+    yield from image_checks(model, recording, images, part_masks)
+    yield from stage1_checks(model, recording, images, part_masks)
+    yield from stage2_checks(model, recording, images, part_masks, settings)
+    yield from recording.leftovers()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A recording's JSON, and the sections of muva's configuration that it means."""
+
+    raw: Mapping[str, Any]
+    model: ModelConfig
+    prompts: PromptConfig
+    stage2: Stage2Config
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Settings:
+        """The sections for these settings."""
+        return cls(
+            raw=raw,
+            model=ModelConfig(
+                stride=raw["clip"]["stride"],
+                parts=tuple(PARTS[index] for index in raw["parts"]),
+                gating=raw["gating"],
+                mask_max_value=raw["mask_max_value"],
+                part_token_init=raw["part_token_init"],
+                predictor_heads=raw["predictor_heads"],
+                predictor_layer_norm=raw["predictor_layer_norm"],
+                predictor_shortcut=raw["predictor_shortcut"],
+            ),
+            prompts=PromptConfig(
+                template=raw["template"],
+                domain_context=raw["domain_context"],
+                context_tokens=raw["context_tokens"],
+            ),
+            stage2=Stage2Config(
+                mask_loss=raw["mask_loss"],
+                i2t_normalised=raw["i2t_normalised"],
+                i2t_temperature=raw["i2t_temperature"],
+                memory_hard_update=raw["memory_hard_update"],
+                memory_temperature=raw["memory_temperature"],
+                memory_momentum=raw["memory_momentum"],
+            ),
+        )
+
+    def unknown(self) -> Iterator[Check]:
+        """Settings that this program does not know, and so cannot honour."""
+        for key in self.raw.keys() - KNOWN_SETTINGS:
+            yield Check(f"setting {key}", math.nan, None, "not known to this program")
+
+    def sizes(self, model: MuvaModel, recording: Recording) -> Iterator[Check]:
+        """The recorded sizes against the model's."""
+        ours = {
+            "N": [model.identities],
+            "B": [len(recording.arrays["input/pids"])],
+            "R": [len(model.config.parts)],
+            "L": [model.grid[0] * model.grid[1]],
+            "grid": list(model.grid),
+        }
+        for key, value in ours.items():
+            theirs = np.ravel(self.raw[key])
+            yield Check(f"setting {key}", difference(np.array(value), theirs), EXACT)
+
+
+def listed_arrays(settings: Settings, recording: Recording) -> Iterator[Check]:
+    """The JSON's list of arrays against the file: only what differs."""
+    for name, (shape, dtype) in settings.raw.get("arrays", {}).items():
+        found = recording.arrays.get(name)
+        if found is None or list(found.shape) != shape or str(found.dtype) != dtype:
+            held = "nothing" if found is None else f"{found.dtype} {found.shape}"
+            yield Check(name, math.nan, None, f"listed as {dtype} {shape}, the file has {held}")
+
+
+def recorded_model(settings: Settings, recording: Recording) -> MuvaModel:
+    """A model on the recorded CLIP, the method's own parameters still fresh."""
+    sizes = settings.raw["clip"]
+    weights = recording.under("clip/")
+    height, width = recording.arrays["input/images_u8"].shape[-2:]
+    rows, columns = sizes["pretrained_grid"]
+    clip = build_clip(
+        weights,
+        image_size=(height, width),
+        stride=sizes["stride"],
+        pretrained_grid=(rows, columns),
+        shape=replace(
+            clip_shape(weights),
+            vision_heads=sizes["vision_heads"],
+            text_heads=sizes["text_heads"],
+        ),
+    )
+    return build_model(
+        clip,
+        model=settings.model.model_copy(update={"image_height": height, "image_width": width}),
+        prompts=settings.prompts,
+        identities=settings.raw["N"],
+        seed=0,
+    )
+
+
+def load_parameters(model: MuvaModel, recording: Recording) -> Iterator[Check]:
+    """Load the method's parameters; our position embedding must give the recorded one."""
+    ours = model.image_encoder.positional_embedding.detach()
+    yield from recording.compare("muva/visual_positional_embedding", ours.half(), EXACT)
+    for name, parameter in model.named_parameters():
+        recorded = f"muva/{renamed(name, RECORDED_PARAMETERS)}"
+        if recorded in recording and recording.arrays[recorded].shape == parameter.shape:
+            parameter.data.copy_(recording.tensor(recorded))
+        elif is_recorded(name) and not starts_as_copy(name, model):
+            yield Check(recorded, math.nan, None, f"needed for {name} {tuple(parameter.shape)}")
+
+
+def is_recorded(name: str) -> bool:
+    """Whether a parameter is the method's own, and so among the `muva/*` arrays."""
+    return any(name.startswith(ours) for ours in RECORDED_PARAMETERS)
+
+
+def starts_as_copy(name: str, model: MuvaModel) -> bool:
+    """Whether a parameter is what CLIP's weights say where a recording does not hold it."""
+    return name == "image_encoder.part_tokens" and model.config.part_token_init == "cls"
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """A name with its beginning replaced as the table says."""
+    for ours, theirs in names.items():
+        if name == ours or (ours.endswith(".") and name.startswith(ours)):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def text_checks(model: MuvaModel, recording: Recording) -> Iterator[Check]:
+    """Prompts and text features."""
+    yield from recording.compare("prompts/token_ids", model.text_encoder.token_ids, EXACT)
+    yield from recording.compare("text/features", model.prototypes(), OUTPUT_LIMIT)
+
+
+@torch.no_grad()
+def image_checks(
+    model: MuvaModel, recording: Recording, images: Tensor, part_masks: Tensor
+) -> Iterator[Check]:
+    """Features in eval mode, under given and predicted masks, and the attention bias."""
+    shown = len(recording.arrays["attention_bias/given_masks"])
+    bias = attention_bias(hard_gate(part_masks[:shown]))
+    yield from recording.compare("attention_bias/given_masks", bias, EXACT)
+    for name, masks in {"given": part_masks, "predicted": None}.items():
+        encoded = model.encode_images(images, masks)
+        values = {"masks": encoded.feature, "masks_bn_eval": model.neck(encoded.feature)}
+        flips = gate_flips(encoded.mask_probabilities, model, recording)
+        for key, value in values.items():
+            checks = recording.compare(f"image/feature_{name}_{key}", value, OUTPUT_LIMIT)
+            yield from blaming(flips, checks)
+
+
+def stage1_checks(
+    model: MuvaModel, recording: Recording, images: Tensor, part_masks: Tensor
+) -> Iterator[Check]:
+    """One step of stage 1 on a copy of the contexts, and the learning rates."""
+    rates = "stage1/lr_by_epoch_1_to_120"
+    settings = Stage1Config(epochs=len(recording.arrays[rates]))
+    by_epoch = [stage1_lr(epoch, settings) for epoch in range(1, settings.epochs + 1)]
+    yield from recording.compare(rates, np.array(by_epoch), LEARNING_RATE_LIMIT)
+    with torch.no_grad():
+        features = model.encode_images(images, part_masks).feature
+    centroids = identity_centroids(
+        features, recording.tensor("stage1/centroid_pids"), model.identities
+    )
+    yield from recording.compare("stage1/centroids", centroids, OUTPUT_LIMIT)
+    contexts = nn.Parameter(model.contexts.detach().clone())
+    optimiser = stage1_optimiser(contexts, settings)
+    set_learning_rate(optimiser, stage1_lr(STAGE1_EPOCH, settings))
+    loss = prompt_loss(
+        model,
+        contexts,
+        centroids,
+        recording.tensor("input/pids"),
+        temperature=settings.temperature,
+    )
+    prompt_step(loss, optimiser)
+    yield from recording.compare("stage1/loss", loss, OUTPUT_LIMIT)
+    yield from recording.compare("stage1/context_grad", gradient(contexts), GRADIENT_LIMIT)
+    after = f"stage1/contexts_after_adam_step_at_epoch_{STAGE1_EPOCH}"
+    yield from recording.compare(after, contexts, GRADIENT_LIMIT)
+
+
+def stage2_checks(
+    model: MuvaModel,
+    recording: Recording,
+    images: Tensor,
+    part_masks: Tensor,
+    settings: Settings,
+) -> Iterator[Check]:
+    """One step of stage 2, all that it computes and all that it changes."""
+    stage2 = settings.stage2
+    rates = "stage2/lr_by_epoch_1_to_60"
+    backbone = np.array([stage2_lr(epoch, stage2) for epoch in range(1, stage2.epochs + 1)])
+    by_epoch = np.stack([backbone, backbone * stage2.predictor_lr_factor], axis=1)
+    yield from recording.compare(rates, by_epoch, LEARNING_RATE_LIMIT)
+
+    model.contexts.requires_grad_(False)
+    with torch.no_grad():
+        necked = normalize(model.neck(model.encode_images(images, part_masks).feature))
+    centroids = identity_centroids(
+        necked, recording.tensor("stage1/centroid_pids"), model.identities
+    )
+    yield from recording.compare("stage2/memory_before", centroids, OUTPUT_LIMIT)
+
+    optimiser = stage2_optimiser(model, stage2)
+    set_learning_rate(optimiser, stage2_lr(STAGE2_EPOCH, stage2))
+    memory = new_memory(centroids, stage2)
+    model.train()
+    outputs, losses = training_step(
+        model,
+        images=images,
+        labels=recording.tensor("input/pids"),
+        part_masks=part_masks,
+        prototypes=model.prototypes(),
+        memory=memory,
+        optimiser=optimiser,
+        settings=stage2,
+    )
+    flips = gate_flips(outputs.mask_probabilities, model, recording)
+    yield from blaming(flips, output_checks(model, recording, outputs, memory))
+    yield from blaming(flips, loss_checks(recording, outputs, losses, part_masks, settings))
+    yield from blaming(flips, parameter_checks(model, recording, optimiser))
+
+
+def output_checks(
+    model: MuvaModel, recording: Recording, outputs: TrainingOutputs, memory: VisualMemory
+) -> Iterator[Check]:
+    """The training forward, the memory and the neck's statistics."""
+    values = {
+        "logits": outputs.logits,
+        "feature": outputs.feature,
+        "mask_probabilities": outputs.mask_probabilities,
+        "mask_logits": outputs.mask_logits,
+        "feature_bn_normalised": normalize(outputs.necked),
+        "memory_after": memory.centroids,
+        "bn_running_mean_after": model.bn_neck.running_mean,
+        "bn_running_var_after": model.bn_neck.running_var,
+    }
+    for name, value in values.items():
+        if value is not None:
+            yield from recording.compare(f"stage2/{name}", value, OUTPUT_LIMIT)
+
+
+def loss_checks(
+    recording: Recording,
+    outputs: TrainingOutputs,
+    losses: Stage2Losses,
+    part_masks: Tensor,
+    settings: Settings,
+) -> Iterator[Check]:
+    """Each term and the total, in the arrays and in the JSON.
+
+    A dice term beside the squared error is no part of the total: it is recorded as 0 or as what it
+    would have been.
+    """
+    values = {"total": losses.total, **losses.terms()}
+    if losses.dice is None and outputs.mask_probabilities is not None:
+        values["dice"] = dice_loss(outputs.mask_probabilities, part_masks)
+    json_losses: Mapping[str, float | None] = settings.raw["losses"]
+    for name, value in values.items():
+        array = f"stage2/loss/{name}"
+        unused = losses.dice is None and name == "dice"
+        if array in recording:
+            absent = unused and not recording.arrays[array].any()
+            value_used = torch.zeros(()) if absent else value
+            yield from recording.compare(array, value_used, OUTPUT_LIMIT)
+        stored = json_losses.get(name)
+        if stored is not None:
+            value_used = torch.zeros(()) if unused and stored == 0 else value
+            apart = difference(value_used, np.array(stored))
+            yield Check(f"losses.{name}", apart, OUTPUT_LIMIT)
+    for name in json_losses.keys() - values.keys():
+        yield Check(f"losses.{name}", math.nan, None, "not known to this program")
+
+
+def parameter_checks(
+    model: MuvaModel, recording: Recording, optimiser: torch.optim.Optimizer
+) -> Iterator[Check]:
+    """Gradient norms, and sums over each parameter after the step of Adam."""
+    rates = {p: group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    for name, parameter in trained_parameters(model).items():
+        release_name = renamed(name, RELEASE_NAMES)
+        norm = torch.linalg.vector_norm(gradient(parameter).double())
+        yield from recording.compare(f"stage2/grad_norm/{release_name}", norm, GRADIENT_LIMIT)
+        after = f"stage2/param_sum_after_adam_step_at_epoch_{STAGE2_EPOCH}/{release_name}"
+        if after not in recording:
+            continue
+        values, lr = parameter.detach().double(), rates[parameter]
+        recorded_sum, recorded_squares = recording.array(after)
+        noisy = name.endswith("attn.in_proj_bias")
+        yield Check(
+            f"{after} sum",
+            abs(values.sum().item() - recorded_sum),
+            (NOISY_ADAM_LIMIT if noisy else ADAM_SUM_LIMIT) * lr * values.numel(),
+        )
+        yield Check(
+            f"{after} squares",
+            abs(values.square().sum().item() - recorded_squares),
+            (NOISY_ADAM_LIMIT if noisy else ADAM_SQUARES_LIMIT) * lr * values.abs().sum().item(),
+        )
+
+
+def gate_flips(probabilities: Tensor | None, model: MuvaModel, recording: Recording) -> str:
+    """Which hard gates fell on the other side of 0.5, as words; empty if none did."""
+    if probabilities is None or model.config.gating != "offline":
+        return ""
+    ours = probabilities.detach().numpy()
+    theirs = recording.arrays["stage2/mask_probabilities"]
+    if ours.shape != theirs.shape:
+        return ""
+    flipped = np.argwhere((ours > 0.5) != (theirs > 0.5)).tolist()
+    return "; ".join(
+        f"gate flip: block {block}, image {image}, part {part}, patch {patch}, probability "
+        f"{ours[block, image, part, patch]:.9f} here, {theirs[block, image, part, patch]:.9f} there"
+        for block, image, part, patch in flipped[:3]
+    )
+
+
+def blaming(flips: str, checks: Iterable[Check]) -> Iterator[Check]:
+    """The checks, those that fail with the gate flips that explain it: the limits stay."""
+    for check in checks:
+        yield check if check.ok or not flips else replace(check, note=flips)
+
+
+def gradient(parameter: nn.Parameter) -> Tensor:
+    """A parameter's gradient after a step."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def retrieval_checks(path: Path) -> Iterator[Check]:
+    """Distances and metrics, plain and re-ranked."""
+    recording = Recording(path)
+    query, gallery = recording.tensor("query"), recording.tensor("gallery")
+    query_pids, gallery_pids = recording.array("query_pids"), recording.array("gallery_pids")
+    kept = torch.from_numpy(gallery_pids != JUNK_PID)
+    k1, k2 = (int(recording.array(f"rerank_{name}")) for name in ("k1", "k2"))
+    weight = float(recording.array("rerank_lambda"))
+    distances = {
+        "distance": squared_distances(query, gallery[kept]),
+        "rerank_distance": reranked_distances(
+            query, gallery[kept], k1=k1, k2=k2, original_weight=weight
+        ),
+    }
+    yield from recording.compare("distance", distances["distance"], OUTPUT_LIMIT)
+    yield from recording.compare(
+        "rerank_distance", distances["rerank_distance"], RERANKED_DISTANCE_LIMIT, absolute=True
+    )
+    for prefix, rerank in {"": False, "rerank_": True}.items():
+        ranks = range(1, 1 + len(recording.arrays[f"{prefix}cmc"]))
+        result = evaluate(
+            query_features=query,
+            query_pids=query_pids,
+            query_camids=recording.array("query_camids"),
+            gallery_features=gallery,
+            gallery_pids=gallery_pids,
+            gallery_camids=recording.array("gallery_camids"),
+            ranks=ranks,
+            rerank=rerank,
+        )
+        cmc = np.array([result.cmc[rank] for rank in ranks])
+        # Two curves of one query's difference differ by float32's rounding of that step beside it.
+        cmc_limit = 1 / result.valid_queries + METRIC_LIMIT if rerank else METRIC_LIMIT
+        map_limit = RERANKED_MAP_LIMIT if rerank else METRIC_LIMIT
+        yield from recording.compare(f"{prefix}cmc", cmc, cmc_limit, absolute=True)
+        yield from recording.compare(
+            f"{prefix}mean_ap", np.array(result.mean_ap), map_limit, absolute=True
+        )
+    yield from recording.leftovers()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

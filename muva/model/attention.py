@@ -1,0 +1,79 @@
+"""Masked attention: part masks as a bias between tokens, and open_clip's blocks run under it.
+
+Tokens are [class, part_1..part_R, patch_1..patch_L]. A part exchanges with its own patches only,
+and with no other part; the class token and the patches see everything (Sec. 3.3).
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+MINUS_INFINITY = float("-inf")
+
+
+def hard_gate(allowed: Bool[Tensor, " B R L"]) -> Float[Tensor, " B R L"]:
+    """0 where a part and a patch may see each other, minus infinity elsewhere."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, MINUS_INFINITY)
+
+
+def attention_bias(gate: Float[Tensor, " B R L"]) -> Float[Tensor, " B T T"]:
+    """The additive bias between all tokens that a gate between parts and patches means.
+
+    Every row keeps the class token, so no softmax is empty. Carries the gate's gradient.
+    """
+    batch, parts, patches = gate.shape
+    first_patch = 1 + parts
+    bias = gate.new_zeros(batch, first_patch + patches, first_patch + patches)
+    others = ~torch.eye(parts, dtype=torch.bool, device=gate.device)
+    bias[:, 1:first_patch, 1:first_patch].masked_fill_(others, MINUS_INFINITY)
+    bias[:, 1:first_patch, first_patch:] = gate
+    bias[:, first_patch:, 1:first_patch] = gate.mT
+    return bias
+
+
+def run_block(
+    block: ResidualAttentionBlock,
+    tokens: Float[Tensor, " B T D"],
+    *,
+    bias: Float[Tensor, " B T T"] | None = None,
+    causal: bool = False,
+    outputs: int | None = None,
+) -> Float[Tensor, " B outputs D"]:
+    """One block of open_clip under a bias per image, shared by all heads.
+
+    The block's own forward takes a bias per image and head only, which it must copy. `outputs`
+    asks for the first tokens alone: in a last block nobody reads the others.
+    """
+    attention, width = block.attn, tokens.shape[-1]
+    normed = block.ln_1(tokens)
+    weight, shift = attention.in_proj_weight, attention.in_proj_bias
+    if outputs is None:
+        query, key, value = linear(normed, weight, shift).chunk(3, dim=-1)
+    else:
+        query = linear(normed[:, :outputs], weight[:width], shift[:width])
+        key, value = linear(normed, weight[width:], shift[width:]).chunk(2, dim=-1)
+        tokens = tokens[:, :outputs]
+        bias = None if bias is None else bias[:, :outputs]
+    heads = attention.num_heads
+    mixed = scaled_dot_product_attention(
+        split_heads(query, heads),
+        split_heads(key, heads),
+        split_heads(value, heads),
+        attn_mask=None if bias is None else bias[:, None].to(query.dtype),
+        is_causal=causal,
+    )
+    tokens = tokens + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+
+def split_heads(tokens: Float[Tensor, " B T D"], heads: int) -> Float[Tensor, " B heads T d"]:
+    """Each head's slice of the width, as a batch dimension of its own."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def blocks_of(transformer: nn.Module) -> list[ResidualAttentionBlock]:
+    """The blocks of an open_clip transformer, in order."""
+    blocks = list(transformer.get_submodule("resblocks").children())
+    return [block for block in blocks if isinstance(block, ResidualAttentionBlock)]

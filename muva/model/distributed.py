@@ -1,0 +1,53 @@
+"""The batch over all workers: what one worker sees of it becomes what one process would see."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def world_size() -> int:
+    """How many workers train together; 1 when nothing is distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of the workers this is."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather_batch(share: Shaped[Tensor, " share *rest"]) -> Shaped[Tensor, " batch *rest"]:
+    """All workers' equal shares of a batch in the order of their ranks, with gradient."""
+    return _GatherBatch.apply(share) if world_size() > 1 else share
+
+
+class _GatherBatch(torch.autograd.Function):
+    """All-gather whose gradient is the sum over workers: each one's loss depends on all shares.
+
+    SyncBatchNorm refuses CPU tensors, so this runs on gloo and NCCL alike.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        shares = [torch.empty_like(share) for _ in range(world_size())]
+        dist.all_gather(shares, share.contiguous())
+        return torch.cat(shares)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]
+
+
+def mean_over_workers(values: Sequence[float]) -> list[float]:
+    """The mean of each value over all workers."""
+    if world_size() == 1:
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    summed = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(summed)
+    return (summed / world_size()).tolist()

@@ -1,0 +1,147 @@
+"""The image encoder: CLIP's vision transformer with part tokens and masked attention.
+
+The class token and R part tokens lead the patches. True masks, when given, decide which patches a
+part sees, in every block; without them the mask predictor does (Sec. 3.2, 3.3).
+"""
+
+from dataclasses import dataclass
+
+import open_clip
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from muva.config import ModelConfig
+from muva.errors import SettingsError
+from muva.model.attention import attention_bias, blocks_of, hard_gate, run_block
+from muva.model.clip import vision_tower
+from muva.model.mask_predictor import MaskPredictor
+from muva.model.position_embedding import add_part_positions
+
+PART_TOKEN_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """What the image encoder says of a batch of images.
+
+    `feature`: the projected class token and part tokens concatenated, before the BN neck. The mask
+    logits M_i and probabilities P_i of every block are there when the predictor ran.
+    """
+
+    feature: Float[Tensor, " B F"]
+    mask_logits: Float[Tensor, " blocks B R L"] | None = None
+    mask_probabilities: Float[Tensor, " blocks B R L"] | None = None
+
+
+class ImageEncoder(nn.Module):
+    """Images to features of the person and its parts; the modules of CLIP are open_clip's own."""
+
+    def __init__(self, clip: open_clip.CLIP, settings: ModelConfig):
+        super().__init__()
+        visual = vision_tower(clip)
+        self.parts = len(settings.parts)
+        self.grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
+        self.part_token_init = settings.part_token_init
+        self.gating = settings.gating
+        self.mask_max_value = settings.mask_max_value
+        self.mask_temperature = settings.mask_temperature
+
+        self.conv1 = visual.conv1.requires_grad_(False)
+        self.class_embedding = visual.get_parameter("class_embedding")
+        self.positional_embedding = nn.Parameter(
+            add_part_positions(visual.positional_embedding.detach(), self.parts).clone()
+        )
+        self.ln_pre = visual.ln_pre
+        self.transformer = visual.transformer
+        self.ln_post = visual.ln_post
+        self.proj = visual.get_parameter("proj")
+
+        self.part_tokens = self._new_part_tokens()
+        self.mask_predictor = None
+        if self.parts:
+            self.mask_predictor = MaskPredictor(
+                width=len(self.class_embedding),
+                patches=self.grid[0] * self.grid[1],
+                blocks=len(blocks_of(self.transformer)),
+                settings=settings,
+            )
+
+    def forward(
+        self,
+        images: Float[Tensor, " B 3 H W"],
+        part_masks: Bool[Tensor, " B R L"] | None = None,
+    ) -> ImageFeatures:
+        """Encode normalised images, under true part masks if given, else under predicted ones."""
+        tokens = self._embed(images)
+        if self.mask_predictor is None:
+            return ImageFeatures(feature=self._run_blocks(tokens, bias=None))
+        if part_masks is not None:
+            return ImageFeatures(
+                feature=self._run_blocks(tokens, bias=attention_bias(hard_gate(part_masks)))
+            )
+        return self._run_blocks_predicting(tokens, self.mask_predictor)
+
+    def _new_part_tokens(self) -> nn.Parameter | None:
+        if not self.parts:
+            return None
+        if self.part_token_init == "cls":
+            return nn.Parameter(self.class_embedding.detach().repeat(self.parts, 1))
+        if self.part_token_init == "random":
+            tokens = torch.empty(self.parts, len(self.class_embedding))
+            return nn.Parameter(nn.init.trunc_normal_(tokens, std=PART_TOKEN_STD))
+        if self.grid[0] % self.parts:
+            raise SettingsError(
+                f"model.part_token_init patch_avg cuts the patch grid into {self.parts} equal "
+                f"bands, one per part; its {self.grid[0]} rows do not divide by {self.parts}: "
+                f"choose random or cls, or another stride (at 256 x 128, stride 12 gives 21 rows)"
+            )
+        return None
+
+    def _embed(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B T D"]:
+        patches = self.conv1(images).flatten(2).mT
+        batch = len(patches)
+        leading = [self.class_embedding.expand(batch, 1, -1)]
+        if self.part_tokens is not None:
+            leading.append(self.part_tokens.expand(batch, -1, -1))
+        elif self.parts:
+            leading.append(patches.unflatten(1, (self.parts, -1)).mean(dim=2))
+        tokens = torch.cat([*leading, patches], dim=1)
+        return self.ln_pre(tokens + self.positional_embedding)
+
+    def _run_blocks(
+        self, tokens: Float[Tensor, " B T D"], bias: Float[Tensor, " B T T"] | None
+    ) -> Float[Tensor, " B F"]:
+        *blocks, last = blocks_of(self.transformer)
+        for block in blocks:
+            tokens = run_block(block, tokens, bias=bias)
+        return self._project(run_block(last, tokens, bias=bias, outputs=1 + self.parts))
+
+    def _run_blocks_predicting(
+        self, tokens: Float[Tensor, " B T D"], predictor: MaskPredictor
+    ) -> ImageFeatures:
+        logits, probabilities = [], []
+        blocks = blocks_of(self.transformer)
+        for block, predict in zip(blocks, predictor.blocks, strict=True):
+            estimate = predict(tokens[:, 1 : 1 + self.parts], tokens[:, 1 + self.parts :])
+            logits.append(logits[-1] + estimate if logits else estimate)
+            probabilities.append(torch.sigmoid(logits[-1] / self.mask_temperature))
+            tokens = run_block(
+                block,
+                tokens,
+                bias=attention_bias(self._gate(probabilities[-1])),
+                outputs=1 + self.parts if block is blocks[-1] else None,
+            )
+        return ImageFeatures(
+            feature=self._project(tokens),
+            mask_logits=torch.stack(logits),
+            mask_probabilities=torch.stack(probabilities),
+        )
+
+    def _gate(self, probabilities: Float[Tensor, " B R L"]) -> Float[Tensor, " B R L"]:
+        if self.gating == "online":
+            return 2 * self.mask_max_value * probabilities - self.mask_max_value
+        return hard_gate(probabilities > 0.5)
+
+    def _project(self, leading: Float[Tensor, " B G D"]) -> Float[Tensor, " B F"]:
+        return (self.ln_post(leading) @ self.proj).flatten(1).float()

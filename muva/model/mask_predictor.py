@@ -1,0 +1,91 @@
+"""The mask predictor: which patches belong to which part, estimated before every block (Sec. 3.3).
+
+Each block's predictor adds its estimate to the one before: M_i = M_{i-1} + f_i(x), with
+f_i = MLP(LN(CrossAttn(LN(parts), LN(patches)) + parts)).
+"""
+
+import torch
+from jaxtyping import Float
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from muva.config import ModelConfig
+from muva.errors import SettingsError
+
+
+class PartCrossAttention(nn.Module):
+    """Parts attend to patches; q, k and v have no bias, the inner width is the model's.
+
+    With only R queries, keys and values need not be projected: (q W_k^T) x and (a x) W_v^T give the
+    same numbers for R instead of L tokens' worth of products.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.scale = (width / heads) ** -0.5
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width, width, bias=False)
+        self.to_v = nn.Linear(width, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(
+        self, parts: Float[Tensor, " B R D"], patches: Float[Tensor, " B L D"]
+    ) -> Float[Tensor, " B R D"]:
+        """What each part gathers from the patches."""
+        per_head = (self.heads, -1)
+        query = self.to_q(parts).unflatten(-1, per_head)
+        key_weight = self.to_k.weight.unflatten(0, per_head)
+        value_weight = self.to_v.weight.unflatten(0, per_head)
+        query_in_patches = torch.einsum("brhd,hdw->bhrw", query, key_weight) * self.scale
+        batch, heads, count, width = query_in_patches.shape
+        scores = query_in_patches.reshape(batch, heads * count, width) @ patches.mT
+        gathered = (scores.softmax(dim=-1) @ patches).view(batch, heads, count, width)
+        mixed = torch.einsum("bhrw,hdw->brhd", gathered, value_weight)
+        return self.to_out(mixed.flatten(2))
+
+
+class MaskPredictorBlock(nn.Module):
+    """f_i: the logits that one block adds."""
+
+    def __init__(self, width: int, patches: int, *, heads: int, layer_norm: bool, shortcut: bool):
+        super().__init__()
+        self.shortcut = shortcut
+        self.cross_attn = PartCrossAttention(width, heads)
+        self.ln_attn1, self.ln_attn2, self.ln_mlp = (
+            nn.LayerNorm(width) if layer_norm else nn.Identity() for _ in range(3)
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(width, patches), QuickGELU(), nn.Linear(patches, patches)
+        )
+
+    def forward(
+        self, parts: Float[Tensor, " B R D"], patches: Float[Tensor, " B L D"]
+    ) -> Float[Tensor, " B R L"]:
+        """This block's share of the mask logits, float32."""
+        gathered = self.cross_attn(self.ln_attn1(parts), self.ln_attn2(patches))
+        if self.shortcut:
+            gathered = gathered + parts
+        return self.mlp(self.ln_mlp(gathered)).float()
+
+
+class MaskPredictor(nn.Module):
+    """One predictor block for each block of the image encoder."""
+
+    def __init__(self, *, width: int, patches: int, blocks: int, settings: ModelConfig):
+        super().__init__()
+        if width % settings.predictor_heads:
+            raise SettingsError(
+                f"model.predictor_heads {settings.predictor_heads} does not divide the image "
+                f"encoder's width {width}"
+            )
+        self.blocks = nn.ModuleList(
+            MaskPredictorBlock(
+                width,
+                patches,
+                heads=settings.predictor_heads,
+                layer_norm=settings.predictor_layer_norm,
+                shortcut=settings.predictor_shortcut,
+            )
+            for _ in range(blocks)
+        )

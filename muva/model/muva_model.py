@@ -1,0 +1,135 @@
+"""The whole model: image encoder, prompts, BN neck and classifier."""
+
+from dataclasses import dataclass
+
+import open_clip
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from muva.config import ModelConfig, PromptConfig
+from muva.errors import MuvaError
+from muva.model.image_encoder import ImageEncoder, ImageFeatures
+from muva.model.neck import BatchNormNeck
+from muva.model.text_encoder import TextEncoder
+
+CLASSIFIER_STD = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOutputs:
+    """A training forward: the feature, after the BN neck, the identity logits, and the masks."""
+
+    feature: Float[Tensor, " B F"]
+    necked: Float[Tensor, " B F"]
+    logits: Float[Tensor, " B N"]
+    mask_logits: Float[Tensor, " blocks B R L"] | None
+    mask_probabilities: Float[Tensor, " blocks B R L"] | None
+
+
+class MuvaModel(nn.Module):
+    """CLIP with part tokens, masks and a context per identity and grain.
+
+    Features of the person and of R parts are concatenated: F = (1 + R) D.
+    """
+
+    def __init__(
+        self,
+        clip: open_clip.CLIP,
+        *,
+        model: ModelConfig,
+        prompts: PromptConfig,
+        identities: int,
+    ):
+        super().__init__()
+        self.config = model
+        self.prompt_config = prompts
+        self.image_encoder = ImageEncoder(clip, model)
+        self.text_encoder = TextEncoder(clip, parts=model.parts, prompts=prompts)
+        grains = 1 + len(model.parts)
+        contexts = torch.empty(identities, grains, prompts.context_tokens, self.text_encoder.width)
+        self.contexts = nn.Parameter(nn.init.normal_(contexts, std=prompts.context_std))
+        self.feature_dim = grains * self.image_encoder.proj.shape[1]
+        self.bn_neck = BatchNormNeck(self.feature_dim)
+        self.classifier = nn.Linear(self.feature_dim, identities, bias=False)
+        nn.init.normal_(self.classifier.weight, std=CLASSIFIER_STD)
+
+    @property
+    def identities(self) -> int:
+        """How many training identities have a prompt and a class."""
+        return len(self.contexts)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches."""
+        return self.image_encoder.grid
+
+    def encode_images(
+        self,
+        images: Float[Tensor, " B 3 H W"],
+        part_masks: Bool[Tensor, " B R L"] | None = None,
+    ) -> ImageFeatures:
+        """Features before the BN neck, under true part masks if given, else predicted ones."""
+        return self.image_encoder(images, part_masks)
+
+    def neck(self, feature: Float[Tensor, " B F"]) -> Float[Tensor, " B F"]:
+        """The feature after the BN neck, not normalised to unit length."""
+        return self.bn_neck(feature)
+
+    def retrieval_features(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B F"]:
+        """What images are compared by: predicted masks, after the BN neck, of unit length."""
+        return normalize(self.neck(self.encode_images(images).feature))
+
+    def text_features(self, contexts: Float[Tensor, " n G K W"]) -> Float[Tensor, " n F"]:
+        """Text features of identities with these contexts."""
+        return self.text_encoder(contexts)
+
+    @torch.no_grad()
+    def prototypes(self, batch_size: int = 256) -> Float[Tensor, " N F"]:
+        """Text features of all identities, as their contexts stand."""
+        return torch.cat([self.text_encoder(chunk) for chunk in self.contexts.split(batch_size)])
+
+    def forward(self, images: Float[Tensor, " B 3 H W"]) -> TrainingOutputs:
+        """The forward pass of stage 2, with predicted masks; neck and classifier in float32."""
+        encoded = self.encode_images(images)
+        with torch.autocast(images.device.type, enabled=False):
+            necked = self.neck(encoded.feature)
+            logits = self.classifier(necked)
+        return TrainingOutputs(
+            feature=encoded.feature,
+            necked=necked,
+            logits=logits,
+            mask_logits=encoded.mask_logits,
+            mask_probabilities=encoded.mask_probabilities,
+        )
+
+    @torch.no_grad()
+    def start_from(self, trained: "MuvaModel") -> None:
+        """Take over the image encoder and BN neck of a trained model of the same configuration.
+
+        Contexts and classifier belong to identities and stay as they are.
+        """
+        if trained.config != self.config:
+            differing = [
+                f"model.{key} {theirs!r} there, {getattr(self.config, key)!r} here"
+                for key, theirs in trained.config
+                if theirs != getattr(self.config, key)
+            ]
+            raise MuvaError(f"cannot start from a model of another kind: {'; '.join(differing)}")
+        self.image_encoder.load_state_dict(trained.image_encoder.state_dict())
+        self.bn_neck.load_state_dict(trained.bn_neck.state_dict())
+
+
+def build_model(
+    clip: open_clip.CLIP,
+    *,
+    model: ModelConfig,
+    prompts: PromptConfig,
+    identities: int,
+    seed: int,
+) -> MuvaModel:
+    """A model on this CLIP, whose modules it takes over; what is new starts from the seed."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return MuvaModel(clip, model=model, prompts=prompts, identities=identities)

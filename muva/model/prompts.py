@@ -1,0 +1,48 @@
+"""The prompts of an identity: one text per grain, with placeholders for its learned context.
+
+`A photo of a * * * * person`, then one per part in their fixed order (Sec. 3.1). The placeholder
+`*` is a token of its own; its embeddings give way to the contexts.
+"""
+
+from collections.abc import Sequence
+
+import open_clip
+from torch import Tensor
+
+from muva.config import Part, PromptConfig
+from muva.errors import MuvaError
+
+PREFIX = "A photo of a"
+PLACEHOLDER = "*"
+PERSON = "person"
+PART_NOUNS: dict[Part, str] = {
+    "head": "head of a person",
+    "upper_body": "upper body of a person",
+    "legs": "legs of a person",
+}
+
+CONTEXT_START = 5
+"""Position of the first placeholder: after the start token and the four words of the prefix."""
+
+
+def prompt_texts(parts: Sequence[Part], prompts: PromptConfig) -> list[str]:
+    """The texts of the person and of these parts, in this order."""
+    nouns = [PERSON, *(PART_NOUNS[part] for part in parts)]
+    opening = " ".join([PREFIX, *[PLACEHOLDER] * prompts.context_tokens])
+    ending = f", {prompts.domain_context}" if prompts.domain_context else ""
+    if prompts.template == "part-agnostic":
+        return [opening + ending for _ in nouns]
+    return [f"{opening} {noun}{ending}" for noun in nouns]
+
+
+def tokenise(texts: Sequence[str], *, context_length: int) -> Tensor:
+    """Token ids (texts, context_length), int64, padded with 0; a longer text is an error."""
+    whole = open_clip.tokenize(list(texts), context_length=20 * context_length)
+    lengths = whole.argmax(dim=1) + 1
+    if int(lengths.max()) > context_length:
+        longest = texts[int(lengths.argmax())]
+        raise MuvaError(
+            f"{longest!r} is {int(lengths.max())} tokens long, this CLIP reads {context_length}: "
+            f"shorten the text, for a prompt its domain context or its number of context tokens"
+        )
+    return whole[:, :context_length]

@@ -1,0 +1,87 @@
+"""The text encoder: learned contexts within the prompts, through CLIP's frozen text transformer.
+
+The transformer is causal, so a prompt needs its own length only: at most some twenty tokens instead
+of 77, for the same features.
+"""
+
+from collections.abc import Sequence
+
+import open_clip
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from muva.config import Part, PromptConfig
+from muva.model.attention import blocks_of, run_block
+from muva.model.prompts import CONTEXT_START, prompt_texts, tokenise
+
+
+class TextEncoder(nn.Module):
+    """Contexts of identities to text features of the person and its parts."""
+
+    token_ids: Tensor
+
+    def __init__(self, clip: open_clip.CLIP, *, parts: Sequence[Part], prompts: PromptConfig):
+        super().__init__()
+        self.token_embedding = clip.get_submodule("token_embedding")
+        self.positional_embedding = clip.get_parameter("positional_embedding")
+        self.transformer = clip.get_submodule("transformer")
+        self.ln_final = clip.get_submodule("ln_final")
+        self.text_projection = clip.get_parameter("text_projection")
+        self.context_tokens = prompts.context_tokens
+        token_ids = tokenise(prompt_texts(parts, prompts), context_length=clip.context_length)
+        self.register_buffer("token_ids", token_ids, persistent=False)
+        self.requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """The width of a context token."""
+        return self.positional_embedding.shape[1]
+
+    def forward(self, contexts: Float[Tensor, " N G K W"]) -> Float[Tensor, " N F"]:
+        """Text features of identities: those of their G prompts, concatenated."""
+        identities = len(contexts)
+        ends = self.token_ids.argmax(dim=1)
+        words = self.token_embedding(self.token_ids[:, : int(ends.max()) + 1])
+        before = words[:, :CONTEXT_START].expand(identities, -1, -1, -1)
+        after = words[:, CONTEXT_START + self.context_tokens :].expand(identities, -1, -1, -1)
+        prompts = torch.cat([before, contexts, after], dim=2)
+        features = _encode_embedded(
+            prompts.flatten(0, 1),
+            ends.repeat(identities),
+            positions=self.positional_embedding,
+            transformer=self.transformer,
+            ln_final=self.ln_final,
+            projection=self.text_projection,
+        )
+        return features.view(identities, -1)
+
+
+def encode_text(
+    clip: open_clip.CLIP, token_ids: Int[Tensor, " B context"]
+) -> Float[Tensor, " B D"]:
+    """CLIP's features of tokenised texts, run on the longest text's own length."""
+    ends = token_ids.argmax(dim=1)
+    return _encode_embedded(
+        clip.get_submodule("token_embedding")(token_ids[:, : int(ends.max()) + 1]),
+        ends,
+        positions=clip.get_parameter("positional_embedding"),
+        transformer=clip.get_submodule("transformer"),
+        ln_final=clip.get_submodule("ln_final"),
+        projection=clip.get_parameter("text_projection"),
+    )
+
+
+def _encode_embedded(
+    embedded: Float[Tensor, " B T W"],
+    ends: Int[Tensor, " B"],
+    *,
+    positions: Float[Tensor, " context W"],
+    transformer: nn.Module,
+    ln_final: nn.Module,
+    projection: Float[Tensor, " W D"],
+) -> Float[Tensor, " B D"]:
+    tokens = embedded + positions[: embedded.shape[1]]
+    for block in blocks_of(transformer):
+        tokens = run_block(block, tokens, causal=True)
+    return ln_final(tokens[torch.arange(len(tokens), device=tokens.device), ends]) @ projection

@@ -1,0 +1,63 @@
+"""Checkpoints: a training state as safetensors and JSON, without pickles, verified when read."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from muva.errors import MuvaError
+from muva.training.report import State
+
+FORMAT_VERSION = 1
+TENSORS, VALUES = "state.safetensors", "state.json"
+
+
+def save_checkpoint(folder: Path, state: State) -> None:
+    """Write a state into a folder; the JSON, written last, makes it whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: v.contiguous() for key, v in state.items() if isinstance(v, Tensor)}
+    values = {key: v for key, v in state.items() if not isinstance(v, Tensor)}
+    stored = save(tensors)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "sha256": hashlib.sha256(stored).hexdigest(),
+        "values": values,
+    }
+    (folder / VALUES).unlink(missing_ok=True)
+    (folder / TENSORS).write_bytes(stored)
+    beside = folder / f"{VALUES}.part"
+    beside.write_text(json.dumps(description, indent=2) + "\n")
+    beside.replace(folder / VALUES)
+
+
+def load_checkpoint(folder: Path) -> State:
+    """Read a state back; raises MuvaError when it is unfinished, damaged or of another format."""
+    try:
+        description = json.loads((folder / VALUES).read_text())
+        stored = (folder / TENSORS).read_bytes()
+        version, expected = description["format_version"], description["sha256"]
+        values = description["values"]
+    except FileNotFoundError as error:
+        raise MuvaError(
+            f"checkpoint {folder}: no {Path(error.filename).name}, so it was never finished; "
+            f"resume from an earlier one"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise MuvaError(f"checkpoint {folder}: {VALUES} is damaged ({error!r})") from error
+    if version != FORMAT_VERSION:
+        raise MuvaError(
+            f"checkpoint {folder} has the format {version}, this program reads {FORMAT_VERSION}: "
+            f"resume it with the version that wrote it, or start again"
+        )
+    if hashlib.sha256(stored).hexdigest() != expected:
+        raise MuvaError(
+            f"checkpoint {folder}: {TENSORS} is damaged (its SHA-256 is not that of {VALUES}); "
+            f"resume from an earlier one"
+        )
+    try:
+        return {**values, **load(stored)}
+    except SafetensorError as error:
+        raise MuvaError(f"checkpoint {folder}: {TENSORS} is damaged ({error})") from error

@@ -1,0 +1,79 @@
+"""The visual memory: a centroid per identity that follows the features as they train (Sec. 3.4)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def identity_centroids(
+    features: Float[Tensor, " M F"], labels: Int[Tensor, " M"], identities: int
+) -> Float[Tensor, " N F"]:
+    """The mean feature of each identity, of unit length."""
+    sums = features.new_zeros(identities, features.shape[1]).index_add_(0, labels, features)
+    counts = labels.bincount(minlength=identities).clamp(min=1)
+    return normalize(sums / counts[:, None])
+
+
+class VisualMemory:
+    """The centroids of one epoch: logits against them, and their update after each step."""
+
+    def __init__(
+        self,
+        centroids: Float[Tensor, " N F"],
+        *,
+        temperature: float,
+        momentum: float,
+        hard_update: bool,
+    ):
+        self.centroids = centroids
+        self._temperature = temperature
+        self._momentum = momentum
+        self._hard_update = hard_update
+
+    def logits(self, features: Float[Tensor, " B F"]) -> Float[Tensor, " B N"]:
+        """Similarity of features of unit length to all centroids, over the temperature."""
+        return features @ self.centroids.T / self._temperature
+
+    @torch.no_grad()
+    def update(self, features: Float[Tensor, " B F"], labels: Int[Tensor, " B"]) -> None:
+        """Move the centroids of a batch's identities towards its features of unit length.
+
+        Hard: each identity moves to the feature least like its centroid. Else every feature moves
+        its identity's centroid, in the order of the batch.
+        """
+        self.centroids = self.centroids.clone()  # this step's loss keeps the centroids it saw
+        if self._hard_update:
+            self._move(*self._least_similar(features, labels))
+            return
+        for turn in _turns(labels.tolist()):
+            self._move(features[turn], labels[turn])
+
+    def _least_similar(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = (features * self.centroids[labels]).sum(dim=1)
+        identities = labels.unique()
+        other = labels != identities[:, None]
+        hardest = similarity.expand_as(other).masked_fill(other, torch.inf).argmin(dim=1)
+        return features[hardest], identities
+
+    def _move(self, features: Tensor, identities: Tensor) -> None:
+        before = self.centroids[identities]
+        moved = self._momentum * before + (1 - self._momentum) * features
+        self.centroids[identities] = normalize(moved)
+
+
+def _turns(labels: Sequence[int]) -> list[list[int]]:
+    """Positions of each identity's first entry, of each one's second, and so on.
+
+    Identities do not touch each other's centroid, so a turn's updates may run at once.
+    """
+    seen: dict[int, int] = {}
+    turns: list[list[int]] = []
+    for position, label in enumerate(labels):
+        turn = seen[label] = seen.get(label, -1) + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(position)
+    return turns

@@ -1,0 +1,119 @@
+"""Adam for both stages, and their learning rates by epoch, counted from 1 (Sec. 4.1)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from muva.config import Stage1Config, Stage2Config
+from muva.errors import MuvaError
+from muva.model.muva_model import MuvaModel
+from muva.training.report import State
+
+FUSED_DEVICES = ("cpu", "cuda")
+
+
+def stage1_lr(epoch: int, settings: Stage1Config) -> float:
+    """A linear warm-up, then a cosine that runs from epoch 0: there is a step between them."""
+    if epoch < settings.warmup_epochs:
+        rise = (settings.lr - settings.warmup_lr) * epoch / settings.warmup_epochs
+        return settings.warmup_lr + rise
+    cosine = (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    return settings.final_lr + (settings.lr - settings.final_lr) * cosine
+
+
+def stage2_lr(epoch: int, settings: Stage2Config) -> float:
+    """The backbone's rate: a linear warm-up and a drop at each milestone."""
+    warmup = 1.0
+    if epoch < settings.warmup_epochs:
+        rise = (1 - settings.warmup_factor) * epoch / settings.warmup_epochs
+        warmup = settings.warmup_factor + rise
+    drops = sum(epoch >= milestone for milestone in settings.milestones)
+    return settings.lr * warmup * settings.decay**drops
+
+
+def stage1_optimiser(contexts: nn.Parameter, settings: Stage1Config) -> torch.optim.Adam:
+    """Adam on the contexts; the decay is L2, in the gradient."""
+    return torch.optim.Adam(
+        [{"params": [contexts], "lr_factor": 1.0}],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        fused=contexts.device.type in FUSED_DEVICES,
+    )
+
+
+def stage2_optimiser(model: MuvaModel, settings: Stage2Config) -> torch.optim.Adam:
+    """Adam on all that trains in stage 2, with rates of their own for predictor and head."""
+    head = {"bn_neck.weight", "classifier.weight"}
+    groups = {"backbone": [], "predictor": [], "head": []}
+    for name, parameter in trained_parameters(model).items():
+        predicts = name.startswith("image_encoder.mask_predictor.")
+        groups["predictor" if predicts else "head" if name in head else "backbone"].append(
+            parameter
+        )
+    factors = {
+        "backbone": 1.0,
+        "predictor": settings.predictor_lr_factor,
+        "head": settings.head_lr_factor,
+    }
+    return torch.optim.Adam(
+        [
+            {
+                "params": parameters,
+                "lr_factor": factors[group],
+                "weight_decay": 0.0 if group == "predictor" else settings.weight_decay,
+            }
+            for group, parameters in groups.items()
+            if parameters
+        ],
+        lr=settings.lr,
+        fused=model.classifier.weight.device.type in FUSED_DEVICES,
+    )
+
+
+def trained_parameters(model: MuvaModel) -> dict[str, nn.Parameter]:
+    """All that trains in stage 2, by name: the prompts and the text encoder are frozen."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name != "contexts"
+    }
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group its share of a rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def optimiser_state(
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """An optimiser's moments and step counts, by parameter name, copied to the processor."""
+    return {
+        f"{name}/{key}": value.detach().to("cpu", copy=True)
+        for name, parameter in parameters.items()
+        for key, value in optimiser.state[parameter].items()
+    }
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor], state: State
+) -> None:
+    """Undo `optimiser_state`; raises MuvaError when the state belongs to other parameters."""
+    names = {parameter: name for name, parameter in parameters.items()}
+    order = [names[p] for group in optimiser.param_groups for p in group["params"]]
+    stored: dict[str, dict[str, object]] = {name: {} for name in order}
+    for path, value in state.items():
+        name, _, key = path.rpartition("/")
+        if name not in stored:
+            raise MuvaError(f"the checkpoint's optimiser knows {name}, this model does not")
+        stored[name][key] = value
+    absent = [name for name in order if not stored[name]]
+    if absent:
+        raise MuvaError(f"the checkpoint's optimiser lacks {', '.join(absent[:3])}")
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict(
+        {"state": {i: stored[name] for i, name in enumerate(order)}, "param_groups": groups}
+    )

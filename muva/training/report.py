@@ -1,0 +1,21 @@
+"""What a training loop tells after each epoch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+State = Mapping[str, Tensor | int | float | str]
+"""All that resuming needs, flat: tensors and plain values by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """One finished epoch. `state()` is the state as it stands: call it before the next epoch."""
+
+    epoch: int
+    metrics: Mapping[str, float]
+    """Means over the epoch's steps and workers."""
+    step_losses: tuple[float, ...]
+    """The total loss of each step, over the whole batch of all workers."""
+    state: Callable[[], State]

@@ -1,0 +1,134 @@
+"""Stage 1: learn a context per identity and grain against the identities' image centroids.
+
+Everything but the contexts is frozen, so the images are encoded once (`image_features`). Within a
+P x K batch only P prompts differ: each is computed once and weighted by its count. Gradients of
+different identities never mix: given the schedule, identities can be learned in shares, and the
+shares together are what one run gives.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from muva.config import Stage1Config
+from muva.errors import MuvaError
+from muva.model.muva_model import MuvaModel
+from muva.training.memory import identity_centroids
+from muva.training.optimisers import (
+    optimiser_state,
+    restore_optimiser,
+    set_learning_rate,
+    stage1_lr,
+    stage1_optimiser,
+)
+from muva.training.report import EpochReport, State
+from muva.training.sampler import pk_batches
+
+
+def learn_prompts(
+    *,
+    model: MuvaModel,
+    features: Float[Tensor, " M F"],
+    labels: Int[np.ndarray, " M"],
+    settings: Stage1Config,
+    seed: int,
+    identities: range | None = None,
+    state: State | None = None,
+) -> Iterator[EpochReport]:
+    """Learn the contexts of `model` on the device it is on, yielding after each epoch.
+
+    `features`: of all training images before the BN neck. `identities` learns only those (a
+    contiguous share): its losses are their part of the whole batch's, to be summed over shares.
+    `state` is a former report's state, of the same share: training goes on behind its epoch.
+    """
+    share = identities if identities is not None else range(model.identities)
+    learned = model.contexts.detach()[share.start : share.stop].clone()
+    contexts = nn.Parameter(learned)
+    optimiser = stage1_optimiser(contexts, settings)
+    first_epoch = 1 if state is None else _restore(contexts, optimiser, state)
+    centroids = identity_centroids(
+        features.to(contexts.device), torch.as_tensor(labels).to(contexts.device), model.identities
+    )
+    for epoch in range(first_epoch, settings.epochs + 1):
+        lr = stage1_lr(epoch, settings)
+        set_learning_rate(optimiser, lr)
+        batches = pk_batches(
+            labels,
+            batch_size=settings.batch_size,
+            images_per_identity=settings.images_per_identity,
+            seed=seed,
+            epoch=epoch,
+        )
+        losses = []
+        for batch in batches:
+            loss = prompt_loss(
+                model,
+                contexts,
+                centroids,
+                torch.as_tensor(labels[batch]),
+                temperature=settings.temperature,
+                first_identity=share.start,
+            )
+            prompt_step(loss, optimiser)
+            losses.append(loss.detach())
+        model.contexts.data[share.start : share.stop] = contexts.detach()
+        step_losses = tuple(torch.stack(losses).tolist()) if losses else ()
+        yield EpochReport(
+            epoch=epoch,
+            metrics={"loss": float(np.mean(step_losses)) if losses else 0.0, "lr": lr},
+            step_losses=step_losses,
+            state=lambda epoch=epoch: _state(epoch, contexts, optimiser),
+        )
+
+
+def prompt_loss(
+    model: MuvaModel,
+    contexts: Float[Tensor, " n G K W"],
+    centroids: Float[Tensor, " N F"],
+    labels: Int[Tensor, " B"],
+    *,
+    temperature: float,
+    first_identity: int = 0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of text features against all centroids, mean over the batch's entries.
+
+    `contexts` are those of the identities from `first_identity` on; the batch's other identities
+    count in the mean but add nothing.
+    """
+    present, counts = labels.unique(return_counts=True)
+    ours = (present >= first_identity) & (present < first_identity + len(contexts))
+    present, counts = present[ours].to(contexts.device), counts[ours].to(contexts)
+    text = normalize(model.text_features(contexts[present - first_identity]))
+    losses = cross_entropy(text @ centroids.T / temperature, present, reduction="none")
+    return (losses * counts).sum() / len(labels)
+
+
+def prompt_step(loss: Float[Tensor, ""], optimiser: torch.optim.Optimizer) -> None:
+    """One step of Adam; identities that are not in the batch move too, by decay and momentum."""
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def _state(epoch: int, contexts: nn.Parameter, optimiser: torch.optim.Optimizer) -> State:
+    moments = optimiser_state(optimiser, {"contexts": contexts})
+    return {"epoch": epoch, "contexts": contexts.detach().to("cpu", copy=True), **moments}
+
+
+def _restore(contexts: nn.Parameter, optimiser: torch.optim.Optimizer, state: State) -> int:
+    stored, epoch = state.get("contexts"), state.get("epoch")
+    if not isinstance(stored, Tensor) or not isinstance(epoch, int):
+        raise MuvaError("this checkpoint is not one of stage 1: no contexts or epoch in it")
+    if stored.shape != contexts.shape:
+        raise MuvaError(
+            f"the checkpoint's contexts have the shape {tuple(stored.shape)}, expected "
+            f"{tuple(contexts.shape)}: it is of other sources or prompts"
+        )
+    contexts.data.copy_(stored)
+    moments = {key: value for key, value in state.items() if "/" in key}
+    restore_optimiser(optimiser, {"contexts": contexts}, moments)
+    return epoch + 1
