@@ -1,0 +1,389 @@
+"""Where artifacts live: a local folder or a prefix of an S3 bucket, behind one small interface.
+
+Two operations carry everything: `write` replaces a key as a whole, `create` makes a key that only
+the first of any number of writers gets. On a disk these are rename and link, on S3 a PUT and a PUT
+with `If-None-Match: *` (RFC 9110 13.1.2). What is being written is never seen under its key.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from muva.errors import MuvaError
+
+
+class MissingKeyError(MuvaError):
+    """The store holds nothing under a key."""
+
+
+class Store(Protocol):
+    """Bytes under keys. Keys are relative paths with slashes; `uri` opens the same store again."""
+
+    uri: str
+
+    def read(self, key: str) -> bytes:
+        """The bytes; MissingKeyError when there are none."""
+        ...
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put the bytes there, replacing what is there, as a whole or not at all."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """The same if nothing is there; False, and nothing changes, if something is."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether something is there."""
+        ...
+
+    def size(self, key: str) -> int:
+        """Number of bytes; MissingKeyError when there are none."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """All keys that begin with the prefix, in order of their characters."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove what is there; nothing there is no error."""
+        ...
+
+    def path(self, key: str) -> Path:
+        """A local file with these bytes, to be read only; MissingKeyError when there are none."""
+        ...
+
+    def sweep(self, *, older_than_s: float) -> int:
+        """Remove what broken-off writes left behind; the number of files removed."""
+        ...
+
+
+def open_store(uri: str | Path) -> Store:
+    """The store at a folder or at `s3://bucket/prefix`.
+
+    Credentials, region and endpoint of S3 come from the usual AWS variables and files.
+    """
+    text = str(uri)
+    if text.startswith("s3://"):
+        return S3Store(text)
+    if "://" in text and not text.startswith("file://"):
+        raise MuvaError(
+            f"store {text}: expected a folder or s3://bucket/prefix, "
+            f"found the scheme {text.split('://')[0]}"
+        )
+    return LocalStore(Path(text.removeprefix("file://")))
+
+
+class LocalStore:
+    """A folder. Needs hard links, as every common file system but FAT has them."""
+
+    def __init__(self, root: Path):
+        self._root = root.expanduser().resolve()
+        self._partial = self._root / ".partial"
+        self.uri = str(self._root)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStore) and other.uri == self.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    def read(self, key: str) -> bytes:
+        """See `Store`."""
+        with self._explained("read", key):
+            return self._file(key).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        """See `Store`."""
+        with self._explained("write", key), self._written_aside(data) as aside:
+            _place(aside, self._file(key), os.replace)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See `Store`."""
+        with self._explained("write", key), self._written_aside(data) as aside:
+            try:
+                _place(aside, self._file(key), os.link)
+            except FileExistsError:
+                return False
+            return True
+
+    def exists(self, key: str) -> bool:
+        """See `Store`."""
+        return self._file(key).is_file()
+
+    def size(self, key: str) -> int:
+        """See `Store`."""
+        with self._explained("read", key):
+            return self._file(key).stat().st_size
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Store`."""
+        folder = self._root / prefix.rpartition("/")[0]
+        keys = [
+            (Path(parent) / name).relative_to(self._root).as_posix()
+            for parent, _, names in os.walk(folder)
+            if not Path(parent).is_relative_to(self._partial)
+            for name in names
+        ]
+        return iter(sorted(key for key in keys if key.startswith(prefix)))
+
+    def delete(self, key: str) -> None:
+        """See `Store`; folders that become empty go too."""
+        with self._explained("delete", key):
+            file = self._file(key)
+            file.unlink(missing_ok=True)
+            for folder in file.relative_to(self._root).parents:
+                try:
+                    (self._root / folder).rmdir()
+                except OSError:  # not empty, or gone: a neighbour's
+                    return
+
+    def path(self, key: str) -> Path:
+        """See `Store`: the file itself."""
+        file = self._file(key)
+        if not file.is_file():
+            raise MissingKeyError(f"store {self.uri}: there is no {key}")
+        return file
+
+    def sweep(self, *, older_than_s: float) -> int:
+        """See `Store`."""
+        removed = 0
+        for file in list(self._partial.glob("*")):
+            with self._explained("delete", file.name):
+                try:
+                    if time.time() - file.stat().st_mtime > older_than_s:
+                        file.unlink()
+                        removed += 1
+                except FileNotFoundError:  # its writer has just finished
+                    continue
+        return removed
+
+    def _file(self, key: str) -> Path:
+        return self._root / checked_key(key)
+
+    @contextmanager
+    def _written_aside(self, data: bytes) -> Iterator[Path]:
+        """A file on the store's own disk that holds the bytes, flushed."""
+        self._partial.mkdir(parents=True, exist_ok=True)
+        aside = self._partial / uuid.uuid4().hex
+        try:
+            with aside.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self, verb: str, key: str) -> Iterator[None]:
+        """Errors of the disk in words that say what to do."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if verb == "read":
+                raise MissingKeyError(f"store {self.uri}: there is no {key}") from error
+            raise MuvaError(f"store {self.uri}: cannot {verb} {key}: {error}") from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise MuvaError(
+                    f"store {self.uri}: the disk is full, {key} was not written and nothing "
+                    "half-written counts as done. Free some space (`muva store gc` lists what can "
+                    "go) or choose another store, then start the same command again"
+                ) from error
+            remedy = (
+                "May this account read it?"
+                if verb == "read"
+                else "Choose a folder on a file system with hard links that this account may write to"
+            )
+            raise MuvaError(
+                f"store {self.uri}: cannot {verb} {key}: {error.strerror or error}. {remedy}"
+            ) from error
+
+
+class S3Store:
+    """A prefix of a bucket of S3 or of a server that speaks its protocol."""
+
+    def __init__(self, uri: str):
+        self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not self._bucket:
+            raise MuvaError(f"store {uri}: expected s3://bucket/prefix, found no bucket")
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+        self._client: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, S3Store) and other.uri == self.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    def __reduce__(self) -> tuple[Callable[[str], S3Store], tuple[str]]:
+        return S3Store, (self.uri,)  # connections do not travel to other processes
+
+    def read(self, key: str) -> bytes:
+        """See `Store`."""
+        with self._explained("read", key):
+            return self._call("get_object", key)["Body"].read()
+
+    def write(self, key: str, data: bytes) -> None:
+        """See `Store`."""
+        with self._explained("write", key):
+            self._call("put_object", key, Body=data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See `Store`."""
+        from botocore.exceptions import ClientError
+
+        with self._explained("write", key):
+            for pause_s in (0.1, 0.4, 1.6, None):
+                try:
+                    self._call("put_object", key, Body=data, IfNoneMatch="*")
+                    return True
+                except ClientError as error:
+                    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                    if status == 412:
+                        return False
+                    # 409: another conditional write of this key is under way; who wins is open.
+                    if status != 409 or pause_s is None:
+                        raise
+                    time.sleep(pause_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    def exists(self, key: str) -> bool:
+        """See `Store`."""
+        try:
+            self.size(key)
+        except MissingKeyError:
+            return False
+        return True
+
+    def size(self, key: str) -> int:
+        """See `Store`."""
+        with self._explained("read", key):
+            return self._call("head_object", key)["ContentLength"]
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Store`."""
+        with self._explained("list", prefix):
+            pages = self._connected().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                for entry in page.get("Contents", []):
+                    yield entry["Key"].removeprefix(self._prefix)
+
+    def delete(self, key: str) -> None:
+        """See `Store`."""
+        with self._explained("delete", key):
+            self._call("delete_object", key)
+
+    def path(self, key: str) -> Path:
+        """See `Store`: a copy under the user's cache folder, named by the content's ETag."""
+        with self._explained("read", key):
+            etag = self._call("head_object", key)["ETag"]
+            name = hashlib.sha256(f"{self.uri}/{key} {etag}".encode()).hexdigest()
+            copy = _cache_folder() / name
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                aside = copy.with_name(f"{name}.{uuid.uuid4().hex}.partial")
+                try:
+                    with aside.open("xb") as file:
+                        shutil.copyfileobj(self._call("get_object", key)["Body"], file)
+                    aside.replace(copy)
+                finally:
+                    aside.unlink(missing_ok=True)
+            return copy
+
+    def sweep(self, *, older_than_s: float) -> int:
+        """See `Store`: a PUT that breaks off leaves nothing."""
+        del older_than_s
+        return 0
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            from boto3.session import Session
+            from botocore.config import Config
+
+            self._client = Session().client(
+                "s3", config=Config(retries={"mode": "standard", "max_attempts": 8})
+            )
+        return self._client
+
+    def _call(self, operation: str, key: str, **arguments: Any) -> Any:
+        full_key = self._prefix + checked_key(key)
+        return getattr(self._connected(), operation)(Bucket=self._bucket, Key=full_key, **arguments)
+
+    @contextmanager
+    def _explained(self, verb: str, key: str) -> Iterator[None]:
+        """Errors of the service in words that say what to do."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchKey", "404"):
+                raise MissingKeyError(f"store {self.uri}: there is no {key}") from error
+            remedy = _S3_REMEDIES.get(code, "")
+            raise MuvaError(f"store {self.uri}: cannot {verb} {key}: {error}. {remedy}") from error
+        except BotoCoreError as error:
+            raise MuvaError(
+                f"store {self.uri}: cannot {verb} {key}: {error}. Are AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION and, for servers other than "
+                "Amazon's, AWS_ENDPOINT_URL set?"
+            ) from error
+        except OSError as error:
+            raise MuvaError(
+                f"store {self.uri}: cannot keep a copy of {key} in {_cache_folder()}: {error}. "
+                "XDG_CACHE_HOME chooses another folder"
+            ) from error
+
+
+_S3_REMEDIES = {
+    "NoSuchBucket": "Create the bucket first, or mend its name",
+    "AccessDenied": "These credentials may not do this here",
+    "403": "These credentials may not do this here",
+    "InvalidAccessKeyId": "Are AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL of the same server?",
+    "SignatureDoesNotMatch": "Is AWS_SECRET_ACCESS_KEY right?",
+    "PermanentRedirect": "The bucket is in another region: set AWS_REGION",
+    "RequestTimeTooSkewed": "This machine's clock is wrong",
+}
+
+
+def checked_key(key: str) -> str:
+    """The key, if it is a relative path with slashes that stays within the store."""
+    if not key or key.startswith("/") or not set(key.split("/")).isdisjoint({"", ".", ".."}):
+        raise MuvaError(f"store: {key!r} is no key; expected a relative path with slashes")
+    return key
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muva" / "s3"
+
+
+def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> None:
+    """Move or link a finished file to its name, and flush the folder: the name is on disk then."""
+    for attempt in range(_PLACE_ATTEMPTS):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            move(aside, target)
+            break
+        except FileNotFoundError:  # a neighbour's `delete` has just removed the empty folder
+            if attempt == _PLACE_ATTEMPTS - 1:
+                raise
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_PLACE_ATTEMPTS = 10
