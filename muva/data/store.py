@@ -203,7 +203,7 @@ class LocalStore:
             remedy = (
                 "May this account read it?"
                 if verb == "read"
-                else "Choose a folder on a file system with hard links that this account may write to"
+                else "Choose a folder that this account may write to; its disk must know hard links"
             )
             raise MuvaError(
                 f"store {self.uri}: cannot {verb} {key}: {error.strerror or error}. {remedy}"
