@@ -1,0 +1,131 @@
+"""A folder of images of people, without writing a reader.
+
+Either one folder per person, or images whose names tell the person by a regular expression. The
+folders `train`, `query` and `gallery` at the top, if there are any, are the splits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from muva.data.benchmarks.listing import contents, existing_folder, image_files, numbered
+from muva.data.protocols import first_per_camera
+from muva.data.records import SPLITS, Record, Split
+from muva.errors import MuvaError
+
+WholeSplit = Literal["train", "test"]
+"""What images without a split are: all for training, or all for testing."""
+
+
+def read_folder(
+    root: Path,
+    *,
+    domain: str,
+    pid_regex: str | None = None,
+    camid_regex: str | None = None,
+    split: WholeSplit = "test",
+) -> Iterator[Record]:
+    """Records of a folder.
+
+    The expressions are searched in file names; their one group is the person, or the camera. Names
+    that are whole numbers keep them (-1 is junk); others are numbered in order. Without `pid_regex`
+    the folder of an image is its person; without `camid_regex` cameras are unknown. Where there
+    are no split folders, `split` decides: "train" trains on everything, "test" makes the first
+    image of each person and camera a query and the others gallery.
+    """
+    existing_folder(root, what="the image folder")
+    files = list(image_files(root))
+    if not files:
+        raise MuvaError(f"the image folder {root}: expected images in it, found {contents(root)}")
+    names = [file.relative_to(root) for file in files]
+    split_folders = _split_folders(root, names)
+    people = (
+        _folders_of_people(root, names, depth=1 if split_folders else 0)
+        if pid_regex is None
+        else _matches(files, pid_regex, "pid_regex")
+    )
+    cameras = None if camid_regex is None else _matches(files, camid_regex, "camid_regex")
+    pid_of = numbered(people, first=0)
+    camid_of = numbered(cameras or [], first=1)
+    pids = [pid_of[name] for name in people]
+    camids = [None] * len(files) if cameras is None else [camid_of[name] for name in cameras]
+    splits = split_folders or whole_split(split, pids, camids)
+    for index, file in enumerate(files):
+        yield Record(
+            domain=domain,
+            image_id=names[index].as_posix(),
+            split=splits[index],
+            pid=pids[index],
+            camid=camids[index],
+            source=file,
+        )
+
+
+def whole_split(split: WholeSplit, pids: list[int], camids: list[int] | list[None]) -> list[Split]:
+    """The split of each of some images that come without one."""
+    if split not in get_args(WholeSplit):
+        raise MuvaError(f"split {split!r}: expected one of {', '.join(get_args(WholeSplit))}")
+    if split == "train":
+        return ["train"] * len(pids)
+    return ["query" if first else "gallery" for first in first_per_camera(pids, camids)]
+
+
+def _split_folders(root: Path, names: list[Path]) -> list[Split] | None:
+    """Each image's split by its top folder; None without such folders."""
+    of_folder: dict[str, Split] = {split: split for split in SPLITS if (root / split).is_dir()}
+    if not of_folder:
+        return None
+    strays = [name for name in names if name.parts[0] not in of_folder]
+    if strays:  # they would be lost without a word
+        raise MuvaError(
+            f"the image folder {root}: expected all images within {', '.join(of_folder)}, found "
+            f"{len(strays)} outside, for example {strays[0]}"
+        )
+    return [of_folder[name.parts[0]] for name in names]
+
+
+def _folders_of_people(root: Path, names: list[Path], *, depth: int) -> list[str]:
+    """The folder of the person on each image, `depth` folders below the root."""
+    loose = [name for name in names if len(name.parts) < depth + 2]
+    if loose:
+        raise MuvaError(
+            f"the image folder {root}: expected one folder per person, found the image {loose[0]} "
+            "in none. Put each person's images in a folder, or tell the person from file names, "
+            r"for example with --pid-regex '^(\d+)_'"
+        )
+    return [name.parts[depth] for name in names]
+
+
+def _matches(files: list[Path], expression: str, option: str) -> list[str]:
+    """The expression's group in each file name."""
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise MuvaError(f"{option} {expression!r} is no regular expression: {error}") from error
+    if pattern.groups != 1:
+        raise MuvaError(
+            f"{option} {expression!r}: expected one group in parentheses, found {pattern.groups}"
+        )
+    found = [pattern.search(file.name) for file in files]
+    without = [
+        file.name for file, match in zip(files, found, strict=True) if not (match and match[1])
+    ]
+    if without:
+        raise MuvaError(
+            f"{option} {expression!r} finds nothing in {len(without)} of {len(files)} file names, "
+            f"for example in {without[0]}"
+        )
+    return [match[1] for match in found if match]
+
+
+def _refuse_strays(root: Path, inside: set[Path]) -> None:
+    """Images beside the split folders would be lost without a word."""
+    strays = [file for file in image_files(root) if file not in inside]
+    if strays:
+        raise MuvaError(
+            f"the image folder {root}: expected all images within {', '.join(SPLITS)}, found "
+            f"{len(strays)} outside, for example {strays[0].relative_to(root)}"
+        )

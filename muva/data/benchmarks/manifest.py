@@ -1,0 +1,140 @@
+"""A list of images as CSV or Parquet: one row an image, columns by name.
+
+`path` (relative to the list's folder) and `pid` are needed; `camid`, `split` (train, query,
+gallery), `caption` and exact boxes of the parts (`head_x0`, `head_y0`, `head_x1`, `head_y1`,
+`upper_body_x0`, ..., `legs_y1`; fractions of the image, empty where a part is out of sight) may be
+there. Other columns are passed by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from muva.config import PARTS
+from muva.data.benchmarks.folder import WholeSplit, whole_split
+from muva.data.benchmarks.listing import numbered
+from muva.data.records import SPLITS, Box, Record, Split
+from muva.errors import MuvaError
+
+_CORNERS = ("x0", "y0", "x1", "y1")
+
+
+def read_manifest(root: Path, *, domain: str, split: WholeSplit = "test") -> Iterator[Record]:
+    """Records of a list; `root` is the file.
+
+    Identities and cameras that are not whole numbers are numbered in order. Without a column
+    `split`, the option decides as in `read_folder`.
+    """
+    table = _table(root)
+    missing = [name for name in ("path", "pid") if name not in table.column_names]
+    if missing:
+        raise MuvaError(
+            f"the list {root}: expected the columns path and pid, found "
+            f"{', '.join(table.column_names) or 'none'}"
+        )
+    paths = _texts(table, "path", root)
+    people = _texts(table, "pid", root)
+    pid_of = numbered(people, first=0)
+    pids = [pid_of[name] for name in people]
+    camids = _camids(table, root)
+    splits = _splits(table, root) or whole_split(split, pids, camids)
+    boxes = _boxes(table, root)
+    captions = table["caption"].to_pylist() if "caption" in table.column_names else None
+    for index, path in enumerate(paths):
+        yield Record(
+            domain=domain,
+            image_id=Path(path).as_posix(),
+            split=splits[index],
+            pid=pids[index],
+            camid=camids[index],
+            source=root.parent / path,
+            boxes=None if boxes is None else boxes[index],
+            caption=captions[index] if captions else None,
+        )
+
+
+def _table(file: Path) -> pa.Table:
+    if not file.is_file():
+        found = "a folder" if file.is_dir() else "nothing"
+        raise MuvaError(f"the list {file}: expected a CSV or Parquet file, found {found}")
+    if file.suffix.lower() not in (".csv", ".parquet"):
+        raise MuvaError(f"the list {file}: expected a name that ends in .csv or .parquet")
+    try:
+        if file.suffix.lower() == ".parquet":
+            return pq.read_table(file)
+        # Everything as text: 0002 and 2 are two names until `numbered` has seen them all.
+        names = pyarrow.csv.open_csv(file).schema.names
+        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        return pyarrow.csv.read_csv(file, convert_options=options)
+    except pa.ArrowException as error:
+        raise MuvaError(f"the list {file} cannot be read: {error}") from error
+
+
+def _texts(table: pa.Table, column: str, file: Path) -> list[str]:
+    values = ["" if value is None else str(value) for value in table[column].to_pylist()]
+    if "" in values:
+        raise MuvaError(f"the list {file}: {column} is empty in row {values.index('') + 1}")
+    return values
+
+
+def _camids(table: pa.Table, file: Path) -> list[int] | list[None]:
+    if "camid" not in table.column_names:
+        return [None] * len(table)
+    names = _texts(table, "camid", file)
+    camid_of = numbered(names, first=1)
+    return [camid_of[name] for name in names]
+
+
+def _splits(table: pa.Table, file: Path) -> list[Split] | None:
+    if "split" not in table.column_names:
+        return None
+    of_name: dict[str, Split] = {split: split for split in SPLITS}
+    names = _texts(table, "split", file)
+    for row, name in enumerate(names, start=1):
+        if name not in of_name:
+            raise MuvaError(
+                f"the list {file}: expected a split of {', '.join(SPLITS)}, found {name!r} in row "
+                f"{row}"
+            )
+    return [of_name[name] for name in names]
+
+
+def _boxes(table: pa.Table, file: Path) -> list[Mapping[str, Box | None]] | None:
+    """Each image's boxes; parts without columns, and with empty ones, are out of sight."""
+    columns = {part: [f"{part}_{corner}" for corner in _CORNERS] for part in PARTS}
+    given = {part for part in PARTS if set(columns[part]) & set(table.column_names)}
+    if not given:
+        return None
+    missing = [n for p in given for n in columns[p] if n not in table.column_names]
+    if missing:
+        raise MuvaError(f"the list {file}: the column {missing[0]} is missing beside its others")
+    corners = {p: zip(*(table[n].to_pylist() for n in columns[p]), strict=True) for p in given}
+    per_part = {
+        part: [_box(values, file, part, row) for row, values in enumerate(rows, start=1)]
+        for part, rows in corners.items()
+    }
+    return [
+        {part: per_part[part][index] if part in given else None for part in PARTS}
+        for index in range(len(table))
+    ]
+
+
+def _box(values: tuple[Any, ...], file: Path, part: str, row: int) -> Box | None:
+    if all(value in (None, "") for value in values):
+        return None
+    try:
+        x0, y0, x1, y1 = (float(value) for value in values)
+    except (TypeError, ValueError):
+        x0, y0, x1, y1 = 1.0, 1.0, 0.0, 0.0
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise MuvaError(
+            f"the list {file}: expected 0 <= x0 < x1 <= 1 and the same for y, found the {part} box "
+            f"{values} in row {row}. Boxes are fractions of the image, not pixels"
+        )
+    return x0, y0, x1, y1

@@ -1,0 +1,59 @@
+"""Encoded images -> pixels: the one place where images are decoded, resized and normalised."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from muva.errors import MuvaError
+
+Interpolation = Literal["bicubic", "bilinear"]
+"""Training images are resized bicubically, test images bilinearly (Sec. 4 of the method)."""
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class UnreadableImageError(MuvaError):
+    """Bytes that are no image, or not a whole one."""
+
+
+def decode_rgb(encoded: bytes) -> Image.Image:
+    """The whole image in RGB, turned upright if its camera noted how it was held.
+
+    Raises UnreadableImageError for what is empty, truncated, too large or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError as error:
+        what = "empty file" if not encoded else "not an image in a format that Pillow reads"
+        raise UnreadableImageError(what) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"too many pixels: {error}") from error
+    # Pillow's decoders report damage by any of these, depending on the format.
+    except (OSError, ValueError, SyntaxError, IndexError, EOFError, OverflowError) as error:
+        raise UnreadableImageError(f"damaged or truncated: {error}") from error
+
+
+def resized(
+    image: Image.Image, *, height: int, width: int, interpolation: Interpolation
+) -> np.ndarray:
+    """Pixels (height, width, 3), uint8, antialiased where they become fewer."""
+    return np.asarray(image.resize((width, height), _RESAMPLING[interpolation]))
+
+
+def normalised_pixels(
+    pixels: np.ndarray, *, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32: (x / 255 - mean) / std, per channel."""
+    channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+    return channels_first.sub_(_per_channel(mean)).div_(_per_channel(std)).contiguous()
+
+
+def _per_channel(values: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(values).view(1, 3, 1, 1)

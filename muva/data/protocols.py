@@ -1,0 +1,91 @@
+"""Who trains and who is tested: pooled sources with dense labels, and queries out of a train split.
+
+Identities of different domains are different people; a pool numbers them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from muva.data.shards import Dataset
+from muva.errors import MuvaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The training images of several domains as one: M images of N identities."""
+
+    datasets: tuple[Dataset, ...]
+    labels: np.ndarray
+    """(M,) int64, 0 to N - 1: by domain in the order given, then by pid."""
+    identities: tuple[tuple[str, int], ...]
+    """Label -> domain and pid."""
+    dataset_index: np.ndarray
+    """(M,): which of the data sets an image is in."""
+    rows: np.ndarray
+    """(M,): its row there."""
+    image_ids: tuple[str, ...]
+    """(M,): `domain/image_id`."""
+
+    def image_ids_of(self, dataset: Dataset) -> list[str]:
+        """The data set's own ids of its images, in the pool's order; its images are together."""
+        here = np.flatnonzero(self.dataset_index == self.datasets.index(dataset))
+        return [self.image_ids[place].removeprefix(f"{dataset.name}/") for place in here]
+
+
+def pool(datasets: Sequence[Dataset]) -> Pool:
+    """The train splits together; MuvaError for a domain given twice or without training images."""
+    names = [dataset.name for dataset in datasets]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or not names:
+        raise MuvaError(
+            f"sources: expected different data sets, found {', '.join(names) or 'none'}"
+        )
+    identities: list[tuple[str, int]] = []
+    image_ids: list[str] = []
+    labels, dataset_index, rows = [], [], []
+    for index, dataset in enumerate(datasets):
+        table = dataset.rows(["image_id", "pid"], splits=["train"])
+        if not len(table):
+            raise MuvaError(
+                f"{dataset.name} has no training images (splits: "
+                f"{', '.join(dataset.summary.splits)}). It can be a target only"
+            )
+        pids, local_labels = np.unique(table["pid"].to_numpy(), return_inverse=True)
+        labels.append(local_labels + len(identities))
+        identities += [(dataset.name, int(pid)) for pid in pids]
+        image_ids += [f"{dataset.name}/{image_id}" for image_id in table["image_id"].to_pylist()]
+        dataset_index.append(np.full(len(table), index))
+        rows.append(table["row"].to_numpy())
+    return Pool(
+        datasets=tuple(datasets),
+        labels=np.concatenate(labels).astype(np.int64),
+        identities=tuple(identities),
+        dataset_index=np.concatenate(dataset_index),
+        rows=np.concatenate(rows),
+        image_ids=tuple(image_ids),
+    )
+
+
+def query_gallery(rows: pa.Table) -> pa.Table:
+    """The rows with other splits: the first image of each pid and camera asks, the others answer.
+
+    For validation on people who were held out of training.
+    """
+    first = first_per_camera(rows["pid"].to_pylist(), rows["camid"].to_pylist())
+    splits = pa.array(["query" if is_first else "gallery" for is_first in first])
+    return rows.set_column(rows.column_names.index("split"), "split", splits)
+
+
+def first_per_camera(pids: Sequence[int], camids: Sequence[int | None]) -> list[bool]:
+    """Whether each image is the first of its person in its camera; junk (negative) never is."""
+    seen: set[tuple[int, int | None]] = set()
+    first = []
+    for place in zip(pids, camids, strict=True):
+        first.append(place not in seen and place[0] >= 0)
+        seen.add(place)
+    return first

@@ -1,0 +1,378 @@
+"""A data set on disk: records become checked Parquet shards; shards are read back row by row.
+
+Rows are sorted by split, identity and image id, so the same images give the same bytes. A shard
+holds encoded images as found. Images that cannot be decoded are set aside by name with the reason;
+everything else that is wrong with a data set stops it before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from muva.config import PARTS
+from muva.data.artifacts import Artifact
+from muva.data.images import UnreadableImageError, decode_rgb
+from muva.data.records import JUNK_PID, SPLITS, Record
+from muva.errors import MuvaError
+
+SHARD_FORMAT = 1
+"""Version of what `write_shards` writes."""
+
+SHARD_BYTES = 128 * 2**20
+QUARANTINE_LIMIT = 0.01
+QUARANTINE = "quarantine.json"
+
+_ROW_GROUP_ROWS = 64  # what reading a single image reads
+_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("pid", pa.int64(), nullable=False),
+        pa.field("camid", pa.int32()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("has_boxes", pa.bool_(), nullable=False),
+        # Lists of fixed size do not survive: Parquet reads their nulls back as lists of size 0.
+        *(pa.field(f"box_{part}", pa.list_(pa.float32())) for part in PARTS),
+        pa.field("caption", pa.string()),
+        pa.field("image", pa.binary(), nullable=False),
+    ]
+)
+ROW_COLUMNS = tuple(name for name in _SCHEMA.names if name != "image")
+"""What is known of an image, besides the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One Parquet file of a data set."""
+
+    key: str
+    """Within the artifact."""
+    rows: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSummary:
+    """What a data set holds; `asdict` of it is its manifest's summary."""
+
+    domain: str
+    fingerprint: str
+    """Hash of all rows: of the content, wherever it came from."""
+    images: int
+    quarantined: int
+    splits: dict[str, dict[str, int]]
+    """Split -> images, identities (without junk), cameras (0 when unknown)."""
+    cameras_known: bool
+    has_boxes: bool
+    shards: tuple[Shard, ...]
+
+
+def write_shards(
+    records: Iterable[Record],
+    *,
+    artifact: Artifact,
+    shard_bytes: int = SHARD_BYTES,
+    quarantine_limit: float = QUARANTINE_LIMIT,
+    progress: Callable[[int, int], None] | None = None,
+) -> DatasetSummary:
+    """Check and store all records; committing the artifact with the summary is left to the caller.
+
+    Raises MuvaError for records that contradict each other, and when more images are unreadable
+    than `quarantine_limit` (a share) and a handful (one in ten, at most five, at least one).
+    """
+    ordered = sorted(records, key=lambda r: (SPLITS.index(r.split), r.pid, r.image_id))
+    _check(ordered, name=artifact.name)
+    allowed = max(quarantine_limit * len(ordered), min(5, max(1, len(ordered) // 10)))
+    writer = _ShardWriter(artifact, shard_bytes)
+    quarantine: list[dict[str, str]] = []
+    for done, record in enumerate(ordered, start=1):
+        try:
+            writer.add(_row(record))
+        except UnreadableImageError as error:
+            quarantine.append({"image_id": record.image_id, "reason": str(error)})
+            if len(quarantine) > allowed:
+                raise MuvaError(
+                    f"{artifact.name}: {len(quarantine)} of the first {done} images cannot be "
+                    f"read (of {len(ordered)} in all, {int(allowed)} may be set aside): "
+                    f"{_named(': '.join(entry.values()) for entry in quarantine)}. "
+                    "Was the copy interrupted?"
+                ) from error
+        if progress is not None:
+            progress(done, len(ordered))
+    writer.finish()
+    artifact.store.write(artifact.key(QUARANTINE), json.dumps(quarantine, indent=1).encode())
+    _check_splits(writer.counts, name=artifact.name, why=f"{len(quarantine)} images are unreadable")
+    return DatasetSummary(
+        domain=ordered[0].domain,
+        fingerprint=writer.fingerprint.hexdigest()[:16],
+        images=len(ordered) - len(quarantine),
+        quarantined=len(quarantine),
+        splits=_split_counts(ordered, {q["image_id"] for q in quarantine}),
+        cameras_known=ordered[0].camid is not None,
+        has_boxes=any(record.boxes is not None for record in ordered),
+        shards=tuple(writer.shards),
+    )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A stored data set. Row numbers count through all shards in order."""
+
+    artifact: Artifact
+    summary: DatasetSummary
+
+    @property
+    def name(self) -> str:
+        """The domain: image ids and pids are unique within it."""
+        return self.summary.domain
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all rows."""
+        return self.summary.fingerprint
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """What to read, with row counts: planning opens nothing."""
+        return self.summary.shards
+
+    def rows(
+        self, columns: Sequence[str] = ROW_COLUMNS, *, splits: Sequence[str] | None = None
+    ) -> pa.Table:
+        """The rows of these splits (all of them by default) with these columns and `row`."""
+        tables = [
+            self.read_shard(index, columns, splits=splits) for index in range(len(self.shards))
+        ]
+        return pa.concat_tables(tables).combine_chunks()
+
+    def read_shard(
+        self,
+        index: int,
+        columns: Sequence[str] = _SCHEMA.names,
+        *,
+        splits: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """One shard's rows, encoded images (`image`) included unless left out; `row` comes last."""
+        needed = dict.fromkeys([*columns, "split"])
+        with self._explained(index):
+            table = pq.read_table(self._file(index), columns=list(needed))
+        first = int(self._first_rows[index])
+        table = table.append_column("row", pa.array(np.arange(first, first + len(table))))
+        if splits is not None:
+            inside = np.isin(table["split"].to_numpy(), list(splits))
+            table = table.filter(pa.array(inside))
+        return table.select([*columns, "row"])
+
+    def read_images(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
+        """The encoded images of these rows, in this order."""
+        wanted = np.asarray(rows, np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self._first_rows[-1]):
+            raise IndexError(f"{self.name} has rows 0 to {self._first_rows[-1] - 1}")
+        images: list[bytes] = [b""] * len(wanted)
+        shard_of = np.searchsorted(self._first_rows, wanted, side="right") - 1
+        for shard in np.unique(shard_of):
+            places = np.flatnonzero(shard_of == shard)
+            local = wanted[places] - self._first_rows[shard]
+            with (
+                self._explained(int(shard)),
+                pq.ParquetFile(self._file(int(shard)), memory_map=True) as file,
+            ):
+                for group in np.unique(local // _ROW_GROUP_ROWS):
+                    column = file.read_row_group(int(group), columns=["image"])["image"]
+                    for place in np.flatnonzero(local // _ROW_GROUP_ROWS == group):
+                        at = int(local[place] - group * _ROW_GROUP_ROWS)
+                        images[places[place]] = column[at].as_py()
+        return images
+
+    def quarantine(self) -> list[dict[str, str]]:
+        """The images that were set aside: `image_id`, `reason`."""
+        return json.loads(self.artifact.store.read(self.artifact.key(QUARANTINE)))
+
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        """Row number of each shard's first row, and the number of all rows."""
+        return np.cumsum([0, *(shard.rows for shard in self.shards)])
+
+    @contextmanager
+    def _explained(self, index: int) -> Iterator[None]:
+        """Damage of a shard in words that say what to do."""
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise MuvaError(
+                f"{self.artifact.uri}: {self.shards[index].key} is damaged ({error}). Delete the "
+                "artifact (`muva store gc`) and import the data set again"
+            ) from error
+
+    def _file(self, index: int) -> Path:
+        return self.artifact.store.path(self.artifact.key(self.shards[index].key))
+
+
+def open_dataset(artifact: Artifact) -> Dataset:
+    """The data set of a complete artifact; MuvaError when unfinished or of another format."""
+    manifest = artifact.manifest(format_version=SHARD_FORMAT)
+    if manifest is None:
+        raise MuvaError(
+            f"{artifact.uri} is unfinished: its import was interrupted. Start `muva data import` "
+            "again"
+        )
+    summary = dict(manifest["summary"])
+    shards = tuple(Shard(**shard) for shard in summary.pop("shards"))
+    return Dataset(artifact, DatasetSummary(**summary, shards=shards))
+
+
+def _check(records: Sequence[Record], *, name: str) -> None:
+    """Refuse records that contradict each other or the rules of `Record`."""
+    domains = {record.domain for record in records}
+    if len(domains) > 1:
+        raise MuvaError(f"{name}: records of several domains: {_named(sorted(domains))}")
+    _check_splits(Counter(record.split for record in records), name=name, why="")
+    repeated = [i for i, n in Counter(record.image_id for record in records).items() if n > 1]
+    _refuse(repeated, f"{name}: image ids must be unique; repeated")
+    _refuse(
+        [r.image_id for r in records if r.pid < JUNK_PID or (r.pid < 0 and r.split != "gallery")],
+        f"{name}: pids count from 0, and -1 (junk) is for gallery images only; broken by",
+    )
+    _refuse(
+        [
+            f"{r.image_id} (camera {r.camid})"
+            for r in records
+            if r.camid is not None and r.camid < 0
+        ],
+        f"{name}: camera ids must not be negative; found",
+    )
+    _refuse(
+        [r.image_id for r in records if r.camid is None]
+        if any(r.camid is not None for r in records)
+        else [],
+        f"{name}: camera ids must be given for all images or for none; missing for",
+    )
+    trained = {r.pid for r in records if r.split == "train"}
+    _refuse(
+        sorted(map(str, trained & {r.pid for r in records if r.split != "train"})),
+        f"{name}: identities must not be in both train and query or gallery; found pids",
+    )
+
+
+def _check_splits(counts: Counter[str], *, name: str, why: str) -> None:
+    because = f" ({why})" if why else ""
+    if not counts.total():
+        raise MuvaError(f"{name}: there are no images{because}")
+    for split, other in (("query", "gallery"), ("gallery", "query")):
+        if counts[split] and not counts[other]:
+            raise MuvaError(
+                f"{name}: the split {other} is empty while {split} has {counts[split]} "
+                f"images{because}; retrieval needs both"
+            )
+
+
+def _refuse(offenders: Sequence[str], message: str) -> None:
+    if offenders:
+        raise MuvaError(f"{message} {_named(offenders)}")
+
+
+def _named(things: Iterable[str], most: int = 3) -> str:
+    """The first few by name, and how many more there are."""
+    everything = list(things)
+    rest = f" and {len(everything) - most} more" if len(everything) > most else ""
+    return ", ".join(everything[:most]) + rest
+
+
+def _row(record: Record) -> dict[str, Any]:
+    """All columns of one record; UnreadableImageError unless the whole image can be decoded."""
+    try:
+        encoded = record.source if isinstance(record.source, bytes) else record.source.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be opened: {error.strerror or error}") from error
+    image = decode_rgb(encoded)
+    boxes = record.boxes or {}
+    return {
+        "image_id": record.image_id,
+        "split": record.split,
+        "pid": record.pid,
+        "camid": record.camid,
+        "width": image.width,
+        "height": image.height,
+        "sha256": hashlib.sha256(encoded).hexdigest(),
+        "has_boxes": record.boxes is not None,
+        **{f"box_{part}": _float32(boxes.get(part)) for part in PARTS},
+        "caption": record.caption,
+        "image": encoded,
+    }
+
+
+def _float32(box: Sequence[float] | None) -> list[float] | None:
+    return None if box is None else np.asarray(box, np.float32).tolist()
+
+
+class _ShardWriter:
+    """Collects rows into shards of about `shard_bytes` and hashes them on the way."""
+
+    def __init__(self, artifact: Artifact, shard_bytes: int):
+        self.shards: list[Shard] = []
+        self.counts: Counter[str] = Counter()
+        self.fingerprint = hashlib.sha256()
+        self._artifact = artifact
+        self._shard_bytes = shard_bytes
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take one more row, and write a shard when there are enough."""
+        self._rows.append(row)
+        self._bytes += len(row["image"])
+        self.counts[row["split"]] += 1
+        known = {name: value for name, value in row.items() if name != "image"}
+        self.fingerprint.update(json.dumps(known, sort_keys=True).encode() + b"\n")
+        if self._bytes >= self._shard_bytes:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write what is left."""
+        if not self._rows:
+            return
+        key = f"shard-{len(self.shards):05d}.parquet"
+        encoded = _parquet(pa.Table.from_pylist(self._rows, schema=_SCHEMA))
+        self._artifact.store.write(self._artifact.key(key), encoded)
+        self.shards.append(Shard(key=key, rows=len(self._rows), size_bytes=len(encoded)))
+        self._rows, self._bytes = [], 0
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {
+        "compression": {name: "none" if name == "image" else "zstd" for name in _SCHEMA.names},
+        "use_dictionary": ["split"],
+        "write_statistics": False,
+    }
+    pq.write_table(table, buffer, row_group_size=_ROW_GROUP_ROWS, **options)
+    return buffer.getvalue()
+
+
+def _split_counts(records: Iterable[Record], left_out: set[str]) -> dict[str, dict[str, int]]:
+    counts = {}
+    kept = [record for record in records if record.image_id not in left_out]
+    for split in SPLITS:
+        inside = [record for record in kept if record.split == split]
+        if inside:
+            counts[split] = {
+                "images": len(inside),
+                "identities": len({r.pid for r in inside} - {JUNK_PID}),
+                "cameras": len({r.camid for r in inside} - {None}),
+            }
+    return counts
