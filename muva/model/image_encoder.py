@@ -17,6 +17,7 @@ from muva.model.attention import attention_bias, blocks_of, hard_gate, run_block
 from muva.model.clip import vision_tower
 from muva.model.mask_predictor import MaskPredictor
 from muva.model.position_embedding import add_part_positions
+from muva.model.precision import at_least_float32
 
 PART_TOKEN_STD = 0.02
 
@@ -144,4 +145,4 @@ class ImageEncoder(nn.Module):
         return hard_gate(probabilities > 0.5)
 
     def _project(self, leading: Float[Tensor, " B G D"]) -> Float[Tensor, " B F"]:
-        return (self.ln_post(leading) @ self.proj).flatten(1).float()
+        return at_least_float32((self.ln_post(leading) @ self.proj).flatten(1))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from muva.config import ModelConfig
 from muva.errors import SettingsError
+from muva.model.precision import at_least_float32
 
 
 class PartCrossAttention(nn.Module):
@@ -62,11 +63,11 @@ class MaskPredictorBlock(nn.Module):
     def forward(
         self, parts: Float[Tensor, " B R D"], patches: Float[Tensor, " B L D"]
     ) -> Float[Tensor, " B R L"]:
-        """This block's share of the mask logits, float32."""
+        """This block's share of the mask logits, at least float32."""
         gathered = self.cross_attn(self.ln_attn1(parts), self.ln_attn2(patches))
         if self.shortcut:
             gathered = gathered + parts
-        return self.mlp(self.ln_mlp(gathered)).float()
+        return at_least_float32(self.mlp(self.ln_mlp(gathered)))
 
 
 class MaskPredictor(nn.Module):

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from muva.config import ModelConfig, PromptConfig
 from muva.errors import MuvaError
+from muva.model.clip import shape_of
 from muva.model.image_encoder import ImageEncoder, ImageFeatures
 from muva.model.neck import BatchNormNeck
 from muva.model.text_encoder import TextEncoder
@@ -45,6 +46,7 @@ class MuvaModel(nn.Module):
         super().__init__()
         self.config = model
         self.prompt_config = prompts
+        self.clip_shape = shape_of(clip)
         self.image_encoder = ImageEncoder(clip, model)
         self.text_encoder = TextEncoder(clip, parts=model.parts, prompts=prompts)
         grains = 1 + len(model.parts)

@@ -3,6 +3,8 @@
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 Precision = Literal["bf16", "fp16", "fp32"]
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,6 +21,11 @@ def resolve_precision(
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return "bf16"
     return "fp32"
+
+
+def at_least_float32(values: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
+    """Half precision widened; float32 and float64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

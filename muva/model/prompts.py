@@ -27,6 +27,8 @@ CONTEXT_START = 5
 
 def prompt_texts(parts: Sequence[Part], prompts: PromptConfig) -> list[str]:
     """The texts of the person and of these parts, in this order."""
+    # CLIP's tokeniser reads `*,` as one token: without a noun, the comma of a domain context gives
+    # way to the last context token. The ids are what the tokeniser makes of the whole text.
     nouns = [PERSON, *(PART_NOUNS[part] for part in parts)]
     opening = " ".join([PREFIX, *[PLACEHOLDER] * prompts.context_tokens])
     ending = f", {prompts.domain_context}" if prompts.domain_context else ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from muva.config import Part, PromptConfig
 from muva.model.attention import blocks_of, run_block
+from muva.model.precision import at_least_float32
 from muva.model.prompts import CONTEXT_START, prompt_texts, tokenise
 
 
@@ -42,10 +43,11 @@ class TextEncoder(nn.Module):
         """Text features of identities: those of their G prompts, concatenated."""
         identities = len(contexts)
         ends = self.token_ids.argmax(dim=1)
-        words = self.token_embedding(self.token_ids[:, : int(ends.max()) + 1])
-        before = words[:, :CONTEXT_START].expand(identities, -1, -1, -1)
-        after = words[:, CONTEXT_START + self.context_tokens :].expand(identities, -1, -1, -1)
-        prompts = torch.cat([before, contexts, after], dim=2)
+        words = self.token_ids[:, : int(ends.max()) + 1]
+        before = self.token_embedding(words[:, :CONTEXT_START])
+        after = self.token_embedding(words[:, CONTEXT_START + self.context_tokens :])
+        shared = (identities, -1, -1, -1)
+        prompts = torch.cat([before.expand(shared), contexts, after.expand(shared)], dim=2)
         features = _encode_embedded(
             prompts.flatten(0, 1),
             ends.repeat(identities),
@@ -54,7 +56,7 @@ class TextEncoder(nn.Module):
             ln_final=self.ln_final,
             projection=self.text_projection,
         )
-        return features.view(identities, -1)
+        return at_least_float32(features.view(identities, -1))
 
 
 def encode_text(

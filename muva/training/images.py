@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ Progress = Callable[[int, int], None]
 Batch = tuple[Tensor, Tensor | None]
 
 
+@runtime_checkable
 class TrainingImages(Protocol):
     """Pooled training images: M of them, with dense labels and, if there are parts, masks."""
 
@@ -65,7 +66,9 @@ def image_features(
     count = len(images.labels)
     share = np.array_split(np.arange(count), world_size())[rank()]
     batches = [(share[at : at + batch_size], None) for at in range(0, len(share), batch_size)]
-    features = torch.zeros(count, model.feature_dim, device=device)
+    features = torch.zeros(
+        count, model.feature_dim, device=device, dtype=model.classifier.weight.dtype
+    )
     was_training = model.training
     model.eval()
     for done, (pixels, part_masks) in enumerate(in_advance(images, batches)):

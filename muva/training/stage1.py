@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 from muva.config import Stage1Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
+from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.memory import identity_centroids
 from muva.training.optimisers import (
     optimiser_state,
@@ -46,8 +47,8 @@ def learn_prompts(
     `state` is a former report's state, of the same share: training goes on behind its epoch.
     """
     share = identities if identities is not None else range(model.identities)
-    learned = model.contexts.detach()[share.start : share.stop].clone()
-    contexts = nn.Parameter(learned)
+    contexts = nn.Parameter(model.contexts.detach()[share.start : share.stop].clone())
+    precision = resolve_precision(settings.precision, contexts.device)
     optimiser = stage1_optimiser(contexts, settings)
     first_epoch = 1 if state is None else _restore(contexts, optimiser, state)
     centroids = identity_centroids(
@@ -72,6 +73,7 @@ def learn_prompts(
                 torch.as_tensor(labels[batch]),
                 temperature=settings.temperature,
                 first_identity=share.start,
+                precision=precision,
             )
             prompt_step(loss, optimiser)
             losses.append(loss.detach())
@@ -93,6 +95,7 @@ def prompt_loss(
     *,
     temperature: float,
     first_identity: int = 0,
+    precision: Precision = "fp32",
 ) -> Float[Tensor, ""]:
     """Cross-entropy of text features against all centroids, mean over the batch's entries.
 
@@ -102,7 +105,9 @@ def prompt_loss(
     present, counts = labels.unique(return_counts=True)
     ours = (present >= first_identity) & (present < first_identity + len(contexts))
     present, counts = present[ours].to(contexts.device), counts[ours].to(contexts)
-    text = normalize(model.text_features(contexts[present - first_identity]))
+    with autocast(precision, contexts.device):
+        text = model.text_features(contexts[present - first_identity])
+    text = normalize(text)
     losses = cross_entropy(text @ centroids.T / temperature, present, reduction="none")
     return (losses * counts).sum() / len(labels)
 

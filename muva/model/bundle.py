@@ -1,0 +1,251 @@
+"""Model bundles: everything that embedding an image needs, in one folder.
+
+`model.safetensors` holds all parameters, the prompts and CLIP's text side too, so that training can
+go on from a bundle; `bundle.json` says what they are: configuration, sizes, where they come from.
+`load_bundle` gives an embedder, as `untouched_clip` does for CLIP without training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import Float, Shaped
+from PIL import Image, UnidentifiedImageError
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from muva.config import ModelConfig, PromptConfig
+from muva.errors import MuvaError
+from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
+from muva.model.muva_model import MuvaModel, build_model
+from muva.model.precision import Precision, autocast
+
+BUNDLE_FORMAT = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
+
+Encoder = Callable[[Tensor], Tensor]
+ImageLike = Image.Image | np.ndarray | bytes | Path
+
+
+@dataclass(kw_only=True)
+class Embedder:
+    """Images in, features for retrieval out."""
+
+    module: nn.Module
+    encode: Encoder
+    """Normalised images (B, 3, H, W) to features (B, F) of unit length."""
+    image_height: int
+    image_width: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    feature_dim: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are encoded."""
+        return next(self.module.parameters()).device
+
+    def to(self, device: torch.device | str) -> Embedder:
+        """Move to a device, in place."""
+        self.module.to(device)
+        return self
+
+    def embed(
+        self, images: Sequence[ImageLike], *, batch_size: int = 64, precision: Precision = "fp32"
+    ) -> Float[np.ndarray, " B F"]:
+        """Features of unit length, float32, of images of any size.
+
+        An image is a PIL image, a uint8 array (height, width, 3), encoded bytes, or a path. It is
+        resized bilinearly to the model's size, as the authors do at test time.
+        """
+        features = [np.empty((0, self.feature_dim), np.float32)]
+        for start in range(0, len(images), batch_size):
+            pixels = [self._pixels(image) for image in images[start : start + batch_size]]
+            batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+            features.append(self.embed_pixels(batch, precision=precision))
+        return np.concatenate(features)
+
+    @torch.inference_mode()
+    def embed_pixels(
+        self, pixels: Shaped[Tensor, " B 3 H W"], *, precision: Precision = "fp32"
+    ) -> Float[np.ndarray, " B F"]:
+        """Features of images that have the model's size: uint8, or floating point in 0 to 1."""
+        if tuple(pixels.shape[-2:]) != (self.image_height, self.image_width):
+            raise MuvaError(
+                f"images of {pixels.shape[-2]} x {pixels.shape[-1]}: this model takes "
+                f"{self.image_height} x {self.image_width} (height x width)"
+            )
+        values = pixels.to(self.device)
+        values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
+        mean, std = (
+            torch.tensor(statistic, device=self.device)[:, None, None]
+            for statistic in (self.mean, self.std)
+        )
+        with autocast(precision, self.device):
+            features = self.encode((values - mean) / std)
+        return features.float().cpu().numpy()
+
+    def _pixels(self, image: ImageLike) -> np.ndarray:
+        size = (self.image_width, self.image_height)
+        return np.asarray(_rgb(image).resize(size, Image.Resampling.BILINEAR))
+
+
+@dataclass(kw_only=True)
+class Bundle(Embedder):
+    """A trained model with what is known of its making."""
+
+    model: MuvaModel
+    metadata: Mapping[str, Any]
+
+
+def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) -> None:
+    """Write a model and its description; `metadata` is JSON, for example its provenance."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    stored = save(tensors)
+    description = {
+        "format_version": BUNDLE_FORMAT,
+        "sha256": hashlib.sha256(stored).hexdigest(),
+        "clip": asdict(model.clip_shape),
+        "model": model.config.model_dump(mode="json"),
+        "prompts": model.prompt_config.model_dump(mode="json"),
+        "identities": model.identities,
+        "feature_dim": model.feature_dim,
+        "metadata": dict(metadata),
+    }
+    (folder / WEIGHTS).write_bytes(stored)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Open a bundle on the processor, in eval mode.
+
+    Raises MuvaError when it is incomplete, damaged or of a format that this program does not read.
+    """
+    description = _read_description(folder)
+    weights = _read_weights(folder, description["sha256"])
+    try:
+        config = ModelConfig.model_validate(description["model"])
+        prompts = PromptConfig.model_validate(description["prompts"])
+        shape = ClipShape(**description["clip"])
+        identities, metadata = description["identities"], description["metadata"]
+    except (ValidationError, KeyError, TypeError) as error:
+        raise MuvaError(
+            f"model bundle {folder}: {DESCRIPTION} does not describe a model of this version of "
+            f"muva: {error}"
+        ) from error
+    clip = empty_clip(
+        shape, image_size=(config.image_height, config.image_width), stride=config.stride
+    )
+    token_ids = weights.get("text_encoder.token_embedding.token_ids_used")
+    if token_ids is not None:
+        clip.get_buffer("token_embedding.token_ids_used").copy_(token_ids)
+    model = build_model(clip, model=config, prompts=prompts, identities=identities, seed=0)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise MuvaError(
+            f"model bundle {folder}: {WEIGHTS} is not of the configuration in {DESCRIPTION}: "
+            f"{str(error).partition(':')[2].strip()}"
+        ) from error
+    return embedder_of(model.eval(), metadata=metadata)
+
+
+def embedder_of(model: MuvaModel, *, metadata: Mapping[str, Any]) -> Bundle:
+    """A bundle of a model in memory, which must be in eval mode when it embeds."""
+    return Bundle(
+        module=model,
+        encode=model.retrieval_features,
+        image_height=model.config.image_height,
+        image_width=model.config.image_width,
+        mean=model.config.mean,
+        std=model.config.std,
+        feature_dim=model.feature_dim,
+        model=model,
+        metadata=metadata,
+    )
+
+
+def untouched_clip(name: str, *, image_height: int, image_width: int, stride: int) -> Embedder:
+    """CLIP as it is: the projected class token, with the mean and std it was trained with."""
+    clip = load_clip(name, image_size=(image_height, image_width), stride=stride)
+    height, width = image_size_of(clip)
+    mean, std = normalisation(clip)
+    return Embedder(
+        module=clip,
+        encode=lambda images: normalize(_class_token(clip, images)),
+        image_height=height,
+        image_width=width,
+        mean=mean,
+        std=std,
+        feature_dim=clip.get_parameter("visual.proj").shape[1],
+    )
+
+
+def _class_token(clip: open_clip.CLIP, images: Tensor) -> Tensor:
+    return clip.encode_image(images).float()
+
+
+def _read_description(folder: Path) -> Mapping[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text())
+        version = description["format_version"]
+        description["sha256"]
+    except FileNotFoundError as error:
+        raise MuvaError(
+            f"{folder} is no model bundle: expected {DESCRIPTION} and {WEIGHTS} in it"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise MuvaError(f"model bundle {folder}: {DESCRIPTION} is damaged ({error!r})") from error
+    if version != BUNDLE_FORMAT:
+        raise MuvaError(
+            f"model bundle {folder} has the format {version}, this program reads {BUNDLE_FORMAT}: "
+            f"use the version of muva that wrote it, or train again"
+        )
+    return description
+
+
+def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        stored = (folder / WEIGHTS).read_bytes()
+    except FileNotFoundError as error:
+        raise MuvaError(f"model bundle {folder}: {WEIGHTS} is missing; copy it whole") from error
+    if hashlib.sha256(stored).hexdigest() != sha256:
+        raise MuvaError(
+            f"model bundle {folder}: {WEIGHTS} is damaged (its SHA-256 is not the one in "
+            f"{DESCRIPTION}); copy it again"
+        )
+    try:
+        return load(stored)
+    except SafetensorError as error:
+        raise MuvaError(f"model bundle {folder}: {WEIGHTS} is damaged ({error})") from error
+
+
+def _rgb(image: ImageLike) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise MuvaError(
+                f"an image array of {image.dtype} {image.shape}: expected uint8 (height, width, 3)"
+            )
+        return Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        what = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+        raise MuvaError(f"{what}: not readable as an image ({error})") from error
