@@ -1,0 +1,194 @@
+"""What a person wants to see of a data set before training on it: counts, oddities, a sample.
+
+Everything here describes; what makes a data set unusable is refused when it is stored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageDraw
+
+from muva.data.images import decode_rgb
+from muva.data.records import JUNK_PID, SPLITS
+from muva.data.shards import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Smallest, median and largest of some numbers."""
+
+    smallest: int
+    median: float
+    largest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """One split in numbers."""
+
+    images: int
+    identities: int
+    """Without junk."""
+    cameras: int
+    """0 when unknown."""
+    junk: int
+    images_per_identity: Range
+    identities_with_one_image: int
+    """They cannot fill K images of a batch but by repetition, and as a query find nothing."""
+    identities_in_one_camera: int
+    """The camera rule leaves their queries without a match; 0 when cameras are unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetReport:
+    """A data set in numbers; `asdict` of it is JSON."""
+
+    name: str
+    fingerprint: str
+    splits: dict[str, SplitReport]
+    images: int
+    bytes: int
+    width: Range
+    height: Range
+    with_boxes: int
+    with_captions: int
+    quarantined: list[dict[str, str]]
+    """Images set aside when the data set was stored: `image_id`, `reason`."""
+    duplicates: list[list[str]]
+    """Groups of images with the same bytes, by `split/pid: image_id`."""
+    warnings: list[str]
+    """What is odd, in words."""
+
+
+def check_dataset(dataset: Dataset) -> DatasetReport:
+    """Describe a data set; reads everything but the images."""
+    rows = dataset.rows()
+    splits = {
+        split: _split_report(rows.filter(pa.array(rows["split"].to_numpy() == split)))
+        for split in SPLITS
+        if split in dataset.summary.splits
+    }
+    quarantined = dataset.quarantine()
+    duplicates = _duplicates(rows)
+    return DatasetReport(
+        name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        splits=splits,
+        images=len(rows),
+        bytes=sum(shard.size_bytes for shard in dataset.shards),
+        width=_range(rows["width"].to_numpy()),
+        height=_range(rows["height"].to_numpy()),
+        with_boxes=int(np.count_nonzero(rows["has_boxes"].to_numpy())),
+        with_captions=len(rows) - rows["caption"].null_count,
+        quarantined=quarantined,
+        duplicates=duplicates,
+        warnings=_warnings(dataset, splits, len(duplicates), len(quarantined)),
+    )
+
+
+def sample_sheet(
+    dataset: Dataset,
+    *,
+    people: int = 8,
+    images_each: int = 6,
+    height: int = 128,
+    width: int = 64,
+    seed: int = 0,
+) -> Image.Image:
+    """A picture of some people, a row each, with split, pid and cameras written beside them."""
+    table = dataset.rows(["split", "pid", "camid"])
+    of_person: dict[tuple[str, int], list[dict]] = defaultdict(list)
+    for row in table.to_pylist():
+        where = "train" if row["split"] == "train" else "test"
+        of_person[where, row["pid"]].append(row)
+    generator = np.random.default_rng(seed)
+    everyone = list(of_person)
+    chosen = sorted(generator.choice(len(everyone), min(people, len(everyone)), replace=False))
+    sheet = Image.new(
+        "RGB",
+        (_LABEL_WIDTH + images_each * (width + _GAP), len(chosen) * (height + _CAPTION + _GAP)),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    for line, index in enumerate(chosen):
+        where, pid = everyone[index]
+        rows = _spread(of_person[where, pid], images_each)
+        top = line * (height + _CAPTION + _GAP)
+        label = "junk" if pid == JUNK_PID else f"person {pid}"
+        draw.text((_GAP, top + _GAP), f"{where}\n{label}", fill="black")
+        for place, (row, encoded) in enumerate(
+            zip(rows, dataset.read_images([row["row"] for row in rows]), strict=True)
+        ):
+            left = _LABEL_WIDTH + place * (width + _GAP)
+            sheet.paste(decode_rgb(encoded).resize((width, height)), (left, top))
+            camera = "?" if row["camid"] is None else row["camid"]
+            draw.text((left, top + height), f"camera {camera}", fill="black")
+    return sheet
+
+
+_LABEL_WIDTH, _CAPTION, _GAP = 80, 14, 4
+
+
+def _split_report(rows: pa.Table) -> SplitReport:
+    pids = rows["pid"].to_numpy()
+    camids = rows["camid"].to_pylist()
+    images = Counter(pid for pid in pids.tolist() if pid != JUNK_PID)
+    cameras: dict[int, set[int | None]] = defaultdict(set)
+    for pid, camid in zip(pids.tolist(), camids, strict=True):
+        cameras[pid].add(camid)
+    known = set(camids) - {None}
+    return SplitReport(
+        images=len(rows),
+        identities=len(images),
+        cameras=len(known),
+        junk=int(np.count_nonzero(pids == JUNK_PID)),
+        images_per_identity=_range(np.array(list(images.values()))),
+        identities_with_one_image=sum(count == 1 for count in images.values()),
+        identities_in_one_camera=sum(len(cameras[pid]) == 1 for pid in images) if known else 0,
+    )
+
+
+def _duplicates(rows: pa.Table) -> list[list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for row in rows.select(["sha256", "split", "pid", "image_id"]).to_pylist():
+        groups[row["sha256"]].append(f"{row['split']}/{row['pid']}: {row['image_id']}")
+    return [sorted(group) for group in groups.values() if len(group) > 1]
+
+
+def _warnings(
+    dataset: Dataset, splits: dict[str, SplitReport], duplicates: int, quarantined: int
+) -> list[str]:
+    found = []
+    if not dataset.summary.cameras_known:
+        found.append("cameras are unknown: in evaluation a query ignores only its own image")
+    if quarantined:
+        found.append(f"{quarantined} images could not be read and were set aside")
+    if duplicates:
+        found.append(f"{duplicates} groups of images have the same content")
+    train = splits.get("train")
+    if train and train.identities_with_one_image:
+        found.append(f"{train.identities_with_one_image} training identities have only one image")
+    if train and train.identities < 2:
+        found.append("there is only one training identity: nothing can be learnt from it")
+    return found
+
+
+def _spread(rows: Sequence[dict], count: int) -> list[dict]:
+    """At most `count` of the rows, evenly, so that all cameras have a chance."""
+    ordered = sorted(rows, key=lambda row: (row["camid"] is None, row["camid"], row["row"]))
+    if len(ordered) <= count:
+        return ordered
+    return [ordered[index * len(ordered) // count] for index in range(count)]
+
+
+def _range(values: np.ndarray) -> Range:
+    if not len(values):
+        return Range(smallest=0, median=0.0, largest=0)
+    return Range(
+        smallest=int(values.min()), median=float(np.median(values)), largest=int(values.max())
+    )

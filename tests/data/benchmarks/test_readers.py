@@ -1,0 +1,262 @@
+"""Readers: miniature trees in each layout give their records, wrong ones say what is wrong."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from muva.data.artifacts import Artifact
+from muva.data.benchmarks import listing_of, read_tree
+from muva.data.records import Record
+from muva.data.shards import open_dataset, write_shards
+from muva.data.store import open_store
+from muva.data.synthetic import synthetic_records
+from muva.errors import MuvaError
+
+MARKET = {
+    "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c2s1_000001_00.jpg"],
+    "query": ["0003_c1s1_000001_00.jpg"],
+    "bounding_box_test": ["0003_c4s6_000002_01.jpg", "0000_c1s1_000003_01.jpg", "-1_c3s2_1_1.jpg"],
+}
+
+
+def tree(root: Path, files: dict[str, list[str]]) -> Path:
+    for folder, names in files.items():
+        for name in names:
+            file = root / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 4, 3), 127, np.uint8)).save(file)
+    return root
+
+
+def told(records: list[Record]) -> set[tuple]:
+    return {(r.image_id, r.split, r.pid, r.camid) for r in records}
+
+
+def test_market1501_reads_splits_people_and_cameras_from_names(tmp_path):
+    tree(tmp_path, MARKET)
+    (tmp_path / "bounding_box_test" / "Thumbs.db").write_bytes(b"")
+    records = read_tree("market1501", tmp_path, domain="market1501")
+    assert told(records) == {
+        ("bounding_box_train/0002_c1s1_000451_03.jpg", "train", 2, 1),
+        ("bounding_box_train/0002_c2s1_000001_00.jpg", "train", 2, 2),
+        ("query/0003_c1s1_000001_00.jpg", "query", 3, 1),
+        ("bounding_box_test/0003_c4s6_000002_01.jpg", "gallery", 3, 4),
+        ("bounding_box_test/0000_c1s1_000003_01.jpg", "gallery", 0, 1),
+        ("bounding_box_test/-1_c3s2_1_1.jpg", "gallery", -1, 3),
+    }
+    assert {r.domain for r in records} == {"market1501"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: root / "none", "expected a folder, found nothing"),
+        (lambda root: root / "query" / MARKET["query"][0], "expected a folder, found a file"),
+        (lambda root: root.parent, r"found town\. Is it .*town\?"),
+        (lambda root: root / "query", r"bounding_box_train is missing.*Is it .*town\?"),
+        (
+            lambda root: shutil.rmtree(root / "query") or root,
+            "query is missing, found bounding_box_test, bounding_box_train",
+        ),
+        (
+            lambda root: tree(root, {"query": ["person.jpg"]}),
+            r"file names like 0002_c1s1_000451_03\.jpg, found query/person\.jpg",
+        ),
+    ],
+    ids=["no folder", "file", "outer folder", "inner folder", "split missing", "other names"],
+)
+def test_a_tree_that_is_not_market1501_is_refused(tmp_path, spoil, message):
+    root = spoil(tree(tmp_path / "town", MARKET))
+    with pytest.raises(MuvaError, match=message):
+        read_tree("market1501", root, domain="market1501")
+
+
+def test_a_synthetic_domain_in_market1501_layout_is_the_same_data_set(tmp_path):
+    domain = "syn-station"
+    origin = list(
+        synthetic_records(
+            domain, train_people=2, test_people=2, images_per_camera=2, height=64, width=32
+        )
+    )
+    folders = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+    for r in origin:
+        index = Path(r.image_id).stem.rpartition("_")[2]
+        file = tmp_path / folders[r.split] / f"{r.pid:04d}_c{r.camid}s1_{int(index):06d}_00.jpg"
+        file.parent.mkdir(exist_ok=True)
+        assert isinstance(r.source, bytes)
+        file.write_bytes(r.source)
+    columns = ["split", "pid", "camid", "width", "height", "sha256"]
+    rows = []
+    for name, records in {
+        "origin": origin,
+        "tree": read_tree("market1501", tmp_path, domain=domain),
+    }.items():
+        store = open_store(tmp_path / "stores" / name)
+        artifact = Artifact(store, "datasets", domain, "0" * 16)
+        summary = write_shards(records, artifact=artifact)
+        from dataclasses import asdict
+
+        artifact.commit(format_version=1, config={}, inputs={}, summary=asdict(summary))
+        rows.append(open_dataset(artifact).rows(columns).to_pylist())
+    assert len(rows[0]) == len(origin)
+    assert rows[0] == rows[1]
+
+
+def test_a_folder_per_person_is_numbered_by_name(tmp_path):
+    tree(tmp_path, {"bob": ["1.png", "2.png"], "alice": ["1.jpg"], ".cache/x": ["1.jpg"]})
+    assert told(read_tree("folder", tmp_path, domain="d", options={"split": "train"})) == {
+        ("alice/1.jpg", "train", 0, None),
+        ("bob/1.png", "train", 1, None),
+        ("bob/2.png", "train", 1, None),
+    }
+
+
+def test_folders_named_by_numbers_keep_them_across_splits(tmp_path):
+    tree(
+        tmp_path,
+        {"train/0007": ["a.jpg"], "query/12": ["a.jpg"], "gallery/0012": ["b.jpg", "sub/c.jpg"]}
+        | {"gallery/-1": ["junk.jpg"]},
+    )
+    assert told(read_tree("folder", tmp_path, domain="d")) == {
+        ("train/0007/a.jpg", "train", 7, None),
+        ("query/12/a.jpg", "query", 12, None),
+        ("gallery/0012/b.jpg", "gallery", 12, None),
+        ("gallery/0012/sub/c.jpg", "gallery", 12, None),
+        ("gallery/-1/junk.jpg", "gallery", -1, None),
+    }
+
+
+def test_a_flat_folder_is_read_by_expressions_and_split_for_testing(tmp_path):
+    tree(tmp_path, {".": ["p1_east_1.jpg", "p1_east_2.jpg", "p1_west_1.jpg", "p2_east_1.jpg"]})
+    options = {"pid_regex": r"^p(\d+)_", "camid_regex": r"_(\w+)_\d"}
+    assert told(read_tree("folder", tmp_path, domain="d", options=options)) == {
+        ("p1_east_1.jpg", "query", 1, 1),
+        ("p1_east_2.jpg", "gallery", 1, 1),
+        ("p1_west_1.jpg", "query", 1, 2),
+        ("p2_east_1.jpg", "query", 2, 1),
+    }
+
+
+def test_without_cameras_the_first_image_of_a_person_asks(tmp_path):
+    tree(tmp_path, {"a": ["1.jpg", "2.jpg", "3.jpg"]})
+    records = read_tree("folder", tmp_path, domain="d")
+    assert [r.split for r in records] == ["query", "gallery", "gallery"]
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({}, {}, "expected images in it, found nothing"),
+        ({"docs": []}, {}, "expected images in it"),
+        ({".": ["1.jpg"]}, {}, r"found the image 1\.jpg in none.*--pid-regex"),
+        ({"train": ["1.jpg"]}, {}, r"found the image train/1\.jpg in none"),
+        ({"train/a": ["1.jpg"], "other/b": ["1.jpg"]}, {}, "found 1 outside, for example other/b"),
+        ({".": ["x.jpg", "1.jpg"]}, {"pid_regex": r"(\d)"}, r"1 of 2 file names, .* in x\.jpg"),
+        ({".": ["1.jpg"]}, {"pid_regex": r"\d"}, "expected one group in parentheses, found 0"),
+        ({".": ["1.jpg"]}, {"pid_regex": "("}, "is no regular expression"),
+        ({"a": ["1.jpg"]}, {"split": "validation"}, "expected one of train, test"),
+        ({"a": ["1.jpg"]}, {"colour": "red"}, "has no option colour; it has camid_regex"),
+    ],
+)
+def test_folders_that_cannot_be_read_say_why(tmp_path, files, options, message):
+    tree(tmp_path, files)
+    with pytest.raises(MuvaError, match=message):
+        read_tree("folder", tmp_path, domain="d", options=options)
+
+
+def listed(root: Path, rows: list[dict], form: str) -> Path:
+    file = root / f"list.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+        return file
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_list_gives_what_its_columns_say(tmp_path, form):
+    corners = dict(zip(("x0", "y0", "x1", "y1"), (0.25, 0.0, 0.75, 0.25), strict=True))
+    seen = {f"head_{name}": value for name, value in corners.items()}
+    hidden = {f"head_{name}": None for name in corners}
+    rows = [
+        {"path": "a/1.jpg", "pid": "0002", "camid": 3, "split": "query", "note": "x", **seen},
+        {"path": "a/2.jpg", "pid": "2", "camid": 4, "split": "gallery", "note": "y", **hidden},
+    ]
+    file = listed(tmp_path, rows, form)
+    records = read_tree("manifest", file, domain="d")
+    assert told(records) == {("a/1.jpg", "query", 2, 3), ("a/2.jpg", "gallery", 2, 4)}
+    assert records[0].source == tmp_path / "a" / "1.jpg"
+    out_of_sight = {"upper_body": None, "legs": None}
+    assert records[0].boxes == {"head": (0.25, 0.0, 0.75, 0.25), **out_of_sight}
+    assert records[1].boxes == {"head": None, **out_of_sight}
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_list_may_hold_no_more_than_paths_and_names(tmp_path, form):
+    rows = [{"path": f"{i}.jpg", "pid": name} for i, name in enumerate(["eve", "adam", "eve"])]
+    file = listed(tmp_path, rows, form)
+    assert told(read_tree("manifest", file, domain="d")) == {
+        ("0.jpg", "query", 1, None),
+        ("1.jpg", "query", 0, None),
+        ("2.jpg", "gallery", 1, None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"file": "x"}, "expected the columns path and pid, found file"),
+        ({"path": "a", "pid": ""}, "pid is empty in row 1"),
+        ({"path": "a", "pid": 1, "camid": ""}, "camid is empty in row 1"),
+        ({"path": "a", "pid": 1, "split": "val"}, "found 'val' in row 1"),
+        ({"path": "a", "pid": 1, "legs_x0": 0.1}, "column legs_y0 is missing"),
+        (
+            {"path": "a", "pid": 1, "legs_x0": 0, "legs_y0": 0, "legs_x1": 64, "legs_y1": 128},
+            "fractions of the image, not pixels",
+        ),
+        (
+            {"path": "a", "pid": 1, "legs_x0": "", "legs_y0": 0, "legs_x1": 1, "legs_y1": 1},
+            "found the legs box",
+        ),
+    ],
+)
+def test_lists_that_cannot_be_read_say_why(tmp_path, row, message):
+    with pytest.raises(MuvaError, match=message):
+        read_tree("manifest", listed(tmp_path, [row], "csv"), domain="d")
+
+
+def test_files_that_are_no_lists_are_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("path,pid\n")
+    (tmp_path / "list.parquet").write_text("path,pid\n")
+    (tmp_path / "list.csv").write_bytes(b"")
+    for name, message in {
+        "list.txt": r"ends in \.csv or \.parquet",
+        "list.parquet": "cannot be read",
+        "list.csv": "cannot be read",
+        "none.csv": "found nothing",
+        ".": "found a folder",
+    }.items():
+        with pytest.raises(MuvaError, match=message):
+            read_tree("manifest", tmp_path / name, domain="d")
+
+
+def test_an_unknown_layout_is_refused_with_the_closest(tmp_path):
+    with pytest.raises(MuvaError, match="layout 'market' is unknown; closest: market1501"):
+        read_tree("market", tmp_path, domain="d")
+
+
+def test_a_listing_changes_with_the_tree_and_only_then(tmp_path):
+    tree(tmp_path, MARKET)
+    before = listing_of(read_tree("market1501", tmp_path, domain="d"))
+    assert listing_of(read_tree("market1501", tmp_path, domain="d")[::-1]) == before
+    (tmp_path / "query" / MARKET["query"][0]).write_bytes(b"changed")
+    assert listing_of(read_tree("market1501", tmp_path, domain="d")) != before

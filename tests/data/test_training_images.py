@@ -1,0 +1,185 @@
+"""Training images: pooled without mixing people, resized, flipped together with their masks."""
+
+import io
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from muva.data.artifacts import Artifact
+from muva.data.images import UnreadableImageError, decode_rgb, normalised_pixels, resized
+from muva.data.protocols import first_per_camera, pool, query_gallery
+from muva.data.records import Record, Split
+from muva.data.shards import Dataset, open_dataset, write_shards
+from muva.data.store import open_store
+from muva.data.training_images import TrainingImages, flip_part_masks
+from muva.errors import MuvaError
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def png(seed: int, size=(20, 40)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def dataset(root, name: str, people: list[int], *, split: Split = "train") -> Dataset:
+    records = [
+        Record(
+            domain=name,
+            image_id=f"{split}/{pid}_{i}.png",
+            split=split,
+            pid=pid,
+            camid=i,
+            source=png(pid * 10 + i),
+        )
+        for pid in people
+        for i in range(3)
+    ]
+    artifact = Artifact(open_store(root), "datasets", name, "0" * 16)
+    if split != "train":
+        records.append(
+            Record(domain=name, image_id="g", split="gallery", pid=1, camid=9, source=png(0))
+        )
+    summary = write_shards(records, artifact=artifact, shard_bytes=8000)
+    artifact.commit(format_version=1, config={}, inputs={}, summary=asdict(summary))
+    return open_dataset(artifact)
+
+
+@pytest.fixture
+def sources(tmp_path) -> list[Dataset]:
+    return [dataset(tmp_path, "town", [7, 3]), dataset(tmp_path, "city", [3, 5, 9])]
+
+
+def test_people_of_different_domains_are_different(sources):
+    pooled = pool(sources)
+    assert pooled.identities == (("town", 3), ("town", 7), ("city", 3), ("city", 5), ("city", 9))
+    assert pooled.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    assert pooled.image_ids[0] == "town/train/3_0.png"
+    assert pooled.image_ids[6] == "city/train/3_0.png"
+    assert pooled.image_ids_of(sources[1])[-1] == "train/9_2.png"
+    for label, number, row in zip(pooled.labels, pooled.dataset_index, pooled.rows, strict=True):
+        source = sources[number].rows(["pid"]).to_pylist()[row]
+        assert pooled.identities[label] == (sources[number].name, source["pid"])
+
+
+def test_sources_must_differ_and_hold_training_images(sources, tmp_path):
+    with pytest.raises(MuvaError, match="expected different data sets, found town, town"):
+        pool([sources[0], sources[0]])
+    with pytest.raises(MuvaError, match="found none"):
+        pool([])
+    with pytest.raises(MuvaError, match="has no training images"):
+        pool([dataset(tmp_path, "target", [1], split="query")])
+
+
+def expected_image(seed: int, height: int, width: int) -> torch.Tensor:
+    image = Image.open(io.BytesIO(png(seed))).resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).double() / 255
+
+
+@pytest.mark.parametrize("cache_images", [0, 4, 100])
+def test_batches_are_the_images_asked_for_whatever_the_cache_holds(sources, cache_images):
+    size = {"height": 16, "width": 8}
+    images = TrainingImages.open(
+        sources,
+        **size,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.5, 0.25, 1.0),
+        part_masks=None,
+        grid=(2, 1),
+        cache_bytes=cache_images * 16 * 8 * 3,
+    )
+    indices = np.array([14, 0, 3, 14, 7])
+    seeds = [92, 30, 70, 92, 31]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.25, 1.0)))
+    first, _ = images.batch(indices, None)
+    for _ in range(2):
+        pixels, masks = images.batch(indices, None)
+        assert masks is None and pixels.dtype == torch.float32
+        for image, seed in zip(pixels, seeds, strict=True):
+            expected = (expected_image(seed, **size) - mean) / std
+            torch.testing.assert_close(image.double(), expected, atol=1e-6, rtol=0)
+    seen = []
+    images.preload(progress=lambda *counts: seen.append(counts))
+    assert all(done == total for done, total in seen)
+    assert torch.equal(images.batch(indices, None)[0], first)
+
+
+def test_a_flip_mirrors_image_and_masks_together(sources):
+    grid = (4, 2)
+    masks = torch.rand(15, 3, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    images = TrainingImages.open(
+        sources, height=16, width=8, mean=HALF, std=HALF, part_masks=masks, grid=grid
+    )
+    indices = np.array([2, 2, 11])
+    plain, plain_masks = images.batch(indices, torch.tensor([False, False, False]))
+    flipped, flipped_masks = images.batch(indices, torch.tensor([True, False, True]))
+    assert plain_masks is not None and flipped_masks is not None
+    assert torch.equal(plain_masks, masks[indices])
+    for i in (0, 2):
+        assert torch.equal(flipped[i], plain[i].flip(-1))
+        by_patch = plain_masks[i].view(3, *grid)
+        assert torch.equal(flipped_masks[i].view(3, *grid), by_patch.flip(-1))
+    assert torch.equal(flipped[1], plain[1]) and torch.equal(flipped_masks[1], plain_masks[1])
+    assert torch.equal(flip_part_masks(flip_part_masks(masks, grid=grid), grid=grid), masks)
+
+
+def test_masks_of_another_grid_or_number_are_refused(sources):
+    for shape in ((14, 3, 8), (15, 3, 9)):
+        with pytest.raises(MuvaError, match="expected 15 images and 4 x 2 patches"):
+            TrainingImages.open(
+                sources,
+                height=16,
+                width=8,
+                mean=HALF,
+                std=HALF,
+                part_masks=torch.zeros(shape, dtype=torch.bool),
+                grid=(4, 2),
+            )
+
+
+def test_the_first_image_of_each_person_and_camera_asks():
+    assert first_per_camera([1, 1, 2, 1, -1], [1, 1, 1, 2, 1]) == [True, False, True, True, False]
+    assert first_per_camera([1, 1, 2], [None, None, None]) == [True, False, True]
+
+
+def test_held_out_people_become_queries_and_gallery(sources):
+    rows = query_gallery(sources[0].rows())
+    assert rows["split"].to_pylist() == ["query"] * 6
+    assert rows["image_id"].to_pylist() == sources[0].rows()["image_id"].to_pylist()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_images_of_any_mode_become_rgb(mode):
+    buffer = io.BytesIO()
+    form = "TIFF" if mode in ("CMYK", "I;16") else "PNG"
+    Image.new("L" if mode == "I;16" else mode, (3, 5)).convert(mode).save(buffer, form)
+    image = decode_rgb(buffer.getvalue())
+    assert (image.mode, image.size) == ("RGB", (3, 5))
+
+
+def test_an_image_is_turned_as_its_camera_was_held():
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is at the right
+    Image.new("RGB", (3, 5)).save(buffer, "JPEG", exif=exif)
+    assert decode_rgb(buffer.getvalue()).size == (5, 3)
+
+
+def test_an_image_cut_anywhere_is_unreadable():
+    whole = png(0)
+    for length in range(0, len(whole) - 12, 97):  # the last 12 bytes only say that it ends
+        with pytest.raises(UnreadableImageError):
+            decode_rgb(whole[:length])
+
+
+def test_test_images_are_resized_bilinearly():
+    image = Image.open(io.BytesIO(png(1)))
+    ours = resized(image, height=16, width=8, interpolation="bilinear")
+    assert np.array_equal(ours, np.array(image.resize((8, 16), Image.Resampling.BILINEAR)))
+    black = normalised_pixels(np.zeros((1, 2, 2, 3), np.uint8), mean=HALF, std=HALF)
+    assert black.shape == (1, 3, 2, 2) and black.unique().tolist() == [-1]
