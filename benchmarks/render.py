@@ -1,0 +1,81 @@
+"""How fast synthetic people are rendered: `python -m benchmarks.render`.
+
+Prints images per second and core (processor time of one process, rendering to stored JPEG left
+out), per domain and size. `--check` exits 1 when a size misses its goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import cv2
+
+from muva.data.synthetic import DOMAINS, render
+
+GOALS = {(256, 128): 20.0, (128, 64): 60.0}
+"""Images per second and core that a size is to reach in the mean over the domains."""
+
+INDEX = 0
+
+
+def main() -> int:
+    """Measure, print, and compare with the goals when asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--people", type=int, default=12, help="people per domain and size")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 below the goal")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+
+    start_up_s = _first_image_s()
+    print(f"first image after {start_up_s:.1f} s (compiled kernels, bodies, one site)\n")
+    print("| size | domain | images/s and core |\n|---|---|---|")
+    rates: dict[str, dict[str, float]] = {}
+    missed = []
+    for (height, width), goal in GOALS.items():
+        size = f"{height} x {width}"
+        rates[size] = {}
+        for domain in DOMAINS:
+            rates[size][domain] = images_per_second(domain, height, width, arguments.people)
+            print(f"| {size} | {domain} | {rates[size][domain]:.1f} |")
+        mean = sum(rates[size].values()) / len(DOMAINS)
+        print(f"| {size} | mean (goal {goal:.0f}) | {mean:.1f} |")
+        if mean < goal:
+            missed.append(f"{size}: {mean:.1f} images/s and core, goal {goal:.0f}")
+    if arguments.json:
+        figures = {"start_up_s": start_up_s, "images_per_s_and_core": rates}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if arguments.check and missed:
+        print("\nbelow the goal: " + "; ".join(missed), file=sys.stderr)
+        return 1
+    return 0
+
+
+def images_per_second(domain: str, height: int, width: int, people: int) -> float:
+    """Processor time, after sites and passers-by are made, as in a data set of some size."""
+    _render_all(domain, range(people + 1, 2 * people + 1), height, width)
+    started = time.process_time()
+    images = _render_all(domain, range(1, people + 1), height, width)
+    return images / (time.process_time() - started)
+
+
+def _render_all(domain: str, pids: range, height: int, width: int) -> int:
+    cameras = DOMAINS[domain].cameras
+    for pid in pids:
+        for camid in range(1, cameras + 1):
+            render(domain, pid=pid, camid=camid, index=INDEX, height=height, width=width)
+    return len(pids) * cameras
+
+
+def _first_image_s() -> float:
+    started = time.perf_counter()
+    render(next(iter(DOMAINS)), pid=1, camid=1, index=INDEX, height=256, width=128)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())
