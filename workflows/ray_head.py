@@ -1,0 +1,168 @@
+"""A Ray head on this machine that outlives the command: found again, or started.
+
+Every cluster here asks for a token (`RAY_AUTH_MODE=token`): without one, whoever reaches Ray's
+ports runs code as its user. The token is Ray's own, found as Ray finds it: `RAY_AUTH_TOKEN`,
+`RAY_AUTH_TOKEN_PATH`, `~/.ray/auth_token`. It goes into request headers and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from muva.errors import MuvaError
+from workflows.ui import HOST, usable_port
+
+AUTH_MODE = "RAY_AUTH_MODE"
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+USUAL_ADDRESS = f"http://{HOST}:8265"
+TOKEN_PLACES = (
+    "in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
+)
+START_S = 90.0
+ANSWER_S = 5.0
+OBJECT_STORE_BYTES = 256 * 1024**2
+"""Enough for what the verbs pass through it: references, reports, small tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A head that was started here."""
+
+    address: str
+    """Of its dashboard and Jobs API."""
+    pid: int
+    """Ending this process ends all of the head's."""
+
+
+def find_head() -> str | None:
+    """The address of a running head of ours on this machine, or None.
+
+    Looks at the one that was started last and at Ray's usual port. Ours are those that refuse a
+    request without the token and take one with it: on a shared machine the usual port may be
+    another person's.
+    """
+    for address in (_recorded_address(), USUAL_ADDRESS):
+        if address and _status(address) == 401 and _status(address, authorisation()) == 200:
+            return address
+    return None
+
+
+def start_head() -> Head:
+    """Starts a head on free ports and waits until it takes jobs.
+
+    The dashboard, which takes the jobs, listens at 127.0.0.1 alone. Ray opens its internal ports to
+    all interfaces; they ask for the token as well.
+
+    Raises:
+        MuvaError: Ray does not start, with what it said.
+    """
+    _ensure_token()
+    port = usable_port(0)
+    options = (
+        f"--dashboard-host={HOST}",
+        f"--dashboard-port={port}",
+        "--port=0",
+        f"--ray-client-server-port={usable_port(0)}",
+        "--dashboard-agent-listen-port=0",
+        # From 10002 on otherwise, among which the ports above may be: Ray then refuses to start.
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={_temporary_folder()}",
+        "--disable-usage-stats",
+    )
+    record = _record()
+    record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    said = record.with_suffix(".log")
+    with said.open("wb") as log:
+        process = subprocess.Popen(
+            [*RAY, "start", "--head", "--block", *options],
+            env={**os.environ, AUTH_MODE: "token", "PATH": _path_with_this_python()},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    head = Head(address=f"http://{HOST}:{port}", pid=process.pid)
+    deadline = time.monotonic() + START_S
+    while _status(head.address, authorisation()) != 200:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.terminate()
+            last = "\n".join(said.read_text(errors="replace").strip().splitlines()[-5:])
+            raise MuvaError(f"Ray did not start on this machine. The end of {said}:\n{last}")
+        time.sleep(0.3)
+    record.write_text(json.dumps(asdict(head)))
+    return head
+
+
+def authorisation() -> dict[str, str]:
+    """The header that carries the token; empty when there is none."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token and file.is_file():
+        token = file.read_text().strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _ensure_token() -> None:
+    """Ray makes a token where there is none; it prints it too, which nobody should see."""
+    if authorisation():
+        return
+    subprocess.run(
+        [*RAY, "get-auth-token", "--generate"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        umask=0o077,
+        check=False,
+    )
+    if not authorisation():
+        raise MuvaError(
+            f"No Ray token: expected one {TOKEN_PLACES}. Make one with `ray get-auth-token "
+            "--generate`."
+        )
+
+
+def _temporary_folder() -> str:
+    """One of the head's own: every `ray.init()` on this machine would join a head in the usual one.
+
+    It is where Ray would have it, not where Python would: the paths of sockets must be short.
+    """
+    return tempfile.mkdtemp(prefix="muva-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
+
+
+def _path_with_this_python() -> str:
+    """For jobs that say `python`: an environment need not be activated to be used."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def _status(address: str, headers: dict[str, str] | None = None) -> int | None:
+    """The HTTP status of Ray's answer, or None when nothing answers."""
+    request = urllib.request.Request(f"{address}/api/version", headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            return answer.status
+    except urllib.error.HTTPError as refusal:
+        return refusal.code
+    except OSError:
+        return None
+
+
+def _record() -> Path:
+    """Where the last head is noted; home folders may be shared by several machines."""
+    return Path.home() / ".muva" / f"ray-head-{socket.gethostname()}.json"
+
+
+def _recorded_address() -> str | None:
+    try:
+        return json.loads(_record().read_text())["address"]
+    except (OSError, ValueError, KeyError):
+        return None
