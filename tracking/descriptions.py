@@ -29,6 +29,22 @@ def describe(
     return redact("\n\n".join(paragraphs))
 
 
+def pipeline_description(
+    results: Mapping[str, Mapping[str, tuple[float, float]]], *, command: str
+) -> str:
+    """A pipeline's description: target -> method -> mAP and rank-1, as fractions."""
+    methods: dict[str, dict[str, float]] = {}
+    for target, found in results.items():
+        for method, (mean_ap, rank1) in found.items():
+            row = methods.setdefault(method, {})
+            row |= {f"{target}/mAP": mean_ap, f"{target}/rank-1": rank1}
+    return describe(
+        "Recognition of people in camera networks that no training has seen, per cent.",
+        results=methods,
+        command=command,
+    )
+
+
 def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """A Markdown table in per cent, the best of each column in bold; a missing value is a dash."""
     columns = list(dict.fromkeys(column for row in results.values() for column in row))

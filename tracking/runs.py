@@ -30,7 +30,13 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
-from tracking.addresses import absolute_uri, artifact_location, attached_client, reached_client
+from tracking.addresses import (
+    absolute_uri,
+    artifact_location,
+    attached_client,
+    reached_client,
+    sqlite_file,
+)
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
 from tracking.redaction import redact
 from tracking.source import left_behind, source_tags
@@ -57,6 +63,16 @@ class RunRef:
     tracking_uri: str = field(repr=False)  # may hold a database's password
     experiment_id: str
     run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggedRun:
+    """A run that has a certain tag."""
+
+    name: str
+    value: str
+    """Of the tag."""
+    ref: RunRef
 
 
 class Tracker:
@@ -155,16 +171,7 @@ class Tracker:
         return None
 
     def _search(self, filters: str) -> Iterator[MlflowRun]:
-        page = None
-        while page is None or page.token:
-            page = self._client.search_runs(
-                [self.experiment_id],
-                filter_string=filters,
-                max_results=_RUNS_A_PAGE,
-                order_by=["attributes.start_time ASC"],
-                page_token=page.token if page is not None else None,
-            )
-            yield from page
+        return _search(self._client, [self.experiment_id], filters)
 
     def _close_abandoned(self) -> None:
         for found in list(self._search("attributes.status = 'RUNNING'")):
@@ -285,6 +292,39 @@ def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = 
         MuvaError: the SQLite database is gone; only a driver creates one.
     """
     _log_metrics(attached_client(ref.tracking_uri), ref.run_id, values, step)
+
+
+def runs_with_tag(tracking_uri: str | None, tag: str) -> list[TaggedRun]:
+    """The runs of all experiments that have the tag; none where nothing has been tracked yet."""
+    if tracking_uri is None:
+        return []
+    uri = absolute_uri(tracking_uri)
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        return []
+    client = reached_client(uri)
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    return [
+        TaggedRun(
+            name=run.info.run_name or "",
+            value=run.data.tags[tag],
+            ref=RunRef(uri, run.info.experiment_id, run.info.run_id),
+        )
+        for run in _search(client, experiments, f"tags.`{tag}` LIKE '%'")
+    ]
+
+
+def _search(client: MlflowClient, experiments: list[str], filters: str) -> Iterator[MlflowRun]:
+    page = None
+    while page is None or page.token:
+        page = client.search_runs(
+            experiments,
+            filter_string=filters,
+            max_results=_RUNS_A_PAGE,
+            order_by=["attributes.start_time ASC"],
+            page_token=page.token if page is not None else None,
+        )
+        yield from page
 
 
 def _log_metrics(

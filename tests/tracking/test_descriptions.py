@@ -1,4 +1,4 @@
-from tracking.descriptions import describe, results_table
+from tracking.descriptions import describe, pipeline_description, results_table
 from tracking.names import experiment_name, grouped, pipeline_name, retrieval_metrics
 
 
@@ -28,6 +28,17 @@ def test_a_description_says_what_how_good_and_how_to_repeat() -> None:
         "Three domains to one.\n\n| | d mAP |\n|---|---:|\n| MUVA | 50.0 |\n\n- **target**: d\n\n"
         "Reproduce with\n\n```bash\nmuva run demo\n```"
     )
+
+
+def test_a_pipeline_compares_methods_on_each_target() -> None:
+    text = pipeline_description(
+        {"d": {"CLIP": (0.2, 0.3), "MUVA": (0.4, 0.5)}, "e": {"MUVA": (0.1, 0.2)}},
+        command="muva run demo",
+    )
+    assert "| | d mAP | d rank-1 | e mAP | e rank-1 |" in text
+    assert "| CLIP | 20.0 | 30.0 | – | – |" in text
+    assert "| MUVA | **40.0** | **50.0** | **10.0** | **20.0** |" in text
+    assert "```bash\nmuva run demo\n```" in text
 
 
 def test_metrics_have_the_projects_names_and_stay_fractions() -> None:

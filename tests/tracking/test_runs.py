@@ -19,7 +19,7 @@ from PIL import Image
 
 from muva.config import ModelConfig
 from muva.errors import MuvaError
-from tracking.runs import RunRef, Tracker, log_metrics
+from tracking.runs import RunRef, Tracker, log_metrics, runs_with_tag
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +264,21 @@ def test_a_run_says_where_it_comes_from(
     if (root / ".git").exists():
         assert tags["mlflow.source.git.commit"] == head.stdout.strip()
         assert tags["muva.uncommitted_changes"] in {"true", "false"}
+
+
+def test_runs_are_found_by_a_tag_in_all_experiments(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert runs_with_tag(uri, "muva.artifact") == []
+    assert not (tmp_path / "mlflow.db").exists()
+    made = {}
+    for number in (1, 2):
+        run = Tracker(uri, f"experiment {number}").open(name=f"run {number}", key="key")
+        run.tags({"muva.artifact": f"models/{number}"})
+        made[f"run {number}"] = (f"models/{number}", run.ref)
+        Tracker(uri, f"experiment {number}").open(name="other", key="other")
+    found = runs_with_tag(uri, "muva.artifact")
+    assert {run.name: (run.value, run.ref) for run in found} == made
+    assert runs_with_tag(None, "muva.artifact") == []
 
 
 def test_metrics_from_another_process_create_no_database(tmp_path: Path) -> None:
