@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from muva.config import PARTS
 from muva.data.artifacts import Artifact
 from muva.data.images import UnreadableImageError, decode_rgb
-from muva.data.records import JUNK_PID, SPLITS, Record
+from muva.data.records import JUNK_PID, SPLITS, Box, Record
 from muva.errors import MuvaError
 
 SHARD_FORMAT = 1
@@ -262,6 +262,15 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         else [],
         f"{name}: camera ids must be given for all images or for none; missing for",
     )
+    _refuse(
+        [
+            f"{r.image_id} {box}"
+            for r in records
+            for box in (r.boxes or {}).values()
+            if not _fits(box)
+        ],
+        f"{name}: boxes must be fractions, 0 <= x0 < x1 <= 1 and the same for y; found",
+    )
     trained = {r.pid for r in records if r.split == "train"}
     _refuse(
         sorted(map(str, trained & {r.pid for r in records if r.split != "train"})),
@@ -314,6 +323,12 @@ def _row(record: Record) -> dict[str, Any]:
         "caption": record.caption,
         "image": encoded,
     }
+
+
+def _fits(box: Box | None) -> bool:
+    """Whether a box is within its image and not empty, as it will be stored."""
+    x0, y0, x1, y1 = _float32(box) or (0, 0, 1, 1)
+    return 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
 
 
 def _float32(box: Sequence[float] | None) -> list[float] | None:

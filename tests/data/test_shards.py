@@ -176,6 +176,8 @@ def test_too_many_unreadable_images_stop_the_import(artifact, total, fine):
         ([record(), record()], "image ids must be unique; repeated train/a.jpg"),
         ([record("a", camid=-2)], r"must not be negative; found a \(camera -2\)"),
         ([record("a"), record("b", camid=None)], "for all images or for none; missing for b"),
+        ([record("a", boxes={"head": (0, 0, 64, 128)})], r"boxes must be fractions.*a \(0, 0, 64"),
+        ([record("a", boxes={"legs": (0.5, 0, 0.5 + 1e-12, 1)})], "boxes must be fractions"),
         ([record("a", pid=-1)], r"-1 \(junk\) is for gallery images only; broken by a"),
         (
             [record("a", pid=-2, split="gallery"), record("b", split="query")],

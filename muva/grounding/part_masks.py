@@ -1,0 +1,55 @@
+"""From boxes to patches: which patches of the image encoder's grid belong to which part.
+
+Boxes are stored and masks derived, so that one label set serves every grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def part_masks(
+    boxes: Float[Tensor, "M R 4"],
+    found: Bool[Tensor, "M R"],
+    *,
+    row_centres: Float[Tensor, " rows"],
+    column_centres: Float[Tensor, " columns"],
+) -> Bool[Tensor, "M R L"]:
+    """True where a patch belongs to a part; L = rows x columns, row-major.
+
+    A patch belongs to a part when its centre lies in the box: x0 <= x < x1, y likewise. A found box
+    that holds no centre gets the patch nearest to its own centre; a part that was not found gets
+    none. Boxes are x0, y0, x1, y1 as fractions of the image, as the centres are (`patch_centres`).
+    """
+    x0, y0, x1, y1 = boxes.double().unsqueeze(-1).unbind(dim=2)
+    rows, columns = row_centres.double(), column_centres.double()
+    in_rows = (rows >= y0) & (rows < y1)
+    in_columns = (columns >= x0) & (columns < x1)
+    masks = in_rows.unsqueeze(-1) & in_columns.unsqueeze(-2)
+    nearest = (
+        _one_hot((rows - (y0 + y1) / 2).abs()).unsqueeze(-1)
+        & _one_hot((columns - (x0 + x1) / 2).abs()).unsqueeze(-2)
+    )  # fmt: skip
+    empty = ~masks.flatten(2).any(dim=2)
+    masks = torch.where(empty[..., None, None], nearest, masks)
+    return masks.flatten(2) & found.unsqueeze(-1)
+
+
+def patch_centres(size: int, *, patch: int, stride: int) -> Float[Tensor, " patches"]:
+    """Centres of the patches along an image side of `size` pixels, as fractions of it.
+
+    Where the stride leaves some pixels over, the grid is taken to lie in the middle of the side:
+    the mirrored image's patches then have mirrored centres, and masks can be flipped by columns.
+    """
+    count = (size - patch) // stride + 1
+    left_over = size - patch - (count - 1) * stride
+    pixels = left_over / 2 + patch / 2 + stride * torch.arange(count, dtype=torch.float64)
+    return pixels / size
+
+
+def _one_hot(distances: Float[Tensor, "M R patches"]) -> Bool[Tensor, "M R patches"]:
+    """True at the smallest distance along the last axis, the first of equals."""
+    places = torch.arange(distances.shape[-1], device=distances.device)
+    return places == distances.argmin(dim=-1, keepdim=True)

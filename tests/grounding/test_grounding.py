@@ -1,0 +1,244 @@
+"""Grounding a data set: labels per shard, aligned with images, refused where they do not belong."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from muva.data.artifacts import Artifact
+from muva.data.records import Record
+from muva.data.shards import Dataset, open_dataset, write_shards
+from muva.data.store import open_store
+from muva.errors import MuvaError
+from muva.grounding.expert import PHRASES, Grounding, GroundingImage
+from muva.grounding.experts import EXPERTS, make_expert
+from muva.grounding.ground import ground_shard, label_config
+from muva.grounding.labels import (
+    finished_parts,
+    open_labels,
+    summarise_labels,
+    write_label_part,
+)
+
+PARTS = ("head", "upper_body", "legs")
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 16, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def boxes_of(index: int):
+    top = 0.1 + index / 200
+    return {
+        "head": (0.25, 0.0, 0.75, top),
+        "upper_body": (0.0, top, 1.0, 0.5),
+        "legs": None if index % 4 == 0 else (0.0, 0.5, 1.0, 1.0),
+    }
+
+
+def dataset(root, *, name="town", images=40, boxes=True) -> Dataset:
+    records = [
+        Record(
+            domain=name,
+            image_id=f"{i:03d}.png",
+            split="train",
+            pid=i // 4,
+            camid=1,
+            source=png(i),
+            boxes=boxes_of(i) if boxes else None,
+        )
+        for i in range(images)
+    ]
+    artifact = Artifact(open_store(root), "datasets", name, "0" * 16)
+    summary = asdict(write_shards(records, artifact=artifact, shard_bytes=20_000))
+    artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
+    return open_dataset(artifact)
+
+
+@pytest.fixture
+def town(tmp_path) -> Dataset:
+    made = dataset(tmp_path)
+    assert len(made.shards) > 2
+    return made
+
+
+def grounded(town: Dataset, expert=None, *, leave_out=(), commit=True) -> Artifact:
+    expert = expert or make_expert("annotated")
+    artifact = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
+    for index in set(range(len(town.shards))) - set(leave_out):
+        write_label_part(artifact, index, ground_shard(town, index, expert=expert, batch_images=7))
+    if commit:
+        summary = summarise_labels(artifact, town, parts=PARTS)
+        artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
+    return artifact
+
+
+def test_annotated_boxes_come_out_aligned_with_the_images_asked_for(town):
+    labels = open_labels(grounded(town), dataset=town)
+    order = np.random.default_rng(0).permutation(40)
+    boxes, found = labels.boxes([f"{i:03d}.png" for i in order])
+    assert boxes.shape == (40, 3, 4) and found.shape == (40, 3)
+    for place, index in enumerate(order):
+        for column, part in enumerate(PARTS):
+            box = boxes_of(int(index))[part]
+            assert found[place, column].item() == (box is not None)
+            assert boxes[place, column].tolist() == pytest.approx(box or (0, 0, 0, 0))
+    legs_only, _ = labels.boxes(["001.png"], parts=["legs"])
+    assert torch.equal(legs_only, boxes[order.tolist().index(1), 2].view(1, 1, 4))
+
+
+def test_the_summary_tells_how_often_each_part_was_found(town):
+    manifest = grounded(town).manifest()
+    assert manifest is not None
+    summary = manifest["summary"]
+    assert summary["found"] == {"head": 1.0, "upper_body": 1.0, "legs": 0.75}
+    assert (summary["images"], summary["failed"]) == (40, 0)
+    assert (summary["dataset"], summary["dataset_fingerprint"]) == ("town", town.fingerprint)
+
+
+def test_a_shard_is_grounded_whatever_the_batch(town):
+    expert = make_expert("annotated")
+    one, many = (ground_shard(town, 1, expert=expert, batch_images=n) for n in (1, 100))
+    assert one.equals(many)
+    assert len(one) == town.shards[1].rows * 3
+    seen = []
+    ground_shard(town, 0, expert=expert, progress=lambda *counts: seen.append(counts))
+    assert seen[-1] == (town.shards[0].rows, town.shards[0].rows)
+
+
+class Looking:
+    """An expert that looks at the pixels, and answers with the mean brightness as a score."""
+
+    name, revision, version, gives_scores = "looking", "r1", 3, True
+
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        return [
+            [
+                Grounding(
+                    box=(0.0, 0.0, 1.0, 1.0), score=float(np.asarray(image.image).mean()), answer=p
+                )
+                for p in phrases.values()
+            ]
+            for image in images
+        ]
+
+
+def test_an_expert_is_asked_the_phrases_and_its_answers_are_kept(town):
+    rows = ground_shard(town, 0, expert=Looking()).to_pylist()
+    first = [row for row in rows if row["image_id"] == "000.png"]
+    assert [row["answer"] for row in first] == list(PHRASES.values())
+    brightness = np.asarray(Image.open(io.BytesIO(png(0)))).mean()
+    assert first[0]["score"] == pytest.approx(brightness, rel=1e-6)
+    assert {row["expert"] for row in rows} == {"looking"}
+
+
+def damaged(town: Dataset, image_ids: set[str]) -> Dataset:
+    """The data set with images that became unreadable after it was stored."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for shard in town.shards:
+        path = town.artifact.store.path(town.artifact.key(shard.key))
+        table = pq.read_table(path)
+        images = [
+            b"gone" if image_id in image_ids else image
+            for image_id, image in zip(
+                table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True
+            )
+        ]
+        column = table.column_names.index("image")
+        pq.write_table(table.set_column(column, "image", pa.array(images, pa.binary())), path)
+    return town
+
+
+def test_an_image_that_cannot_be_decoded_is_noted_and_the_rest_goes_on(town):
+    labels = grounded(damaged(town, {"002.png", "017.png"}), Looking())
+    manifest = labels.manifest()
+    assert manifest is not None and manifest["summary"]["failed"] == 2
+    _, found = open_labels(labels, dataset=town).boxes([f"{i:03d}.png" for i in range(40)])
+    assert [i for i in range(40) if not found[i].any()] == [2, 17]
+
+
+def test_too_many_images_that_cannot_be_decoded_stop_it(town):
+    with pytest.raises(MuvaError, match=r"6 of 40 images could not be looked at.*not an image"):
+        grounded(damaged(town, {f"{i:03d}.png" for i in range(6)}), Looking())
+
+
+def test_unfinished_labels_are_taken_up_and_not_opened(town):
+    labels = grounded(town, leave_out=[1], commit=False)
+    assert finished_parts(labels) == set(range(len(town.shards))) - {1}
+    with pytest.raises(MuvaError, match=r"1 of \d+ shards have no labels yet \(shard 1"):
+        summarise_labels(labels, town, parts=PARTS)
+    with pytest.raises(MuvaError, match="is unfinished"):
+        open_labels(labels, dataset=town)
+
+
+def test_labels_of_another_data_set_are_refused(town, tmp_path):
+    labels = grounded(town)
+    other = dataset(tmp_path / "other", name="city", images=20)
+    with pytest.raises(MuvaError, match=r"holds labels of town .* expected those of city"):
+        open_labels(labels, dataset=other)
+
+
+def test_images_and_parts_without_labels_are_named(town):
+    labels = open_labels(grounded(town), dataset=town)
+    with pytest.raises(MuvaError, match=r"1 of 2 images have no labels, for example x\.png"):
+        labels.boxes(["001.png", "x.png"])
+    with pytest.raises(MuvaError, match="not of shoes"):
+        labels.boxes(["001.png"], parts=["shoes"])
+
+
+def test_missing_rows_and_damaged_files_are_named(town):
+    artifact = grounded(town)
+    short = ground_shard(town, 0, expert=make_expert("annotated")).slice(1)
+    write_label_part(artifact, 0, short)
+    with pytest.raises(MuvaError, match=r"1 labels are missing, for example of 000\.png"):
+        open_labels(artifact, dataset=town)
+    artifact.store.write(artifact.key("labels-00000.parquet"), b"PAR1")
+    with pytest.raises(MuvaError, match=r"labels-00000\.parquet is damaged"):
+        open_labels(artifact, dataset=town)
+
+
+def test_annotated_needs_boxes_and_knows_three_parts(town, tmp_path):
+    expert = make_expert("annotated")
+    without = dataset(tmp_path / "without", boxes=False, images=4)
+    with pytest.raises(MuvaError, match=r"000\.png came without boxes"):
+        ground_shard(without, 0, expert=expert)
+    with pytest.raises(MuvaError, match="not shoes"):
+        ground_shard(town, 0, expert=expert, phrases={"shoes": "the shoes"})
+
+
+def test_an_unknown_expert_is_refused_with_the_closest():
+    with pytest.raises(MuvaError, match="expert 'annotate' is unknown; closest: annotated"):
+        make_expert("annotate")
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0.0, 0.0, 64.0, 128.0),
+        (0.5, 0.0, 0.5, 1.0),
+        (0.9, 0.0, 0.1, 1.0),
+        (-0.1, 0.0, 1.0, 1.0),
+    ],
+)
+def test_an_expert_that_answers_in_another_convention_is_found_out(box):
+    with pytest.raises(ValueError, match="boxes as fractions"):
+        Grounding(box=box)
+
+
+def test_what_decides_the_labels_decides_their_address():
+    config = label_config(Looking())
+    assert config["expert"] == "looking" and config["version"] == 3
+    assert list(config["phrases"]) == list(PARTS)
+    json.dumps([label_config(make()) for make in EXPERTS.values()])
