@@ -15,6 +15,9 @@ from torch import Tensor
 from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
 
+Integers = np.ndarray | Tensor | Sequence[int]
+Identifiers = np.ndarray | Sequence[str] | Sequence[int]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
@@ -69,9 +72,9 @@ class CameraRule:
 
 def labels(
     *,
-    pids: np.ndarray | Tensor | Sequence[int],
-    camids: np.ndarray | Tensor | Sequence[int] | None,
-    ids: np.ndarray | Sequence[str] | Sequence[int] | None,
+    pids: Integers,
+    camids: Integers | None,
+    ids: Identifiers | None,
     count: int,
     side: str,
 ) -> Labels:
@@ -100,7 +103,7 @@ def _own_images(query: Labels, gallery: Labels) -> dict[int, int]:
     }
 
 
-def _integers(values: np.ndarray | Tensor | Sequence[int], count: int, name: str) -> np.ndarray:
+def _integers(values: Integers, count: int, name: str) -> np.ndarray:
     array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
     if array.dtype.kind not in "iu" and array.size:
         raise MuvaError(f"{name}: expected integers, found {array.dtype}")

@@ -13,12 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from muva.errors import MuvaError
-from muva.retrieval.camera_rule import CameraRule, labels
+from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
 from muva.retrieval.distances import BLOCK_BYTES, distance_blocks
 from muva.retrieval.reranking import reranked_blocks
-
-Integers = np.ndarray | Tensor | Sequence[int]
-Identifiers = np.ndarray | Sequence[str] | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)

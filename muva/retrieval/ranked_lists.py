@@ -1,0 +1,75 @@
+"""The first gallery images of each query, for people to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
+from muva.retrieval.distances import BLOCK_BYTES, distance_blocks
+from muva.retrieval.reranking import reranked_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedLists:
+    """For each query the first images that the camera rule leaves, nearest first."""
+
+    indices: np.ndarray
+    """(queries, top) int64 gallery indices; -1 where fewer images are left."""
+    is_match: np.ndarray
+    """(queries, top) bool: the query's person."""
+
+
+def ranked_lists(
+    *,
+    query_features: np.ndarray | Tensor,
+    query_pids: Integers,
+    query_camids: Integers | None,
+    gallery_features: np.ndarray | Tensor,
+    gallery_pids: Integers,
+    gallery_camids: Integers | None,
+    query_ids: Identifiers | None = None,
+    gallery_ids: Identifiers | None = None,
+    top: int = 10,
+    rerank: bool = False,
+    block_bytes: int = BLOCK_BYTES,
+) -> RankedLists:
+    """The ranking that `evaluate` scores, cut after `top` images; same inputs, same errors."""
+    query = labels(
+        pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
+    )
+    gallery = labels(
+        pids=gallery_pids,
+        camids=gallery_camids,
+        ids=gallery_ids,
+        count=len(gallery_features),
+        side="gallery",
+    )
+    rule = CameraRule(query, gallery)
+    if rerank:
+        blocks = reranked_blocks(
+            query_features, gallery_features, left_out=rule.junk, block_bytes=block_bytes
+        )
+    else:
+        blocks = distance_blocks(query_features, gallery_features, block_bytes=block_bytes)
+    indices = np.full((len(query), top), -1, np.int64)
+    is_match = np.zeros((len(query), top), bool)
+    for rows, distances in blocks:
+        distances[:, rule.junk] = np.inf
+        for index, row in zip(range(rows.start, rows.stop), distances, strict=True):
+            matches, ignored = rule.judge(index)
+            row[ignored] = np.inf
+            first = nearest(row, top)
+            indices[index, : len(first)] = first
+            is_match[index, : len(first)] = np.isin(first, matches)
+    return RankedLists(indices=indices, is_match=is_match)
+
+
+def nearest(distances: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` smallest finite distances, in order, equal ones by index."""
+    count = min(count, len(distances))
+    furthest = np.partition(distances, count - 1)[count - 1]
+    candidates = np.flatnonzero((distances <= furthest) & np.isfinite(distances))
+    return candidates[np.argsort(distances[candidates], kind="stable")[:count]]
