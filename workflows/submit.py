@@ -34,9 +34,15 @@ if TYPE_CHECKING:
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 PASSED_ON = ("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI")
 """Variables that mean the same to the job as they do here."""
+_CHATTY = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""What tells of every request and upload."""
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command("submit", context_settings={"ignore_unknown_options": True})
 @click.option(
     "--address", help="The cluster's dashboard, http://HOST:PORT. [RAY_ADDRESS, or local]"
 )
@@ -48,7 +54,7 @@ PASSED_ON = ("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI")
 )
 @click.option("--attach", metavar="JOB", help="Follow a job that was submitted before.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def submit(
+def submit_verb(
     address: str | None,
     follow: bool,
     upload: bool | None,
@@ -130,37 +136,31 @@ def jobs_client(address: str | None) -> JobSubmissionClient:
     """
     import requests
 
-    headers = authorisation()
-    if headers:
-        os.environ.setdefault(AUTH_MODE, "token")
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    for chatty in (
-        "dashboard.modules.job.sdk",
-        "dashboard.modules.dashboard_sdk",
-        "_private.runtime_env.packaging",
-    ):
-        logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
     if address is None:
         # As Ray understands its own variables: HOST:PORT is not the dashboard's there.
         url = _address_of_environment() or find_head() or _started_head()
     else:
         url = address if "://" in address else f"http://{address}"
-    try:
-        with _without_address_variables():
-            return JobSubmissionClient(url, headers=authorisation())
-    except AuthenticationError as error:
-        complaint = "refuses the token" if headers else "asks for a token, and there is none"
-        raise MuvaError(
-            f"The Ray cluster at {url} {complaint}: expected the cluster's own {TOKEN_PLACES}."
-        ) from error
-    except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
-        raise MuvaError(
-            f"No Ray cluster takes jobs at {url}: {redact(str(error))} Expected its dashboard's "
-            "address, http://HOST:8265 unless it was changed. Start one on this machine with "
-            "`muva submit` without --address."
-        ) from error
+    headers = authorisation()
+    with _ray_environment(token=bool(headers)):
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+
+        for chatty in _CHATTY:
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        try:
+            return JobSubmissionClient(url, headers=headers)
+        except AuthenticationError as error:
+            complaint = "refuses the token" if headers else "asks for a token, and there is none"
+            raise MuvaError(
+                f"The Ray cluster at {url} {complaint}: expected the cluster's own {TOKEN_PLACES}."
+            ) from error
+        except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
+            raise MuvaError(
+                f"No Ray cluster takes jobs at {url}: {redact(str(error))} Expected its "
+                "dashboard's address, http://HOST:8265 unless it was changed. Start one on this "
+                "machine with `muva submit` without --address."
+            ) from error
 
 
 def _started_head() -> str:
@@ -209,10 +209,23 @@ def _path_with(folder: Path) -> str:
 
 
 @contextmanager
-def _without_address_variables() -> Iterator[None]:
-    """Ray lets the variables win over the address that it is given."""
-    kept = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
+def _ray_environment(*, token: bool) -> Iterator[None]:
+    """What Ray reads of the environment while a client is made; afterwards it is as it was.
+
+    Ray lets its address variables win over the address that it is given. Whether it uses tokens it
+    decides when it is first imported, or when it starts a cluster: a variable that stayed would
+    tell a cluster that is started later something else than the process that starts it.
+    """
+    kept = {name: os.environ.get(name) for name in (*ADDRESS_VARIABLES, AUTH_MODE)}
+    for name in ADDRESS_VARIABLES:
+        os.environ.pop(name, None)
+    if token:
+        os.environ.setdefault(AUTH_MODE, "token")
     try:
         yield
     finally:
-        os.environ.update(kept)
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -28,7 +28,7 @@ START_S = 90.0
 STOP_S = 10.0
 
 
-@click.command()
+@click.command("ui")
 @click.option(
     "--home",
     type=click.Path(file_okay=False, path_type=Path),
@@ -49,7 +49,7 @@ STOP_S = 10.0
     show_default=True,
     help="0 takes any that is free.",
 )
-def ui(home: Path, tracking_uri: str | None, port: int) -> None:
+def ui_verb(home: Path, tracking_uri: str | None, port: int) -> None:
     """Browse the results in MLflow.
 
     \b

@@ -21,7 +21,7 @@ from muva.errors import MuvaError
 from workflows.follow import follow_job
 from workflows.ray_head import Head, authorisation, find_head, start_head
 from workflows.shipping import code_folder, ship
-from workflows.submit import jobs_client, submit, submit_and_follow
+from workflows.submit import jobs_client, submit_and_follow, submit_verb
 
 CLI = [sys.executable, "-m", "workflows.cli"]
 
@@ -198,7 +198,7 @@ def test_a_secret_in_the_command_is_not_sent() -> None:
 
 @pytest.mark.parametrize("command", [[], ["--", "trian"], ["--attach", "job", "--", "train"]])
 def test_a_command_that_is_no_verb_is_a_usage_error(command: list[str]) -> None:
-    assert CliRunner().invoke(submit, command).exit_code == 2
+    assert CliRunner().invoke(submit_verb, command).exit_code == 2
 
 
 def test_only_the_packages_and_the_recipe_are_shipped(
@@ -231,3 +231,12 @@ def test_a_recipe_that_the_copy_would_not_hold_is_refused(tmp_path: Path) -> Non
     recipe.write_text("name: mine\n")
     with pytest.raises(MuvaError, match=r"mine\.yaml: a cluster cannot see this file"):
         ship(["run", str(recipe)], into=tmp_path / "job")
+
+
+def test_rays_variables_are_as_they_were_once_a_client_is_made(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+    assert jobs_client(head.address).get_address() == head.address
+    assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:9"
+    assert "RAY_AUTH_MODE" not in os.environ

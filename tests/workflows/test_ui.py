@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from muva.errors import MuvaError
 from tracking.runs import RunRef, Tracker
 from tracking.ui import run_link
-from workflows.ui import ui, usable_port
+from workflows.ui import ui_verb, usable_port
 
 TRAINING_VIEW = "workflowType=machine_learning"
 
@@ -97,7 +97,7 @@ def test_a_port_in_use_is_named_with_a_free_one(home: Path, run: RunRef) -> None
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        said = CliRunner().invoke(ui, ["--home", str(home), "--port", str(port)])
+        said = CliRunner().invoke(ui_verb, ["--home", str(home), "--port", str(port)])
     assert isinstance(said.exception, MuvaError)
     message = re.fullmatch(
         rf"Port {port} of 127\.0\.0\.1 is in use \(.*\)\. Choose another one, for example "
@@ -109,14 +109,14 @@ def test_a_port_in_use_is_named_with_a_free_one(home: Path, run: RunRef) -> None
 
 
 def test_without_runs_it_says_how_to_make_some(tmp_path: Path) -> None:
-    said = CliRunner().invoke(ui, ["--home", str(tmp_path)])
+    said = CliRunner().invoke(ui_verb, ["--home", str(tmp_path)])
     assert isinstance(said.exception, MuvaError)
     assert "make demo" in str(said.exception)
     assert not list(tmp_path.iterdir())
 
 
 def test_runs_on_a_server_are_linked_there() -> None:
-    said = CliRunner().invoke(ui, ["--tracking-uri", "https://me:pass@mlflow.example.org"])
+    said = CliRunner().invoke(ui_verb, ["--tracking-uri", "https://me:pass@mlflow.example.org"])
     assert said.exit_code == 0
     link = f"https://mlflow.example.org/#/experiments?{TRAINING_VIEW}"
     assert said.stderr.strip() == f"The runs are on a server already: {link}"
