@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -87,15 +87,18 @@ class Embedder:
                 f"images of {pixels.shape[-2]} x {pixels.shape[-1]}: this model takes "
                 f"{self.image_height} x {self.image_width} (height x width)"
             )
+        with autocast(precision, self.device):
+            features = self.encode(self._normalised(pixels))
+        return features.float().cpu().numpy()
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
         values = pixels.to(self.device)
         values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
         mean, std = (
             torch.tensor(statistic, device=self.device)[:, None, None]
             for statistic in (self.mean, self.std)
         )
-        with autocast(precision, self.device):
-            features = self.encode((values - mean) / std)
-        return features.float().cpu().numpy()
+        return (values - mean) / std
 
     def _pixels(self, image: ImageLike) -> np.ndarray:
         size = (self.image_width, self.image_height)
@@ -108,6 +111,18 @@ class Bundle(Embedder):
 
     model: MuvaModel
     metadata: Mapping[str, Any]
+
+    @torch.inference_mode()
+    def predicted_masks(self, images: Sequence[ImageLike]) -> Bool[np.ndarray, " B R L"]:
+        """Which patches each part token may see in the last block, by the model's own prediction.
+
+        Row-major over `model.grid`. The model must have parts.
+        """
+        pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images]))
+        encoded = self.model.encode_images(self._normalised(pixels.permute(0, 3, 1, 2)))
+        if encoded.mask_probabilities is None:
+            raise MuvaError("a global-only model (parts: []) predicts no part masks")
+        return (encoded.mask_probabilities[-1] > 0.5).cpu().numpy()
 
 
 def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) -> None:
@@ -158,7 +173,7 @@ def load_bundle(folder: Path) -> Bundle:
     except RuntimeError as error:
         raise MuvaError(
             f"model bundle {folder}: {WEIGHTS} is not of the configuration in {DESCRIPTION}: "
-            f"{str(error).partition(':')[2].strip()}"
+            f"{str(error).splitlines()[1].strip()}"
         ) from error
     return embedder_of(model.eval(), metadata=metadata)
 

@@ -336,6 +336,15 @@ def image_size_of(clip: open_clip.CLIP) -> tuple[int, int]:
     return height, width
 
 
+def openai_weights(clip: open_clip.CLIP) -> dict[str, Tensor]:
+    """A CLIP's state dict in OpenAI's layout, with a reduced vocabulary by its own two names."""
+    weights = dict(clip.state_dict())
+    if isinstance(clip.token_embedding, UsedTokenEmbedding):
+        weights["token_ids_used"] = weights.pop("token_embedding.token_ids_used")
+        weights["token_embedding_rows"] = weights.pop("token_embedding.weight")
+    return weights
+
+
 def save_clip(
     clip: open_clip.CLIP, folder: Path, *, name: str, dtype: torch.dtype = torch.float16
 ) -> None:
@@ -344,10 +353,6 @@ def save_clip(
     Weights are rounded to float16 unless told, as OpenAI's are.
     """
     height, width = image_size_of(clip)
-    weights = dict(clip.state_dict())
-    if isinstance(clip.token_embedding, UsedTokenEmbedding):
-        weights["token_ids_used"] = weights.pop("token_embedding.token_ids_used")
-        weights["token_embedding_rows"] = weights.pop("token_embedding.weight")
     config = ClipFolder(
         name=name,
         patch=shape_of(clip).patch,
@@ -360,7 +365,7 @@ def save_clip(
     folder.mkdir(parents=True, exist_ok=True)
     stored = {
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
-        for key, value in weights.items()
+        for key, value in openai_weights(clip).items()
     }
     save_file(stored, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

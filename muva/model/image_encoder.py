@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from muva.config import ModelConfig
 from muva.errors import SettingsError
 from muva.model.attention import attention_bias, blocks_of, hard_gate, run_block
-from muva.model.clip import vision_tower
+from muva.model.clip import image_size_of, vision_tower
 from muva.model.mask_predictor import MaskPredictor
 from muva.model.position_embedding import add_part_positions
 from muva.model.precision import at_least_float32
@@ -41,6 +41,9 @@ class ImageEncoder(nn.Module):
     def __init__(self, clip: open_clip.CLIP, settings: ModelConfig):
         super().__init__()
         visual = vision_tower(clip)
+        built_for = (*image_size_of(clip), visual.conv1.stride[0])
+        if built_for != (settings.image_height, settings.image_width, settings.stride):
+            raise ValueError(f"the CLIP was built for another size or stride: {built_for}")
         self.parts = len(settings.parts)
         self.grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.part_token_init = settings.part_token_init

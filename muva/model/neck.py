@@ -6,7 +6,6 @@ a step with momentum 0.1. One pass with momentum 1 - 0.9 * 0.9 = 0.19 gives the 
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
 
 from muva.model.distributed import gather_batch, rank, world_size
 
@@ -22,16 +21,6 @@ class BatchNormNeck(nn.BatchNorm1d):
 
     def forward(self, input: Float[Tensor, " B F"]) -> Float[Tensor, " B F"]:
         """Normalise this worker's features."""
-        if not self.training or world_size() == 1:
+        if not self.training:
             return super().forward(input)
-        normalised = batch_norm(
-            gather_batch(input),
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training=True,
-            momentum=MOMENTUM,
-            eps=self.eps,
-        )
-        return normalised.chunk(world_size())[rank()]
+        return super().forward(gather_batch(input)).chunk(world_size())[rank()]

@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, contexts: Float[Tensor, " N G K W"]) -> Float[Tensor, " N F"]:
         """Text features of identities: those of their G prompts, concatenated."""
-        identities = len(contexts)
+        identities, grains = contexts.shape[:2]
         ends = self.token_ids.argmax(dim=1)
         words = self.token_ids[:, : int(ends.max()) + 1]
         before = self.token_embedding(words[:, :CONTEXT_START])
@@ -56,7 +56,7 @@ class TextEncoder(nn.Module):
             ln_final=self.ln_final,
             projection=self.text_projection,
         )
-        return at_least_float32(features.view(identities, -1))
+        return at_least_float32(features.view(identities, grains * features.shape[1]))
 
 
 def encode_text(

@@ -51,6 +51,7 @@ def learn_prompts(
     precision = resolve_precision(settings.precision, contexts.device)
     optimiser = stage1_optimiser(contexts, settings)
     first_epoch = 1 if state is None else _restore(contexts, optimiser, state)
+    model.contexts.data[share.start : share.stop] = contexts.detach()
     centroids = identity_centroids(
         features.to(contexts.device), torch.as_tensor(labels).to(contexts.device), model.identities
     )

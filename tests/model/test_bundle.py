@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from muva.errors import MuvaError
+from muva.model.bundle import load_bundle, save_bundle, untouched_clip
+from muva.model.clip import save_clip
+from tests.model.small import IMAGE_SIZE, PATCH, small_clip, small_model
+
+METADATA = {"sources": ["a", "b"], "fingerprint": "0123456789abcdef"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_bundle(trained_model(), tmp_path / "bundle", metadata=METADATA)
+    return tmp_path / "bundle"
+
+
+def trained_model():
+    model = small_model(gating="online", mask_max_value=5.0).eval()
+    model.get_buffer("bn_neck.running_mean").add_(0.1)
+    model.get_buffer("bn_neck.running_var").mul_(2)
+    return model
+
+
+def picture(height: int = 60, width: int = 31) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def test_a_bundle_embeds_as_the_model_that_was_saved(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    model = trained_model()
+    resized = np.asarray(picture().resize((24, 48), Image.Resampling.BILINEAR))
+    images = (torch.from_numpy(resized.copy()).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        after_neck = model.neck(model.encode_images(images).feature)
+    expected = torch.nn.functional.normalize(after_neck).numpy()
+    np.testing.assert_allclose(bundle.embed([picture()]), expected, rtol=1e-5, atol=1e-6)
+    assert bundle.metadata == METADATA
+    assert bundle.feature_dim == 4 * 32
+    for name, value in model.state_dict().items():
+        assert torch.equal(bundle.model.state_dict()[name], value), name
+
+
+def test_every_kind_of_image_gives_the_same_feature(folder: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(folder)
+    stream = BytesIO()
+    picture().save(stream, "PNG")
+    (tmp_path / "image.png").write_bytes(stream.getvalue())
+    images = [
+        picture(),
+        picture().convert("RGBA"),
+        np.asarray(picture()),
+        stream.getvalue(),
+        tmp_path / "image.png",
+    ]
+    features = bundle.embed(images, batch_size=2)
+    assert features.dtype == np.float32 and features.shape == (5, bundle.feature_dim)
+    np.testing.assert_allclose(features, features[:1].repeat(5, axis=0), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-6)
+    assert bundle.embed([]).shape == (0, bundle.feature_dim)
+
+
+def test_pixels_may_be_bytes_or_fractions(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    pixels = torch.randint(0, 256, (3, 3, *IMAGE_SIZE), dtype=torch.uint8)
+    np.testing.assert_allclose(
+        bundle.embed_pixels(pixels), bundle.embed_pixels(pixels / 255), atol=1e-6
+    )
+    with pytest.raises(MuvaError, match="this model takes 48 x 24"):
+        bundle.embed_pixels(pixels[..., :20])
+
+
+def test_images_that_are_none_are_named(folder: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(folder)
+    with pytest.raises(MuvaError, match=r"absent\.jpg: not readable as an image"):
+        bundle.embed([tmp_path / "absent.jpg"])
+    with pytest.raises(MuvaError, match="3 bytes: not readable as an image"):
+        bundle.embed([b"abc"])
+    with pytest.raises(MuvaError, match=r"float64 \(4, 4\): expected uint8"):
+        bundle.embed([np.zeros((4, 4))])
+
+
+def test_a_trained_encoder_is_taken_over_for_other_identities(folder: Path) -> None:
+    trained = load_bundle(folder).model
+    model = small_model(identities=9, seed=4, gating="online", mask_max_value=5.0)
+    contexts = model.contexts.detach().clone()
+    model.start_from(trained)
+    for name, value in trained.image_encoder.state_dict().items():
+        assert torch.equal(model.image_encoder.state_dict()[name], value), name
+    variances = [m.get_buffer("bn_neck.running_var") for m in (model, trained)]
+    assert torch.equal(*variances)
+    assert torch.equal(model.contexts, contexts)
+    with pytest.raises(MuvaError, match=r"model\.gating 'online' there, 'offline' here"):
+        small_model().start_from(trained)
+
+
+def test_damage_is_found(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    whole = bytearray(weights.read_bytes())
+    whole[len(whole) // 2] ^= 4
+    weights.write_bytes(whole)
+    with pytest.raises(MuvaError, match=r"model\.safetensors is damaged"):
+        load_bundle(folder)
+    weights.unlink()
+    with pytest.raises(MuvaError, match=r"model\.safetensors is missing"):
+        load_bundle(folder)
+
+
+def change(folder: Path, **changed: object) -> None:
+    path = folder / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def test_a_description_of_another_model_is_refused(folder: Path) -> None:
+    stored = json.loads((folder / "bundle.json").read_text())
+    change(folder, model={**stored["model"], "parts": ["head"]})
+    with pytest.raises(
+        MuvaError, match=r"not of the configuration in bundle\.json: size mismatch for"
+    ):
+        load_bundle(folder)
+    change(folder, model={**stored["model"], "colour": "red"})
+    with pytest.raises(MuvaError, match="does not describe a model of this version"):
+        load_bundle(folder)
+    change(folder, format_version=99)
+    with pytest.raises(MuvaError, match="format 99, this program reads 1"):
+        load_bundle(folder)
+    (folder / "bundle.json").write_text("{")
+    with pytest.raises(MuvaError, match=r"bundle\.json is damaged"):
+        load_bundle(folder)
+    (folder / "bundle.json").unlink()
+    with pytest.raises(MuvaError, match="is no model bundle"):
+        load_bundle(folder)
+
+
+def test_the_untouched_clip_embeds_with_its_own_mean_and_std(tmp_path: Path) -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    clip = small_clip(mean=mean, std=std).eval()
+    save_clip(clip, tmp_path, name="small", dtype=torch.float32)
+    embedder = untouched_clip(
+        str(tmp_path), image_height=IMAGE_SIZE[0], image_width=IMAGE_SIZE[1], stride=PATCH
+    )
+    pixels = torch.rand(2, 3, *IMAGE_SIZE)
+    normalised = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    with torch.no_grad():
+        expected = clip.encode_image(normalised, normalize=True).numpy()
+    np.testing.assert_allclose(embedder.embed_pixels(pixels), expected, atol=1e-6)
+    assert embedder.feature_dim == 32

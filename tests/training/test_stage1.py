@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from muva.config import Stage1Config
+from muva.errors import MuvaError
+from muva.model.muva_model import MuvaModel
+from muva.training.checkpoints import load_checkpoint, save_checkpoint
+from muva.training.images import image_features
+from muva.training.memory import identity_centroids
+from muva.training.report import EpochReport
+from muva.training.stage1 import learn_prompts, prompt_loss
+from tests.model.small import small_model
+from tests.training.toy_images import ToyImages
+
+CPU = torch.device("cpu")
+SETTINGS = Stage1Config(batch_size=8, images_per_identity=2, epochs=4, lr=0.05, precision="fp32")
+
+
+def start(dtype: torch.dtype = torch.float32) -> tuple[MuvaModel, Tensor, np.ndarray]:
+    model, images = small_model(identities=6).to(dtype), ToyImages(dtype=dtype)
+    return model, image_features(model, images, device=CPU, batch_size=5), images.labels
+
+
+def run(
+    model: MuvaModel, features: Tensor, labels: np.ndarray, **more: object
+) -> list[EpochReport]:
+    loop = learn_prompts(
+        model=model,
+        features=features,
+        labels=labels,
+        seed=1,
+        **{"settings": SETTINGS, **more},  # pyright: ignore[reportArgumentType]
+    )
+    return list(loop)
+
+
+def test_prompts_learn_and_nothing_else_does() -> None:
+    model, features, labels = start()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    reports = run(model, features, labels, settings=SETTINGS.model_copy(update={"epochs": 12}))
+    assert reports[-1].metrics["loss"] < reports[0].metrics["loss"] - 0.05
+    assert [report.epoch for report in reports] == list(range(1, 13))
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {"contexts"}
+
+
+def test_distinct_prompts_once_with_counts_is_every_entrys_mean() -> None:
+    model, features, labels = start()
+    centroids = identity_centroids(features, torch.as_tensor(labels), 6)
+    batch = torch.tensor([5, 0, 5, 5, 2, 0])
+    contexts = nn.Parameter(model.contexts.detach().clone())
+    loss = prompt_loss(model, contexts, centroids, batch, temperature=0.5)
+    text = normalize(model.text_features(contexts[batch]))
+    expected = cross_entropy(text @ centroids.T / 0.5, batch)
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(value, contexts)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_shares_of_identities_together_are_the_whole() -> None:
+    whole, features, labels = start(torch.float64)
+    reports = run(whole, features, labels)
+    shares = [range(1), range(1, 4), range(4, 6)]
+    contexts, losses = [], []
+    for share in shares:
+        model = start(torch.float64)[0]
+        of_share = run(model, features, labels, identities=share)
+        contexts.append(model.contexts[share.start : share.stop])
+        losses.append([report.metrics["loss"] for report in of_share])
+    torch.testing.assert_close(torch.cat(contexts), whole.contexts, rtol=1e-9, atol=1e-9)
+    summed = np.sum(losses, axis=0)
+    np.testing.assert_allclose(summed, [r.metrics["loss"] for r in reports], rtol=1e-12)
+
+
+def test_resuming_gives_what_an_uninterrupted_run_gives_bit_for_bit(tmp_path) -> None:
+    whole, features, labels = start()
+    reports = run(whole, features, labels)
+    stopped = start()[0]
+    loop = learn_prompts(model=stopped, features=features, labels=labels, settings=SETTINGS, seed=1)
+    next(loop)
+    save_checkpoint(tmp_path, next(loop).state())
+    resumed = start()[0]
+    rest = run(resumed, features, labels, state=load_checkpoint(tmp_path))
+    assert [report.step_losses for report in rest] == [r.step_losses for r in reports[2:]]
+    assert torch.equal(resumed.contexts, whole.contexts)
+
+
+def test_a_finished_state_leaves_nothing_to_do_but_gives_its_prompts() -> None:
+    whole, features, labels = start()
+    reports = run(whole, features, labels)
+    model = start()[0]
+    assert run(model, features, labels, state=reports[-1].state()) == []
+    assert torch.equal(model.contexts, whole.contexts)
+
+
+def test_a_state_of_other_sources_is_refused() -> None:
+    model, features, labels = start()
+    state = run(model, features, labels)[-1].state()
+    with pytest.raises(MuvaError, match=r"shape \(6, .*expected \(2, "):
+        run(start()[0], features, labels, state=state, identities=range(2))
+    with pytest.raises(MuvaError, match="not one of stage 1"):
+        run(start()[0], features, labels, state={"epoch": 3})

@@ -1,0 +1,38 @@
+"""Training images for tests: noise around a pattern per identity, in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.model.small import IMAGE_SIZE, PATCH
+
+
+class ToyImages:
+    def __init__(
+        self,
+        *,
+        identities: int = 6,
+        images_each: int = 4,
+        parts: int = 3,
+        dtype: torch.dtype = torch.float32,
+    ):
+        generator = torch.Generator().manual_seed(7)
+        self.labels = np.repeat(np.arange(identities), images_each)
+        patterns = torch.randn(identities, 3, *IMAGE_SIZE, generator=generator)
+        noise = torch.randn(len(self.labels), 3, *IMAGE_SIZE, generator=generator)
+        self.images = (patterns[self.labels] + 0.5 * noise).to(dtype)
+        self.rows, self.columns = (side // PATCH for side in IMAGE_SIZE)
+        shape = (len(self.labels), parts, self.rows * self.columns)
+        self.part_masks = torch.rand(shape, generator=generator) < 0.4 if parts else None
+
+    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        images = self.images[indices].clone()
+        masks = None if self.part_masks is None else self.part_masks[indices].clone()
+        if flips is not None:
+            images[flips] = images[flips].flip(-1)
+            if masks is not None:
+                grid = masks[flips].unflatten(-1, (self.rows, self.columns))
+                masks[flips] = grid.flip(-1).flatten(-2)
+        return images, masks
