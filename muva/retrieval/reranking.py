@@ -133,16 +133,17 @@ def _encodings(
     """V: each image's reciprocal neighbours, weighted by exp(-distance), with sum 1."""
     near = _reciprocal(neighbours)
     nearer = _reciprocal(neighbours[:, : round(k1 / 2) + 1])
+    features = everyone.numpy()
+    inside = np.zeros(len(features), bool)
     rows = []
     for index, reciprocal in enumerate(near):
-        expanded = [reciprocal]
-        for candidate in reciprocal:
-            extra = nearer[candidate]
-            if np.isin(extra, reciprocal).sum() > 2 / 3 * len(extra):
-                expanded.append(extra)
-        members = np.unique(np.concatenate(expanded))
-        cosines = everyone[torch.from_numpy(members)] @ everyone[index]
-        weights = np.exp(-_squared(-cosines.numpy()) / furthest[index])
+        inside[reciprocal] = True
+        extras = [nearer[candidate] for candidate in reciprocal]
+        extras = [extra for extra in extras if inside[extra].sum() > 2 / 3 * len(extra)]
+        inside[reciprocal] = False
+        members = np.unique(np.concatenate([reciprocal, *extras]))
+        cosines = features[members] @ features[index]
+        weights = np.exp(-_squared(-cosines) / furthest[index])
         rows.append((members, (weights / weights.sum()).astype(np.float32)))
     return _Sparse.of(rows)
 
