@@ -11,14 +11,16 @@ from muva.data.synthetic.sensor import decode_jpeg
 from muva.errors import MuvaError
 
 DOMAIN = "syn-boulevard"
-SIZE = {"height": 64, "width": 32}
+HEIGHT, WIDTH = 64, 32
 CAMERAS = DOMAINS[DOMAIN].cameras
 
 
 @pytest.fixture(scope="module")
 def records():
     return list(
-        synthetic_records(DOMAIN, train_people=2, test_people=3, images_per_camera=3, **SIZE)
+        synthetic_records(
+            DOMAIN, train_people=2, test_people=3, images_per_camera=3, height=HEIGHT, width=WIDTH
+        )
     )
 
 
@@ -50,7 +52,7 @@ def test_image_ids_are_unique_and_say_who_where_and_which(records):
 
 def test_a_record_holds_the_rendered_image_its_boxes_and_caption(records):
     record = records[7]
-    shot = render(DOMAIN, pid=record.pid, camid=record.camid, index=1, **SIZE)
+    shot = render(DOMAIN, pid=record.pid, camid=record.camid, index=1, height=HEIGHT, width=WIDTH)
     assert record.image_id.endswith("_01.jpg")
     difference = decode_jpeg(record.source).astype(int) - shot.image
     assert np.abs(difference).mean() < 4
@@ -59,7 +61,9 @@ def test_a_record_holds_the_rendered_image_its_boxes_and_caption(records):
 
 
 def test_test_people_alone_give_the_same_records(records):
-    alone = list(records_of_test_people(DOMAIN, pids=[4], images_per_camera=3, **SIZE))
+    alone = list(
+        records_of_test_people(DOMAIN, pids=[4], images_per_camera=3, height=HEIGHT, width=WIDTH)
+    )
     assert alone == [record for record in records if record.pid == 4]
 
 
@@ -72,7 +76,8 @@ def test_progress_counts_to_the_end():
             test_people=0,
             images_per_camera=1,
             progress=lambda done, total: told.append((done, total)),
-            **SIZE,
+            height=HEIGHT,
+            width=WIDTH,
         )
     )
     assert told == [(done, CAMERAS) for done in range(1, CAMERAS + 1)]
@@ -90,6 +95,7 @@ def test_a_data_set_that_cannot_be_split_is_refused(people, images, complaint):
                 train_people=people[0],
                 test_people=people[1],
                 images_per_camera=images,
-                **SIZE,
+                height=HEIGHT,
+                width=WIDTH,
             )
         )
