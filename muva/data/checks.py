@@ -39,9 +39,7 @@ class SplitReport:
     junk: int
     images_per_identity: Range
     identities_with_one_image: int
-    """They cannot fill K images of a batch but by repetition, and as a query find nothing."""
-    identities_in_one_camera: int
-    """The camera rule leaves their queries without a match; 0 when cameras are unknown."""
+    """In training they fill the K images of a batch by repetition."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +53,8 @@ class DatasetReport:
     bytes: int
     width: Range
     height: Range
+    queries_without_match: int
+    """Their person is not in the gallery, or in the query's own camera only."""
     with_boxes: int
     with_captions: int
     quarantined: list[dict[str, str]]
@@ -75,6 +75,7 @@ def check_dataset(dataset: Dataset) -> DatasetReport:
     }
     quarantined = dataset.quarantine()
     duplicates = _duplicates(rows)
+    without_match = _queries_without_match(rows)
     return DatasetReport(
         name=dataset.name,
         fingerprint=dataset.fingerprint,
@@ -83,11 +84,12 @@ def check_dataset(dataset: Dataset) -> DatasetReport:
         bytes=sum(shard.size_bytes for shard in dataset.shards),
         width=_range(rows["width"].to_numpy()),
         height=_range(rows["height"].to_numpy()),
+        queries_without_match=without_match,
         with_boxes=int(np.count_nonzero(rows["has_boxes"].to_numpy())),
         with_captions=len(rows) - rows["caption"].null_count,
         quarantined=quarantined,
         duplicates=duplicates,
-        warnings=_warnings(dataset, splits, len(duplicates), len(quarantined)),
+        warnings=_warnings(dataset, splits, len(duplicates), len(quarantined), without_match),
     )
 
 
@@ -136,20 +138,14 @@ _LABEL_WIDTH, _CAPTION, _GAP = 80, 14, 4
 
 def _split_report(rows: pa.Table) -> SplitReport:
     pids = rows["pid"].to_numpy()
-    camids = rows["camid"].to_pylist()
     images = Counter(pid for pid in pids.tolist() if pid != JUNK_PID)
-    cameras: dict[int, set[int | None]] = defaultdict(set)
-    for pid, camid in zip(pids.tolist(), camids, strict=True):
-        cameras[pid].add(camid)
-    known = set(camids) - {None}
     return SplitReport(
         images=len(rows),
         identities=len(images),
-        cameras=len(known),
+        cameras=len(set(rows["camid"].to_pylist()) - {None}),
         junk=int(np.count_nonzero(pids == JUNK_PID)),
         images_per_identity=_range(np.array(list(images.values()))),
         identities_with_one_image=sum(count == 1 for count in images.values()),
-        identities_in_one_camera=sum(len(cameras[pid]) == 1 for pid in images) if known else 0,
     )
 
 
@@ -160,8 +156,25 @@ def _duplicates(rows: pa.Table) -> list[list[str]]:
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
+def _queries_without_match(rows: pa.Table) -> int:
+    cameras: dict[int, set[int | None]] = defaultdict(set)
+    queries: list[tuple[int, int | None]] = []
+    for row in rows.select(["split", "pid", "camid"]).to_pylist():
+        if row["split"] == "gallery":
+            cameras[row["pid"]].add(row["camid"])
+        elif row["split"] == "query":
+            queries.append((row["pid"], row["camid"]))
+    return sum(
+        not (cameras[pid] if camid is None else cameras[pid] - {camid}) for pid, camid in queries
+    )
+
+
 def _warnings(
-    dataset: Dataset, splits: dict[str, SplitReport], duplicates: int, quarantined: int
+    dataset: Dataset,
+    splits: dict[str, SplitReport],
+    duplicates: int,
+    quarantined: int,
+    without_match: int,
 ) -> list[str]:
     found = []
     if not dataset.summary.cameras_known:
@@ -170,6 +183,11 @@ def _warnings(
         found.append(f"{quarantined} images could not be read and were set aside")
     if duplicates:
         found.append(f"{duplicates} groups of images have the same content")
+    if without_match:
+        found.append(
+            f"{without_match} of {splits['query'].images} queries have no match in another camera "
+            "and will not count"
+        )
     train = splits.get("train")
     if train and train.identities_with_one_image:
         found.append(f"{train.identities_with_one_image} training identities have only one image")

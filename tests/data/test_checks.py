@@ -43,6 +43,7 @@ def town(tmp_path) -> Dataset:
             record("t/2", "train", 1, 2, flat((2, 0, 0))),
             record("t/3", "train", 2, 2, flat((3, 0, 0))),
             record("q/1", "query", 5, 1, flat((4, 0, 0))),
+            record("q/2", "query", 6, 3, flat((7, 0, 0))),
             record("g/1", "gallery", 5, 3, flat((5, 0, 0), size=(20, 60))),
             record("g/2", "gallery", 6, 3, flat((1, 0, 0))),
             record("g/3", "gallery", -1, 3, flat((6, 0, 0))),
@@ -53,36 +54,41 @@ def town(tmp_path) -> Dataset:
 
 def test_a_report_counts_what_is_there(town):
     report = check_dataset(town)
-    assert (report.images, report.name) == (7, "town")
+    assert (report.images, report.name) == (8, "town")
     assert report.width == Range(smallest=8, median=8.0, largest=20)
     assert report.height == Range(smallest=16, median=16.0, largest=60)
     train, gallery = report.splits["train"], report.splits["gallery"]
     assert (train.images, train.identities, train.cameras, train.junk) == (3, 2, 2, 0)
     assert train.images_per_identity == Range(smallest=1, median=1.5, largest=2)
-    assert (train.identities_with_one_image, train.identities_in_one_camera) == (1, 1)
+    assert train.identities_with_one_image == 1
     assert (gallery.images, gallery.identities, gallery.cameras, gallery.junk) == (3, 2, 1, 1)
+    assert report.queries_without_match == 1
     assert report.duplicates == [["gallery/6: g/2", "train/1: t/1"]]
     assert [entry["image_id"] for entry in report.quarantined] == ["g/4"]
     assert report.warnings == [
         "1 images could not be read and were set aside",
         "1 groups of images have the same content",
+        "1 of 2 queries have no match in another camera and will not count",
         "1 training identities have only one image",
     ]
     json.dumps(asdict(report))
 
 
 def test_unknown_cameras_are_said(tmp_path):
-    records = [record(f"{i}", "train", i % 2, None, flat((i, 0, 0))) for i in range(4)]
+    records = [
+        record(f"{i}", "query" if i < 3 else "gallery", i % 3, None, flat((i, 0, 0)))
+        for i in range(5)
+    ]
     report = check_dataset(stored(tmp_path, records))
-    assert report.splits["train"].cameras == 0
-    assert report.splits["train"].identities_in_one_camera == 0
+    assert report.splits["query"].cameras == 0
+    assert report.queries_without_match == 1
     assert "cameras are unknown" in report.warnings[0]
 
 
 def test_a_sample_sheet_shows_images_of_each_person(town):
     sheet = sample_sheet(town, people=10, images_each=3, height=32, width=16)
     shown = {colour for _, colour in sheet.getcolors(maxcolors=10_000) or []}
-    stored_colours = {(value, 0, 0) for value in range(1, 7)}
+    stored_colours = {(value, 0, 0) for value in range(1, 8)}
     assert stored_colours <= shown
     assert sheet == sample_sheet(town, people=10, images_each=3, height=32, width=16)
     small = sample_sheet(town, people=2, images_each=1, height=32, width=16)
