@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import open_clip
 import torch
 from jaxtyping import Bool, Float, Shaped
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from muva.config import ModelConfig, PromptConfig
+from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.errors import MuvaError
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
 from muva.model.muva_model import MuvaModel, build_model
@@ -101,8 +101,8 @@ class Embedder:
         return (values - mean) / std
 
     def _pixels(self, image: ImageLike) -> np.ndarray:
-        size = (self.image_width, self.image_height)
-        return np.asarray(_rgb(image).resize(size, Image.Resampling.BILINEAR))
+        size = {"height": self.image_height, "width": self.image_width}
+        return resized(_rgb(image), **size, interpolation="bilinear")
 
 
 @dataclass(kw_only=True)
@@ -250,17 +250,16 @@ def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def _rgb(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise MuvaError(
                 f"an image array of {image.dtype} {image.shape}: expected uint8 (height, width, 3)"
             )
         return Image.fromarray(image)
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
     try:
-        with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        what = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
-        raise MuvaError(f"{what}: not readable as an image ({error})") from error
+        return decode_rgb(image if isinstance(image, bytes) else image.read_bytes())
+    except (UnreadableImageError, OSError) as error:
+        what = f"an image of {len(image)} bytes" if isinstance(image, bytes) else str(image)
+        raise MuvaError(f"{what}: {error}") from error

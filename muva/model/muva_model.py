@@ -1,6 +1,6 @@
 """The whole model: image encoder, prompts, BN neck and classifier."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import open_clip
 import torch
@@ -16,6 +16,9 @@ from muva.model.neck import BatchNormNeck
 from muva.model.text_encoder import TextEncoder
 
 CLASSIFIER_STD = 0.001
+
+NOT_OF_THE_BUILD = ("clip", "gating", "mask_max_value", "mask_temperature")
+"""Settings that no parameter depends on: a model may start from one that differs in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +110,34 @@ class MuvaModel(nn.Module):
         )
 
     @torch.no_grad()
-    def start_from(self, trained: "MuvaModel") -> None:
-        """Take over the image encoder and BN neck of a trained model of the same configuration.
+    def start_from(self, trained: "MuvaModel", *, mask_predictor: bool = True) -> None:
+        """Take over the image encoder and BN neck of a trained model of the same build.
 
-        Contexts and classifier belong to identities and stay as they are.
+        Contexts and classifier belong to identities and stay as they are. Stage 1 has no use for
+        the mask predictor: without it, its settings may differ.
         """
-        if trained.config != self.config:
-            differing = [
-                f"model.{key} {theirs!r} there, {getattr(self.config, key)!r} here"
-                for key, theirs in trained.config
-                if theirs != getattr(self.config, key)
-            ]
-            raise MuvaError(f"cannot start from a model of another kind: {'; '.join(differing)}")
-        self.image_encoder.load_state_dict(trained.image_encoder.state_dict())
-        self.bn_neck.load_state_dict(trained.bn_neck.state_dict())
+        ours, theirs = (
+            {**asdict(model.clip_shape), **model.config.model_dump()} for model in (self, trained)
+        )
+        differing = [
+            f"{key} {theirs[key]!r} there, {ours[key]!r} here"
+            for key in ours
+            if key not in NOT_OF_THE_BUILD
+            and (mask_predictor or not key.startswith("predictor_"))
+            and ours[key] != theirs[key]
+        ]
+        if differing:
+            raise MuvaError(f"cannot start from a model of another build: {'; '.join(differing)}")
+        for module in ("image_encoder", "bn_neck"):
+            weights = trained.get_submodule(module).state_dict()
+            self.get_submodule(module).load_state_dict(
+                {
+                    name: value
+                    for name, value in weights.items()
+                    if mask_predictor or not name.startswith("mask_predictor.")
+                },
+                strict=mask_predictor,
+            )
 
 
 def build_model(

@@ -12,7 +12,7 @@ from muva.model.muva_model import MuvaModel
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
 from muva.training.images import image_features
 from muva.training.memory import identity_centroids
-from muva.training.report import EpochReport
+from muva.training.report import EpochReport, State
 from muva.training.stage1 import learn_prompts, prompt_loss
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
@@ -27,16 +27,25 @@ def start(dtype: torch.dtype = torch.float32) -> tuple[MuvaModel, Tensor, np.nda
 
 
 def run(
-    model: MuvaModel, features: Tensor, labels: np.ndarray, **more: object
+    model: MuvaModel,
+    features: Tensor,
+    labels: np.ndarray,
+    *,
+    settings: Stage1Config = SETTINGS,
+    identities: range | None = None,
+    state: State | None = None,
 ) -> list[EpochReport]:
-    loop = learn_prompts(
-        model=model,
-        features=features,
-        labels=labels,
-        seed=1,
-        **{"settings": SETTINGS, **more},  # pyright: ignore[reportArgumentType]
+    return list(
+        learn_prompts(
+            model=model,
+            features=features,
+            labels=labels,
+            settings=settings,
+            seed=1,
+            identities=identities,
+            state=state,
+        )
     )
-    return list(loop)
 
 
 def test_prompts_learn_and_nothing_else_does() -> None:
