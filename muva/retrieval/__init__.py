@@ -3,10 +3,12 @@
 from muva.retrieval.features import Features, read_features, write_features
 from muva.retrieval.metrics import RetrievalResult, evaluate
 from muva.retrieval.ranked_lists import RankedLists, ranked_lists
+from muva.retrieval.reranking import Reranking
 
 __all__ = [
     "Features",
     "RankedLists",
+    "Reranking",
     "RetrievalResult",
     "evaluate",
     "ranked_lists",

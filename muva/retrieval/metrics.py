@@ -14,8 +14,8 @@ from torch import Tensor
 
 from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
-from muva.retrieval.distances import BLOCK_BYTES, distance_blocks
-from muva.retrieval.reranking import reranked_blocks
+from muva.retrieval.distances import BLOCK_BYTES
+from muva.retrieval.reranking import Reranking, ranking_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,16 @@ def evaluate(
     query_ids: Identifiers | None = None,
     gallery_ids: Identifiers | None = None,
     ranks: Sequence[int] = (1, 5, 10, 20),
-    rerank: bool = False,
+    rerank: bool | Reranking = False,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> RetrievalResult:
     """Rank the gallery for each query and score the ranking.
 
     Features are (images, width), normalised here; numpy arrays may be memory-mapped. Without camera
-    ids a query ignores only the gallery image of its own id. `rerank` orders by k-reciprocal
-    neighbours instead and holds all features in memory. Raises MuvaError for inputs that do not
-    belong together, for NaN, and when no query has a match.
+    ids a query ignores only the gallery image of its own id. `rerank` (True: the paper's settings)
+    orders by k-reciprocal neighbours instead and holds all features in memory. Raises MuvaError for
+    inputs that do not belong together, for NaN, and when no query has a match.
     """
     query = labels(
         pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
@@ -67,12 +67,9 @@ def evaluate(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    if rerank:
-        blocks = reranked_blocks(
-            query_features, gallery_features, left_out=rule.junk, block_bytes=block_bytes
-        )
-    else:
-        blocks = distance_blocks(query_features, gallery_features, block_bytes=block_bytes)
+    blocks = ranking_blocks(
+        query_features, gallery_features, junk=rule.junk, rerank=rerank, block_bytes=block_bytes
+    )
 
     average_precision = np.full(len(query), np.nan)
     inverse_penalty = np.full(len(query), np.nan)
@@ -107,7 +104,6 @@ def _match_ranks(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Each valid query's index and the ranks of its matches, ascending from 1."""
     for rows, distances in blocks:
-        distances[:, rule.junk] = np.inf
         for index, row in zip(range(rows.start, rows.stop), distances, strict=True):
             matches, ignored = rule.judge(index)
             if len(matches):

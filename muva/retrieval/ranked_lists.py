@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
-from muva.retrieval.distances import BLOCK_BYTES, distance_blocks
-from muva.retrieval.reranking import reranked_blocks
+from muva.retrieval.distances import BLOCK_BYTES
+from muva.retrieval.reranking import Reranking, ranking_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def ranked_lists(
     query_ids: Identifiers | None = None,
     gallery_ids: Identifiers | None = None,
     top: int = 10,
-    rerank: bool = False,
+    rerank: bool | Reranking = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> RankedLists:
     """The ranking that `evaluate` scores, cut after `top` images; same inputs, same errors."""
@@ -48,16 +48,12 @@ def ranked_lists(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    if rerank:
-        blocks = reranked_blocks(
-            query_features, gallery_features, left_out=rule.junk, block_bytes=block_bytes
-        )
-    else:
-        blocks = distance_blocks(query_features, gallery_features, block_bytes=block_bytes)
+    blocks = ranking_blocks(
+        query_features, gallery_features, junk=rule.junk, rerank=rerank, block_bytes=block_bytes
+    )
     indices = np.full((len(query), top), -1, np.int64)
     is_match = np.zeros((len(query), top), bool)
     for rows, distances in blocks:
-        distances[:, rule.junk] = np.inf
         for index, row in zip(range(rows.start, rows.stop), distances, strict=True):
             matches, ignored = rule.judge(index)
             row[ignored] = np.inf

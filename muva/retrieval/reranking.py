@@ -24,6 +24,45 @@ from muva.retrieval.distances import (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reranking:
+    """Settings of the re-ranking; the defaults are the paper's."""
+
+    k1: int = 20
+    """Neighbours that may be reciprocal."""
+    k2: int = 6
+    """Neighbours whose encodings are averaged."""
+    original_weight: float = 0.3
+    """lambda: the share of the original distance in the final one."""
+
+
+def ranking_blocks(
+    query: np.ndarray | Tensor,
+    gallery: np.ndarray | Tensor,
+    *,
+    junk: np.ndarray,
+    rerank: bool | Reranking,
+    block_bytes: int,
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of the distances to rank by, infinite for the gallery rows in `junk`."""
+    if not rerank:
+        blocks = distance_blocks(query, gallery, block_bytes=block_bytes)
+    else:
+        settings = rerank if isinstance(rerank, Reranking) else Reranking()
+        blocks = reranked_blocks(
+            query,
+            gallery,
+            left_out=junk,
+            k1=settings.k1,
+            k2=settings.k2,
+            original_weight=settings.original_weight,
+            block_bytes=block_bytes,
+        )
+    for rows, distances in blocks:
+        distances[:, junk] = np.inf
+        yield rows, distances
+
+
 def reranked_distances(
     query: np.ndarray | Tensor,
     gallery: np.ndarray | Tensor,

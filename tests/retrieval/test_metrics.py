@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muva.errors import MuvaError
-from muva.retrieval import evaluate
+from muva.retrieval import Reranking, evaluate
 from muva.retrieval.metrics import ranks_in
+from muva.retrieval.reranking import reranked_distances
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "retrieval.npz"
 
@@ -170,6 +171,22 @@ def test_distractors_push_matches_down_and_junk_does_not():
     assert evaluate(**common, gallery_pids=[-1, -1, 5], rerank=True).first_match_rank.tolist() == [
         1
     ]
+
+
+def test_reranking_takes_other_settings_and_reaches_the_same_scores_as_its_distances():
+    query, gallery = sides(6, gallery=60)
+    settings_ = Reranking(k1=5, k2=2, original_weight=0.5)
+    result = evaluate(**arguments(query, gallery), rerank=settings_)
+    kept = gallery[1] != -1
+    distances = reranked_distances(query[0], gallery[0][kept], k1=5, k2=2, original_weight=0.5)
+    for i in np.flatnonzero(result.first_match_rank):
+        ignored = (gallery[1][kept] == query[1][i]) & (gallery[2][kept] == query[2][i])
+        order = np.argsort(np.where(ignored, np.inf, distances[i]), kind="stable")
+        hits = np.flatnonzero((gallery[1][kept] == query[1][i])[order][: (~ignored).sum()])
+        assert result.first_match_rank[i] == hits[0] + 1
+    paper = evaluate(**arguments(query, gallery), rerank=True)
+    assert paper.mean_ap == evaluate(**arguments(query, gallery), rerank=Reranking()).mean_ap
+    assert paper.mean_ap != result.mean_ap
 
 
 @pytest.mark.parametrize("gallery_pids", [[-1, -1], [8, 9]])
