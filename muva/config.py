@@ -204,6 +204,8 @@ class TuneConfig(Section):
         "prompts.template": ["universal", "part-agnostic"],
     }
     """Dotted setting -> the values it may take."""
+    folds: Count = 1
+    """How many of the sources are held out in turn; a trial's value is the mean over them."""
     stage1_epochs: Count = 2
     stage2_epochs: Count = 2
 

@@ -11,43 +11,69 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
+
+from muva.errors import MuvaError
 
 POLL_S = 0.5
 
 
-@ray.remote(num_cpus=0)
 class Board:
-    """Messages in the order in which they came, each read once."""
+    """A handle to the board, made by the driver; it travels to whoever shall write."""
+
+    def __init__(self) -> None:
+        self._messages: Any = ray.remote(num_cpus=0)(_Messages).remote()
+
+    def post(self, message: object) -> None:
+        """Pins a message up; does not wait."""
+        self._messages.post.remote(message)
+
+    def drain(self) -> list[Any]:
+        """Takes all messages down, in the order in which they came."""
+        return ray.get(self._messages.drain.remote())
+
+
+class _Messages:
+    """The actor behind a board."""
 
     def __init__(self) -> None:
         self._messages: list[Any] = []
 
     def post(self, message: object) -> None:
-        """Pins a message up."""
         self._messages.append(message)
 
     def drain(self) -> list[Any]:
-        """Takes all messages down."""
         messages, self._messages = self._messages, []
         return messages
 
 
 def gather(
-    references: Sequence[ray.ObjectRef], *, board: ActorHandle, on_message: Callable[[Any], None]
+    references: Sequence[ray.ObjectRef], *, board: Board, on_message: Callable[[Any], None]
 ) -> list[Any]:
-    """The tasks' results in order; messages are handed on while they run."""
+    """The tasks' results in order; messages are handed on while they run.
+
+    The first task that fails ends the waiting: its `MuvaError` is raised as it was in the task.
+    """
     pending = list(references)
     while pending:
-        _, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
-        for message in ray.get(board.drain.remote()):
+        finished, pending = ray.wait(pending, num_returns=1, timeout=POLL_S)
+        for message in board.drain():
             on_message(message)
-    return ray.get(list(references))
+        results(finished)
+    return results(references)
 
 
-def attend(
-    work: Callable[[], Any], *, board: ActorHandle, on_message: Callable[[Any], None]
-) -> Any:
+def results(references: Sequence[ray.ObjectRef]) -> list[Any]:
+    """What tasks returned; a person's mistake found in a task is raised without Ray's wrapping."""
+    try:
+        return ray.get(list(references))
+    except RayTaskError as error:
+        if isinstance(error.cause, MuvaError):
+            raise error.cause from None
+        raise
+
+
+def attend(work: Callable[[], Any], *, board: Board, on_message: Callable[[Any], None]) -> Any:
     """Runs blocking `work` beside the reading of the board and returns its result.
 
     The work has a thread of its own: Ray Train's `fit` replaces the main thread's handler of
@@ -66,7 +92,7 @@ def attend(
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
-        for message in ray.get(board.drain.remote()):
+        for message in board.drain():
             on_message(message)
     if failure:
         raise failure[0]

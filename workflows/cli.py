@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import click
@@ -22,7 +23,7 @@ VERBS = {
     "store": "What artifacts exist, and which can go",
     "ui": "Browse the results in MLflow",
 }
-"""Verb -> what it does. A verb is the click command of that name in workflows/VERB.py."""
+"""Verb -> what it does. It is the click command `VERB_verb` in workflows/VERB.py."""
 
 INTERRUPTED = 130
 
@@ -38,7 +39,8 @@ class LazyGroup(click.Group):
         """The verb's command, or None for an unknown one."""
         if cmd_name not in VERBS:
             return None
-        return getattr(importlib.import_module(f"workflows.{cmd_name}"), cmd_name)
+        module = importlib.import_module(f"workflows.{cmd_name}")
+        return getattr(module, f"{cmd_name}_verb")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The verbs and what they do."""
@@ -60,6 +62,8 @@ def muva() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a verb. Exit code 0: done; 1: failed; 2: wrong usage or settings; 130: interrupted."""
+    # What stops a job sends this, and an open run shall be closed then as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = muva.main(args=argv, standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -10,32 +10,39 @@ from contextlib import contextmanager
 import ray
 
 OBJECT_STORE_BYTES = 256 * 1024**2
-"""Enough for what the verbs pass through it (references, reports, small tables)."""
+"""Enough for what the verbs pass through it: references, reports, small tables."""
+
+_AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
 
 
 @contextmanager
-def ray_cluster(*, dashboard: bool = False) -> Iterator[None]:
-    """Ray for the length of the block.
+def ray_cluster(*, dashboard: bool = False) -> Iterator[str | None]:
+    """Ray for the length of the block; gives the dashboard's address where it was started.
 
     Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one this
-    process is connected to already; else starts one on this machine, bound to 127.0.0.1, and stops
-    it at the end.
+    process is connected to already; else starts one on this machine, behind a token of Ray's own,
+    and stops it at the end.
     """
     if ray.is_initialized():
-        yield
+        yield None
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        url = None
     else:
-        ray.init(
+        # It warns that it asks for a token by default, which is what is wanted.
+        logging.getLogger(_AUTHENTICATION).setLevel(logging.ERROR)
+        context = ray.init(
+            address="local",
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
+        url = f"http://{context.dashboard_url}" if dashboard else None
     try:
-        yield
+        yield url
     finally:
         ray.shutdown()
 

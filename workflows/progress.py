@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 LOG_EVERY_S = 5.0
 
@@ -67,6 +68,9 @@ def track(label: str) -> Iterator[Track]:
     console.print(f"{label}: done in {time.monotonic() - started_at:.1f} s")
 
 
-def skipped(label: str, address: str) -> None:
-    """Says that a step's artifact exists already."""
-    console.print(f"{label}: exists, {address}")
+def as_text(table: Table) -> str:
+    """A table as plain text for standard output."""
+    writer = Console(width=120, highlight=False)
+    with writer.capture() as captured:
+        writer.print(table)
+    return captured.get().rstrip()

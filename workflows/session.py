@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +14,48 @@ from typing import Any
 import click
 
 from muva.data.store import Store, open_store
-from tracking.runs import Tracker
+from tracking.runs import Run, RunRef, Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Where artifacts and runs are kept."""
+    """Where artifacts and runs are kept, and which run the work belongs to."""
 
     home: Path
     store: Store
-    tracking_uri: str
+    tracking_uri: str | None
+    """None where nothing is tracked: inside a trial, whose driver writes for it."""
+    experiment: str = "muva"
+    parent: RunRef | None = None
 
-    def tracker(self, experiment: str) -> Tracker:
-        """The experiment's runs; creates the experiment when it is new."""
-        return Tracker(self.tracking_uri, experiment)
+    @contextmanager
+    def run(
+        self,
+        name: str,
+        *,
+        key: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+    ) -> Iterator[Run | None]:
+        """The run of that key, a child of the parent where there is one; closed by the block."""
+        if self.tracking_uri is None:
+            yield None
+            return
+        tracker = Tracker(self.tracking_uri, self.experiment)
+        with tracker.open(name=name, key=key, parent=self.parent, params=params, tags=tags) as run:
+            yield run
+
+    def within(self, run: Run | None) -> Session:
+        """The same session, its runs being children of `run`."""
+        return dataclasses.replace(self, parent=run.ref if run else None)
 
 
 def open_session(
-    *, home: Path | str = "runs", store: str | None = None, tracking_uri: str | None = None
+    *,
+    home: Path | str = "runs",
+    store: str | None = None,
+    tracking_uri: str | None = None,
+    experiment: str = "muva",
 ) -> Session:
     """A session whose store and runs are under `home` unless they are named."""
     folder = Path(home).absolute()
@@ -37,6 +63,7 @@ def open_session(
         home=folder,
         store=open_store(store or folder / "store"),
         tracking_uri=tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
+        experiment=experiment,
     )
 
 
@@ -71,7 +98,7 @@ def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     return with_session
 
 
-recipe_options = click.option(
+recipe_option = click.option(
     "--recipe", default="base", show_default=True, help="A shipped recipe, or a YAML file."
 )
 override_option = click.option(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from muva.data.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, Domain
 from muva.data.synthetic.people import synthetic_records, test_records
-from muva.data.synthetic.render import SyntheticImage, render
+from muva.data.synthetic.render import RENDERER_VERSION, SyntheticImage, render
 
 __all__ = [
     "BENCHMARK",
     "DOMAINS",
     "PRETRAINING",
+    "RENDERER_VERSION",
     "Domain",
     "SyntheticImage",
     "render",

@@ -1,0 +1,54 @@
+"""Models by address: bundles in a store, in a folder, or a CLIP as it is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from muva.data.artifacts import Artifact, open_artifact
+from muva.errors import MuvaError
+from muva.model.bundle import BUNDLE_FORMAT, DESCRIPTION, Bundle, load_bundle, save_bundle
+from muva.model.muva_model import MuvaModel
+
+BUNDLE = "bundle"
+"""The bundle's folder within a model artifact."""
+
+
+def load(uri: str | Path) -> Bundle:
+    """Opens a trained model: `load(uri).embed(images)`.
+
+    `uri` is a bundle's folder, or a model artifact: `<store>/models/<name>-<fingerprint>`, the
+    store being a folder or `s3://bucket/prefix`. Raises `MuvaError` when there is no finished
+    model, or a damaged one.
+    """
+    if (Path(uri) / DESCRIPTION).is_file():
+        return load_bundle(Path(uri))
+    artifact = open_artifact(str(uri))
+    if artifact.manifest(format_version=BUNDLE_FORMAT) is None:
+        raise MuvaError(
+            f"{artifact.uri}: there is no finished model. If its training was interrupted, the "
+            "same command goes on with it"
+        )
+    with local_copy(artifact, BUNDLE) as folder:
+        return load_bundle(folder)
+
+
+def store_bundle(artifact: Artifact, model: MuvaModel, *, metadata: Mapping[str, Any]) -> None:
+    """Writes a model's bundle into its artifact; committing is left to the caller."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_bundle(model, Path(folder), metadata=metadata)
+        for file in sorted(Path(folder).iterdir()):
+            artifact.store.write(artifact.key(BUNDLE, file.name), file.read_bytes())
+
+
+@contextmanager
+def local_copy(artifact: Artifact, folder: str) -> Iterator[Path]:
+    """A folder of an artifact as a local folder of links, for the length of the block."""
+    prefix = artifact.key(folder) + "/"
+    with tempfile.TemporaryDirectory() as copy:
+        for key in artifact.store.list(prefix):
+            (Path(copy) / key.removeprefix(prefix)).symlink_to(artifact.store.path(key))
+        yield Path(copy)

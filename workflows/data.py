@@ -1,0 +1,303 @@
+"""`muva data`: images of people become checked Parquet shards, from a folder or from a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import ray
+from rich.table import Table
+
+from muva.config import SyntheticConfig, load_recipe
+from muva.data.artifacts import Artifact, find_artifact, fingerprint, list_artifacts
+from muva.data.benchmarks import READERS
+from muva.data.checks import check_dataset, sample_sheet
+from muva.data.shards import SHARD_FORMAT, Dataset, open_dataset, write_shards
+from muva.data.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
+from muva.errors import MuvaError
+from workflows.board import Board, gather
+from workflows.cluster import ray_cluster
+from workflows.progress import as_text, console, track
+from workflows.session import (
+    Session,
+    json_option,
+    override_option,
+    print_result,
+    recipe_option,
+    session_options,
+)
+from workflows.steps import Done, Step, do_step
+
+
+def datasets_of(session: Session, names: Sequence[str], config: SyntheticConfig) -> dict[str, Done]:
+    """The data sets of these names: synthetic ones rendered where missing, others found."""
+    synthetic = [name for name in names if name in DOMAINS]
+    rendered = import_synthetic(session, synthetic, config) if synthetic else {}
+    return {name: rendered.get(name) or _imported(session, name) for name in names}
+
+
+def import_synthetic(
+    session: Session, domains: Sequence[str], config: SyntheticConfig
+) -> dict[str, Done]:
+    """Renders the domains that are missing, a Ray task for each; domain -> its step."""
+    steps = {domain: _synthetic_step(session, domain, config) for domain in domains}
+    missing = [domain for domain in domains if steps[domain].artifact.manifest() is None]
+    summaries = dict(zip(missing, _render(steps, missing, config), strict=True))
+    return {
+        domain: do_step(step, session=session, work=lambda _, d=domain: summaries[d])
+        for domain, step in steps.items()
+    }
+
+
+def import_tree(
+    session: Session, name: str, root: Path, *, layout: str, options: dict[str, Any]
+) -> Done:
+    """Reads a folder of images in a layout's form.
+
+    The address is a hash of the listing (names, sizes, times), so an unchanged tree is not read
+    again.
+    """
+    if name in DOMAINS:
+        raise MuvaError(
+            f"{name} is the name of a synthetic domain: give your data set another name"
+        )
+    records = list(READERS[layout](root, domain=name, **options))
+    settings = {
+        "layout": layout,
+        "options": options,
+        "files": fingerprint([_listed(record.source, record.image_id) for record in records]),
+    }
+    artifact = Artifact(session.store, "datasets", name, fingerprint(settings))
+
+    def work(_: object) -> dict[str, Any]:
+        with track(f"import {name}") as progress:
+            return dataclasses.asdict(
+                write_shards(records, artifact=artifact, progress=progress.update)
+            )
+
+    step = Step(
+        label=f"import {name}",
+        artifact=artifact,
+        format_version=SHARD_FORMAT,
+        config=settings,
+        inputs={},
+    )
+    return do_step(step, session=session, work=work)
+
+
+def _imported(session: Session, name: str) -> Done:
+    artifact = find_artifact(session.store, "datasets", name)
+    manifest = artifact.manifest(format_version=SHARD_FORMAT)
+    assert manifest is not None, artifact.address
+    step = Step(
+        label=f"import {name}",
+        artifact=artifact,
+        format_version=SHARD_FORMAT,
+        config=manifest["config"],
+        inputs={},
+    )
+    return do_step(step, session=session, work=lambda _: manifest["summary"])
+
+
+def _synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> Step:
+    settings = {"domain": domain, "renderer": RENDERER_VERSION, **config.model_dump(mode="json")}
+    return Step(
+        label=f"import {domain}",
+        artifact=Artifact(session.store, "datasets", domain, fingerprint(settings)),
+        format_version=SHARD_FORMAT,
+        config=settings,
+        inputs={},
+    )
+
+
+def _render(
+    steps: dict[str, Step], domains: Sequence[str], config: SyntheticConfig
+) -> list[dict[str, Any]]:
+    if not domains:
+        return []
+    with ray_cluster(), track(f"render {', '.join(domains)}") as progress:
+        board = Board()
+        done = dict.fromkeys(domains, 0)
+        totals = dict.fromkeys(domains, 0)
+
+        def show(message: tuple[str, int, int]) -> None:
+            domain, done[message[0]], totals[domain] = message
+            progress.update(sum(done.values()), sum(totals.values()))
+
+        tasks = [_render_domain.remote(steps[d].artifact, config, board) for d in domains]
+        return gather(tasks, board=board, on_message=show)
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _render_domain(artifact: Artifact, config: SyntheticConfig, board: Board) -> dict[str, Any]:
+    def show(done: int, total: int) -> None:
+        if done % 32 == 0 or done == total:
+            board.post((artifact.name, done, total))
+
+    records = synthetic_records(artifact.name, **config.model_dump(), progress=show)
+    return dataclasses.asdict(write_shards(records, artifact=artifact))
+
+
+def _listed(source: Path | bytes, image_id: str) -> tuple[str, int, int]:
+    if isinstance(source, bytes):
+        raise MuvaError(f"{image_id}: a reader of folders gives paths, not images")
+    found = source.stat()
+    return image_id, found.st_size, found.st_mtime_ns
+
+
+@click.group("data")
+def data_verb() -> None:
+    """Import, list, check and show data sets."""
+
+
+@data_verb.command("import")
+@click.argument("name")
+@click.option(
+    "--from",
+    "root",
+    type=click.Path(path_type=Path),
+    help="Folder or list of images; not for the synthetic domains.",
+)
+@click.option("--layout", type=click.Choice(sorted(READERS)), help="How the images are laid out.")
+@click.option("--pid-regex", help="Layout folder: one group that finds the person in a file name.")
+@click.option("--camid-regex", help="Layout folder: the same for the camera.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test"]),
+    help="What images without a split are for. [test]",
+)
+@recipe_option
+@override_option
+@json_option
+@session_options
+def import_verb(
+    name: str,
+    root: Path | None,
+    layout: str | None,
+    pid_regex: str | None,
+    camid_regex: str | None,
+    split: str | None,
+    recipe: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Import the data set NAME.
+
+    \b
+    muva data import market1501 --from ~/Market-1501-v15.09.15 --layout market1501
+    muva data import mine --from crops --layout folder --pid-regex '^(\\d+)_' --split train
+    muva data import mine --from people.csv --layout manifest
+    muva data import syn-station --set synthetic.train_people=20
+    """
+    given = {"pid_regex": pid_regex, "camid_regex": camid_regex, "split": split}
+    options = {option: value for option, value in given.items() if value is not None}
+    if name in DOMAINS and root is None:
+        config = load_recipe(recipe, overrides=overrides).synthetic
+        done = import_synthetic(session, [name], config)[name]
+    elif root is None or layout is None:
+        raise click.UsageError(
+            f"--from and --layout say where {name} is and how it is laid out "
+            f"(synthetic domains need neither: {', '.join(DOMAINS)})."
+        )
+    else:
+        done = import_tree(session, name, root, layout=layout, options=options)
+    dataset = open_dataset(done.artifact)
+    print_result(
+        {"artifact": done.artifact.uri, **done.summary},
+        as_json=as_json,
+        text=f"{done.artifact.uri}\n{_counts(dataset)}",
+    )
+    _warn(dataset)
+
+
+@data_verb.command("list")
+@json_option
+@session_options
+def list_verb(as_json: bool, session: Session) -> None:
+    """List what is imported, and the synthetic domains."""
+    found = [open_dataset(artifact) for artifact in list_artifacts(session.store, "datasets")]
+    rows = [
+        {"name": dataset.name, "artifact": dataset.artifact.uri, "splits": dataset.summary.splits}
+        for dataset in found
+    ]
+    table = Table("data set", "artifact", "images", "identities", "cameras")
+    for dataset in found:
+        splits = dataset.summary.splits.values()
+        table.add_row(
+            dataset.name,
+            dataset.artifact.address,
+            str(dataset.summary.images),
+            " + ".join(str(split["identities"]) for split in splits),
+            str(max(split["cameras"] for split in splits)),
+        )
+    rest = sorted(set(DOMAINS) - {dataset.name for dataset in found})
+    text = f"{as_text(table)}\nRendered when needed: {', '.join(rest) or 'all are here'}"
+    print_result(rows, as_json=as_json, text=text)
+
+
+@data_verb.command()
+@click.argument("name")
+@json_option
+@session_options
+def check(name: str, as_json: bool, session: Session) -> None:
+    """Look for what is odd in the data set NAME: duplicates, lone images, unreadable files."""
+    report = check_dataset(open_dataset(find_artifact(session.store, "datasets", name)))
+    unreadable = [f"{found['image_id']}: {found['reason']}" for found in report.quarantined]
+    duplicates = ["the same image: " + ", ".join(group) for group in report.duplicates]
+    lines = [*report.warnings, *unreadable, *duplicates] or ["Nothing odd."]
+    print_result(dataclasses.asdict(report), as_json=as_json, text="\n".join(lines))
+
+
+@data_verb.command()
+@click.argument("name")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a picture of some people.")
+@json_option
+@session_options
+def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None:
+    """Show the data set NAME in numbers, and some of its people in a picture."""
+    dataset = open_dataset(find_artifact(session.store, "datasets", name))
+    report = check_dataset(dataset)
+    table = Table("split", "images", "identities", "cameras", "images an identity")
+    for split, found in report.splits.items():
+        each = found.images_per_identity
+        table.add_row(
+            split,
+            str(found.images),
+            str(found.identities),
+            str(found.cameras or "unknown"),
+            f"{each.smallest} to {each.largest}, median {each.median:g}",
+        )
+    facts = [
+        f"{dataset.artifact.uri}",
+        as_text(table),
+        f"images {report.width.smallest} to {report.width.largest} wide, "
+        f"{report.height.smallest} to {report.height.largest} high; "
+        f"{report.with_boxes} with part boxes, {report.with_captions} with captions; "
+        f"{len(report.quarantined)} set aside, {len(report.duplicates)} duplicates",
+    ]
+    if sheet is not None:
+        sample_sheet(dataset).save(sheet)
+        facts.append(f"sheet: {sheet}")
+    print_result(dataclasses.asdict(report), as_json=as_json, text="\n".join(facts))
+
+
+def _counts(dataset: Dataset) -> str:
+    return "\n".join(
+        f"{split}: {found['images']} images, {found['identities']} identities, "
+        + (f"{found['cameras']} cameras" if found["cameras"] else "cameras unknown")
+        for split, found in dataset.summary.splits.items()
+    )
+
+
+def _warn(dataset: Dataset) -> None:
+    if dataset.summary.quarantined:
+        console.print(
+            f"{dataset.summary.quarantined} unreadable images were set aside; "
+            f"`muva data check {dataset.name}` names them."
+        )
+    if not dataset.summary.cameras_known:
+        console.print("Cameras are unknown: each query will ignore only its own image.")

@@ -1,0 +1,499 @@
+"""`muva evaluate`: how well a model recognises people in camera networks that it has not seen.
+
+Ray tasks embed a target's images part by part; a part that is written is never computed again. The
+ranking is exact and bounded in memory, in a task of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from PIL import Image
+from rich.table import Table
+
+import muva
+from muva.config import EvaluationConfig, ExperimentConfig, ModelConfig, load_recipe
+from muva.data.artifacts import Artifact, find_artifact, fingerprint, open_artifact
+from muva.data.images import decode_rgb
+from muva.data.protocols import query_gallery
+from muva.data.shards import open_dataset
+from muva.errors import MuvaError
+from muva.model.bundle import Bundle, Embedder, untouched_clip
+from muva.retrieval.features import Features, read_features
+from muva.retrieval.metrics import RetrievalResult
+from muva.retrieval.metrics import evaluate as evaluate_ranking
+from muva.retrieval.ranked_lists import ranked_lists
+from tracking.names import retrieval_metrics
+from tracking.pictures import Person, RankedQuery, part_mask_sheet, ranked_gallery
+from tracking.runs import Run
+from workflows.board import Board, gather, results
+from workflows.cluster import gpus, ray_cluster
+from workflows.data import datasets_of
+from workflows.progress import as_text, console, track
+from workflows.session import (
+    Session,
+    json_option,
+    override_option,
+    print_result,
+    recipe_option,
+    session_options,
+)
+from workflows.steps import Done, Step, do_step
+
+FEATURES_FORMAT = 1
+METRICS_FORMAT = 1
+UNTOUCHED = "clip:"
+"""Before a CLIP's name: the model is that CLIP as it is."""
+
+PART_IMAGES = 512
+"""Images that a task embeds and writes together."""
+
+CURVE_RANKS = tuple(range(1, 51))
+PER_QUERY = "per-query.npz"
+SHOWN_QUERIES = 8
+SHOWN_MATCHES = 10
+SHOWN_MASKS = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetReport:
+    """What a model reached on a target; fractions."""
+
+    mean_ap: float
+    mean_inp: float
+    cmc: dict[int, float]
+    """At the ranks that the settings name."""
+    curve: dict[int, float]
+    """At every rank up to 50."""
+    seconds: float
+
+    @property
+    def rank1(self) -> float:
+        """Share of queries whose nearest image shows the same person."""
+        return self.curve[1]
+
+
+def evaluate_on(
+    session: Session,
+    model: str,
+    target: Artifact,
+    config: ExperimentConfig,
+    *,
+    name: str,
+    held_out: bool = False,
+) -> TargetReport:
+    """Embeds a target with a model (a URI, or `clip:NAME`) and scores the ranking.
+
+    `held_out`: judge on the training images of a source that the model was not trained on, its
+    queries drawn from them; no image of any target is read.
+    """
+    dataset = open_dataset(target)
+    judged = _Judged(dataset=target, held_out=held_out)
+    features = _features_step(session, model, judged, config.model, name=name)
+    settings = {"evaluation": config.evaluation.model_dump(mode="json")}
+    artifact = Artifact(
+        session.store,
+        "metrics",
+        f"{name}-on-{dataset.name}",
+        fingerprint([settings, features.artifact.fingerprint]),
+    )
+
+    def work(_: object) -> dict[str, Any]:
+        with ray_cluster():
+            task = _score.remote(features.artifact, judged, artifact, config.evaluation)
+            return results([task])[0]
+
+    def report(run: Run, summary: dict[str, Any]) -> None:
+        found = _target_report(summary, seconds=0)
+        run.tags({"target": dataset.name, "method": name})
+        run.metrics(
+            retrieval_metrics(
+                dataset.name, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp
+            )
+        )
+        _draw(run, model, judged, features.artifact, artifact, config)
+
+    step = Step(
+        label=f"evaluate {name} on {dataset.name}",
+        artifact=artifact,
+        format_version=METRICS_FORMAT,
+        config=settings,
+        inputs={"features": features.artifact.address},
+    )
+    done = do_step(step, session=session, work=work, report=report)
+    return _target_report(done.summary, seconds=features.seconds + done.seconds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """The images that a model is judged on."""
+
+    dataset: Artifact
+    held_out: bool
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train",) if self.held_out else ("query", "gallery")
+
+    def rows(self) -> pa.Table:
+        """Every judged image: image_id, pid, camid, split (query or gallery), row."""
+        dataset = open_dataset(self.dataset)
+        rows = dataset.rows(["image_id", "pid", "camid", "split"], splits=self.splits)
+        if not len(rows):
+            raise MuvaError(
+                f"{dataset.name}: expected images in {' and '.join(self.splits)}, found none (it "
+                f"has {', '.join(dataset.summary.splits)}): is it a data set to test on?"
+            )
+        return query_gallery(rows) if self.held_out else rows
+
+    def images(self, rows: pa.Table) -> list[Image.Image]:
+        """The images of some of the rows."""
+        encoded = open_dataset(self.dataset).read_images(rows["row"].to_numpy())
+        return [decode_rgb(image) for image in encoded]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Images that one task embeds: a range of the judged rows."""
+
+    first: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        return f"part-{self.first:09d}.npz"
+
+
+def _features_step(
+    session: Session, model: str, judged: _Judged, config: ModelConfig, *, name: str
+) -> Done:
+    dataset = open_dataset(judged.dataset)
+    settings = {"model": _model_settings(model, config), "splits": judged.splits}
+    artifact = Artifact(
+        session.store,
+        "features",
+        f"{dataset.name}-by-{name}",
+        fingerprint([settings, dataset.name, dataset.fingerprint]),
+    )
+
+    def work(_: object) -> dict[str, Any]:
+        count = len(judged.rows())
+        parts = [
+            _Part(first=first, stop=min(first + PART_IMAGES, count))
+            for first in range(0, count, PART_IMAGES)
+        ]
+        waiting = [part for part in parts if not artifact.store.exists(artifact.key(part.file))]
+        done = count - sum(part.stop - part.first for part in waiting)
+        with ray_cluster(), track(f"embed {dataset.name} by {name}") as progress:
+            board = Board()
+
+            def show(images: int) -> None:
+                nonlocal done
+                done += images
+                progress.update(done, count)
+
+            embed = _embed.options(num_gpus=min(1, gpus()))
+            tasks = [embed.remote(model, config, judged, p, artifact, board) for p in waiting]
+            gather(tasks, board=board, on_message=show)
+        return {"images": count, "parts": [part.file for part in parts]}
+
+    inputs = {"dataset": judged.dataset.address}
+    if not model.startswith(UNTOUCHED):
+        inputs["model"] = open_artifact(model).address
+    step = Step(
+        label=f"embed {dataset.name} by {name}",
+        artifact=artifact,
+        format_version=FEATURES_FORMAT,
+        config=settings,
+        inputs=inputs,
+    )
+    # Features are a means: the run of the evaluation that uses them tells all there is to tell.
+    return do_step(step, session=dataclasses.replace(session, tracking_uri=None), work=work)
+
+
+def _model_settings(model: str, config: ModelConfig) -> Any:
+    """What the features depend on besides the images."""
+    if not model.startswith(UNTOUCHED):
+        return open_artifact(model).address
+    return [model, config.image_height, config.image_width, config.stride]
+
+
+@ray.remote(max_retries=3)
+def _embed(
+    model: str,
+    config: ModelConfig,
+    judged: _Judged,
+    part: _Part,
+    artifact: Artifact,
+    board: Board,
+) -> None:
+    """Embeds and writes one part."""
+    images = judged.images(judged.rows().slice(part.first, part.stop - part.first))
+    buffer = io.BytesIO()
+    embedder = _open_embedder(model, config.image_height, config.image_width, config.stride)
+    np.savez(buffer, features=embedder.embed(images))
+    artifact.store.write(artifact.key(part.file), buffer.getvalue())
+    board.post(len(images))
+
+
+@functools.lru_cache(maxsize=2)
+def _open_embedder(model: str, height: int, width: int, stride: int) -> Embedder:
+    """The model, kept for the next task of this process; sizes are for a CLIP as it is."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not model.startswith(UNTOUCHED):
+        return muva.load(model).to(device)
+    return untouched_clip(
+        model.removeprefix(UNTOUCHED),
+        image_height=height,
+        image_width=width,
+        stride=stride,
+    ).to(device)
+
+
+@ray.remote(max_retries=3)
+def _score(
+    features: Artifact, judged: _Judged, metrics: Artifact, config: EvaluationConfig
+) -> dict[str, Any]:
+    """Ranks and scores; writes each query's values, returns the summary."""
+    judged_features = _features_of(judged.rows(), _read_parts(features))
+    found = score_features(judged_features, config)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        average_precision=found.average_precision,
+        first_match_rank=found.first_match_rank,
+    )
+    metrics.store.write(metrics.key(PER_QUERY), buffer.getvalue())
+    return summary_of(judged_features, config, found)
+
+
+def _read_parts(features: Artifact) -> np.ndarray:
+    manifest = features.manifest(format_version=FEATURES_FORMAT)
+    assert manifest is not None, features.address
+    parts = [features.store.path(features.key(name)) for name in manifest["summary"]["parts"]]
+    return np.concatenate([np.load(part)["features"] for part in parts])
+
+
+def _features_of(rows: pa.Table, features: np.ndarray) -> Features:
+    """The embedded images with who is on them; cameras are left out where they are unknown."""
+    camids = rows["camid"]
+    return Features(
+        features=features,
+        ids=np.asarray(rows["image_id"].to_pylist()),
+        pids=rows["pid"].to_numpy(),
+        camids=None if camids.null_count else camids.to_numpy(),
+        split=np.asarray(rows["split"].to_pylist()),
+    )
+
+
+def summary_of(
+    features: Features, config: EvaluationConfig, found: RetrievalResult
+) -> dict[str, Any]:
+    """A result as plain data."""
+    return {
+        "mean_ap": found.mean_ap,
+        "mean_inp": found.mean_inp,
+        "cmc": {str(rank): found.cmc[rank] for rank in config.ranks},
+        "curve": {str(rank): found.cmc[rank] for rank in CURVE_RANKS},
+        "queries": len(features.queries),
+        "valid_queries": found.valid_queries,
+        "gallery": len(features.gallery),
+        "cameras_known": features.camids is not None,
+        "reranked": config.rerank,
+    }
+
+
+def score_features(features: Features, config: EvaluationConfig) -> RetrievalResult:
+    """CMC at the settings' ranks and along the curve, mAP, mINP."""
+    ranks = sorted({*config.ranks, *CURVE_RANKS})
+    return evaluate_ranking(**features.retrieval_inputs(), ranks=ranks, rerank=config.rerank)
+
+
+def _target_report(summary: Mapping[str, Any], *, seconds: float) -> TargetReport:
+    return TargetReport(
+        mean_ap=summary["mean_ap"],
+        mean_inp=summary["mean_inp"],
+        cmc={int(rank): value for rank, value in summary["cmc"].items()},
+        curve={int(rank): value for rank, value in summary["curve"].items()},
+        seconds=seconds,
+    )
+
+
+def _draw(
+    run: Run,
+    model: str,
+    judged: _Judged,
+    features: Artifact,
+    metrics: Artifact,
+    config: ExperimentConfig,
+) -> None:
+    """The pictures of an evaluation: ranked galleries, and where the model looks for parts."""
+    rows = judged.rows()
+    run.picture("ranked-gallery.png", _gallery_sheet(judged, rows, features, metrics, config))
+    if not model.startswith(UNTOUCHED) and config.model.parts:
+        run.picture("predicted-masks.png", _mask_sheet(judged, rows, muva.load(model)))
+
+
+def _gallery_sheet(
+    judged: _Judged, rows: pa.Table, features: Artifact, metrics: Artifact, config: ExperimentConfig
+) -> Image.Image:
+    """Queries from the best ranked to the worst, evenly spaced, with their first matches."""
+    embedded = _features_of(rows, _read_parts(features))
+    per_query = np.load(metrics.store.path(metrics.key(PER_QUERY)))["average_precision"]
+    ranked = ranked_lists(
+        **embedded.retrieval_inputs(), top=SHOWN_MATCHES, rerank=config.evaluation.rerank
+    )
+    valid = np.flatnonzero(~np.isnan(per_query))
+    by_precision = valid[np.argsort(-per_query[valid], kind="stable")]
+    shown = by_precision[np.linspace(0, len(valid) - 1, min(SHOWN_QUERIES, len(valid))).astype(int)]
+
+    def people(places: np.ndarray) -> list[Person]:
+        chosen = rows.take(places)
+        return [
+            Person(image=image, pid=pid, camid=camid)
+            for image, pid, camid in zip(
+                judged.images(chosen),
+                chosen["pid"].to_pylist(),
+                chosen["camid"].to_pylist(),
+                strict=True,
+            )
+        ]
+
+    queries = [
+        RankedQuery(
+            query=people(embedded.queries[[query]])[0],
+            matches=people(embedded.gallery[ranked.indices[query][ranked.indices[query] >= 0]]),
+            average_precision=float(per_query[query]),
+        )
+        for query in shown
+    ]
+    return ranked_gallery(
+        queries,
+        title=f"Ranked gallery, {open_dataset(judged.dataset).name}",
+        subtitle="Queries from the best average precision to the worst, evenly spaced",
+    )
+
+
+def _mask_sheet(judged: _Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
+    """Some images under the masks that the last block's predictor gives."""
+    chosen = rows.take(np.linspace(0, len(rows) - 1, min(SHOWN_MASKS, len(rows))).astype(int))
+    images = judged.images(chosen)
+    masks = bundle.predicted_masks(images)
+    return part_mask_sheet(
+        images,
+        {"predicted": masks},
+        grid=bundle.model.grid,
+        parts=bundle.model.config.parts,
+        title=f"Predicted part masks, {open_dataset(judged.dataset).name}",
+        captions=[f"{pid:04d}" for pid in chosen["pid"].to_pylist()],
+    )
+
+
+def results_table(reports: Mapping[str, TargetReport], *, title: str) -> Table:
+    """A line per target, in per cent."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("target")
+    for column in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"):
+        table.add_column(column, justify="right")
+    for target, found in reports.items():
+        values = (found.mean_ap, *(found.curve[rank] for rank in (1, 5, 10)), found.mean_inp)
+        table.add_row(target, *(f"{100 * value:.1f}" for value in values))
+    return table
+
+
+@click.command("evaluate")
+@click.argument("model", required=False)
+@click.option("--targets", help="Data sets to judge on: A,B.")
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="Instead of a model: a .parquet or .npz of features that any program wrote.",
+)
+@recipe_option
+@override_option
+@json_option
+@session_options
+def evaluate_verb(
+    model: str | None,
+    targets: str | None,
+    features: Path | None,
+    recipe: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Judge MODEL on target domains.
+
+    MODEL is a name in the store, a URI, or clip:NAME for a CLIP as it is. A features file holds
+    features, ids, pids and, where known, camids and split (query, gallery).
+
+    \b
+    muva evaluate muva --targets syn-station
+    muva evaluate clip:tiny --targets syn-station --recipe demo
+    muva evaluate --features features.parquet
+    """
+    config = load_recipe(recipe, overrides=overrides)
+    if (features is None) == (model is None):
+        raise click.UsageError("Expected either a MODEL with --targets, or --features FILE.")
+    if features is not None:
+        reports = {features.stem: _judge_file(session, features, config)}
+        title = f"Features in {features}"
+    else:
+        assert model is not None
+        if not targets:
+            raise click.UsageError("--targets is missing: which data sets is the model judged on?")
+        reports, title = _judge_model(session, model, targets.split(","), config)
+    print_result(
+        {target: dataclasses.asdict(found) for target, found in reports.items()},
+        as_json=as_json,
+        text=as_text(results_table(reports, title=title)),
+    )
+
+
+def _judge_model(
+    session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
+) -> tuple[dict[str, TargetReport], str]:
+    uri, name = model, model.removeprefix(UNTOUCHED)
+    if not model.startswith(UNTOUCHED):
+        artifact = (
+            open_artifact(model) if "/" in model else find_artifact(session.store, "models", model)
+        )
+        uri, name = artifact.uri, artifact.name
+        config = config.model_copy(update={"model": muva.load(uri).model.config})
+    with ray_cluster():
+        datasets = datasets_of(session, targets, config.synthetic)
+        reports = {
+            target: evaluate_on(session, uri, done.artifact, config, name=name)
+            for target, done in datasets.items()
+        }
+    return reports, f"Judged: {uri}"
+
+
+def _judge_file(session: Session, file: Path, config: ExperimentConfig) -> TargetReport:
+    features = read_features(file)
+    found = score_features(features, config.evaluation)
+    summary = summary_of(features, config.evaluation, found)
+    report = _target_report(summary, seconds=0)
+    key = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    settings = {"file": str(file), "evaluation": config.evaluation.model_dump(mode="json")}
+    with session.run(f"features {file.stem}", key=f"features-{key}", params=settings) as run:
+        if run is not None:
+            run.metrics(
+                retrieval_metrics(
+                    file.stem, mean_ap=report.mean_ap, cmc=report.cmc, mean_inp=report.mean_inp
+                )
+            )
+    if features.camids is None:
+        console.print("Cameras are unknown: each query ignores only its own image.")
+    return report

@@ -1,0 +1,91 @@
+"""A step: a pure function of settings and input artifacts, whose result is an artifact.
+
+A step whose artifact is committed is skipped and says so; one without is computed, and takes up
+whatever finished parts it finds. Each step of a pipeline is a child run in MLflow, keyed by the
+artifact's address: doing it again, or skipping it, completes that run and makes no second one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from muva.data.artifacts import Artifact
+from tracking.runs import Run
+from workflows.progress import console
+from workflows.session import Session
+
+ARTIFACT_TAG = "muva.artifact"
+"""Tag of a run that made or used an artifact: its address. What no run names can go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What makes a step: its artifact, and what the artifact is made from."""
+
+    label: str
+    artifact: Artifact
+    format_version: int
+    config: Mapping[str, Any]
+    """The settings that the address is a hash of."""
+    inputs: Mapping[str, str]
+    """Role -> address of an input artifact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A finished step."""
+
+    artifact: Artifact
+    summary: dict[str, Any]
+    seconds: float
+    """What computing it took; nothing but the look-up when it was there already."""
+    computed: bool
+
+
+Tell = Callable[[Mapping[str, float], int | None], None]
+"""Takes metrics and their step (epoch) while the work goes on."""
+
+
+def do_step(
+    step: Step,
+    *,
+    session: Session,
+    work: Callable[[Tell], dict[str, Any]],
+    report: Callable[[Run, dict[str, Any]], None] = lambda run, summary: None,
+) -> Done:
+    """The step's artifact: found, or made by `work`, which returns the manifest's summary.
+
+    `report` writes into the step's run what the finished summary holds, also when the step is
+    skipped, so that a run which lost something on the way is completed.
+    """
+    started_at = time.monotonic()
+    manifest = step.artifact.manifest(format_version=step.format_version)
+    with session.run(step.label, key=step.artifact.address, params=step.config) as run:
+
+        def tell(metrics: Mapping[str, float], epoch: int | None) -> None:
+            if run is not None:
+                run.metrics(metrics, epoch)
+
+        if manifest is not None:
+            console.print(f"{step.label}: exists, {step.artifact.address}", markup=False)
+            summary = manifest["summary"]
+        else:
+            summary = work(tell)
+            step.artifact.commit(
+                format_version=step.format_version,
+                config=dict(step.config),
+                inputs=dict(step.inputs),
+                summary=summary,
+            )
+        if run is not None:
+            run.tags({ARTIFACT_TAG: step.artifact.address})
+            report(run, summary)
+    return Done(
+        artifact=step.artifact,
+        summary=summary,
+        seconds=time.monotonic() - started_at,
+        computed=manifest is None,
+    )

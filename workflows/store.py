@@ -1,0 +1,100 @@
+"""`muva store`: which artifacts exist, which runs use them, which can go.
+
+A run in MLflow names the artifact that it made or used. What no run names, and nothing that is
+named was made from, can go: delete runs in the MLflow UI, then `muva store gc`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from muva.data.artifacts import Artifact, list_artifacts, unused_artifacts
+from tracking.runs import runs_with_tag
+from workflows.progress import console
+from workflows.session import Session, json_option, print_result, session_options
+from workflows.steps import ARTIFACT_TAG
+
+PARTIAL_AFTER_S = 3600.0
+"""A file that a write left behind is swept when it is this old: younger ones may be in use."""
+
+
+@click.group("store")
+def store_verb() -> None:
+    """What artifacts exist, and which can go."""
+
+
+@store_verb.command("list")
+@click.option("--kind", help="Only datasets, labels, prompts, models, features or metrics.")
+@json_option
+@session_options
+def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
+    """List artifacts with their size and the runs that use them."""
+    users = _users(session)
+    rows = [
+        _describe(artifact, users.get(artifact.address, []))
+        for artifact in list_artifacts(session.store, kind, unfinished=True)
+    ]
+    if as_json:
+        print_result(rows, as_json=True, text="")
+        return
+    table = Table("artifact", "size", "made", "runs", title=session.store.uri, title_justify="left")
+    for row in rows:
+        table.add_row(
+            row["address"],
+            decimal(row["bytes"]),
+            (row["created"] or "unfinished")[:16].replace("T", " "),
+            ", ".join(row["runs"]) or "none",
+        )
+    Console().print(table)
+
+
+@store_verb.command()
+@click.option("--yes", is_flag=True, help="Delete; without it, only say what would go.")
+@json_option
+@session_options
+def gc(yes: bool, as_json: bool, session: Session) -> None:
+    """Delete artifacts that no run uses, and what unfinished writes left behind.
+
+    A run is in use until it is deleted in MLflow. Unfinished artifacts go too: let nothing run on
+    this store meanwhile.
+    """
+    unused = unused_artifacts(session.store, keep=_users(session).keys())
+    rows = [_describe(artifact, []) for artifact in unused]
+    if yes:
+        for artifact in unused:
+            artifact.delete()
+            console.print(f"deleted {artifact.address}", markup=False)
+        session.store.sweep(older_than_s=PARTIAL_AFTER_S)
+    freed = decimal(sum(row["bytes"] for row in rows))
+    lines = [f"{row['address']}  {decimal(row['bytes'])}" for row in rows]
+    verdict = (
+        f"Freed {freed} of {len(rows)} artifacts."
+        if yes
+        else f"{len(rows)} artifacts of {freed} can go; --yes deletes them."
+    )
+    print_result(
+        {"deleted": yes, "artifacts": rows}, as_json=as_json, text="\n".join([*lines, verdict])
+    )
+
+
+def _users(session: Session) -> dict[str, list[str]]:
+    users: dict[str, list[str]] = defaultdict(list)
+    for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG):
+        users[run.value].append(run.name)
+    return users
+
+
+def _describe(artifact: Artifact, runs: list[str]) -> dict[str, Any]:
+    manifest = artifact.manifest() or {}
+    return {
+        "address": artifact.address,
+        "bytes": artifact.size_bytes(),
+        "created": manifest.get("created"),
+        "runs": sorted(set(runs)),
+    }
