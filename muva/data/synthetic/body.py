@@ -9,7 +9,7 @@ it has: clothes, prints and the limits of body parts are drawn in these canonica
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -202,7 +202,7 @@ def _edges(faces: Indices) -> Indices:
     return np.unique(np.sort(sides, axis=1), axis=0)
 
 
-def _along_the_arm(template: Floats, joint, side: str) -> Floats:
+def _along_the_arm(template: Floats, joint: Callable[[str], Floats], side: str) -> Floats:
     """Distance along upper arm and forearm as a share of the arm's length."""
     shoulder, elbow = joint(f"upperarm01.{side}"), joint(f"lowerarm01.{side}")
     wrist = joint(f"wrist.{side}")
@@ -213,7 +213,7 @@ def _along_the_arm(template: Floats, joint, side: str) -> Floats:
     return along / (upper + lower)
 
 
-def _relaxed_hands(bones: Mapping[str, int], joint) -> dict[int, Matrix]:
+def _relaxed_hands(bones: Mapping[str, int], joint: Callable[[str], Floats]) -> dict[int, Matrix]:
     """The rest pose spreads the fingers: close their fan, and curl every joint."""
     rotations: dict[int, Matrix] = {}
     for side, sign in SIDES.items():

@@ -39,7 +39,9 @@ class Camera:
         up = sine * y + cosine * z
         return np.stack([x / depth, -up / depth, depth], axis=1).astype(np.float32)
 
-    def unproject(self, x: Floats, y: Floats, depth: Floats | float = 1.0) -> tuple[Floats, ...]:
+    def unproject(
+        self, x: Floats, y: Floats, depth: Floats | float = 1.0
+    ) -> tuple[Floats, Floats, Floats]:
         """World x, y and z of what is seen at (x, y) in `depth` metres."""
         cosine, sine = np.cos(self.pitch_rad), np.sin(self.pitch_rad)
         right, up = x * depth, -y * depth

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from muva.data.synthetic.arrays import Flags, Floats, Levels
+from muva.data.synthetic.arrays import Flags, Floats, Indices, Levels
 from muva.data.synthetic.body import Landmarks, shipped_bodies
 from muva.data.synthetic.camera import Window, frame
 from muva.data.synthetic.figure import Walk, draw_figure
@@ -27,6 +27,8 @@ _ASIDE_M = 2.2
 _WRINKLES = {Material.TOP: 0.13, Material.TROUSERS: 0.13, Material.SKIRT: 0.04}
 _SMOOTHEST = 0.02
 """How far wrinkles tilt the normals of cloth, and of everything else."""
+_WRINKLE_TILT = (0.3, 0.2, 0.8)
+"""Wrinkles run across the body mostly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +54,16 @@ def cut_out(
     face_at, depth, attributes = rasterise(
         window.pixels(projected), mesh.faces, mesh.keep, mesh.attributes, rows, columns, True
     )
-    shadow = cast_shadow(mesh, site.light)
     hit = face_at >= 0
-    points = Points(
-        material=mesh.materials[face_at[hit]],
-        canonical=attributes[hit][:, 3:6],
-        sleeve=attributes[hit][:, 6],
-        arm=attributes[hit][:, 7],
+    points = _points(mesh.materials[face_at[hit]], attributes[hit])
+    positions = _seen_at(hit, depth, window, site)
+    shadow = cast_shadow(mesh, site.light)
+    light = site.light.on_surface(
+        _wrinkled_normals(points, person), positions[:, 2], shadow.lights(positions)
     )
     marks = shipped_bodies().landmarks
     layer = np.zeros((rows, columns, 4), np.float32)
-    layer[hit, :3] = surface_colours(points, person, marks) * _light(
-        points, attributes[hit][:, :3], _seen_at(hit, depth, window, site), person, site, shadow
-    )
+    layer[hit, :3] = surface_colours(points, person, marks) * light
     layer[hit, 3] = 1
     return Cutout(
         layer=cv2.resize(layer, (width, height), interpolation=cv2.INTER_AREA),
@@ -91,28 +90,27 @@ def _seen_at(hit: Flags, depth: Floats, window: Window, site: Site) -> Floats:
     return np.stack(site.camera.unproject(plane_x, plane_y, depth[hit]), axis=1)
 
 
-def _light(
-    points: Points,
-    normals: Floats,
-    positions: Floats,
-    person: Identity,
-    site: Site,
-    shadow: ShadowMap,
-) -> Floats:
-    """(P, 3) light on the points."""
-    normals = normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9)
-    normals = normals + _wrinkles(points, person)
-    return site.light.on_surface(normals, positions[:, 2], shadow.lights(positions))
+def _points(materials: Indices, attributes: Floats) -> Points:
+    """The surface points behind the rays, from the interpolated `Mesh.attributes`."""
+    return Points(
+        material=materials,
+        normal=attributes[:, :3],
+        canonical=attributes[:, 3:6],
+        sleeve=attributes[:, 6],
+        arm=attributes[:, 7],
+    )
 
 
-def _wrinkles(points: Points, person: Identity) -> Floats:
-    """(P, 3) what wrinkles add to the normals."""
+def _wrinkled_normals(points: Points, person: Identity) -> Floats:
+    """(P, 3) the normals, tilted by the wrinkles of the cloth."""
+    lengths = np.linalg.norm(points.normal, axis=1, keepdims=True)
     x, y, z = points.canonical.T
     phases = person.details.fold_phases.astype(np.float32)
     depths = np.array([_WRINKLES.get(material, _SMOOTHEST) for material in Material], np.float32)
     waves = np.sin(26 * z + 34 * x + phases[5] + 2.2 * np.sin(19 * x - 13 * z + phases[7]))
     waves += np.sin(43 * z - 47 * x + 1.7 * np.sin(23 * z + 11 * y) + phases[6])
-    return (depths[points.material] * waves)[:, None] * np.array([0.3, 0.2, 0.8], np.float32)
+    tilt = (depths[points.material] * waves)[:, None] * np.array(_WRINKLE_TILT, np.float32)
+    return points.normal / (lengths + 1e-9) + tilt
 
 
 def _part_map(hit: Flags, points: Points, marks: Landmarks) -> Levels:

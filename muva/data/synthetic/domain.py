@@ -29,7 +29,7 @@ class Wardrobe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Light:
+class Lighting:
     """The light: RGB, 1 leaves a white surface just white."""
 
     ambient: RGB
@@ -56,7 +56,7 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sensor:
+class Imaging:
     """What camera and codec make of it. Pixels are those of a crop 256 pixels high."""
 
     gain: RGB
@@ -78,10 +78,10 @@ class Domain:
     name: str
     summary: str
     wardrobe: Wardrobe
-    light: Light
+    light: Lighting
     view: View
     scene: Scene
-    sensor: Sensor
+    sensor: Imaging
     occluded: float
     """Share of the images in which something stands before the person."""
     cameras: int = 4
@@ -100,10 +100,10 @@ _MALL = Domain(
         bottom_colours=("denim", "black", "dark grey", "beige", "white", "navy"),
         bags={"backpack": 0.3, "handbag": 0.3},
     ),
-    light=Light(ambient=(0.74, 0.72, 0.68), sun=(0.45, 0.43, 0.39), sun_elevation_deg=(65, 88)),
+    light=Lighting(ambient=(0.74, 0.72, 0.68), sun=(0.45, 0.43, 0.39), sun_elevation_deg=(65, 88)),
     view=View(height_m=(2.8, 3.4), distance_m=(4, 8)),
     scene=Scene(ground="tiles", backdrop="shops", backdrop_distance_m=(9, 13)),
-    sensor=Sensor(
+    sensor=Imaging(
         gain=(1.04, 1.0, 0.90),
         saturation=0.95,
         gamma=1.0,
@@ -128,10 +128,10 @@ _CAMPUS = Domain(
         bottom_colours=("denim", "khaki", "beige", "white", "black", "light blue", "navy"),
         bags={"backpack": 0.6, "handbag": 0.1},
     ),
-    light=Light(ambient=(0.50, 0.55, 0.64), sun=(0.85, 0.80, 0.68), sun_elevation_deg=(30, 60)),
+    light=Lighting(ambient=(0.50, 0.55, 0.64), sun=(0.85, 0.80, 0.68), sun_elevation_deg=(30, 60)),
     view=View(height_m=(1.6, 2.6), distance_m=(4, 10)),
     scene=Scene(ground="grass", backdrop="trees", backdrop_distance_m=(14, 22)),
-    sensor=Sensor(
+    sensor=Imaging(
         gain=(1.0, 1.02, 0.97),
         saturation=0.98,
         gamma=0.95,
@@ -156,10 +156,10 @@ _BOULEVARD = Domain(
         bottom_colours=("black", "dark grey", "denim", "navy", "brown"),
         bags={"backpack": 0.3, "handbag": 0.25},
     ),
-    light=Light(ambient=(0.86, 0.90, 0.98), sun=(0.20, 0.20, 0.21), sun_elevation_deg=(40, 80)),
+    light=Lighting(ambient=(0.86, 0.90, 0.98), sun=(0.20, 0.20, 0.21), sun_elevation_deg=(40, 80)),
     view=View(height_m=(3.5, 5.5), distance_m=(6, 12)),
     scene=Scene(ground="asphalt", backdrop="street", backdrop_distance_m=(12, 18)),
-    sensor=Sensor(
+    sensor=Imaging(
         gain=(0.94, 1.0, 1.08),
         saturation=0.75,
         gamma=1.05,
@@ -184,10 +184,10 @@ _STATION = Domain(
         bottom_colours=("black", "denim", "navy", "khaki", "dark grey"),
         bags={"backpack": 0.3, "handbag": 0.3},
     ),
-    light=Light(ambient=(0.42, 0.40, 0.36), sun=(0.75, 0.62, 0.42), sun_elevation_deg=(45, 85)),
+    light=Lighting(ambient=(0.42, 0.40, 0.36), sun=(0.75, 0.62, 0.42), sun_elevation_deg=(45, 85)),
     view=View(height_m=(3.0, 5.0), distance_m=(5, 10)),
     scene=Scene(ground="concrete", backdrop="station", backdrop_distance_m=(8, 14)),
-    sensor=Sensor(
+    sensor=Imaging(
         gain=(1.10, 0.98, 0.78),
         saturation=0.85,
         gamma=0.85,
@@ -213,10 +213,10 @@ _HARBOUR = Domain(
         bags={"backpack": 0.35, "handbag": 0.15},
         caps=0.3,
     ),
-    light=Light(ambient=(0.54, 0.56, 0.66), sun=(1.05, 0.78, 0.50), sun_elevation_deg=(12, 28)),
+    light=Lighting(ambient=(0.54, 0.56, 0.66), sun=(1.05, 0.78, 0.50), sun_elevation_deg=(12, 28)),
     view=View(height_m=(2.2, 4.0), distance_m=(5, 11)),
     scene=Scene(ground="planks", backdrop="harbour", backdrop_distance_m=(14, 24)),
-    sensor=Sensor(
+    sensor=Imaging(
         gain=(1.05, 0.99, 0.93),
         saturation=1.08,
         gamma=1.02,
@@ -242,10 +242,10 @@ _AIRPORT = Domain(
         bags={"suitcase": 0.35, "backpack": 0.2, "handbag": 0.2},
         caps=0.08,
     ),
-    light=Light(ambient=(0.80, 0.88, 0.90), sun=(0.34, 0.37, 0.38), sun_elevation_deg=(50, 85)),
+    light=Lighting(ambient=(0.80, 0.88, 0.90), sun=(0.34, 0.37, 0.38), sun_elevation_deg=(50, 85)),
     view=View(height_m=(4.2, 6.0), distance_m=(4, 8)),
     scene=Scene(ground="terrazzo", backdrop="glass", backdrop_distance_m=(9, 14)),
-    sensor=Sensor(
+    sensor=Imaging(
         gain=(0.98, 1.06, 1.04),
         saturation=0.62,
         gamma=0.80,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from muva.data.synthetic.arrays import Floats
-from muva.data.synthetic.domain import Light as LightOfDomain
+from muva.data.synthetic.domain import Lighting
 from muva.data.synthetic.mesh import Mesh
 from muva.data.synthetic.raster import FAR, rasterise
 from muva.data.synthetic.rotation import unit
@@ -53,17 +53,17 @@ class Light:
         return (from_sky * near_ground)[:, None] * self.ambient + from_sun[:, None] * self.sun
 
 
-def draw_light(light: LightOfDomain, rng: Generator) -> Light:
-    """One camera's share of its domain's light."""
-    elevation = np.radians(rng.uniform(*light.sun_elevation_deg))
+def draw_light(lighting: Lighting, rng: Generator) -> Light:
+    """One camera's share of its domain's lighting."""
+    elevation = np.radians(rng.uniform(*lighting.sun_elevation_deg))
     azimuth = rng.uniform(0, 2 * np.pi)
     level = np.cos(elevation)
     direction = (level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation))
     brightness = rng.uniform(0.88, 1.12) * rng.uniform(0.96, 1.04, 3)
     return Light(
         direction=np.array(direction, np.float32),
-        ambient=(np.array(light.ambient) * brightness).astype(np.float32),
-        sun=(np.array(light.sun) * rng.uniform(0.8, 1.2)).astype(np.float32),
+        ambient=(np.array(lighting.ambient) * brightness).astype(np.float32),
+        sun=(np.array(lighting.sun) * rng.uniform(0.8, 1.2)).astype(np.float32),
     )
 
 
@@ -79,7 +79,7 @@ class ShadowMap:
 
     def lights(self, points: Floats) -> Floats:
         """(P,) 1 where the light reaches a point (P, 3) of the figure, 0 elsewhere."""
-        x, y, depth = self._place(points).T
+        x, y, depth = _seen_from_light(points, self.centre, self.axes).T
         column = np.clip(x.astype(np.int32), 0, _MAP_SIZE - 1)
         row = np.clip(y.astype(np.int32), 0, _MAP_SIZE - 1)
         return (depth < self.depth[row, column] + _BIAS_M).astype(np.float32)
@@ -87,29 +87,26 @@ class ShadowMap:
     def on_ground(self, x: Floats, y: Floats) -> Floats:
         """(H, W) from 0 to 1: how much of the sun the figure takes from the ground at (x, y)."""
         points = np.stack([x, y, np.zeros_like(x)], axis=-1).reshape(-1, 3)
-        place = self._place(points).reshape(*x.shape, 3)
+        place = _seen_from_light(points, self.centre, self.axes).reshape(*x.shape, 3)
         taken = (self.depth < FAR / 10).astype(np.float32)
         map_x, map_y = np.ascontiguousarray(place[..., 0]), np.ascontiguousarray(place[..., 1])
         return cv2.remap(taken, map_x, map_y, cv2.INTER_LINEAR)
-
-    def _place(self, points: Floats) -> Floats:
-        """(P, 3) column and row in the map, and depth in metres."""
-        place = (points - self.centre) @ self.axes.T
-        place[:, :2] = place[:, :2] * _MAP_PX_PER_M + _MAP_SIZE / 2
-        return place.astype(np.float32)
 
 
 def cast_shadow(mesh: Mesh, light: Light) -> ShadowMap:
     """The shadow map of a figure."""
     across = unit(np.cross(light.direction, [0, 0, 1.0]))
-    axes = np.stack([across, np.cross(light.direction, across), -light.direction])
-    shadow = ShadowMap(
-        depth=np.empty((0, 0), np.float32),
-        centre=mesh.vertices[: mesh.body_vertices].mean(axis=0),
-        axes=axes.astype(np.float32),
-    )
-    nothing = np.empty((len(mesh.vertices), 0), np.float32)
-    _, depth, _ = rasterise(
-        shadow._place(mesh.vertices), mesh.faces, mesh.keep, nothing, _MAP_SIZE, _MAP_SIZE, False
-    )
-    return ShadowMap(depth=depth, centre=shadow.centre, axes=shadow.axes)
+    along = np.cross(light.direction, across)
+    axes = np.stack([across, along, -light.direction]).astype(np.float32)
+    centre = mesh.vertices[: mesh.body_vertices].mean(axis=0)
+    corners = _seen_from_light(mesh.vertices, centre, axes)
+    nothing = np.empty((len(corners), 0), np.float32)
+    _, depth, _ = rasterise(corners, mesh.faces, mesh.keep, nothing, _MAP_SIZE, _MAP_SIZE, False)
+    return ShadowMap(depth=depth, centre=centre, axes=axes)
+
+
+def _seen_from_light(points: Floats, centre: Floats, axes: Floats) -> Floats:
+    """(P, 3) column and row in the shadow map, and depth in metres."""
+    place = (points - centre) @ axes.T
+    place[:, :2] = place[:, :2] * _MAP_PX_PER_M + _MAP_SIZE / 2
+    return place.astype(np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 
 from muva.data.synthetic.arrays import Floats, Levels
-from muva.data.synthetic.domain import Sensor as SensorOfDomain
+from muva.data.synthetic.domain import Imaging
 
 Picture = Floats
 """(H, W, 3) RGB light; 255 is white."""
@@ -39,17 +39,17 @@ class Sensor:
     jpeg_quality: tuple[int, int]
 
 
-def draw_sensor(sensor: SensorOfDomain, rng: Generator) -> Sensor:
-    """One camera's variation of its domain's sensor."""
-    gain = np.array(sensor.gain) * rng.normal(1, 0.035, 3) * rng.uniform(0.9, 1.1)
+def draw_sensor(imaging: Imaging, rng: Generator) -> Sensor:
+    """One camera's variation of its domain's imaging."""
+    gain = np.array(imaging.gain) * rng.normal(1, 0.035, 3) * rng.uniform(0.9, 1.1)
     return Sensor(
         gain=gain.astype(np.float32),
-        gamma=sensor.gamma * rng.uniform(0.94, 1.06),
-        saturation=sensor.saturation * rng.uniform(0.85, 1.12),
-        native_height_px=rng.uniform(*sensor.native_height_px),
-        blur_px=rng.uniform(*sensor.blur_px),
-        noise=rng.uniform(*sensor.noise),
-        jpeg_quality=sensor.jpeg_quality,
+        gamma=imaging.gamma * rng.uniform(0.94, 1.06),
+        saturation=imaging.saturation * rng.uniform(0.85, 1.12),
+        native_height_px=rng.uniform(*imaging.native_height_px),
+        blur_px=rng.uniform(*imaging.blur_px),
+        noise=rng.uniform(*imaging.noise),
+        jpeg_quality=imaging.jpeg_quality,
     )
 
 

@@ -43,6 +43,8 @@ class Points:
     """P points of a figure's surface."""
 
     material: Indices
+    normal: Floats
+    """(P, 3) in the world, of about unit length."""
     canonical: Floats
     """(P, 3) on the template."""
     sleeve: Floats
@@ -90,6 +92,7 @@ def surface_colours(points: Points, person: Identity, marks: Landmarks) -> Float
 def _part_of(points: Points, chosen: Flags) -> Points:
     return Points(
         material=points.material[chosen],
+        normal=points.normal[chosen],
         canonical=points.canonical[chosen],
         sleeve=points.sleeve[chosen],
         arm=points.arm[chosen],
