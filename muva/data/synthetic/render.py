@@ -26,7 +26,7 @@ from muva.data.synthetic.surface import NO_PART, PART_VALUES
 from muva.errors import MuvaError
 
 RENDERER_VERSION = 1
-"""Raised whenever an image comes out differently, so that data sets of older versions stay apart."""
+"""Raised whenever an image comes out differently: data sets of other versions stay apart."""
 
 TRACKS = 2
 """How often a person passes each camera: even images are of one pass, odd ones of another."""
