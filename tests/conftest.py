@@ -1,8 +1,9 @@
-"""What all tests share: shapes checked at run time, one Ray for the session."""
+"""What all tests share: shapes checked at run time, one Ray for the session, a small CLIP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -18,5 +19,50 @@ def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one: it takes seconds to start."""
     from workflows.cluster import ray_cluster
 
-    with ray_cluster(dashboard=True):
+    with ray_cluster():
         yield
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP in the shipped one's form: patches of 8 on 64 x 32, two layers a tower."""
+    from muva.model.clip import new_clip, save_clip, token_ids_in
+
+    folder = tmp_path_factory.mktemp("clip")
+    words = "A photo of a * * * * person, head of a, upper body of a, legs of a"
+    clip = new_clip(
+        token_ids=token_ids_in([words]),
+        seed=0,
+        image_size=(64, 32),
+        vision_width=64,
+        vision_layers=2,
+        text_layers=2,
+        embed_dim=32,
+    )
+    save_clip(clip, folder, name="small")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_recipe(small_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo in seconds: six people a domain, a random CLIP, two epochs a stage."""
+    recipe = tmp_path_factory.mktemp("recipes") / "smoke.yaml"
+    recipe.write_text(
+        f"""
+name: smoke
+seed: 0
+sources: [syn-harbour, syn-airport]
+targets: [syn-station]
+variants: [clip, global_only, muva]
+synthetic: {{train_people: 6, test_people: 5, height: 64, width: 32}}
+model: {{clip: {small_clip}, image_height: 64, image_width: 32, stride: 8}}
+stage1: {{epochs: 2, batch_size: 16}}
+stage2: {{epochs: 2, batch_size: 16, lr: 1.0e-4, precision: fp32}}
+tune:
+  trials: 2
+  stage1_epochs: 1
+  stage2_epochs: 1
+  space: {{model.gating: [offline, online]}}
+"""
+    )
+    return recipe

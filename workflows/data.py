@@ -13,7 +13,7 @@ from rich.table import Table
 
 from muva.config import SyntheticConfig, load_recipe
 from muva.data.artifacts import Artifact, find_artifact, fingerprint, list_artifacts
-from muva.data.benchmarks import READERS
+from muva.data.benchmarks import READERS, listing_of, read_tree
 from muva.data.checks import check_dataset, sample_sheet
 from muva.data.shards import SHARD_FORMAT, Dataset, open_dataset, write_shards
 from muva.data.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
@@ -64,11 +64,11 @@ def import_tree(
         raise MuvaError(
             f"{name} is the name of a synthetic domain: give your data set another name"
         )
-    records = list(READERS[layout](root, domain=name, **options))
+    records = read_tree(layout, root, domain=name, options=options)
     settings = {
         "layout": layout,
         "options": options,
-        "files": fingerprint([_listed(record.source, record.image_id) for record in records]),
+        "files": fingerprint(listing_of(records)),
     }
     artifact = Artifact(session.store, "datasets", name, fingerprint(settings))
 
@@ -139,13 +139,6 @@ def _render_domain(artifact: Artifact, config: SyntheticConfig, board: Board) ->
 
     records = synthetic_records(artifact.name, **config.model_dump(), progress=show)
     return dataclasses.asdict(write_shards(records, artifact=artifact))
-
-
-def _listed(source: Path | bytes, image_id: str) -> tuple[str, int, int]:
-    if isinstance(source, bytes):
-        raise MuvaError(f"{image_id}: a reader of folders gives paths, not images")
-    found = source.stat()
-    return image_id, found.st_size, found.st_mtime_ns
 
 
 @click.group("data")

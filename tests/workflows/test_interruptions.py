@@ -1,0 +1,138 @@
+"""Work that is killed or interrupted: what is finished stays, the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from muva.data.artifacts import list_artifacts
+from muva.data.store import open_store
+from workflows.cli import INTERRUPTED, main
+
+COMMAND = (sys.executable, "-m", "workflows.cli")
+PATIENCE_S = 180.0
+
+
+def start(home: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "MUVA_HOME": str(home)}
+    return subprocess.Popen(
+        [*COMMAND, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    ends_at = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < ends_at, "it never came that far"
+        time.sleep(0.05)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_training_killed_after_an_epoch_ends_with_the_same_weights(
+    smoke_recipe: Path, tmp_path: Path
+) -> None:
+    words = ("train", "--recipe", f"{smoke_recipe}", "--set", "stage2.epochs=4")
+    finish(start(tmp_path / "undisturbed", *words))
+    killed = start(tmp_path / "killed", *words)
+    store = tmp_path / "killed" / "store"
+    wait_for(lambda: list(store.glob("models/*/states/*/state.json")), killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not list_artifacts(open_store(store), "models"), "half a training counts as none"
+
+    output = finish(start(tmp_path / "killed", *words))
+
+    assert "stage 1 of muva: exists" in output
+    weights = [
+        load_file(next((tmp_path / home / "store").glob("models/*/bundle/model.safetensors")))
+        for home in ("undisturbed", "killed")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert value.equal(weights[1][name]), name
+
+
+def test_ctrl_c_in_an_import_leaves_nothing_that_counts_as_done(
+    smoke_recipe: Path, tmp_path: Path
+) -> None:
+    words = ("data", "import", "syn-harbour", "--recipe", f"{smoke_recipe}")
+    many = ("--set", "synthetic.train_people=500")
+    interrupted = start(tmp_path, *words, *many)
+    lines: list[str] = []
+    assert interrupted.stdout is not None
+    for line in interrupted.stdout:
+        lines.append(line)
+        if "render syn-harbour" in line:
+            break
+    time.sleep(1)
+    os.kill(interrupted.pid, signal.SIGINT)
+    output = "".join(lines) + interrupted.communicate(timeout=PATIENCE_S)[0]
+    assert interrupted.returncode == INTERRUPTED, output
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output
+    assert not list_artifacts(open_store(tmp_path / "store"))
+    assert "syn-harbour" in finish(start(tmp_path, *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "explanation"),
+    [
+        (["data", "import", "mine", "--from", "nowhere", "--layout", "market1501"], 1, "nowhere"),
+        (["data", "show", "mine"], 1, "there are no datasets yet"),
+        (["ground", "syn-station", "--set", "grounding.expret=x"], 2, "grounding.expert"),
+        (["train"], 2, "--sources is missing"),
+        (["evaluate", "nobody", "--targets", "syn-station"], 1, "no models 'nobody'"),
+        (["run", "demmo"], 2, "did you mean demo"),
+        (["run", "base"], 2, "expected sources to learn from"),
+        (["fly"], 2, "No such command"),
+    ],
+)
+def test_a_persons_mistake_is_explained_without_a_traceback(
+    words: list[str],
+    code: int,
+    explanation: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*words, *(["--home", f"{tmp_path}"] if words != ["fly"] else [])])
+    output = "".join(capsys.readouterr())
+    assert stop.value.code == code, output
+    assert explanation in output
+    assert "Traceback" not in output
+
+
+def test_a_store_that_cannot_be_written_to_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = tmp_path / "people" / "anna"
+    person.mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (32, 64), (90 * number, 40, 40)).save(person / f"{number}.png")
+    words = ["data", "import", "mine", "--from", f"{tmp_path / 'people'}", "--layout", "folder"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--store", "/dev/null/store", "--home", f"{tmp_path / 'home'}"])
+    assert stop.value.code == 1
+    output = capsys.readouterr().err
+    assert "store /dev/null/store: cannot write" in output
+    assert "Choose a folder that this account may write to" in output

@@ -1,0 +1,220 @@
+"""One small pipeline, looked at from all sides."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+import muva
+from muva.config import ExperimentConfig, load_recipe
+from muva.data.artifacts import list_artifacts, open_artifact
+from muva.data.images import decode_rgb
+from muva.data.shards import open_dataset
+from muva.retrieval.features import Features, write_features
+from workflows.data import import_tree
+from workflows.evaluate import evaluate_on
+from workflows.run import PipelineReport, pipeline_run, run_pipeline, tell_run
+from workflows.session import Session, open_session
+from workflows.train import Workers
+
+TARGET = "syn-station"
+
+
+class Pipeline(NamedTuple):
+    session: Session
+    config: ExperimentConfig
+    report: PipelineReport
+
+
+def run_once(session: Session, config: ExperimentConfig) -> PipelineReport:
+    with pipeline_run(session, config) as run:
+        assert run is not None
+        report = run_pipeline(session.within(run), config, workers=Workers())
+        tell_run(run, config, report)
+    return report
+
+
+@pytest.fixture(scope="module")
+def pipeline(
+    ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Pipeline:
+    session = open_session(home=tmp_path_factory.mktemp("home"), experiment="muva/smoke")
+    config = load_recipe(smoke_recipe)
+    return Pipeline(session, config, run_once(session, config))
+
+
+def runs_of(session: Session) -> list[MlflowRun]:
+    client = MlflowClient(session.tracking_uri)
+    experiment = client.get_experiment_by_name(session.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_every_variant_is_judged_on_the_target(pipeline: Pipeline) -> None:
+    results = pipeline.report.targets[TARGET]
+    assert list(results) == ["clip", "global_only", "muva"]
+    for found in results.values():
+        assert 0 < found.mean_ap <= 1
+        assert found.curve[1] <= found.curve[50]
+
+
+def test_a_second_run_computes_nothing_and_makes_no_run(pipeline: Pipeline) -> None:
+    store = pipeline.session.store
+    before = {key: store.read(key) for key in store.list()}
+    runs = {run.info.run_id for run in runs_of(pipeline.session)}
+    again = run_once(pipeline.session, pipeline.config)
+    assert {key: store.read(key) for key in store.list()} == before
+    assert {run.info.run_id for run in runs_of(pipeline.session)} == runs
+    assert {k: v.mean_ap for k, v in again.targets[TARGET].items()} == {
+        k: v.mean_ap for k, v in pipeline.report.targets[TARGET].items()
+    }
+
+
+def test_mlflow_holds_one_parent_with_a_child_per_step(pipeline: Pipeline) -> None:
+    runs = runs_of(pipeline.session)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    parent = parents[0]
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert set(children) == {
+        *(f"import {name}" for name in ("syn-harbour", "syn-airport", TARGET)),
+        *(f"ground {name}" for name in ("syn-harbour", "syn-airport")),
+        *(f"stage {stage} of {name}" for stage in (1, 2) for name in ("muva", "global-only")),
+        *(f"evaluate {name} on {TARGET}" for name in ("clip", "global-only", "muva")),
+    }
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert parent.data.metrics[f"{TARGET}/mAP"] == pytest.approx(
+        pipeline.report.targets[TARGET]["muva"].mean_ap
+    )
+    for child in children.values():
+        assert child.data.tags["sources"] == "syn-harbour + syn-airport"
+
+
+def test_losses_are_recorded_once_an_epoch(pipeline: Pipeline) -> None:
+    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    client = MlflowClient(pipeline.session.tracking_uri)
+    history = client.get_metric_history(run.info.run_id, "stage2/loss")
+    assert [point.step for point in history] == [1, 2]
+
+
+def test_pictures_and_settings_are_beside_the_numbers(pipeline: Pipeline) -> None:
+    client = MlflowClient(pipeline.session.tracking_uri)
+    names = {
+        str(run.info.run_name): {file.path for file in client.list_artifacts(run.info.run_id)}
+        for run in runs_of(pipeline.session)
+    }
+    assert {"ranked-gallery.png", "predicted-masks.png"} <= names[f"evaluate muva on {TARGET}"]
+    assert "pseudo-labels.png" in names["ground syn-harbour"]
+    parent = next(name for name in names if name.startswith("smoke:"))
+    assert {"cmc", "config.yaml"} <= names[parent]
+
+
+def test_a_model_opens_in_one_call_and_embeds_as_the_pipeline_did(pipeline: Pipeline) -> None:
+    report = pipeline.report
+    bundle = muva.load(report.models["muva"])
+    dataset = open_dataset(report.datasets[TARGET])
+    rows = dataset.rows(splits=["query", "gallery"])["row"].to_numpy()
+    ours = bundle.embed([decode_rgb(image) for image in dataset.read_images(rows)])
+    (features,) = [
+        artifact
+        for artifact in list_artifacts(pipeline.session.store, "features")
+        if artifact.name == f"{TARGET}-by-muva"
+    ]
+    manifest = features.manifest() or {}
+    parts = [features.store.path(features.key(part)) for part in manifest["summary"]["parts"]]
+    theirs = np.concatenate([np.load(part)["features"] for part in parts])
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_market1501_tree_of_the_same_images_gives_the_same_metrics(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    report, session = pipeline.report, pipeline.session
+    dataset = open_dataset(report.datasets[TARGET])
+    rows = dataset.rows().to_pylist()
+    folders = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+    for number, row in enumerate(rows):
+        name = f"{row['pid']:04d}_c{row['camid']}s1_{number:06d}_00.jpg"
+        file = tmp_path / folders[row["split"]] / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(dataset.read_images([row["row"]])[0])
+    tree = import_tree(session, "from-a-tree", tmp_path, layout="market1501", options={})
+    for variant, model in report.models.items():
+        found = evaluate_on(session, model, tree.artifact, pipeline.config, name=variant)
+        assert dataclasses.replace(found, seconds=0) == dataclasses.replace(
+            report.targets[TARGET][variant], seconds=0
+        )
+
+
+def test_features_of_another_program_score_alike(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from workflows.cli import main
+
+    report = pipeline.report
+    dataset = open_dataset(report.datasets[TARGET])
+    rows = dataset.rows(splits=["query", "gallery"])
+    images = [decode_rgb(image) for image in dataset.read_images(rows["row"].to_numpy())]
+    features = Features(
+        features=muva.load(report.models["muva"]).embed(images),
+        ids=np.asarray(rows["image_id"].to_pylist()),
+        pids=rows["pid"].to_numpy(),
+        camids=rows["camid"].to_numpy(),
+        split=np.asarray(rows["split"].to_pylist()),
+    )
+    write_features(tmp_path / "mine.npz", features)
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "evaluate",
+                "--features",
+                f"{tmp_path / 'mine.npz'}",
+                "--json",
+                "--home",
+                f"{tmp_path}",
+            ]
+        )
+    assert stop.value.code == 0
+    found = json.loads(capsys.readouterr().out)["mine"]
+    assert found["mean_ap"] == pytest.approx(report.targets[TARGET]["muva"].mean_ap, abs=1e-6)
+
+
+def test_the_number_of_workers_changes_no_loss(pipeline: Pipeline) -> None:
+    from workflows.train import train
+
+    one, config = pipeline.report, pipeline.config
+    elsewhere = dataclasses.replace(
+        open_session(home=pipeline.session.home / "two"), store=pipeline.session.store
+    )
+    shutil.rmtree(open_path(one.models["muva"]))
+    two = train(
+        elsewhere,
+        config,
+        sources=[one.datasets[name] for name in config.sources],
+        labels=[one.labels[name] for name in config.sources],
+        workers=Workers(count=2),
+        name="muva",
+    )
+    assert two.model.uri == one.models["muva"]
+    assert two.encoder.summary["workers"] == 2
+    history = runs_history(pipeline)
+    losses = [epoch["loss"] for epoch in two.encoder.summary["history"]]
+    np.testing.assert_allclose(losses, history, rtol=1e-4)
+
+
+def runs_history(pipeline: Pipeline) -> list[float]:
+    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    client = MlflowClient(pipeline.session.tracking_uri)
+    return [p.value for p in client.get_metric_history(run.info.run_id, "stage2/loss")]
+
+
+def open_path(uri: str) -> Path:
+    return Path(open_artifact(uri).uri)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from muva.config import load_recipe, with_settings
+from muva.data.artifacts import list_artifacts
+from muva.errors import SettingsError
+from workflows.data import datasets_of
+from workflows.ground import ground
+from workflows.session import open_session
+from workflows.train import Workers
+from workflows.tune import OBJECTIVE, TrialInputs, search
+
+
+def test_trials_are_judged_on_a_held_out_source_and_found_again(
+    ray_session: None, smoke_recipe: Path, tmp_path: Path
+) -> None:
+    session = open_session(home=tmp_path, experiment="muva/smoke")
+    config = load_recipe(smoke_recipe)
+    assert config.grounding is not None
+    sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
+    labels = [ground(session, source, config.grounding).artifact for source in sources]
+
+    found = search(session, config, sources=sources, labels=labels, workers=Workers())
+
+    trials = found.summary["trials"]
+    assert len(trials) == 2
+    values = [trial["metrics"][OBJECTIVE] for trial in trials]
+    assert values == sorted(values, reverse=True)
+    held_out = sources[0].name
+    assert all(trial["metrics"][f"{held_out}/mAP"] > 0 for trial in trials)
+
+    kinds = {artifact.name for artifact in list_artifacts(session.store)}
+    assert not any("syn-station" in name for name in kinds), "a search has no way to a target"
+    prompts = list_artifacts(session.store, "prompts")
+    assert len(prompts) == 1, "trials that differ in gating share their prompts"
+
+    runs = MlflowClient(session.tracking_uri).search_runs(["1"])
+    search_run = next(run for run in runs if run.info.run_name == "tune smoke")
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == search_run.info.run_id
+    ]
+    assert len(children) == 2
+    assert search_run.data.metrics[OBJECTIVE] == pytest.approx(max(values))
+
+    again = search(session, config, sources=sources, labels=labels, workers=Workers())
+    assert not again.computed
+    assert len(MlflowClient(session.tracking_uri).search_runs(["1"])) == len(runs)
+
+
+def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
+    fields = {field.name for field in dataclasses.fields(TrialInputs)}
+    assert fields == {"session", "config", "sources", "labels", "workers"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "explanation"),
+    [
+        ({"tune": None}, "expected a section tune"),
+        ({"tune.space": {"model.gatin": ["online"]}}, "did you mean model.gating"),
+        ({"tune.space": {"model.gating": ["soft"]}}, "should be 'offline' or 'online'"),
+    ],
+)
+def test_an_impossible_search_is_refused_before_it_starts(
+    changes: dict[str, object], explanation: str, smoke_recipe: Path, tmp_path: Path
+) -> None:
+    config = with_settings(load_recipe(smoke_recipe), changes, where="test")
+    session = open_session(home=tmp_path)
+    nowhere = [object(), object()]
+    with pytest.raises(SettingsError, match=explanation):
+        search(session, config, sources=nowhere, labels=[], workers=Workers())  # pyright: ignore[reportArgumentType]
+
+
+def test_a_search_needs_two_sources(smoke_recipe: Path, tmp_path: Path) -> None:
+    config = load_recipe(smoke_recipe)
+    with pytest.raises(SettingsError, match="expected two sources or more, found 0"):
+        search(open_session(home=tmp_path), config, sources=[], labels=[], workers=Workers())
