@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.random import Generator
@@ -23,63 +24,47 @@ PX_PER_M = 48
 HEIGHT, WIDTH = 320, 1536
 """Pixels; row 0 is the top."""
 
+_BAY_WIDTH_PX = (50, 170)
+
 
 def paint_backdrop(kind: str, rng: Generator) -> Levels:
     """(320, 1536, 3) RGB albedo of one of BACKDROPS."""
     return finished(BACKDROPS[kind](rng), blur_px=1.2)
 
 
-def _bays(rng: Generator, narrowest: int, widest: int):
+def _bays(rng: Generator) -> Iterator[tuple[int, int]]:
     """Left and right edges of bays from one end to the other."""
     left = 0
     while left < WIDTH:
-        right = left + int(rng.uniform(narrowest, widest))
+        right = left + int(rng.uniform(*_BAY_WIDTH_PX))
         yield left, right
         left = right
 
 
-def _shops(rng: Generator) -> Canvas:
-    base = np.array([190, 184, 172])
-    painting = canvas(rng, HEIGHT, WIDTH, tuple(base), mottling=7)
-    for left, right in _bays(rng, 50, 170):
-        front = 0.5 * any_colour(rng, 40, 215) + 0.5 * base
+def _facades(
+    rng: Generator,
+    *,
+    plaster: tuple[int, int, int],
+    coloured: bool,
+    inside: tuple[int, int],
+    cars: bool = False,
+) -> Canvas:
+    """A row of houses or shops; `inside` is how dark and how bright it is behind the windows."""
+    base = np.array(plaster)
+    painting = canvas(rng, HEIGHT, WIDTH, plaster, mottling=7)
+    for left, right in _bays(rng):
+        if coloured:
+            front = 0.5 * any_colour(rng, 40, 215) + 0.5 * base
+        else:
+            front = base * rng.uniform(0.75, 1.15)
         rectangle(painting, left, 0, right, HEIGHT, front)
         kind = rng.random()
         if kind < 0.55:
-            _shop_window(painting, rng, left, right, inside=any_colour(rng, 120, 250))
+            _shop_window(painting, rng, left, right, inside=any_colour(rng, *inside))
         elif kind < 0.8:
             _upper_windows(painting, rng, left, right)
-        _sometimes_a_pillar(painting, rng, left)
-    return painting
-
-
-def _street(rng: Generator) -> Canvas:
-    base = np.array([135, 122, 110])
-    painting = canvas(rng, HEIGHT, WIDTH, tuple(base), mottling=7)
-    for left, right in _bays(rng, 50, 170):
-        front = 0.5 * any_colour(rng, 40, 215) + 0.5 * base
-        rectangle(painting, left, 0, right, HEIGHT, front)
-        kind = rng.random()
-        if kind < 0.55:
-            _shop_window(painting, rng, left, right, inside=any_colour(rng, 20, 90))
-        elif kind < 0.8:
-            _upper_windows(painting, rng, left, right)
-        if rng.random() < 0.5:
+        if cars and rng.random() < 0.5:
             _parked_car(painting, left, any_colour(rng, 20, 220))
-        _sometimes_a_pillar(painting, rng, left)
-    return painting
-
-
-def _station(rng: Generator) -> Canvas:
-    base = np.array([105, 105, 104])
-    painting = canvas(rng, HEIGHT, WIDTH, tuple(base), mottling=7)
-    for left, right in _bays(rng, 50, 170):
-        rectangle(painting, left, 0, right, HEIGHT, base * rng.uniform(0.75, 1.15))
-        kind = rng.random()
-        if kind < 0.55:
-            _shop_window(painting, rng, left, right, inside=any_colour(rng, 20, 90))
-        elif kind < 0.8:
-            _upper_windows(painting, rng, left, right)
         _sometimes_a_pillar(painting, rng, left)
     return painting
 
@@ -239,10 +224,10 @@ def _hall_furniture(painting: Canvas, rng: Generator) -> None:
 
 
 BACKDROPS: dict[str, Callable[[Generator], Canvas]] = {
-    "shops": _shops,
+    "shops": partial(_facades, plaster=(190, 184, 172), coloured=True, inside=(120, 250)),
     "trees": _trees,
-    "street": _street,
-    "station": _station,
+    "street": partial(_facades, plaster=(135, 122, 110), coloured=True, inside=(20, 90), cars=True),
+    "station": partial(_facades, plaster=(105, 105, 104), coloured=False, inside=(20, 90)),
     "harbour": _harbour,
     "glass": _glass,
 }
