@@ -79,6 +79,7 @@ def do_step(
                 config=dict(step.config),
                 inputs=dict(step.inputs),
                 summary=summary,
+                seconds=round(time.monotonic() - started_at, 2),
             )
         if run is not None:
             run.tags({ARTIFACT_TAG: step.artifact.address})

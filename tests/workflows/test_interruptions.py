@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,36 +13,8 @@ from safetensors.torch import load_file
 
 from muva.data.artifacts import list_artifacts
 from muva.data.store import open_store
+from tests.workflows.commands import PATIENCE_S, finish, start, wait_for
 from workflows.cli import INTERRUPTED, main
-
-COMMAND = (sys.executable, "-m", "workflows.cli")
-PATIENCE_S = 180.0
-
-
-def start(home: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "MUVA_HOME": str(home)}
-    return subprocess.Popen(
-        [*COMMAND, *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    ends_at = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < ends_at, "it never came that far"
-        time.sleep(0.05)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, output
-    return output
 
 
 def test_a_training_killed_after_an_epoch_ends_with_the_same_weights(

@@ -1,0 +1,104 @@
+"""Do the parts help on camera networks never seen? `python -m benchmarks.generalisation`.
+
+Each synthetic benchmark domain in turn is the target, the others are learned from: CLIP as it is,
+global-only and MUVA, with several seeds. Prints mean and standard deviation over the seeds, and the
+paired difference MUVA - global-only with its standard error. What is trained already is not
+trained again, so a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from muva.config import load_recipe, with_settings
+from muva.data.synthetic import BENCHMARK
+from tracking.names import experiment_name
+from workflows.cluster import ray_cluster
+from workflows.run import VARIANTS, pipeline_run, run_pipeline, tell_run
+from workflows.session import Session, open_session
+from workflows.train import Workers
+
+Figures = dict[str, dict[str, list[float]]]
+"""Target -> variant -> mAP of each seed, fractions."""
+
+
+def main() -> None:
+    """Train and judge, then print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
+    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    session = open_session(home=arguments.home, experiment=experiment_name("generalisation"))
+    with ray_cluster():
+        found = {
+            target: judged(session, arguments.recipe, target, arguments.seeds)
+            for target in arguments.targets
+        }
+    mean_ap = {target: _values(results, "mean_ap") for target, results in found.items()}
+    rank1 = {target: _values(results, "rank1") for target, results in found.items()}
+    for name, figures in (("mAP", mean_ap), ("rank-1", rank1)):
+        print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
+        print_table(figures)
+    if arguments.json:
+        content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def judged(
+    session: Session, recipe: str, target: str, seeds: Sequence[int]
+) -> list[dict[str, dict[str, float]]]:
+    """For each seed: variant -> mean_ap and rank1 on the target, learned from all others."""
+    sources = [domain for domain in BENCHMARK if domain != target]
+    results = []
+    for seed in seeds:
+        settings = {"sources": sources, "targets": [target], "seed": seed, "tune": None}
+        config = with_settings(load_recipe(recipe), settings, where=recipe)
+        with pipeline_run(session, config) as run:
+            report = run_pipeline(session.within(run), config, workers=Workers())
+            if run is not None:
+                tell_run(run, config, report)
+        results.append(
+            {
+                variant: {"mean_ap": judgement.mean_ap, "rank1": judgement.rank1}
+                for variant, judgement in report.targets[target].items()
+            }
+        )
+    return results
+
+
+def print_table(figures: Figures) -> None:
+    """A row per target and one for their mean."""
+    variants = list(next(iter(figures.values())))
+    heads = [*(VARIANTS[variant] for variant in variants), "MUVA - global-only"]
+    print("| target | " + " | ".join(heads) + " |")
+    print("|---|" + "---:|" * len(heads))
+    for target, values in figures.items():
+        print(f"| {target} | " + " | ".join(_cells(values)) + " |")
+    over_targets = {
+        variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
+        for variant in variants
+    }
+    print("| mean | " + " | ".join(_cells(over_targets)) + " |")
+
+
+def _cells(values: dict[str, list[float]]) -> list[str]:
+    cells = [f"{100 * np.mean(v):.1f} ± {100 * np.std(v, ddof=1):.1f}" for v in values.values()]
+    gains = np.subtract(values["muva"], values["global_only"])
+    error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+    return [*cells, f"{100 * np.mean(gains):+.1f} ± {100 * error:.1f}"]
+
+
+def _values(results: list[dict[str, dict[str, float]]], name: str) -> dict[str, list[float]]:
+    return {variant: [result[variant][name] for result in results] for variant in results[0]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from muva.data.artifacts import Artifact
+from workflows.cli import main
+from workflows.session import Session, open_session
+from workflows.steps import Step, do_step
+
+
+def make(session: Session, kind: str, name: str, *, inputs: dict[str, str]) -> Artifact:
+    artifact = Artifact(session.store, kind, name, "0123456789abcdef")
+
+    def work(_: object) -> dict[str, Any]:
+        session.store.write(artifact.key("content"), b"x" * 1000)
+        return {}
+
+    step = Step(label=name, artifact=artifact, format_version=1, config={}, inputs=inputs)
+    return do_step(step, session=session, work=work).artifact
+
+
+def muva(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--json"])
+    assert stop.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_gc_keeps_what_a_run_uses_and_what_that_was_made_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = open_session(home=tmp_path)
+    untracked = Session(home=tmp_path, store=session.store, tracking_uri=None)
+    people = make(untracked, "datasets", "people", inputs={})
+    model = make(session, "models", "muva", inputs={"source 0": people.address})
+    lonely = make(untracked, "datasets", "lonely", inputs={})
+    home = ("--home", f"{tmp_path}")
+
+    listed = {row["address"]: row["runs"] for row in muva(capsys, "store", "list", *home)}
+    assert listed == {people.address: [], model.address: ["muva"], lonely.address: []}
+
+    proposed = muva(capsys, "store", "gc", *home)
+    assert [row["address"] for row in proposed["artifacts"]] == [lonely.address]
+    assert lonely.manifest() is not None, "gc without --yes only says what would go"
+
+    muva(capsys, "store", "gc", "--yes", *home)
+    assert lonely.manifest() is None
+    assert people.manifest() is not None
+    assert model.manifest() is not None
+
+    client = MlflowClient(session.tracking_uri)
+    for run in client.search_runs(["1"]):
+        client.delete_run(run.info.run_id)
+    muva(capsys, "store", "gc", "--yes", *home)
+    assert not list(session.store.list())
