@@ -127,7 +127,8 @@ class ImageEncoder(nn.Module):
         logits, probabilities = [], []
         blocks = blocks_of(self.transformer)
         for block, predict in zip(blocks, predictor.blocks, strict=True):
-            estimate = predict(tokens[:, 1 : 1 + self.parts], tokens[:, 1 + self.parts :])
+            _, parts, patches = tokens.split([1, self.parts, self.grid[0] * self.grid[1]], dim=1)
+            estimate = predict(parts, patches)
             logits.append(logits[-1] + estimate if logits else estimate)
             probabilities.append(torch.sigmoid(logits[-1] / self.mask_temperature))
             tokens = run_block(
