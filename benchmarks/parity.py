@@ -15,7 +15,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from muva.model.clip import build_clip, clip_shape
 from muva.model.muva_model import MuvaModel, TrainingOutputs, build_model
 from muva.retrieval import evaluate
 from muva.retrieval.distances import squared_distances
-from muva.retrieval.reranking import reranked_distances
+from muva.retrieval.reranking import Reranking, reranked_distances
 from muva.training.losses import Stage2Losses, dice_loss
 from muva.training.memory import VisualMemory, identity_centroids
 from muva.training.optimisers import (
@@ -545,32 +545,32 @@ def retrieval_checks(path: Path) -> Iterator[Check]:
     query, gallery = recording.tensor("query"), recording.tensor("gallery")
     query_pids, gallery_pids = recording.array("query_pids"), recording.array("gallery_pids")
     kept = torch.from_numpy(gallery_pids != JUNK_PID)
-    k1, k2 = (int(recording.array(f"rerank_{name}")) for name in ("k1", "k2"))
-    weight = float(recording.array("rerank_lambda"))
-    distances = {
-        "distance": squared_distances(query, gallery[kept]),
-        "rerank_distance": reranked_distances(
-            query, gallery[kept], k1=k1, k2=k2, original_weight=weight
-        ),
-    }
-    yield from recording.compare("distance", distances["distance"], OUTPUT_LIMIT)
-    yield from recording.compare(
-        "rerank_distance", distances["rerank_distance"], RERANKED_DISTANCE_LIMIT, absolute=True
+    query_camids, gallery_camids = (recording.array(f"{s}_camids") for s in ("query", "gallery"))
+    reranking = Reranking(
+        k1=int(recording.array("rerank_k1")),
+        k2=int(recording.array("rerank_k2")),
+        original_weight=float(recording.array("rerank_lambda")),
     )
-    for prefix, rerank in {"": False, "rerank_": True}.items():
+    distances = squared_distances(query, gallery[kept])
+    reranked = reranked_distances(query, gallery[kept], **asdict(reranking))
+    yield from recording.compare("distance", distances, OUTPUT_LIMIT)
+    yield from recording.compare(
+        "rerank_distance", reranked, RERANKED_DISTANCE_LIMIT, absolute=True
+    )
+    for prefix, rerank in {"": False, "rerank_": reranking}.items():
         ranks = range(1, 1 + len(recording.arrays[f"{prefix}cmc"]))
         result = evaluate(
             query_features=query,
             query_pids=query_pids,
-            query_camids=recording.array("query_camids"),
+            query_camids=query_camids,
             gallery_features=gallery,
             gallery_pids=gallery_pids,
-            gallery_camids=recording.array("gallery_camids"),
+            gallery_camids=gallery_camids,
             ranks=ranks,
             rerank=rerank,
         )
         cmc = np.array([result.cmc[rank] for rank in ranks])
-        # Two curves of one query's difference differ by float32's rounding of that step beside it.
+        # The recorded curve is float32: one query's share may differ from it by its rounding.
         cmc_limit = 1 / result.valid_queries + METRIC_LIMIT if rerank else METRIC_LIMIT
         map_limit = RERANKED_MAP_LIMIT if rerank else METRIC_LIMIT
         yield from recording.compare(f"{prefix}cmc", cmc, cmc_limit, absolute=True)

@@ -171,6 +171,17 @@ def test_a_dice_term_beside_the_squared_error_may_be_recorded_either_way(tmp_pat
     assert main([str(path)]) == 1
 
 
+def test_re_ranking_takes_the_settings_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = read_arrays(GOLDEN / "retrieval.json")
+    write_arrays(tmp_path / "other.json", arrays | {"rerank_k1": np.array(8)})
+    assert main([str(tmp_path / "other.npz")]) == 1
+    failed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
+    assert "rerank_distance" in failed and "rerank_mean_ap" in failed
+    assert not [name for name in failed if not name.startswith("rerank_")]
+
+
 def test_an_npz_beside_its_json_is_no_retrieval_file(tmp_path: Path) -> None:
     path = record(tmp_path)
     shutil.copy(GOLDEN / "retrieval.npz", tmp_path)
