@@ -12,6 +12,9 @@ import ray
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Enough for what the verbs pass through it: references, reports, small tables."""
 
+ANYWHERE = "DEFAULT"
+"""Where tasks run that a trial starts too: Tune would keep them to what the trial itself holds."""
+
 _AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
 
 

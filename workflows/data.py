@@ -20,7 +20,7 @@ from muva.data.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
 from muva.errors import MuvaError
 from workflows.board import Board, gather
 from workflows.cluster import ray_cluster
-from workflows.progress import as_text, console, track
+from workflows.progress import as_text, say, track
 from workflows.session import (
     Session,
     json_option,
@@ -120,12 +120,15 @@ def _render(
         return []
     with ray_cluster(), track(f"render {', '.join(domains)}") as progress:
         board = Board()
+        people = config.train_people + config.test_people
+        cameras = sum(DOMAINS[domain].cameras for domain in domains)
+        total = people * cameras * config.images_per_camera
         done = dict.fromkeys(domains, 0)
-        totals = dict.fromkeys(domains, 0)
 
-        def show(message: tuple[str, int, int]) -> None:
-            domain, done[message[0]], totals[domain] = message
-            progress.update(sum(done.values()), sum(totals.values()))
+        def show(message: tuple[str, int]) -> None:
+            domain, images = message
+            done[domain] = images
+            progress.update(sum(done.values()), total)
 
         tasks = [_render_domain.remote(steps[d].artifact, config, board) for d in domains]
         return gather(tasks, board=board, on_message=show)
@@ -135,7 +138,7 @@ def _render(
 def _render_domain(artifact: Artifact, config: SyntheticConfig, board: Board) -> dict[str, Any]:
     def show(done: int, total: int) -> None:
         if done % 32 == 0 or done == total:
-            board.post((artifact.name, done, total))
+            board.post((artifact.name, done))
 
     records = synthetic_records(artifact.name, **config.model_dump(), progress=show)
     return dataclasses.asdict(write_shards(records, artifact=artifact))
@@ -288,9 +291,9 @@ def _counts(dataset: Dataset) -> str:
 
 def _warn(dataset: Dataset) -> None:
     if dataset.summary.quarantined:
-        console.print(
+        say(
             f"{dataset.summary.quarantined} unreadable images were set aside; "
             f"`muva data check {dataset.name}` names them."
         )
     if not dataset.summary.cameras_known:
-        console.print("Cameras are unknown: each query will ignore only its own image.")
+        say("Cameras are unknown: each query will ignore only its own image.")

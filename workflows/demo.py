@@ -18,7 +18,7 @@ from muva.config import load_recipe, to_yaml
 from muva.errors import MuvaError
 from tracking.names import experiment_name
 from workflows.cluster import ray_cluster
-from workflows.progress import as_text, console
+from workflows.progress import as_text, say
 from workflows.run import as_data, pipeline_run, results_table, run_pipeline, tell_run
 from workflows.session import (
     Session,
@@ -48,7 +48,7 @@ def demo_verb(
     folder = session.home / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    console.print(f"Settings: {folder / 'config.yaml'}", markup=False)
+    say(f"Settings: {folder / 'config.yaml'}")
     with ray_cluster(dashboard=True) as dashboard, pipeline_run(session, config) as run:
         inside = session.within(run)
         report = run_pipeline(inside, config, workers=workers)
@@ -90,7 +90,7 @@ def _submit_evaluation(
 ) -> None:
     """The evaluation once more, as a job: it finds its artifacts and prints the table."""
     argv = ["evaluate", model, "--targets", ",".join(targets), "--home", str(session.home)]
-    console.print(f"submit evaluate {Path(model).name} as a Ray job …", markup=False)
+    say(f"submit evaluate {Path(model).name} as a Ray job …")
     code = submit_and_follow(argv, address=dashboard, upload=False)
     if code:
         raise MuvaError(

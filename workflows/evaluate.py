@@ -38,9 +38,9 @@ from tracking.names import retrieval_metrics
 from tracking.pictures import Person, RankedQuery, part_mask_sheet, ranked_gallery
 from tracking.runs import Run
 from workflows.board import Board, gather, results
-from workflows.cluster import gpus, ray_cluster
+from workflows.cluster import ANYWHERE, gpus, ray_cluster
 from workflows.data import datasets_of
-from workflows.progress import as_text, console, track
+from workflows.progress import as_text, say, track
 from workflows.session import (
     Session,
     json_option,
@@ -229,7 +229,7 @@ def _model_settings(model: str, config: ModelConfig) -> Any:
     return [model, config.image_height, config.image_width, config.stride]
 
 
-@ray.remote(max_retries=3)
+@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
 def _embed(
     model: str,
     config: ModelConfig,
@@ -239,6 +239,7 @@ def _embed(
     board: Board,
 ) -> None:
     """Embeds and writes one part."""
+    torch.set_num_threads(1)  # as many as the task has cores: sums depend on it
     images = judged.images(judged.rows().slice(part.first, part.stop - part.first))
     buffer = io.BytesIO()
     embedder = _open_embedder(model, config.image_height, config.image_width, config.stride)
@@ -261,7 +262,7 @@ def _open_embedder(model: str, height: int, width: int, stride: int) -> Embedder
     ).to(device)
 
 
-@ray.remote(max_retries=3)
+@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
 def _score(
     features: Artifact, judged: _Judged, metrics: Artifact, config: EvaluationConfig
 ) -> dict[str, Any]:
@@ -495,5 +496,5 @@ def _judge_file(session: Session, file: Path, config: ExperimentConfig) -> Targe
                 )
             )
     if features.camids is None:
-        console.print("Cameras are unknown: each query ignores only its own image.")
+        say("Cameras are unknown: each query ignores only its own image.")
     return report

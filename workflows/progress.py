@@ -43,7 +43,12 @@ class Track:
         if now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
             elapsed_s = now - self._started_at
-            console.print(f"{self._label}: {done} of {total} after {elapsed_s:.0f} s {note}")
+            say(f"{self._label}: {done} of {total} after {elapsed_s:.0f} s {note}".rstrip())
+
+
+def say(text: str) -> None:
+    """Tells a person something, a line for each of its lines, whatever the characters in it."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -63,9 +68,9 @@ def track(label: str) -> Iterator[Track]:
         ) as bar:
             yield Track(label, bar)
     else:
-        console.print(f"{label} …")
+        say(f"{label} …")
         yield Track(label, None)
-    console.print(f"{label}: done in {time.monotonic() - started_at:.1f} s")
+    say(f"{label}: done in {time.monotonic() - started_at:.1f} s")
 
 
 def as_text(table: Table) -> str:

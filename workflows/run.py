@@ -22,7 +22,7 @@ from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
 from workflows.evaluate import UNTOUCHED, TargetReport, evaluate_on
 from workflows.ground import ground
-from workflows.progress import as_text, console
+from workflows.progress import as_text, say
 from workflows.session import (
     Session,
     json_option,
@@ -213,7 +213,7 @@ def run_verb(
     muva run base --set sources=[market1501] --set targets=[mine]
     """
     config = load_recipe(recipe, overrides=overrides)
-    console.print(to_yaml(config), markup=False, style="dim")
+    say(to_yaml(config))
     session = dataclasses.replace(session, experiment=experiment_name(config.name))
     with ray_cluster(), pipeline_run(session, config) as run:
         report = run_pipeline(session.within(run), config, workers=workers)

@@ -14,7 +14,7 @@ from typing import Any
 
 from muva.data.artifacts import Artifact
 from tracking.runs import Run
-from workflows.progress import console
+from workflows.progress import say
 from workflows.session import Session
 
 ARTIFACT_TAG = "muva.artifact"
@@ -70,7 +70,7 @@ def do_step(
                 run.metrics(metrics, epoch)
 
         if manifest is not None:
-            console.print(f"{step.label}: exists, {step.artifact.address}", markup=False)
+            say(f"{step.label}: exists, {step.artifact.address}")
             summary = manifest["summary"]
         else:
             summary = work(tell)

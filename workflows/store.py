@@ -16,7 +16,7 @@ from rich.table import Table
 
 from muva.data.artifacts import Artifact, list_artifacts, unused_artifacts
 from tracking.runs import runs_with_tag
-from workflows.progress import console
+from workflows.progress import say
 from workflows.session import Session, json_option, print_result, session_options
 from workflows.steps import ARTIFACT_TAG
 
@@ -69,7 +69,7 @@ def gc(yes: bool, as_json: bool, session: Session) -> None:
     if yes:
         for artifact in unused:
             artifact.delete()
-            console.print(f"deleted {artifact.address}", markup=False)
+            say(f"deleted {artifact.address}")
         session.store.sweep(older_than_s=PARTIAL_AFTER_S)
     freed = decimal(sum(row["bytes"] for row in rows))
     lines = [f"{row['address']}  {decimal(row['bytes'])}" for row in rows]

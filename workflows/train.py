@@ -43,7 +43,7 @@ from muva.training.stage2 import train_image_encoder
 from tracking.names import grouped
 from tracking.runs import Run
 from workflows.board import Board, attend, gather
-from workflows.cluster import cpus, gpus, ray_cluster
+from workflows.cluster import ANYWHERE, cpus, gpus, ray_cluster
 from workflows.data import datasets_of
 from workflows.ground import ground
 from workflows.progress import Track, track
@@ -75,10 +75,15 @@ class Workers:
     cpus_each: int | None = None
     """None: the cluster's cores divided among them."""
 
-    def resources(self) -> dict[str, float]:
-        """What Ray reserves for each: a GPU where the cluster has one for every worker."""
-        cores = self.cpus_each or max(1, cpus() // self.count)
-        return {"CPU": cores, "GPU": 1} if gpus() >= self.count else {"CPU": cores}
+    @property
+    def threads(self) -> int:
+        """Cores of each worker."""
+        return self.cpus_each or max(1, cpus() // self.count)
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether the cluster has a GPU for every worker."""
+        return gpus() >= self.count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +171,7 @@ def train(
     if init is not None:
         addresses["init"] = init.address
     contents = [open_dataset(source).fingerprint for source in sources]
-    prompts = _prompts_step(session, inputs, addresses, contents, name=name)
+    prompts = _prompts_step(session, inputs, addresses, contents, workers, name=name)
     encoder = _encoder_step(session, inputs, addresses, prompts, workers, name=name)
     return Trained(prompts=prompts, encoder=encoder)
 
@@ -176,6 +181,7 @@ def _prompts_step(
     inputs: TrainingInputs,
     addresses: dict[str, str],
     contents: list[str],
+    workers: Workers,
     *,
     name: str,
 ) -> Done:
@@ -192,8 +198,9 @@ def _prompts_step(
     def work(tell: Tell) -> dict[str, Any]:
         with ray_cluster(), track(f"stage 1 of {name}: prompts") as progress:
             board = Board()
-            resources = {"num_cpus": cpus(), "num_gpus": min(1, gpus())}
-            task = _learn_prompts.options(**resources).remote(inputs, artifact, board)
+            threads = min(cpus(), workers.count * workers.threads)
+            learn = _learn_prompts.options(num_cpus=threads, num_gpus=min(1, gpus()))
+            task = learn.remote(inputs, artifact, threads, board)
             on_message = _follow(progress, tell, "stage1", config.stage1.epochs)
             summary = gather([task], board=board, on_message=on_message)[0]
         delete_states(artifact)
@@ -258,9 +265,13 @@ def without_mask_settings(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={key: getattr(plain, key) for key in unused})
 
 
-@ray.remote(max_retries=MOST_FAILURES)
-def _learn_prompts(inputs: TrainingInputs, artifact: Artifact, board: Board) -> dict[str, Any]:
+@ray.remote(max_retries=MOST_FAILURES, scheduling_strategy=ANYWHERE)
+def _learn_prompts(
+    inputs: TrainingInputs, artifact: Artifact, threads: int, board: Board
+) -> dict[str, Any]:
     """Stage 1 in one process: the prompts are written, the manifest's summary returned."""
+    # Set here, for sums depend on it and Ray may reuse a process that had another number.
+    torch.set_num_threads(threads)
     device = _device()
     settings = inputs.config.stage1
     state, history = newest_state(artifact)
@@ -341,7 +352,6 @@ def _trainer(
     workers: Workers,
     board: Board,
 ) -> ray.train.torch.TorchTrainer:
-    resources = workers.resources()
     return ray.train.torch.TorchTrainer(
         _train_encoder,
         train_loop_config={
@@ -349,13 +359,13 @@ def _trainer(
             "prompts": prompts,
             "artifact": artifact,
             "sources": [Path(uri).name for uri in inputs.datasets],
-            "threads": int(resources["CPU"]),
+            "threads": workers.threads,
             "board": board,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
-            use_gpu="GPU" in resources,
-            resources_per_worker=resources,
+            use_gpu=workers.use_gpu,
+            resources_per_worker={"CPU": workers.threads},
         ),
         run_config=ray.train.RunConfig(
             # Our states are in the store; Ray keeps its own notes beside them, one set a try.

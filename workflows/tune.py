@@ -8,10 +8,13 @@ prompts. No target is ever opened here: the search knows the sources alone.
 from __future__ import annotations
 
 import dataclasses
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+import optuna
 from ray import tune as ray_tune
 from ray.tune.search.optuna import OptunaSearch
 from rich.table import Table
@@ -21,7 +24,7 @@ from muva.data.artifacts import Artifact, fingerprint
 from muva.errors import MuvaError, SettingsError
 from tracking.names import experiment_name
 from tracking.runs import Run
-from workflows.cluster import ray_cluster
+from workflows.cluster import cpus, ray_cluster
 from workflows.data import datasets_of
 from workflows.evaluate import evaluate_on
 from workflows.ground import ground
@@ -108,12 +111,21 @@ def search(
 
 def _search(inputs: TrialInputs, settings: TuneConfig) -> dict[str, Any]:
     space = {setting: ray_tune.choice(values) for setting, values in settings.space.items()}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Tune's newer output prints tables at any verbosity, and the table here is the result.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     with ray_cluster(), track(f"tune {inputs.config.name}") as progress:
+        share = cpus() // (inputs.workers.count * settings.concurrent_trials)
+        workers = dataclasses.replace(
+            inputs.workers, cpus_each=inputs.workers.cpus_each or max(1, share)
+        )
+        inputs = dataclasses.replace(inputs, workers=workers)
         results = ray_tune.Tuner(
             # A trial only waits for the tasks and workers that it starts: if it held a core, its
-            # own workers could wait for that core for ever.
+            # own workers could wait for that core for ever. Ray wants it to hold something.
             ray_tune.with_resources(
-                ray_tune.with_parameters(_trial, inputs=inputs, settings=settings), {"CPU": 0}
+                ray_tune.with_parameters(_trial, inputs=inputs, settings=settings),
+                {"memory": 1},
             ),
             param_space=space,
             tune_config=ray_tune.TuneConfig(
@@ -122,16 +134,21 @@ def _search(inputs: TrialInputs, settings: TuneConfig) -> dict[str, Any]:
                 num_samples=settings.trials,
                 max_concurrent_trials=settings.concurrent_trials,
                 search_alg=OptunaSearch(seed=inputs.config.seed),
+                reuse_actors=True,
             ),
             run_config=ray_tune.RunConfig(
+                name=f"{inputs.config.name}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(inputs.session.home / "tune"),
                 verbose=0,
                 callbacks=[_Progress(progress, settings.trials)],
             ),
         ).fit()
-    failed = [str(error) for error in results.errors]
-    if failed:
-        raise MuvaError(f"{len(failed)} of {len(results)} trials failed; the first: {failed[0]}")
+    if results.num_errors:
+        raise MuvaError(
+            f"{results.num_errors} of {len(results)} trials failed; the first: "
+            f"{str(results.errors[0]).strip().splitlines()[-1]}. What the others finished is kept; "
+            "the same command goes on from there"
+        )
     trials = [_trial_summary(result.config or {}, result.metrics or {}) for result in results]
     trials.sort(key=lambda trial: (-trial["metrics"][OBJECTIVE], str(trial["params"])))
     return {"trials": trials}
