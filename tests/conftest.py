@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
+
+# Small tensors gain nothing from more threads, and lose much where others use the cores too.
+torch.set_num_threads(1)
 
 # Kept alive for the session: the hook checks every annotated shape of what is imported after it.
 _SHAPES = install_import_hook(

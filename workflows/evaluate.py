@@ -342,8 +342,10 @@ def _draw(
     """The pictures of an evaluation: ranked galleries, and where the model looks for parts."""
     rows = judged.rows()
     run.picture("ranked-gallery.png", _gallery_sheet(judged, rows, features, metrics, config))
-    if not model.startswith(UNTOUCHED) and config.model.parts:
-        run.picture("predicted-masks.png", _mask_sheet(judged, rows, muva.load(model)))
+    if not model.startswith(UNTOUCHED):
+        bundle = muva.load(model)
+        if bundle.model.config.parts:
+            run.picture("predicted-masks.png", _mask_sheet(judged, rows, bundle))
 
 
 def _gallery_sheet(

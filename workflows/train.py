@@ -30,6 +30,7 @@ from muva.data.artifacts import Artifact, find_artifact, fingerprint, open_artif
 from muva.data.protocols import Pool, pool
 from muva.data.shards import open_dataset
 from muva.data.training_images import TrainingImages
+from muva.errors import MuvaError
 from muva.grounding.labels import open_labels
 from muva.grounding.part_masks import part_masks, patch_centres
 from muva.model.bundle import BUNDLE_FORMAT
@@ -80,6 +81,14 @@ class Workers:
         """Cores of each worker."""
         return self.cpus_each or max(1, cpus() // self.count)
 
+    def check(self) -> None:
+        """Raises MuvaError when the cluster would never have room for them all."""
+        if self.count * self.threads > cpus():
+            raise MuvaError(
+                f"{self.count} workers of {self.threads} cores each: this cluster has {cpus()} "
+                "cores in all; ask for fewer with --workers or --cpus-per-worker"
+            )
+
     @property
     def use_gpu(self) -> bool:
         """Whether the cluster has a GPU for every worker."""
@@ -111,8 +120,14 @@ class TrainingInputs:
     """URI of a model to start from instead of CLIP."""
     config: ExperimentConfig
 
-    def open(self, *, model: ModelConfig) -> tuple[MuvaModel, TrainingImages]:
-        """A fresh model for the sources' identities, and their images with part masks."""
+    def open(self, *, predicts_masks: bool) -> tuple[MuvaModel, TrainingImages]:
+        """A fresh model for the sources' identities, and their images with part masks.
+
+        Stage 1 predicts no masks: its model has the predictor's default settings.
+        """
+        model = self.config.model
+        if not predicts_masks:
+            model = without_mask_settings(model)
         pooled = pool([open_dataset(open_artifact(uri)) for uri in self.datasets])
         size = (model.image_height, model.image_width)
         fresh = build_model(
@@ -123,7 +138,7 @@ class TrainingInputs:
             seed=self.config.seed,
         )
         if self.init is not None:
-            fresh.start_from(muva.load(self.init).model)
+            fresh.start_from(muva.load(self.init).model, mask_predictor=predicts_masks)
         images = TrainingImages(
             pooled,
             height=model.image_height,
@@ -275,7 +290,7 @@ def _learn_prompts(
     device = _device()
     settings = inputs.config.stage1
     state, history = newest_state(artifact)
-    model, images = inputs.open(model=without_mask_settings(inputs.config.model))
+    model, images = inputs.open(predicts_masks=False)
     precision = resolve_precision(settings.precision, device)
     features = image_features(
         model.to(device),
@@ -305,7 +320,16 @@ def _learn_prompts(
 
 
 def _train_encoder(task: Mapping[str, Any]) -> None:
-    """Stage 2 in each of Ray Train's workers; the first one writes states and the bundle."""
+    """Stage 2 in each of Ray Train's workers."""
+    try:
+        _run_stage2(task)
+    except MuvaError as mistake:
+        # Ray would start the workers again, and they would end here again: the driver is told.
+        task["board"].post(("mistake", mistake))
+
+
+def _run_stage2(task: Mapping[str, Any]) -> None:
+    """Trains; the first worker writes states and, at the end, the bundle."""
     inputs: TrainingInputs = task["inputs"]
     prompts: Artifact = task["prompts"]
     artifact: Artifact = task["artifact"]
@@ -313,7 +337,7 @@ def _train_encoder(task: Mapping[str, Any]) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(task["threads"])
     state, history = newest_state(artifact)
-    model, images = inputs.open(model=inputs.config.model)
+    model, images = inputs.open(predicts_masks=True)
     contexts = load_tensors(prompts.store.read(prompts.key(CONTEXTS)))["contexts"]
     model.contexts.data.copy_(contexts)
     for report in train_image_encoder(
@@ -352,6 +376,7 @@ def _trainer(
     workers: Workers,
     board: Board,
 ) -> ray.train.torch.TorchTrainer:
+    workers.check()
     return ray.train.torch.TorchTrainer(
         _train_encoder,
         train_loop_config={
@@ -378,13 +403,15 @@ def _trainer(
 
 def _follow(
     progress: Track, tell: Tell, stage: str, epochs: int
-) -> Callable[[tuple[str, dict[str, Any]]], None]:
+) -> Callable[[tuple[str, Any]], None]:
     """What the driver does with a training's messages: shows them, and writes epochs to MLflow."""
     epoch = 0
 
-    def on_message(message: tuple[str, dict[str, Any]]) -> None:
+    def on_message(message: tuple[str, Any]) -> None:
         nonlocal epoch
         kind, content = message
+        if kind == "mistake":
+            raise content
         if kind == "epoch":
             epoch = content["epoch"]
             tell(grouped(stage, _metrics(content)), epoch)

@@ -14,16 +14,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 import muva
-from muva.config import ExperimentConfig, load_recipe
+from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import list_artifacts, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
+from muva.errors import MuvaError
 from muva.retrieval.features import Features, write_features
+from workflows.cli import main
 from workflows.data import import_tree
 from workflows.evaluate import evaluate_on
 from workflows.run import PipelineReport, pipeline_run, run_pipeline, tell_run
 from workflows.session import Session, open_session
-from workflows.train import Workers
+from workflows.train import Workers, train
 
 TARGET = "syn-station"
 
@@ -157,8 +159,6 @@ def test_a_market1501_tree_of_the_same_images_gives_the_same_metrics(
 def test_features_of_another_program_score_alike(
     pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from workflows.cli import main
-
     report = pipeline.report
     dataset = open_dataset(report.datasets[TARGET])
     rows = dataset.rows(splits=["query", "gallery"])
@@ -188,8 +188,6 @@ def test_features_of_another_program_score_alike(
 
 
 def test_the_number_of_workers_changes_no_loss(pipeline: Pipeline) -> None:
-    from workflows.train import train
-
     one, config = pipeline.report, pipeline.config
     elsewhere = dataclasses.replace(
         open_session(home=pipeline.session.home / "two"), store=pipeline.session.store
@@ -218,3 +216,24 @@ def runs_history(pipeline: Pipeline) -> list[float]:
 
 def open_path(uri: str) -> Path:
     return Path(open_artifact(uri).uri)
+
+
+def test_a_mistake_in_a_workers_settings_is_told_as_it_is(
+    pipeline: Pipeline,
+) -> None:
+    changes = {"model.parts": [], "grounding": None, "stage2.batch_size": 12}
+    config = with_settings(pipeline.config, changes, where="test")
+    with pytest.raises(MuvaError, match="2 workers cannot share the 3 identities"):
+        train(
+            dataclasses.replace(pipeline.session, tracking_uri=None),
+            config,
+            sources=[pipeline.report.datasets[name] for name in config.sources],
+            labels=None,
+            workers=Workers(count=2),
+            name="shared-by-two",
+        )
+
+
+def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> None:
+    with pytest.raises(MuvaError, match="1000 workers of 1 cores"):
+        Workers(count=1000).check()
