@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,19 +28,26 @@ Figures = dict[str, dict[str, list[float]]]
 """Target -> variant -> mAP of each seed, fractions."""
 
 
-def main() -> None:
-    """Train and judge, then print the table."""
+def main() -> int:
+    """Train and judge, then print the table; with --check 1 where training did not help."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
     parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
+    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit 1 where training is of no use",
+    )
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("generalisation"))
+    workers = Workers(cpus_each=arguments.cpus_per_worker)
     with ray_cluster():
         found = {
-            target: judged(session, arguments.recipe, target, arguments.seeds)
+            target: judged(session, arguments.recipe, target, arguments.seeds, workers)
             for target in arguments.targets
         }
     mean_ap = {target: _values(results, "mean_ap") for target, results in found.items()}
@@ -50,10 +58,25 @@ def main() -> None:
     if arguments.json:
         content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    missed = untaught(mean_ap)
+    if arguments.check and missed:
+        print("\nnot above CLIP as it is: " + ", ".join(missed), file=sys.stderr)
+        return 1
+    return 0
+
+
+def untaught(mean_ap: Figures) -> list[str]:
+    """The trained models whose mean over the seeds is not above the CLIP that they started from."""
+    return [
+        f"{VARIANTS[variant]} on {target}"
+        for target, values in mean_ap.items()
+        for variant in values
+        if variant != "clip" and np.mean(values[variant]) <= np.mean(values["clip"])
+    ]
 
 
 def judged(
-    session: Session, recipe: str, target: str, seeds: Sequence[int]
+    session: Session, recipe: str, target: str, seeds: Sequence[int], workers: Workers
 ) -> list[dict[str, dict[str, float]]]:
     """For each seed: variant -> mean_ap and rank1 on the target, learned from all others."""
     sources = [domain for domain in BENCHMARK if domain != target]
@@ -62,7 +85,7 @@ def judged(
         settings = {"sources": sources, "targets": [target], "seed": seed, "tune": None}
         config = with_settings(load_recipe(recipe), settings, where=recipe)
         with pipeline_run(session, config) as run:
-            report = run_pipeline(session.within(run), config, workers=Workers())
+            report = run_pipeline(session.within(run), config, workers=workers)
             if run is not None:
                 tell_run(run, config, report)
         results.append(
@@ -101,4 +124,4 @@ def _values(results: list[dict[str, dict[str, float]]], name: str) -> dict[str, 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -111,6 +111,11 @@ class Check:
         """`ok` or `FAIL`."""
         return "ok" if self.ok else "FAIL"
 
+    def as_data(self) -> dict[str, Any]:
+        """For JSON, which has neither NaN nor infinity: a difference that is no number is null."""
+        apart = self.difference if math.isfinite(self.difference) else None
+        return {**asdict(self), "difference": apart, "verdict": self.verdict}
+
 
 class Recording:
     """The arrays of a file, and which of them were read or compared."""
@@ -171,19 +176,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare all files; 0 if everything is within its limits, else 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
-    paths: list[Path] = parser.parse_args(arguments).files
+    parser.add_argument("--json", type=Path, help="also write the comparison to this file")
+    parser.add_argument("--check", action="store_true", help="as always: exit 1 if any fails")
+    options = parser.parse_args(arguments)
+    paths: list[Path] = options.files
     torch.set_float32_matmul_precision("highest")
-    failed = compared = 0
+    compared: dict[str, list[Check]] = {}
     for path in paths:
         if path.suffix == ".npz" and path.with_suffix(".json") in paths:
             continue
         print(f"# {path}")
+        compared[str(path)] = checks = []
         for check in file_checks(path):
             print(check, flush=True)
-            compared += 1
-            failed += not check.ok
-    print(f"# {compared} quantities compared, {failed} failed")
-    return 1 if failed else 0
+            checks.append(check)
+    verdicts = [check.ok for checks in compared.values() for check in checks]
+    print(f"# {len(verdicts)} quantities compared, {verdicts.count(False)} failed")
+    if options.json:
+        figures = {path: [check.as_data() for check in checks] for path, checks in compared.items()}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0 if all(verdicts) else 1
 
 
 def file_checks(path: Path) -> Iterator[Check]:

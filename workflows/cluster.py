@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import ray
 
@@ -24,11 +25,18 @@ def ray_cluster(*, dashboard: bool = False) -> Iterator[str | None]:
 
     Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one this
     process is connected to already; else starts one on this machine, behind a token of Ray's own,
-    and stops it at the end.
+    and stops it at the end. What Ray says meanwhile goes where progress goes: it prints warnings
+    to standard output, which is for results.
     """
     if ray.is_initialized():
         yield None
         return
+    with redirect_stdout(sys.stderr), _connected(dashboard=dashboard) as url:
+        yield url
+
+
+@contextmanager
+def _connected(*, dashboard: bool) -> Iterator[str | None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         url = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,14 @@ def import_synthetic(
     """Renders the domains that are missing, a Ray task for each; domain -> its step."""
     steps = {domain: _synthetic_step(session, domain, config) for domain in domains}
     missing = [domain for domain in domains if steps[domain].artifact.manifest() is None]
-    summaries = dict(zip(missing, _render(steps, missing, config), strict=True))
+    rendered = dict(zip(missing, _render(steps, missing, config), strict=True))
     return {
-        domain: do_step(step, session=session, work=lambda _, d=domain: summaries[d])
+        domain: do_step(
+            step,
+            session=session,
+            work=lambda _, d=domain: rendered[d].summary,
+            spent_s=rendered[domain].seconds if domain in rendered else 0.0,
+        )
         for domain, step in steps.items()
     }
 
@@ -113,9 +119,17 @@ def _synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> S
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rendered:
+    """A domain whose shards are written."""
+
+    summary: dict[str, Any]
+    seconds: float
+
+
 def _render(
     steps: dict[str, Step], domains: Sequence[str], config: SyntheticConfig
-) -> list[dict[str, Any]]:
+) -> list[_Rendered]:
     if not domains:
         return []
     with ray_cluster(), track(f"render {', '.join(domains)}") as progress:
@@ -135,13 +149,16 @@ def _render(
 
 
 @ray.remote(num_cpus=1, max_retries=2)
-def _render_domain(artifact: Artifact, config: SyntheticConfig, board: Board) -> dict[str, Any]:
+def _render_domain(artifact: Artifact, config: SyntheticConfig, board: Board) -> _Rendered:
+    started_at = time.monotonic()
+
     def show(done: int, total: int) -> None:
         if done % 32 == 0 or done == total:
             board.post((artifact.name, done))
 
     records = synthetic_records(artifact.name, **config.model_dump(), progress=show)
-    return dataclasses.asdict(write_shards(records, artifact=artifact))
+    summary = dataclasses.asdict(write_shards(records, artifact=artifact))
+    return _Rendered(summary=summary, seconds=time.monotonic() - started_at)
 
 
 @click.group("data")

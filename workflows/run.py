@@ -99,8 +99,8 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
         params=config.model_dump(mode="json"),
         tags={
             "recipe": config.name,
-            "sources": " + ".join(config.sources),
-            "targets": " + ".join(config.targets),
+            "source": " + ".join(config.sources),
+            "target": " + ".join(config.targets),
             "seed": str(config.seed),
         },
     ) as run:

@@ -55,13 +55,16 @@ def do_step(
     session: Session,
     work: Callable[[Tell], dict[str, Any]],
     report: Callable[[Run, dict[str, Any]], None] = lambda run, summary: None,
+    spent_s: float = 0.0,
 ) -> Done:
     """The step's artifact: found, or made by `work`, which returns the manifest's summary.
+
+    `spent_s`: seconds that it took before, where several steps are computed together.
 
     `report` writes into the step's run what the finished summary holds, also when the step is
     skipped, so that a run which lost something on the way is completed.
     """
-    started_at = time.monotonic()
+    started_at = time.monotonic() - spent_s
     manifest = step.artifact.manifest(format_version=step.format_version)
     with session.run(step.label, key=step.artifact.address, params=step.config) as run:
 

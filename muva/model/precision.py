@@ -13,14 +13,17 @@ LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve_precision(
     setting: Literal["auto", "bf16", "fp16", "fp32"], device: torch.device
 ) -> Precision:
-    """What `auto` means on this device: bf16 on processors with AMX and GPUs with bf16 units."""
+    """What `auto` means on this device: bf16 where it has instructions for it, else fp16 or fp32.
+
+    Processors have them as AMX or as AVX512-BF16. Of the latter alone (AMD EPYC, two cores), a
+    training step of the tiny CLIP's demo takes 0.21 s in bf16 and 0.38 s in float32.
+    """
     if setting != "auto":
         return setting
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return "bf16"
-    return "fp32"
+    fast_on_cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if device.type == "cpu" and fast_on_cpu else "fp32"
 
 
 def at_least_float32(values: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:

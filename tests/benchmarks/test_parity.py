@@ -53,9 +53,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_the_golden_files_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(GOLDEN / "model.json"), str(GOLDEN / "retrieval.npz")]) == 0
+def test_the_golden_files_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(GOLDEN / "model.json"), str(GOLDEN / "retrieval.npz")]
+    written = tmp_path / "parity.json"
+    assert main([*files, "--check", "--json", str(written)]) == 0
     printed = capsys.readouterr().out
+    figures = json.loads(written.read_text())
+    assert list(figures) == files
+    for check in (check for checks in figures.values() for check in checks):
+        assert check["verdict"] == "ok"
+        assert f"{check['difference']:.3e}" in printed
     assert "FAIL" not in printed
     assert "stage2/memory_after" in printed and "rerank_mean_ap" in printed
 

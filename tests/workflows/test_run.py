@@ -97,7 +97,8 @@ def test_mlflow_holds_one_parent_with_a_child_per_step(pipeline: Pipeline) -> No
         pipeline.report.targets[TARGET]["muva"].mean_ap
     )
     for child in children.values():
-        assert child.data.tags["sources"] == "syn-harbour + syn-airport"
+        assert child.data.tags["target"] == TARGET
+        assert child.data.tags["recipe"] == "smoke"
 
 
 def test_losses_are_recorded_once_an_epoch(pipeline: Pipeline) -> None:

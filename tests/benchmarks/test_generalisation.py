@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.generalisation import Figures, print_table, untaught
+
+FIGURES: Figures = {
+    "syn-station": {"clip": [0.1] * 3, "global_only": [0.2, 0.3, 0.4], "muva": [0.3, 0.5, 0.4]},
+    "syn-airport": {"clip": [0.3] * 3, "global_only": [0.4, 0.3, 0.2], "muva": [0.5, 0.5, 0.8]},
+}
+
+
+def test_the_table_gives_means_deviations_and_the_paired_difference(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(FIGURES)
+    rows = {
+        cells[0]: cells[1:]
+        for line in capsys.readouterr().out.splitlines()[2:]
+        if (cells := [cell.strip() for cell in line.strip("|").split("|")])
+    }
+    # Differences 10, 20, 0: deviation 10, standard error 10 / sqrt(3).
+    assert rows["syn-station"] == ["10.0 ± 0.0", "30.0 ± 10.0", "40.0 ± 10.0", "+10.0 ± 5.8"]
+    # Over the targets each seed's mean: 30, 30, 30 and 40, 50, 60.
+    assert rows["mean"] == ["20.0 ± 0.0", "30.0 ± 0.0", "50.0 ± 10.0", "+20.0 ± 5.8"]
+
+
+def test_a_model_that_learned_nothing_is_named() -> None:
+    assert untaught(FIGURES) == ["global-only on syn-airport"]
