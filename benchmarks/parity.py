@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from muva.config import PARTS, ModelConfig, PromptConfig, Stage1Config, Stage2Config
+from muva.config import PARTS, ModelConfig, PromptConfig, Section, Stage1Config, Stage2Config
 from muva.errors import MuvaError
 from muva.model.attention import attention_bias, hard_gate
 from muva.model.clip import build_clip, clip_shape
@@ -124,6 +124,8 @@ class Recording:
         with np.load(path) as archive:
             self.arrays = {name: archive[name] for name in archive.files}
         self.untouched = dict.fromkeys(self.arrays)
+        self.not_held: list[str] = []
+        """Quantities that could be compared, had they been recorded."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
@@ -149,11 +151,15 @@ class Recording:
         """Compare with the recorded array of this name, if there is one."""
         if name in self:
             yield Check(name, difference(value, self.array(name), absolute=absolute), limit)
+        else:
+            self.not_held.append(name)
 
     def leftovers(self) -> Iterator[Check]:
-        """Arrays that nothing read or compared."""
+        """Arrays that nothing read or compared; those that are not there are said."""
         for name in self.untouched:
             yield Check(name, math.nan, None, "recorded, but not known to this program")
+        if self.not_held:
+            print(f"# not recorded, so not compared: {', '.join(self.not_held)}")
 
 
 def difference(
@@ -164,11 +170,14 @@ def difference(
     theirs = np.asarray(reference, dtype=np.float64)
     if ours.shape != theirs.shape:
         return math.inf
-    if np.array_equal(ours, theirs):
+    differing = ours != theirs
+    if not differing.any():
         return 0.0
-    with np.errstate(invalid="ignore"):
-        furthest = np.where(ours == theirs, 0, np.abs(ours - theirs)).max()
-    scale = 1.0 if absolute else np.abs(theirs).max()
+    if not np.isfinite([ours[differing], theirs[differing]]).all():
+        return math.inf
+    furthest = np.abs(ours[differing] - theirs[differing]).max()
+    finite = np.abs(theirs[np.isfinite(theirs)])
+    scale = 1.0 if absolute else finite.max()
     return float(furthest / scale) if scale else float(furthest)
 
 
@@ -202,8 +211,10 @@ def file_checks(path: Path) -> Iterator[Check]:
     """Everything in a file; what muva refuses to compute is a failure too."""
     try:
         yield from model_checks(path) if path.suffix == ".json" else retrieval_checks(path)
-    except MuvaError as error:
+    except (MuvaError, OSError, ValueError) as error:
         yield Check(str(path), math.nan, None, str(error))
+    except KeyError as error:
+        yield Check(str(path), math.nan, None, f"there is no {error} in it")
 
 
 def model_checks(path: Path) -> Iterator[Check]:
@@ -236,33 +247,23 @@ class Settings:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Settings:
-        """The sections for these settings."""
+        """The sections for these settings; one that is absent or null has its default."""
+
+        def given(section: type[Section]) -> dict[str, Any]:
+            return {key: raw[key] for key in section.model_fields if raw.get(key) is not None}
+
         return cls(
             raw=raw,
             model=ModelConfig(
-                clip="recorded",
-                stride=raw["clip"]["stride"],
-                parts=tuple(PARTS[index] for index in raw["parts"]),
-                gating=raw["gating"],
-                mask_max_value=raw["mask_max_value"],
-                part_token_init=raw["part_token_init"],
-                predictor_heads=raw["predictor_heads"],
-                predictor_layer_norm=raw["predictor_layer_norm"],
-                predictor_shortcut=raw["predictor_shortcut"],
+                **given(ModelConfig)
+                | {
+                    "clip": "recorded",
+                    "stride": raw["clip"]["stride"],
+                    "parts": tuple(PARTS[index] for index in raw["parts"]),
+                }
             ),
-            prompts=PromptConfig(
-                template=raw["template"],
-                domain_context=raw["domain_context"],
-                context_tokens=raw["context_tokens"],
-            ),
-            stage2=Stage2Config(
-                mask_loss=raw["mask_loss"],
-                i2t_normalised=raw["i2t_normalised"],
-                i2t_temperature=raw["i2t_temperature"],
-                memory_hard_update=raw["memory_hard_update"],
-                memory_temperature=raw["memory_temperature"],
-                memory_momentum=raw["memory_momentum"],
-            ),
+            prompts=PromptConfig(**given(PromptConfig)),
+            stage2=Stage2Config(**given(Stage2Config)),
         )
 
     def unknown(self) -> Iterator[Check]:
@@ -304,10 +305,8 @@ def recorded_model(settings: Settings, recording: Recording) -> MuvaModel:
         image_size=(height, width),
         stride=sizes["stride"],
         pretrained_grid=(rows, columns),
-        shape=replace(
-            clip_shape(weights),
-            vision_heads=sizes["vision_heads"],
-            text_heads=sizes["text_heads"],
+        shape=clip_shape(
+            weights, vision_heads=sizes["vision_heads"], text_heads=sizes["text_heads"]
         ),
     )
     return build_model(
@@ -329,6 +328,8 @@ def load_parameters(model: MuvaModel, recording: Recording) -> Iterator[Check]:
             parameter.data.copy_(recording.tensor(recorded))
         elif is_recorded(name) and not starts_as_copy(name, model):
             yield Check(recorded, math.nan, None, f"needed for {name} {tuple(parameter.shape)}")
+    for name in [name for name in recording.untouched if is_removed(name, model)]:
+        recording.array(name)
 
 
 def is_recorded(name: str) -> bool:
@@ -339,6 +340,14 @@ def is_recorded(name: str) -> bool:
 def starts_as_copy(name: str, model: MuvaModel) -> bool:
     """Whether a parameter is what CLIP's weights say where a recording does not hold it."""
     return name == "image_encoder.part_tokens" and model.config.part_token_init == "cls"
+
+
+def is_removed(recorded: str, model: MuvaModel) -> bool:
+    """Whether the settings leave a parameter out, so that a recording of it means nothing."""
+    if recorded == "muva/part_tokens":
+        return model.config.part_token_init == "patch_avg"
+    normalises = recorded.startswith("muva/mask_predictor.") and ".ln_" in recorded
+    return normalises and not model.config.predictor_layer_norm
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:
@@ -525,10 +534,10 @@ def parameter_checks(
 
 def gate_flips(probabilities: Tensor | None, model: MuvaModel, recording: Recording) -> str:
     """Which hard gates fell on the other side of 0.5, as words; empty if none did."""
-    if probabilities is None or model.config.gating != "offline":
+    theirs = recording.arrays.get("stage2/mask_probabilities")
+    if probabilities is None or theirs is None or model.config.gating != "offline":
         return ""
     ours = probabilities.detach().numpy()
-    theirs = recording.arrays["stage2/mask_probabilities"]
     if ours.shape != theirs.shape:
         return ""
     flipped = np.argwhere((ours > 0.5) != (theirs > 0.5)).tolist()
@@ -558,19 +567,16 @@ def retrieval_checks(path: Path) -> Iterator[Check]:
     query_pids, gallery_pids = recording.array("query_pids"), recording.array("gallery_pids")
     kept = torch.from_numpy(gallery_pids != JUNK_PID)
     query_camids, gallery_camids = (recording.array(f"{s}_camids") for s in ("query", "gallery"))
-    reranking = Reranking(
-        k1=int(recording.array("rerank_k1")),
-        k2=int(recording.array("rerank_k2")),
-        original_weight=float(recording.array("rerank_lambda")),
-    )
-    distances = squared_distances(query, gallery[kept])
-    reranked = reranked_distances(query, gallery[kept], **asdict(reranking))
-    yield from recording.compare("distance", distances, OUTPUT_LIMIT)
-    yield from recording.compare(
-        "rerank_distance", reranked, RERANKED_DISTANCE_LIMIT, absolute=True
-    )
-    for prefix, rerank in {"": False, "rerank_": reranking}.items():
-        ranks = range(1, 1 + len(recording.arrays[f"{prefix}cmc"]))
+    yield from recording.compare("distance", squared_distances(query, gallery[kept]), OUTPUT_LIMIT)
+    ways: dict[str, bool | Reranking] = {"": False}
+    if any(name.startswith("rerank_") for name in recording.arrays):
+        reranking = ways["rerank_"] = recorded_reranking(recording)
+        reranked = reranked_distances(query, gallery[kept], **asdict(reranking))
+        yield from recording.compare(
+            "rerank_distance", reranked, RERANKED_DISTANCE_LIMIT, absolute=True
+        )
+    for prefix, rerank in ways.items():
+        ranks = range(1, 1 + len(recording.arrays.get(f"{prefix}cmc", ())))
         result = evaluate(
             query_features=query,
             query_pids=query_pids,
@@ -590,6 +596,19 @@ def retrieval_checks(path: Path) -> Iterator[Check]:
             f"{prefix}mean_ap", np.array(result.mean_ap), map_limit, absolute=True
         )
     yield from recording.leftovers()
+
+
+def recorded_reranking(recording: Recording) -> Reranking:
+    """The settings of the re-ranking; those that are not recorded are the paper's."""
+    settings = {}
+    for ours, theirs, kind in (
+        ("k1", "rerank_k1", int),
+        ("k2", "rerank_k2", int),
+        ("original_weight", "rerank_lambda", float),
+    ):
+        if theirs in recording:
+            settings[ours] = kind(recording.array(theirs))
+    return Reranking(**settings)
 
 
 if __name__ == "__main__":

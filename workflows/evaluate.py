@@ -157,18 +157,20 @@ class _Judged:
             )
         return query_gallery(rows) if self.held_out else rows
 
-    def images(self, rows: pa.Table) -> list[Image.Image]:
-        """The images of some of the rows."""
-        encoded = open_dataset(self.dataset).read_images(rows["row"].to_numpy())
+    def images(self, rows: np.ndarray) -> list[Image.Image]:
+        """The images of the data set's rows of these numbers."""
+        encoded = open_dataset(self.dataset).read_images(rows)
         return [decode_rgb(image) for image in encoded]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Images that one task embeds: a range of the judged rows."""
+    """Images that one task embeds: some of the judged ones, which follow each other."""
 
     first: int
-    stop: int
+    """Place of its first image among the judged ones."""
+    rows: np.ndarray
+    """Numbers of the data set's rows: no task reads the rows of all others."""
 
     @property
     def file(self) -> str:
@@ -188,13 +190,14 @@ def _features_step(
     )
 
     def work(_: object) -> dict[str, Any]:
-        count = len(judged.rows())
+        rows = judged.rows()["row"].to_numpy()
+        count = len(rows)
         parts = [
-            _Part(first=first, stop=min(first + PART_IMAGES, count))
+            _Part(first=first, rows=rows[first : first + PART_IMAGES])
             for first in range(0, count, PART_IMAGES)
         ]
         waiting = [part for part in parts if not artifact.store.exists(artifact.key(part.file))]
-        done = count - sum(part.stop - part.first for part in waiting)
+        done = count - sum(len(part.rows) for part in waiting)
         with ray_cluster(), track(f"embed {dataset.name} by {name}") as progress:
             board = Board()
 
@@ -240,7 +243,7 @@ def _embed(
 ) -> None:
     """Embeds and writes one part."""
     torch.set_num_threads(1)  # as many as the task has cores: sums depend on it
-    images = judged.images(judged.rows().slice(part.first, part.stop - part.first))
+    images = judged.images(part.rows)
     buffer = io.BytesIO()
     embedder = _open_embedder(model, config.image_height, config.image_width, config.stride)
     np.savez(buffer, features=embedder.embed(images))
@@ -354,19 +357,24 @@ def _gallery_sheet(
     """Queries from the best ranked to the worst, evenly spaced, with their first matches."""
     embedded = _features_of(rows, _read_parts(features))
     per_query = np.load(metrics.store.path(metrics.key(PER_QUERY)))["average_precision"]
-    ranked = ranked_lists(
-        **embedded.retrieval_inputs(), top=SHOWN_MATCHES, rerank=config.evaluation.rerank
-    )
     valid = np.flatnonzero(~np.isnan(per_query))
     by_precision = valid[np.argsort(-per_query[valid], kind="stable")]
     shown = by_precision[np.linspace(0, len(valid) - 1, min(SHOWN_QUERIES, len(valid))).astype(int)]
+    # Re-ranking looks at all queries; otherwise each is ranked for itself.
+    asked = np.arange(len(per_query)) if config.evaluation.rerank else np.sort(shown)
+    ranked = ranked_lists(
+        **embedded.retrieval_inputs(queries=embedded.queries[asked]),
+        top=SHOWN_MATCHES,
+        rerank=config.evaluation.rerank,
+    )
+    matches = {query: row[row >= 0] for query, row in zip(asked, ranked.indices, strict=True)}
 
     def people(places: np.ndarray) -> list[Person]:
         chosen = rows.take(places)
         return [
             Person(image=image, pid=pid, camid=camid)
             for image, pid, camid in zip(
-                judged.images(chosen),
+                judged.images(chosen["row"].to_numpy()),
                 chosen["pid"].to_pylist(),
                 chosen["camid"].to_pylist(),
                 strict=True,
@@ -376,7 +384,7 @@ def _gallery_sheet(
     queries = [
         RankedQuery(
             query=people(embedded.queries[[query]])[0],
-            matches=people(embedded.gallery[ranked.indices[query][ranked.indices[query] >= 0]]),
+            matches=people(embedded.gallery[matches[query]]),
             average_precision=float(per_query[query]),
         )
         for query in shown
@@ -391,7 +399,7 @@ def _gallery_sheet(
 def _mask_sheet(judged: _Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
     """Some images under the masks that the last block's predictor gives."""
     chosen = rows.take(np.linspace(0, len(rows) - 1, min(SHOWN_MASKS, len(rows))).astype(int))
-    images = judged.images(chosen)
+    images = judged.images(chosen["row"].to_numpy())
     masks = bundle.predicted_masks(images)
     return part_mask_sheet(
         images,

@@ -6,7 +6,7 @@ time. A flip mirrors an image and its masks together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -96,14 +96,6 @@ class TrainingImages:
                 masks = torch.where(flips[:, None, None], mirrored, masks)
         return pixels, masks
 
-    def preload(self, *, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode what fits in the cache, shard by shard, before the first batch asks for it."""
-        missing = np.flatnonzero(~self._cached)
-        for start in range(0, len(missing), _PRELOAD_IMAGES):
-            self._decode(missing[start : start + _PRELOAD_IMAGES])
-            if progress is not None:
-                progress(min(start + _PRELOAD_IMAGES, len(missing)), len(missing))
-
     def _pixels(self, indices: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8."""
         cacheable = indices < len(self._cache)
@@ -132,9 +124,6 @@ class TrainingImages:
                     decode_rgb(data), height=height, width=width, interpolation="bicubic"
                 )
         return [images[int(index)] for index in indices]
-
-
-_PRELOAD_IMAGES = 256
 
 
 def flip_part_masks(masks: Tensor, *, grid: tuple[int, int]) -> Tensor:

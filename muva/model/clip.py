@@ -158,8 +158,13 @@ def build_clip(
     return clip.eval()
 
 
-def clip_shape(weights: Mapping[str, Tensor]) -> ClipShape:
-    """The sizes of a CLIP from a state dict in OpenAI's layout."""
+def clip_shape(
+    weights: Mapping[str, Tensor], *, vision_heads: int | None = None, text_heads: int | None = None
+) -> ClipShape:
+    """The sizes of a CLIP from a state dict in OpenAI's layout.
+
+    The weights do not tell the number of heads: unless it is given, a head is 64 wide.
+    """
     token_rows = "token_embedding_rows" if "token_ids_used" in weights else "token_embedding.weight"
     needed = ("visual.proj", "visual.conv1.weight", "visual.positional_embedding", token_rows,
               "positional_embedding", "text_projection")  # fmt: skip
@@ -171,21 +176,15 @@ def clip_shape(weights: Mapping[str, Tensor]) -> ClipShape:
         )
     vision_width, _, patch, _ = weights["visual.conv1.weight"].shape
     context_length, text_width = weights["positional_embedding"].shape
-    for tower, width in {"vision": vision_width, "text": text_width}.items():
-        if width % HEAD_WIDTH:
-            raise MuvaError(
-                f"CLIP's {tower} width is {width}: expected a multiple of {HEAD_WIDTH}, which "
-                f"OpenAI's layout takes as the width of a head"
-            )
     return ClipShape(
         patch=patch,
         vision_width=vision_width,
         vision_layers=_layers(weights, "visual.transformer.resblocks."),
-        vision_heads=vision_width // HEAD_WIDTH,
+        vision_heads=vision_heads or _heads("vision", vision_width),
         vision_mlp_width=_mlp_width(weights, "visual.transformer.resblocks."),
         text_width=text_width,
         text_layers=_layers(weights, "transformer.resblocks."),
-        text_heads=text_width // HEAD_WIDTH,
+        text_heads=text_heads or _heads("text", text_width),
         text_mlp_width=_mlp_width(weights, "transformer.resblocks."),
         embed_dim=weights["text_projection"].shape[1],
         context_length=context_length,
@@ -193,6 +192,15 @@ def clip_shape(weights: Mapping[str, Tensor]) -> ClipShape:
         reduced_vocabulary="token_ids_used" in weights,
         quick_gelu=True,
     )
+
+
+def _heads(tower: str, width: int) -> int:
+    if width % HEAD_WIDTH:
+        raise MuvaError(
+            f"CLIP's {tower} width is {width}: expected a multiple of {HEAD_WIDTH}, which "
+            f"OpenAI's layout takes as the width of a head"
+        )
+    return width // HEAD_WIDTH
 
 
 def empty_clip(
@@ -305,11 +313,11 @@ def new_clip(
         patch=patch,
         vision_width=vision_width,
         vision_layers=vision_layers,
-        vision_heads=vision_width // HEAD_WIDTH,
+        vision_heads=_heads("vision", vision_width),
         vision_mlp_width=4 * vision_width,
         text_width=text_width,
         text_layers=text_layers,
-        text_heads=text_width // HEAD_WIDTH,
+        text_heads=_heads("text", text_width),
         text_mlp_width=4 * text_width,
         embed_dim=embed_dim,
         context_length=context_length,

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from muva.errors import MuvaError
@@ -104,17 +104,18 @@ def _similarity_blocks(
         )
     gallery_scale = _inverse_norms(gallery_features, "gallery_features")
     blocks = even_slices(len(queries), block_bytes // (4 * max(1, len(gallery_features))))
-    # One row alone would go through a matrix-vector kernel, whose sums differ in the last bit
-    # between columns (seen with MKL): equal gallery images would no longer tie. So two at least.
-    buffer = torch.empty(max(2, *(b.stop - b.start for b in blocks)), len(gallery_features))
+    repeated, first = _repeated_rows(gallery_features)
+    buffer = torch.empty(max(b.stop - b.start for b in blocks), len(gallery_features))
     for rows in blocks:
         block = normalised(queries[rows], name="query_features")
-        count = len(block)
-        if count == 1:
-            block = block.expand(2, -1)
+        similarities = buffer[: len(block)]
         with full_precision():
-            _product(block, gallery_features, out=buffer[: len(block)])
-        yield rows, buffer[:count].mul_(gallery_scale)
+            _product(block, gallery_features, out=similarities)
+        similarities.mul_(gallery_scale)
+        # Kernels for few rows sum some columns in another order than others (MKL on AMD: up to 3
+        # rows a thread): equal gallery images would differ in the last bit and no longer tie.
+        similarities[:, repeated] = similarities[:, first]
+        yield rows, similarities
 
 
 def _product(
@@ -125,6 +126,26 @@ def _product(
         return
     for columns in even_slices(len(gallery), _PIECE_ROWS):
         out[:, columns] = block @ gallery[columns].float().T
+
+
+def _repeated_rows(
+    features: Float[Tensor, "M D"],
+) -> tuple[Int[Tensor, " repeated"], Int[Tensor, " repeated"]]:
+    """The rows that are equal to one before them, and the first such one of each."""
+    # Sums of the bits as integers are exact, so equal rows have equal ones; few others have.
+    as_integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
+    sums = torch.empty(len(features), dtype=torch.int64)
+    for rows in even_slices(len(features), _PIECE_ROWS):
+        sums[rows] = features[rows].contiguous().view(as_integers).sum(dim=1, dtype=torch.int64)
+    _, group, sizes = sums.unique(return_inverse=True, return_counts=True)
+    first_with: dict[bytes, int] = {}
+    pairs = []
+    for row in (sizes[group] > 1).nonzero().flatten().tolist():
+        first = first_with.setdefault(features[row].numpy().tobytes(), row)
+        if first != row:
+            pairs.append((row, first))
+    repeated, firsts = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+    return repeated, firsts
 
 
 def _inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " M"]:

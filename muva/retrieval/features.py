@@ -39,10 +39,14 @@ class Features:
     def __len__(self) -> int:
         return len(self.pids)
 
-    def retrieval_inputs(self) -> dict[str, Any]:
-        """The arguments of `evaluate` and `ranked_lists` that these features give."""
+    def retrieval_inputs(self, *, queries: np.ndarray | None = None) -> dict[str, Any]:
+        """The arguments of `evaluate` and `ranked_lists` that these features give.
+
+        `queries`: positions that ask, instead of all queries.
+        """
+        asking = self.queries if queries is None else queries
         inputs: dict[str, Any] = {}
-        for side, chosen in (("query", self.queries), ("gallery", self.gallery)):
+        for side, chosen in (("query", asking), ("gallery", self.gallery)):
             inputs |= {
                 f"{side}_features": self.features[chosen],
                 f"{side}_pids": self.pids[chosen],

@@ -102,8 +102,9 @@ def reranked_blocks(
             normalised(galleries[torch.from_numpy(kept)], name="gallery_features"),
         ]
     )
-    neighbours, furthest = _neighbourhoods(everyone, count=k1 + 1, block_bytes=block_bytes)
-    encodings = _expand(_encodings(everyone, neighbours, furthest, k1), neighbours[:, :k2])
+    neighbours, furthest = _neighbourhoods(everyone, count=max(k1 + 1, k2), block_bytes=block_bytes)
+    encodings = _encodings(everyone, neighbours[:, : k1 + 1], furthest, k1)
+    encodings = _expand(encodings, neighbours[:, :k2])
     gallery_columns = _by_column(encodings, first_row=len(queries))
 
     whole = np.empty((0, 0), np.float32)
@@ -181,7 +182,8 @@ def _encodings(
         extras = [extra for extra in extras if inside[extra].sum() > 2 / 3 * len(extra)]
         inside[reciprocal] = False
         members = np.unique(np.concatenate([reciprocal, *extras]))
-        cosines = features[members] @ features[index]
+        # Not as a product of matrix and vector, whose sums differ between equal rows.
+        cosines = (features[members] * features[index]).sum(axis=1)
         weights = np.exp(-_squared(-cosines) / furthest[index])
         rows.append((members, (weights / weights.sum()).astype(np.float32)))
     return _Sparse.of(rows)

@@ -39,12 +39,14 @@ def pk_batches(
             f"{identities_per_batch} identities, the training images show {len(groups)}: lower "
             f"batch_size or add sources"
         )
+    left = np.array([len(group) for group in groups])
     batches = []
     while True:
-        available = np.flatnonzero([len(left) > 0 for left in groups])
+        available = np.flatnonzero(left)
         if len(available) < identities_per_batch:
             return batches
         drawn = rng.choice(available, identities_per_batch, replace=False)
+        left[drawn] -= 1
         batches.append(np.concatenate([groups[identity].pop() for identity in drawn]))
 
 

@@ -261,8 +261,10 @@ def _restore(
         for name, value in weights.items():
             tensors[name].copy_(torch.as_tensor(value))
     restore_optimiser(optimiser, trained_parameters(model), _under("optimiser/", state))
-    if scaler.is_enabled():
-        scaler.load_state_dict(dict(_under("scaler/", state)))
+    scale = dict(_under("scaler/", state))
+    # There is none where the state comes from a device that trained in bf16 or float32.
+    if scaler.is_enabled() and scale:
+        scaler.load_state_dict(scale)
     return epoch + 1
 
 

@@ -40,6 +40,9 @@ OTHER_SETTINGS: dict[str, dict[str, Any]] = {
     "soft memory": {"memory_hard_update": False},
     "slow memory": {"memory_momentum": 0.9, "memory_temperature": 0.05},
     "identities apart": {"pids": (3, 0, 1, 3, 0, 3, 1, 0), "memory_hard_update": False},
+    "heads of other widths": {
+        "clip": {"vision_width": 96, "vision_heads": 3, "text_width": 32, "text_heads": 2}
+    },
     "identities apart, hard": {"pids": (3, 0, 1, 3, 0, 3, 1, 0)},
 }
 
@@ -176,6 +179,79 @@ def test_a_dice_term_beside_the_squared_error_may_be_recorded_either_way(tmp_pat
         assert main([str(path)]) == 0
     write_arrays(path, arrays | {"stage2/loss/dice": dice + 0.01})
     assert main([str(path)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 4.0], 0.5),
+        ([0.0, -np.inf], [0.0, -np.inf], 0.0),
+        ([-5.0, -np.inf], [0.0, -np.inf], 5.0),
+        ([-1000.0, 0.0], [-np.inf, 0.0], np.inf),
+        ([np.nan, 0.0], [1.0, 0.0], np.inf),
+        ([1.0], [1.0, 1.0], np.inf),
+    ],
+)
+def test_an_infinity_hides_no_difference(
+    ours: list[float], theirs: list[float], expected: float
+) -> None:
+    assert difference(np.array(ours), np.array(theirs)) == expected
+
+
+def test_a_wrong_bias_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = record(tmp_path)
+    arrays = read_arrays(path)
+    arrays["attention_bias/given_masks"][0, 0, 0] = -5
+    write_arrays(path, arrays)
+    assert main([str(path)]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
+    assert line.startswith("attention_bias/given_masks")
+
+
+def test_a_setting_that_is_null_has_its_default(tmp_path: Path) -> None:
+    path = record(tmp_path)
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "domain_context": None, "mask_max_value": None}))
+    assert main([str(path)]) == 0
+
+
+def test_a_parameter_that_a_setting_leaves_out_means_nothing(tmp_path: Path) -> None:
+    tokens = read_arrays(record(tmp_path))["muva/part_tokens"]
+    path = record(tmp_path, part_token_init="patch_avg")
+    write_arrays(path, read_arrays(path) | {"muva/part_tokens": tokens})
+    assert main([str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("without", "reason"), [("input/pids", "there is no 'input/pids'"), (None, "No such file")]
+)
+def test_a_file_that_cannot_be_compared_fails_and_the_others_go_on(
+    without: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = record(tmp_path)
+    if without is None:
+        path.with_suffix(".npz").unlink()
+    else:
+        arrays = read_arrays(path)
+        del arrays[without]
+        write_arrays(path, arrays)
+    assert main([str(path), str(GOLDEN / "retrieval.npz")]) == 1
+    printed = capsys.readouterr().out
+    assert reason in printed
+    assert any(line.startswith("mean_ap") and "ok" in line for line in printed.splitlines())
+
+
+def test_a_recording_may_hold_no_re_ranking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = read_arrays(GOLDEN / "retrieval.json")
+    plain = {name: value for name, value in arrays.items() if not name.startswith("rerank_")}
+    write_arrays(tmp_path / "plain.json", plain)
+    assert main([str(tmp_path / "plain.npz")]) == 0
+    usual = {name: value for name, value in arrays.items() if name != "rerank_lambda"}
+    write_arrays(tmp_path / "usual.json", usual)
+    assert main([str(tmp_path / "usual.npz")]) == 0
+    assert "FAIL" not in capsys.readouterr().out
 
 
 def test_re_ranking_takes_the_settings_of_the_file(

@@ -144,7 +144,7 @@ def test_equal_gallery_images_tie_in_every_width_and_number_of_queries():
     rng = np.random.default_rng(0)
     for width in (3, 64, 512, 2048):
         gallery = np.tile(rng.standard_normal(width).astype(np.float32), (333, 1))
-        for queries in (1, 2, 17):
+        for queries in (1, 2, 3, 17):
             result = evaluate(
                 query_features=rng.standard_normal((queries, width)).astype(np.float32),
                 query_pids=np.ones(queries, int),

@@ -47,7 +47,7 @@ def clusters(seed, count, *, people=6, width=8):
     return (centres[rng.integers(0, people, count)] + 0.6 * noise).astype(np.float32)
 
 
-@pytest.mark.parametrize("k1, k2", [(20, 6), (7, 1), (5, 3), (500, 6)])
+@pytest.mark.parametrize("k1, k2", [(20, 6), (7, 1), (5, 3), (3, 6), (500, 6)])
 @pytest.mark.parametrize("block_bytes", [100, 10**6])
 def test_sparse_blocks_equal_the_dense_definition(k1, k2, block_bytes):
     query, gallery = clusters(1, 15), clusters(2, 70)

@@ -62,10 +62,12 @@ def record(
     stride: int = 16,
     pids: tuple[int, ...] = (0, 0, 0, 1, 3, 3, 3, 3),
     seed: int = 0,
+    clip: Mapping[str, Any] | None = None,
     **changed: Any,
 ) -> Path:
     """Write NAME.json and NAME.npz for these settings and return the JSON's path."""
-    settings = {**GOLDEN_SETTINGS, **changed, "clip": {**SMALL_CLIP, "stride": stride}}
+    sizes = {**SMALL_CLIP, **(clip or {}), "stride": stride}
+    settings = {**GOLDEN_SETTINGS, **changed, "clip": sizes}
     rows, columns = ((side - 16) // stride + 1 for side in image_size)
     parts = len(settings["parts"])
     settings |= {"N": 5, "B": len(pids), "R": parts, "L": rows * columns, "grid": [rows, columns]}
@@ -505,7 +507,11 @@ def _random_inputs(
         "clip/text_projection": normal(text_width, embed, std=text_width**-0.5),
         "clip/logit_scale": np.array(4.6052, dtype=np.float32),
     }
-    for name, size in {"visual.ln_pre": width, "visual.ln_post": width, "ln_final": 64}.items():
+    for name, size in {
+        "visual.ln_pre": width,
+        "visual.ln_post": width,
+        "ln_final": text_width,
+    }.items():
         arrays[f"clip/{name}.weight"] = normal(size, std=0.1, mean=1)
         arrays[f"clip/{name}.bias"] = normal(size, std=0.1)
     arrays |= tower("clip/visual.", clip["vision_layers"], width)
