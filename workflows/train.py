@@ -456,9 +456,16 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a verb the options of a training's workers, and `workers` made of them."""
 
     @click.option(
-        "--workers", "count", default=1, show_default=True, help="Processes that share a batch."
+        "--workers",
+        "count",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes that share a batch.",
     )
-    @click.option("--cpus-per-worker", type=int, help="Cores of each. [all, divided]")
+    @click.option(
+        "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each. [all, divided]"
+    )
     @functools.wraps(verb)
     def with_workers(
         *args: object, count: int, cpus_per_worker: int | None, **kwargs: object

@@ -8,7 +8,9 @@ prompts. No target is ever opened here: the search knows the sources alone.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import random
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,6 +44,8 @@ from workflows.train import Workers, train, worker_options
 TUNE_FORMAT = 1
 OBJECTIVE = "held-out/mAP"
 """Mean over the held-out sources; what the search maximises."""
+FIRST_POINTS = 10
+"""Trials that Optuna's sampler draws before it learns from results; it may draw the same twice."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ def search(
             f"one; expected two sources or more, found {len(sources)}"
         )
     for setting, values in settings.space.items():
+        if not values:
+            raise SettingsError(f"Recipe {config.name}: tune.space.{setting} names no value")
         for value in values:
             with_settings(config, {setting: value}, where=f"{config.name}, tune.space")
     trial_config = config.model_copy(update={"targets": (), "tune": None})
@@ -114,6 +120,7 @@ def _search(inputs: TrialInputs, settings: TuneConfig) -> dict[str, Any]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Tune's newer output prints tables at any verbosity, and the table here is the result.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    points = distinct_points(settings.space, settings.trials, seed=inputs.config.seed)
     with ray_cluster(), track(f"tune {inputs.config.name}") as progress:
         share = cpus() // (inputs.workers.count * settings.concurrent_trials)
         workers = dataclasses.replace(
@@ -131,16 +138,18 @@ def _search(inputs: TrialInputs, settings: TuneConfig) -> dict[str, Any]:
             tune_config=ray_tune.TuneConfig(
                 metric=OBJECTIVE,
                 mode="max",
-                num_samples=settings.trials,
+                num_samples=len(points),
                 max_concurrent_trials=settings.concurrent_trials,
-                search_alg=OptunaSearch(seed=inputs.config.seed),
+                search_alg=OptunaSearch(
+                    seed=inputs.config.seed, points_to_evaluate=points[:FIRST_POINTS]
+                ),
                 reuse_actors=True,
             ),
             run_config=ray_tune.RunConfig(
                 name=f"{inputs.config.name}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(inputs.session.home / "tune"),
                 verbose=0,
-                callbacks=[_Progress(progress, settings.trials)],
+                callbacks=[_Progress(progress, len(points))],
             ),
         ).fit()
     if results.num_errors:
@@ -152,6 +161,21 @@ def _search(inputs: TrialInputs, settings: TuneConfig) -> dict[str, Any]:
     trials = [_trial_summary(result.config or {}, result.metrics or {}) for result in results]
     trials.sort(key=lambda trial: (-trial["metrics"][OBJECTIVE], str(trial["params"])))
     return {"trials": trials}
+
+
+def distinct_points(
+    space: Mapping[str, Sequence[Any]], count: int, *, seed: int
+) -> list[dict[str, Any]]:
+    """So many different choices of a value for each setting, at random; all, if there are fewer."""
+    combinations = math.prod(len(values) for values in space.values())
+    points = []
+    for number in random.Random(seed).sample(range(combinations), min(count, combinations)):
+        point = {}
+        for setting, values in space.items():
+            number, place = divmod(number, len(values))
+            point[setting] = values[place]
+        points.append(point)
+    return points
 
 
 def _trial(params: Mapping[str, Any], *, inputs: TrialInputs, settings: TuneConfig) -> None:

@@ -13,7 +13,7 @@ from workflows.data import datasets_of
 from workflows.ground import ground
 from workflows.session import open_session
 from workflows.train import Workers
-from workflows.tune import OBJECTIVE, TrialInputs, search
+from workflows.tune import OBJECTIVE, TrialInputs, distinct_points, search
 
 
 def test_trials_are_judged_on_a_held_out_source_and_found_again(
@@ -28,6 +28,7 @@ def test_trials_are_judged_on_a_held_out_source_and_found_again(
     found = search(session, config, sources=sources, labels=labels, workers=Workers())
 
     trials = found.summary["trials"]
+    assert {trial["params"]["model.gating"] for trial in trials} == {"offline", "online"}
     assert len(trials) == 2
     values = [trial["metrics"][OBJECTIVE] for trial in trials]
     assert values == sorted(values, reverse=True)
@@ -52,6 +53,17 @@ def test_trials_are_judged_on_a_held_out_source_and_found_again(
     assert len(MlflowClient(session.tracking_uri).search_runs(["1"])) == len(runs)
 
 
+def test_points_differ_and_are_all_there_are_at_most() -> None:
+    space = {"a": [1, 2, 3], "b": ["x", "y"]}
+    everything = {(a, b) for a in space["a"] for b in space["b"]}
+    for count in (1, 4, 6, 50):
+        points = [tuple(point.values()) for point in distinct_points(space, count, seed=3)]
+        assert len(set(points)) == len(points) == min(count, 6)
+        assert set(points) <= everything
+    assert distinct_points(space, 4, seed=3) == distinct_points(space, 4, seed=3)
+    assert distinct_points(space, 4, seed=3) != distinct_points(space, 4, seed=4)
+
+
 def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
     fields = {field.name for field in dataclasses.fields(TrialInputs)}
     assert fields == {"session", "config", "sources", "labels", "workers"}
@@ -63,6 +75,7 @@ def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
         ({"tune": None}, "expected a section tune"),
         ({"tune.space": {"model.gatin": ["online"]}}, "did you mean model.gating"),
         ({"tune.space": {"model.gating": ["soft"]}}, "should be 'offline' or 'online'"),
+        ({"tune.space": {"model.gating": []}}, "model.gating names no value"),
     ],
 )
 def test_an_impossible_search_is_refused_before_it_starts(
