@@ -113,10 +113,19 @@ def print_table(figures: Figures) -> None:
 
 
 def _cells(values: dict[str, list[float]]) -> list[str]:
-    cells = [f"{100 * np.mean(v):.1f} ± {100 * np.std(v, ddof=1):.1f}" for v in values.values()]
     gains = np.subtract(values["muva"], values["global_only"])
-    error = np.std(gains, ddof=1) / np.sqrt(len(gains))
-    return [*cells, f"{100 * np.mean(gains):+.1f} ± {100 * error:.1f}"]
+    cells = [_mean(found, spread=_deviation(found)) for found in values.values()]
+    return [*cells, _mean(gains, spread=_deviation(gains) / np.sqrt(len(gains)), sign="+")]
+
+
+def _mean(values: Sequence[float] | np.ndarray, *, spread: float, sign: str = "") -> str:
+    mean = f"{100 * np.mean(values):{sign}.1f}"
+    return mean if np.isnan(spread) else f"{mean} ± {100 * spread:.1f}"
+
+
+def _deviation(values: Sequence[float] | np.ndarray) -> float:
+    """Over the seeds; NaN for one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
 def _values(results: list[dict[str, dict[str, float]]], name: str) -> dict[str, list[float]]:

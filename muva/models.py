@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from muva.data.artifacts import Artifact, open_artifact
+from muva.data.artifacts import Artifact, find_artifact, open_artifact
+from muva.data.store import Store
 from muva.errors import MuvaError
 from muva.model.bundle import BUNDLE_FORMAT, DESCRIPTION, Bundle, load_bundle, save_bundle
 from muva.model.muva_model import MuvaModel
@@ -34,6 +35,13 @@ def load(uri: str | Path) -> Bundle:
         )
     with local_copy(artifact, BUNDLE) as folder:
         return load_bundle(folder)
+
+
+def find_model(store: Store, reference: str) -> Artifact:
+    """The model that a person means: by its URI, or by its name or address in this store."""
+    if reference.count("/") > 1:
+        return open_artifact(reference)
+    return find_artifact(store, "models", reference)
 
 
 def store_bundle(artifact: Artifact, model: MuvaModel, *, metadata: Mapping[str, Any]) -> None:

@@ -181,7 +181,7 @@ def cmc_plot(
         axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=14)
         axes.set_xlabel("rank", color=MUTED)
         axes.set_ylabel("queries matched, %", color=MUTED)
-        axes.set_xticks(every_rank)
+        axes.set_xticks(_rank_ticks(every_rank))
         axes.set_xlim(every_rank[0] - 0.3, every_rank[-1] + 0.3)
         axes.set_ylim(0, 100)
         axes.grid(axis="y", color=FAINT, zorder=0)
@@ -191,6 +191,16 @@ def cmc_plot(
         axes.spines["bottom"].set_color(FAINT)
         axes.legend(loc="lower right", frameon=False, fontsize=11)
     return figure
+
+
+def _rank_ticks(ranks: Sequence[int]) -> list[int]:
+    """All ranks while their numbers have room beside each other, else the first and every fifth."""
+    if len(ranks) <= _MOST_TICKS:
+        return list(ranks)
+    return [rank for rank in ranks if rank == ranks[0] or rank % 5 == 0]
+
+
+_MOST_TICKS = 15
 
 
 def _sheet(

@@ -24,12 +24,13 @@ from rich.table import Table
 
 import muva
 from muva.config import EvaluationConfig, ExperimentConfig, ModelConfig, load_recipe
-from muva.data.artifacts import Artifact, find_artifact, fingerprint, open_artifact
+from muva.data.artifacts import Artifact, fingerprint, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.protocols import query_gallery
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
 from muva.model.bundle import Bundle, Embedder, untouched_clip
+from muva.models import find_model
 from muva.retrieval.features import Features, read_features
 from muva.retrieval.metrics import RetrievalResult
 from muva.retrieval.metrics import evaluate as evaluate_ranking
@@ -42,6 +43,7 @@ from workflows.cluster import ANYWHERE, gpus, ray_cluster
 from workflows.data import datasets_of
 from workflows.progress import as_text, say, track
 from workflows.session import (
+    NAMES,
     Session,
     json_option,
     override_option,
@@ -413,7 +415,7 @@ def _mask_sheet(judged: _Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
 
 def results_table(reports: Mapping[str, TargetReport], *, title: str) -> Table:
     """A line per target, in per cent."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title)
     table.add_column("target")
     for column in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"):
         table.add_column(column, justify="right")
@@ -425,7 +427,7 @@ def results_table(reports: Mapping[str, TargetReport], *, title: str) -> Table:
 
 @click.command("evaluate")
 @click.argument("model", required=False)
-@click.option("--targets", help="Data sets to judge on: A,B.")
+@click.option("--targets", type=NAMES, help="Data sets to judge on.")
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
@@ -437,7 +439,7 @@ def results_table(reports: Mapping[str, TargetReport], *, title: str) -> Table:
 @session_options
 def evaluate_verb(
     model: str | None,
-    targets: str | None,
+    targets: tuple[str, ...] | None,
     features: Path | None,
     recipe: str,
     overrides: tuple[str, ...],
@@ -464,7 +466,7 @@ def evaluate_verb(
         assert model is not None
         if not targets:
             raise click.UsageError("--targets is missing: which data sets is the model judged on?")
-        reports, title = _judge_model(session, model, targets.split(","), config)
+        reports, title = _judge_model(session, model, targets, config)
     print_result(
         {target: dataclasses.asdict(found) for target, found in reports.items()},
         as_json=as_json,
@@ -477,9 +479,7 @@ def _judge_model(
 ) -> tuple[dict[str, TargetReport], str]:
     uri, name = model, model.removeprefix(UNTOUCHED)
     if not model.startswith(UNTOUCHED):
-        artifact = (
-            open_artifact(model) if "/" in model else find_artifact(session.store, "models", model)
-        )
+        artifact = find_model(session.store, model)
         uri, name = artifact.uri, artifact.name
         config = config.model_copy(update={"model": muva.load(uri).model.config})
     with ray_cluster():

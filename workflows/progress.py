@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Iterator
@@ -74,8 +75,12 @@ def track(label: str) -> Iterator[Track]:
 
 
 def as_text(table: Table) -> str:
-    """A table as plain text for standard output."""
+    """A table as plain text for standard output, its title in one line above it."""
     writer = Console(width=120, highlight=False)
+    untitled = copy.copy(table)
+    untitled.title = None
     with writer.capture() as captured:
-        writer.print(table)
+        if table.title:
+            writer.print(table.title, markup=False, soft_wrap=True)
+        writer.print(untitled)
     return captured.get().rstrip()

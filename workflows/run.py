@@ -140,7 +140,7 @@ def variant_of(config: ExperimentConfig, variant: str) -> ExperimentConfig:
 
 def results_table(config: ExperimentConfig, report: PipelineReport) -> Table:
     """Recognition on unseen domains, per cent, a line per method."""
-    table = Table(title=f"Learned from {', '.join(config.sources)}", title_justify="left")
+    table = Table(title=f"Learned from {', '.join(config.sources)}")
     table.add_column("method")
     for target in report.targets:
         table.add_column(f"{target}\nmAP", justify="right")

@@ -98,6 +98,17 @@ def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     return with_session
 
 
+class _Names(click.ParamType):
+    """Names with commas between them."""
+
+    name = "A,B"
+
+    def convert(self, value: Any, param: object, ctx: object) -> tuple[str, ...]:
+        """The names, without the spaces around them."""
+        return tuple(filter(None, (name.strip() for name in value.split(","))))
+
+
+NAMES = _Names()
 recipe_option = click.option(
     "--recipe", default="base", show_default=True, help="A shipped recipe, or a YAML file."
 )

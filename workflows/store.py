@@ -10,13 +10,12 @@ from collections import defaultdict
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from muva.data.artifacts import Artifact, list_artifacts, unused_artifacts
 from tracking.runs import runs_with_tag
-from workflows.progress import say
+from workflows.progress import as_text, say
 from workflows.session import Session, json_option, print_result, session_options
 from workflows.steps import ARTIFACT_TAG
 
@@ -40,10 +39,7 @@ def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
         _describe(artifact, users.get(artifact.address, []))
         for artifact in list_artifacts(session.store, kind, unfinished=True)
     ]
-    if as_json:
-        print_result(rows, as_json=True, text="")
-        return
-    table = Table("artifact", "size", "made", "runs", title=session.store.uri, title_justify="left")
+    table = Table("artifact", "size", "made", "runs", title=session.store.uri)
     for row in rows:
         table.add_row(
             row["address"],
@@ -51,7 +47,7 @@ def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
             (row["created"] or "unfinished")[:16].replace("T", " "),
             ", ".join(row["runs"]) or "none",
         )
-    Console().print(table)
+    print_result(rows, as_json=as_json, text=as_text(table))
 
 
 @store_verb.command()

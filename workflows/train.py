@@ -26,7 +26,7 @@ from safetensors.torch import save as save_tensors
 
 import muva
 from muva.config import ExperimentConfig, ModelConfig, load_recipe
-from muva.data.artifacts import Artifact, find_artifact, fingerprint, open_artifact
+from muva.data.artifacts import Artifact, fingerprint, open_artifact
 from muva.data.protocols import Pool, pool
 from muva.data.shards import open_dataset
 from muva.data.training_images import TrainingImages
@@ -37,7 +37,7 @@ from muva.model.bundle import BUNDLE_FORMAT
 from muva.model.clip import load_clip
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import resolve_precision
-from muva.models import store_bundle
+from muva.models import find_model, store_bundle
 from muva.training.images import image_features
 from muva.training.stage1 import learn_prompts
 from muva.training.stage2 import train_image_encoder
@@ -49,6 +49,7 @@ from workflows.data import datasets_of
 from workflows.ground import ground
 from workflows.progress import Track, track
 from workflows.session import (
+    NAMES,
     Session,
     json_option,
     override_option,
@@ -476,7 +477,7 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("train")
-@click.option("--sources", help="Data sets to learn from: A,B,C. [the recipe's]")
+@click.option("--sources", type=NAMES, help="Data sets to learn from. [the recipe's]")
 @click.option("--init", help="Start from this model instead of CLIP.")
 @click.option("--name", default="muva", show_default=True, help="What to call the model.")
 @recipe_option
@@ -485,7 +486,7 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 @session_options
 def train_verb(
-    sources: str | None,
+    sources: tuple[str, ...] | None,
     init: str | None,
     name: str,
     recipe: str,
@@ -501,11 +502,11 @@ def train_verb(
     muva train --sources mine --init muva --set stage2.epochs=10
     """
     config = load_recipe(recipe, overrides=overrides)
-    names = sources.split(",") if sources else config.sources
+    names = sources or config.sources
     if not names:
         raise click.UsageError("--sources is missing: which data sets shall be learned from?")
-    config = config.model_copy(update={"sources": tuple(names), "targets": ()})
-    start = _model_artifact(session, init) if init else None
+    config = config.model_copy(update={"sources": names, "targets": ()})
+    start = find_model(session.store, init) if init else None
     with ray_cluster():
         datasets = [d.artifact for d in datasets_of(session, names, config.synthetic).values()]
         labels = None
@@ -520,9 +521,3 @@ def train_verb(
         as_json=as_json,
         text=f"{uri}\nmuva.load({uri!r}).embed(images) gives features",
     )
-
-
-def _model_artifact(session: Session, reference: str) -> Artifact:
-    if reference.count("/") > 1:
-        return open_artifact(reference)
-    return find_artifact(session.store, "models", reference)

@@ -248,7 +248,7 @@ class _Progress(ray_tune.Callback):
 def trials_table(summary: Mapping[str, Any]) -> Table:
     """The trials, best first, held-out mAP in per cent."""
     trials = summary["trials"]
-    table = Table(title="Trials on held-out sources", title_justify="left")
+    table = Table(title="Trials on held-out sources")
     for setting in trials[0]["params"]:
         table.add_column(setting)
     table.add_column("held-out mAP", justify="right")

@@ -27,3 +27,8 @@ def test_the_table_gives_means_deviations_and_the_paired_difference(
 
 def test_a_model_that_learned_nothing_is_named() -> None:
     assert untaught(FIGURES) == ["global-only on syn-airport"]
+
+
+def test_one_seed_has_no_deviation(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table({"syn-station": {"clip": [0.1], "global_only": [0.2], "muva": [0.15]}})
+    assert "| syn-station | 10.0 | 20.0 | 15.0 | -5.0 |" in capsys.readouterr().out

@@ -114,3 +114,10 @@ def test_cmc_curves_are_in_per_cent_and_named_with_their_numbers() -> None:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     assert file.getbuffer().nbytes > 10_000
+
+
+def test_the_numbers_of_many_ranks_do_not_run_into_each_other() -> None:
+    (axes,) = cmc_plot({"MUVA": {rank: rank / 50 for rank in range(1, 51)}}).axes
+    assert list(axes.get_xticks()) == [1, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
+    (axes,) = cmc_plot({"MUVA": {1: 0.5, 5: 0.7, 10: 0.8, 20: 0.9}}).axes
+    assert list(axes.get_xticks()) == [1, 5, 10, 20]
