@@ -218,7 +218,9 @@ class ExperimentConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 1234
     sources: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
-    variants: tuple[Literal["clip", "global_only", "muva"], ...] = ("muva",)
+    variants: Annotated[tuple[Literal["clip", "global_only", "muva"], ...], Field(min_length=1)] = (
+        "muva",
+    )
     """What is compared: CLIP as it is, MUVA without parts, MUVA."""
     synthetic: SyntheticConfig = SyntheticConfig()
     grounding: GroundingConfig | None = GroundingConfig()
@@ -237,6 +239,10 @@ class ExperimentConfig(Section):
                 "pseudo-labels; name grounding.expert, or set model.parts=[] for the global-only "
                 "model"
             )
+        for key in ("sources", "targets", "variants"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} names one twice: {', '.join(values)}")
         twice = set(self.sources) & set(self.targets)
         if twice:
             raise ValueError(

@@ -28,13 +28,18 @@ def load(uri: str | Path) -> Bundle:
     if (Path(uri) / DESCRIPTION).is_file():
         return load_bundle(Path(uri))
     artifact = open_artifact(str(uri))
+    if artifact.kind != "models":
+        raise MuvaError(f"{artifact.uri}: expected a model, found one of the {artifact.kind}")
     if artifact.manifest(format_version=BUNDLE_FORMAT) is None:
         raise MuvaError(
             f"{artifact.uri}: there is no finished model. If its training was interrupted, the "
             "same command goes on with it"
         )
     with local_copy(artifact, BUNDLE) as folder:
-        return load_bundle(folder)
+        try:
+            return load_bundle(folder)
+        except MuvaError as error:  # which names the copy
+            raise MuvaError(f"{artifact.uri}: {str(error).replace(f'{folder}', BUNDLE)}") from error
 
 
 def find_model(store: Store, reference: str) -> Artifact:

@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 
 import ray
+
+from workflows.ray_head import ensure_token
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Enough for what the verbs pass through it: references, reports, small tables."""
@@ -31,8 +33,20 @@ def ray_cluster(*, dashboard: bool = False) -> Iterator[str | None]:
     if ray.is_initialized():
         yield None
         return
-    with redirect_stdout(sys.stderr), _connected(dashboard=dashboard) as url:
+    with _results_kept_apart(), _connected(dashboard=dashboard) as url:
         yield url
+
+
+@contextmanager
+def _results_kept_apart() -> Iterator[None]:
+    """Standard output leads to standard error, unless someone else redirects it meanwhile."""
+    results, sys.stdout = sys.stdout, sys.stderr
+    aside = sys.stdout
+    try:
+        yield
+    finally:
+        if sys.stdout is aside:
+            sys.stdout = results
 
 
 @contextmanager
@@ -41,6 +55,7 @@ def _connected(*, dashboard: bool) -> Iterator[str | None]:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         url = None
     else:
+        ensure_token()
         # It warns that it asks for a token by default, which is what is wanted.
         logging.getLogger(_AUTHENTICATION).setLevel(logging.ERROR)
         context = ray.init(

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import click
 
-from muva.config import load_recipe, to_yaml
-from muva.errors import MuvaError
+from muva.config import ExperimentConfig, load_recipe, to_yaml
+from muva.errors import MuvaError, SettingsError
 from tracking.names import experiment_name
+from tracking.redaction import redact
 from workflows.cluster import ray_cluster
 from workflows.progress import as_text, say
 from workflows.run import as_data, pipeline_run, results_table, run_pipeline, tell_run
@@ -44,10 +45,20 @@ def demo_verb(
     """Run the whole workflow on synthetic people; needs no GPU, no data and no download."""
     started_at = time.monotonic()
     config = load_recipe(recipe, overrides=overrides)
+    if "muva" not in config.variants or config.tune is None or not config.model.parts:
+        raise SettingsError(
+            f"Recipe {config.name}: the demo shows MUVA with parts and a search: expected muva "
+            "among variants, parts and a section tune; `muva run` takes any recipe"
+        )
     session = dataclasses.replace(session, experiment=experiment_name(config.name))
     folder = session.home / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise MuvaError(
+            f"{folder} cannot be written ({error.strerror}): name another folder with --home"
+        ) from error
     say(f"Settings: {folder / 'config.yaml'}")
     with ray_cluster(dashboard=True) as dashboard, pipeline_run(session, config) as run:
         inside = session.within(run)
@@ -63,13 +74,13 @@ def demo_verb(
         if run is not None:
             tell_run(run, config, report)
         job_started_at = time.monotonic()
-        _submit_evaluation(report.models["muva"], config.targets, session, dashboard)
+        _submit_evaluation(report.models["muva"], config, session, dashboard)
         report.note("submit", time.monotonic() - job_started_at)
     report.note("total", time.monotonic() - started_at)
     content = as_data(report)
     if run is not None:
         content["mlflow"] = {
-            "tracking_uri": session.tracking_uri,
+            "tracking_uri": redact(str(session.tracking_uri)),
             "experiment_id": run.ref.experiment_id,
             "run_id": run.ref.run_id,
         }
@@ -86,10 +97,12 @@ def demo_verb(
 
 
 def _submit_evaluation(
-    model: str, targets: tuple[str, ...], session: Session, dashboard: str | None
+    model: str, config: ExperimentConfig, session: Session, dashboard: str | None
 ) -> None:
     """The evaluation once more, as a job: it finds its artifacts and prints the table."""
-    argv = ["evaluate", model, "--targets", ",".join(targets), "--home", str(session.home)]
+    argv = ["evaluate", model, "--targets", ",".join(config.targets)]
+    argv += ["--recipe", str(session.home / "demo" / "config.yaml"), "--home", str(session.home)]
+    argv += ["--store", session.store.uri]
     say(f"submit evaluate {Path(model).name} as a Ray job …")
     code = submit_and_follow(argv, address=dashboard, upload=False)
     if code:

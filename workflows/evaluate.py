@@ -78,6 +78,11 @@ class TargetReport:
     """At the ranks that the settings name."""
     curve: dict[int, float]
     """At every rank up to 50."""
+    queries: int
+    valid_queries: int
+    """Those with a match in the gallery; the others count in no number."""
+    cameras_known: bool
+    """Otherwise each query ignored its own image alone."""
     seconds: float
 
     @property
@@ -332,6 +337,9 @@ def _target_report(summary: Mapping[str, Any], *, seconds: float) -> TargetRepor
         mean_inp=summary["mean_inp"],
         cmc={int(rank): value for rank, value in summary["cmc"].items()},
         curve={int(rank): value for rank, value in summary["curve"].items()},
+        queries=summary["queries"],
+        valid_queries=summary["valid_queries"],
+        cameras_known=summary["cameras_known"],
         seconds=seconds,
     )
 
@@ -467,6 +475,9 @@ def evaluate_verb(
         if not targets:
             raise click.UsageError("--targets is missing: which data sets is the model judged on?")
         reports, title = _judge_model(session, model, targets, config)
+    for target, found in reports.items():
+        if not found.cameras_known:
+            say(f"{target}: cameras are unknown, so each query ignored only its own image.")
     print_result(
         {target: dataclasses.asdict(found) for target, found in reports.items()},
         as_json=as_json,
@@ -481,7 +492,11 @@ def _judge_model(
     if not model.startswith(UNTOUCHED):
         artifact = find_model(session.store, model)
         uri, name = artifact.uri, artifact.name
-        config = config.model_copy(update={"model": muva.load(uri).model.config})
+        bundle = muva.load(uri)
+        config = config.model_copy(update={"model": bundle.model.config})
+        learned = {source.rpartition("-")[0] for source in bundle.metadata.get("sources", ())}
+        for seen in learned.intersection(targets):
+            say(f"{seen} is a source of this model: its figures are not those of an unseen domain.")
     with ray_cluster():
         datasets = datasets_of(session, targets, config.synthetic)
         reports = {
@@ -505,6 +520,4 @@ def _judge_file(session: Session, file: Path, config: ExperimentConfig) -> Targe
                     file.stem, mean_ap=report.mean_ap, cmc=report.cmc, mean_inp=report.mean_inp
                 )
             )
-    if features.camids is None:
-        say("Cameras are unknown: each query ignores only its own image.")
     return report

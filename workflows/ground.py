@@ -14,7 +14,7 @@ import ray
 from PIL import Image
 
 from muva.config import PARTS, GroundingConfig, load_recipe
-from muva.data.artifacts import Artifact, find_artifact, fingerprint
+from muva.data.artifacts import Artifact, fingerprint
 from muva.data.images import decode_rgb
 from muva.data.shards import Dataset, open_dataset
 from muva.grounding.expert import PHRASES
@@ -32,6 +32,7 @@ from tracking.pictures import part_mask_sheet
 from tracking.runs import Run
 from workflows.board import results
 from workflows.cluster import cpus, ray_cluster
+from workflows.data import datasets_of
 from workflows.progress import Track, track
 from workflows.session import (
     Session,
@@ -165,8 +166,10 @@ def ground_verb(
     \b
     muva ground syn-station --set grounding.expert=annotated
     """
-    config = load_recipe(recipe, overrides=overrides).grounding or GroundingConfig()
-    done = ground(session, find_artifact(session.store, "datasets", dataset), config)
+    settings = load_recipe(recipe, overrides=overrides)
+    with ray_cluster():
+        source = datasets_of(session, [dataset], settings.synthetic)[dataset].artifact
+        done = ground(session, source, settings.grounding or GroundingConfig())
     found = ", ".join(f"{part} {share:.1%}" for part, share in done.summary["found"].items())
     print_result(
         {"artifact": done.artifact.uri, **done.summary},

@@ -66,7 +66,7 @@ def start_head() -> Head:
     Raises:
         MuvaError: Ray does not start, with what it said.
     """
-    _ensure_token()
+    ensure_token()
     port = usable_port(0)
     options = (
         f"--dashboard-host={HOST}",
@@ -113,8 +113,14 @@ def authorisation() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _ensure_token() -> None:
-    """Ray makes a token where there is none; it prints it too, which nobody should see."""
+def ensure_token() -> None:
+    """Ray makes a token where there is none; it prints it too, which nobody should see.
+
+    Ray's own file is for its owner alone, whatever made it.
+    """
+    ours = Path.home() / ".ray" / "auth_token"
+    if ours.is_file() and ours.stat().st_uid == os.getuid() and ours.stat().st_mode & 0o077:
+        ours.chmod(0o600)
     if authorisation():
         return
     subprocess.run(

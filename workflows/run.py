@@ -18,6 +18,7 @@ from tracking.descriptions import pipeline_description
 from tracking.names import experiment_name, pipeline_name, retrieval_metrics
 from tracking.pictures import cmc_plot
 from tracking.runs import Run
+from tracking.source import command
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
 from workflows.evaluate import UNTOUCHED, TargetReport, evaluate_on
@@ -126,7 +127,7 @@ def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None
                 target: {VARIANTS[v]: (found.mean_ap, found.rank1) for v, found in results.items()}
                 for target, results in report.targets.items()
             },
-            command=f"muva run {config.name}",
+            command=command(),
         )
     )
 

@@ -103,9 +103,14 @@ class _Names(click.ParamType):
 
     name = "A,B"
 
-    def convert(self, value: Any, param: object, ctx: object) -> tuple[str, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         """The names, without the spaces around them."""
-        return tuple(filter(None, (name.strip() for name in value.split(","))))
+        names = tuple(filter(None, (name.strip() for name in value.split(","))))
+        if not names:
+            self.fail("expected names with commas between them, found none", param, ctx)
+        return names
 
 
 NAMES = _Names()

@@ -13,7 +13,9 @@ import click
 from rich.filesize import decimal
 from rich.table import Table
 
-from muva.data.artifacts import Artifact, list_artifacts, unused_artifacts
+from muva.data.artifacts import KINDS, Artifact, list_artifacts, unused_artifacts
+from muva.errors import MuvaError
+from tracking.redaction import redact
 from tracking.runs import runs_with_tag
 from workflows.progress import as_text, say
 from workflows.session import Session, json_option, print_result, session_options
@@ -29,7 +31,7 @@ def store_verb() -> None:
 
 
 @store_verb.command("list")
-@click.option("--kind", help="Only datasets, labels, prompts, models, features or metrics.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only artifacts of this kind.")
 @json_option
 @session_options
 def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
@@ -52,15 +54,23 @@ def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
 
 @store_verb.command()
 @click.option("--yes", is_flag=True, help="Delete; without it, only say what would go.")
+@click.option("--all", "everything", is_flag=True, help="Also when no run uses anything here.")
 @json_option
 @session_options
-def gc(yes: bool, as_json: bool, session: Session) -> None:
+def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
     """Delete artifacts that no run uses, and what unfinished writes left behind.
 
     A run is in use until it is deleted in MLflow. Unfinished artifacts go too: let nothing run on
     this store meanwhile.
     """
-    unused = unused_artifacts(session.store, keep=_users(session).keys())
+    users = _users(session)
+    if not everything and not any(a.address in users for a in list_artifacts(session.store)):
+        raise MuvaError(
+            f"No run at {redact(str(session.tracking_uri))} uses anything in the store "
+            f"{session.store.uri}. Expected the runs that made it: name their place with --home or "
+            "--tracking-uri, or give --all where all may go"
+        )
+    unused = unused_artifacts(session.store, keep=users.keys())
     rows = [_describe(artifact, []) for artifact in unused]
     if yes:
         for artifact in unused:

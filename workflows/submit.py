@@ -153,11 +153,12 @@ def jobs_client(address: str | None) -> JobSubmissionClient:
         except AuthenticationError as error:
             complaint = "refuses the token" if headers else "asks for a token, and there is none"
             raise MuvaError(
-                f"The Ray cluster at {url} {complaint}: expected the cluster's own {TOKEN_PLACES}."
+                f"The Ray cluster at {redact(url)} {complaint}: expected the cluster's own "
+                f"{TOKEN_PLACES}."
             ) from error
         except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
             raise MuvaError(
-                f"No Ray cluster takes jobs at {url}: {redact(str(error))} Expected its "
+                f"No Ray cluster takes jobs at {redact(url)}: {redact(str(error))} Expected its "
                 "dashboard's address, http://HOST:8265 unless it was changed. Start one on this "
                 "machine with `muva submit` without --address."
             ) from error

@@ -176,6 +176,8 @@ def train(
     init: Artifact | None = None,
 ) -> Trained:
     """Both stages on these data sets; `labels` are their pseudo-labels, None without parts."""
+    with ray_cluster():
+        workers.check()
     inputs = TrainingInputs(
         datasets=tuple(source.uri for source in sources),
         labels=tuple(label.uri for label in labels or ()),
@@ -377,7 +379,6 @@ def _trainer(
     workers: Workers,
     board: Board,
 ) -> ray.train.torch.TorchTrainer:
-    workers.check()
     return ray.train.torch.TorchTrainer(
         _train_encoder,
         train_loop_config={

@@ -44,6 +44,8 @@ from workflows.train import Workers, train, worker_options
 TUNE_FORMAT = 1
 OBJECTIVE = "held-out/mAP"
 """Mean over the held-out sources; what the search maximises."""
+SEARCHED = ("model", "prompts", "stage1", "stage2", "seed")
+"""Sections whose settings may be searched: what a trial trains with."""
 FIRST_POINTS = 10
 """Trials that Optuna's sampler draws before it learns from results; it may draw the same twice."""
 
@@ -71,12 +73,19 @@ def search(
     settings = config.tune
     if settings is None:
         raise SettingsError(f"Recipe {config.name}: expected a section tune, found none")
+    if not settings.space:
+        raise SettingsError(f"Recipe {config.name}: tune.space names no setting to search")
     if len(sources) < 2:
         raise SettingsError(
             f"Recipe {config.name}: a search trains on all sources but one and is judged on that "
             f"one; expected two sources or more, found {len(sources)}"
         )
     for setting, values in settings.space.items():
+        if setting.split(".")[0] not in SEARCHED:
+            raise SettingsError(
+                f"Recipe {config.name}: tune.space.{setting} changes nothing that a trial is "
+                f"judged by: expected a setting of {', '.join(SEARCHED)}"
+            )
         if not values:
             raise SettingsError(f"Recipe {config.name}: tune.space.{setting} names no value")
         for value in values:
@@ -181,9 +190,9 @@ def distinct_points(
 def _trial(params: Mapping[str, Any], *, inputs: TrialInputs, settings: TuneConfig) -> None:
     """One trial, in a process of its own; reports after each held-out source."""
     changes = {
-        **params,
         "stage1.epochs": settings.stage1_epochs,
         "stage2.epochs": settings.stage2_epochs,
+        **params,
     }
     config = with_settings(inputs.config, changes, where="of the trial")
     reached: dict[str, float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Literal
 
 import numpy as np
@@ -29,14 +30,22 @@ def decode_rgb(encoded: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise UnreadableImageError(
+                    f"32 bits a channel (mode {image.mode}): expected 8 or 16; convert it first"
+                )
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would cut off all that is above 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return upright.convert("RGB")
     except UnidentifiedImageError as error:
         what = "empty file" if not encoded else "not an image in a format that Pillow reads"
         raise UnreadableImageError(what) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"too many pixels: {error}") from error
     # Pillow's decoders report damage by any of these, depending on the format.
-    except (OSError, ValueError, SyntaxError, IndexError, EOFError, OverflowError) as error:
+    except (OSError, ValueError, SyntaxError, LookupError, EOFError, OverflowError,
+            TypeError, AttributeError, struct.error) as error:  # fmt: skip
         raise UnreadableImageError(f"damaged or truncated: {error}") from error
 
 

@@ -35,6 +35,7 @@ SHARD_BYTES = 128 * 2**20
 QUARANTINE_LIMIT = 0.01
 QUARANTINE = "quarantine.json"
 
+_LARGEST_PID, _LARGEST_CAMID = 2**63 - 1, 2**31 - 1
 _ROW_GROUP_ROWS = 64  # what reading a single image reads
 _SCHEMA = pa.schema(
     [
@@ -257,6 +258,14 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         f"{name}: camera ids must not be negative; found",
     )
     _refuse(
+        [
+            f"{r.image_id} (person {r.pid}, camera {r.camid})"
+            for r in records
+            if r.pid > _LARGEST_PID or (r.camid or 0) > _LARGEST_CAMID
+        ],
+        f"{name}: pids must be below 2^63 and camera ids below 2^31; found",
+    )
+    _refuse(
         [r.image_id for r in records if r.camid is None]
         if any(r.camid is not None for r in records)
         else [],
@@ -308,6 +317,8 @@ def _row(record: Record) -> dict[str, Any]:
         encoded = record.source if isinstance(record.source, bytes) else record.source.read_bytes()
     except OSError as error:
         raise UnreadableImageError(f"cannot be opened: {error.strerror or error}") from error
+    except ValueError as error:  # a name that no file can have
+        raise UnreadableImageError(f"cannot be opened: {error}") from error
     image = decode_rgb(encoded)
     boxes = record.boxes or {}
     return {

@@ -372,12 +372,20 @@ def _cache_folder() -> Path:
 def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> None:
     """Move or link a finished file to its name, and flush the folder: the name is on disk then."""
     for attempt in range(_PLACE_ATTEMPTS):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        last = attempt == _PLACE_ATTEMPTS - 1
+        # A neighbour's `delete` may remove the empty folder at any moment: between the two looks
+        # that `mkdir` takes at it, or before the file is in it.
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if last:
+                raise
+            continue
         try:
             move(aside, target)
             break
-        except FileNotFoundError:  # a neighbour's `delete` has just removed the empty folder
-            if attempt == _PLACE_ATTEMPTS - 1:
+        except FileNotFoundError:
+            if last:
                 raise
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:

@@ -111,7 +111,10 @@ def _form(path: Path) -> str:
 
 
 def _from_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it holds one array, not an archive of named ones")
+    with archive as arrays:
         return {name: arrays[name] for name in (*_NEEDED, *_OPTIONAL) if name in arrays}
 
 
@@ -153,9 +156,10 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> Features:
             f"{features.dtype} of shape {features.shape}"
         )
     for name, values in columns.items():
-        if len(values) != len(features):
+        if values.shape[:1] != (len(features),):
             raise MuvaError(
-                f"features {path}: {len(features)} rows of features but {len(values)} {name}"
+                f"features {path}: {len(features)} rows of features but {name} of shape "
+                f"{values.shape}"
             )
     for name in ("pids", "camids"):
         if name in columns and columns[name].dtype.kind not in "iu":

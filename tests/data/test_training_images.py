@@ -159,6 +159,17 @@ def test_images_of_any_mode_become_rgb(mode):
     assert (image.mode, image.size) == ("RGB", (3, 5))
 
 
+def test_sixteen_bits_become_the_upper_eight_and_more_are_refused():
+    ramp = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    np.testing.assert_array_equal(np.asarray(decode_rgb(buffer.getvalue()))[..., 0], ramp >> 8)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp.astype(np.float32) / 65535).save(buffer, "TIFF")
+    with pytest.raises(UnreadableImageError, match="32 bits a channel"):
+        decode_rgb(buffer.getvalue())
+
+
 def test_an_image_is_turned_as_its_camera_was_held():
     buffer = io.BytesIO()
     exif = Image.Exif()

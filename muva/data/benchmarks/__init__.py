@@ -46,18 +46,21 @@ def read_tree(
     return list(reader(root, domain=domain, **given))
 
 
-def listing_of(records: Iterable[Record]) -> list[tuple[str, int, int]]:
-    """Id, size and time of change of each image file (-1 where there is none), by id.
+def listing_of(records: Iterable[Record]) -> list[tuple[Any, ...]]:
+    """What is known of each image, with its file's size and time of change, by id.
 
-    An unchanged listing means an unchanged tree, without reading it.
+    An unchanged listing means an unchanged data set, without reading an image. Where there is no
+    file its size is -1.
     """
     listing = []
     for record in records:
+        size, changed = -1, 0
         if isinstance(record.source, bytes):
-            listing.append((record.image_id, len(record.source), 0))
+            size = len(record.source)
         elif record.source.is_file():
             found = record.source.stat()
-            listing.append((record.image_id, found.st_size, found.st_mtime_ns))
-        else:
-            listing.append((record.image_id, -1, 0))
-    return sorted(listing)
+            size, changed = found.st_size, found.st_mtime_ns
+        boxes = None if record.boxes is None else sorted(record.boxes.items())
+        said = (record.split, record.pid, record.camid, record.caption, boxes)
+        listing.append((record.image_id, size, changed, *said))
+    return sorted(listing, key=lambda entry: entry[0])

@@ -8,6 +8,7 @@ there. Other columns are passed by.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit = "test") -> Ite
     `split`, the option decides as in `read_folder`.
     """
     table = _table(root)
+    repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if repeated:
+        raise MuvaError(f"the list {root}: the column {repeated[0]} is there more than once")
     missing = [name for name in ("path", "pid") if name not in table.column_names]
     if missing:
         raise MuvaError(
@@ -46,6 +50,8 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit = "test") -> Ite
     splits = _splits(table, root) or whole_split(split, pids, camids)
     boxes = _boxes(table, root)
     captions = table["caption"].to_pylist() if "caption" in table.column_names else None
+    if captions:
+        captions = [None if caption is None else str(caption) for caption in captions]
     for index, path in enumerate(paths):
         yield Record(
             domain=domain,
