@@ -64,7 +64,8 @@ def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
     this store meanwhile.
     """
     users = _users(session)
-    if not everything and not any(a.address in users for a in list_artifacts(session.store)):
+    made = list_artifacts(session.store)
+    if made and not everything and not any(artifact.address in users for artifact in made):
         raise MuvaError(
             f"No run at {redact(str(session.tracking_uri))} uses anything in the store "
             f"{session.store.uri}. Expected the runs that made it: name their place with --home or "

@@ -65,6 +65,7 @@ def test_parquet_of_other_programs_may_hold_plain_lists_and_doubles(tmp_path):
         ({"pids": None}, "pids missing, found features, ids"),
         ({"pids": np.arange(29)}, r"30 rows of features but pids of shape \(29,\)"),
         ({"pids": np.full(30, 0.5)}, "whole numbers as pids, found float64"),
+        ({"pids": np.array(3)}, r"pids of shape \(\)"),
         ({"ids": np.full(30, "same")}, "ids must be unique"),
         ({"camids": np.full(30, -1)}, "camids must not be negative"),
         ({"split": np.full(30, "train")}, "query and gallery as split, found train"),

@@ -56,5 +56,21 @@ def test_gc_keeps_what_a_run_uses_and_what_that_was_made_from(
     client = MlflowClient(session.tracking_uri)
     for run in client.search_runs(["1"]):
         client.delete_run(run.info.run_id)
-    muva(capsys, "store", "gc", "--yes", *home)
+    with pytest.raises(SystemExit) as stop:
+        main(["store", "gc", "--yes", *home])
+    assert stop.value.code == 1
+    assert "give --all" in capsys.readouterr().err
+    assert model.manifest() is not None, "runs that are elsewhere may use all of it"
+
+    muva(capsys, "store", "gc", "--yes", "--all", *home)
     assert not list(session.store.list())
+    assert muva(capsys, "store", "gc", *home)["artifacts"] == []
+
+
+def test_an_unknown_kind_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["store", "list", "--kind", "dataset", "--home", f"{tmp_path}"])
+    assert stop.value.code == 2
+    assert "datasets" in capsys.readouterr().err

@@ -76,6 +76,8 @@ def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
         ({"tune.space": {"model.gatin": ["online"]}}, "did you mean model.gating"),
         ({"tune.space": {"model.gating": ["soft"]}}, "should be 'offline' or 'online'"),
         ({"tune.space": {"model.gating": []}}, "model.gating names no value"),
+        ({"tune.space": {}}, "names no setting to search"),
+        ({"tune.space": {"targets": ["a"]}}, "tune.space.targets changes nothing"),
     ],
 )
 def test_an_impossible_search_is_refused_before_it_starts(

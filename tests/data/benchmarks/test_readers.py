@@ -260,3 +260,18 @@ def test_a_listing_changes_with_the_tree_and_only_then(tmp_path):
     assert listing_of(read_tree("market1501", tmp_path, domain="d")[::-1]) == before
     (tmp_path / "query" / MARKET["query"][0]).write_bytes(b"changed")
     assert listing_of(read_tree("market1501", tmp_path, domain="d")) != before
+
+
+@pytest.mark.parametrize("column", ["pid", "camid", "split", "caption", "head_x0"])
+def test_a_listing_changes_with_what_a_list_says_of_its_images(tmp_path, column):
+    columns = {"path": "a.jpg", "pid": "1", "camid": "1", "split": "train", "caption": "red"}
+    columns |= {"head_x0": "0.1", "head_y0": "0.1", "head_x1": "0.5", "head_y1": "0.5"}
+    other = {"pid": "2", "camid": "2", "split": "gallery", "caption": "blue", "head_x0": "0.2"}
+
+    def listing(row):
+        file = tmp_path / "list.csv"
+        file.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+        return listing_of(read_tree("manifest", file, domain="d"))
+
+    assert listing(columns) == listing(columns)
+    assert listing(columns | {column: other[column]}) != listing(columns)
