@@ -167,9 +167,8 @@ def ground_verb(
     muva ground syn-station --set grounding.expert=annotated
     """
     settings = load_recipe(recipe, overrides=overrides)
-    with ray_cluster():
-        source = datasets_of(session, [dataset], settings.synthetic)[dataset].artifact
-        done = ground(session, source, settings.grounding or GroundingConfig())
+    source = datasets_of(session, [dataset], settings.synthetic)[dataset].artifact
+    done = ground(session, source, settings.grounding or GroundingConfig())
     found = ", ".join(f"{part} {share:.1%}" for part, share in done.summary["found"].items())
     print_result(
         {"artifact": done.artifact.uri, **done.summary},
