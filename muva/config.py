@@ -213,7 +213,7 @@ class TuneConfig(Section):
 class ExperimentConfig(Section):
     """A whole experiment: domains, seed and one section per stage."""
 
-    name: str = "muva"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")] = "muva"
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 1234
     sources: tuple[str, ...] = ()

@@ -7,11 +7,14 @@ in that moment fails.
 from __future__ import annotations
 
 import functools
+import http.client
 import logging
 import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -19,9 +22,11 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 from tracking.redaction import redact
 
+_LONGEST_REASON = 300
+_SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
 """How long a tracking server may take to say that it is there."""
 
@@ -37,7 +42,7 @@ def absolute_uri(tracking_uri: str) -> str:
         return tracking_uri
     file = sqlite_file(tracking_uri)
     if file is None:
-        raise MuvaError(
+        raise SettingsError(
             f"Tracking address {redact(tracking_uri)}: expected sqlite:///FILE, a server's "
             "http://HOST:PORT, or a database's postgresql://...; MLflow keeps no runs in plain "
             "folders any more."
@@ -53,9 +58,9 @@ def reached_client(tracking_uri: str) -> MlflowClient:
     file = sqlite_file(tracking_uri)
     try:
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            _check_file(file)
         return _client(tracking_uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise MuvaError(
             f"MLflow's database {redact(tracking_uri)} cannot be opened: {redact(reason)}. "
@@ -96,6 +101,29 @@ def sqlite_file(tracking_uri: str) -> Path | None:
     return Path(file).absolute() if file else None
 
 
+@contextmanager
+def failures_explained(tracking_uri: str) -> Iterator[None]:
+    """What goes wrong at MLflow's end within the block, as a MuvaError."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MuvaError(
+            f"MLflow at {redact(tracking_uri)} failed: {redact(reason)[:_LONGEST_REASON]}. "
+            "Expected an MLflow server or database that goes on answering. What was finished is "
+            "kept; the same command goes on from there."
+        ) from error
+
+
+def _check_file(file: Path) -> None:
+    """Raises OSError for what cannot be a database: MLflow itself tries for minutes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as database:
+        database.seek(0)
+        if database.read(len(_SQLITE_HEADER)) not in (b"", _SQLITE_HEADER):
+            raise OSError("the file is no SQLite database")
+
+
 @functools.lru_cache(maxsize=8)
 def _client(tracking_uri: str) -> MlflowClient:
     # The first start of a database is told in dozens of migrations otherwise.
@@ -114,7 +142,7 @@ def _check_answer(server: str) -> None:
             return
     except urllib.error.HTTPError:
         return  # a server, though one that wants more than this question holds
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise MuvaError(
             f"No MLflow server answers at {redact(server)} ({reason}). Start one with `muva ui` or "

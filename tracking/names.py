@@ -6,6 +6,7 @@ experiment's name. Values are fractions; per cent is for tables that people read
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 
@@ -22,7 +23,11 @@ def pipeline_name(recipe: str, *, sources: Sequence[str], targets: Sequence[str]
 def retrieval_metrics(
     data_set: str, *, mean_ap: float, cmc: Mapping[int, float], mean_inp: float | None = None
 ) -> dict[str, float]:
-    """`market1501/mAP`, `market1501/rank-1`, `market1501/mINP`: fractions, as they come in."""
+    """`market1501/mAP`, `market1501/rank-1`, `market1501/mINP`: fractions, as they come in.
+
+    Signs in the data set's name that MLflow refuses become a dash.
+    """
+    data_set = re.sub(r"[^\w.-]+", "-", data_set).lstrip(".") or "features"
     metrics = {f"{data_set}/mAP": mean_ap}
     metrics |= {f"{data_set}/rank-{rank}": value for rank, value in sorted(cmc.items())}
     if mean_inp is not None:

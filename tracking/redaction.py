@@ -14,13 +14,21 @@ MASK = "***"
 
 _WORD = r"(?:token|password|passwd|secret(?:[._-]?key)?|api[._-]?key|access[._-]?key(?:[._-]?id)?)"
 _NAME = re.compile(rf"(?:^|[._/-]){_WORD}$", re.IGNORECASE)
+_VALUE = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s"',;&]+)"""
 _ASSIGNMENT = re.compile(
-    rf"""(?<![\w.-])([\w.-]*{_WORD}["']?\s*[=:]\s*["']?)[^\s"',;&]+""", re.IGNORECASE
+    rf"""(?<![\w.-])([\w.-]*(?:{_WORD}|pwd|sig|signature)["']?\s*[=:]\s*){_VALUE}""", re.IGNORECASE
 )
-_OPTION = re.compile(rf"(?<!\S)(--[\w-]*{_WORD}\s+)(?!-)\S+", re.IGNORECASE)
+_OPTION = re.compile(rf"(?<!\S)(--[\w-]*{_WORD}\s+)(?!-){_VALUE}", re.IGNORECASE)
 _USER_OF_URL = re.compile(r"(\w://)[^/\s@]+@")
-_BEARER = re.compile(r"(bearer\s+)[\w.~+/=-]+", re.IGNORECASE)
-_KEY = re.compile(r"\b(?:AKIA[0-9A-Z]{16}|hf_\w{20,}|gh[pousr]_\w{20,})\b")
+_PASSWORD_OF_URL = re.compile(r"""(\w://)[^/\s:@]*:(?!\d+(?:/|\s|$))[^\s"']*@""")
+"""May hold slashes and @; a port and a path that holds an @ are none."""
+_AUTHORISATION = re.compile(
+    r"((?:bearer|authorization[\"']?\s*[:=]\s*[\"']?basic)\s+)[\w.~+/=-]+", re.IGNORECASE
+)
+_KEY = re.compile(
+    r"\b(?:A[KS]IA[0-9A-Z]{16}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|"
+    r"sk-[\w-]{20,}|xox[abprs]-[\w-]{10,})"
+)
 _SHORTEST_SECRET = 8
 """Shorter values of the environment are not searched for: they would match ordinary words."""
 
@@ -30,8 +38,9 @@ def redact(text: str) -> str:
     for name, value in os.environ.items():
         if names_secret(name) and len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, MASK)
+    text = _PASSWORD_OF_URL.sub(rf"\1{MASK}@", text)
     text = _USER_OF_URL.sub(rf"\1{MASK}@", text)
-    text = _BEARER.sub(rf"\1{MASK}", text)
+    text = _AUTHORISATION.sub(rf"\1{MASK}", text)
     text = _ASSIGNMENT.sub(rf"\1{MASK}", text)
     text = _OPTION.sub(rf"\1{MASK}", text)
     return _KEY.sub(MASK, text)

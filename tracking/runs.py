@@ -34,6 +34,7 @@ from tracking.addresses import (
     absolute_uri,
     artifact_location,
     attached_client,
+    failures_explained,
     reached_client,
     sqlite_file,
 )
@@ -302,16 +303,17 @@ def runs_with_tag(tracking_uri: str | None, tag: str) -> list[TaggedRun]:
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         return []
-    client = reached_client(uri)
-    experiments = [found.experiment_id for found in client.search_experiments()]
-    return [
-        TaggedRun(
-            name=run.info.run_name or "",
-            value=run.data.tags[tag],
-            ref=RunRef(uri, run.info.experiment_id, run.info.run_id),
-        )
-        for run in _search(client, experiments, f"tags.`{tag}` LIKE '%'")
-    ]
+    with failures_explained(uri):
+        client = reached_client(uri)
+        experiments = [found.experiment_id for found in client.search_experiments()]
+        return [
+            TaggedRun(
+                name=run.info.run_name or "",
+                value=run.data.tags[tag],
+                ref=RunRef(uri, run.info.experiment_id, run.info.run_id),
+            )
+            for run in _search(client, experiments, f"tags.`{tag}` LIKE '%'")
+        ]
 
 
 def _search(client: MlflowClient, experiments: list[str], filters: str) -> Iterator[MlflowRun]:

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     # What stops a job sends this, and an open run shall be closed then as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = muva.main(args=argv, standalone_mode=False)
+        code = muva.main(args=argv, prog_name="muva", standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as mistake:

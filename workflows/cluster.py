@@ -22,8 +22,8 @@ _AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
 
 
 @contextmanager
-def ray_cluster(*, dashboard: bool = False) -> Iterator[str | None]:
-    """Ray for the length of the block; gives the dashboard's address where it was started.
+def ray_cluster() -> Iterator[None]:
+    """Ray for the length of the block.
 
     Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one this
     process is connected to already; else starts one on this machine, behind a token of Ray's own,
@@ -31,10 +31,10 @@ def ray_cluster(*, dashboard: bool = False) -> Iterator[str | None]:
     to standard output, which is for results.
     """
     if ray.is_initialized():
-        yield None
+        yield
         return
-    with _results_kept_apart(), _connected(dashboard=dashboard) as url:
-        yield url
+    with _results_kept_apart(), _connected():
+        yield
 
 
 @contextmanager
@@ -50,25 +50,22 @@ def _results_kept_apart() -> Iterator[None]:
 
 
 @contextmanager
-def _connected(*, dashboard: bool) -> Iterator[str | None]:
+def _connected() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        url = None
     else:
         ensure_token()
         # It warns that it asks for a token by default, which is what is wanted.
         logging.getLogger(_AUTHENTICATION).setLevel(logging.ERROR)
-        context = ray.init(
+        ray.init(
             address="local",
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
+            include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-        url = f"http://{context.dashboard_url}" if dashboard else None
     try:
-        yield url
+        yield
     finally:
         ray.shutdown()
 

@@ -13,12 +13,12 @@ import ray
 from rich.table import Table
 
 from muva.config import SyntheticConfig, load_recipe
-from muva.data.artifacts import Artifact, find_artifact, fingerprint, list_artifacts
+from muva.data.artifacts import Artifact, check_name, find_artifact, fingerprint, list_artifacts
 from muva.data.benchmarks import READERS, listing_of, read_tree
 from muva.data.checks import check_dataset, sample_sheet
 from muva.data.shards import SHARD_FORMAT, Dataset, open_dataset, write_shards
 from muva.data.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 from workflows.board import Board, gather
 from workflows.cluster import ray_cluster
 from workflows.progress import as_text, say, track
@@ -67,9 +67,10 @@ def import_tree(
     again.
     """
     if name in DOMAINS:
-        raise MuvaError(
+        raise SettingsError(
             f"{name} is the name of a synthetic domain: give your data set another name"
         )
+    check_name(name)
     records = read_tree(layout, root, domain=name, options=options)
     settings = {
         "layout": layout,
@@ -163,7 +164,12 @@ def _render_domain(artifact: Artifact, config: SyntheticConfig, board: Board) ->
 
 @click.group("data")
 def data_verb() -> None:
-    """Import, list, check and show data sets."""
+    """Import, list, check and show data sets.
+
+    \b
+    muva data import mine --from crops --layout folder --pid-regex '^(\\d+)_'
+    muva data check mine
+    """
 
 
 @data_verb.command("import")
@@ -208,6 +214,8 @@ def import_verb(
     """
     given = {"pid_regex": pid_regex, "camid_regex": camid_regex, "split": split}
     options = {option: value for option, value in given.items() if value is not None}
+    if overrides and root is not None:
+        raise click.UsageError("--set says how synthetic people are rendered; these are images.")
     if name in DOMAINS and root is None:
         config = load_recipe(recipe, overrides=overrides).synthetic
         done = import_synthetic(session, [name], config)[name]
@@ -231,8 +239,17 @@ def import_verb(
 @json_option
 @session_options
 def list_verb(as_json: bool, session: Session) -> None:
-    """List what is imported, and the synthetic domains."""
-    found = [open_dataset(artifact) for artifact in list_artifacts(session.store, "datasets")]
+    """List what is imported, and the synthetic domains.
+
+    \b
+    muva data list --json
+    """
+    found = []
+    for artifact in list_artifacts(session.store, "datasets"):
+        try:
+            found.append(open_dataset(artifact))
+        except MuvaError as error:
+            say(f"Not listed: {error}")
     rows = [
         {"name": dataset.name, "artifact": dataset.artifact.uri, "splits": dataset.summary.splits}
         for dataset in found
@@ -257,7 +274,11 @@ def list_verb(as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def check(name: str, as_json: bool, session: Session) -> None:
-    """Look for what is odd in the data set NAME: duplicates, lone images, unreadable files."""
+    """Look for what is odd in the data set NAME: duplicates, lone images, unreadable files.
+
+    \b
+    muva data check syn-station
+    """
     report = check_dataset(open_dataset(find_artifact(session.store, "datasets", name)))
     unreadable = [f"{found['image_id']}: {found['reason']}" for found in report.quarantined]
     duplicates = ["the same image: " + ", ".join(group) for group in report.duplicates]
@@ -271,7 +292,11 @@ def check(name: str, as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None:
-    """Show the data set NAME in numbers, and some of its people in a picture."""
+    """Show the data set NAME in numbers, and some of its people in a picture.
+
+    \b
+    muva data show syn-station --sheet station.png
+    """
     dataset = open_dataset(find_artifact(session.store, "datasets", name))
     report = check_dataset(dataset)
     table = Table("split", "images", "identities", "cameras", "images an identity")

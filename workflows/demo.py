@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from tracking.names import experiment_name
 from tracking.redaction import redact
 from workflows.cluster import ray_cluster
 from workflows.progress import as_text, say
+from workflows.ray_head import head_for_a_while
 from workflows.run import as_data, pipeline_run, results_table, run_pipeline, tell_run
 from workflows.session import (
     Session,
@@ -28,9 +30,9 @@ from workflows.session import (
     print_result,
     session_options,
 )
-from workflows.submit import submit_and_follow
+from workflows.submit import address_of_environment, submit_and_follow
 from workflows.train import Workers, worker_options
-from workflows.tune import search, trials_table
+from workflows.tune import check_search, search, trials_table
 
 
 @click.command("demo")
@@ -42,7 +44,12 @@ from workflows.tune import search, trials_table
 def demo_verb(
     recipe: str, overrides: tuple[str, ...], workers: Workers, as_json: bool, session: Session
 ) -> None:
-    """Run the whole workflow on synthetic people; needs no GPU, no data and no download."""
+    """Run the whole workflow on synthetic people; needs no GPU, no data and no download.
+
+    \b
+    muva demo
+    muva demo --set seed=1 --home runs-1
+    """
     started_at = time.monotonic()
     config = load_recipe(recipe, overrides=overrides)
     if "muva" not in config.variants or config.tune is None or not config.model.parts:
@@ -50,6 +57,7 @@ def demo_verb(
             f"Recipe {config.name}: the demo shows MUVA with parts and a search: expected muva "
             "among variants, parts and a section tune; `muva run` takes any recipe"
         )
+    check_search(config)
     session = dataclasses.replace(session, experiment=experiment_name(config.name))
     folder = session.home / "demo"
     try:
@@ -60,21 +68,22 @@ def demo_verb(
             f"{folder} cannot be written ({error.strerror}): name another folder with --home"
         ) from error
     say(f"Settings: {folder / 'config.yaml'}")
-    with ray_cluster(dashboard=True) as dashboard, pipeline_run(session, config) as run:
+    with pipeline_run(session, config) as run:
         inside = session.within(run)
-        report = run_pipeline(inside, config, workers=workers)
-        tuned = search(
-            inside,
-            config,
-            sources=[report.datasets[name] for name in config.sources],
-            labels=[report.labels[name] for name in config.sources],
-            workers=workers,
-        )
+        with ray_cluster():
+            report = run_pipeline(inside, config, workers=workers)
+            tuned = search(
+                inside,
+                config,
+                sources=[report.datasets[name] for name in config.sources],
+                labels=[report.labels[name] for name in config.sources],
+                workers=workers,
+            )
         report.note("tune", tuned.seconds)
         if run is not None:
             tell_run(run, config, report)
         job_started_at = time.monotonic()
-        _submit_evaluation(report.models["muva"], config, session, dashboard)
+        _submit_evaluation(report.models["muva"], config, session)
         report.note("submit", time.monotonic() - job_started_at)
     report.note("total", time.monotonic() - started_at)
     content = as_data(report)
@@ -96,15 +105,21 @@ def demo_verb(
     print_result(content, as_json=as_json, text=text)
 
 
-def _submit_evaluation(
-    model: str, config: ExperimentConfig, session: Session, dashboard: str | None
-) -> None:
-    """The evaluation once more, as a job: it finds its artifacts and prints the table."""
+def _submit_evaluation(model: str, config: ExperimentConfig, session: Session) -> None:
+    """The evaluation once more, as a job: it finds its artifacts and prints the table.
+
+    The job runs on the cluster of the environment, on a head that runs on this machine already, or
+    on one that is started for it.
+    """
     argv = ["evaluate", model, "--targets", ",".join(config.targets)]
     argv += ["--recipe", str(session.home / "demo" / "config.yaml"), "--home", str(session.home)]
     argv += ["--store", session.store.uri]
+    tracking_uri = str(session.tracking_uri)
+    if redact(tracking_uri) == tracking_uri:  # else it is a variable, of the cluster's too
+        argv += ["--tracking-uri", tracking_uri]
     say(f"submit evaluate {Path(model).name} as a Ray job …")
-    code = submit_and_follow(argv, address=dashboard, upload=False)
+    with nullcontext() if address_of_environment() else head_for_a_while() as address:
+        code = submit_and_follow(argv, address=address, upload=False)
     if code:
         raise MuvaError(
             f"The job that evaluates {model} ended with exit code {code}; its log is above. "

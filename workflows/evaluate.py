@@ -30,6 +30,7 @@ from muva.data.protocols import query_gallery
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
 from muva.model.bundle import Bundle, Embedder, untouched_clip
+from muva.model.clip import check_clip
 from muva.models import find_model
 from muva.retrieval.features import Features, read_features
 from muva.retrieval.metrics import RetrievalResult
@@ -467,6 +468,8 @@ def evaluate_verb(
     config = load_recipe(recipe, overrides=overrides)
     if (features is None) == (model is None):
         raise click.UsageError("Expected either a MODEL with --targets, or --features FILE.")
+    if features is not None and targets:
+        raise click.UsageError("--targets are for a MODEL; a features file is its own target.")
     if features is not None:
         reports = {features.stem: _judge_file(session, features, config)}
         title = f"Features in {features}"
@@ -488,8 +491,10 @@ def evaluate_verb(
 def _judge_model(
     session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
 ) -> tuple[dict[str, TargetReport], str]:
-    uri, name = model, model.removeprefix(UNTOUCHED)
-    if not model.startswith(UNTOUCHED):
+    uri, name = model, UNTOUCHED.rstrip(":")
+    if model.startswith(UNTOUCHED):
+        check_clip(model.removeprefix(UNTOUCHED))
+    else:
         artifact = find_model(session.store, model)
         uri, name = artifact.uri, artifact.name
         bundle = muva.load(uri)

@@ -50,7 +50,7 @@ def follow_job(client: JobSubmissionClient, job: str) -> int:
 
 def how_to_return(client: JobSubmissionClient, job: str) -> str:
     """What a person types to follow the job again, or to stop it."""
-    address = client.get_address()
+    address = redact(client.get_address())
     return (
         "The job goes on.\n"
         f"  follow it: muva submit --address {address} --attach {job}\n"
@@ -108,13 +108,13 @@ def _details(client: JobSubmissionClient, job: str) -> JobDetails:
             return client.get_job_info(job)
         except RuntimeError as error:
             raise MuvaError(
-                f"No job {job} at {client.get_address()}: expected one of those that `ray job "
-                f"list` shows. Ray says: {redact(str(error))}"
+                f"No job {job} at {redact(client.get_address())}: expected one of those that `ray "
+                f"job list` shows. Ray says: {redact(str(error))}"
             ) from error
         except requests.RequestException as error:
             silence = error
             time.sleep(RETRY_S)
     raise MuvaError(
-        f"The Ray cluster at {client.get_address()} does not answer any more. Whether the job goes "
-        f"on is not known: `muva submit --attach {job}` tells once it answers again."
+        f"The Ray cluster at {redact(client.get_address())} does not answer any more. Whether the "
+        f"job goes on is not known: `muva submit --attach {job}` tells once it answers again."
     ) from silence

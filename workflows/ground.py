@@ -17,6 +17,7 @@ from muva.config import PARTS, GroundingConfig, load_recipe
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.images import decode_rgb
 from muva.data.shards import Dataset, open_dataset
+from muva.errors import SettingsError
 from muva.grounding.expert import PHRASES
 from muva.grounding.experts import make_expert
 from muva.grounding.ground import ground_shard, label_config
@@ -167,8 +168,13 @@ def ground_verb(
     muva ground syn-station --set grounding.expert=annotated
     """
     settings = load_recipe(recipe, overrides=overrides)
+    if settings.grounding is None:
+        raise SettingsError(
+            f"Recipe {settings.name}: grounding is null, which names no expert; expected "
+            "--set grounding.expert=NAME"
+        )
     source = datasets_of(session, [dataset], settings.synthetic)[dataset].artifact
-    done = ground(session, source, settings.grounding or GroundingConfig())
+    done = ground(session, source, settings.grounding)
     found = ", ".join(f"{part} {share:.1%}" for part, share in done.summary["found"].items())
     print_result(
         {"artifact": done.artifact.uri, **done.summary},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,8 +60,24 @@ def find_head() -> str | None:
     return None
 
 
-def start_head() -> Head:
+@contextmanager
+def head_for_a_while() -> Iterator[str]:
+    """The address of a running head of ours, else of a new one that ends with the block."""
+    if address := find_head():
+        yield address
+        return
+    head = start_head(outlives=False)
+    try:
+        yield head.address
+    finally:
+        os.kill(head.pid, signal.SIGTERM)
+        os.waitpid(head.pid, 0)
+
+
+def start_head(*, outlives: bool = True) -> Head:
     """Starts a head on free ports and waits until it takes jobs.
+
+    outlives: `find_head` finds it later, and signals to this command's group do not reach it.
 
     The dashboard, which takes the jobs, listens at 127.0.0.1 alone. Ray opens its internal ports to
     all interfaces; they ask for the token as well.
@@ -90,7 +109,7 @@ def start_head() -> Head:
             env={**os.environ, AUTH_MODE: "token", "PATH": _path_with_this_python()},
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=outlives,
         )
     head = Head(address=f"http://{HOST}:{port}", pid=process.pid)
     deadline = time.monotonic() + START_S
@@ -100,7 +119,8 @@ def start_head() -> Head:
             last = "\n".join(said.read_text(errors="replace").strip().splitlines()[-5:])
             raise MuvaError(f"Ray did not start on this machine. The end of {said}:\n{last}")
         time.sleep(0.3)
-    record.write_text(json.dumps(asdict(head)))
+    if outlives:
+        record.write_text(json.dumps(asdict(head)))
     return head
 
 

@@ -31,7 +31,7 @@ from workflows.session import (
     print_result,
     session_options,
 )
-from workflows.train import Workers, train, worker_options
+from workflows.train import Workers, check_training, train, worker_options
 
 VARIANTS = {"clip": "CLIP as it is", "global_only": "global-only", "muva": "MUVA"}
 """What is compared, in the words of the table."""
@@ -67,6 +67,8 @@ def run_pipeline(session: Session, config: ExperimentConfig, *, workers: Workers
         report.note(f"import {name}", done.seconds)
         report.datasets[name] = done.artifact
     sources = [report.datasets[name] for name in config.sources]
+    if set(config.variants) != {"clip"}:
+        check_training(config, sources, workers)
     if config.grounding is not None and "muva" in config.variants:
         for source in sources:
             done = ground(session, source, config.grounding)

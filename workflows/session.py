@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from muva.data.store import Store, open_store
+from tracking.addresses import failures_explained
 from tracking.runs import Run, RunRef, Tracker
 
 
@@ -41,9 +42,11 @@ class Session:
         if self.tracking_uri is None:
             yield None
             return
-        tracker = Tracker(self.tracking_uri, self.experiment)
-        with tracker.open(name=name, key=key, parent=self.parent, params=params, tags=tags) as run:
-            yield run
+        with failures_explained(self.tracking_uri):
+            tracker = Tracker(self.tracking_uri, self.experiment)
+            opened = tracker.open(name=name, key=key, parent=self.parent, params=params, tags=tags)
+            with opened as run:
+                yield run
 
     def within(self, run: Run | None) -> Session:
         """The same session, its runs being children of `run`."""

@@ -21,6 +21,10 @@ ARTIFACT_TAG = "muva.artifact"
 """Tag of a run that made or used an artifact: its address. What no run names can go."""
 
 
+MEANT_BY_NAME = ("datasets", "models")
+"""Kinds of which people give names: the name means what was asked for last."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What makes a step: its artifact, and what the artifact is made from."""
@@ -75,6 +79,8 @@ def do_step(
         if manifest is not None:
             say(f"{step.label}: exists, {step.artifact.address}")
             summary = manifest["summary"]
+            if step.artifact.kind in MEANT_BY_NAME:
+                step.artifact.be_meant()
         else:
             summary = work(tell)
             step.artifact.commit(

@@ -13,7 +13,13 @@ import click
 from rich.filesize import decimal
 from rich.table import Table
 
-from muva.data.artifacts import KINDS, Artifact, list_artifacts, unused_artifacts
+from muva.data.artifacts import (
+    KINDS,
+    Artifact,
+    DamagedManifestError,
+    list_artifacts,
+    unused_artifacts,
+)
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from tracking.runs import runs_with_tag
@@ -27,7 +33,12 @@ PARTIAL_AFTER_S = 3600.0
 
 @click.group("store")
 def store_verb() -> None:
-    """What artifacts exist, and which can go."""
+    """What artifacts exist, and which can go.
+
+    \b
+    muva store list --kind models
+    muva store gc --yes
+    """
 
 
 @store_verb.command("list")
@@ -35,7 +46,11 @@ def store_verb() -> None:
 @json_option
 @session_options
 def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
-    """List artifacts with their size and the runs that use them."""
+    """List artifacts with their size and the runs that use them.
+
+    \b
+    muva store list --kind models
+    """
     users = _users(session)
     rows = [
         _describe(artifact, users.get(artifact.address, []))
@@ -46,7 +61,7 @@ def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
         table.add_row(
             row["address"],
             decimal(row["bytes"]),
-            (row["created"] or "unfinished")[:16].replace("T", " "),
+            row["made"],
             ", ".join(row["runs"]) or "none",
         )
     print_result(rows, as_json=as_json, text=as_text(table))
@@ -60,8 +75,12 @@ def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
 def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
     """Delete artifacts that no run uses, and what unfinished writes left behind.
 
-    A run is in use until it is deleted in MLflow. Unfinished artifacts go too: let nothing run on
-    this store meanwhile.
+    A run is in use until it is deleted in MLflow. Unfinished and damaged artifacts go too: let
+    nothing run on this store meanwhile.
+
+    \b
+    muva store gc          what would go
+    muva store gc --yes
     """
     users = _users(session)
     made = list_artifacts(session.store)
@@ -98,10 +117,15 @@ def _users(session: Session) -> dict[str, list[str]]:
 
 
 def _describe(artifact: Artifact, runs: list[str]) -> dict[str, Any]:
-    manifest = artifact.manifest() or {}
+    try:
+        created = (artifact.manifest() or {}).get("created")
+        made = created[:16].replace("T", " ") if created else "unfinished"
+    except DamagedManifestError:
+        created, made = None, "damaged"
     return {
         "address": artifact.address,
         "bytes": artifact.size_bytes(),
-        "created": manifest.get("created"),
+        "created": created,
+        "made": made,
         "runs": sorted(set(runs)),
     }

@@ -107,7 +107,7 @@ def submit_and_follow(
             "command is shown to everyone who sees the cluster. Put it into the cluster's "
             "environment instead."
         )
-    elsewhere = bool(address or _address_of_environment())
+    elsewhere = bool(address or address_of_environment())
     client = jobs_client(address)
     job = f"muva-{argv[0]}-{secrets.token_hex(4)}"
     environment = _environment(job)
@@ -121,7 +121,7 @@ def submit_and_follow(
         command = f"cd {here} && exec {shlex.quote(sys.executable)} -m workflows.cli {typed}"
         environment["PYTHONPATH"] = _path_with(code_folder())
         _submit(client, job, command, {"env_vars": environment})
-    console.print(f"Job {job} at {client.get_address()}", soft_wrap=True)
+    console.print(f"Job {job} at {redact(client.get_address())}", soft_wrap=True)
     if follow:
         return follow_job(client, job)
     console.print(how_to_return(client, job), soft_wrap=True)
@@ -138,7 +138,7 @@ def jobs_client(address: str | None) -> JobSubmissionClient:
 
     if address is None:
         # As Ray understands its own variables: HOST:PORT is not the dashboard's there.
-        url = _address_of_environment() or find_head() or _started_head()
+        url = address_of_environment() or find_head() or _started_head()
     else:
         url = address if "://" in address else f"http://{address}"
     headers = authorisation()
@@ -182,7 +182,8 @@ def _submit(
         client.submit_job(entrypoint=command, submission_id=job, runtime_env=runtime_env)
     except RuntimeError as error:
         raise MuvaError(
-            f"The Ray cluster at {client.get_address()} did not take the job: {redact(str(error))}"
+            f"The Ray cluster at {redact(client.get_address())} did not take the job: "
+            f"{redact(str(error))}"
         ) from error
 
 
@@ -200,7 +201,8 @@ def _environment(job: str) -> dict[str, str]:
     return variables
 
 
-def _address_of_environment() -> str | None:
+def address_of_environment() -> str | None:
+    """The cluster that Ray's own variables name."""
     return next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), None)
 
 

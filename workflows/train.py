@@ -26,7 +26,7 @@ from safetensors.torch import save as save_tensors
 
 import muva
 from muva.config import ExperimentConfig, ModelConfig, load_recipe
-from muva.data.artifacts import Artifact, fingerprint, open_artifact
+from muva.data.artifacts import Artifact, check_name, fingerprint, open_artifact
 from muva.data.protocols import Pool, pool
 from muva.data.shards import open_dataset
 from muva.data.training_images import TrainingImages
@@ -34,11 +34,12 @@ from muva.errors import MuvaError
 from muva.grounding.labels import open_labels
 from muva.grounding.part_masks import part_masks, patch_centres
 from muva.model.bundle import BUNDLE_FORMAT
-from muva.model.clip import load_clip
+from muva.model.clip import check_clip, load_clip
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import resolve_precision
 from muva.models import find_model, store_bundle
 from muva.training.images import image_features
+from muva.training.sampler import check_batches
 from muva.training.stage1 import learn_prompts
 from muva.training.stage2 import train_image_encoder
 from tracking.names import grouped
@@ -165,6 +166,27 @@ class TrainingInputs:
         return torch.cat(masks)
 
 
+def check_training(config: ExperimentConfig, sources: Sequence[Artifact], workers: Workers) -> None:
+    """Tells before anything is computed what a training of all these sources would end with.
+
+    Raises:
+        MuvaError: too few identities for a batch, more workers than can share it or than there is
+            room for, or a CLIP that nothing is known of.
+    """
+    check_clip(config.model.clip)
+    with ray_cluster():
+        workers.check()
+    splits = [open_dataset(source).summary.splits for source in sources]
+    identities = sum(found["train"]["identities"] for found in splits if "train" in found)
+    for stage, world in ((config.stage1, 1), (config.stage2, workers.count)):
+        check_batches(
+            identities,
+            batch_size=stage.batch_size,
+            images_per_identity=stage.images_per_identity,
+            world=world,
+        )
+
+
 def train(
     session: Session,
     config: ExperimentConfig,
@@ -176,8 +198,7 @@ def train(
     init: Artifact | None = None,
 ) -> Trained:
     """Both stages on these data sets; `labels` are their pseudo-labels, None without parts."""
-    with ray_cluster():
-        workers.check()
+    check_training(config, sources, workers)
     inputs = TrainingInputs(
         datasets=tuple(source.uri for source in sources),
         labels=tuple(label.uri for label in labels or ()),
@@ -210,7 +231,8 @@ def _prompts_step(
         "stage1": config.stage1.model_dump(mode="json"),
         "seed": config.seed,
     }
-    made_from = [contents, [open_artifact(uri).address for uri in inputs.labels], inputs.init]
+    labels = [open_artifact(uri).address for uri in inputs.labels]
+    made_from = [contents, labels, inputs.init and open_artifact(inputs.init).address]
     artifact = Artifact(session.store, "prompts", name, fingerprint([settings, made_from]))
 
     def work(tell: Tell) -> dict[str, Any]:
@@ -480,7 +502,13 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("train")
 @click.option("--sources", type=NAMES, help="Data sets to learn from. [the recipe's]")
 @click.option("--init", help="Start from this model instead of CLIP.")
-@click.option("--name", default="muva", show_default=True, help="What to call the model.")
+@click.option(
+    "--name",
+    default="muva",
+    show_default=True,
+    callback=lambda ctx, param, value: check_name(value),
+    help="What to call the model.",
+)
 @recipe_option
 @override_option
 @worker_options
@@ -510,6 +538,7 @@ def train_verb(
     start = find_model(session.store, init) if init else None
     with ray_cluster():
         datasets = [d.artifact for d in datasets_of(session, names, config.synthetic).values()]
+        check_training(config, datasets, workers)
         labels = None
         if config.model.parts and config.grounding is not None:
             labels = [ground(session, dataset, config.grounding).artifact for dataset in datasets]

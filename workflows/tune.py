@@ -24,6 +24,7 @@ from rich.table import Table
 from muva.config import ExperimentConfig, TuneConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, fingerprint
 from muva.errors import MuvaError, SettingsError
+from muva.model.clip import check_clip
 from tracking.names import experiment_name
 from tracking.runs import Run
 from workflows.cluster import cpus, ray_cluster
@@ -39,7 +40,7 @@ from workflows.session import (
     session_options,
 )
 from workflows.steps import Done, Step, do_step
-from workflows.train import Workers, train, worker_options
+from workflows.train import Workers, check_training, train, worker_options
 
 TUNE_FORMAT = 1
 OBJECTIVE = "held-out/mAP"
@@ -61,24 +62,17 @@ class TrialInputs:
     workers: Workers
 
 
-def search(
-    session: Session,
-    config: ExperimentConfig,
-    *,
-    sources: Sequence[Artifact],
-    labels: Sequence[Artifact],
-    workers: Workers,
-) -> Done:
-    """Searches `config.tune.space`; the artifact's summary holds the trials, best first."""
+def check_search(config: ExperimentConfig) -> TuneConfig:
+    """The recipe's section tune, if its search is one that can be made; else SettingsError."""
     settings = config.tune
     if settings is None:
         raise SettingsError(f"Recipe {config.name}: expected a section tune, found none")
     if not settings.space:
         raise SettingsError(f"Recipe {config.name}: tune.space names no setting to search")
-    if len(sources) < 2:
+    if len(config.sources) < 2:
         raise SettingsError(
             f"Recipe {config.name}: a search trains on all sources but one and is judged on that "
-            f"one; expected two sources or more, found {len(sources)}"
+            f"one; expected two sources or more, found {len(config.sources)}"
         )
     for setting, values in settings.space.items():
         if setting.split(".")[0] not in SEARCHED:
@@ -89,7 +83,21 @@ def search(
         if not values:
             raise SettingsError(f"Recipe {config.name}: tune.space.{setting} names no value")
         for value in values:
-            with_settings(config, {setting: value}, where=f"{config.name}, tune.space")
+            changed = with_settings(config, {setting: value}, where=f"{config.name}, tune.space")
+            check_clip(changed.model.clip)
+    return settings
+
+
+def search(
+    session: Session,
+    config: ExperimentConfig,
+    *,
+    sources: Sequence[Artifact],
+    labels: Sequence[Artifact],
+    workers: Workers,
+) -> Done:
+    """Searches `config.tune.space`; the artifact's summary holds the trials, best first."""
+    settings = check_search(config)
     trial_config = config.model_copy(update={"targets": (), "tune": None})
     inputs = TrialInputs(
         session=dataclasses.replace(session, tracking_uri=None, parent=None),
@@ -283,10 +291,13 @@ def tune_verb(
     muva tune demo --set tune.trials=8
     """
     config = load_recipe(recipe, overrides=overrides)
+    settings = check_search(config)
     session = dataclasses.replace(session, experiment=experiment_name(config.name))
     with ray_cluster():
         imports = datasets_of(session, config.sources, config.synthetic)
         sources = [done.artifact for done in imports.values()]
+        for fold in range(min(settings.folds, len(sources))):
+            check_training(config, [*sources[:fold], *sources[fold + 1 :]], workers)
         labels = []
         if config.grounding is not None:
             labels = [ground(session, source, config.grounding).artifact for source in sources]

@@ -20,15 +20,30 @@ from typing import Any
 from pydantic import BaseModel
 
 from muva.data.store import MissingKeyError, Store, open_store
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 
 KINDS = ("datasets", "labels", "prompts", "models", "features", "metrics", "runs")
 MANIFEST = "manifest.json"
+MEANT = "meant"
+"""Key within an artifact: when its name was last made to mean it, ISO 8601."""
 
 _MANIFEST_FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _ADDRESS = re.compile(r"(?P<kind>[a-z]+)/(?P<name>.+)-(?P<fingerprint>[0-9a-f]{16})")
 _RECORDED_LIBRARIES = ("muva", "numpy", "torch", "open_clip_torch", "pillow", "pyarrow")
+
+
+class DamagedManifestError(MuvaError):
+    """What says that an artifact is complete cannot be read."""
+
+
+def check_name(name: str) -> str:
+    """The name, if an artifact may have it; else SettingsError."""
+    if not _NAME.fullmatch(name):
+        raise SettingsError(
+            f"name {name!r}: expected letters, digits and . _ + -, no sign at the start"
+        )
+    return name
 
 
 def fingerprint(value: Any) -> str:
@@ -56,10 +71,7 @@ class Artifact:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise MuvaError(f"artifact kind {self.kind!r}: expected one of {', '.join(KINDS)}")
-        if not _NAME.fullmatch(self.name):
-            raise MuvaError(
-                f"name {self.name!r}: expected letters, digits and . _ + -, no sign at the start"
-            )
+        check_name(self.name)
 
     @property
     def address(self) -> str:
@@ -78,8 +90,7 @@ class Artifact:
     def manifest(self, *, format_version: int | None = None) -> dict[str, Any] | None:
         """What `commit` wrote, None while unfinished.
 
-        Raises MuvaError for a damaged manifest and for one of a format other than
-        `format_version`.
+        Raises DamagedManifestError, and MuvaError for a format other than `format_version`.
         """
         try:
             text = self.store.read(self.key(MANIFEST))
@@ -88,8 +99,9 @@ class Artifact:
         try:
             manifest = json.loads(text)
             found = (manifest["manifest_format"], manifest["format_version"])
+            _ = manifest["config"], manifest["inputs"], manifest["summary"], manifest["created"]
         except (ValueError, TypeError, KeyError) as error:
-            raise MuvaError(
+            raise DamagedManifestError(
                 f"{self.uri}: its {MANIFEST} is damaged ({error}). Delete the artifact "
                 "(`muva store gc`) and make it again"
             ) from error
@@ -123,12 +135,28 @@ class Artifact:
             "config": config,
             "inputs": inputs,
             "summary": summary,
-            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "created": _now(),
             "seconds": seconds,
             "libraries": _library_versions(),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False, default=_plain) + "\n"
         return self.store.create(self.key(MANIFEST), text.encode())
+
+    def be_meant(self) -> None:
+        """Let its name mean this artifact, also where another of that name was made later."""
+        if find_artifact(self.store, self.kind, self.name) != self:
+            self.store.write(self.key(MEANT), _now().encode())
+
+    def meant_since(self) -> str:
+        """When it was made or last made to be meant, ISO 8601; empty for a damaged one."""
+        try:
+            manifest = self.manifest()
+        except DamagedManifestError:
+            return ""
+        try:
+            return self.store.read(self.key(MEANT)).decode()
+        except MissingKeyError:
+            return manifest["created"] if manifest else ""
 
     def size_bytes(self) -> int:
         """Bytes of everything it holds."""
@@ -162,7 +190,8 @@ def list_artifacts(
 def find_artifact(store: Store, kind: str, reference: str) -> Artifact:
     """The complete artifact of a kind that is meant by a name, `name-fingerprint`, or an address.
 
-    A name alone means the newest. Raises MuvaError with the closest names when there is none.
+    A name alone means the one that was made, or asked to be made, last. Raises MuvaError with the
+    closest names when there is none.
     """
     wanted = reference.removeprefix(f"{kind}/")
     known = list_artifacts(store, kind)
@@ -170,8 +199,10 @@ def find_artifact(store: Store, kind: str, reference: str) -> Artifact:
         if f"{artifact.name}-{artifact.fingerprint}" == wanted:
             return artifact
     named = [artifact for artifact in known if artifact.name == wanted]
+    if len(named) == 1:
+        return named[0]
     if named:
-        return max(named, key=lambda artifact: (artifact.manifest() or {}).get("created", ""))
+        return max(named, key=Artifact.meant_since)
     names = sorted({artifact.name for artifact in known})
     close = difflib.get_close_matches(wanted, names, n=3) or names[:8]
     there = f"closest: {', '.join(close)}" if close else f"there are no {kind} yet"
@@ -191,16 +222,24 @@ def open_artifact(uri: str) -> Artifact:
 
 
 def unused_artifacts(store: Store, *, keep: Collection[str]) -> list[Artifact]:
-    """All artifacts, unfinished ones too, that no address in `keep` is or was made from."""
+    """All artifacts that no address in `keep` is or was made from, and all that are of no use.
+
+    Of no use are unfinished ones and those with a damaged manifest.
+    """
     everything = {a.address: a for a in list_artifacts(store, unfinished=True)}
     reached: set[str] = set()
-    waiting = [address for address in keep if address in everything]
+    waiting = list(keep)
     while waiting:
-        address = waiting.pop()
-        if address not in reached:
-            reached.add(address)
-            manifest = everything[address].manifest() or {}
-            waiting += [a for a in manifest.get("inputs", {}).values() if a in everything]
+        artifact = everything.get(waiting.pop())
+        if artifact is None or artifact.address in reached:
+            continue
+        try:
+            manifest = artifact.manifest()
+        except DamagedManifestError:
+            continue
+        if manifest is not None:
+            reached.add(artifact.address)
+            waiting += manifest["inputs"].values()
     return [artifact for address, artifact in everything.items() if address not in reached]
 
 
@@ -208,6 +247,10 @@ def _at_address(store: Store, address: str) -> Artifact:
     match = _ADDRESS.fullmatch(address)
     assert match is not None, address
     return Artifact(store, match["kind"], match["name"], match["fingerprint"])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _plain(value: Any) -> Any:

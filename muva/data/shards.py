@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from muva.config import PARTS
-from muva.data.artifacts import Artifact
+from muva.data.artifacts import MANIFEST, Artifact
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.data.records import JUNK_PID, SPLITS, Box, Record
 from muva.errors import MuvaError
@@ -202,7 +202,10 @@ class Dataset:
 
     def quarantine(self) -> list[dict[str, str]]:
         """The images that were set aside: `image_id`, `reason`."""
-        return json.loads(self.artifact.store.read(self.artifact.key(QUARANTINE)))
+        try:
+            return json.loads(self.artifact.store.read(self.artifact.key(QUARANTINE)))
+        except ValueError as error:
+            raise self._damage(QUARANTINE, error) from error
 
     @cached_property
     def _first_rows(self) -> np.ndarray:
@@ -215,10 +218,13 @@ class Dataset:
         try:
             yield
         except (pa.ArrowException, OSError) as error:
-            raise MuvaError(
-                f"{self.artifact.uri}: {self.shards[index].key} is damaged ({error}). Delete the "
-                "artifact (`muva store gc`) and import the data set again"
-            ) from error
+            raise self._damage(self.shards[index].key, error) from error
+
+    def _damage(self, key: str, error: Exception) -> MuvaError:
+        return MuvaError(
+            f"{self.artifact.uri}: {key} is damaged ({error}). Delete the folder "
+            f"{self.artifact.address} of the store and import the data set again"
+        )
 
     def _file(self, index: int) -> Path:
         return self.artifact.store.path(self.artifact.key(self.shards[index].key))
@@ -232,9 +238,15 @@ def open_dataset(artifact: Artifact) -> Dataset:
             f"{artifact.uri} is unfinished: its import was interrupted. Start `muva data import` "
             "again"
         )
-    summary = dict(manifest["summary"])
-    shards = tuple(Shard(**shard) for shard in summary.pop("shards"))
-    return Dataset(artifact, DatasetSummary(**summary, shards=shards))
+    try:
+        summary = dict(manifest["summary"])
+        shards = tuple(Shard(**shard) for shard in summary.pop("shards"))
+        return Dataset(artifact, DatasetSummary(**summary, shards=shards))
+    except (KeyError, TypeError, ValueError) as error:
+        raise MuvaError(
+            f"{artifact.uri}: the summary in its {MANIFEST} is damaged ({error}). Delete the "
+            f"folder {artifact.address} of the store and import the data set again"
+        ) from error
 
 
 def _check(records: Sequence[Record], *, name: str) -> None:

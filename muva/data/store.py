@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 
 
 class MissingKeyError(MuvaError):
@@ -76,7 +76,7 @@ def open_store(uri: str | Path) -> Store:
     if text.startswith("s3://"):
         return S3Store(text)
     if "://" in text and not text.startswith("file://"):
-        raise MuvaError(
+        raise SettingsError(
             f"store {text}: expected a folder or s3://bucket/prefix, "
             f"found the scheme {text.split('://')[0]}"
         )
@@ -216,7 +216,7 @@ class S3Store:
     def __init__(self, uri: str):
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not self._bucket:
-            raise MuvaError(f"store {uri}: expected s3://bucket/prefix, found no bucket")
+            raise SettingsError(f"store {uri}: expected s3://bucket/prefix, found no bucket")
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
         self._client: Any = None
@@ -312,9 +312,15 @@ class S3Store:
             from boto3.session import Session
             from botocore.config import Config
 
-            self._client = Session().client(
-                "s3", config=Config(retries={"mode": "standard", "max_attempts": 8})
-            )
+            try:
+                self._client = Session().client(
+                    "s3", config=Config(retries={"mode": "standard", "max_attempts": 8})
+                )
+            except ValueError as error:
+                raise MuvaError(
+                    f"store {self.uri}: {error}: expected AWS_ENDPOINT_URL as http://HOST:PORT, or "
+                    "not set for Amazon's own"
+                ) from error
         return self._client
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:

@@ -72,10 +72,13 @@ class Embedder:
         """
         features = [np.empty((0, self.feature_dim), np.float32)]
         for start in range(0, len(images), batch_size):
-            pixels = [self._pixels(image) for image in images[start : start + batch_size]]
-            batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+            batch = self._resized(images[start : start + batch_size])
             features.append(self.embed_pixels(batch, precision=precision))
         return np.concatenate(features)
+
+    def pixels(self, images: Sequence[ImageLike]) -> Float[Tensor, " B 3 H W"]:
+        """What the model's modules take: images as `embed` takes them, resized and normalised."""
+        return self._normalised(self._resized(images))
 
     @torch.inference_mode()
     def embed_pixels(
@@ -100,9 +103,11 @@ class Embedder:
         )
         return (values - mean) / std
 
-    def _pixels(self, image: ImageLike) -> np.ndarray:
+    def _resized(self, images: Sequence[ImageLike]) -> Tensor:
+        """(B, 3, H, W) uint8."""
         size = {"height": self.image_height, "width": self.image_width}
-        return resized(_rgb(image), **size, interpolation="bilinear")
+        pixels = [resized(_rgb(image), **size, interpolation="bilinear") for image in images]
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
 @dataclass(kw_only=True)
@@ -118,8 +123,7 @@ class Bundle(Embedder):
 
         Row-major over `model.grid`. The model must have parts.
         """
-        pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images]))
-        encoded = self.model.encode_images(self._normalised(pixels.permute(0, 3, 1, 2)))
+        encoded = self.model.encode_images(self.pixels(images))
         if encoded.mask_probabilities is None:
             raise MuvaError("a global-only model (parts: []) predicts no part masks")
         return (encoded.mask_probabilities[-1] > 0.5).cpu().numpy()

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 from muva.model.position_embedding import patch_grid, resize_position_embedding
 
 TINY = Path(__file__).parent / "tiny"
@@ -422,15 +422,34 @@ def _load_folder(folder: Path, *, image_size: tuple[int, int], stride: int) -> o
     )
 
 
-def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
-    hub = name.startswith("hf-hub:")
-    architecture, _, tag = (name, "", "") if hub else name.partition(":")
-    tag = tag or ("" if hub else "openai")
-    if not hub and open_clip.get_model_config(architecture) is None:
-        raise MuvaError(
+def check_clip(name: str) -> None:
+    """Raises SettingsError for a name that `load_clip` knows nothing of; loads nothing."""
+    if name != "tiny" and not (name and Path(name).expanduser().exists()):
+        _open_clip_name(name)
+
+
+def _open_clip_name(name: str) -> tuple[str, str]:
+    """Architecture and tag of the weights; the tag of a hub's model is empty."""
+    if name.startswith("hf-hub:"):
+        return name, ""
+    architecture, _, tag = name.partition(":")
+    tag = tag or "openai"
+    if open_clip.get_model_config(architecture) is None:
+        raise SettingsError(
             f"CLIP {name!r}: neither a file, a folder, nor a name that open_clip knows; expected "
             f"`tiny`, a path, or a name such as ViT-B-16 (open_clip.list_models() lists them)"
         )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags and not Path(tag).is_file():
+        raise SettingsError(
+            f"CLIP {name!r}: open_clip has no weights {tag} of {architecture}; expected one of "
+            f"{', '.join(tags) or 'none'} after the colon, or a checkpoint's path"
+        )
+    return architecture, tag
+
+
+def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
+    architecture, tag = _open_clip_name(name)
     # The plain ViT-B-16 configuration says GELU; OpenAI's weights were trained with QuickGELU.
     quick_gelu = bool(tag) and bool(
         open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")

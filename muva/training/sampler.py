@@ -32,13 +32,8 @@ def pk_batches(
     groups = [
         _groups(indices, images_per_identity, rng) for indices in _indices_by_identity(labels)
     ]
+    check_batches(len(groups), batch_size=batch_size, images_per_identity=images_per_identity)
     identities_per_batch = batch_size // images_per_identity
-    if len(groups) < identities_per_batch:
-        raise MuvaError(
-            f"a batch of {batch_size} with {images_per_identity} images per identity needs "
-            f"{identities_per_batch} identities, the training images show {len(groups)}: lower "
-            f"batch_size or add sources"
-        )
     left = np.array([len(group) for group in groups])
     batches = []
     while True:
@@ -48,6 +43,24 @@ def pk_batches(
         drawn = rng.choice(available, identities_per_batch, replace=False)
         left[drawn] -= 1
         batches.append(np.concatenate([groups[identity].pop() for identity in drawn]))
+
+
+def check_batches(
+    identities: int, *, batch_size: int, images_per_identity: int, world: int = 1
+) -> None:
+    """Raises MuvaError when so many identities fill no batch, or workers cannot share one."""
+    needed = batch_size // images_per_identity
+    if identities < needed:
+        raise MuvaError(
+            f"a batch of {batch_size} with {images_per_identity} images per identity needs "
+            f"{needed} identities, the training images show {identities}: lower batch_size or add "
+            f"sources"
+        )
+    if needed % world:
+        raise MuvaError(
+            f"{world} workers cannot share the {needed} identities of a batch equally: choose a "
+            f"number of workers that divides {needed}"
+        )
 
 
 def flip_draws(
@@ -63,12 +76,12 @@ def rank_share(batch: np.ndarray, *, rank: int, world: int, images_per_identity:
 
     Raises MuvaError when the identities of a batch do not divide among the workers.
     """
-    identities = len(batch) // images_per_identity
-    if identities % world:
-        raise MuvaError(
-            f"{world} workers cannot share the {identities} identities of a batch equally: choose "
-            f"a number of workers that divides {identities}"
-        )
+    check_batches(
+        len(batch) // images_per_identity,
+        batch_size=len(batch),
+        images_per_identity=images_per_identity,
+        world=world,
+    )
     share = len(batch) // world
     return batch[rank * share : (rank + 1) * share]
 

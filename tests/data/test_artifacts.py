@@ -79,7 +79,9 @@ def test_another_format_is_refused_with_what_to_do(store):
         artifact.manifest()
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"manifest_format": 1, "format_version": 1}']
+)
 def test_a_damaged_manifest_is_said(store, text):
     artifact = made(store, "models", "m")
     store.write(artifact.key("manifest.json"), text)
@@ -94,6 +96,25 @@ def test_a_name_means_the_newest_and_a_fingerprint_the_one(store):
     assert find_artifact(store, "models", f"muva-{older.fingerprint}") == older
     assert find_artifact(store, "models", older.address) == older
     assert open_artifact(older.uri) == older
+
+
+def test_a_name_means_what_was_asked_for_last(store):
+    older, newer = (made(store, "datasets", "mine", seed=seed) for seed in (1, 2))
+    newer.be_meant()
+    assert list(store.list(newer.key())) == [newer.key("manifest.json"), newer.key("part")]
+    older.be_meant()
+    assert find_artifact(store, "datasets", "mine") == older
+    newer.be_meant()
+    assert find_artifact(store, "datasets", "mine") == newer
+    latest = made(store, "datasets", "mine", seed=3)
+    assert find_artifact(store, "datasets", "mine") == latest
+
+
+def test_a_damaged_artifact_stands_in_no_ones_way(store):
+    damaged, sound = (made(store, "datasets", "mine", seed=seed) for seed in (1, 2))
+    store.write(damaged.key("manifest.json"), b"{")
+    assert find_artifact(store, "datasets", "mine") == sound
+    assert unused_artifacts(store, keep=[damaged.address, sound.address]) == [damaged]
 
 
 def test_a_name_may_hold_what_looks_like_a_fingerprint(store):
@@ -123,7 +144,8 @@ def test_what_nothing_kept_was_made_from_can_go(store):
     labels = made(store, "labels", "a", inputs={"dataset": data.address})
     model = made(store, "models", "m", inputs={"labels": labels.address, "gone": "models/x-0"})
     half = made(store, "models", "half", commit=False)
-    unused = unused_artifacts(store, keep=[model.address, "models/unknown-0000000000000000"])
+    keep = [model.address, half.address, "models/unknown-0000000000000000"]
+    unused = unused_artifacts(store, keep=keep)
     assert [a.address for a in unused] == sorted([other.address, half.address])
     assert other.size_bytes() > len(b"content")
     other.delete()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import zlib
 
 import numpy as np
@@ -254,6 +255,18 @@ def test_a_damaged_shard_is_named(artifact):
     for read in (dataset.rows, lambda: dataset.read_images([3])):
         with pytest.raises(MuvaError, match=r"shard-00000\.parquet is damaged"):
             read()
+
+
+def test_damage_beside_the_shards_is_named(artifact):
+    dataset = stored(artifact, people())
+    artifact.store.write(artifact.key("quarantine.json"), b"[")
+    with pytest.raises(MuvaError, match=r"quarantine\.json is damaged"):
+        dataset.quarantine()
+    manifest = artifact.manifest()
+    del manifest["summary"]["cameras_known"]
+    artifact.store.write(artifact.key("manifest.json"), json.dumps(manifest).encode())
+    with pytest.raises(MuvaError, match=r"summary in its manifest\.json is damaged.*cameras_known"):
+        open_dataset(artifact)
 
 
 def test_progress_counts_all_images(artifact):

@@ -193,6 +193,12 @@ def test_a_missing_bucket_is_said(s3):
         open_store("s3://no-such-bucket/prefix").write("key", b"")
 
 
+def test_an_endpoint_that_is_no_address_is_said(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    with pytest.raises(MuvaError, match="expected AWS_ENDPOINT_URL as http://HOST:PORT"):
+        open_store(s3.uri).read("key")
+
+
 def test_missing_credentials_are_said(s3, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

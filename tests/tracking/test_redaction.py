@@ -22,12 +22,21 @@ SECRET = "s3cr3t-Value/1"
         "https://s3cr3t-Value@git.example.org/muva",
         "AKIAABCDEFGHIJKLMNOP",
         "hf_abcdefghijklmnopqrstuvwxyz0123",
+        "postgresql://muva:s3cr3t/Va@lue@db:5432/mlflow",
+        'password="s3cr3t with words"',
+        "{'token': 's3cr3t; with, signs'}",
+        "Authorization: Basic czNjcjN0OnMzY3IzdA==s3cr3t",
+        "Server=db;Uid=muva;Pwd=s3cr3t;",
+        "https://blob.example.org/a?sv=1&sig=s3cr3t%2B",
+        "github_pat_s3cr3tabcdefghijklmnopqrstuvw",
+        "ASIAABCDEFGHIJKLMNOP",
+        "sk-s3cr3tabcdefghijklmnopqrst",
     ],
 )
 def test_a_secret_is_masked_and_the_rest_stays(text: str) -> None:
     masked = redact(text)
     assert "***" in masked
-    assert not any(part in masked for part in ("s3cr3t", "AKIA", "hf_abc"))
+    assert not any(part in masked for part in ("s3cr3t", "AKIA", "ASIA", "hf_abc"))
     assert ("demo" in masked) == ("demo" in text)
 
 
@@ -39,6 +48,8 @@ def test_a_secret_is_masked_and_the_rest_stays(text: str) -> None:
         "sqlite:////home/me/runs/mlflow.db",
         "http://127.0.0.1:5000/#/experiments/1",
         "s3://bucket/prefix: 3 shards of 128 MiB",
+        "http://127.0.0.1:8000/crops/a@2x.png and http://127.0.0.1:8000",
+        "a basic recipe, designed=1, PWD is no secret",
     ],
 )
 def test_settings_and_addresses_stay_as_they_are(text: str) -> None:

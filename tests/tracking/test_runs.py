@@ -1,12 +1,15 @@
 """Runs on a real SQLite database: what MLflow holds afterwards, read with its own client."""
 
+import functools
 import math
 import pickle
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from PIL import Image
 
 from muva.config import ModelConfig
 from muva.errors import MuvaError
+from tracking.addresses import failures_explained
 from tracking.runs import RunRef, Tracker, log_metrics, runs_with_tag
 
 
@@ -298,6 +302,35 @@ def test_a_server_that_does_not_answer_is_named_at_once() -> None:
     with pytest.raises(MuvaError, match=f"No MLflow server answers at {address}"):
         Tracker(address, "demo")
     assert time.monotonic() - started_at < 5
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:abc", "No MLflow server answers at http://127.0.0.1:abc"),
+        ("postgresql://me:hidden@127.0.0.1/mlflow", "cannot be opened"),
+        ("sqlite:////proc/mlflow.db", "cannot be opened"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_named_at_once(address: str, message: str) -> None:
+    started_at = time.monotonic()
+    with pytest.raises(MuvaError, match=message) as mistake:
+        Tracker(address, "demo")
+    assert "hidden" not in str(mistake.value)
+    assert time.monotonic() - started_at < 10
+
+
+def test_a_server_that_is_no_mlflow_is_named(tmp_path: Path) -> None:
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=f"{tmp_path}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with (
+            pytest.raises(MuvaError, match=f"MLflow at {address} failed"),
+            failures_explained(address),
+        ):
+            Tracker(address, "demo")
+        server.shutdown()
 
 
 @pytest.mark.parametrize("address", ["file:///tmp/mlruns", "mlruns", "sqlite://", "s3://bucket"])

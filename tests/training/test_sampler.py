@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muva.errors import MuvaError
-from muva.training.sampler import flip_draws, pk_batches, rank_share
+from muva.training.sampler import check_batches, flip_draws, pk_batches, rank_share
 
 LABELS = np.repeat([0, 1, 2, 3, 4], [9, 4, 2, 5, 1])
 
@@ -82,6 +82,14 @@ def test_the_workers_shares_of_a_batch_make_the_batch_in_order() -> None:
     np.testing.assert_array_equal(np.concatenate(shares), batch)
     with pytest.raises(MuvaError, match="divides 4"):
         rank_share(batch, rank=0, world=3, images_per_identity=4)
+
+
+def test_what_fills_no_batch_is_refused_before_there_are_images() -> None:
+    check_batches(16, batch_size=64, images_per_identity=4, world=8)
+    with pytest.raises(MuvaError, match="needs 16 identities, the training images show 15"):
+        check_batches(15, batch_size=64, images_per_identity=4)
+    with pytest.raises(MuvaError, match="3 workers cannot share the 16 identities"):
+        check_batches(20, batch_size=64, images_per_identity=4, world=3)
 
 
 def test_too_few_identities_are_refused() -> None:

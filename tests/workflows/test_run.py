@@ -222,17 +222,33 @@ def open_path(uri: str) -> Path:
 def test_a_mistake_in_a_workers_settings_is_told_as_it_is(
     pipeline: Pipeline,
 ) -> None:
-    changes = {"model.parts": [], "grounding": None, "stage2.batch_size": 12}
-    config = with_settings(pipeline.config, changes, where="test")
-    with pytest.raises(MuvaError, match="2 workers cannot share the 3 identities"):
+    config = with_settings(pipeline.config, {"model.predictor_heads": 4}, where="test")
+    with pytest.raises(MuvaError, match="another build: predictor_heads 2 there, 4 here"):
         train(
             dataclasses.replace(pipeline.session, tracking_uri=None),
             config,
             sources=[pipeline.report.datasets[name] for name in config.sources],
-            labels=None,
-            workers=Workers(count=2),
-            name="shared-by-two",
+            labels=[pipeline.report.labels[name] for name in config.sources],
+            workers=Workers(),
+            name="of-another-build",
+            init=open_artifact(pipeline.report.models["muva"]),
         )
+
+
+def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
+    ray_session: None, smoke_recipe: Path, tmp_path: Path
+) -> None:
+    session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
+    cases: list[tuple[dict[str, object], int, str]] = [
+        ({"stage1.batch_size": 64}, 1, "needs 16 identities, the training images show 12"),
+        ({"stage2.batch_size": 12}, 2, "2 workers cannot share the 3 identities"),
+        ({"model.clip": "ViT-B-16:laion"}, 1, "open_clip has no weights laion of ViT-B-16"),
+    ]
+    for changes, workers, message in cases:
+        config = with_settings(load_recipe(smoke_recipe), changes, where="test")
+        with pytest.raises(MuvaError, match=message):
+            run_pipeline(session, config, workers=Workers(count=workers))
+    assert not list_artifacts(session.store, "labels", unfinished=True)
 
 
 def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> None:

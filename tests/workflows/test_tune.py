@@ -78,6 +78,8 @@ def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
         ({"tune.space": {"model.gating": []}}, "model.gating names no value"),
         ({"tune.space": {}}, "names no setting to search"),
         ({"tune.space": {"targets": ["a"]}}, "tune.space.targets changes nothing"),
+        ({"tune.space": {"model.clip": ["tiny", "ViT-Z"]}}, "nor a name that open_clip knows"),
+        ({"sources": ["syn-harbour"]}, "expected two sources or more, found 1"),
     ],
 )
 def test_an_impossible_search_is_refused_before_it_starts(
@@ -88,9 +90,3 @@ def test_an_impossible_search_is_refused_before_it_starts(
     nowhere = [object(), object()]
     with pytest.raises(SettingsError, match=explanation):
         search(session, config, sources=nowhere, labels=[], workers=Workers())  # pyright: ignore[reportArgumentType]
-
-
-def test_a_search_needs_two_sources(smoke_recipe: Path, tmp_path: Path) -> None:
-    config = load_recipe(smoke_recipe)
-    with pytest.raises(SettingsError, match="expected two sources or more, found 0"):
-        search(open_session(home=tmp_path), config, sources=[], labels=[], workers=Workers())

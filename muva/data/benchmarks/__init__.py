@@ -16,7 +16,7 @@ from muva.data.benchmarks.folder import read_folder
 from muva.data.benchmarks.manifest import read_manifest
 from muva.data.benchmarks.market1501 import read_market1501
 from muva.data.records import Record
-from muva.errors import MuvaError
+from muva.errors import SettingsError
 
 Reader = Callable[..., Iterator[Record]]
 
@@ -33,13 +33,13 @@ def read_tree(
     """All records of a tree in a layout, with the layout's own options (None: its default)."""
     if layout not in READERS:
         close = difflib.get_close_matches(layout, READERS, n=1) or list(READERS)
-        raise MuvaError(f"layout {layout!r} is unknown; closest: {', '.join(close)}")
+        raise SettingsError(f"layout {layout!r} is unknown; closest: {', '.join(close)}")
     reader = READERS[layout]
     given = {name: value for name, value in (options or {}).items() if value is not None}
     known = set(inspect.signature(reader).parameters) - {"root", "domain"}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise MuvaError(
+        raise SettingsError(
             f"layout {layout} has no option {', '.join(unknown)}; it has "
             f"{', '.join(sorted(known)) or 'none'}"
         )

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from muva.data.benchmarks.listing import contents, existing_folder, image_files, numbered
 from muva.data.protocols import first_per_camera
 from muva.data.records import SPLITS, Record, Split
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 
 WholeSplit = Literal["train", "test"]
 """What images without a split are: all for training, or all for testing."""
@@ -26,15 +26,15 @@ def read_folder(
     domain: str,
     pid_regex: str | None = None,
     camid_regex: str | None = None,
-    split: WholeSplit = "test",
+    split: WholeSplit | None = None,
 ) -> Iterator[Record]:
     """Records of a folder.
 
     The expressions are searched in file names; their one group is the person, or the camera. Names
     that are whole numbers keep them (-1 is junk); others are numbered in order. Without `pid_regex`
     the folder of an image is its person; without `camid_regex` cameras are unknown. Where there
-    are no split folders, `split` decides: "train" trains on everything, "test" makes the first
-    image of each person and camera a query and the others gallery.
+    are no split folders, `split` decides: "train" trains on everything, "test" (the default) makes
+    the first image of each person and camera a query and the others gallery.
     """
     existing_folder(root, what="the image folder")
     files = list(image_files(root))
@@ -52,6 +52,11 @@ def read_folder(
     camid_of = numbered(cameras or [], first=1)
     pids = [pid_of[name] for name in people]
     camids = [None] * len(files) if cameras is None else [camid_of[name] for name in cameras]
+    if split_folders and split is not None:
+        raise SettingsError(
+            f"the image folder {root} has the folders {', '.join(sorted(set(split_folders)))} for "
+            f"its splits: expected no split {split!r} beside them"
+        )
     splits = split_folders or whole_split(split, pids, camids)
     for index, file in enumerate(files):
         yield Record(
@@ -64,10 +69,12 @@ def read_folder(
         )
 
 
-def whole_split(split: WholeSplit, pids: list[int], camids: list[int] | list[None]) -> list[Split]:
-    """The split of each of some images that come without one."""
-    if split not in get_args(WholeSplit):
-        raise MuvaError(f"split {split!r}: expected one of {', '.join(get_args(WholeSplit))}")
+def whole_split(
+    split: WholeSplit | None, pids: list[int], camids: list[int] | list[None]
+) -> list[Split]:
+    """The split of each of some images that come without one; None is "test"."""
+    if split is not None and split not in get_args(WholeSplit):
+        raise SettingsError(f"split {split!r}: expected one of {', '.join(get_args(WholeSplit))}")
     if split == "train":
         return ["train"] * len(pids)
     return ["query" if first else "gallery" for first in first_per_camera(pids, camids)]
@@ -104,9 +111,9 @@ def _matches(files: list[Path], expression: str, option: str) -> list[str]:
     try:
         pattern = re.compile(expression)
     except re.error as error:
-        raise MuvaError(f"{option} {expression!r} is no regular expression: {error}") from error
+        raise SettingsError(f"{option} {expression!r} is no regular expression: {error}") from error
     if pattern.groups != 1:
-        raise MuvaError(
+        raise SettingsError(
             f"{option} {expression!r}: expected one group in parentheses, found {pattern.groups}"
         )
     found = [pattern.search(file.name) for file in files]
@@ -119,13 +126,3 @@ def _matches(files: list[Path], expression: str, option: str) -> list[str]:
             f"for example in {without[0]}"
         )
     return [match[1] for match in found if match]
-
-
-def _refuse_strays(root: Path, inside: set[Path]) -> None:
-    """Images beside the split folders would be lost without a word."""
-    strays = [file for file in image_files(root) if file not in inside]
-    if strays:
-        raise MuvaError(
-            f"the image folder {root}: expected all images within {', '.join(SPLITS)}, found "
-            f"{len(strays)} outside, for example {strays[0].relative_to(root)}"
-        )

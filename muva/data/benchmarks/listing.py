@@ -14,8 +14,20 @@ def image_files(folder: Path) -> Iterator[Path]:
     """All image files below a folder, by suffix, in order; hidden ones are passed by."""
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        _check_encoding(file)
         if file.suffix.lower() in IMAGE_SUFFIXES and not hidden and file.is_file():
             yield file
+
+
+def _check_encoding(file: Path) -> None:
+    """Names become image ids, which are text."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        raise MuvaError(
+            f"{str(file)!a}: expected file names in UTF-8, found bytes that are none. Rename "
+            "it, for example with `convmv`"
+        ) from error
 
 
 def existing_folder(root: Path, *, what: str) -> Path:

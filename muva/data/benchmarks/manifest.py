@@ -21,12 +21,12 @@ from muva.config import PARTS
 from muva.data.benchmarks.folder import WholeSplit, whole_split
 from muva.data.benchmarks.listing import numbered
 from muva.data.records import SPLITS, Box, Record, Split
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 
 
-def read_manifest(root: Path, *, domain: str, split: WholeSplit = "test") -> Iterator[Record]:
+def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -> Iterator[Record]:
     """Records of a list; `root` is the file.
 
     Identities and cameras that are not whole numbers are numbered in order. Without a column
@@ -47,6 +47,10 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit = "test") -> Ite
     pid_of = numbered(people, first=0)
     pids = [pid_of[name] for name in people]
     camids = _camids(table, root)
+    if split is not None and "split" in table.column_names:
+        raise SettingsError(
+            f"the list {root} has a column split: expected no split {split!r} beside it"
+        )
     splits = _splits(table, root) or whole_split(split, pids, camids)
     boxes = _boxes(table, root)
     captions = table["caption"].to_pylist() if "caption" in table.column_names else None

@@ -162,6 +162,8 @@ def test_without_cameras_the_first_image_of_a_person_asks(tmp_path):
         ({".": ["1.jpg"]}, {"pid_regex": "("}, "is no regular expression"),
         ({"a": ["1.jpg"]}, {"split": "validation"}, "expected one of train, test"),
         ({"a": ["1.jpg"]}, {"colour": "red"}, "has no option colour; it has camid_regex"),
+        ({"query/a": ["1.jpg"]}, {"split": "train"}, "expected no split 'train' beside them"),
+        ({"a": ["1\udcff.jpg"]}, {}, r"1\\udcff\.jpg': expected file names in UTF-8"),
     ],
 )
 def test_folders_that_cannot_be_read_say_why(tmp_path, files, options, message):

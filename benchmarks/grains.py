@@ -1,0 +1,145 @@
+"""What does each grain of MUVA tell on an unseen domain? `python -m benchmarks.grains`.
+
+Takes the models that `benchmarks.generalisation` left in a store, each on the benchmark domain that
+it has not seen: mAP of the whole feature after the BN neck and of each grain's share of it, under
+predicted masks and under true ones, and how well the predicted masks agree with the true ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from muva.config import PARTS
+from muva.data.artifacts import Artifact, find_artifact, list_artifacts
+from muva.data.shards import open_dataset
+from muva.data.store import Store
+from muva.data.synthetic import BENCHMARK
+from muva.grounding.labels import open_labels
+from muva.grounding.part_masks import part_masks, patch_centres
+from muva.model.bundle import Bundle
+from muva.models import load
+from muva.retrieval.metrics import evaluate
+from workflows.session import open_session
+
+GRAINS = ("person", *PARTS)
+BATCH = 64
+
+Figures = dict[str, float]
+
+
+def main() -> int:
+    """Print a table; 1 where there is no model to look at."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--home", default=["runs"], nargs="+", help="where generalisation ran")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    found: dict[str, list[Figures]] = defaultdict(list)
+    for home in arguments.home:
+        store = open_session(home=home).store
+        for artifact in list_artifacts(store, "models"):
+            if artifact.name == "muva":
+                bundle = load(artifact.uri)
+                for target in unseen(bundle):
+                    found[target].append(judged(store, bundle, target))
+                    print(f"{artifact.address} on {target}: done", file=sys.stderr)
+    if not found:
+        print("no model that has not seen a benchmark domain", file=sys.stderr)
+        return 1
+    print_table(found)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def unseen(bundle: Bundle) -> list[str]:
+    """The benchmark domains that are not among a model's sources."""
+    sources = {source.rpartition("-")[0] for source in bundle.metadata["sources"]}
+    return [domain for domain in BENCHMARK if domain not in sources]
+
+
+def judged(store: Store, bundle: Bundle, target: str) -> Figures:
+    """mAP as `predicted/GRAIN` and `true/GRAIN` (GRAIN: all, person, parts), and `iou/PART`."""
+    artifact = find_artifact(store, "datasets", target)
+    dataset = open_dataset(artifact)
+    rows = dataset.rows(["image_id", "pid", "camid", "split"], splits=["query", "gallery"])
+    images = dataset.read_images(rows["row"].to_numpy())
+    true = _true_masks(store, artifact, bundle, rows["image_id"].to_pylist())
+    asks = np.asarray(rows["split"].to_pylist()) == "query"
+    pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
+
+    def mean_ap(features: np.ndarray) -> float:
+        return evaluate(
+            query_features=features[asks],
+            query_pids=pids[asks],
+            query_camids=camids[asks],
+            gallery_features=features[~asks],
+            gallery_pids=pids[~asks],
+            gallery_camids=camids[~asks],
+        ).mean_ap
+
+    figures: Figures = {}
+    for kind, masks in (("predicted", None), ("true", true)):
+        features = _features(bundle, images, masks)
+        figures[f"{kind}/all"] = mean_ap(features)
+        for grain, share in zip(GRAINS, np.split(features, len(GRAINS), axis=1), strict=True):
+            figures[f"{kind}/{grain}"] = mean_ap(share)
+    predicted = np.concatenate([bundle.predicted_masks(some) for some in _batches(images)])
+    both, either = predicted & true.numpy(), predicted | true.numpy()
+    agreement = both.sum(axis=2) / np.maximum(either.sum(axis=2), 1)
+    figures |= {f"iou/{p}": float(agreement[:, i].mean()) for i, p in enumerate(PARTS)}
+    return figures
+
+
+def print_table(found: dict[str, list[Figures]]) -> None:
+    """A row per target, means over its models."""
+    columns = ["predicted/all", *(f"predicted/{grain}" for grain in GRAINS), "true/all"]
+    columns += [f"iou/{part}" for part in PARTS]
+    print("mAP and IoU in per cent, means over the models\n")
+    print("| target | models | " + " | ".join(columns) + " |\n|---|" + "---:|" * (len(columns) + 1))
+    for target, results in found.items():
+        means = [100 * np.mean([result[column] for result in results]) for column in columns]
+        print(f"| {target} | {len(results)} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
+
+
+def _true_masks(
+    store: Store, target: Artifact, bundle: Bundle, image_ids: Sequence[str]
+) -> torch.Tensor:
+    """Masks from the boxes that the target's images come with (M, R, L)."""
+    labels = open_labels(find_artifact(store, "labels", target.name), dataset=open_dataset(target))
+    boxes, found = labels.boxes(image_ids, parts=PARTS)
+    settings, patch = bundle.model.config, bundle.model.clip_shape.patch
+    return part_masks(
+        boxes,
+        found,
+        row_centres=patch_centres(settings.image_height, patch=patch, stride=settings.stride),
+        column_centres=patch_centres(settings.image_width, patch=patch, stride=settings.stride),
+    )
+
+
+@torch.inference_mode()
+def _features(bundle: Bundle, images: Sequence[bytes], masks: torch.Tensor | None) -> np.ndarray:
+    """Features after the BN neck, under these masks or under predicted ones."""
+    features = []
+    for start, some in zip(range(0, len(images), BATCH), _batches(images), strict=True):
+        given = None if masks is None else masks[start : start + BATCH]
+        encoded = bundle.model.encode_images(bundle.pixels(some), given)
+        features.append(bundle.model.neck(encoded.feature).numpy())
+    return np.concatenate(features)
+
+
+def _batches(images: Sequence[bytes]) -> list[Sequence[bytes]]:
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from benchmarks.grains import GRAINS, judged, print_table, unseen
+from muva.config import PARTS, GroundingConfig, SyntheticConfig
+from muva.data.shards import open_dataset
+from muva.model.bundle import embedder_of
+from muva.retrieval.metrics import evaluate
+from tests.model.small import IMAGE_SIZE, small_model
+from workflows.data import datasets_of
+from workflows.ground import ground
+from workflows.session import open_session
+
+TARGET = "syn-airport"
+
+
+def test_the_whole_feature_scores_as_in_an_evaluation_and_true_masks_agree_with_boxes(
+    ray_session: None, tmp_path: Path
+) -> None:
+    session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
+    height, width = IMAGE_SIZE
+    people = SyntheticConfig(train_people=1, test_people=6, height=height, width=width)
+    target = datasets_of(session, [TARGET], people)[TARGET].artifact
+    ground(session, target, GroundingConfig())
+    sources = [f"{domain}-{'0' * 16}" for domain in ("syn-boulevard", "syn-station", "syn-harbour")]
+    bundle = embedder_of(small_model().eval(), metadata={"sources": sources})
+    assert unseen(bundle) == [TARGET]
+
+    figures = judged(session.store, bundle, TARGET)
+
+    dataset = open_dataset(target)
+    rows = dataset.rows(splits=["query", "gallery"])
+    features = bundle.embed(dataset.read_images(rows["row"].to_numpy()))
+    asks = rows["split"].to_numpy() == "query"
+    expected = evaluate(
+        query_features=features[asks],
+        query_pids=rows["pid"].to_numpy()[asks],
+        query_camids=rows["camid"].to_numpy()[asks],
+        gallery_features=features[~asks],
+        gallery_pids=rows["pid"].to_numpy()[~asks],
+        gallery_camids=rows["camid"].to_numpy()[~asks],
+    )
+    assert figures["predicted/all"] == pytest.approx(expected.mean_ap, abs=1e-9)
+    assert figures["true/all"] != figures["predicted/all"]
+    assert all(0 < figures[f"true/{grain}"] <= 1 for grain in GRAINS)
+    assert all(0 <= figures[f"iou/{part}"] < 1 for part in PARTS)
+
+
+def test_the_table_gives_means_over_models(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [f"{kind}/{grain}" for kind in ("predicted", "true") for grain in ("all", *GRAINS)]
+    figures = dict.fromkeys([*kinds, *(f"iou/{part}" for part in PARTS)], 0.5)
+    print_table({TARGET: [figures, {**figures, "predicted/all": 0.1}]})
+    row = capsys.readouterr().out.splitlines()[-1].strip("|").split("|")
+    assert [cell.strip() for cell in row[:4]] == [TARGET, "2", "30.0", "50.0"]
+    assert len(row) == 11

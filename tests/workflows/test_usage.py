@@ -1,0 +1,67 @@
+"""Commands that cannot be meant: exit code 2, before anything is read or computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workflows.cli import main
+
+IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
+
+
+@pytest.mark.parametrize(
+    ("words", "explanation"),
+    [
+        ((*IMPORT, ".", "--set", "synthetic.height=64"), "--set says how synthetic people"),
+        ((*IMPORT, "people", "--pid-regex", "("), "is no regular expression"),
+        ((*IMPORT, "people", "--split", "train"), "expected no split 'train'"),
+        (("data", "import", "a b", *IMPORT[3:], "people"), "name 'a b': expected letters"),
+        (("ground", "mine", "--set", "grounding=null", "--set", "model.parts=[]"), "no expert"),
+        (("train", "--sources", "mine", "--name", "a b"), "name 'a b': expected letters"),
+        (("run", "demo", "--set", "name=a b"), "name: String should match pattern"),
+        (("tune", "base"), "expected a section tune"),
+        (("evaluate", "--features", "f.npz", "--targets", "mine"), "is its own target"),
+        (("evaluate", "clip:", "--targets", "mine"), "nor a name that open_clip knows"),
+        (("evaluate", "clip:ViT-B-16:x", "--targets", "mine"), "no weights x of ViT-B-16"),
+        (("store", "list", "--store", "gs://bucket"), "found the scheme gs"),
+        (("store", "list", "--tracking-uri", "gs://bucket"), "expected sqlite:///FILE"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_refused(
+    words: tuple[str, ...],
+    explanation: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = tmp_path / "people" / "query" / "0001" / "1.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        main(list(words))
+    assert explanation in " ".join(capsys.readouterr().err.split())
+    assert stop.value.code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(("data", verb) for verb in ("import", "list", "check", "show")),
+        *(("store", verb) for verb in ("list", "gc")),
+        *((verb,) for verb in ("demo", "data", "ground", "train", "evaluate", "run", "tune")),
+        *((verb,) for verb in ("submit", "store", "ui")),
+    ],
+)
+def test_every_verbs_help_has_an_example(
+    verb: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*verb, "--help"])
+    assert stop.value.code == 0
+    usage, _, rest = capsys.readouterr().out.partition("\n")
+    assert f"muva {' '.join(verb)}" in usage
+    assert f"muva {' '.join(verb)}" in rest
