@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:  # imported where it draws: workers import this file and draw nothing
+    from matplotlib.figure import Figure
 
 Picture = np.ndarray | Image.Image
 Box = tuple[int, int, int, int]
@@ -158,6 +160,9 @@ def cmc_plot(
     mean_ap: Mapping[str, float] | None = None,
 ) -> Figure:
     """CMC curves of several methods: rank -> share of queries with a right match by that rank."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         axes = figure.add_subplot()
@@ -358,5 +363,7 @@ def _shortened(text: str, *, size: int, longest: int) -> str:
 @cache
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib ships."""
+    import matplotlib
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", name), size)

@@ -6,7 +6,10 @@ progress and writes MLflow. So workers need no tracking server, and there is one
 
 from __future__ import annotations
 
+import functools
 import threading
+import uuid
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,32 +22,43 @@ POLL_S = 0.5
 
 
 class Board:
-    """A handle to the board, made by the driver; it travels to whoever shall write."""
+    """A handle to a board of its own, made by the driver; it travels to whoever shall write."""
 
     def __init__(self) -> None:
-        self._messages: Any = ray.remote(num_cpus=0)(_Messages).remote()
+        self._name = uuid.uuid4().hex
+        self._messages = _messages_of(ray.get_runtime_context().get_job_id())
 
     def post(self, message: object) -> None:
         """Pins a message up; does not wait."""
-        self._messages.post.remote(message)
+        self._messages.post.remote(self._name, message)
 
     def drain(self) -> list[Any]:
         """Takes all messages down, in the order in which they came."""
-        return ray.get(self._messages.drain.remote())
+        return ray.get(self._messages.drain.remote(self._name))
 
 
 class _Messages:
-    """The actor behind a board."""
+    """The actor behind the boards of one process."""
 
     def __init__(self) -> None:
-        self._messages: list[Any] = []
+        self._messages: dict[str, list[Any]] = defaultdict(list)
 
-    def post(self, message: object) -> None:
-        self._messages.append(message)
+    def post(self, board: str, message: object) -> None:
+        self._messages[board].append(message)
 
-    def drain(self) -> list[Any]:
-        messages, self._messages = self._messages, []
-        return messages
+    def drain(self, board: str) -> list[Any]:
+        return self._messages.pop(board, [])
+
+
+@functools.lru_cache(maxsize=1)
+def _messages_of(job: str) -> Any:
+    """One actor for all boards of a Ray job that this process makes.
+
+    An actor takes over an idle process of Ray's, which a task would have used: with an actor a
+    step, each step's tasks would wait for new processes and what they import.
+    """
+    del job
+    return ray.remote(num_cpus=0)(_Messages).remote()
 
 
 def gather(

@@ -15,6 +15,10 @@ from workflows.ray_head import ensure_token
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Enough for what the verbs pass through it: references, reports, small tables."""
 
+FEW_CORES = 4
+"""On so few, an idle process or two outlive a training. Ray keeps as many as there are cores without
+work, so none then, and every step after it would wait for new ones and for what they import."""
+
 ANYWHERE = "DEFAULT"
 """Where tasks run that a trial starts too: Tune would keep them to what the trial itself holds."""
 
@@ -61,6 +65,7 @@ def _connected() -> Iterator[None]:
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
+            _system_config=_idle_processes(),
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -68,6 +73,11 @@ def _connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _idle_processes() -> dict[str, int]:
+    cores = os.cpu_count() or 1
+    return {"num_workers_soft_limit": max(1, cores // 2)} if cores <= FEW_CORES else {}
 
 
 def cpus() -> int:

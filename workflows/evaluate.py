@@ -12,7 +12,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -38,7 +38,6 @@ from muva.retrieval.metrics import evaluate as evaluate_ranking
 from muva.retrieval.ranked_lists import ranked_lists
 from tracking.names import retrieval_metrics
 from tracking.pictures import Person, RankedQuery, part_mask_sheet, ranked_gallery
-from tracking.runs import Run
 from workflows.board import Board, gather, results
 from workflows.cluster import ANYWHERE, gpus, ray_cluster
 from workflows.data import datasets_of
@@ -53,6 +52,9 @@ from workflows.session import (
     session_options,
 )
 from workflows.steps import Done, Step, do_step
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.runs import Run
 
 FEATURES_FORMAT = 1
 METRICS_FORMAT = 1

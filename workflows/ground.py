@@ -6,7 +6,7 @@ when it is done, so work that stops goes on with the shards that are missing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -30,7 +30,6 @@ from muva.grounding.labels import (
 )
 from muva.grounding.part_masks import part_masks, patch_centres
 from tracking.pictures import part_mask_sheet
-from tracking.runs import Run
 from workflows.board import results
 from workflows.cluster import cpus, ray_cluster
 from workflows.data import datasets_of
@@ -44,6 +43,9 @@ from workflows.session import (
     session_options,
 )
 from workflows.steps import Done, Step, do_step
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.runs import Run
 
 MOST_RESTARTS = 3
 SHARDS_AHEAD = 2

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from muva.errors import MuvaError
-from workflows.ui import HOST, usable_port
+from workflows.ports import HOST, usable_port
 
 AUTH_MODE = "RAY_AUTH_MODE"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -17,7 +17,6 @@ from muva.errors import SettingsError
 from tracking.descriptions import pipeline_description
 from tracking.names import experiment_name, pipeline_name, retrieval_metrics
 from tracking.pictures import cmc_plot
-from tracking.runs import Run
 from tracking.source import command
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
@@ -32,6 +31,9 @@ from workflows.session import (
     session_options,
 )
 from workflows.train import Workers, check_training, train, worker_options
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.runs import Run
 
 VARIANTS = {"clip": "CLIP as it is", "global_only": "global-only", "muva": "MUVA"}
 """What is compared, in the words of the table."""

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from muva.data.store import Store, open_store
-from tracking.addresses import failures_explained
-from tracking.runs import Run, RunRef, Tracker
+
+if TYPE_CHECKING:
+    from tracking.runs import Run, RunRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,10 @@ class Session:
         if self.tracking_uri is None:
             yield None
             return
+        # MLflow takes a second and 80 MB to import: workers, which have a session too, never do.
+        from tracking.addresses import failures_explained
+        from tracking.runs import Tracker
+
         with failures_explained(self.tracking_uri):
             tracker = Tracker(self.tracking_uri, self.experiment)
             opened = tracker.open(name=name, key=key, parent=self.parent, params=params, tags=tags)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muva.data.artifacts import Artifact
-from tracking.runs import Run
 from workflows.progress import say
 from workflows.session import Session
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.runs import Run
 
 ARTIFACT_TAG = "muva.artifact"
 """Tag of a run that made or used an artifact: its address. What no run names can go."""

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import ray
@@ -43,7 +43,6 @@ from muva.training.sampler import check_batches
 from muva.training.stage1 import learn_prompts
 from muva.training.stage2 import train_image_encoder
 from tracking.names import grouped
-from tracking.runs import Run
 from workflows.board import Board, attend, gather
 from workflows.cluster import ANYWHERE, cpus, gpus, ray_cluster
 from workflows.data import datasets_of
@@ -60,6 +59,9 @@ from workflows.session import (
 )
 from workflows.states import delete_states, newest_state, save_state
 from workflows.steps import Done, Step, Tell, do_step
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.runs import Run
 
 PROMPTS_FORMAT = 1
 CONTEXTS = "contexts.safetensors"

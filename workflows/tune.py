@@ -13,7 +13,7 @@ import os
 import random
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import optuna
@@ -26,7 +26,6 @@ from muva.data.artifacts import Artifact, fingerprint
 from muva.errors import MuvaError, SettingsError
 from muva.model.clip import check_clip
 from tracking.names import experiment_name
-from tracking.runs import Run
 from workflows.cluster import cpus, ray_cluster
 from workflows.data import datasets_of
 from workflows.evaluate import evaluate_on
@@ -41,6 +40,9 @@ from workflows.session import (
 )
 from workflows.steps import Done, Step, do_step
 from workflows.train import Workers, check_training, train, worker_options
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.runs import Run
 
 TUNE_FORMAT = 1
 OBJECTIVE = "held-out/mAP"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,9 @@ from muva.errors import MuvaError
 from tracking.addresses import absolute_uri, sqlite_file
 from tracking.redaction import redact
 from tracking.ui import experiment_links, home_link
+from workflows.ports import HOST, usable_port
 from workflows.progress import console
 
-HOST = "127.0.0.1"
 START_S = 90.0
 STOP_S = 10.0
 
@@ -103,29 +102,6 @@ def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subpro
             yield f"http://{HOST}:{port}", process
         finally:
             _stop(process)
-
-
-def usable_port(port: int) -> int:
-    """The port, if nothing on this machine listens at it; for 0, one that is free.
-
-    Raises:
-        MuvaError: the port is in use.
-    """
-    try:
-        return _bound_port(port)
-    except OSError as error:
-        raise MuvaError(
-            f"Port {port} of {HOST} is in use ({error.strerror}). Choose another one, for example "
-            f"--port {_bound_port(0)}, or end the program that listens there."
-        ) from error
-
-
-def _bound_port(port: int) -> int:
-    with socket.socket() as probe:
-        # As servers bind: a port whose last connection has just been closed is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((HOST, port))
-        return probe.getsockname()[1]
 
 
 def _server_environment(tracking_uri: str, file: Path | None) -> dict[str, str]:

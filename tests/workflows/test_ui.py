@@ -17,7 +17,8 @@ from mlflow import MlflowClient
 from muva.errors import MuvaError
 from tracking.runs import RunRef, Tracker
 from tracking.ui import run_link
-from workflows.ui import ui_verb, usable_port
+from workflows.ports import usable_port
+from workflows.ui import ui_verb
 
 TRAINING_VIEW = "workflowType=machine_learning"
 
