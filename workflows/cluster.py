@@ -16,8 +16,8 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 """Enough for what the verbs pass through it: references, reports, small tables."""
 
 FEW_CORES = 4
-"""On so few, an idle process or two outlive a training. Ray keeps as many as there are cores without
-work, so none then, and every step after it would wait for new ones and for what they import."""
+"""On so few, an idle process or two outlive a training. Ray keeps as many as there are cores
+without work, so none then, and each step after it would wait for new ones and their imports."""
 
 ANYWHERE = "DEFAULT"
 """Where tasks run that a trial starts too: Tune would keep them to what the trial itself holds."""

@@ -26,6 +26,7 @@ from workflows.cli import VERBS
 from workflows.follow import follow_job, how_to_return
 from workflows.progress import console
 from workflows.ray_head import AUTH_MODE, TOKEN_PLACES, authorisation, find_head, start_head
+from workflows.session import json_option, print_result
 from workflows.shipping import code_folder, ship
 
 if TYPE_CHECKING:
@@ -53,12 +54,14 @@ _CHATTY = (
     help="Send this code along, or run it where it is. [--upload with an address]",
 )
 @click.option("--attach", metavar="JOB", help="Follow a job that was submitted before.")
+@json_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def submit_verb(
     address: str | None,
     follow: bool,
     upload: bool | None,
     attach: str | None,
+    as_json: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run a verb as a job on a Ray cluster; starts one here when there is none.
@@ -68,9 +71,15 @@ def submit_verb(
 
     \b
     muva submit -- run demo
+    muva submit --detach --json -- run demo
     muva submit --address http://head:8265 -- train --sources a,b --store s3://people/store
     muva submit --attach muva-run-1a2b3c4d
     """
+    if as_json and (follow or attach is not None):
+        raise click.UsageError(
+            "--json tells of a job that is left alone, with --detach. What a followed job prints "
+            "is its verb's: give --json to the verb, after --."
+        )
     if attach is not None:
         if command:
             raise click.UsageError("--attach follows a job that exists: it takes no verb.")
@@ -78,18 +87,27 @@ def submit_verb(
     if not command or command[0] not in VERBS:
         said = f"{command[0]} is no verb" if command else "Which verb?"
         raise click.UsageError(f"{said}: expected one of {', '.join(VERBS)} after --")
-    code = submit_and_follow(command, address=address, follow=follow, upload=upload)
-    raise click.exceptions.Exit(code)
+    if follow:
+        raise click.exceptions.Exit(submit_and_follow(command, address=address, upload=upload))
+    client, job = submit_job(command, address=address, upload=upload)
+    told = {"job": job, "address": redact(client.get_address())}
+    print_result(told, as_json=as_json, text=how_to_return(client, job))
 
 
 def submit_and_follow(
-    argv: Sequence[str],
-    *,
-    address: str | None = None,
-    follow: bool = True,
-    upload: bool | None = None,
+    argv: Sequence[str], *, address: str | None = None, upload: bool | None = None
 ) -> int:
-    """Runs `muva ARGV` as a job; returns its exit code (0 when it is not followed).
+    """Runs `muva ARGV` as a job, prints what it says, and returns its exit code.
+
+    Arguments and errors are those of `submit_job`.
+    """
+    return follow_job(*submit_job(argv, address=address, upload=upload))
+
+
+def submit_job(
+    argv: Sequence[str], *, address: str | None = None, upload: bool | None = None
+) -> tuple[JobSubmissionClient, str]:
+    """Runs `muva ARGV` as a job; gives the cluster's client and the job's id.
 
     address: a dashboard's URL; None takes `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else a head on
     this machine, which is started if need be.
@@ -122,10 +140,7 @@ def submit_and_follow(
         environment["PYTHONPATH"] = _path_with(code_folder())
         _submit(client, job, command, {"env_vars": environment})
     console.print(f"Job {job} at {redact(client.get_address())}", soft_wrap=True)
-    if follow:
-        return follow_job(client, job)
-    console.print(how_to_return(client, job), soft_wrap=True)
-    return 0
+    return client, job
 
 
 def jobs_client(address: str | None) -> JobSubmissionClient:

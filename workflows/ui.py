@@ -22,6 +22,7 @@ from tracking.redaction import redact
 from tracking.ui import experiment_links, home_link
 from workflows.ports import HOST, usable_port
 from workflows.progress import console
+from workflows.session import json_option, print_result
 
 START_S = 90.0
 STOP_S = 10.0
@@ -48,7 +49,8 @@ STOP_S = 10.0
     show_default=True,
     help="0 takes any that is free.",
 )
-def ui_verb(home: Path, tracking_uri: str | None, port: int) -> None:
+@json_option
+def ui_verb(home: Path, tracking_uri: str | None, port: int, as_json: bool) -> None:
     """Browse the results in MLflow.
 
     \b
@@ -57,14 +59,16 @@ def ui_verb(home: Path, tracking_uri: str | None, port: int) -> None:
     """
     address = absolute_uri(tracking_uri or f"sqlite:///{home.absolute() / 'mlflow.db'}")
     if address.startswith("http"):
-        console.print(f"The runs are on a server already: {home_link(address)}", soft_wrap=True)
+        told = f"The runs are on a server already: {home_link(address)}"
+        print_result({"address": redact(address)}, as_json=as_json, text=told)
         return
     # The server's processes would outlive a verb that is simply ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with mlflow_server(address, port=port) as (server, process):
-        console.print(f"MLflow: {home_link(server)}", soft_wrap=True)
-        for name, link in experiment_links(address, server).items():
-            console.print(f"  {name}: {link}", soft_wrap=True, markup=False)
+        links = experiment_links(address, server)
+        lines = [f"MLflow: {home_link(server)}", *(f"  {name}: {links[name]}" for name in links)]
+        told = {"address": server, "experiments": links}
+        print_result(told, as_json=as_json, text="\n".join(lines))
         console.print("Ctrl-C stops it; the runs stay.")
         try:
             code = process.wait()

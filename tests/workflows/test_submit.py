@@ -1,5 +1,6 @@
 """Jobs on a real Ray head with token authentication, one for all tests here."""
 
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from muva.errors import MuvaError
 from workflows.follow import follow_job
 from workflows.ray_head import Head, authorisation, find_head, start_head
 from workflows.shipping import code_folder, ship
-from workflows.submit import jobs_client, submit_and_follow, submit_verb
+from workflows.submit import jobs_client, submit_and_follow, submit_job, submit_verb
 
 CLI = [sys.executable, "-m", "workflows.cli"]
 
@@ -157,12 +158,13 @@ def test_a_stopped_job_is_a_failure(head: Head, jobs: dict[str, str]) -> None:
 
 
 def test_without_an_address_the_running_head_is_found(head: Head) -> None:
-    command = [*CLI, "submit", "--detach", "--", "ui", "--help"]
+    command = [*CLI, "submit", "--detach", "--json", "--", "ui", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "starting" not in done.stderr
     job = re.search(rf"^Job (muva-ui-\w+) at {head.address}$", done.stderr, re.MULTILINE)
     assert job is not None
+    assert json.loads(done.stdout) == {"job": job.group(1), "address": head.address}
     assert job.group(1) in {details.submission_id for details in jobs_client(None).list_jobs()}
 
 
@@ -171,7 +173,7 @@ def test_the_token_is_neither_printed_nor_kept_with_a_job(
 ) -> None:
     token = authorisation()["Authorization"].removeprefix("Bearer ")
     assert len(token) == 64
-    assert submit_and_follow(["ui", "--help"], address=head.address, follow=False) == 0
+    submit_job(["ui", "--help"], address=head.address)
     shown = capfd.readouterr()
     request = urllib.request.Request(f"{head.address}/api/jobs/", headers=authorisation())
     with urllib.request.urlopen(request) as answer:

@@ -40,10 +40,10 @@ def run(home: Path) -> RunRef:
 def server(home: Path, run: RunRef) -> Iterator[tuple[str, list[str]]]:
     """The address that the verb printed, and all that it printed."""
     command = [sys.executable, "-m", "workflows.cli", "ui", "--home", str(home), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
     said: list[str] = []
-    for line in process.stderr:
+    for line in process.stdout:
         said.append(line.strip())
         if "Ctrl-C" in line:
             break
@@ -120,4 +120,4 @@ def test_runs_on_a_server_are_linked_there() -> None:
     said = CliRunner().invoke(ui_verb, ["--tracking-uri", "https://me:pass@mlflow.example.org"])
     assert said.exit_code == 0
     link = f"https://mlflow.example.org/#/experiments?{TRAINING_VIEW}"
-    assert said.stderr.strip() == f"The runs are on a server already: {link}"
+    assert said.stdout.strip() == f"The runs are on a server already: {link}"

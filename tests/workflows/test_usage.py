@@ -25,6 +25,7 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
         (("evaluate", "--features", "f.npz", "--targets", "mine"), "is its own target"),
         (("evaluate", "clip:", "--targets", "mine"), "nor a name that open_clip knows"),
         (("evaluate", "clip:ViT-B-16:x", "--targets", "mine"), "no weights x of ViT-B-16"),
+        (("submit", "--json", "--", "run", "demo"), "with --detach"),
         (("store", "list", "--store", "gs://bucket"), "found the scheme gs"),
         (("store", "list", "--tracking-uri", "gs://bucket"), "expected sqlite:///FILE"),
     ],
