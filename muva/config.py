@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 PARTS = ("head", "upper_body", "legs")
 """The body parts in their fixed order: index 0, 1, 2 of masks, tokens, contexts and prompts."""
 
+PHRASES = {
+    "head": "the head of the person",
+    "upper_body": "the upper body of the person",
+    "legs": "the legs of the person",
+}
+"""Part -> phrase that an expert is asked for, the paper's wording."""
+
 Part = Literal["head", "upper_body", "legs"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -174,6 +181,33 @@ class GroundingConfig(Section):
     """The visual grounding expert that makes the pseudo-labels."""
 
     expert: str = "annotated"
+    checkpoint: str = ""
+    """Its weights: a folder or a hub's ORG/NAME, the served model's name for `http`; empty: those
+    that `muva experts` names."""
+    revision: str = ""
+    """A hub's commit, branch or tag; empty: the newest."""
+    precision: Literal["default", "fp32", "bf16", "fp16"] = "default"
+    coordinates: Literal["fractions", "thousandths", "pixels"] = "thousandths"
+    """What the model behind `http` counts boxes in."""
+    phrases: Annotated[dict[str, str], Field(min_length=1)] = PHRASES
+    """Part -> what the expert is asked for."""
+    quarantine_limit: Fraction = 0.01
+    """Share of the images that may be set aside."""
+
+    @field_validator("phrases")
+    @classmethod
+    def _names_and_phrases(cls, phrases: dict[str, str]) -> dict[str, str]:
+        for part, phrase in phrases.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", part):
+                raise ValueError(
+                    f"part {part!r}: expected small letters, digits and underscores, as upper_body"
+                )
+            if not phrase.strip() or set(phrase) & set("<>[]{}\n"):
+                raise ValueError(
+                    f"phrase {phrase!r} of {part}: expected words such as 'the shoes', without "
+                    "brackets"
+                )
+        return phrases
 
 
 class SyntheticConfig(Section):

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from muva.config import PHRASES, GroundingConfig
 from muva.data.benchmarks import READERS, read_tree
 from muva.errors import MuvaError
-from muva.grounding.expert import PHRASES, GroundingImage
-from muva.grounding.experts import EXPERTS, make_expert
+from muva.grounding.expert import GroundingImage
+from muva.grounding.experts import EXPERTS, ExpertInfo, choose_expert
 from workflows.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -66,8 +68,9 @@ def test_the_example_of_a_reader_reads_its_tree(
 def test_the_example_of_an_expert_answers_every_phrase(
     example: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(EXPERTS, "bands", example.BandsExpert)
-    expert = make_expert("bands")
+    monkeypatch.setitem(sys.modules, "muva.grounding.experts.bands", example)
+    monkeypatch.setitem(EXPERTS, "bands", ExpertInfo(adapter="bands:BandsExpert"))
+    expert = choose_expert(GroundingConfig(expert="bands")).load()
     encoded = io.BytesIO()
     Image.fromarray(np.zeros((8, 4, 3), np.uint8)).save(encoded, format="PNG")
     images = [

@@ -14,6 +14,7 @@ from workflows.progress import console
 VERBS = {
     "demo": "The whole workflow on synthetic people",
     "data": "Import, list, check and show data sets",
+    "experts": "Who can find body parts, and on what terms",
     "ground": "Part pseudo-labels for a data set",
     "train": "Learn prompts and image encoder on source domains",
     "evaluate": "Recognition on target domains, or of features from elsewhere",

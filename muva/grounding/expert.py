@@ -12,13 +12,6 @@ from PIL import Image
 from muva.data.images import decode_rgb
 from muva.data.records import Box
 
-PHRASES = {
-    "head": "the head of the person",
-    "upper_body": "the upper body of the person",
-    "legs": "the legs of the person",
-}
-"""Part -> phrase, the paper's wording."""
-
 QUESTION = "Guide me to the location of {phrase} within the image by providing its bounding boxes"
 """The paper's question, for experts that take free text."""
 
@@ -58,13 +51,6 @@ class GroundingImage:
 @runtime_checkable
 class Expert(Protocol):
     """Finds parts of people. Made once in a process, then asked batch after batch."""
-
-    name: str
-    revision: str
-    """Of the weights, as far as they have one."""
-    version: int
-    """Of the adapter: raised when the same weights would give other boxes."""
-    gives_scores: bool
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]

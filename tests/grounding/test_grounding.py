@@ -1,7 +1,6 @@
 """Grounding a data set: labels per shard, aligned with images, refused where they do not belong."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -10,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from muva.config import PHRASES, GroundingConfig
 from muva.data.artifacts import Artifact
 from muva.data.records import Record
 from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from muva.grounding.expert import PHRASES, Grounding, GroundingImage
-from muva.grounding.experts import EXPERTS, make_expert
+from muva.grounding.expert import Grounding, GroundingImage
+from muva.grounding.experts import choose_expert
+from muva.grounding.experts.annotated import AnnotatedExpert
 from muva.grounding.ground import ground_shard, label_config
 from muva.grounding.labels import (
     finished_parts,
@@ -70,11 +71,15 @@ def town(tmp_path) -> Dataset:
     return made
 
 
+def looked_at(town: Dataset, shard: int, *, expert, **settings):
+    return ground_shard(town, shard, expert=expert, name="looking", **settings)
+
+
 def grounded(town: Dataset, expert=None, *, leave_out=(), commit=True) -> Artifact:
-    expert = expert or make_expert("annotated")
+    expert = expert or AnnotatedExpert()
     artifact = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     for index in set(range(len(town.shards))) - set(leave_out):
-        write_label_part(artifact, index, ground_shard(town, index, expert=expert, batch_images=7))
+        write_label_part(artifact, index, looked_at(town, index, expert=expert, batch_images=7))
     if commit:
         summary = summarise_labels(artifact, town, parts=PARTS)
         artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
@@ -105,19 +110,17 @@ def test_the_summary_tells_how_often_each_part_was_found(town):
 
 
 def test_a_shard_is_grounded_whatever_the_batch(town):
-    expert = make_expert("annotated")
-    one, many = (ground_shard(town, 1, expert=expert, batch_images=n) for n in (1, 100))
+    expert = AnnotatedExpert()
+    one, many = (looked_at(town, 1, expert=expert, batch_images=n) for n in (1, 100))
     assert one.equals(many)
     assert len(one) == town.shards[1].rows * 3
     seen = []
-    ground_shard(town, 0, expert=expert, progress=lambda *counts: seen.append(counts))
+    looked_at(town, 0, expert=expert, progress=lambda *counts: seen.append(counts))
     assert seen[-1] == (town.shards[0].rows, town.shards[0].rows)
 
 
 class Looking:
     """An expert that looks at the pixels, and answers with the mean brightness as a score."""
-
-    name, revision, version, gives_scores = "looking", "r1", 3, True
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
@@ -134,7 +137,7 @@ class Looking:
 
 
 def test_an_expert_is_asked_the_phrases_and_its_answers_are_kept(town):
-    rows = ground_shard(town, 0, expert=Looking()).to_pylist()
+    rows = looked_at(town, 0, expert=Looking()).to_pylist()
     first = [row for row in rows if row["image_id"] == "000.png"]
     assert [row["answer"] for row in first] == list(PHRASES.values())
     brightness = np.asarray(Image.open(io.BytesIO(png(0)))).mean()
@@ -169,6 +172,56 @@ def test_an_image_that_cannot_be_decoded_is_noted_and_the_rest_goes_on(town):
     assert [i for i in range(40) if not found[i].any()] == [2, 17]
 
 
+class Failing(Looking):
+    """Fails on an image as a whole batch would, and takes no more than four images at once."""
+
+    def __init__(self, dark: set[str]) -> None:
+        self.dark = dark
+        self.asked: list[list[str]] = []
+
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        self.asked.append([image.image_id for image in images])
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("too large")
+        if self.dark & {image.image_id for image in images}:
+            raise RuntimeError("a shape that it cannot take")
+        return super().ground(images, phrases)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert_is_set_aside(town):
+    expert = Failing({"003.png"})
+    table = looked_at(town, 0, expert=expert, batch_images=16)
+    assert len(table) == town.shards[0].rows * 3
+    failed = {row["image_id"]: row["error"] for row in table.to_pylist() if row["error"]}
+    assert failed == {
+        "003.png": "the expert failed twice: RuntimeError: a shape that it cannot take"
+    }
+    assert sum("003.png" in asked and len(asked) <= 4 for asked in expert.asked) >= 2
+    alone = Failing({"003.png"})
+    assert looked_at(town, 0, expert=alone, batch_images=1).equals(table)
+    assert alone.asked.count(["003.png"]) == 2
+    assert (
+        table.drop_columns("error")
+        .filter(table["error"].is_null())
+        .equals(
+            looked_at(town, 0, expert=Looking())
+            .filter(table["error"].is_null())
+            .drop_columns("error")
+        )
+    )
+
+
+def test_an_image_that_does_not_fit_alone_is_no_fault_of_the_images(town):
+    class Huge(Looking):
+        def ground(self, images, phrases):
+            raise MemoryError
+
+    with pytest.raises(MuvaError, match=r"000\.png alone does not fit into memory"):
+        looked_at(town, 0, expert=Huge())
+
+
 def test_too_many_images_that_cannot_be_decoded_stop_it(town):
     with pytest.raises(MuvaError, match=r"6 of 40 images could not be looked at.*not an image"):
         grounded(damaged(town, {f"{i:03d}.png" for i in range(6)}), Looking())
@@ -200,7 +253,7 @@ def test_images_and_parts_without_labels_are_named(town):
 
 def test_missing_rows_and_damaged_files_are_named(town):
     artifact = grounded(town)
-    short = ground_shard(town, 0, expert=make_expert("annotated")).slice(1)
+    short = looked_at(town, 0, expert=AnnotatedExpert()).slice(1)
     write_label_part(artifact, 0, short)
     with pytest.raises(MuvaError, match=r"1 labels are missing, for example of 000\.png"):
         open_labels(artifact, dataset=town)
@@ -210,17 +263,12 @@ def test_missing_rows_and_damaged_files_are_named(town):
 
 
 def test_annotated_needs_boxes_and_knows_three_parts(town, tmp_path):
-    expert = make_expert("annotated")
+    expert = AnnotatedExpert()
     without = dataset(tmp_path / "without", boxes=False, images=4)
     with pytest.raises(MuvaError, match=r"000\.png came without boxes"):
-        ground_shard(without, 0, expert=expert)
+        looked_at(without, 0, expert=expert)
     with pytest.raises(MuvaError, match="not shoes"):
-        ground_shard(town, 0, expert=expert, phrases={"shoes": "the shoes"})
-
-
-def test_an_unknown_expert_is_refused_with_the_closest():
-    with pytest.raises(MuvaError, match="expert 'annotate' is unknown; closest: annotated"):
-        make_expert("annotate")
+        looked_at(town, 0, expert=expert, phrases={"shoes": "the shoes"})
 
 
 @pytest.mark.parametrize(
@@ -237,8 +285,21 @@ def test_an_expert_that_answers_in_another_convention_is_found_out(box):
         Grounding(box=box)
 
 
-def test_what_decides_the_labels_decides_their_address():
-    config = label_config(Looking())
-    assert config["expert"] == "looking" and config["version"] == 3
-    assert list(config["phrases"]) == list(PARTS)
-    json.dumps([label_config(make()) for make in EXPERTS.values()])
+def test_what_decides_the_labels_decides_their_address(tmp_path):
+    settings = GroundingConfig(expert="http", checkpoint="cogvlm", revision="2023-11")
+    config = label_config(choose_expert(settings), {"shoes": "the shoes"})
+    assert config == {
+        "expert": "http",
+        "revision": "2023-11",
+        "version": 1,
+        "phrases": {"shoes": "the shoes"},
+        "precision": "fp32",
+        "model": "cogvlm",
+        "coordinates": "thousandths",
+    }
+    assert label_config(choose_expert(GroundingConfig())) == {
+        "expert": "annotated",
+        "revision": "",
+        "version": 1,
+        "phrases": PHRASES,
+    }

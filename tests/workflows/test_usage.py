@@ -19,6 +19,9 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
         ((*IMPORT, "people", "--split", "train"), "expected no split 'train'"),
         (("data", "import", "a b", *IMPORT[3:], "people"), "name 'a b': expected letters"),
         (("ground", "mine", "--set", "grounding=null", "--set", "model.parts=[]"), "no expert"),
+        (("ground", "mine", "--parts", "shoes"), "--phrases shoes='the shoes'"),
+        (("ground", "mine", "--phrases", "shoes"), "expected PART=PHRASE"),
+        (("ground", "mine", "--phrases", "shoes=the <shoes>"), "without brackets"),
         (("train", "--sources", "mine", "--name", "a b"), "name 'a b': expected letters"),
         (("run", "demo", "--set", "name=a b"), "name: String should match pattern"),
         (("tune", "base"), "expected a section tune"),
@@ -53,8 +56,8 @@ def test_a_command_that_cannot_be_meant_is_refused(
     [
         *(("data", verb) for verb in ("import", "list", "check", "show")),
         *(("store", verb) for verb in ("list", "gc")),
-        *((verb,) for verb in ("demo", "data", "ground", "train", "evaluate", "run", "tune")),
-        *((verb,) for verb in ("submit", "store", "ui")),
+        *((verb,) for verb in ("demo", "data", "experts", "ground", "train", "evaluate", "run")),
+        *((verb,) for verb in ("tune", "submit", "store", "ui")),
     ],
 )
 def test_every_verbs_help_has_an_example(

@@ -1,22 +1,162 @@
-"""Grounding experts, one file each. To add one, add a file and a line in the dict here."""
+"""Grounding experts, one file each. To add one, add a file and an entry here.
+
+What is known of an expert before it is loaded stands in its entry: the driver reads that alone, the
+actors load the weights.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import importlib
+from dataclasses import dataclass
 
+from muva.config import GroundingConfig
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert
-from muva.grounding.experts.annotated import AnnotatedExpert
+from muva.grounding.experts.pretrained import Weights, pinned
 
-EXPERTS: dict[str, Callable[[], Expert]] = {
-    "annotated": AnnotatedExpert,
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertInfo:
+    """An expert as it is before it is loaded."""
+
+    adapter: str
+    """MODULE:CLASS within this package."""
+    checkpoint: str = ""
+    """Its weights unless others are named: a folder, or a hub's ORG/NAME; empty: it has none."""
+    parameters: str = ""
+    licence: str = ""
+    """Of the weights, and what it allows."""
+    memory: str = ""
+    """Of the weights in bf16."""
+    precision: str = "fp32"
+    """Unless another one is asked for."""
+    batch_images: int = 32
+    """Images that it is given at once, where they fit."""
+    gives_scores: bool = False
+    version: int = 1
+    """Of the adapter: raised when the same weights would give other boxes."""
+
+
+EXPERTS: dict[str, ExpertInfo] = {
+    "annotated": ExpertInfo(
+        adapter="annotated:AnnotatedExpert",
+        licence="that of the data",
+    ),
+    "florence-2": ExpertInfo(
+        adapter="florence2:Florence2Expert",
+        checkpoint="florence-community/Florence-2-base",
+        parameters="0.23 B (large: 0.77 B)",
+        licence="MIT: any use",
+        memory="0.5 GB",
+    ),
+    "kosmos-2": ExpertInfo(
+        adapter="kosmos2:Kosmos2Expert",
+        checkpoint="microsoft/kosmos-2-patch14-224",
+        parameters="1.7 B",
+        licence="MIT: any use",
+        memory="3.4 GB",
+        precision="bf16",
+        batch_images=8,
+    ),
+    "grounding-dino": ExpertInfo(
+        adapter="grounding_dino:GroundingDinoExpert",
+        checkpoint="IDEA-Research/grounding-dino-tiny",
+        parameters="0.17 B (base: 0.23 B)",
+        licence="Apache-2.0: any use",
+        memory="0.4 GB",
+        gives_scores=True,
+    ),
+    "owlv2": ExpertInfo(
+        adapter="owlv2:Owlv2Expert",
+        checkpoint="google/owlv2-base-patch16-ensemble",
+        parameters="0.15 B",
+        licence="Apache-2.0: any use",
+        memory="0.3 GB",
+        gives_scores=True,
+    ),
+    "qwen2.5-vl": ExpertInfo(
+        adapter="qwen_vl:Qwen25VLExpert",
+        checkpoint="Qwen/Qwen2.5-VL-7B-Instruct",
+        parameters="8.3 B (3 B too)",
+        licence="7B Apache-2.0: any use; 3B for research alone",
+        memory="17 GB",
+        precision="bf16",
+        batch_images=8,
+    ),
+    "qwen3-vl": ExpertInfo(
+        adapter="qwen_vl:Qwen3VLExpert",
+        checkpoint="Qwen/Qwen3-VL-4B-Instruct",
+        parameters="4.4 B (2 B to 235 B)",
+        licence="Apache-2.0: any use",
+        memory="9 GB",
+        precision="bf16",
+        batch_images=8,
+    ),
+    "http": ExpertInfo(
+        adapter="http:HttpExpert",
+        parameters="those of the served model",
+        licence="that of the served model",
+        memory="on the server",
+    ),
 }
 
 
-def make_expert(name: str) -> Expert:
-    """The expert of that name, loaded; MuvaError with the closest name for an unknown one."""
-    if name not in EXPERTS:
-        close = difflib.get_close_matches(name, EXPERTS, n=1) or sorted(EXPERTS)
-        raise MuvaError(f"expert {name!r} is unknown; closest: {', '.join(close)}")
-    return EXPERTS[name]()
+@dataclass(frozen=True, kw_only=True)
+class ChosenExpert:
+    """An expert and the state of its weights: small, and all that the answers depend on."""
+
+    name: str
+    weights: Weights | None
+    precision: str
+    coordinates: str
+
+    @property
+    def info(self) -> ExpertInfo:
+        """Its entry."""
+        return EXPERTS[self.name]
+
+    @property
+    def revision(self) -> str:
+        """Of the weights, as far as they have one."""
+        return self.weights.revision if self.weights else ""
+
+    def load(self) -> Expert:
+        """The expert itself; MuvaError where its weights are not what they should be."""
+        module, _, name = self.info.adapter.partition(":")
+        adapter = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        if self.name == "http":
+            assert self.weights is not None
+            return adapter(self.weights.place, coordinates=self.coordinates)
+        if self.weights is None:
+            return adapter()
+        return adapter(self.weights, precision=self.precision)
+
+
+def choose_expert(config: GroundingConfig) -> ChosenExpert:
+    """The expert that the settings name, its weights pinned; nothing is loaded.
+
+    Raises MuvaError with the closest name for an unknown one, and for weights that are not there.
+    """
+    if config.expert not in EXPERTS:
+        close = difflib.get_close_matches(config.expert, EXPERTS, n=1) or sorted(EXPERTS)
+        raise MuvaError(f"expert {config.expert!r} is unknown; closest: {', '.join(close)}")
+    info = EXPERTS[config.expert]
+    checkpoint = config.checkpoint or info.checkpoint
+    weights = None
+    if config.expert == "http":
+        if not checkpoint:
+            raise MuvaError(
+                "expert http: grounding.checkpoint is empty; expected the name of the served model"
+            )
+        weights = Weights(place=checkpoint, revision=config.revision)
+    elif checkpoint:
+        weights = pinned(checkpoint, config.revision)
+    elif config.checkpoint or config.revision:
+        raise MuvaError(f"expert {config.expert} has no weights: expected no checkpoint for it")
+    return ChosenExpert(
+        name=config.expert,
+        weights=weights,
+        precision=info.precision if config.precision == "default" else config.precision,
+        coordinates=config.coordinates if config.expert == "http" else "",
+    )

@@ -12,11 +12,6 @@ from muva.grounding.expert import Grounding, GroundingImage
 class AnnotatedExpert:
     """Answers with the boxes of the data set itself."""
 
-    name = "annotated"
-    revision = ""
-    version = 1
-    gives_scores = False
-
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:

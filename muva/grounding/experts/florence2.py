@@ -1,0 +1,89 @@
+"""Florence-2 (Xiao et al., CVPR 2024): answers a phrase with words and locations in 1,000 bins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers import Florence2ForConditionalGeneration, Florence2Processor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from muva.errors import MuvaError
+from muva.grounding.answers import largest_box
+from muva.grounding.expert import Grounding, GroundingImage
+from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+
+TASK = "<CAPTION_TO_PHRASE_GROUNDING>"
+FINE = 10_000
+"""The processor rounds boxes down to whole pixels of the size that it is told: told this one, the
+middle of a bin comes out exact, on crops of any size."""
+ANSWER_TOKENS = 64
+
+
+class Florence2Expert:
+    """Asks each phrase of each image; the image is looked at once."""
+
+    def __init__(self, weights: Weights, *, precision: str) -> None:
+        self._device = best_device()
+        self._processor = load_processor(Florence2Processor, weights)
+        self._model = load_model(
+            Florence2ForConditionalGeneration, weights, precision=precision, device=self._device
+        )
+        self._questions = lru_cache(maxsize=4)(self._asked)
+
+    @torch.inference_mode()
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        """See `Expert`. A phrase that is found several times gives the largest of its boxes."""
+        asked = tuple(phrases.values())
+        ids, attention = (part.repeat(len(images), 1) for part in self._questions(asked))
+        pixels = self._processor.image_processor(
+            [image.image for image in images], return_tensors="pt"
+        )["pixel_values"].to(self._device, self._model.dtype)
+        seen = self._model.get_image_features(pixels).pooler_output
+        answers = self._model.generate(
+            input_ids=ids,
+            attention_mask=attention,
+            mm_encoder_outputs={
+                "image": BaseModelOutputWithPooling(
+                    pooler_output=seen.repeat_interleave(len(asked), dim=0)
+                )
+            },
+            max_new_tokens=ANSWER_TOKENS,
+            num_beams=1,
+            do_sample=False,
+        )
+        texts = self._processor.batch_decode(answers, skip_special_tokens=False)
+        found = [self._grounding(text) for text in texts]
+        return [found[start : start + len(asked)] for start in range(0, len(found), len(asked))]
+
+    def _asked(self, phrases: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention of the questions (R, tokens), with the image's places."""
+        tokenizer = self._processor.tokenizer
+        for phrase in phrases:
+            ids = tokenizer(phrase, add_special_tokens=False).input_ids
+            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+                raise MuvaError(
+                    f"phrase {phrase!r}: this expert's small vocabulary does not hold all of its "
+                    "words; an expert of full size takes any phrase"
+                )
+        size = self._processor.image_processor.size
+        blank = torch.zeros(3, size["height"], size["width"], dtype=torch.uint8)
+        inputs = self._processor(
+            text=[TASK + phrase for phrase in phrases],
+            images=[blank] * len(phrases),
+            padding=True,
+            return_tensors="pt",
+        )
+        return inputs["input_ids"].to(self._device), inputs["attention_mask"].to(self._device)
+
+    def _grounding(self, text: str) -> Grounding:
+        found = self._processor.post_process_generation(text, task=TASK, image_size=(FINE, FINE))
+        boxes, labels = found[TASK]["bboxes"], found[TASK]["labels"]
+        # The phrase's own noun comes first; "of the person" may be grounded after it.
+        own = [box for box, label in zip(boxes, labels, strict=True) if label == labels[0]]
+        box = largest_box([corner / FINE for corner in box] for box in own)
+        return Grounding(box=box, answer=text.replace("<pad>", ""))

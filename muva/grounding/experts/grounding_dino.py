@@ -1,0 +1,59 @@
+"""Grounding DINO (Liu et al., ECCV 2024): a detector that reads phrases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+
+from muva.grounding.answers import best_box
+from muva.grounding.expert import Grounding, GroundingImage
+from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+
+THRESHOLD = 0.25
+"""The authors' own; below it a phrase is not found."""
+
+
+class GroundingDinoExpert:
+    """Asks phrase by phrase: of a list of phrases it cannot be told which one a box answers."""
+
+    def __init__(self, weights: Weights, *, precision: str) -> None:
+        self._device = best_device()
+        self._processor = load_processor(GroundingDinoProcessor, weights)
+        self._model = load_model(
+            GroundingDinoForObjectDetection, weights, precision=precision, device=self._device
+        )
+
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        """See `Expert`; of several boxes the one with the highest score."""
+        by_phrase = [self._answers(images, phrase) for phrase in phrases.values()]
+        return [list(answers) for answers in zip(*by_phrase, strict=True)]
+
+    @torch.inference_mode()
+    def _answers(self, images: Sequence[GroundingImage], phrase: str) -> list[Grounding]:
+        inputs = self._processor(
+            images=[image.image for image in images],
+            text=[f"{phrase.lower().rstrip('.')}."] * len(images),
+            return_tensors="pt",
+        ).to(self._device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        outputs = self._model(**inputs)
+        found = self._processor.post_process_grounded_object_detection(
+            outputs, inputs["input_ids"], threshold=THRESHOLD, target_sizes=[(1, 1)] * len(images)
+        )
+        return [detection(one["boxes"].tolist(), one["scores"].tolist()) for one in found]
+
+
+def detection(boxes: Sequence[Sequence[float]], scores: Sequence[float]) -> Grounding:
+    """A detector's boxes (fractions) and scores for one phrase as an answer."""
+    best = best_box(boxes, scores)
+    said = "; ".join(
+        f"{score:.3f} [{', '.join(f'{value:.4f}' for value in box)}]"
+        for box, score in sorted(zip(boxes, scores, strict=True), key=lambda found: -found[1])[:3]
+    )
+    if best is None:
+        return Grounding(box=None, answer=said)
+    return Grounding(box=best[0], score=best[1], answer=said)

@@ -1,0 +1,70 @@
+"""OWLv2 (Minderer et al., NeurIPS 2023): a detector that takes a list of phrases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import Owlv2ForObjectDetection, Owlv2Processor
+
+from muva.grounding.expert import Grounding, GroundingImage
+from muva.grounding.experts.grounding_dino import detection
+from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+
+THRESHOLD = 0.1
+"""The authors' own; below it a phrase is not found."""
+
+
+class Owlv2Expert:
+    """Asks all phrases at once; each box has a score for each of them."""
+
+    def __init__(self, weights: Weights, *, precision: str) -> None:
+        self._device = best_device()
+        self._processor = load_processor(Owlv2Processor, weights)
+        self._model = load_model(
+            Owlv2ForObjectDetection, weights, precision=precision, device=self._device
+        )
+
+    @torch.inference_mode()
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        """See `Expert`; of several boxes the one with the highest score for its phrase."""
+        inputs = self._processor(
+            text=[list(phrases.values())] * len(images),
+            images=[image.image for image in images],
+            return_tensors="pt",
+        ).to(self._device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        outputs = self._model(**inputs)
+        scores = torch.sigmoid(outputs.logits.float())
+        boxes = outputs.pred_boxes.float()
+        return [
+            [
+                _answer(boxes[place], scores[place, :, phrase], image.image.size)
+                for phrase in range(len(phrases))
+            ]
+            for place, image in enumerate(images)
+        ]
+
+
+def _answer(boxes: torch.Tensor, scores: torch.Tensor, size: tuple[int, int]) -> Grounding:
+    """boxes (queries, 4): centre and sides of the square that the image was padded to."""
+    kept = scores >= THRESHOLD
+    corners = [unpadded(box, size) for box in boxes[kept].tolist()]
+    return detection(corners, scores[kept].tolist())
+
+
+def unpadded(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Centre and sides (fractions of the padded square) as corners in fractions of the image.
+
+    The square is as long as the image's longer side; the image lies in its upper left corner.
+    """
+    across, down = (max(size) / side for side in size)
+    x, y, width, height = box
+    return (
+        (x - width / 2) * across,
+        (y - height / 2) * down,
+        (x + width / 2) * across,
+        (y + height / 2) * down,
+    )

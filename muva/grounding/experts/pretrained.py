@@ -1,0 +1,165 @@
+"""Weights of experts: a local folder or a hub name, safetensors alone, never code of a hub's.
+
+What an answer depends on is pinned before anything is loaded: a hub's name is resolved to the
+commit that it means now, a folder to a hash of its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muva.errors import MuvaError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""Files that a model or its processor is read from."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where an expert's weights are, and which state of them is meant."""
+
+    place: str
+    """A folder, or a hub's ORG/NAME."""
+    revision: str
+    """A hub's commit, or `sha256:` of a folder's files; see `pinned`."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, None on a hub."""
+        folder = Path(self.place).expanduser()
+        return folder if folder.is_dir() else None
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What `from_pretrained` is told of the revision."""
+        return {} if self.folder else {"revision": self.revision}
+
+
+def pinned(place: str, revision: str = "") -> Weights:
+    """The weights at a place as they are now.
+
+    A hub is asked for the commit unless `revision` is one; without network the newest copy in the
+    local cache counts. Raises MuvaError where nothing is.
+    """
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        if revision:
+            raise MuvaError(
+                f"expert's weights {place}: a folder has no revisions; expected none, found "
+                f"{revision}"
+            )
+        return Weights(place=str(folder.resolve()), revision=f"sha256:{_content(folder)}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+        raise MuvaError(
+            f"expert's weights {place}: expected a folder that is there, or a hub's ORG/NAME"
+        )
+    if _COMMIT.fullmatch(revision):
+        return Weights(place=place, revision=revision)
+    return Weights(place=place, revision=_commit(place, revision or "main"))
+
+
+def load_model(kind: Any, weights: Weights, *, precision: str, device: torch.device) -> Any:
+    """A model of this transformers class, in eval mode.
+
+    Raises MuvaError for weights of another architecture, incomplete ones, and none.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig
+
+    expected = kind.config_class.model_type
+    try:
+        config = AutoConfig.from_pretrained(weights.place, trust_remote_code=False, **weights.hub)
+        if config.model_type != expected:
+            raise MuvaError(
+                f"expert's weights {weights.place}: expected the architecture {expected}, found "
+                f"{config.model_type}"
+            )
+        model, loading = kind.from_pretrained(
+            weights.place,
+            config=config,
+            dtype=DTYPES[precision],
+            use_safetensors=True,
+            output_loading_info=True,
+            **weights.hub,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise MuvaError(
+            f"expert's weights {weights.place} cannot be loaded ({str(error).splitlines()[0]}): "
+            "expected a folder or a hub's model with config.json and model.safetensors"
+        ) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise MuvaError(
+            f"expert's weights {weights.place}: {len(missing)} tensors of {expected} are missing, "
+            f"for example {missing[0]}"
+        )
+    return model.eval().to(device)
+
+
+def load_processor(kind: Any, weights: Weights) -> Any:
+    """The processor that came with the weights."""
+    try:
+        return kind.from_pretrained(weights.place, **weights.hub)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MuvaError(
+            f"expert's weights {weights.place}: their processor cannot be loaded "
+            f"({str(error).splitlines()[0]}): expected its JSON files beside the weights"
+        ) from error
+
+
+def best_device() -> torch.device:
+    """A GPU where the process has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _commit(place: str, revision: str) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        commit = HfApi().model_info(place, revision=revision, timeout=20).sha
+        if commit:
+            return commit
+    except HfHubHTTPError as error:
+        raise MuvaError(
+            f"expert's weights {place}: the hub has none at {revision} for you ({error}). Is the "
+            "name right, and does HF_TOKEN give access?"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = error
+    else:
+        reason = ValueError("the hub names no commit")
+    try:
+        return Path(snapshot_download(place, revision=revision, local_files_only=True)).name
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        raise MuvaError(
+            f"expert's weights {place}: the hub does not answer ({str(reason).splitlines()[0]}), "
+            "and nothing is in the local cache. Download them where there is a network and name "
+            "the folder with --set grounding.checkpoint=FOLDER"
+        ) from reason
+
+
+def _content(folder: Path) -> str:
+    """Hash of all that is read from a folder."""
+    files = sorted({file for pattern in _READ for file in folder.glob(pattern)})
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise MuvaError(
+            f"expert's weights {folder}: expected safetensors in this folder, found "
+            f"{', '.join(sorted(file.name for file in folder.iterdir())[:6]) or 'nothing'}"
+        )
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            whole.update(
+                f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}".encode()
+            )
+    return whole.hexdigest()[:40]

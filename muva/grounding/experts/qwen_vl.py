@@ -1,0 +1,105 @@
+"""Qwen2.5-VL and Qwen3-VL (Bai et al. 2025): chat models that answer with boxes in JSON.
+
+Qwen2.5-VL counts in pixels of the image as it was resized for it, Qwen3-VL in thousandths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+)
+
+from muva.grounding.answers import boxes_in_text, largest_box
+from muva.grounding.expert import QUESTION, Grounding, GroundingImage
+from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+
+ANSWER_TOKENS = 128
+FORM = '. Answer in JSON: [{"bbox_2d": [x0, y0, x1, y1], "label": "..."}], or [] if there is none.'
+THOUSANDTHS = (1000.0, 1000.0)
+
+
+class _QwenExpert:
+    """What both generations share."""
+
+    model_class: Any
+    processor_class: Any
+
+    def __init__(self, weights: Weights, *, precision: str) -> None:
+        self._device = best_device()
+        self._processor = load_processor(self.processor_class, weights)
+        self._processor.tokenizer.padding_side = "left"
+        self._model = load_model(
+            self.model_class, weights, precision=precision, device=self._device
+        )
+
+    @torch.inference_mode()
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        """See `Expert`; the paper's question, and of several boxes the largest."""
+        questions = [self._question(phrase) for phrase in phrases.values()]
+        inputs = self._processor(
+            text=questions * len(images),
+            images=[image.image for image in images for _ in phrases],
+            padding=True,
+            return_tensors="pt",
+        ).to(self._device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        asked = inputs["input_ids"].shape[1]
+        answers = self._model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        texts = self._processor.batch_decode(answers[:, asked:], skip_special_tokens=True)
+        grids = inputs["image_grid_thw"].tolist()
+        found = [grounding(text, self._unit(grid)) for text, grid in zip(texts, grids, strict=True)]
+        return [found[i : i + len(phrases)] for i in range(0, len(found), len(phrases))]
+
+    def _question(self, phrase: str) -> str:
+        content = [
+            {"type": "image"},
+            {"type": "text", "text": QUESTION.format(phrase=phrase) + FORM},
+        ]
+        return self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+
+    def _unit(self, grid: Sequence[int]) -> tuple[float, float]:
+        """Width and height of the image in the numbers of an answer; `grid`: frames, rows, columns
+        of the patches that the image was resized to.
+        """
+        raise NotImplementedError
+
+
+class Qwen25VLExpert(_QwenExpert):
+    """Counts in pixels of the resized image."""
+
+    model_class = Qwen2_5_VLForConditionalGeneration
+    processor_class = Qwen2_5_VLProcessor
+
+    def _unit(self, grid: Sequence[int]) -> tuple[float, float]:
+        patch = self._processor.image_processor.patch_size
+        return float(grid[2] * patch), float(grid[1] * patch)
+
+
+class Qwen3VLExpert(_QwenExpert):
+    """Counts in thousandths of the image."""
+
+    model_class = Qwen3VLForConditionalGeneration
+    processor_class = Qwen3VLProcessor
+
+    def _unit(self, grid: Sequence[int]) -> tuple[float, float]:
+        return THOUSANDTHS
+
+
+def grounding(text: str, unit: tuple[float, float]) -> Grounding:
+    """An answer whose boxes count up to `unit` (width, height)."""
+    width, height = unit
+    boxes = [
+        (x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes_in_text(text)
+    ]
+    return Grounding(box=largest_box(boxes), answer=text)

@@ -1,0 +1,262 @@
+"""Every expert on its real classes, with small random weights: processor, model, answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from muva.config import PHRASES, GroundingConfig
+from muva.errors import MuvaError
+from muva.grounding.expert import GroundingImage
+from muva.grounding.experts import EXPERTS, choose_expert
+from muva.grounding.experts.florence2 import Florence2Expert
+from tests.grounding.small_experts import MAKERS
+
+SIZES = ((128, 64), (117, 71), (61, 33), (300, 401))
+"""Heights and widths."""
+
+
+@pytest.fixture(scope="module")
+def images() -> list[GroundingImage]:
+    rng = np.random.default_rng(0)
+    made = []
+    for number, (height, width) in enumerate(SIZES):
+        buffer = io.BytesIO()
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(buffer, "PNG")
+        made.append(GroundingImage(image_id=f"{number}", encoded=buffer.getvalue(), annotated=None))
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+def checkpoint(checkpoints: Path, name: str) -> Path:
+    folder = checkpoints / name
+    if not folder.exists():
+        MAKERS[name](folder)
+    return folder
+
+
+def chosen(folder: Path, name: str, **settings: Any) -> Any:
+    config = GroundingConfig(expert=name, checkpoint=str(folder), precision="fp32", **settings)
+    return choose_expert(config)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_image_gets_the_same_answers_alone_and_among_others(
+    name: str, images: list[GroundingImage], checkpoints: Path
+) -> None:
+    expert = chosen(checkpoint(checkpoints, name), name).load()
+    together = expert.ground(images, PHRASES)
+    assert [len(answers) for answers in together] == [len(PHRASES)] * len(images)
+    alone = [expert.ground([image], PHRASES)[0] for image in images]
+    for ours, theirs in zip(together, alone, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            if one.score is None:
+                assert one.answer == other.answer
+                assert one.box == other.box
+            else:
+                assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert (one.score is None) == (not EXPERTS[name].gives_scores or one.box is None)
+    legs = expert.ground(images[:1], {"legs": PHRASES["legs"]})[0][0]
+    assert legs.score == pytest.approx(alone[0][2].score, abs=1e-4)
+    assert legs.answer == alone[0][2].answer
+
+
+def test_there_is_a_small_checkpoint_of_every_expert_with_weights() -> None:
+    assert set(MAKERS) == set(EXPERTS) - {"annotated", "http"}
+
+
+def test_florence_looks_once_at_an_image_and_answers_as_its_own_processor_does(
+    images: list[GroundingImage], checkpoints: Path
+) -> None:
+    folder = checkpoint(checkpoints, "florence-2")
+    expert = chosen(folder, "florence-2").load()
+    assert isinstance(expert, Florence2Expert)
+    processor, model = expert._processor, expert._model
+    for image, answers in zip(images, expert.ground(images, PHRASES), strict=True):
+        for phrase, answer in zip(PHRASES.values(), answers, strict=True):
+            text = f"<CAPTION_TO_PHRASE_GROUNDING>{phrase}"
+            inputs = processor(text=text, images=image.image, return_tensors="pt")
+            said = model.generate(**inputs, max_new_tokens=64, num_beams=1, do_sample=False)
+            expected = processor.batch_decode(said, skip_special_tokens=False)[0]
+            assert answer.answer == expected.replace("<pad>", "")
+
+
+@pytest.mark.parametrize(
+    ("said", "box"),
+    [
+        ("</s><s>head<loc_100><loc_0><loc_299><loc_199></s>", (0.1005, 0.0005, 0.2995, 0.1995)),
+        ("the head<loc_0><loc_0><loc_9><loc_9>the person<loc_0><loc_0><loc_999><loc_999></s>",
+         (0.0005, 0.0005, 0.0095, 0.0095)),
+        ("legs<loc_0><loc_0><loc_99><loc_99><loc_500><loc_500><loc_900><loc_900></s>",
+         (0.5005, 0.5005, 0.9005, 0.9005)),
+        ("legs<loc_900><loc_900><loc_500><loc_500></s>", (0.5005, 0.5005, 0.9005, 0.9005)),
+        ("legs<loc_1><loc_2><loc_3></s>", None),
+        ("</s><s></s>", None),
+        ("there are no legs here</s>", None),
+    ],
+)  # fmt: skip
+def test_florences_locations_are_the_middles_of_thousandths(
+    said: str, box: tuple[float, ...] | None, checkpoints: Path
+) -> None:
+    expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
+    found = expert._grounding(said)
+    assert found.box == (box and pytest.approx(box))
+
+
+def test_weights_are_pinned_by_their_content(checkpoints: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint(checkpoints, "owlv2"), folder)
+    revision = chosen(folder, "owlv2").revision
+    assert revision.startswith("sha256:")
+    assert chosen(checkpoint(checkpoints, "owlv2"), "owlv2").revision == revision
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "logit_scale_init_value": 1.0}))
+    assert chosen(folder, "owlv2").revision != revision
+
+
+def test_weights_that_are_not_what_they_should_be_are_named(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    owl = checkpoint(checkpoints, "owlv2")
+    with pytest.raises(MuvaError, match="expected the architecture kosmos-2, found owlv2"):
+        chosen(owl, "kosmos-2").load()
+    with pytest.raises(MuvaError, match="expected a folder that is there, or a hub's ORG/NAME"):
+        chosen(tmp_path / "nowhere", "owlv2")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MuvaError, match="expected safetensors in this folder, found nothing"):
+        chosen(tmp_path / "empty", "owlv2")
+    with pytest.raises(MuvaError, match="a folder has no revisions"):
+        chosen(owl, "owlv2", revision="main")
+    shutil.copytree(owl, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(MuvaError, match="cannot be loaded"):
+        chosen(tmp_path / "cut", "owlv2").load()
+    shutil.copytree(owl, tmp_path / "partial")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(owl / "model.safetensors")
+    tensors.pop("layer_norm.weight")
+    save_file(tensors, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MuvaError, match=r"1 tensors of owlv2 are missing.*layer_norm\.weight"):
+        chosen(tmp_path / "partial", "owlv2").load()
+
+
+def test_experts_and_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(MuvaError, match="expert 'florence' is unknown; closest: florence-2"):
+        choose_expert(GroundingConfig(expert="florence"))
+    with pytest.raises(MuvaError, match="annotated has no weights"):
+        choose_expert(GroundingConfig(expert="annotated", revision="main"))
+    with pytest.raises(MuvaError, match="expected the name of the served model"):
+        choose_expert(GroundingConfig(expert="http"))
+
+
+def test_the_small_vocabulary_refuses_other_words(
+    images: list[GroundingImage], checkpoints: Path
+) -> None:
+    expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
+    with pytest.raises(MuvaError, match="phrase 'the backpack': this expert's small vocabulary"):
+        expert.ground(images[:1], {"bag": "the backpack"})
+
+
+class Endpoint(ThreadingHTTPServer):
+    """A chat endpoint that answers by a script: status codes first, then this text."""
+
+    text: str = "[[100,200,300,400]]"
+    failures: list[int]
+    seen: list[dict[str, Any]]
+    token: str | None = None
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server = cast(Endpoint, self.server)
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server.seen.append(content)
+        wanted = f"Bearer {server.token}" if server.token else None
+        status = 200
+        if server.failures:
+            status = server.failures.pop()
+        elif wanted and self.headers.get("Authorization") != wanted:
+            status = 401
+        answer = {"choices": [{"message": {"content": server.text}}]}
+        body = json.dumps(answer if status == 200 else {"error": "no"}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    with Endpoint(("127.0.0.1", 0), Handler) as server:
+        server.failures, server.seen = [], []
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setenv("MUVA_EXPERT_URL", f"http://127.0.0.1:{server.server_port}/v1/")
+        monkeypatch.setattr("muva.grounding.experts.http.BACKOFF_S", 0.01)
+        yield server
+        server.shutdown()
+
+
+def served(**settings: Any) -> Any:
+    return choose_expert(GroundingConfig(expert="http", checkpoint="cogvlm", **settings)).load()
+
+
+def test_a_served_model_is_asked_the_papers_question(
+    endpoint: Endpoint, images: list[GroundingImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUVA_EXPERT_TOKEN", "s3cr3t-token")
+    endpoint.token = "s3cr3t-token"
+    answers = served().ground(images[:2], PHRASES)
+    assert {answer.box for row in answers for answer in row} == {(0.1, 0.2, 0.3, 0.4)}
+    assert len(endpoint.seen) == 6
+    request = endpoint.seen[0]
+    assert request["model"] == "cogvlm" and request["temperature"] == 0
+    image, question = request["messages"][0]["content"]
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
+    asked = {seen["messages"][0]["content"][1]["text"] for seen in endpoint.seen}
+    assert question["text"] in asked and len(asked) == 3
+    assert any("the location of the legs of the person within the image" in text for text in asked)
+
+
+def test_refusals_of_the_moment_are_tried_again(
+    endpoint: Endpoint, images: list[GroundingImage]
+) -> None:
+    endpoint.failures = [503, 429, 500]
+    answers = served(coordinates="pixels").ground(images[:1], {"head": PHRASES["head"]})
+    assert len(endpoint.seen) == 4
+    # 64 wide, 128 high: all of the box is outside.
+    assert answers[0][0].box is None
+    assert answers[0][0].answer == "[[100,200,300,400]]"
+
+
+def test_an_endpoint_that_refuses_is_named_without_its_token(
+    endpoint: Endpoint, images: list[GroundingImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUVA_EXPERT_TOKEN", "wrong-s3cr3t")
+    endpoint.token = "right"
+    with pytest.raises(MuvaError, match=r"cogvlm at http://127.*does not answer.*401") as mistake:
+        served().ground(images[:1], PHRASES)
+    assert "s3cr3t" not in str(mistake.value)
+    monkeypatch.setenv("MUVA_EXPERT_URL", "")
+    with pytest.raises(MuvaError, match="MUVA_EXPERT_URL is 'not set'"):
+        served()
