@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,11 @@ from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "workflows.cli")
 PATIENCE_S = 180.0
+
+
+def heeding_ctrl_c() -> None:
+    """Before a command starts: background jobs of a shell, as tests may be, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(home: Path, *words: str) -> subprocess.Popen[str]:
@@ -22,6 +28,7 @@ def start(home: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=heeding_ctrl_c,
     )
 
 

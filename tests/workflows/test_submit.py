@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from muva.errors import MuvaError
+from tests.workflows.commands import heeding_ctrl_c
 from workflows.follow import follow_job
 from workflows.ray_head import Head, authorisation, find_head, start_head
 from workflows.shipping import code_folder, ship
@@ -137,7 +138,13 @@ def test_a_verb_runs_in_a_copy_of_the_code_with_the_recipe_it_names(
 def test_ctrl_c_ends_the_following_and_not_the_job(head: Head, jobs: dict[str, str]) -> None:
     job = jobs["endless"]
     command = [*CLI, "submit", "--address", head.address, "--attach", job]
-    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    follower = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeding_ctrl_c,
+    )
     assert follower.stdout is not None
     while (line := follower.stdout.readline()) != "first\n":
         assert line, "the log ended early"

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from muva.errors import MuvaError
+from tests.workflows.commands import heeding_ctrl_c
 from tracking.runs import RunRef, Tracker
 from tracking.ui import run_link
 from workflows.ports import usable_port
@@ -40,7 +41,13 @@ def run(home: Path) -> RunRef:
 def server(home: Path, run: RunRef) -> Iterator[tuple[str, list[str]]]:
     """The address that the verb printed, and all that it printed."""
     command = [sys.executable, "-m", "workflows.cli", "ui", "--home", str(home), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heeding_ctrl_c,
+    )
     assert process.stdout is not None
     said: list[str] = []
     for line in process.stdout:
