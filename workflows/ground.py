@@ -1,12 +1,14 @@
 """`muva ground`: an expert finds the body parts of every image; its answers are pseudo-labels.
 
 Ray actors hold the expert, loaded once, and take a shard at a time. A shard's labels are written
-when it is done, so work that stops goes on with the shards that are missing.
+when it is done, so work that stops goes on with the shards that are missing, and drivers that
+ground the same data set at once share its shards: what one has finished no other computes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from muva.grounding.ground import ground_shard, label_config
 from muva.grounding.labels import (
     LABEL_FORMAT,
     finished_parts,
+    label_key,
     open_labels,
     summarise_labels,
     write_label_part,
@@ -130,9 +133,11 @@ def _ground_shards(
     actors: Actors,
     progress: Track,
 ) -> None:
-    waiting = sorted(set(range(len(dataset.shards))) - finished_parts(artifact))
+    waiting = list(set(range(len(dataset.shards))) - finished_parts(artifact))
     if not waiting:
         return
+    # In an order of its own: drivers that ground the same data set at once meet in few shards.
+    random.shuffle(waiting)
     # A lost actor is started again, and takes up the shards that it held.
     grounder: Any = ray.remote(
         num_cpus=actors.cpus_each,
@@ -180,7 +185,9 @@ class _Grounder:
         self._expert = expert.load()
 
     def ground(self, shard: int) -> None:
-        """Writes the labels of one shard."""
+        """Writes the labels of one shard, unless another driver's actor has meanwhile."""
+        if self._labels.store.exists(self._labels.key(label_key(shard))):
+            return
         table = ground_shard(
             self._dataset,
             shard,

@@ -34,6 +34,7 @@ class Track:
         self._task = bar.add_task(label, total=None, note="") if bar else None
         self._logged_at = time.monotonic()
         self._started_at = self._logged_at
+        self._first: tuple[float, int] | None = None
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` units are finished; `note` is shown behind them."""
@@ -41,10 +42,21 @@ class Track:
             self._bar.update(self._task, completed=done, total=total, note=note)
             return
         now = time.monotonic()
+        if self._first is None:  # what was done before says nothing of the pace
+            self._first = now, done
         if now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
             elapsed_s = now - self._started_at
-            say(f"{self._label}: {done} of {total} after {elapsed_s:.0f} s {note}".rstrip())
+            left = time_left(now - self._first[0], done - self._first[1], total - done)
+            say(f"{self._label}: {done} of {total} after {elapsed_s:.0f} s{left} {note}".rstrip())
+
+
+def time_left(seconds: float, done: int, remaining: int) -> str:
+    """`, 38 s left` at the pace so far; nothing before there is one."""
+    if done <= 0 or remaining <= 0:
+        return ""
+    left_s = seconds / done * remaining
+    return f", {left_s:.0f} s left" if left_s < 600 else f", {left_s / 60:.0f} min left"
 
 
 def say(text: str) -> None:
