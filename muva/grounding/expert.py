@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -57,3 +57,11 @@ class Expert(Protocol):
     ) -> list[list[Grounding]]:
         """For each image an answer to each phrase (part -> phrase), in their order."""
         ...
+
+
+def phrase_by_phrase(
+    answers: Callable[[str], Sequence[Grounding]], phrases: Mapping[str, str]
+) -> list[list[Grounding]]:
+    """What `Expert.ground` gives, of an expert that takes one phrase of all images at a time."""
+    by_phrase = [answers(phrase) for phrase in phrases.values()]
+    return [list(of_image) for of_image in zip(*by_phrase, strict=True)]

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from muva.errors import MuvaError
 from muva.grounding.answers import largest_box
 from muva.grounding.expert import Grounding, GroundingImage
-from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 TASK = "<CAPTION_TO_PHRASE_GROUNDING>"
 FINE = 10_000
@@ -26,10 +26,8 @@ class Florence2Expert:
     """Asks each phrase of each image; the image is looked at once."""
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
-        self._device = best_device()
-        self._processor = load_processor(Florence2Processor, weights)
-        self._model = load_model(
-            Florence2ForConditionalGeneration, weights, precision=precision, device=self._device
+        self._model, self._processor = load_pretrained(
+            Florence2ForConditionalGeneration, Florence2Processor, weights, precision=precision
         )
         self._questions = lru_cache(maxsize=4)(self._asked)
 
@@ -42,7 +40,7 @@ class Florence2Expert:
         ids, attention = (part.repeat(len(images), 1) for part in self._questions(asked))
         pixels = self._processor.image_processor(
             [image.image for image in images], return_tensors="pt"
-        )["pixel_values"].to(self._device, self._model.dtype)
+        )["pixel_values"].to(self._model.device, self._model.dtype)
         seen = self._model.get_image_features(pixels).pooler_output
         answers = self._model.generate(
             input_ids=ids,
@@ -78,7 +76,9 @@ class Florence2Expert:
             padding=True,
             return_tensors="pt",
         )
-        return inputs["input_ids"].to(self._device), inputs["attention_mask"].to(self._device)
+        return inputs["input_ids"].to(self._model.device), inputs["attention_mask"].to(
+            self._model.device
+        )
 
     def _grounding(self, text: str) -> Grounding:
         found = self._processor.post_process_generation(text, task=TASK, image_size=(FINE, FINE))

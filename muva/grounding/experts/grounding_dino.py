@@ -8,8 +8,8 @@ import torch
 from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from muva.grounding.answers import best_box
-from muva.grounding.expert import Grounding, GroundingImage
-from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+from muva.grounding.expert import Grounding, GroundingImage, phrase_by_phrase
+from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 THRESHOLD = 0.25
 """The authors' own; below it a phrase is not found."""
@@ -19,18 +19,15 @@ class GroundingDinoExpert:
     """Asks phrase by phrase: of a list of phrases it cannot be told which one a box answers."""
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
-        self._device = best_device()
-        self._processor = load_processor(GroundingDinoProcessor, weights)
-        self._model = load_model(
-            GroundingDinoForObjectDetection, weights, precision=precision, device=self._device
+        self._model, self._processor = load_pretrained(
+            GroundingDinoForObjectDetection, GroundingDinoProcessor, weights, precision=precision
         )
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
         """See `Expert`; of several boxes the one with the highest score."""
-        by_phrase = [self._answers(images, phrase) for phrase in phrases.values()]
-        return [list(answers) for answers in zip(*by_phrase, strict=True)]
+        return phrase_by_phrase(lambda phrase: self._answers(images, phrase), phrases)
 
     @torch.inference_mode()
     def _answers(self, images: Sequence[GroundingImage], phrase: str) -> list[Grounding]:
@@ -38,7 +35,7 @@ class GroundingDinoExpert:
             images=[image.image for image in images],
             text=[f"{phrase.lower().rstrip('.')}."] * len(images),
             return_tensors="pt",
-        ).to(self._device)
+        ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         outputs = self._model(**inputs)
         found = self._processor.post_process_grounded_object_detection(

@@ -10,8 +10,8 @@ from transformers import Kosmos2ForConditionalGeneration, Kosmos2Processor
 
 from muva.data.records import Box
 from muva.grounding.answers import largest_box
-from muva.grounding.expert import Grounding, GroundingImage
-from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+from muva.grounding.expert import Grounding, GroundingImage, phrase_by_phrase
+from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 CELLS = 32
 ANSWER_TOKENS = 16
@@ -22,18 +22,15 @@ class Kosmos2Expert:
     """Asks each phrase of all images at once: questions of one length need no padding."""
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
-        self._device = best_device()
-        self._processor = load_processor(Kosmos2Processor, weights)
-        self._model = load_model(
-            Kosmos2ForConditionalGeneration, weights, precision=precision, device=self._device
+        self._model, self._processor = load_pretrained(
+            Kosmos2ForConditionalGeneration, Kosmos2Processor, weights, precision=precision
         )
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
         """See `Expert`."""
-        by_phrase = [self._answers(images, phrase) for phrase in phrases.values()]
-        return [list(answers) for answers in zip(*by_phrase, strict=True)]
+        return phrase_by_phrase(lambda phrase: self._answers(images, phrase), phrases)
 
     @torch.inference_mode()
     def _answers(self, images: Sequence[GroundingImage], phrase: str) -> list[Grounding]:
@@ -41,7 +38,7 @@ class Kosmos2Expert:
             text=[f"<grounding><phrase> {phrase}</phrase>"] * len(images),
             images=[image.image for image in images],
             return_tensors="pt",
-        ).to(self._device)
+        ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         asked = inputs["input_ids"].shape[1]
         answers = self._model.generate(

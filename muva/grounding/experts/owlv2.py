@@ -9,7 +9,7 @@ from transformers import Owlv2ForObjectDetection, Owlv2Processor
 
 from muva.grounding.expert import Grounding, GroundingImage
 from muva.grounding.experts.grounding_dino import detection
-from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 THRESHOLD = 0.1
 """The authors' own; below it a phrase is not found."""
@@ -19,10 +19,8 @@ class Owlv2Expert:
     """Asks all phrases at once; each box has a score for each of them."""
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
-        self._device = best_device()
-        self._processor = load_processor(Owlv2Processor, weights)
-        self._model = load_model(
-            Owlv2ForObjectDetection, weights, precision=precision, device=self._device
+        self._model, self._processor = load_pretrained(
+            Owlv2ForObjectDetection, Owlv2Processor, weights, precision=precision
         )
 
     @torch.inference_mode()
@@ -34,7 +32,7 @@ class Owlv2Expert:
             text=[list(phrases.values())] * len(images),
             images=[image.image for image in images],
             return_tensors="pt",
-        ).to(self._device)
+        ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         outputs = self._model(**inputs)
         scores = torch.sigmoid(outputs.logits.float())

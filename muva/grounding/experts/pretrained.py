@@ -67,11 +67,19 @@ def pinned(place: str, revision: str = "") -> Weights:
     return Weights(place=place, revision=_commit(place, revision or "main"))
 
 
-def load_model(kind: Any, weights: Weights, *, precision: str, device: torch.device) -> Any:
-    """A model of this transformers class, in eval mode.
+def load_pretrained(
+    model: Any, processor: Any, weights: Weights, *, precision: str
+) -> tuple[Any, Any]:
+    """A model and a processor of these transformers classes; on a GPU where there is one.
 
     Raises MuvaError for weights of another architecture, incomplete ones, and none.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = _model(model, weights, precision=precision)
+    return loaded.eval().to(device), _processor(processor, weights)
+
+
+def _model(kind: Any, weights: Weights, *, precision: str) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
@@ -102,11 +110,10 @@ def load_model(kind: Any, weights: Weights, *, precision: str, device: torch.dev
             f"expert's weights {weights.place}: {len(missing)} tensors of {expected} are missing, "
             f"for example {missing[0]}"
         )
-    return model.eval().to(device)
+    return model
 
 
-def load_processor(kind: Any, weights: Weights) -> Any:
-    """The processor that came with the weights."""
+def _processor(kind: Any, weights: Weights) -> Any:
     try:
         return kind.from_pretrained(weights.place, **weights.hub)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -114,11 +121,6 @@ def load_processor(kind: Any, weights: Weights) -> Any:
             f"expert's weights {weights.place}: their processor cannot be loaded "
             f"({str(error).splitlines()[0]}): expected its JSON files beside the weights"
         ) from error
-
-
-def best_device() -> torch.device:
-    """A GPU where the process has one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _commit(place: str, revision: str) -> str:

@@ -18,7 +18,7 @@ from transformers import (
 
 from muva.grounding.answers import boxes_in_text, largest_box
 from muva.grounding.expert import QUESTION, Grounding, GroundingImage
-from muva.grounding.experts.pretrained import Weights, best_device, load_model, load_processor
+from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 ANSWER_TOKENS = 128
 FORM = '. Answer in JSON: [{"bbox_2d": [x0, y0, x1, y1], "label": "..."}], or [] if there is none.'
@@ -32,12 +32,10 @@ class _QwenExpert:
     processor_class: Any
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
-        self._device = best_device()
-        self._processor = load_processor(self.processor_class, weights)
-        self._processor.tokenizer.padding_side = "left"
-        self._model = load_model(
-            self.model_class, weights, precision=precision, device=self._device
+        self._model, self._processor = load_pretrained(
+            self.model_class, self.processor_class, weights, precision=precision
         )
+        self._processor.tokenizer.padding_side = "left"
 
     @torch.inference_mode()
     def ground(
@@ -50,7 +48,7 @@ class _QwenExpert:
             images=[image.image for image in images for _ in phrases],
             padding=True,
             return_tensors="pt",
-        ).to(self._device)
+        ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         asked = inputs["input_ids"].shape[1]
         answers = self._model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
