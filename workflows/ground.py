@@ -153,15 +153,21 @@ def _ground_shards(
     done = total - sum(dataset.shards[shard].rows for shard in waiting)
     progress.update(done, total)
     running = {}
-    idle = pool * SHARDS_AHEAD
+    # No shard waits for an actor that is still to get its cores: where another driver holds them,
+    # and waits for cores in its turn, neither would ever end.
+    starting = {actor.ready.remote(): actor for actor in pool}
+    idle: list[Any] = []
     while waiting or running:
         while waiting and idle:
             actor, shard = idle.pop(0), waiting.pop(0)
             running[actor.ground.remote(shard)] = actor, shard
-        finished, _ = ray.wait(list(running))
+        finished, _ = ray.wait([*running, *starting])
         for reference in finished:
-            actor, shard = running.pop(reference)
             results([reference])
+            if reference in starting:
+                idle += [starting.pop(reference)] * SHARDS_AHEAD
+                continue
+            actor, shard = running.pop(reference)
             idle.append(actor)
             done += dataset.shards[shard].rows
             progress.update(done, total)
@@ -183,6 +189,9 @@ class _Grounder:
         self._labels = labels
         self._chosen, self._phrases = expert, phrases
         self._expert = expert.load()
+
+    def ready(self) -> None:
+        """Returns once the expert is loaded."""
 
     def ground(self, shard: int) -> None:
         """Writes the labels of one shard, unless another driver's actor has meanwhile."""
