@@ -26,7 +26,8 @@ class Board:
 
     def __init__(self) -> None:
         self._name = uuid.uuid4().hex
-        self._messages = _messages_of(ray.get_runtime_context().get_job_id())
+        context = ray.get_runtime_context()
+        self._messages = _messages_of(context.gcs_address, context.get_job_id())
 
     def post(self, message: object) -> None:
         """Pins a message up; does not wait."""
@@ -51,13 +52,13 @@ class _Messages:
 
 
 @functools.lru_cache(maxsize=1)
-def _messages_of(job: str) -> Any:
-    """One actor for all boards of a Ray job that this process makes.
+def _messages_of(cluster: str, job: str) -> Any:
+    """One actor for all boards of a Ray job that this process makes; clusters number jobs alike.
 
     An actor takes over an idle process of Ray's, which a task would have used: with an actor a
     step, each step's tasks would wait for new processes and what they import.
     """
-    del job
+    del cluster, job
     return ray.remote(num_cpus=0)(_Messages).remote()
 
 

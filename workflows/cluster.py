@@ -10,10 +10,7 @@ from contextlib import contextmanager
 
 import ray
 
-from workflows.ray_head import ensure_token
-
-OBJECT_STORE_BYTES = 256 * 1024**2
-"""Enough for what the verbs pass through it: references, reports, small tables."""
+from workflows.ray_head import OBJECT_STORE_BYTES, ensure_token
 
 FEW_CORES = 4
 """On so few, an idle process or two outlive a training. Ray keeps as many as there are cores
