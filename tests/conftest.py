@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from muva.data.store import Store, open_store
 
 # Small tensors gain nothing from more threads, and lose much where others use the cores too.
 torch.set_num_threads(1)
@@ -25,6 +28,36 @@ def ray_session() -> Iterator[None]:
 
     with ray_cluster():
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a server that speaks S3's protocol."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
+    """A store in a new bucket; the AWS variables lead there."""
+    from boto3.session import Session
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+    Session().client("s3").create_bucket(Bucket=bucket)
+    return open_store(f"s3://{bucket}/some/prefix/")
 
 
 @pytest.fixture(scope="session")

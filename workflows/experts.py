@@ -27,7 +27,7 @@ def experts_verb(as_json: bool) -> None:
             name,
             info.checkpoint or "none",
             info.parameters or "none",
-            info.memory or "none",
+            f"{info.memory_gb:g} GB" if info.memory_gb else "none here",
             info.licence,
             "yes" if info.gives_scores else "no",
         )

@@ -1,21 +1,17 @@
 """`muva ground`: an expert finds the body parts of every image; its answers are pseudo-labels.
 
-Ray actors hold the expert, loaded once, and take a shard at a time. A shard's labels are written
-when it is done, so work that stops goes on with the shards that are missing, and drivers that
-ground the same data set at once share its shards: what one has finished no other computes.
+A shard's labels are written when it is done, so work that stops goes on with the shards that are
+missing, and drivers that ground the same data set at once share its shards: what one has finished
+no other computes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-import ray
-import torch
 from PIL import Image
 
 from muva.config import GroundingConfig, load_recipe, with_settings
@@ -23,22 +19,21 @@ from muva.data.artifacts import Artifact, fingerprint
 from muva.data.images import decode_rgb
 from muva.data.shards import Dataset, open_dataset
 from muva.errors import SettingsError
-from muva.grounding.experts import ChosenExpert, choose_expert
-from muva.grounding.ground import ground_shard, label_config
+from muva.grounding.experts import choose_expert
+from muva.grounding.ground import label_config
 from muva.grounding.labels import (
     LABEL_FORMAT,
+    allowed_failures,
     finished_parts,
-    label_key,
     open_labels,
     summarise_labels,
-    write_label_part,
 )
 from muva.grounding.part_masks import part_masks, patch_centres
 from tracking.pictures import part_mask_sheet
-from workflows.board import results
-from workflows.cluster import cpus, gpus, ray_cluster
+from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
-from workflows.progress import Track, track
+from workflows.expert_pool import Actors, Spent, ground_shards
+from workflows.progress import track
 from workflows.session import (
     NAMES,
     Session,
@@ -48,42 +43,13 @@ from workflows.session import (
     recipe_option,
     session_options,
 )
-from workflows.steps import Done, Step, do_step
+from workflows.steps import Done, Step, Tell, do_step
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
-MOST_RESTARTS = 3
-SHARDS_AHEAD = 2
-"""Shards waiting per actor: enough to keep it busy, few enough to bound the driver's memory."""
-
 SHOWN_IMAGES = 12
 SHOWN_GRID = (16, 8)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Actors:
-    """The processes that hold the expert."""
-
-    count: int | None = None
-    """None: as many as the cluster has room for."""
-    cpus_each: int = 1
-    gpus_each: float | None = None
-    """None: one for an expert that wants it, where the cluster has any."""
-
-    def gpus_each_of(self, expert: ChosenExpert) -> float:
-        """What an actor with this expert holds; a fraction lets several share a GPU."""
-        if self.gpus_each is not None:
-            return self.gpus_each
-        return 1.0 if expert.info.parameters and expert.name != "http" and gpus() else 0.0
-
-    def count_of(self, expert: ChosenExpert) -> int:
-        """How many actors there are."""
-        if self.count is not None:
-            return self.count
-        share = self.gpus_each_of(expert)
-        room = cpus() // self.cpus_each
-        return max(1, min(room, int(gpus() / share)) if share else room)
 
 
 def ground(
@@ -100,9 +66,35 @@ def ground(
         fingerprint([settings, dataset.name, dataset.fingerprint]),
     )
 
-    def work(_: object) -> dict[str, Any]:
-        with ray_cluster(), track(f"ground {dataset.name}") as progress:
-            _ground_shards(dataset, artifact, expert, config.phrases, actors or Actors(), progress)
+    def work(tell: Tell) -> dict[str, Any]:
+        waiting = set(range(len(dataset.shards))) - finished_parts(artifact)
+        if waiting:
+            with ray_cluster(), track(f"ground {dataset.name}") as progress:
+                total = dataset.summary.images
+                before = total - sum(dataset.shards[shard].rows for shard in waiting)
+                progress.update(before, total)
+                spent = ground_shards(
+                    dataset,
+                    artifact,
+                    expert,
+                    config.phrases,
+                    shards=waiting,
+                    actors=actors or Actors(),
+                    most_aside=allowed_failures(total, config.quarantine_limit),
+                    tell=lambda looked_at, spent: progress.update(
+                        before + looked_at, total, note=_pace(spent)
+                    ),
+                )
+            tell(
+                {
+                    "grounded/images": spent.images,
+                    "grounded/failed": spent.failed,
+                    "grounded/images_per_s": spent.images_per_s,
+                    "grounded/decode_s": spent.decode_s,
+                    "grounded/model_s": spent.model_s,
+                },
+                None,
+            )
         return summarise_labels(
             artifact,
             dataset,
@@ -112,7 +104,8 @@ def ground(
 
     def report(run: Run, summary: dict[str, Any]) -> None:
         run.tags({"source": dataset.name, "expert": config.expert})
-        run.metrics({f"found/{part}": share for part, share in summary["found"].items()})
+        found = {f"found/{part}": share for part, share in summary["found"].items()}
+        run.metrics(found | {"images": summary["images"], "failed": summary["failed"]})
         run.picture("pseudo-labels.png", _sheet(dataset, artifact))
 
     step = Step(
@@ -125,87 +118,9 @@ def ground(
     return do_step(step, session=session, work=work, report=report)
 
 
-def _ground_shards(
-    dataset: Dataset,
-    artifact: Artifact,
-    expert: ChosenExpert,
-    phrases: Mapping[str, str],
-    actors: Actors,
-    progress: Track,
-) -> None:
-    waiting = list(set(range(len(dataset.shards))) - finished_parts(artifact))
-    if not waiting:
-        return
-    # In an order of its own: drivers that ground the same data set at once meet in few shards.
-    random.shuffle(waiting)
-    # A lost actor is started again, and takes up the shards that it held.
-    grounder: Any = ray.remote(
-        num_cpus=actors.cpus_each,
-        num_gpus=actors.gpus_each_of(expert),
-        max_restarts=MOST_RESTARTS,
-        max_task_retries=MOST_RESTARTS,
-    )(_Grounder)
-    pool = [
-        grounder.remote(dataset.artifact, artifact, expert, dict(phrases), actors.cpus_each)
-        for _ in range(min(len(waiting), actors.count_of(expert)))
-    ]
-    total = dataset.summary.images
-    done = total - sum(dataset.shards[shard].rows for shard in waiting)
-    progress.update(done, total)
-    running = {}
-    # No shard waits for an actor that is still to get its cores: where another driver holds them,
-    # and waits for cores in its turn, neither would ever end.
-    starting = {actor.ready.remote(): actor for actor in pool}
-    idle: list[Any] = []
-    while waiting or running:
-        while waiting and idle:
-            actor, shard = idle.pop(0), waiting.pop(0)
-            running[actor.ground.remote(shard)] = actor, shard
-        finished, _ = ray.wait([*running, *starting])
-        for reference in finished:
-            results([reference])
-            if reference in starting:
-                idle += [starting.pop(reference)] * SHARDS_AHEAD
-                continue
-            actor, shard = running.pop(reference)
-            idle.append(actor)
-            done += dataset.shards[shard].rows
-            progress.update(done, total)
-
-
-class _Grounder:
-    """An expert at work: labels one shard after the other."""
-
-    def __init__(
-        self,
-        dataset: Artifact,
-        labels: Artifact,
-        expert: ChosenExpert,
-        phrases: Mapping[str, str],
-        threads: int,
-    ) -> None:
-        torch.set_num_threads(threads)
-        self._dataset = open_dataset(dataset)
-        self._labels = labels
-        self._chosen, self._phrases = expert, phrases
-        self._expert = expert.load()
-
-    def ready(self) -> None:
-        """Returns once the expert is loaded."""
-
-    def ground(self, shard: int) -> None:
-        """Writes the labels of one shard, unless another driver's actor has meanwhile."""
-        if self._labels.store.exists(self._labels.key(label_key(shard))):
-            return
-        table = ground_shard(
-            self._dataset,
-            shard,
-            expert=self._expert,
-            name=self._chosen.name,
-            phrases=self._phrases,
-            batch_images=self._chosen.info.batch_images,
-        )
-        write_label_part(self._labels, shard, table)
+def _pace(spent: Spent) -> str:
+    aside = f", {spent.failed} set aside" if spent.failed else ""
+    return f"{spent.images_per_s:.0f} images/s{aside}" if spent.images else ""
 
 
 def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:

@@ -8,9 +8,10 @@ with `If-None-Match: *` (RFC 9110 13.1.2). What is being written is never seen u
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
+import io
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from muva.errors import MuvaError, SettingsError
+
+MULTIPART_BYTES, PART_BYTES = 64 * 2**20, 16 * 2**20
+"""What goes to S3 in parts, and how large those are."""
 
 
 class MissingKeyError(MuvaError):
@@ -232,13 +236,15 @@ class S3Store:
 
     def read(self, key: str) -> bytes:
         """See `Store`."""
+        buffer = io.BytesIO()
         with self._explained("read", key):
-            return self._call("get_object", key)["Body"].read()
+            self._call("download_fileobj", key, Fileobj=buffer, Config=_transfers())
+        return buffer.getvalue()
 
     def write(self, key: str, data: bytes) -> None:
-        """See `Store`."""
+        """See `Store`; what is large goes in parts, each of which is tried again by itself."""
         with self._explained("write", key):
-            self._call("put_object", key, Body=data)
+            self._call("upload_fileobj", key, Fileobj=io.BytesIO(data), Config=_transfers())
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Store`."""
@@ -252,7 +258,8 @@ class S3Store:
                 except ClientError as error:
                     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                     if status == 412:
-                        return False
+                        # Ours, where the answer to an earlier attempt was lost on the way.
+                        return self.read(key) == data
                     # 409: another conditional write of this key is under way; who wins is open.
                     if status != 409 or pause_s is None:
                         raise
@@ -296,16 +303,26 @@ class S3Store:
                 aside = copy.with_name(f"{name}.{uuid.uuid4().hex}.partial")
                 try:
                     with aside.open("xb") as file:
-                        shutil.copyfileobj(self._call("get_object", key)["Body"], file)
+                        self._call("download_fileobj", key, Fileobj=file, Config=_transfers())
                     aside.replace(copy)
                 finally:
                     aside.unlink(missing_ok=True)
             return copy
 
     def sweep(self, *, older_than_s: float) -> int:
-        """See `Store`: a PUT that breaks off leaves nothing."""
-        del older_than_s
-        return 0
+        """See `Store`: a PUT that breaks off leaves nothing, one in parts leaves those."""
+        removed = 0
+        with self._explained("list", "broken-off uploads"):
+            client = self._connected()
+            pages = client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for upload in page.get("Uploads", []):
+                    if time.time() - upload["Initiated"].timestamp() > older_than_s:
+                        client.abort_multipart_upload(
+                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        removed += 1
+        return removed
 
     def _connected(self) -> Any:
         if self._client is None:
@@ -330,6 +347,7 @@ class S3Store:
     @contextmanager
     def _explained(self, verb: str, key: str) -> Iterator[None]:
         """Errors of the service in words that say what to do."""
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -340,7 +358,7 @@ class S3Store:
                 raise MissingKeyError(f"store {self.uri}: there is no {key}") from error
             remedy = _S3_REMEDIES.get(code, "")
             raise MuvaError(f"store {self.uri}: cannot {verb} {key}: {error}. {remedy}") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, Boto3Error) as error:
             raise MuvaError(
                 f"store {self.uri}: cannot {verb} {key}: {error}. Are AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION and, for servers other than "
@@ -359,9 +377,25 @@ _S3_REMEDIES = {
     "403": "These credentials may not do this here",
     "InvalidAccessKeyId": "Are AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL of the same server?",
     "SignatureDoesNotMatch": "Is AWS_SECRET_ACCESS_KEY right?",
-    "PermanentRedirect": "The bucket is in another region: set AWS_REGION",
-    "RequestTimeTooSkewed": "This machine's clock is wrong",
+    "ExpiredToken": "The session token has expired: log in again",
+    **dict.fromkeys(
+        ("PermanentRedirect", "AuthorizationHeaderMalformed", "301"),
+        "The bucket is in another region: set AWS_REGION to it",
+    ),
+    "400": "Is AWS_REGION the bucket's, and this machine's clock right?",
+    "RequestTimeTooSkewed": "This machine's clock is wrong: set it, for example by NTP",
+    "SlowDown": "The service asks for fewer requests: start the same command again later",
 }
+
+
+@functools.cache
+def _transfers() -> Any:
+    """How bytes go: in parts from this size on, few at once beside the work."""
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(
+        multipart_threshold=MULTIPART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4
+    )
 
 
 def checked_key(key: str) -> str:

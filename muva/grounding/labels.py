@@ -62,6 +62,11 @@ def finished_parts(artifact: Artifact) -> set[int]:
     return {int(match[1]) for name in names if (match := _PART_KEY.fullmatch(name))}
 
 
+def allowed_failures(images: int, quarantine_limit: float) -> float:
+    """How many of the images may be set aside: this share of them, and always a handful."""
+    return max(quarantine_limit * images, float(min(5, max(1, images // 10))))
+
+
 def summarise_labels(
     artifact: Artifact, dataset: Dataset, *, parts: Sequence[str], quarantine_limit: float = 0.01
 ) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def summarise_labels(
             if row["error"] is not None:
                 failed[row["image_id"]] = row["error"]
     images = dataset.summary.images
-    if len(failed) > max(quarantine_limit * images, min(5, max(1, images // 10))):
+    if len(failed) > allowed_failures(images, quarantine_limit):
         image_id, reason = next(iter(failed.items()))
         raise MuvaError(
             f"{artifact.uri}: {len(failed)} of {images} images could not be looked at, for example "

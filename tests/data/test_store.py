@@ -4,42 +4,16 @@ import errno
 import os
 import pickle
 import threading
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
+from benchmarks import disturbed_server as disturbed
+from benchmarks.disturbed_server import Disturber
+from muva.data import store as store_module
 from muva.data.store import LocalStore, MissingKeyError, S3Store, Store, open_store
 from muva.errors import MuvaError
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_server, monkeypatch, tmp_path) -> Store:
-    from boto3.session import Session
-
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
-    Session().client("s3").create_bucket(Bucket=bucket)
-    return open_store(f"s3://{bucket}/some/prefix/")
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -206,3 +180,64 @@ def test_missing_credentials_are_said(s3, monkeypatch):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     with pytest.raises(MuvaError, match="AWS_ACCESS_KEY_ID"):
         open_store(s3.uri).read("key")
+
+
+def test_what_is_large_goes_in_parts_and_broken_off_ones_are_swept(s3, monkeypatch):
+    from boto3.session import Session
+
+    monkeypatch.setattr(store_module, "MULTIPART_BYTES", 6 * 2**20)
+    monkeypatch.setattr(store_module, "PART_BYTES", 5 * 2**20)
+    store_module._transfers.cache_clear()
+    large = os.urandom(12 * 2**20)
+    s3.write("large", large)
+    assert s3.read("large") == large
+    assert s3.path("large").read_bytes() == large
+    bucket, _, prefix = s3.uri.removeprefix("s3://").partition("/")
+    client = Session().client("s3")
+    # The tag of what came in parts ends with their number.
+    assert client.head_object(Bucket=bucket, Key=f"{prefix}/large")["ETag"].endswith('-3"')
+    client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/broken")
+    client.create_multipart_upload(Bucket=bucket, Key="another's")
+    century = 100 * 365 * 86400
+    # moto lets all uploads begin in 2010
+    assert (s3.sweep(older_than_s=century), s3.sweep(older_than_s=3600)) == (0, 1)
+    assert [u["Key"] for u in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == [
+        "another's"
+    ]
+    store_module._transfers.cache_clear()
+
+
+def test_a_server_that_refuses_delays_and_cuts_is_asked_again(s3, s3_server, monkeypatch):
+    disturber = Disturber(seed=0, share=0.3)
+    monkeypatch.setattr(disturbed, "SLOW_S", 0.05)
+    with disturbed.disturbed_server(s3_server, disturber) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        store = open_store(s3.uri)
+        for turn in range(12):
+            content = b"%d " % turn * 5000
+            store.write(f"part-{turn}", content)
+            assert store.read(f"part-{turn}") == content
+            assert store.path(f"part-{turn}").read_bytes() == content
+            assert store.create(f"manifest-{turn}", content)
+            assert not store.create(f"manifest-{turn}", b"another's")
+        assert len(list(store.list())) == 24
+    assert all(disturber.disturbed.values()), disturber.disturbed
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("RequestTimeTooSkewed", "clock is wrong"),
+        ("PermanentRedirect", "another region: set AWS_REGION"),
+        ("AuthorizationHeaderMalformed", "another region: set AWS_REGION"),
+        ("AccessDenied", "may not do this here"),
+    ],
+)
+def test_what_the_service_refuses_comes_with_a_remedy(s3, code, remedy):
+    from botocore.stub import Stubber
+
+    client = s3._connected()
+    with Stubber(client) as stub:
+        stub.add_client_error("put_object", service_error_code=code, http_status_code=403)
+        with pytest.raises(MuvaError, match=remedy):
+            s3.create("key", b"")

@@ -8,15 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.disturbed_server import Disturber, disturbed_server
 from muva.config import GroundingConfig, SyntheticConfig
-from muva.data.artifacts import Artifact
+from muva.data.artifacts import Artifact, find_artifact
 from muva.data.shards import Dataset, open_dataset, write_shards
+from muva.data.store import Store
 from muva.data.synthetic import synthetic_records
 from muva.errors import MuvaError
 from muva.grounding.experts import choose_expert
+from muva.grounding.ground import Care
 from muva.grounding.labels import label_key, open_labels
 from tests.grounding.small_experts import MAKERS
-from workflows.ground import Actors, _Grounder, ground
+from tests.workflows.commands import finish, start
+from workflows.board import Board
+from workflows.expert_pool import Actors, _Grounder
+from workflows.ground import ground
 from workflows.session import Session, open_session
 
 PEOPLE = SyntheticConfig(train_people=4, test_people=4, height=64, width=32)
@@ -39,15 +45,18 @@ def town(session: Session) -> Dataset:
     return made
 
 
-def test_a_shard_that_another_driver_has_finished_is_not_computed_again(town: Dataset) -> None:
+def test_a_shard_that_another_driver_has_finished_is_not_computed_again(
+    ray_session: None, town: Dataset
+) -> None:
     labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     expert = choose_expert(GroundingConfig())
-    grounder = _Grounder(town.artifact, labels, expert, GroundingConfig().phrases, 1)
+    grounder = _Grounder(town.artifact, labels, expert, GroundingConfig().phrases, 1, Board())
+    grounder.load()
     key = labels.key(label_key(2))
-    grounder.ground(2)
+    grounder.ground(2, Care())
     written = labels.store.read(key)
     labels.store.write(key, b"of the other driver")
-    grounder.ground(2)
+    grounder.ground(2, Care())
     assert labels.store.read(key) == b"of the other driver"
     labels.store.write(key, written)
 
@@ -92,3 +101,24 @@ def test_an_expert_with_weights_labels_phrases_of_ones_own(
     assert manifest["config"]["precision"] == "fp32"
     other = ground(session, town.artifact, GroundingConfig(), Actors(count=1))
     assert other.artifact != done.artifact
+
+
+def test_people_in_s3_are_grounded_by_one_command_on_a_server_that_fails_now_and_then(
+    s3_server: str, s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (f"--set=synthetic.{key}={value}" for key, value in PEOPLE.model_dump().items())
+    words = ("ground", "syn-station", "--expert=annotated", *sizes, "--store", s3.uri, "--json")
+    disturber = Disturber(seed=0, share=0.3)
+    with disturbed_server(s3_server, disturber) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        output = finish(start(tmp_path / "home", *words))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    labels = find_artifact(s3, "labels", "syn-station")
+    assert labels.uri in output
+    dataset = open_dataset(find_artifact(s3, "datasets", "syn-station"))
+    ids = dataset.rows(["image_id"])["image_id"].to_pylist()
+    boxes, found = open_labels(labels, dataset=dataset).boxes(ids)
+    assert found[:, 0].all() and (boxes[:, 0, 2] > boxes[:, 0, 0]).all()
+    assert sum(disturber.disturbed.values()) > 3
+    again = finish(start(tmp_path / "home", *words))
+    assert "exists, labels/syn-station" in again

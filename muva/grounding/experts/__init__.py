@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from muva.config import GroundingConfig
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert
-from muva.grounding.experts.pretrained import Weights, pinned
+from muva.grounding.experts.pretrained import Weights, parameters_in, pinned
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Of a number in each precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +30,8 @@ class ExpertInfo:
     parameters: str = ""
     licence: str = ""
     """Of the weights, and what it allows."""
-    memory: str = ""
-    """Of the weights in bf16."""
+    memory_gb: float = 0.0
+    """Of the weights in its own precision; 0: it has none here."""
     precision: str = "fp32"
     """Unless another one is asked for."""
     batch_images: int = 32
@@ -48,14 +51,14 @@ EXPERTS: dict[str, ExpertInfo] = {
         checkpoint="florence-community/Florence-2-base",
         parameters="0.23 B (large: 0.77 B)",
         licence="MIT: any use",
-        memory="0.5 GB",
+        memory_gb=0.9,
     ),
     "kosmos-2": ExpertInfo(
         adapter="kosmos2:Kosmos2Expert",
         checkpoint="microsoft/kosmos-2-patch14-224",
         parameters="1.7 B",
         licence="MIT: any use",
-        memory="3.4 GB",
+        memory_gb=3.4,
         precision="bf16",
         batch_images=8,
     ),
@@ -64,7 +67,7 @@ EXPERTS: dict[str, ExpertInfo] = {
         checkpoint="IDEA-Research/grounding-dino-tiny",
         parameters="0.17 B (base: 0.23 B)",
         licence="Apache-2.0: any use",
-        memory="0.4 GB",
+        memory_gb=0.7,
         gives_scores=True,
     ),
     "owlv2": ExpertInfo(
@@ -72,7 +75,7 @@ EXPERTS: dict[str, ExpertInfo] = {
         checkpoint="google/owlv2-base-patch16-ensemble",
         parameters="0.15 B",
         licence="Apache-2.0: any use",
-        memory="0.3 GB",
+        memory_gb=0.6,
         gives_scores=True,
     ),
     "qwen2.5-vl": ExpertInfo(
@@ -80,7 +83,7 @@ EXPERTS: dict[str, ExpertInfo] = {
         checkpoint="Qwen/Qwen2.5-VL-7B-Instruct",
         parameters="8.3 B (3 B too)",
         licence="7B Apache-2.0: any use; 3B for research alone",
-        memory="17 GB",
+        memory_gb=17.0,
         precision="bf16",
         batch_images=8,
     ),
@@ -89,7 +92,7 @@ EXPERTS: dict[str, ExpertInfo] = {
         checkpoint="Qwen/Qwen3-VL-4B-Instruct",
         parameters="4.4 B (2 B to 235 B)",
         licence="Apache-2.0: any use",
-        memory="9 GB",
+        memory_gb=9.0,
         precision="bf16",
         batch_images=8,
     ),
@@ -97,7 +100,6 @@ EXPERTS: dict[str, ExpertInfo] = {
         adapter="http:HttpExpert",
         parameters="those of the served model",
         licence="that of the served model",
-        memory="on the server",
     ),
 }
 
@@ -120,6 +122,20 @@ class ChosenExpert:
     def revision(self) -> str:
         """Of the weights, as far as they have one."""
         return self.weights.revision if self.weights else ""
+
+    def weight_bytes(self) -> int | None:
+        """Memory that the weights take in this precision; None where nothing tells before loading.
+
+        A folder's files tell; of a hub's model only that one is known which the entry names.
+        """
+        if self.weights is None or self.name == "http":
+            return 0
+        if self.weights.folder is not None:
+            return parameters_in(self.weights.folder) * BYTES[self.precision]
+        if self.weights.place == self.info.checkpoint:
+            own = self.info.memory_gb * 1e9
+            return round(own * BYTES[self.precision] / BYTES[self.info.precision])
+        return None
 
     def load(self) -> Expert:
         """The expert itself; MuvaError where its weights are not what they should be."""

@@ -7,6 +7,8 @@ commit that it means now, a folder to a hash of its content.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from muva.errors import MuvaError
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """Files that a model or its processor is read from."""
+
+_METADATA = "__metadata__"
+"""The one entry of a safetensors header that is no tensor."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,6 +70,23 @@ def pinned(place: str, revision: str = "") -> Weights:
     if _COMMIT.fullmatch(revision):
         return Weights(place=place, revision=revision)
     return Weights(place=place, revision=_commit(place, revision or "main"))
+
+
+def parameters_in(folder: Path) -> int:
+    """How many numbers the safetensors files of a folder hold: their headers alone are read.
+
+    A damaged header counts as nothing: loading says what is wrong with it.
+    """
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as content:
+            try:
+                header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+                shapes = [entry["shape"] for name, entry in header.items() if name != _METADATA]
+            except (ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError):
+                continue
+        total += sum(math.prod(shape) for shape in shapes)
+    return total
 
 
 def load_pretrained(

@@ -1,0 +1,195 @@
+"""Actors that hold an expert: shards handed out again when a process dies, images that end it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import ray
+
+from muva.config import PHRASES, GroundingConfig
+from muva.data.artifacts import Artifact
+from muva.data.shards import Dataset, open_dataset, write_shards
+from muva.data.store import open_store
+from muva.data.synthetic import synthetic_records
+from muva.errors import MuvaError
+from muva.grounding.expert import Expert, Grounding, GroundingImage
+from muva.grounding.experts import ChosenExpert, choose_expert
+from muva.grounding.labels import finished_parts, open_labels, summarise_labels
+from tests.grounding.small_experts import MAKERS
+from workflows.expert_pool import (
+    MOST_DEATHS,
+    MOST_DEATHS_LOADING,
+    Actors,
+    ShardQueue,
+    Spent,
+    ground_shards,
+    room_for,
+)
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Dataset:
+    artifact = Artifact(open_store(tmp_path), "datasets", "syn-station", "0" * 16)
+    records = synthetic_records(
+        "syn-station", train_people=2, test_people=2, images_per_camera=2, height=64, width=32
+    )
+    summary = dataclasses.asdict(write_shards(records, artifact=artifact, shard_bytes=8000))
+    artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
+    made = open_dataset(artifact)
+    assert len(made.shards) > 2
+    return made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Staged(ChosenExpert):
+    """The annotated expert, but its process dies at some images."""
+
+    deadly: tuple[str, ...] = ()
+    dies_loading: bool = False
+
+    def load(self) -> Expert:
+        """See `ChosenExpert`."""
+        if self.dies_loading:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return _Deadly(self)
+
+
+class _Deadly:
+    def __init__(self, staged: Staged) -> None:
+        self._staged = staged
+        self._annotated = choose_expert(GroundingConfig()).load()
+
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        if any(image.image_id in self._staged.deadly for image in images):
+            time.sleep(0.2)  # what crashes does so after it has begun
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._annotated.ground(images, phrases)
+
+
+def staged(**how: object) -> Staged:
+    return Staged(**{**vars(choose_expert(GroundingConfig())), **how})  # type: ignore[arg-type]
+
+
+def grounded(town: Dataset, expert: ChosenExpert, *, actors: int = 1):
+    labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
+    spent = ground_shards(
+        town,
+        labels,
+        expert,
+        PHRASES,
+        shards=set(range(len(town.shards))) - finished_parts(labels),
+        actors=Actors(count=actors),
+        most_aside=5,
+    )
+    return labels, spent
+
+
+def test_an_image_that_ends_the_process_is_set_aside_and_the_rest_is_labelled(
+    ray_session: None, town: Dataset
+) -> None:
+    ids = town.rows(["image_id"])["image_id"].to_pylist()
+    bad = ids[len(ids) // 2]
+    labels, spent = grounded(town, staged(deadly=(bad,)), actors=2)
+    summary = summarise_labels(labels, town, parts=list(PHRASES))
+    assert (summary["failed"], spent.failed, spent.images) == (1, 1, len(ids))
+    labels.commit(format_version=1, config={}, inputs={}, summary=summary)
+    _, found = open_labels(labels, dataset=town).boxes(ids)
+    assert not found[ids.index(bad)].any()
+    assert found[:, 0].sum() == len(ids) - 1
+
+
+def test_an_expert_whose_processes_die_while_they_load_it_is_named(
+    ray_session: None, town: Dataset
+) -> None:
+    with pytest.raises(
+        MuvaError, match=rf"annotated: {MOST_DEATHS_LOADING} processes died while they lo"
+    ):
+        grounded(town, staged(dies_loading=True))
+
+
+def test_an_expert_that_fits_on_no_node_is_told_before_it_is_loaded(
+    ray_session: None, town: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MAKERS["owlv2"](tmp_path / "owl")
+    config = GroundingConfig(expert="owlv2", checkpoint=str(tmp_path / "owl"))
+    expert = choose_expert(config)
+    weights = expert.weight_bytes()
+    assert weights is not None
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "owl").glob("*.safetensors"))
+    assert 0.9 * on_disk < weights <= on_disk
+    monkeypatch.setattr(ChosenExpert, "weight_bytes", lambda self: 9 * 10**12)
+    with pytest.raises(
+        MuvaError, match=r"owlv2: needs about 10800\.5 GB of memory; the largest node .* has \d"
+    ):
+        ground_shards(
+            town, town.artifact, expert, PHRASES, shards=[0], actors=Actors(), most_aside=1
+        )
+
+
+def test_what_an_actor_needs_and_how_many_have_room() -> None:
+    laptop = {"CPU": 8.0, "memory": 4e9}
+    server = {"CPU": 16.0, "GPU": 2.0, "memory": 64e9}
+    annotated = choose_expert(GroundingConfig())
+    assert Actors().needs(annotated, [laptop]) == {"CPU": 1.0, "memory": 0.5e9}
+    assert room_for({"CPU": 1.0, "memory": 0.5e9}, [laptop, server]) == 8 + 16
+    assert room_for({"CPU": 1.0, "memory": 1e9}, [laptop, server]) == 4 + 16
+    assert room_for({"CPU": 3.0}, [laptop, server]) == 2 + 5
+    assert room_for({"CPU": 1.0, "GPU": 0.3}, [laptop, server]) == 6
+    hub = Staged(**{**vars(annotated), "name": "florence-2"})
+    assert Actors().needs(hub, [server]) == {"CPU": 1.0, "GPU": 1.0}
+    assert Actors(gpus_each=0.5).needs(hub, [server]) == {"CPU": 1.0, "GPU": 0.5}
+    assert "GPU" not in Actors().needs(hub, [laptop])
+
+
+def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
+    queue = ShardQueue([7, 8], most_aside=1)
+    shard, care = queue.take()
+    assert (shard, care.alone, care.aside) == (7, frozenset(), frozenset())
+    queue.died(7, begun=False, at=None, why="")
+    queue.died(7, begun=True, at=range(32, 64), why="")
+    queue.waiting.popleft()
+    _, care = queue.take()
+    assert (care.alone, care.aside) == (frozenset(range(32, 64)), frozenset())
+    for _ in range(2):
+        queue.died(7, begun=True, at=range(40, 41), why="")
+        _, care = queue.take()
+    assert care.aside == {40}
+    queue.died(7, begun=True, at=range(41, 42), why="")
+    with pytest.raises(MuvaError, match=r"2 images ended the expert's process twice.*row 41.*boom"):
+        queue.died(7, begun=True, at=range(41, 42), why="boom")
+
+
+def test_a_shard_at_which_processes_die_before_they_look_is_given_up() -> None:
+    queue = ShardQueue([3], most_aside=1)
+    for _ in range(MOST_DEATHS - 1):
+        queue.died(3, begun=True, at=None, why="boom")
+        queue.take()
+    with pytest.raises(MuvaError, match=r"shard 3: \d processes died at it.*boom"):
+        queue.died(3, begun=True, at=None, why="boom")
+
+
+def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: Dataset) -> None:
+    heard: list[tuple[int, Spent]] = []
+    labels = Artifact(town.artifact.store, "labels", town.name, "2" * 16)
+    spent = ground_shards(
+        town,
+        labels,
+        choose_expert(GroundingConfig()),
+        PHRASES,
+        shards=range(len(town.shards)),
+        actors=Actors(count=1),
+        most_aside=1,
+        tell=lambda looked_at, spent: heard.append((looked_at, spent)),
+    )
+    assert heard[-1][0] == spent.images == town.summary.images
+    assert spent.decode_s > 0 and spent.model_s > 0 and spent.elapsed_s > 0
+    assert spent.images_per_s == pytest.approx(spent.images / spent.elapsed_s)
+    assert ray.is_initialized()
