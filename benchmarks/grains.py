@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from muva.config import PARTS
-from muva.data.artifacts import Artifact, find_artifact, list_artifacts
+from muva.data.artifacts import find_artifact, list_artifacts
 from muva.data.shards import open_dataset
 from muva.data.store import Store
 from muva.data.synthetic import BENCHMARK
-from muva.grounding.labels import open_labels
 from muva.grounding.part_masks import part_masks, patch_centres
 from muva.model.bundle import Bundle
 from muva.models import load
@@ -69,11 +69,11 @@ def unseen(bundle: Bundle) -> list[str]:
 
 def judged(store: Store, bundle: Bundle, target: str) -> Figures:
     """mAP as `predicted/GRAIN` and `true/GRAIN` (GRAIN: all, person, parts), and `iou/PART`."""
-    artifact = find_artifact(store, "datasets", target)
-    dataset = open_dataset(artifact)
-    rows = dataset.rows(["image_id", "pid", "camid", "split"], splits=["query", "gallery"])
+    dataset = open_dataset(find_artifact(store, "datasets", target))
+    columns = ["pid", "camid", "split", *(f"box_{part}" for part in PARTS)]
+    rows = dataset.rows(columns, splits=["query", "gallery"])
     images = dataset.read_images(rows["row"].to_numpy())
-    true = _true_masks(store, artifact, bundle, rows["image_id"].to_pylist())
+    true = _true_masks(rows, bundle)
     asks = np.asarray(rows["split"].to_pylist()) == "query"
     pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
 
@@ -111,16 +111,13 @@ def print_table(found: dict[str, list[Figures]]) -> None:
         print(f"| {target} | {len(results)} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
 
 
-def _true_masks(
-    store: Store, target: Artifact, bundle: Bundle, image_ids: Sequence[str]
-) -> torch.Tensor:
+def _true_masks(rows: pa.Table, bundle: Bundle) -> torch.Tensor:
     """Masks from the boxes that the target's images come with (M, R, L)."""
-    labels = open_labels(find_artifact(store, "labels", target.name), dataset=open_dataset(target))
-    boxes, found = labels.boxes(image_ids, parts=PARTS)
+    told = [[row[f"box_{part}"] for part in PARTS] for row in rows.to_pylist()]
     settings, patch = bundle.model.config, bundle.model.clip_shape.patch
     return part_masks(
-        boxes,
-        found,
+        torch.tensor([[box or [0.0] * 4 for box in boxes] for boxes in told]),
+        torch.tensor([[box is not None for box in boxes] for boxes in told]),
         row_centres=patch_centres(settings.image_height, patch=patch, stride=settings.stride),
         column_centres=patch_centres(settings.image_width, patch=patch, stride=settings.stride),
     )

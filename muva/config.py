@@ -39,6 +39,10 @@ PHRASES = {
 """Part -> phrase that an expert is asked for, the paper's wording."""
 
 Part = Literal["head", "upper_body", "legs"]
+BoxRule = Literal[
+    "drop-whole-image", "drop-tiny", "drop-disordered", "drop-duplicates", "cut-overlap"
+]
+"""What may drop or mend boxes; `muva.grounding.rules` says how."""
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -191,6 +195,8 @@ class GroundingConfig(Section):
     """What the model behind `http` counts boxes in."""
     phrases: Annotated[dict[str, str], Field(min_length=1)] = PHRASES
     """Part -> what the expert is asked for."""
+    rules: tuple[BoxRule, ...] = ()
+    """Which of `muva masks refine`'s rules drop or mend boxes afterwards, in this order."""
     quarantine_limit: Fraction = 0.01
     """Share of the images that may be set aside."""
 

@@ -153,6 +153,69 @@ def part_mask_sheet(
     return sheet
 
 
+def boxed_image(
+    image: Picture,
+    boxes: Mapping[str, tuple[float, float, float, float]],
+    *,
+    parts: Sequence[str],
+    height: int = 512,
+) -> Image.Image:
+    """An image with the boxes of its parts (x0, y0, x1, y1 as fractions) in their colours."""
+    whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    width = max(1, round(whole.width * height / whole.height))
+    left, top = _MARGIN, _MARGIN + 34
+    legend = sum(34 + 2 * _GAP + int(_font(14).getlength(part)) for part in parts)
+    sheet = Image.new("RGB", (2 * _MARGIN + max(width, legend), top + height + _MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _legend(draw, (_MARGIN, _MARGIN), parts)
+    sheet.paste(whole.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), (left, top))
+    for part, (x0, y0, x1, y1) in boxes.items():
+        corners = (
+            left + round(x0 * (width - 1)),
+            top + round(y0 * (height - 1)),
+            left + round(x1 * (width - 1)),
+            top + round(y1 * (height - 1)),
+        )
+        draw.rectangle(corners, outline=_part_colour(parts.index(part)), width=4)
+    return sheet
+
+
+def part_distributions(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Image.Image:
+    """Part -> areas and heights of the middles of its boxes (shares of the image): histograms."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
+    names = ("area, % of the image", "height of the middle, % from the top")
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
+        for column, name in enumerate(names):
+            axes = figure.add_subplot(1, 2, column + 1)
+            bins = list(range(0, 101, 2))
+            for number, (part, told) in enumerate(values.items()):
+                axes.hist(
+                    100 * told[column],
+                    bins=bins,
+                    histtype="step",
+                    linewidth=2,
+                    linestyle=("-", "--", ":", "-.")[number % 4],
+                    color=_part_colour(number),
+                    label=part.replace("_", " "),
+                )
+            axes.set_xlabel(name, color=MUTED)
+            axes.set_ylabel("images", color=MUTED)
+            axes.set_xlim(0, 100)
+            axes.tick_params(colors=MUTED, length=0)
+            axes.grid(axis="y", color=FAINT, zorder=0)
+            for side in ("top", "right", "left"):
+                axes.spines[side].set_visible(False)
+            axes.spines["bottom"].set_color(FAINT)
+        figure.axes[0].legend(loc="upper right", frameon=False, fontsize=10)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
 def cmc_plot(
     curves: Mapping[str, Mapping[int, float]],
     *,

@@ -16,6 +16,7 @@ VERBS = {
     "data": "Import, list, check and show data sets",
     "experts": "Who can find body parts, and on what terms",
     "ground": "Part pseudo-labels for a data set",
+    "masks": "What part pseudo-labels are worth, and those of others",
     "train": "Learn prompts and image encoder on source domains",
     "evaluate": "Recognition on target domains, or of features from elsewhere",
     "run": "A recipe from data to numbers",

@@ -28,11 +28,13 @@ from muva.grounding.labels import (
     open_labels,
     summarise_labels,
 )
-from muva.grounding.part_masks import part_masks, patch_centres
+from muva.grounding.part_masks import patch_centres
+from muva.grounding.rules import check_rules
 from tracking.pictures import part_mask_sheet
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
 from workflows.expert_pool import Actors, Spent, ground_shards
+from workflows.masks import IMPORTED, choose_labels, refine
 from workflows.progress import track
 from workflows.session import (
     NAMES,
@@ -55,8 +57,14 @@ SHOWN_GRID = (16, 8)
 def ground(
     session: Session, source: Artifact, config: GroundingConfig, actors: Actors | None = None
 ) -> Done:
-    """The pseudo-labels of a data set by the expert that the settings name."""
+    """The pseudo-labels of a data set by the expert that the settings name; see `muva masks` too.
+
+    The expert `imported` stands for the newest labels that `muva masks import` has made.
+    """
+    check_rules(config.rules)
     dataset = open_dataset(source)
+    if config.expert == IMPORTED:
+        return _imported(session, source, dataset, config)
     expert = choose_expert(config)
     settings = label_config(expert, config.phrases)
     artifact = Artifact(
@@ -115,7 +123,19 @@ def ground(
         config=settings,
         inputs={"dataset": source.address},
     )
-    return do_step(step, session=session, work=work, report=report)
+    done = do_step(step, session=session, work=work, report=report)
+    return refine(session, source, done.artifact, config.rules) if config.rules else done
+
+
+def _imported(
+    session: Session, source: Artifact, dataset: Dataset, config: GroundingConfig
+) -> Done:
+    artifact = choose_labels(session, dataset, expert=IMPORTED)
+    if config.rules:
+        return refine(session, source, artifact, config.rules)
+    manifest = artifact.manifest(format_version=LABEL_FORMAT)
+    assert manifest is not None
+    return Done(artifact=artifact, summary=manifest["summary"], seconds=0.0, computed=False)
 
 
 def _pace(spent: Spent) -> str:
@@ -129,11 +149,9 @@ def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     chosen = rows.take(np.linspace(0, len(rows) - 1, SHOWN_IMAGES).astype(int))
     ids = chosen["image_id"].to_pylist()
     opened = open_labels(labels, dataset=dataset)
-    boxes, found = opened.boxes(ids)
     height, width = SHOWN_GRID
-    masks = part_masks(
-        boxes,
-        found,
+    masks = opened.masks(
+        ids,
         row_centres=patch_centres(height, patch=1, stride=1),
         column_centres=patch_centres(width, patch=1, stride=1),
     )

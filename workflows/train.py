@@ -32,7 +32,7 @@ from muva.data.shards import open_dataset
 from muva.data.training_images import TrainingImages
 from muva.errors import MuvaError
 from muva.grounding.labels import open_labels
-from muva.grounding.part_masks import part_masks, patch_centres
+from muva.grounding.part_masks import patch_centres
 from muva.model.bundle import BUNDLE_FORMAT
 from muva.model.clip import check_clip, load_clip
 from muva.model.muva_model import MuvaModel, build_model
@@ -163,8 +163,14 @@ class TrainingInputs:
         masks = []
         for dataset, uri in zip(pooled.datasets, self.labels, strict=True):
             labels = open_labels(open_artifact(uri), dataset=dataset)
-            boxes, found = labels.boxes(pooled.image_ids_of(dataset), parts=model.parts)
-            masks.append(part_masks(boxes, found, row_centres=rows, column_centres=columns))
+            masks.append(
+                labels.masks(
+                    pooled.image_ids_of(dataset),
+                    row_centres=rows,
+                    column_centres=columns,
+                    parts=model.parts,
+                )
+            )
         return torch.cat(masks)
 
 

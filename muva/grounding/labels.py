@@ -1,4 +1,8 @@
-"""Pseudo-labels on disk: one Parquet part per shard, a row for each image and part of the body."""
+"""Pseudo-labels on disk: one Parquet part per shard, a row for each image and part of the body.
+
+A row holds a box, or the patches of one grid where labels came from elsewhere as such. They are
+read by columns: what is not asked for is not read.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from torch import Tensor
 from muva.data.artifacts import Artifact
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
+from muva.grounding.part_masks import part_masks
 
 LABEL_FORMAT = 1
 """Version of what `write_label_part` writes."""
@@ -29,6 +34,8 @@ _SCHEMA = pa.schema(
         pa.field("part", pa.string(), nullable=False),
         pa.field("found", pa.bool_(), nullable=False),
         pa.field("box", pa.list_(pa.float32())),
+        # Patches, one bit each, row-major over the summary's `grid`; null where there is a box.
+        pa.field("mask", pa.binary()),
         pa.field("score", pa.float32()),
         pa.field("answer", pa.string(), nullable=False),
         pa.field("expert", pa.string(), nullable=False),
@@ -55,6 +62,22 @@ def write_label_part(artifact: Artifact, shard_index: int, table: pa.Table) -> N
     artifact.store.write(artifact.key(label_key(shard_index)), buffer.getvalue())
 
 
+def read_label_part(
+    artifact: Artifact, shard_index: int, columns: Sequence[str] = _SCHEMA.names
+) -> pa.Table:
+    """The labels of one shard; MuvaError where the file is damaged."""
+    key = label_key(shard_index)
+    try:
+        path = artifact.store.path(artifact.key(key))
+        file = pq.ParquetFile(path, read_dictionary=["image_id", "part"])  # each is said often
+        return file.read([name for name in columns if name in file.schema_arrow.names])
+    except (pa.ArrowException, OSError) as error:
+        raise MuvaError(
+            f"{artifact.uri}: {key} is damaged ({error}). Delete the artifact and ground the data "
+            "set again"
+        ) from error
+
+
 def finished_parts(artifact: Artifact) -> set[int]:
     """The shards whose labels are there."""
     prefix = artifact.key("")
@@ -68,12 +91,18 @@ def allowed_failures(images: int, quarantine_limit: float) -> float:
 
 
 def summarise_labels(
-    artifact: Artifact, dataset: Dataset, *, parts: Sequence[str], quarantine_limit: float = 0.01
+    artifact: Artifact,
+    dataset: Dataset,
+    *,
+    parts: Sequence[str],
+    quarantine_limit: float = 0.01,
+    grid: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """The manifest's summary of a label set whose parts are all there.
 
-    Raises MuvaError when shards are missing and when more images than `quarantine_limit` (a share,
-    and more than a handful) could not be looked at.
+    `grid`: rows and columns of the patches, where it holds masks. Raises MuvaError when shards are
+    missing and when more images than `quarantine_limit` (a share, and more than a handful) could
+    not be looked at.
     """
     missing = sorted(set(range(len(dataset.shards))) - finished_parts(artifact))
     if missing:
@@ -84,10 +113,13 @@ def summarise_labels(
     found: Counter[str] = Counter()
     failed: dict[str, str] = {}
     for index in range(len(dataset.shards)):
-        for row in _read_part(artifact, index).to_pylist():
-            found[row["part"]] += row["found"]
-            if row["error"] is not None:
-                failed[row["image_id"]] = row["error"]
+        table = read_label_part(artifact, index, ("image_id", "part", "found", "error"))
+        counts = table["part"].filter(table["found"]).value_counts()
+        found.update(
+            dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))
+        )
+        bad = table.filter(table["error"].is_valid())
+        failed |= dict(zip(bad["image_id"].to_pylist(), bad["error"].to_pylist(), strict=True))
     images = dataset.summary.images
     if len(failed) > allowed_failures(images, quarantine_limit):
         image_id, reason = next(iter(failed.items()))
@@ -95,7 +127,7 @@ def summarise_labels(
             f"{artifact.uri}: {len(failed)} of {images} images could not be looked at, for example "
             f"{image_id}: {reason}"
         )
-    return {
+    summary: dict[str, Any] = {
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         "parts": list(parts),
@@ -104,6 +136,7 @@ def summarise_labels(
         "found": {part: found[part] / images for part in parts},
         "failed": len(failed),
     }
+    return summary | ({"grid": list(grid)} if grid else {})
 
 
 @dataclass(frozen=True)
@@ -113,18 +146,68 @@ class LabelSet:
     artifact: Artifact
     dataset: str
     parts: tuple[str, ...]
+    image_ids: tuple[str, ...]
+    """In the order of the data set."""
+    grid: tuple[int, int] | None
+    """Rows and columns of the patches where it holds masks, None where it holds boxes."""
+    shards: int
     _row_of: Mapping[str, int]
     _boxes: np.ndarray
     _found: np.ndarray
+    _masks: np.ndarray | None
 
     def boxes(
         self, image_ids: Sequence[str], *, parts: Sequence[str] | None = None
     ) -> tuple[Float[Tensor, "M R 4"], Bool[Tensor, "M R"]]:
         """Boxes (x0, y0, x1, y1 as fractions; zeros where not found) and whether they were found.
 
-        In the order of the images and of `parts` (all by default). Raises MuvaError for images or
-        parts without labels.
+        In the order of the images and of `parts` (all by default). Of masks it is the box around
+        the patches. Raises MuvaError for images or parts without labels.
         """
+        chosen = self._places(image_ids, parts)
+        return torch.from_numpy(self._boxes[chosen]), torch.from_numpy(self._found[chosen])
+
+    def masks(
+        self,
+        image_ids: Sequence[str],
+        *,
+        row_centres: Float[Tensor, " rows"],
+        column_centres: Float[Tensor, " columns"],
+        parts: Sequence[str] | None = None,
+    ) -> Bool[Tensor, "M R L"]:
+        """The parts' patches, L = rows x columns, row-major: of boxes as `part_masks` says.
+
+        Masks are given as they came. Raises MuvaError where they are of another grid, and for
+        images or parts without labels.
+        """
+        chosen = self._places(image_ids, parts)
+        if self._masks is None:
+            return part_masks(
+                torch.from_numpy(self._boxes[chosen]),
+                torch.from_numpy(self._found[chosen]),
+                row_centres=row_centres,
+                column_centres=column_centres,
+            )
+        wanted = len(row_centres), len(column_centres)
+        if wanted != self.grid:
+            rows, columns = self.grid or (0, 0)
+            raise MuvaError(
+                f"{self.artifact.uri}: holds masks of {rows} x {columns} patches; expected "
+                f"{wanted[0]} x {wanted[1]}, those of this image size and stride. Import masks of "
+                "that grid, or ground the data set: boxes fit any grid"
+            )
+        return torch.from_numpy(self._masks[chosen])
+
+    def details(self) -> pa.Table:
+        """All rows with scores, answers and reasons, read anew."""
+        columns = ("image_id", "part", "score", "answer", "error")
+        return pa.concat_tables(
+            read_label_part(self.artifact, index, columns) for index in range(self.shards)
+        )
+
+    def _places(
+        self, image_ids: Sequence[str], parts: Sequence[str] | None
+    ) -> tuple[np.ndarray, ...]:
         wanted = self.parts if parts is None else tuple(parts)
         unknown = [part for part in wanted if part not in self.parts]
         if unknown:
@@ -140,8 +223,7 @@ class LabelSet:
             )
         rows = np.array([self._row_of[image_id] for image_id in image_ids], np.int64)
         columns = np.array([self.parts.index(part) for part in wanted], np.int64)
-        chosen = np.ix_(rows, columns)
-        return torch.from_numpy(self._boxes[chosen]), torch.from_numpy(self._found[chosen])
+        return np.ix_(rows, columns)
 
 
 def open_labels(artifact: Artifact, *, dataset: Dataset) -> LabelSet:
@@ -157,32 +239,93 @@ def open_labels(artifact: Artifact, *, dataset: Dataset) -> LabelSet:
             f"{dataset.fingerprint}. Run `muva ground {dataset.name}`"
         )
     parts = tuple(summary["parts"])
-    tables = [_read_part(artifact, index) for index in range(summary["shards"])]
-    rows = pa.concat_tables(tables).select(["image_id", "part", "found", "box"]).to_pylist()
-    row_of = {image_id: i for i, image_id in enumerate(dict.fromkeys(r["image_id"] for r in rows))}
-    column_of = {part: column for column, part in enumerate(parts)}
-    boxes = np.zeros((len(row_of), len(parts), 4), np.float32)
-    found = np.zeros((len(row_of), len(parts)), bool)
-    filled = np.zeros(found.shape, bool)
-    for row in rows:
-        place = row_of[row["image_id"]], column_of[row["part"]]
-        filled[place] = True
-        if row["found"]:
-            boxes[place], found[place] = row["box"], True
-    if not filled.all():
-        image_id = list(row_of)[int(np.argwhere(~filled)[0][0])]
+    grid = (int(summary["grid"][0]), int(summary["grid"][1])) if "grid" in summary else None
+    columns = ("image_id", "part", "found", "mask" if grid else "box")
+    table = pa.concat_tables(
+        read_label_part(artifact, index, columns) for index in range(summary["shards"])
+    )
+    table = table.unify_dictionaries()
+    rows = table["image_id"].combine_chunks()
+    image_ids = tuple(rows.dictionary.to_pylist())
+    place = rows.indices.to_numpy(), _columns_of(table["part"], parts, artifact)
+    shape = len(image_ids), len(parts)
+    filled = np.zeros(shape, np.int64)
+    np.add.at(filled, place, 1)
+    again = "Delete the artifact and ground the data set again"
+    if (filled != 1).any() or len(image_ids) != summary["images"]:
+        image_id = image_ids[int(np.argwhere(filled != 1)[0][0])] if (filled != 1).any() else ""
+        told = f", for example of {image_id}" if image_id else ""
         raise MuvaError(
-            f"{artifact.uri}: {int((~filled).sum())} labels are missing, for example of {image_id}"
-            ". Delete the artifact and ground the data set again"
+            f"{artifact.uri}: {int((filled == 0).sum())} labels are missing and "
+            f"{int((filled > 1).sum())} are there twice{told}; {len(image_ids)} of "
+            f"{summary['images']} images have any. {again}"
         )
-    return LabelSet(artifact, summary["dataset"], parts, row_of, boxes, found)
+    told = table["found"].to_numpy()
+    found = np.zeros(shape, bool)
+    found[place] = told
+    boxes = np.zeros((*shape, 4), np.float32)
+    there = place[0][told], place[1][told]
+    masks = None
+    if grid:
+        masks = np.zeros((*shape, grid[0] * grid[1]), bool)
+        masks[there] = unpacked_masks(table["mask"].filter(table["found"]).to_pylist(), grid)
+        boxes[there] = boxes_around(masks[there], grid)
+    else:
+        lists = table["box"].filter(table["found"]).combine_chunks()
+        corners = lists.flatten().to_numpy()
+        if lists.null_count or (np.diff(lists.offsets.to_numpy()) != 4).any():
+            raise MuvaError(f"{artifact.uri}: a part is found, but has no box. {again}")
+        boxes[there] = corners.reshape(-1, 4)
+        x0, y0, x1, y1 = boxes[there].T
+        if not ((x0 >= 0) & (x0 < x1) & (x1 <= 1) & (y0 >= 0) & (y0 < y1) & (y1 <= 1)).all():
+            raise MuvaError(f"{artifact.uri}: holds boxes that are no fractions. {again}")
+    return LabelSet(
+        artifact=artifact,
+        dataset=summary["dataset"],
+        parts=parts,
+        image_ids=image_ids,
+        grid=grid,
+        shards=summary["shards"],
+        _row_of=dict(zip(image_ids, range(len(image_ids)), strict=True)),
+        _boxes=boxes,
+        _found=found,
+        _masks=masks,
+    )
 
 
-def _read_part(artifact: Artifact, index: int) -> pa.Table:
-    try:
-        return pq.read_table(artifact.store.path(artifact.key(label_key(index))))
-    except (pa.ArrowException, OSError) as error:
+def packed_mask(mask: np.ndarray) -> bytes:
+    """Patches (L,) as bits, for the column `mask`."""
+    return np.packbits(mask.astype(bool)).tobytes()
+
+
+def unpacked_masks(packed: Sequence[bytes], grid: tuple[int, int]) -> np.ndarray:
+    """Masks (M, L) of these bits."""
+    patches = grid[0] * grid[1]
+    raw = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -(-patches // 8))
+    return np.unpackbits(raw, axis=1, count=patches).astype(bool)
+
+
+def boxes_around(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Boxes (M, 4) around the patches of masks (M, L), as fractions; none may be empty."""
+    rows, columns = grid
+    on_grid = masks.reshape(-1, rows, columns)
+    down, across = (np.atleast_2d(on_grid.any(axis=axis)) for axis in (2, 1))
+    edges = [
+        across.argmax(axis=1) / columns,
+        down.argmax(axis=1) / rows,
+        1 - across[:, ::-1].argmax(axis=1) / columns,
+        1 - down[:, ::-1].argmax(axis=1) / rows,
+    ]
+    return np.stack(edges, axis=1).astype(np.float32)
+
+
+def _columns_of(part: pa.ChunkedArray, parts: Sequence[str], artifact: Artifact) -> np.ndarray:
+    named = part.combine_chunks()
+    names = named.dictionary.to_pylist()
+    unknown = sorted(set(names) - set(parts))
+    if unknown:
         raise MuvaError(
-            f"{artifact.uri}: {label_key(index)} is damaged ({error}). Delete the artifact and "
-            "ground the data set again"
-        ) from error
+            f"{artifact.uri}: has rows of {unknown[0]}; expected {', '.join(parts)}, as its "
+            "manifest says. Delete the artifact and ground the data set again"
+        )
+    return np.array([parts.index(name) for name in names], np.int64)[named.indices.to_numpy()]

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.grains import GRAINS, judged, print_table, unseen
-from muva.config import PARTS, GroundingConfig, SyntheticConfig
+from muva.config import PARTS, SyntheticConfig
 from muva.data.shards import open_dataset
 from muva.model.bundle import embedder_of
 from muva.retrieval.metrics import evaluate
 from tests.model.small import IMAGE_SIZE, small_model
 from workflows.data import datasets_of
-from workflows.ground import ground
 from workflows.session import open_session
 
 TARGET = "syn-airport"
@@ -25,7 +24,6 @@ def test_the_whole_feature_scores_as_in_an_evaluation_and_true_masks_agree_with_
     height, width = IMAGE_SIZE
     people = SyntheticConfig(train_people=1, test_people=6, height=height, width=width)
     target = datasets_of(session, [TARGET], people)[TARGET].artifact
-    ground(session, target, GroundingConfig())
     sources = [f"{domain}-{'0' * 16}" for domain in ("syn-boulevard", "syn-station", "syn-harbour")]
     bundle = embedder_of(small_model().eval(), metadata={"sources": sources})
     assert unseen(bundle) == [TARGET]

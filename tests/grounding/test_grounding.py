@@ -21,6 +21,7 @@ from muva.grounding.experts.annotated import AnnotatedExpert
 from muva.grounding.ground import ground_shard, label_config
 from muva.grounding.labels import (
     finished_parts,
+    label_table,
     open_labels,
     summarise_labels,
     write_label_part,
@@ -257,10 +258,29 @@ def test_missing_rows_and_damaged_files_are_named(town):
     artifact = grounded(town)
     short = looked_at(town, 0, expert=AnnotatedExpert()).slice(1)
     write_label_part(artifact, 0, short)
-    with pytest.raises(MuvaError, match=r"1 labels are missing, for example of 000\.png"):
+    with pytest.raises(MuvaError, match=r"1 labels are missing and 0 .* twice, for example of 000"):
         open_labels(artifact, dataset=town)
     artifact.store.write(artifact.key("labels-00000.parquet"), b"PAR1")
     with pytest.raises(MuvaError, match=r"labels-00000\.parquet is damaged"):
+        open_labels(artifact, dataset=town)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [*rows, rows[0]], "0 labels are missing and 1 are there twice"),
+        (lambda rows: rows[3:], "0 labels are missing .* 39 of 40 images have any"),
+        (lambda rows: [{**rows[0], "box": None}, *rows[1:]], "a part is found, but has no box"),
+        (lambda rows: [{**rows[0], "box": [0.1] * 8}, *rows[1:]], "found, but has no box"),
+        (lambda rows: [{**rows[0], "box": [0, 0, 2, 1]}, *rows[1:]], "boxes that are no fractions"),
+        (lambda rows: [{**rows[0], "part": "hat"}, *rows[1:]], "has rows of hat; expected head"),
+    ],
+)
+def test_rows_that_cannot_be_right_are_named(town, change, message):
+    artifact = grounded(town)
+    rows = looked_at(town, 0, expert=AnnotatedExpert()).to_pylist()
+    write_label_part(artifact, 0, label_table(change(rows)))
+    with pytest.raises(MuvaError, match=message):
         open_labels(artifact, dataset=town)
 
 

@@ -55,9 +55,10 @@ def test_a_command_that_cannot_be_meant_is_refused(
     "verb",
     [
         *(("data", verb) for verb in ("import", "list", "check", "show")),
+        *(("masks", verb) for verb in ("report", "show", "refine", "import", "export")),
         *(("store", verb) for verb in ("list", "gc")),
-        *((verb,) for verb in ("demo", "data", "experts", "ground", "train", "evaluate", "run")),
-        *((verb,) for verb in ("tune", "submit", "store", "ui")),
+        *((verb,) for verb in ("demo", "data", "experts", "ground", "masks", "train", "evaluate")),
+        *((verb,) for verb in ("run", "tune", "submit", "store", "ui")),
     ],
 )
 def test_every_verbs_help_has_an_example(

@@ -1,0 +1,242 @@
+"""The page on part labels, one file of HTML: what they hold, how usual it is, what to look at."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+Quartiles = tuple[float, float, float]
+"""First, second (the median) and third."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartFigures:
+    """One part of the body over the data set; shares are 0 to 1."""
+
+    part: str
+    found: float
+    found_by_camera: Mapping[int, float]
+    area: Quartiles | None
+    """Share of the image that its boxes cover; None where none was found."""
+    centre_x: Quartiles | None
+    centre_y: Quartiles | None
+    disordered: float
+    """Share of images in which it is on the wrong side of another part."""
+    whole_image: float
+    """Share of its boxes that cover more than 95 % of the image."""
+    confidence: float | None
+    """Median of the expert's scores, of geometry's where it gave none."""
+    agreement: Mapping[str, Any] | None
+    """With the other label set: both, only_first, only_second, median_iou, half."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapFigures:
+    """Two parts of the same image."""
+
+    parts: tuple[str, str]
+    median_iou: float | None
+    duplicates: float
+    """Share of pairs that have one and the same box."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlier:
+    """An image worth a look."""
+
+    image_id: str
+    part: str
+    """The least trusted one."""
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFigures:
+    """What is known of a label set without ground truth."""
+
+    dataset: str
+    labels: str
+    """Its address."""
+    against: str | None
+    """The other label set's."""
+    config: Mapping[str, Any]
+    images: int
+    failed: int
+    without_any: float
+    """Share of images in which no part was found."""
+    parts: Sequence[PartFigures]
+    overlaps: Sequence[OverlapFigures]
+    outliers: Sequence[Outlier]
+
+    def metrics(self) -> dict[str, float]:
+        """The figures that runs are compared by."""
+        values: dict[str, float] = {"images": self.images, "failed": self.failed}
+        for part in self.parts:
+            values[f"found/{part.part}"] = part.found
+            values[f"disordered/{part.part}"] = part.disordered
+            if part.confidence is not None:
+                values[f"confidence/{part.part}"] = part.confidence
+            if part.agreement and part.agreement["median_iou"] is not None:
+                values[f"agreement/{part.part}/iou"] = part.agreement["median_iou"]
+        return values
+
+
+def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> str:
+    """The page. `pictures`: overlays, least-trusted, distributions."""
+    sections = [
+        f"<h1>Part labels of {escape(figures.dataset)}</h1>",
+        _facts(figures),
+        "<h2>Found</h2>",
+        _table(
+            ["part", "found", "area", "middle x", "middle y", "out of order", "whole image"],
+            [
+                [
+                    part.part,
+                    _share(part.found),
+                    _spread(part.area),
+                    _spread(part.centre_x),
+                    _spread(part.centre_y),
+                    _share(part.disordered),
+                    _share(part.whole_image),
+                ]
+                for part in figures.parts
+            ],
+            note="Area and middle: median, quartiles in brackets, per cent of the image. Out of "
+            "order: the head should be above the upper body, that above the legs.",
+        ),
+        _picture(pictures["distributions"], "Distributions of area and height by part"),
+        *_cameras(figures),
+        "<h2>Overlap</h2>",
+        _table(
+            ["parts", "median IoU", "the same box"],
+            [
+                [
+                    " and ".join(pair.parts),
+                    "" if pair.median_iou is None else f"{pair.median_iou:.2f}",
+                    _share(pair.duplicates),
+                ]
+                for pair in figures.overlaps
+            ],
+        ),
+        *_agreement(figures),
+        "<h2>Some images</h2>",
+        _picture(pictures["overlays"], "Images chosen at random under their labels"),
+        "<h2>The least trusted</h2>",
+        f"<p>{_TRUST}</p>",
+        _picture(pictures["least-trusted"], "Images with the lowest confidence"),
+        _table(
+            ["image", "part", "confidence"],
+            [[one.image_id, one.part, f"{one.confidence:.2f}"] for one in figures.outliers],
+        ),
+    ]
+    title = escape(f"Part labels of {figures.dataset}")
+    body = "\n".join(sections)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+_TRUST = (
+    "Confidence tells how usual a box's size, shape and place are in this data set, one half at "
+    "three robust deviations; it is halved for parts out of order and for parts that share a box. "
+    "It finds what is odd, which is not always wrong."
+)
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#1f2933;background:#fff;margin:0}
+main{max-width:70rem;margin:0 auto;padding:2rem 1rem}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}
+table{border-collapse:collapse;margin:1rem 0}
+th,td{padding:.3rem .9rem .3rem 0;text-align:left;border-bottom:1px solid #e4e8ec}
+td+td,th+th{font-variant-numeric:tabular-nums}
+th{color:#52606d;font-weight:600}
+img{max-width:100%;height:auto;display:block;margin:1rem 0}
+p,dd{color:#3e4c59}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}
+dt{color:#52606d}dd{margin:0;overflow-wrap:anywhere}
+@media print{h2{break-after:avoid}img,table{break-inside:avoid}}
+"""
+
+
+def _facts(figures: MaskFigures) -> str:
+    facts = {
+        "labels": figures.labels,
+        "made by": ", ".join(f"{k} {_plain(v)}" for k, v in figures.config.items()),
+        "images": f"{figures.images}, of which {figures.failed} could not be looked at; "
+        f"{_share(figures.without_any)} have no part at all",
+    }
+    if figures.against:
+        facts["compared with"] = figures.against
+    entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+    return f"<dl>{entries}</dl>"
+
+
+def _cameras(figures: MaskFigures) -> list[str]:
+    cameras = sorted(figures.parts[0].found_by_camera)
+    if not cameras:
+        return []
+    rows = [
+        [str(camera), *(_share(part.found_by_camera[camera]) for part in figures.parts)]
+        for camera in cameras
+    ]
+    heads = ["camera", *(part.part for part in figures.parts)]
+    return ["<h2>Found by camera</h2>", _table(heads, rows)]
+
+
+def _agreement(figures: MaskFigures) -> list[str]:
+    rows = [
+        [
+            part.part,
+            str(part.agreement["both"]),
+            "" if part.agreement["median_iou"] is None else f"{part.agreement['median_iou']:.2f}",
+            "" if part.agreement["half"] is None else _share(part.agreement["half"]),
+            str(part.agreement["only_first"]),
+            str(part.agreement["only_second"]),
+        ]
+        for part in figures.parts
+        if part.agreement is not None
+    ]
+    if not rows:
+        return []
+    heads = ["part", "found by both", "median IoU", "IoU of 0.5 or more", "these alone", "others"]
+    return ["<h2>Agreement of the two label sets</h2>", _table(heads, rows)]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    below = f"<p>{escape(note)}</p>" if note else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
+
+
+def _picture(picture: Image.Image, text: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{escape(text)}" src="data:image/png;base64,{content}">'
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _spread(values: Quartiles | None) -> str:
+    if values is None:
+        return ""
+    low, middle, high = (f"{100 * value:.1f}" for value in values)
+    return f"{middle} ({low} to {high})"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{k}: {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

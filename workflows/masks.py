@@ -1,0 +1,524 @@
+"""`muva masks`: what part labels are worth, before anyone trains on them; and those of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+from rich.table import Table
+
+from muva.config import PARTS
+from muva.data.artifacts import Artifact, find_artifact, fingerprint, list_artifacts
+from muva.data.images import decode_rgb
+from muva.data.shards import Dataset, open_dataset
+from muva.errors import MuvaError
+from muva.grounding import quality
+from muva.grounding.labels import (
+    LABEL_FORMAT,
+    label_table,
+    open_labels,
+    packed_mask,
+    read_label_part,
+    summarise_labels,
+    write_label_part,
+)
+from muva.grounding.part_masks import patch_centres
+from muva.grounding.release import by_base_name, grid_of, read_release, write_release
+from muva.grounding.rules import RULES, RULES_VERSION, apply_rules, check_rules
+from tracking.mask_report import MaskFigures, mask_report
+from tracking.pictures import boxed_image
+from workflows.mask_figures import (
+    base_name,
+    label_scores,
+    mask_figures,
+    mask_pictures,
+    number_or_none,
+    rows_of,
+)
+from workflows.progress import as_text, track
+from workflows.session import NAMES, Session, json_option, print_result, session_options
+from workflows.steps import Done, Step, do_step
+
+IMPORTED = "imported"
+"""In place of an expert's name: labels that came from elsewhere."""
+
+
+@click.group("masks")
+def masks_verb() -> None:
+    """Part masks: report, show, refine, import, export.
+
+    \b
+    muva masks report syn-station
+    muva masks show syn-station 0001_c1s1_0.jpg
+    muva masks import mine release.pkl
+    """
+
+
+def choice_options(verb: Any) -> Any:
+    """The options that choose among the label sets of a data set."""
+    for option in (
+        click.option("--labels", help="NAME-FINGERPRINT of a label set. [the newest]"),
+        click.option("--expert", help="The newest label set of this expert; imported: of others."),
+    ):
+        verb = option(verb)
+    return verb
+
+
+def choose_labels(
+    session: Session, dataset: Dataset, *, expert: str | None = None, labels: str | None = None
+) -> Artifact:
+    """A label set of this data set, the newest that fits; MuvaError where there is none."""
+    if labels is not None:
+        return find_artifact(session.store, "labels", labels)
+    made: list[tuple[str, str, Artifact]] = []
+    for artifact in list_artifacts(session.store, "labels"):
+        if artifact.name != dataset.name:
+            continue
+        manifest = artifact.manifest(format_version=LABEL_FORMAT)
+        if manifest and manifest["summary"]["dataset_fingerprint"] == dataset.fingerprint:
+            config = manifest["config"]
+            by = IMPORTED if "imported" in config else config.get("expert", "refined")
+            made.append((manifest["created"], by, artifact))
+    fitting = [entry for entry in made if expert is None or entry[1] == expert]
+    if not fitting:
+        known = ", ".join(sorted({by for _, by, _ in made}))
+        wanted = f" by {expert}" if expert else ""
+        there = f"; there are those by {known}" if known else ""
+        remedy = (
+            f"`muva masks import {dataset.name} FILE`"
+            if expert == IMPORTED
+            else f"`muva ground {dataset.name}{f' --expert {expert}' if expert else ''}`"
+        )
+        raise MuvaError(f"{dataset.name}: has no labels{wanted}{there}. Run {remedy}")
+    return max(fitting, key=lambda entry: entry[0])[2]
+
+
+@masks_verb.command()
+@click.argument("dataset")
+@choice_options
+@click.option("--against", help="Another label set, or an expert: how far the two agree.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="HTML. [HOME/reports/…]"
+)
+@json_option
+@session_options
+def report(
+    dataset: str,
+    expert: str | None,
+    labels: str | None,
+    against: str | None,
+    out: Path | None,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Say how far the labels of DATASET can be trusted: a page with figures and pictures.
+
+    \b
+    muva masks report syn-station
+    muva masks report mine --expert florence-2 --against owlv2
+    """
+    data = open_dataset(find_artifact(session.store, "datasets", dataset))
+    chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
+    other = None
+    if against is not None:
+        named = {"labels": against} if "-" in against and _is_address(against) else {}
+        other = open_labels(
+            choose_labels(session, data, **(named or {"expert": against})), dataset=data
+        )
+    with track(f"report of {chosen.artifact.name}"):
+        figures, trusted = mask_figures(data, chosen, other)
+        pictures = mask_pictures(data, chosen, trusted)
+        page = mask_report(figures, pictures)
+    file = out or session.home / "reports" / f"masks-{chosen.artifact.address[7:]}.html"
+    _write(file, page)
+    key = f"{chosen.artifact.address}/report"
+    params = {"labels": chosen.artifact.address, "dataset": data.name}
+    with session.run(f"masks of {data.name}", key=key, params=params) as run:
+        if run is not None:
+            run.metrics(figures.metrics())
+            for name, picture in pictures.items():
+                run.picture(f"{name}.png", picture)
+            run.artifact(file)
+    print_result(
+        {"report": str(file), **dataclasses.asdict(figures)},
+        as_json=as_json,
+        text=f"{as_text(_table(figures))}\n{file}",
+    )
+
+
+@masks_verb.command()
+@click.argument("dataset")
+@click.argument("image")
+@choice_options
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG. [HOME/reports/…]"
+)
+@json_option
+@session_options
+def show(
+    dataset: str,
+    image: str,
+    expert: str | None,
+    labels: str | None,
+    out: Path | None,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Draw the parts of one IMAGE, named by its id in DATASET, and print what the expert said.
+
+    \b
+    muva masks show syn-station 0001_c1s1_0.jpg
+    """
+    data = open_dataset(find_artifact(session.store, "datasets", dataset))
+    chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
+    if image not in chosen.image_ids:
+        close = difflib.get_close_matches(image, chosen.image_ids, n=3) or chosen.image_ids[:3]
+        raise MuvaError(f"{data.name}: has no image {image!r}; closest: {', '.join(close)}")
+    details = chosen.details()
+    boxes, found = (values.numpy() for values in chosen.boxes(chosen.image_ids))
+    trusted = quality.confidence(boxes, found, chosen.parts, chosen.grid)
+    scores = label_scores(chosen, details)
+    row = chosen.image_ids.index(image)
+    said = details.filter(pa.array(np.asarray(details["image_id"].to_pylist()) == image))
+    answers = dict(zip(said["part"].to_pylist(), said["answer"].to_pylist(), strict=True))
+    result = [
+        {
+            "part": part,
+            "box": [round(float(v), 4) for v in boxes[row, column]] if found[row, column] else None,
+            "score": None if scores is None else number_or_none(float(scores[row, column])),
+            "confidence": number_or_none(float(trusted[row, column])),
+            "answer": answers[part],
+        }
+        for column, part in enumerate(chosen.parts)
+    ]
+    [encoded] = data.read_images([rows_of(data, [image])[0]])
+    name = re.sub(r"[^\w.-]", "_", image)
+    file = out or session.home / "reports" / f"{data.name}-{name}.png"
+    picture = boxed_image(
+        decode_rgb(encoded),
+        {
+            part: tuple(boxes[row, column])
+            for column, part in enumerate(chosen.parts)
+            if found[row, column]
+        },
+        parts=chosen.parts,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(file, "PNG")
+    table = Table("part", "box x0 y0 x1 y1", "confidence", "answer", title=f"{data.name} {image}")
+    for entry in result:
+        box = " ".join(f"{v:.3f}" for v in entry["box"]) if entry["box"] else "not found"
+        trust = "" if entry["confidence"] is None else f"{entry['confidence']:.2f}"
+        table.add_row(entry["part"], box, trust, entry["answer"])
+    print_result(
+        {"picture": str(file), "parts": result},
+        as_json=as_json,
+        text=f"{as_text(table)}\n{file}",
+    )
+
+
+@masks_verb.command("refine")
+@click.argument("dataset")
+@click.option("--rules", type=NAMES, required=True, help=f"Of {', '.join(RULES)}; in this order.")
+@choice_options
+@json_option
+@session_options
+def refine_verb(
+    dataset: str,
+    rules: tuple[str, ...],
+    expert: str | None,
+    labels: str | None,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Make labels of labels: drop or mend boxes by explicit rules, counted.
+
+    Training does so too, with `--set grounding.rules=[drop-disordered]`.
+
+    \b
+    muva masks refine mine --rules drop-whole-image,drop-disordered
+    """
+    source = find_artifact(session.store, "datasets", dataset)
+    raw = choose_labels(session, open_dataset(source), expert=expert, labels=labels)
+    done = refine(session, source, raw, rules)
+    table = Table("rule", *done.summary["parts"], title="boxes changed")
+    for name, counts in done.summary["rules"].items():
+        table.add_row(name, *(str(count) for count in counts.values()))
+    print_result(
+        {"artifact": done.artifact.uri, **done.summary},
+        as_json=as_json,
+        text=f"{done.artifact.uri}\n{as_text(table)}",
+    )
+
+
+def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> Done:
+    """The labels that these rules make of others; those stay as they are."""
+    check_rules(rules)
+    dataset = open_dataset(source)
+    settings = {"refined": raw.address, "rules": list(rules), "version": RULES_VERSION}
+    artifact = Artifact(session.store, "labels", dataset.name, fingerprint([settings]))
+
+    def work(_: object) -> dict[str, Any]:
+        labels = open_labels(raw, dataset=dataset)
+        if labels.grid:
+            raise MuvaError(
+                f"{raw.uri}: holds masks; expected boxes, which rules change: --expert chooses"
+            )
+        boxes, found = (values.numpy() for values in labels.boxes(labels.image_ids))
+        boxes, found, counts = apply_rules(boxes, found, labels.parts, rules)
+        row_of = {image_id: row for row, image_id in enumerate(labels.image_ids)}
+        with track(f"refine {dataset.name}") as progress:
+            for index in range(labels.shards):
+                table = read_label_part(raw, index)
+                at = (
+                    [row_of[image_id] for image_id in table["image_id"].to_pylist()],
+                    [labels.parts.index(part) for part in table["part"].to_pylist()],
+                )
+                write_label_part(artifact, index, _with_boxes(table, boxes[at], found[at]))
+                progress.update(index + 1, labels.shards)
+        summary = summarise_labels(artifact, dataset, parts=labels.parts, quarantine_limit=1.0)
+        return summary | {"rules": counts}
+
+    step = Step(
+        label=f"refine {dataset.name}",
+        artifact=artifact,
+        format_version=LABEL_FORMAT,
+        config=settings,
+        inputs={"dataset": source.address, "labels": raw.address},
+    )
+    return do_step(step, session=session, work=work)
+
+
+@masks_verb.command("import")
+@click.argument("dataset")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("--parts", type=NAMES, default=",".join(PARTS), show_default=True, help="Its rows.")
+@click.option("--grid", metavar="ROWSxCOLUMNS", help="Of the patches. [twice as high as wide]")
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "not-found"]),
+    default="error",
+    show_default=True,
+    help="What an image without an entry means.",
+)
+@json_option
+@session_options
+def import_verb(
+    dataset: str,
+    file: Path,
+    parts: tuple[str, ...],
+    grid: str | None,
+    missing: str,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Take the part masks or boxes of the authors' pickle FILE for DATASET, as they are.
+
+    Nothing of the pickle is run. Train on them with `--set grounding.expert=imported`.
+
+    \b
+    muva masks import market release.pkl
+    muva masks import mine masks.pkl --grid 16x8 --missing not-found
+    """
+    source = find_artifact(session.store, "datasets", dataset)
+    done = import_release(
+        session, source, file, parts=parts, grid=_grid(grid), missing=missing == "not-found"
+    )
+    extra = done.summary["extra"]
+    more = f"; {extra} entries are of no image here" if extra else ""
+    print_result(
+        {"artifact": done.artifact.uri, **done.summary},
+        as_json=as_json,
+        text=f"{done.artifact.uri}\n{done.summary['images']} images{more}",
+    )
+
+
+def import_release(
+    session: Session,
+    source: Artifact,
+    file: Path,
+    *,
+    parts: Sequence[str],
+    grid: tuple[int, int] | None,
+    missing: bool,
+) -> Done:
+    """The labels in a file of the release's form; `missing`: an image may have no entry."""
+    dataset = open_dataset(source)
+    content = read_release(file)
+    first = next(iter(content.values()))
+    if first.shape[0] != len(parts):
+        raise MuvaError(
+            f"{file}: its arrays have {first.shape[0]} rows; expected {len(parts)}, "
+            f"{', '.join(parts)}. Name its parts with --parts"
+        )
+    masked = first.dtype == bool
+    if masked and grid is None:
+        grid = grid_of(first.shape[1])
+    if masked and grid and grid[0] * grid[1] != first.shape[1]:
+        raise MuvaError(
+            f"{file}: its masks have {first.shape[1]} patches; --grid {grid[0]}x{grid[1]} has "
+            f"{grid[0] * grid[1]}"
+        )
+    used = grid if masked else None
+    image_ids = dataset.rows(["image_id"])["image_id"].to_pylist()
+    named = by_base_name(image_ids, dataset=dataset.name, wanted=content)
+    absent = [name for name in named if name not in content]
+    if absent and not missing:
+        raise MuvaError(
+            f"{file}: has no entry for {len(absent)} of {len(image_ids)} images of {dataset.name}, "
+            f"for example {absent[0]}. Is it another data set's? --missing not-found goes on"
+        )
+    settings = {
+        "imported": hashlib.sha256(file.read_bytes()).hexdigest()[:16],
+        "grid": used,
+        "parts": list(parts),
+        "missing": len(absent),
+    }
+    artifact = Artifact(
+        session.store, "labels", dataset.name, fingerprint([settings, dataset.fingerprint])
+    )
+
+    def work(_: object) -> dict[str, Any]:
+        for index in range(len(dataset.shards)):
+            ids = dataset.read_shard(index, ["image_id"])["image_id"].to_pylist()
+            rows = [
+                _imported_row(image_id, part, content.get(base_name(image_id)), column, file.name)
+                for image_id in ids
+                for column, part in enumerate(parts)
+            ]
+            write_label_part(artifact, index, label_table(rows))
+        summary = summarise_labels(artifact, dataset, parts=parts, grid=used)
+        return summary | {"missing": len(absent), "extra": len(content.keys() - named.keys())}
+
+    step = Step(
+        label=f"import masks of {dataset.name}",
+        artifact=artifact,
+        format_version=LABEL_FORMAT,
+        config=settings,
+        inputs={"dataset": source.address},
+    )
+    return do_step(step, session=session, work=work)
+
+
+@masks_verb.command()
+@click.argument("dataset")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@choice_options
+@click.option(
+    "--grid", metavar="ROWSxCOLUMNS", default="16x8", show_default=True, help="Of the patches."
+)
+@json_option
+@session_options
+def export(
+    dataset: str,
+    file: Path,
+    expert: str | None,
+    labels: str | None,
+    grid: str,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Write the part masks of DATASET to FILE in the form of the authors' release.
+
+    \b
+    muva masks export market masks.pkl --expert florence-2
+    """
+    data = open_dataset(find_artifact(session.store, "datasets", dataset))
+    chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
+    named = by_base_name(chosen.image_ids, dataset=data.name)
+    rows, columns = _grid(grid) or (16, 8)
+    masks = chosen.masks(
+        list(named.values()),
+        row_centres=patch_centres(rows, patch=1, stride=1),
+        column_centres=patch_centres(columns, patch=1, stride=1),
+    )
+    write_release(file, dict(zip(named, masks.numpy(), strict=True)))
+    print_result(
+        {"file": str(file), "images": len(named), "parts": chosen.parts, "grid": [rows, columns]},
+        as_json=as_json,
+        text=f"{file}\n{len(named)} images on {rows} x {columns} patches",
+    )
+
+
+def _table(figures: MaskFigures) -> Table:
+    columns = ["part", "found", "area", "out of order", "whole image", "confidence"]
+    if figures.against:
+        columns += ["agreement: IoU", "IoU >= 0.5", "this alone", "other alone"]
+    table = Table(*columns, title=f"{figures.labels}, {figures.images} images")
+    for part in figures.parts:
+        row = [
+            part.part,
+            f"{part.found:.1%}",
+            "" if part.area is None else f"{part.area[1]:.1%}",
+            f"{part.disordered:.1%}",
+            f"{part.whole_image:.1%}",
+            "" if part.confidence is None else f"{part.confidence:.2f}",
+        ]
+        if figures.against:
+            told = part.agreement or {}
+            row += [
+                "" if told.get("median_iou") is None else f"{told['median_iou']:.2f}",
+                "" if told.get("half") is None else f"{told['half']:.1%}",
+                str(told.get("only_first", "")),
+                str(told.get("only_second", "")),
+            ]
+        table.add_row(*row)
+    return table
+
+
+def _with_boxes(table: pa.Table, boxes: np.ndarray, found: np.ndarray) -> pa.Table:
+    """The rows with other boxes."""
+    lists = [box.tolist() if there else None for box, there in zip(boxes, found, strict=True)]
+    for name, values in (("found", found.tolist()), ("box", lists)):
+        column = table.column_names.index(name)
+        field = table.schema.field(name)
+        table = table.set_column(column, field, pa.array(values, field.type))
+    return table
+
+
+def _imported_row(
+    image_id: str, part: str, entry: np.ndarray | None, column: int, file: str
+) -> dict[str, Any]:
+    values = None if entry is None else entry[column]
+    masked = values is not None and values.dtype == bool
+    there = values is not None and bool(values.any() if masked else not np.isnan(values).any())
+    return {
+        "image_id": image_id,
+        "part": part,
+        "found": there,
+        "box": values.tolist() if there and not masked and values is not None else None,
+        "mask": packed_mask(values) if there and masked and values is not None else None,
+        "score": None,
+        "answer": "" if entry is None else file,
+        "expert": IMPORTED,
+        "error": None,
+    }
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise click.UsageError(f"--grid {text}: expected ROWSxCOLUMNS, for example 16x8")
+    return int(match[1]), int(match[2])
+
+
+def _is_address(text: str) -> bool:
+    return re.fullmatch(r"(labels/)?.+-[0-9a-f]{16}", text) is not None
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MuvaError(f"{file}: cannot be written: {error.strerror or error}") from error
