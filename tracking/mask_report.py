@@ -54,6 +54,7 @@ class Outlier:
     part: str
     """The least trusted one."""
     confidence: float
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,11 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
         f"<p>{_TRUST}</p>",
         _picture(pictures["least-trusted"], "Images with the lowest confidence"),
         _table(
-            ["image", "part", "confidence"],
-            [[one.image_id, one.part, f"{one.confidence:.2f}"] for one in figures.outliers],
+            ["image", "part", "confidence", "why"],
+            [
+                [one.image_id, one.part, f"{one.confidence:.2f}", one.why]
+                for one in figures.outliers
+            ],
         ),
     ]
     title = escape(f"Part labels of {figures.dataset}")

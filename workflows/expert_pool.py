@@ -275,6 +275,8 @@ class _Pool:
         owner = {reference: worker for worker in self._workers for reference in worker.shards}
         owner |= {worker.ready: worker for worker in self._workers if worker.ready is not None}
         references, _ = ray.wait([*owner], num_returns=1, timeout=POLL_S)
+        if references:  # and whatever else is ready
+            references, _ = ray.wait([*owner], num_returns=len(owner), timeout=0)
         self._read_board()
         done: list[tuple[int, ShardReport | None]] = []
         for reference in references:

@@ -71,7 +71,6 @@ def mask_figures(
                 duplicates=float((known > quality.SAME_BOX).mean()) if len(known) else 0.0,
             )
         )
-    worst = quality.least_trusted(trusted)[:SHOWN]
     manifest = labels.artifact.manifest()
     assert manifest is not None
     return MaskFigures(
@@ -84,16 +83,37 @@ def mask_figures(
         without_any=float((~found.any(axis=1)).mean()),
         parts=parts,
         overlaps=overlaps,
-        outliers=[
+        outliers=_outliers(labels, boxes, found, trusted),
+    ), trusted
+
+
+def _outliers(
+    labels: LabelSet, boxes: np.ndarray, found: np.ndarray, trusted: np.ndarray
+) -> list[Outlier]:
+    """The images with the least trusted parts, and what is odd about those."""
+    away = quality.deviations(boxes, found, labels.grid)
+    wrong, same = (
+        quality.disordered(boxes, found, labels.parts),
+        quality.duplicates(boxes, found),
+    )
+    outliers = []
+    for row in quality.least_trusted(trusted)[:SHOWN]:
+        if not found[row].any():
+            continue
+        column = int(np.nanargmin(trusted[row]))
+        most = int(away[:, row, column].argmax())
+        why = [f"{quality.MEASURES[most]}, {away[most, row, column]:.1f} deviations"]
+        why += ["out of order"] if wrong[row, column] else []
+        why += ["shares its box"] if same[row, column] else []
+        outliers.append(
             Outlier(
                 image_id=labels.image_ids[row],
-                part=labels.parts[int(np.nanargmin(trusted[row]))],
-                confidence=float(np.nanmin(trusted[row])),
+                part=labels.parts[column],
+                confidence=float(trusted[row, column]),
+                why="; ".join(why),
             )
-            for row in worst
-            if found[row].any()
-        ],
-    ), trusted
+        )
+    return outliers
 
 
 def _agreed(labels: LabelSet, other: LabelSet) -> list[quality.Agreement | None]:

@@ -25,6 +25,8 @@ UNUSUAL = 3.0
 """Robust deviations from the usual at which confidence is one half."""
 MAD_TO_STD = 1.4826
 """A normal distribution's standard deviation in median absolute deviations."""
+MEASURES = ("size", "shape", "place across", "height in the image")
+"""Log area, log aspect, x and y of the middle: what is usual of a part."""
 LOG_SPREAD, PLACE_SPREAD = 0.15, 0.02
 """Deviations of log area and aspect, and of places, that are usual however alike labels are."""
 PATCH_SPREAD = 0.35
@@ -113,32 +115,42 @@ def duplicates(boxes: Boxes, found: Found) -> Found:
     return same
 
 
-def confidence(
-    boxes: Boxes, found: Found, parts: Sequence[str], grid: tuple[int, int] | None = None
-) -> Float[np.ndarray, "M R"]:
-    """From geometry, 0 to 1, NaN where not found. `grid`: rows and columns of boxes around patches.
+def deviations(
+    boxes: Boxes, found: Found, grid: tuple[int, int] | None = None
+) -> Float[np.ndarray, "4 M R"]:
+    """How far each of `MEASURES` lies from the part's median, in robust standard deviations.
 
-    Of log area, log aspect and the middle's x and y, the largest deviation d from the part's
-    median, in robust standard deviations (1.4826 MAD), gives 1 / (1 + (d / 3)^2). Half of it for a
-    part that is out of order, and half for one that shares its box with another.
+    1.4826 times the median absolute deviation makes one; NaN where a part is not found. `grid`:
+    rows and columns, of boxes around patches.
     """
     height, width = boxes[..., 3] - boxes[..., 1], boxes[..., 2] - boxes[..., 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         log_height, log_width = np.log(height), np.log(width)
-        features = np.stack(
+        values = np.stack(
             [log_height + log_width, log_height - log_width, *np.moveaxis(centres(boxes), 2, 0)]
         )
-    features = np.where(found, features, np.nan)
     least = [LOG_SPREAD, LOG_SPREAD, PLACE_SPREAD, PLACE_SPREAD]
     if grid:
         least = [PATCH_SPREAD, PATCH_SPREAD, 0.5 / grid[1], 0.5 / grid[0]]
-    trusted = np.full(found.shape, np.nan)
+    result = np.full(values.shape, np.nan)
     for column in np.flatnonzero(found.any(axis=0)):
-        values = features[:, :, column]
-        usual = np.nanmedian(values, axis=1, keepdims=True)
-        spread = MAD_TO_STD * np.nanmedian(np.abs(values - usual), axis=1, keepdims=True)
-        deviation = np.abs(values - usual) / np.maximum(spread, np.array(least)[:, None])
-        trusted[:, column] = 1 / (1 + (deviation.max(axis=0) / UNUSUAL) ** 2)
+        there = found[:, column]
+        told = values[:, there, column]
+        away = np.abs(told - np.median(told, axis=1, keepdims=True))
+        spread = MAD_TO_STD * np.median(away, axis=1, keepdims=True)
+        result[:, there, column] = away / np.maximum(spread, np.array(least)[:, None])
+    return result
+
+
+def confidence(
+    boxes: Boxes, found: Found, parts: Sequence[str], grid: tuple[int, int] | None = None
+) -> Float[np.ndarray, "M R"]:
+    """From geometry, 0 to 1, NaN where not found.
+
+    The largest of the `deviations` d gives 1 / (1 + (d / 3)^2). Half of it for a part that is out
+    of order, and half for one that shares its box with another.
+    """
+    trusted = 1 / (1 + (deviations(boxes, found, grid).max(axis=0) / UNUSUAL) ** 2)
     trusted = np.where(disordered(boxes, found, parts), trusted / 2, trusted)
     return np.where(duplicates(boxes, found), trusted / 2, trusted)
 

@@ -16,10 +16,13 @@ import pytest
 from PIL import Image
 
 from muva.config import PHRASES, GroundingConfig
+from muva.data.synthetic import render
+from muva.data.synthetic.sensor import encode_jpeg
 from muva.errors import MuvaError
 from muva.grounding.expert import GroundingImage
 from muva.grounding.experts import EXPERTS, choose_expert
 from muva.grounding.experts.florence2 import Florence2Expert
+from muva.grounding.quality import iou
 from tests.grounding.small_experts import MAKERS
 
 SIZES = ((128, 64), (117, 71), (61, 33), (300, 401))
@@ -77,7 +80,7 @@ def test_an_image_gets_the_same_answers_alone_and_among_others(
 
 
 def test_there_is_a_small_checkpoint_of_every_expert_with_weights() -> None:
-    assert set(MAKERS) == set(EXPERTS) - {"annotated", "http"}
+    assert set(MAKERS) == set(EXPERTS) - {"annotated", "http", "tiny"}
 
 
 def test_florence_looks_once_at_an_image_and_answers_as_its_own_processor_does(
@@ -260,3 +263,24 @@ def test_an_endpoint_that_refuses_is_named_without_its_token(
     monkeypatch.setenv("MUVA_EXPERT_URL", "")
     with pytest.raises(MuvaError, match="MUVA_EXPERT_URL is 'not set'"):
         served()
+
+
+def test_the_shipped_expert_finds_parts_of_people_in_a_network_that_it_has_not_seen():
+    chosen = choose_expert(GroundingConfig(expert="tiny"))
+    assert chosen.weights is not None and chosen.weights.place == "shipped:tiny"
+    assert chosen.weight_bytes() == pytest.approx(2.06e6 * 4, rel=0.05)
+    shots = [
+        render("syn-airport", pid=7000 + n, camid=1 + n % 4, index=0, height=128, width=64)
+        for n in range(16)
+    ]
+    images = [
+        GroundingImage(image_id=str(n), encoded=encode_jpeg(shot.image, quality=95), annotated=None)
+        for n, shot in enumerate(shots)
+    ]
+    answers = chosen.load().ground(images, PHRASES)
+    for column, part in enumerate(PHRASES):
+        true = np.array([shot.boxes[part] for shot in shots if shot.boxes[part]])
+        said = np.array(
+            [a[column].box for a, shot in zip(answers, shots, strict=True) if shot.boxes[part]]
+        )
+        assert np.median(iou(true, said)) > 0.6

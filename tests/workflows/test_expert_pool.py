@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+import requests
 
 from muva.config import PHRASES, GroundingConfig
 from muva.data.artifacts import Artifact
@@ -20,14 +23,17 @@ from muva.data.synthetic import synthetic_records
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
+from muva.grounding.ground import Care
 from muva.grounding.labels import finished_parts, open_labels, summarise_labels
 from tests.grounding.small_experts import MAKERS
+from workflows.board import Board
 from workflows.expert_pool import (
     MOST_DEATHS,
     MOST_DEATHS_LOADING,
     Actors,
     ShardQueue,
     Spent,
+    _Grounder,
     ground_shards,
     room_for,
 )
@@ -193,3 +199,20 @@ def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: D
     assert spent.decode_s > 0 and spent.model_s > 0 and spent.elapsed_s > 0
     assert spent.images_per_s == pytest.approx(spent.images / spent.elapsed_s)
     assert ray.is_initialized()
+
+
+def test_prometheus_sees_what_an_actor_has_done(ray_session: None, town: Dataset) -> None:
+    labels = Artifact(town.artifact.store, "labels", town.name, "3" * 16)
+    expert = choose_expert(GroundingConfig())
+    kind: Any = ray.remote(num_cpus=1)(_Grounder)
+    actor = kind.remote(town.artifact, labels, expert, PHRASES, 1, Board())
+    ray.get(actor.load.remote())
+    report: Any = ray.get(actor.ground.remote(0, Care()))
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = rf'ray_muva_grounding_images_total{{.*dataset="{town.name}".*}} {report.images}\.0'
+    ends_at = time.monotonic() + 60
+    while not re.search(wanted, requests.get(address, timeout=10).text):
+        assert time.monotonic() < ends_at, "the counter never came"
+        time.sleep(0.5)
+    ray.kill(actor)

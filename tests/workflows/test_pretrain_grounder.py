@@ -16,7 +16,7 @@ from workflows.pretrain_grounder import (
     answer_loss,
     answer_tokens,
     coverage,
-    degrade,
+    draw_batch,
     new_grounder,
     new_processor,
     pretrain,
@@ -69,7 +69,16 @@ def test_boxes_follow_the_picture_into_another_crop() -> None:
         seen += ((columns.max() + 1) / WIDTH, (rows.max() + 1) / HEIGHT)
         np.testing.assert_allclose(box, seen, atol=0.02)
     assert len({tuple(box.tolist()) for box in boxes[:, 0]}) == 32
-    assert torch.isfinite(degrade(framed / 127.5 - 1, np.random.default_rng(1))).all()
+
+
+def test_a_batch_is_seen_by_a_sensor_of_its_own_for_each_image() -> None:
+    rng = np.random.default_rng(0)
+    pixels, boxes = draw_batch(shots(16), rng)
+    assert pixels.shape == (16, 3, HEIGHT, WIDTH) and boxes.shape == (16, len(PARTS), 4)
+    assert pixels.abs().max() <= 1
+    assert len({round(float(image.mean()), 4) for image in pixels}) == 16
+    again, _ = draw_batch(shots(16), np.random.default_rng(0))
+    assert torch.equal(again, pixels)
 
 
 def test_a_cell_is_covered_as_its_pixels_are() -> None:

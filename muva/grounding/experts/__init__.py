@@ -46,6 +46,13 @@ EXPERTS: dict[str, ExpertInfo] = {
         adapter="annotated:AnnotatedExpert",
         licence="that of the data",
     ),
+    "tiny": ExpertInfo(
+        adapter="florence2:Florence2Expert",
+        checkpoint="shipped:tiny",
+        parameters="2.1 M",
+        licence="that of muva; knows synthetic people alone",
+        memory_gb=0.01,
+    ),
     "florence-2": ExpertInfo(
         adapter="florence2:Florence2Expert",
         checkpoint="florence-community/Florence-2-base",

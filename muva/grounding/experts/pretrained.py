@@ -22,6 +22,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """Files that a model or its processor is read from."""
 
+SHIPPED = "shipped:"
+"""Before the name of weights that come with muva."""
+
+_HERE = Path(__file__).parents[1]
 _METADATA = "__metadata__"
 """The one entry of a safetensors header that is no tensor."""
 
@@ -33,15 +37,19 @@ class Weights:
     """Where an expert's weights are, and which state of them is meant."""
 
     place: str
-    """A folder, or a hub's ORG/NAME."""
+    """A folder, a hub's ORG/NAME, or `shipped:NAME`, which is a folder wherever muva is."""
     revision: str
     """A hub's commit, or `sha256:` of a folder's files; see `pinned`."""
 
     @property
     def folder(self) -> Path | None:
         """The local folder, None on a hub."""
-        folder = Path(self.place).expanduser()
-        return folder if folder.is_dir() else None
+        return _folder(self.place)
+
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` is told of the place."""
+        return str(self.folder or self.place)
 
     @property
     def hub(self) -> dict[str, Any]:
@@ -55,14 +63,18 @@ def pinned(place: str, revision: str = "") -> Weights:
     A hub is asked for the commit unless `revision` is one; without network the newest copy in the
     local cache counts. Raises MuvaError where nothing is.
     """
-    folder = Path(place).expanduser()
-    if folder.is_dir():
+    folder = _folder(place)
+    if folder is not None:
         if revision:
             raise MuvaError(
                 f"expert's weights {place}: a folder has no revisions; expected none, found "
                 f"{revision}"
             )
-        return Weights(place=str(folder.resolve()), revision=f"sha256:{_content(folder)}")
+        shipped = place.startswith(SHIPPED)
+        return Weights(
+            place=place if shipped else str(folder.resolve()),
+            revision=f"sha256:{_content(folder)}",
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
         raise MuvaError(
             f"expert's weights {place}: expected a folder that is there, or a hub's ORG/NAME"
@@ -70,6 +82,12 @@ def pinned(place: str, revision: str = "") -> Weights:
     if _COMMIT.fullmatch(revision):
         return Weights(place=place, revision=revision)
     return Weights(place=place, revision=_commit(place, revision or "main"))
+
+
+def _folder(place: str) -> Path | None:
+    shipped = place.startswith(SHIPPED)
+    folder = _HERE / place.removeprefix(SHIPPED) if shipped else Path(place).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def parameters_in(folder: Path) -> int:
@@ -107,14 +125,14 @@ def _model(kind: Any, weights: Weights, *, precision: str) -> Any:
 
     expected = kind.config_class.model_type
     try:
-        config = AutoConfig.from_pretrained(weights.place, trust_remote_code=False, **weights.hub)
+        config = AutoConfig.from_pretrained(weights.source, trust_remote_code=False, **weights.hub)
         if config.model_type != expected:
             raise MuvaError(
                 f"expert's weights {weights.place}: expected the architecture {expected}, found "
                 f"{config.model_type}"
             )
         model, loading = kind.from_pretrained(
-            weights.place,
+            weights.source,
             config=config,
             dtype=DTYPES[precision],
             use_safetensors=True,
@@ -137,7 +155,7 @@ def _model(kind: Any, weights: Weights, *, precision: str) -> Any:
 
 def _processor(kind: Any, weights: Weights) -> Any:
     try:
-        return kind.from_pretrained(weights.place, **weights.hub)
+        return kind.from_pretrained(weights.source, **weights.hub)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MuvaError(
             f"expert's weights {weights.place}: their processor cannot be loaded "

@@ -5,6 +5,7 @@ Qwen2.5-VL counts in pixels of the image as it was resized for it, Qwen3-VL in t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ FORM = '. Answer in JSON: [{"bbox_2d": [x0, y0, x1, y1], "label": "..."}], or []
 THOUSANDTHS = (1000.0, 1000.0)
 
 
-class _QwenExpert:
+class _QwenExpert(ABC):
     """What both generations share."""
 
     model_class: Any
@@ -66,11 +67,11 @@ class _QwenExpert:
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
 
+    @abstractmethod
     def _unit(self, grid: Sequence[int]) -> tuple[float, float]:
         """Width and height of the image in the numbers of an answer; `grid`: frames, rows, columns
         of the patches that the image was resized to.
         """
-        raise NotImplementedError
 
 
 class Qwen25VLExpert(_QwenExpert):

@@ -1,0 +1,288 @@
+"""Does grounding survive what clusters do? `python -m benchmarks.grounding_faults --rounds 20`.
+
+A small cluster of three nodes labels a data set again and again; in each round, at a moment drawn
+from a fixed seed, one thing is disturbed: an actor, a node or the driver is killed, or S3 refuses,
+delays and cuts connections all through. Afterwards the labels must equal those of a plain loop, row
+for row, and no shard may have been computed more often than once and once more for each kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.disturbed_server import Disturber, disturbed_server
+from benchmarks.grounding_speed import crowd
+from muva.config import PHRASES, GroundingConfig
+from muva.data.artifacts import Artifact, open_artifact
+from muva.data.shards import Dataset, open_dataset
+from muva.data.synthetic.sensor import encode_jpeg
+from muva.grounding.expert import Expert, Grounding, GroundingImage
+from muva.grounding.experts import ChosenExpert, choose_expert
+from muva.grounding.ground import ground_shard
+from muva.grounding.labels import finished_parts, read_label_part, summarise_labels
+from workflows.expert_pool import Actors, ground_shards
+
+KINDS = ("actor", "node", "driver", "s3")
+IMAGES, SHARD_IMAGES, BATCH_S = 480, 12, 0.15
+PATIENCE_S = 240.0
+S3_SHARE = 0.15
+"""Of requests that are disturbed in a round of `s3`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noting(ChosenExpert):
+    """Takes its time, answers by the image's content, and notes who looked at which image."""
+
+    notes: str
+
+    def load(self) -> Expert:
+        """See `ChosenExpert`."""
+        return _Noter(Path(self.notes))
+
+
+class _Noter:
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        with self._notes.open("a") as notes:
+            notes.writelines(f"{os.getpid()} {image.image_id}\n" for image in images)
+        time.sleep(BATCH_S)
+        return [[_answer(image, part) for part in phrases] for image in images]
+
+
+def _answer(image: GroundingImage, part: str) -> Grounding:
+    digest = hashlib.sha256(image.image_id.encode() + image.encoded + part.encode()).digest()
+    x0, y0, wide, high = (byte / 1024 for byte in digest[:4])
+    if digest[4] < 16:
+        return Grounding(box=None, answer="nothing")
+    return Grounding(box=(x0, y0, x0 + 0.1 + wide, y0 + 0.1 + high), answer=digest.hex()[:8])
+
+
+def main() -> int:
+    """Run the rounds and print them; with --check 1 where one did not end as it must."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 where labels differ")
+    parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.drive:
+        return drive(*arguments.drive)
+    folder = Path(tempfile.mkdtemp(prefix="grounding-faults-"))
+    try:
+        rounds = drills(folder, arguments.rounds, arguments.seed)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    bad = [number for number, one in enumerate(rounds) if not one["right"]]
+    print(f"\n{len(rounds) - len(bad)} of {len(rounds)} rounds ended with the right labels")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rounds, indent=2) + "\n")
+    return int(bool(arguments.check and bad))
+
+
+def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
+    """What `muva ground` does, with this benchmark's expert; a process of its own, to be killed."""
+    from workflows.cluster import ray_cluster
+
+    dataset, labels = open_dataset(open_artifact(dataset_uri)), open_artifact(labels_uri)
+    with ray_cluster():
+        ground_shards(
+            dataset,
+            labels,
+            _expert(notes),
+            PHRASES,
+            shards=set(range(len(dataset.shards))) - finished_parts(labels),
+            actors=Actors(),
+            most_aside=0,
+        )
+    summary = summarise_labels(labels, dataset, parts=list(PHRASES))
+    labels.commit(format_version=1, config={}, inputs={}, summary=summary)
+    return 0
+
+
+def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
+    """The rounds, one kind of disturbance after the other."""
+    from ray.cluster_utils import Cluster
+
+    rng = np.random.default_rng(seed)
+    images = [
+        encode_jpeg(rng.integers(0, 256, (16, 8, 3), dtype=np.uint8), quality=80) for _ in range(50)
+    ]
+    disturber = Disturber(seed=seed, share=0.0)
+    print("| round | disturbed | after shards | seconds | shards computed twice | right |")
+    print("|---:|---|---:|---:|---:|---|")
+    results = []
+    with _s3(disturber) as bucket:
+        local, remote = (
+            crowd(store, "people", IMAGES, encoded=images, shard_images=SHARD_IMAGES)
+            for store in (folder / "store", bucket)
+        )
+        chosen = _expert(os.devnull).name
+        expected = [
+            ground_shard(local, shard, expert=_Noter(Path(os.devnull)), name=chosen)[0]
+            for shard in range(len(local.shards))
+        ]
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        try:
+            for number in range(rounds):
+                kind = KINDS[number % len(KINDS)]
+                dataset = remote if kind == "s3" else local
+                labels = Artifact(dataset.artifact.store, "labels", "people", f"{number:016x}")
+                notes = folder / f"notes-{number}"
+                notes.touch()
+                disturber.share = S3_SHARE if kind == "s3" else 0.0
+                started_at = time.monotonic()
+                driver = _start(cluster.address, dataset, labels, notes)
+                after = int(rng.integers(1, len(dataset.shards) - 2))
+                if kind != "s3":
+                    _wait(
+                        lambda n=notes, d=dataset, a=after: sum(map(bool, _begun(n, d))) >= a,
+                        driver,
+                    )
+                    driver = _disturb(kind, driver, cluster, nodes, notes, rng, dataset, labels)
+                _finish(driver)
+                disturber.share = 0.0
+                seconds = time.monotonic() - started_at
+                begun = _begun(notes, dataset)
+                equal = all(
+                    read_label_part(labels, shard).to_pylist() == table.to_pylist()
+                    for shard, table in enumerate(expected)
+                )
+                kills = int(kind != "s3")
+                right = equal and labels.manifest() is not None and max(begun) <= 1 + kills
+                results.append(
+                    {
+                        "disturbed": kind,
+                        "after_shards": after if kills else None,
+                        "seconds": round(seconds, 1),
+                        "computed_twice": sum(begun) - len(begun),
+                        "right": right,
+                    }
+                )
+                print(
+                    f"| {number} | {kind} | {after if kills else 'all through'} | {seconds:.1f} | "
+                    f"{sum(begun) - len(begun)} | {'yes' if right else 'NO'} |",
+                    flush=True,
+                )
+                if kind == "node":
+                    nodes[:] = [node for node in nodes if node in cluster.list_all_nodes()]
+                    nodes.append(cluster.add_node(num_cpus=1))
+        finally:
+            cluster.shutdown()
+    if rounds >= len(KINDS):
+        told = ", ".join(f"{count} {what}" for what, count in disturber.disturbed.items())
+        print(f"\nS3's requests disturbed: {told}")
+    return results
+
+
+def _disturb(
+    kind: str,
+    driver: subprocess.Popen[bytes],
+    cluster: Any,
+    nodes: list[Any],
+    notes: Path,
+    rng: np.random.Generator,
+    dataset: Dataset,
+    labels: Artifact,
+) -> subprocess.Popen[bytes]:
+    """Kills one thing; the driver that goes on, or a new one."""
+    time.sleep(float(rng.uniform(0, 2 * BATCH_S)))
+    if kind == "actor":
+        pids = [line.split()[0] for line in notes.read_text().splitlines()[-2 * SHARD_IMAGES :]]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pids[int(rng.integers(len(pids)))]), signal.SIGKILL)
+    elif kind == "node":
+        cluster.remove_node(nodes[int(rng.integers(len(nodes)))], allow_graceful=False)
+    else:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+        return _start(cluster.address, dataset, labels, notes)
+    return driver
+
+
+def _start(
+    address: str | None, dataset: Dataset, labels: Artifact, notes: Path
+) -> subprocess.Popen[bytes]:
+    words = (dataset.artifact.uri, labels.uri, str(notes))
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.grounding_faults", "--drive", *words],
+        env={**os.environ, "RAY_ADDRESS": str(address)},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _finish(driver: subprocess.Popen[bytes]) -> None:
+    _, said = driver.communicate(timeout=PATIENCE_S)
+    if driver.returncode:
+        raise RuntimeError(f"the driver failed: {said.decode()[-3000:]}")
+
+
+def _wait(condition: Any, driver: subprocess.Popen[bytes]) -> None:
+    ends_at = time.monotonic() + PATIENCE_S
+    while not condition():
+        if driver.poll() is not None or time.monotonic() > ends_at:
+            raise RuntimeError("the driver ended before it could be disturbed")
+        time.sleep(0.02)
+
+
+def _begun(notes: Path, dataset: Dataset) -> list[int]:
+    """How often each shard's first image was looked at."""
+    looked_at = Counter(line.split()[1] for line in notes.read_text().splitlines())
+    firsts = np.cumsum([0, *(shard.rows for shard in dataset.shards[:-1])])
+    return [looked_at[f"train/{first:06d}.jpg"] for first in firsts]
+
+
+def _expert(notes: str) -> Noting:
+    chosen = choose_expert(GroundingConfig(expert="annotated"))
+    return Noting(**{**vars(chosen), "notes": notes})
+
+
+@contextlib.contextmanager
+def _s3(disturber: Disturber) -> Iterator[str]:
+    """A bucket behind a server that is disturbed as the disturber says."""
+    from boto3.session import Session
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with disturbed_server(f"http://{host}:{port}", disturber) as address:
+        os.environ |= {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        Session().client("s3").create_bucket(Bucket="people")
+        yield "s3://people/store"
+    server.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

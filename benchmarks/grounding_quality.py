@@ -1,0 +1,130 @@
+"""How well an expert finds parts of synthetic people: `python -m benchmarks.grounding_quality`.
+
+Of each domain, people that no pre-training has seen, as JPEG, against the renderer's exact boxes:
+the median IoU of each part, the share not found, and images per second of one core. `--check`
+exits 1 when a benchmark domain, none of which the shipped expert has learned from, misses a goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from muva.config import PARTS, PHRASES, GroundingConfig
+from muva.data.records import Box
+from muva.data.synthetic import BENCHMARK, DOMAINS, PRETRAINING, render
+from muva.data.synthetic.sensor import encode_jpeg
+from muva.grounding.expert import Expert, GroundingImage
+from muva.grounding.experts import choose_expert
+
+LEAST_IOU, MOST_MISSED, LEAST_RATE = 0.75, 0.03, 30.0
+"""Goals: median IoU of each part, share not found, images per second and core."""
+
+FIRST_PID = 5001
+BATCH, JPEG_QUALITY = 32, 95
+
+Figures = dict[str, Any]
+
+
+def main() -> int:
+    """Measure, print, and compare with the goals when asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--expert", default="tiny")
+    parser.add_argument("--checkpoint", default="", help="its weights [the shipped ones]")
+    parser.add_argument("--people", type=int, default=60, help="per domain, under each camera")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 below a goal")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = GroundingConfig(expert=arguments.expert, checkpoint=arguments.checkpoint)
+    expert = choose_expert(config).load()
+    print("| domain | " + " | ".join(f"IoU {part}" for part in PARTS), end=" | ")
+    print("not found | invented | images/s and core |\n|---|" + "---|" * (len(PARTS) + 3))
+    found: dict[str, Figures] = {}
+    for domain in (*BENCHMARK, *PRETRAINING):
+        found[domain] = judged(expert, domain, arguments.people)
+        print(_row(domain, found[domain]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    missed = [miss for domain in BENCHMARK for miss in _misses(domain, found[domain])]
+    if arguments.check and missed:
+        print("\nbelow the goal: " + "; ".join(missed), file=sys.stderr)
+        return 1
+    return 0
+
+
+def judged(expert: Expert, domain: str, people: int) -> Figures:
+    """Median IoU by part, shares not found and invented, images per second of processor time."""
+    shots = [
+        render(domain, pid=pid, camid=camid, index=0, height=128, width=64)
+        for pid in range(FIRST_PID, FIRST_PID + people)
+        for camid in range(1, DOMAINS[domain].cameras + 1)
+    ]
+    encoded = [encode_jpeg(shot.image, quality=JPEG_QUALITY) for shot in shots]
+    answers = []
+    started = time.process_time()
+    for start in range(0, len(encoded), BATCH):
+        images = [
+            GroundingImage(image_id=str(number), encoded=data, annotated=None)
+            for number, data in enumerate(encoded[start : start + BATCH])
+        ]
+        answers += expert.ground(images, PHRASES)
+    rate = len(encoded) / (time.process_time() - started)
+    figures: Figures = {"images": len(encoded), "images_per_s_and_core": rate, "iou": {}}
+    missed, invented = [], []
+    for column, part in enumerate(PARTS):
+        pairs = [(shot.boxes[part], a[column].box) for shot, a in zip(shots, answers, strict=True)]
+        there = [(true, said) for true, said in pairs if true is not None]
+        figures["iou"][part] = float(
+            np.median([0.0 if said is None else iou(true, said) for true, said in there])
+        )
+        missed += [said is None for _, said in there]
+        invented += [said is not None for true, said in pairs if true is None]
+    figures["not_found"] = float(np.mean(missed))
+    figures["invented"] = float(np.mean(invented)) if invented else None
+    return figures
+
+
+def iou(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    both = max(0.0, width) * max(0.0, height)
+    return both / (_area(one) + _area(other) - both)
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _row(domain: str, figures: Figures) -> str:
+    ious = " | ".join(f"{figures['iou'][part]:.3f}" for part in PARTS)
+    invented = "-" if figures["invented"] is None else f"{figures['invented']:.1%}"
+    rate = f"{figures['images_per_s_and_core']:.0f}"
+    return f"| {domain} | {ious} | {figures['not_found']:.1%} | {invented} | {rate} |"
+
+
+def _misses(domain: str, figures: Figures) -> list[str]:
+    missed = [
+        f"{domain}: {part} {value:.3f}, goal {LEAST_IOU}"
+        for part, value in figures["iou"].items()
+        if value < LEAST_IOU
+    ]
+    if figures["not_found"] >= MOST_MISSED:
+        missed.append(f"{domain}: {figures['not_found']:.1%} not found, goal {MOST_MISSED:.0%}")
+    if figures["images_per_s_and_core"] < LEAST_RATE:
+        rate = figures["images_per_s_and_core"]
+        missed.append(f"{domain}: {rate:.0f} images/s and core, goal {LEAST_RATE:.0f}")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

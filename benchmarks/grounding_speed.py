@@ -1,0 +1,323 @@
+"""What the fan-out around an expert costs: `python -m benchmarks.grounding_speed`.
+
+One actor of one thread against a bare loop over the same decoded batches; two actors against one;
+the driver's memory from 1,000 to 50,000 images with an expert that only sleeps; how fast finished
+shards are recognised. `--check` exits 1 when a figure misses its goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from muva.config import PHRASES, GroundingConfig
+from muva.data.artifacts import Artifact
+from muva.data.records import Record
+from muva.data.shards import Dataset, open_dataset, write_shards
+from muva.data.store import open_store
+from muva.data.synthetic import BENCHMARK, render
+from muva.data.synthetic.sensor import encode_jpeg
+from muva.grounding.expert import Expert, Grounding, GroundingImage
+from muva.grounding.experts import ChosenExpert, choose_expert
+from muva.grounding.labels import (
+    finished_parts,
+    label_key,
+    label_table,
+    summarise_labels,
+    write_label_part,
+)
+from workflows.cluster import ray_cluster
+from workflows.expert_pool import Actors, Spent, ground_shards
+
+MOST_OVERHEAD, LEAST_SPEED_UP = 0.05, 1.8
+MOST_GROWTH_MB, MOST_RECOGNITION_S = 100.0, 5.0
+"""Goals: share of the bare loop's time, two actors over one, driver's memory, 10,000 shards."""
+
+FEW, MANY, MANY_SHARDS = 1000, 50_000, 10_000
+SHOTS = 100
+SLEEP_S = 0.002
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sleeping(ChosenExpert):
+    """An expert that takes its time and looks at nothing."""
+
+    def load(self) -> Expert:
+        """See `ChosenExpert`."""
+        return _Sleeper()
+
+
+class _Sleeper:
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        time.sleep(SLEEP_S)
+        return [[Grounding(box=(0.1, 0.1, 0.9, 0.9))] * len(phrases) for _ in images]
+
+
+def main() -> int:
+    """Measure, print, and compare with the goals when asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--expert", default="tiny")
+    parser.add_argument("--checkpoint", default="", help="its weights [the shipped ones]")
+    parser.add_argument("--images", type=int, default=3200)
+    parser.add_argument("--repeats", type=int, default=3, help="of each timing; the median counts")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 below a goal")
+    arguments = parser.parse_args()
+    config = GroundingConfig(expert=arguments.expert, checkpoint=arguments.checkpoint)
+    folder = Path(tempfile.mkdtemp(prefix="grounding-speed-"))
+    try:
+        with ray_cluster():
+            figures = measured(folder, choose_expert(config), arguments.images, arguments.repeats)
+    finally:
+        shutil.rmtree(folder)
+    print("| what | figure | goal |\n|---|---|---|")
+    missed = []
+    for name, value, goal, reached in judged(figures):
+        print(f"| {name} | {value} | {goal} |")
+        if not reached:
+            missed.append(f"{name}: {value}, goal {goal}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if arguments.check and missed:
+        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
+        return 1
+    return 0
+
+
+def measured(folder: Path, expert: ChosenExpert, images: int, repeats: int) -> dict[str, float]:
+    """All figures."""
+    people = crowd(folder, "crowd", images, encoded=_shots(), shard_images=64)
+    rates: dict[str, list[float]] = {"bare": [], "one": [], "two": []}
+    bare: Any = ray.remote(num_cpus=1)(bare_rate)
+    for _ in range(repeats):  # by turns, so that what else the machine does hits all alike
+        rates["bare"].append(ray.get(bare.remote(people.artifact, expert)))
+        rates["one"].append(pool_rate(people, expert, actors=1))
+        rates["two"].append(pool_rate(people, expert, actors=2))
+    overheads = [bare / one - 1 for bare, one in zip(rates["bare"], rates["one"], strict=True)]
+    ratios = [two / one for two, one in zip(rates["two"], rates["one"], strict=True)]
+    few, many = driver_memory_mb(folder)
+    recognised_s, summarised_s = recognition_s(folder)
+    return {
+        **{f"{name}_images_per_s": statistics.median(values) for name, values in rates.items()},
+        "overhead": statistics.median(overheads),
+        "two_over_one": statistics.median(ratios),
+        "driver_mb_few": few,
+        "driver_mb_many": many,
+        "recognition_s": recognised_s,
+        "summary_s": summarised_s,
+    }
+
+
+def judged(figures: Mapping[str, float]) -> list[tuple[str, str, str, bool]]:
+    """Name, figure, goal, and whether it is reached."""
+    growth = figures["driver_mb_many"] - figures["driver_mb_few"]
+    return [
+        ("bare loop, images/s", f"{figures['bare_images_per_s']:.1f}", "", True),
+        ("one actor, images/s", f"{figures['one_images_per_s']:.1f}", "", True),
+        (
+            "around the expert, of the bare loop",
+            f"{figures['overhead']:.1%}",
+            f"under {MOST_OVERHEAD:.0%}",
+            figures["overhead"] < MOST_OVERHEAD,
+        ),
+        (
+            "two actors over one",
+            f"{figures['two_over_one']:.2f}",
+            f"{LEAST_SPEED_UP}",
+            figures["two_over_one"] >= LEAST_SPEED_UP,
+        ),
+        (
+            f"driver's memory, {FEW} to {MANY} images, MB",
+            f"{growth:+.0f}",
+            f"within {MOST_GROWTH_MB:.0f}",
+            growth <= MOST_GROWTH_MB,
+        ),
+        (
+            f"{MANY_SHARDS} finished shards recognised, s",
+            f"{figures['recognition_s']:.2f}",
+            f"under {MOST_RECOGNITION_S:.0f}",
+            figures["recognition_s"] < MOST_RECOGNITION_S,
+        ),
+        (f"their summary, s, {MANY_SHARDS} files read", f"{figures['summary_s']:.1f}", "", True),
+    ]
+
+
+def crowd(
+    store: Path | str, name: str, images: int, *, encoded: Sequence[bytes], shard_images: int
+) -> Dataset:
+    """A data set of so many images, these ones again and again."""
+    records = (
+        Record(
+            domain=name,
+            image_id=f"train/{number:06d}.jpg",
+            split="train",
+            pid=number // 4 + 1,
+            camid=1,
+            source=encoded[number % len(encoded)],
+        )
+        for number in range(images)
+    )
+    size = sum(map(len, encoded)) / len(encoded)
+    artifact = Artifact(open_store(store), "datasets", name, "0" * 16)
+    summary = write_shards(records, artifact=artifact, shard_bytes=round(size * shard_images))
+    artifact.commit(format_version=1, config={}, inputs={}, summary=dataclasses.asdict(summary))
+    return open_dataset(artifact)
+
+
+def bare_rate(dataset: Artifact, expert: ChosenExpert) -> float:
+    """Images per second of the expert alone, on batches that are decoded already; one thread."""
+    torch.set_num_threads(1)
+    model, people = expert.load(), open_dataset(dataset)
+    batches: list[list[GroundingImage]] = []
+    for shard in range(len(people.shards)):
+        encoded = people.read_shard(shard, ["image_id", "image"]).to_pylist()
+        images = [
+            GroundingImage(image_id=row["image_id"], encoded=row["image"], annotated=None)
+            for row in encoded
+        ]
+        for image in images:
+            _ = image.image
+        size = expert.info.batch_images
+        batches += [images[start : start + size] for start in range(0, len(images), size)]
+    model.ground(batches[0], PHRASES)
+    started_at = time.perf_counter()
+    for batch in batches[1:]:
+        model.ground(batch, PHRASES)
+    return sum(map(len, batches[1:])) / (time.perf_counter() - started_at)
+
+
+def pool_rate(dataset: Dataset, expert: ChosenExpert, *, actors: int) -> float:
+    """Images per second of so many actors, from when each has done a shard to the end."""
+    labels = Artifact(dataset.artifact.store, "labels", dataset.name, "1" * 16)
+    seen: list[tuple[float, int]] = []
+
+    def tell(_: int, spent: Spent) -> None:
+        if not seen or spent.images > seen[-1][1]:
+            seen.append((time.perf_counter(), spent.images))
+
+    ground_shards(
+        dataset,
+        labels,
+        expert,
+        PHRASES,
+        shards=range(len(dataset.shards)),
+        actors=Actors(count=actors),
+        most_aside=0,
+        tell=tell,
+    )
+    labels.delete()
+    busy = [(at, images) for at, images in seen if images >= 2 * actors * dataset.shards[0].rows]
+    (first_at, first), (last_at, last) = busy[0], busy[-1]
+    return (last - first) / (last_at - first_at)
+
+
+def driver_memory_mb(folder: Path) -> tuple[float, float]:
+    """The driver's highest memory with few and with many images."""
+    rng = np.random.default_rng(0)
+    tiny = [
+        encode_jpeg(rng.integers(0, 256, (8, 4, 3), dtype=np.uint8), quality=50) for _ in range(10)
+    ]
+    expert = Sleeping(**vars(choose_expert(GroundingConfig(expert="annotated"))))
+    peaks = []
+    for images in (FEW, MANY):
+        dataset = crowd(folder, f"people-{images}", images, encoded=tiny, shard_images=100)
+        labels = Artifact(dataset.artifact.store, "labels", dataset.name, "1" * 16)
+        with _peak_memory_mb() as peak:
+            ground_shards(
+                dataset,
+                labels,
+                expert,
+                PHRASES,
+                shards=range(len(dataset.shards)),
+                actors=Actors(),
+                most_aside=0,
+            )
+            summarise_labels(labels, dataset, parts=list(PHRASES))
+        peaks.append(peak[0])
+    return peaks[0], peaks[1]
+
+
+def recognition_s(folder: Path) -> tuple[float, float]:
+    """Seconds that it takes to see which of many shards are done, and to sum them up."""
+    image = encode_jpeg(np.zeros((8, 4, 3), np.uint8), quality=50)
+    few = crowd(folder, "finished", 4, encoded=[image], shard_images=4)
+    summary = dataclasses.replace(
+        few.summary, shards=few.shards * MANY_SHARDS, images=4 * MANY_SHARDS
+    )
+    dataset = dataclasses.replace(few, summary=summary)
+    labels = Artifact(few.artifact.store, "labels", few.name, "1" * 16)
+    rows = [
+        {
+            "image_id": f"train/{number:06d}.jpg",
+            "part": part,
+            "found": True,
+            "box": [0.1, 0.1, 0.9, 0.9],
+            "answer": "",
+            "expert": "sleeping",
+        }
+        for number in range(4)
+        for part in PHRASES
+    ]
+    write_label_part(labels, 0, label_table(rows))
+    first = labels.store.path(labels.key(label_key(0)))
+    for shard in range(1, MANY_SHARDS):
+        shutil.copyfile(first, first.with_name(label_key(shard)))
+    started_at = time.perf_counter()
+    assert len(finished_parts(labels)) == MANY_SHARDS
+    recognised_s = time.perf_counter() - started_at
+    started_at = time.perf_counter()
+    summarise_labels(labels, dataset, parts=list(PHRASES))
+    return recognised_s, time.perf_counter() - started_at
+
+
+def _shots() -> list[bytes]:
+    shots = (
+        render(BENCHMARK[n % len(BENCHMARK)], pid=1 + n, camid=1, index=0, height=128, width=64)
+        for n in range(SHOTS)
+    )
+    return [encode_jpeg(shot.image, quality=90) for shot in shots]
+
+
+@contextmanager
+def _peak_memory_mb() -> Iterator[list[float]]:
+    """The highest anonymous and shared memory of this process while the block runs."""
+    peak, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            peak[0] = max(peak[0], _memory_mb())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+
+
+def _memory_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kib = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))]
+    return sum(kib) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())
