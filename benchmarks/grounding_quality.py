@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ import numpy as np
 import torch
 
 from muva.config import PARTS, PHRASES, GroundingConfig
-from muva.data.records import Box
 from muva.data.synthetic import BENCHMARK, DOMAINS, PRETRAINING, render
 from muva.data.synthetic.sensor import encode_jpeg
 from muva.grounding.expert import Expert, GroundingImage
 from muva.grounding.experts import choose_expert
+from muva.grounding.quality import iou
 
 LEAST_IOU, MOST_MISSED, LEAST_RATE = 0.75, 0.03, 30.0
 """Goals: median IoU of each part, share not found, images per second and core."""
 
 FIRST_PID = 5001
 BATCH, JPEG_QUALITY = 32, 95
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 Figures = dict[str, Any]
 
@@ -83,26 +83,15 @@ def judged(expert: Expert, domain: str, people: int) -> Figures:
     for column, part in enumerate(PARTS):
         pairs = [(shot.boxes[part], a[column].box) for shot, a in zip(shots, answers, strict=True)]
         there = [(true, said) for true, said in pairs if true is not None]
-        figures["iou"][part] = float(
-            np.median([0.0 if said is None else iou(true, said) for true, said in there])
+        true, said = (
+            np.array([box or NO_BOX for box in boxes]) for boxes in zip(*there, strict=True)
         )
+        figures["iou"][part] = float(np.median(iou(true, said)))
         missed += [said is None for _, said in there]
         invented += [said is not None for true, said in pairs if true is None]
     figures["not_found"] = float(np.mean(missed))
     figures["invented"] = float(np.mean(invented)) if invented else None
     return figures
-
-
-def iou(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    both = max(0.0, width) * max(0.0, height)
-    return both / (_area(one) + _area(other) - both)
-
-
-def _area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _row(domain: str, figures: Figures) -> str:

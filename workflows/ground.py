@@ -28,7 +28,6 @@ from muva.grounding.labels import (
     open_labels,
     summarise_labels,
 )
-from muva.grounding.part_masks import patch_centres
 from muva.grounding.rules import check_rules
 from tracking.pictures import part_mask_sheet
 from workflows.cluster import ray_cluster
@@ -149,12 +148,7 @@ def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     chosen = rows.take(np.linspace(0, len(rows) - 1, SHOWN_IMAGES).astype(int))
     ids = chosen["image_id"].to_pylist()
     opened = open_labels(labels, dataset=dataset)
-    height, width = SHOWN_GRID
-    masks = opened.masks(
-        ids,
-        row_centres=patch_centres(height, patch=1, stride=1),
-        column_centres=patch_centres(width, patch=1, stride=1),
-    )
+    masks = opened.masks_on(SHOWN_GRID, ids)
     return part_mask_sheet(
         [decode_rgb(image) for image in dataset.read_images(chosen["row"].to_numpy())],
         {"pseudo-label": masks.numpy()},

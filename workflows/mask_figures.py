@@ -16,7 +16,7 @@ from muva.data.shards import Dataset
 from muva.errors import MuvaError
 from muva.grounding import quality
 from muva.grounding.labels import LabelSet
-from muva.grounding.part_masks import patch_centres
+from muva.grounding.release import base_name
 from muva.grounding.rules import WHOLE
 from tracking.mask_report import MaskFigures, Outlier, OverlapFigures, PartFigures
 from tracking.pictures import part_distributions, part_mask_sheet
@@ -124,11 +124,7 @@ def _agreed(labels: LabelSet, other: LabelSet) -> list[quality.Agreement | None]
     other_boxes, other_found = (values.numpy() for values in other.boxes(ids, parts=shared))
     grid = labels.grid or other.grid
     if grid:
-        centres = {
-            "row_centres": patch_centres(grid[0], patch=1, stride=1),
-            "column_centres": patch_centres(grid[1], patch=1, stride=1),
-        }
-        pair = (one.masks(ids, parts=shared, **centres).numpy() for one in (labels, other))
+        pair = (one.masks_on(grid, ids, parts=shared).numpy() for one in (labels, other))
         ious = quality.mask_iou(*pair)
     else:
         ious = quality.iou(boxes, other_boxes)
@@ -166,17 +162,12 @@ def _sheet(
     dataset: Dataset, labels: LabelSet, rows: np.ndarray, trusted: np.ndarray, *, title: str
 ) -> Image.Image:
     ids = [labels.image_ids[row] for row in rows]
-    height, width = labels.grid or FINE_GRID
-    masks = labels.masks(
-        ids,
-        row_centres=patch_centres(height, patch=1, stride=1),
-        column_centres=patch_centres(width, patch=1, stride=1),
-    )
+    grid = labels.grid or FINE_GRID
     lowest = [np.nan_to_num(trusted[row], nan=1.0).min() for row in rows]
     return part_mask_sheet(
         [decode_rgb(image) for image in dataset.read_images(rows_of(dataset, ids))],
-        {"labels": masks.numpy()},
-        grid=(height, width),
+        {"labels": labels.masks_on(grid, ids).numpy()},
+        grid=grid,
         parts=labels.parts,
         title=title,
         subtitle=f"{labels.artifact.address}; below each image its lowest confidence, its name",
@@ -201,11 +192,6 @@ def rows_of(dataset: Dataset, image_ids: Sequence[str]) -> list[int]:
     rows = dataset.rows(["image_id"])
     row_of = dict(zip(rows["image_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
     return [row_of[image_id] for image_id in image_ids]
-
-
-def base_name(image_id: str) -> str:
-    """An image id's last part."""
-    return image_id.rpartition("/")[2]
 
 
 def _quartiles(values: np.ndarray) -> tuple[float, float, float] | None:

@@ -30,13 +30,11 @@ from muva.grounding.labels import (
     summarise_labels,
     write_label_part,
 )
-from muva.grounding.part_masks import patch_centres
-from muva.grounding.release import by_base_name, grid_of, read_release, write_release
+from muva.grounding.release import base_name, by_base_name, grid_of, read_release, write_release
 from muva.grounding.rules import RULES, RULES_VERSION, apply_rules, check_rules
 from tracking.mask_report import MaskFigures, mask_report
 from tracking.pictures import boxed_image
 from workflows.mask_figures import (
-    base_name,
     label_scores,
     mask_figures,
     mask_pictures,
@@ -129,7 +127,7 @@ def report(
     chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
     other = None
     if against is not None:
-        named = {"labels": against} if "-" in against and _is_address(against) else {}
+        named = {"labels": against} if _is_address(against) else {}
         other = open_labels(
             choose_labels(session, data, **(named or {"expert": against})), dataset=data
         )
@@ -199,7 +197,7 @@ def show(
         }
         for column, part in enumerate(chosen.parts)
     ]
-    [encoded] = data.read_images([rows_of(data, [image])[0]])
+    [encoded] = data.read_images(rows_of(data, [image]))
     name = re.sub(r"[^\w.-]", "_", image)
     file = out or session.home / "reports" / f"{data.name}-{name}.png"
     picture = boxed_image(
@@ -435,11 +433,7 @@ def export(
     chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
     named = by_base_name(chosen.image_ids, dataset=data.name)
     rows, columns = _grid(grid) or (16, 8)
-    masks = chosen.masks(
-        list(named.values()),
-        row_centres=patch_centres(rows, patch=1, stride=1),
-        column_centres=patch_centres(columns, patch=1, stride=1),
-    )
+    masks = chosen.masks_on((rows, columns), list(named.values()))
     write_release(file, dict(zip(named, masks.numpy(), strict=True)))
     print_result(
         {"file": str(file), "images": len(named), "parts": chosen.parts, "grid": [rows, columns]},

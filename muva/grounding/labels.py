@@ -23,7 +23,7 @@ from torch import Tensor
 from muva.data.artifacts import Artifact
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
-from muva.grounding.part_masks import part_masks
+from muva.grounding.part_masks import part_masks, patch_centres
 
 LABEL_FORMAT = 1
 """Version of what `write_label_part` writes."""
@@ -198,6 +198,17 @@ class LabelSet:
             )
         return torch.from_numpy(self._masks[chosen])
 
+    def masks_on(
+        self,
+        grid: tuple[int, int],
+        image_ids: Sequence[str],
+        *,
+        parts: Sequence[str] | None = None,
+    ) -> Bool[Tensor, "M R L"]:
+        """The same on so many rows and columns that fill the image."""
+        rows, columns = (patch_centres(count, patch=1, stride=1) for count in grid)
+        return self.masks(image_ids, row_centres=rows, column_centres=columns, parts=parts)
+
     def details(self) -> pa.Table:
         """All rows with scores, answers and reasons, read anew."""
         columns = ("image_id", "part", "score", "answer", "error")
@@ -254,10 +265,10 @@ def open_labels(artifact: Artifact, *, dataset: Dataset) -> LabelSet:
     again = "Delete the artifact and ground the data set again"
     if (filled != 1).any() or len(image_ids) != summary["images"]:
         image_id = image_ids[int(np.argwhere(filled != 1)[0][0])] if (filled != 1).any() else ""
-        told = f", for example of {image_id}" if image_id else ""
+        example = f", for example of {image_id}" if image_id else ""
         raise MuvaError(
             f"{artifact.uri}: {int((filled == 0).sum())} labels are missing and "
-            f"{int((filled > 1).sum())} are there twice{told}; {len(image_ids)} of "
+            f"{int((filled > 1).sum())} are there twice{example}; {len(image_ids)} of "
             f"{summary['images']} images have any. {again}"
         )
     told = table["found"].to_numpy()

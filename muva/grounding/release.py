@@ -123,7 +123,7 @@ def by_base_name(
     """Base name -> image id. Raises MuvaError where two images share one of `wanted` (any)."""
     named: dict[str, str] = {}
     for image_id in image_ids:
-        name = image_id.rpartition("/")[2]
+        name = base_name(image_id)
         if name in named and (wanted is None or name in wanted):
             raise MuvaError(
                 f"{dataset}: the base name {name} is that of {named[name]} and of {image_id}; the "
@@ -132,6 +132,11 @@ def by_base_name(
             )
         named[name] = image_id
     return named
+
+
+def base_name(image_id: str) -> str:
+    """An image id's last part."""
+    return image_id.rpartition("/")[2]
 
 
 def grid_of(patches: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import grounding_faults, grounding_quality, grounding_speed
@@ -15,6 +16,7 @@ from muva.data.synthetic import DOMAINS, render
 from muva.data.synthetic.sensor import encode_jpeg
 from muva.grounding.expert import Grounding, GroundingImage
 from muva.grounding.ground import ground_shard
+from muva.grounding.quality import iou
 
 DOMAIN = "syn-boulevard"
 
@@ -63,8 +65,8 @@ def test_overlap_of_boxes_is_that_of_their_cells() -> None:
         return {(x, y) for x, y in cells if box[0] < x < box[2] and box[1] < y < box[3]}
 
     expected = len(inside(one) & inside(other)) / len(inside(one) | inside(other))
-    assert grounding_quality.iou(one, other) == pytest.approx(expected)
-    assert grounding_quality.iou(one, (0.6, 0.0, 0.9, 0.1)) == 0
+    assert iou(np.array([one]), np.array([other]))[0] == pytest.approx(expected)
+    assert iou(np.array([one]), np.array([(0.6, 0.0, 0.9, 0.1)]))[0] == 0
 
 
 @pytest.mark.parametrize(

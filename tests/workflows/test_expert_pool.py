@@ -80,8 +80,8 @@ class _Deadly:
         return self._annotated.ground(images, phrases)
 
 
-def staged(**how: object) -> Staged:
-    return Staged(**{**vars(choose_expert(GroundingConfig())), **how})  # type: ignore[arg-type]
+def staged(**how: Any) -> Staged:
+    return Staged(**{**vars(choose_expert(GroundingConfig())), **how})
 
 
 def grounded(town: Dataset, expert: ChosenExpert, *, actors: int = 1):
