@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ def main() -> int:
     """Train and judge, then print the table; with --check 1 where training did not help."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--expert", default="annotated", help="who finds the parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
     parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
@@ -45,13 +47,14 @@ def main() -> int:
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("generalisation"))
     workers = Workers(cpus_each=arguments.cpus_per_worker)
+    settings = {"grounding.expert": arguments.expert}
     with ray_cluster():
         found = {
-            target: judged(session, arguments.recipe, target, arguments.seeds, workers)
+            target: judged(session, arguments.recipe, target, arguments.seeds, workers, settings)
             for target in arguments.targets
         }
-    mean_ap = {target: _values(results, "mean_ap") for target, results in found.items()}
-    rank1 = {target: _values(results, "rank1") for target, results in found.items()}
+    mean_ap = {target: values_of(results, "mean_ap") for target, results in found.items()}
+    rank1 = {target: values_of(results, "rank1") for target, results in found.items()}
     for name, figures in (("mAP", mean_ap), ("rank-1", rank1)):
         print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
         print_table(figures)
@@ -76,14 +79,22 @@ def untaught(mean_ap: Figures) -> list[str]:
 
 
 def judged(
-    session: Session, recipe: str, target: str, seeds: Sequence[int], workers: Workers
+    session: Session,
+    recipe: str,
+    target: str,
+    seeds: Sequence[int],
+    workers: Workers,
+    settings: Mapping[str, Any],
 ) -> list[dict[str, dict[str, float]]]:
-    """For each seed: variant -> mean_ap and rank1 on the target, learned from all others."""
+    """For each seed: variant -> mean_ap and rank1 on the target, learned from all others.
+
+    `settings`: section.key -> value, in place of the recipe's.
+    """
     sources = [domain for domain in BENCHMARK if domain != target]
     results = []
     for seed in seeds:
-        settings = {"sources": sources, "targets": [target], "seed": seed, "tune": None}
-        config = with_settings(load_recipe(recipe), settings, where=recipe)
+        chosen = {"sources": sources, "targets": [target], "seed": seed, "tune": None, **settings}
+        config = with_settings(load_recipe(recipe), chosen, where=recipe)
         with pipeline_run(session, config) as run:
             report = run_pipeline(session.within(run), config, workers=workers)
             if run is not None:
@@ -97,23 +108,32 @@ def judged(
     return results
 
 
-def print_table(figures: Figures) -> None:
-    """A row per target and one for their mean."""
+def print_table(
+    figures: Figures,
+    *,
+    names: Mapping[str, str] = VARIANTS,
+    ours: str = "muva",
+    beside: str = "global_only",
+) -> None:
+    """A row per target and one for their mean; the last column is the difference `ours - beside`.
+
+    `names`: what each of the figures' columns is called.
+    """
     variants = list(next(iter(figures.values())))
-    heads = [*(VARIANTS[variant] for variant in variants), "MUVA - global-only"]
+    heads = [*(names[variant] for variant in variants), f"{names[ours]} - {names[beside]}"]
     print("| target | " + " | ".join(heads) + " |")
     print("|---|" + "---:|" * len(heads))
     for target, values in figures.items():
-        print(f"| {target} | " + " | ".join(_cells(values)) + " |")
+        print(f"| {target} | " + " | ".join(_cells(values, ours, beside)) + " |")
     over_targets = {
         variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
         for variant in variants
     }
-    print("| mean | " + " | ".join(_cells(over_targets)) + " |")
+    print("| mean | " + " | ".join(_cells(over_targets, ours, beside)) + " |")
 
 
-def _cells(values: dict[str, list[float]]) -> list[str]:
-    gains = np.subtract(values["muva"], values["global_only"])
+def _cells(values: dict[str, list[float]], ours: str, beside: str) -> list[str]:
+    gains = np.subtract(values[ours], values[beside])
     cells = [_mean(found, spread=_deviation(found)) for found in values.values()]
     return [*cells, _mean(gains, spread=_deviation(gains) / np.sqrt(len(gains)), sign="+")]
 
@@ -128,7 +148,8 @@ def _deviation(values: Sequence[float] | np.ndarray) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
-def _values(results: list[dict[str, dict[str, float]]], name: str) -> dict[str, list[float]]:
+def values_of(results: list[dict[str, dict[str, float]]], name: str) -> dict[str, list[float]]:
+    """Variant -> this figure of each seed."""
     return {variant: [result[variant][name] for result in results] for variant in results[0]}
 
 

@@ -31,7 +31,8 @@ from muva.errors import MuvaError
 SHARD_FORMAT = 1
 """Version of what `write_shards` writes."""
 
-SHARD_BYTES = 128 * 2**20
+SHARD_BYTES, SHARD_IMAGES = 128 * 2**20, 1024
+"""A shard ends at whichever comes first: crops are small, and what works on them wants many."""
 QUARANTINE_LIMIT = 0.01
 QUARANTINE = "quarantine.json"
 
@@ -88,6 +89,7 @@ def write_shards(
     *,
     artifact: Artifact,
     shard_bytes: int = SHARD_BYTES,
+    shard_images: int = SHARD_IMAGES,
     quarantine_limit: float = QUARANTINE_LIMIT,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetSummary:
@@ -99,7 +101,7 @@ def write_shards(
     ordered = sorted(records, key=lambda r: (SPLITS.index(r.split), r.pid, r.image_id))
     _check(ordered, name=artifact.name)
     allowed = max(quarantine_limit * len(ordered), min(5, max(1, len(ordered) // 10)))
-    writer = _ShardWriter(artifact, shard_bytes)
+    writer = _ShardWriter(artifact, shard_bytes, shard_images)
     quarantine: list[dict[str, str]] = []
     for done, record in enumerate(ordered, start=1):
         try:
@@ -359,14 +361,14 @@ def _float32(box: Sequence[float] | None) -> list[float] | None:
 
 
 class _ShardWriter:
-    """Collects rows into shards of about `shard_bytes` and hashes them on the way."""
+    """Collects rows into shards of about `shard_bytes`, and hashes them on the way."""
 
-    def __init__(self, artifact: Artifact, shard_bytes: int):
+    def __init__(self, artifact: Artifact, shard_bytes: int, shard_images: int):
         self.shards: list[Shard] = []
         self.counts: Counter[str] = Counter()
         self.fingerprint = hashlib.sha256()
         self._artifact = artifact
-        self._shard_bytes = shard_bytes
+        self._shard_bytes, self._shard_images = shard_bytes, shard_images
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 
@@ -377,7 +379,7 @@ class _ShardWriter:
         self.counts[row["split"]] += 1
         known = {name: value for name, value in row.items() if name != "image"}
         self.fingerprint.update(json.dumps(known, sort_keys=True).encode() + b"\n")
-        if self._bytes >= self._shard_bytes:
+        if self._bytes >= self._shard_bytes or len(self._rows) == self._shard_images:
             self.finish()
 
     def finish(self) -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from muva.config import PARTS
+from muva.data.synthetic import VARIED, render
 from workflows.pretrain_grounder import (
     HEIGHT,
     TASK,
     WIDTH,
     Shots,
+    _shots,
     answer_loss,
     answer_tokens,
     coverage,
@@ -33,6 +35,17 @@ def shots(count: int = 8) -> Shots:
     images[:, HEIGHT // 4 : HEIGHT // 2, WIDTH // 4 : 3 * WIDTH // 4] = 255
     boxes[:, 0] = BOX
     return Shots(images, boxes)
+
+
+def test_each_camera_sees_people_of_its_own() -> None:
+    name = next(iter(VARIED))
+    first, second = (_shots(name, camid, 2) for camid in (1, 2))
+    assert first.images.shape == (2, HEIGHT, WIDTH, 3) and first.boxes.shape == (2, len(PARTS), 4)
+    expected = render(name, pid=4, camid=2, index=0, height=HEIGHT, width=WIDTH)
+    assert np.array_equal(second.images[1], expected.image)
+    assert second.boxes[1].tolist() == pytest.approx(
+        np.array([expected.boxes[part] for part in PARTS]), abs=1e-6
+    )
 
 
 def test_an_answer_is_read_back_as_the_box_it_was_made_from() -> None:

@@ -7,7 +7,7 @@ The way of an image: `identity` (who) and `site` (where) -> `figure` (`gait`, `b
 
 from __future__ import annotations
 
-from muva.data.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, Domain
+from muva.data.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, VARIED, Domain
 from muva.data.synthetic.people import synthetic_records, test_records
 from muva.data.synthetic.render import RENDERER_VERSION, SyntheticImage, render
 
@@ -16,6 +16,7 @@ __all__ = [
     "DOMAINS",
     "PRETRAINING",
     "RENDERER_VERSION",
+    "VARIED",
     "Domain",
     "SyntheticImage",
     "render",

@@ -1,11 +1,11 @@
 """The six camera networks: who goes there in what, under which light, seen by what cameras.
 
-Two are for pre-training the tiny CLIP and nothing else; four are the benchmark.
+Two are for pre-training and nothing else; four are the benchmark.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muva.data.synthetic.palette import RGB
 from muva.errors import MuvaError
@@ -267,10 +267,39 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
+def _varied(domain: Domain) -> Domain:
+    """Its clothes and places under many cameras, hung anywhere, that take pictures as they are."""
+    return replace(
+        domain,
+        name=f"{domain.name}-varied",
+        summary=f"{domain.summary.split(':')[0]}, under cameras at any height and in any sun",
+        wardrobe=replace(domain.wardrobe, caps=0.3),
+        light=replace(domain.light, sun_elevation_deg=(12, 88)),
+        view=View(height_m=(1.4, 6.0), distance_m=(4, 12)),
+        sensor=Imaging(
+            gain=(1.0, 1.0, 1.0),
+            saturation=1.0,
+            gamma=1.0,
+            native_height_px=(256, 256),
+            blur_px=(0, 0),
+            noise=(0, 1),
+            jpeg_quality=(90, 96),
+        ),
+        occluded=0.35,
+        cameras=24,
+    )
+
+
+VARIED: dict[str, Domain] = {
+    domain.name: domain for domain in (_varied(DOMAINS[name]) for name in PRETRAINING)
+}
+"""The pre-training domains for who has to see people from everywhere; nobody's data set."""
+
+
 def find_domain(name: str) -> Domain:
     """The domain of that name; MuvaError when there is none."""
     try:
-        return DOMAINS[name]
+        return (DOMAINS | VARIED)[name]
     except KeyError:
         known = ", ".join(DOMAINS)
         raise MuvaError(f"synthetic domain {name!r} is unknown; there are {known}") from None

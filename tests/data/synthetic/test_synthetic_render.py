@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 
 from muva.config import PARTS
-from muva.data.synthetic import BENCHMARK, DOMAINS, PRETRAINING, SyntheticImage, render
+from muva.data.synthetic import (
+    BENCHMARK,
+    DOMAINS,
+    PRETRAINING,
+    VARIED,
+    SyntheticImage,
+    render,
+)
+from muva.data.synthetic.identity import identity
 from muva.data.synthetic.render import part_boxes
+from muva.data.synthetic.site import site
 from muva.data.synthetic.surface import PART_VALUES
 from muva.errors import MuvaError
 
@@ -131,6 +140,19 @@ def test_pretraining_and_benchmark_domains_do_not_overlap():
     assert set(PRETRAINING).isdisjoint(BENCHMARK)
     assert set(DOMAINS) == {*PRETRAINING, *BENCHMARK}
     assert all(domain.cameras >= 4 for domain in DOMAINS.values())
+
+
+def test_varied_domains_show_other_people_in_known_clothes_from_more_cameras() -> None:
+    assert set(VARIED).isdisjoint(DOMAINS)
+    for name, domain in VARIED.items():
+        known = DOMAINS[name.removesuffix("-varied")]
+        assert known.name in PRETRAINING
+        assert (domain.wardrobe.tops, domain.scene) == (known.wardrobe.tops, known.scene)
+        assert domain.cameras > known.cameras
+    name = next(iter(VARIED))
+    assert identity(name, 1) != identity(name.removesuffix("-varied"), 1)
+    heights = [site(name, camid).camera.height_m for camid in range(1, 9)]
+    assert max(heights) - min(heights) > 2
 
 
 @pytest.mark.parametrize(

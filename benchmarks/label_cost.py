@@ -1,0 +1,68 @@
+"""What do an expert's labels cost beside exact ones? `python -m benchmarks.label_cost`.
+
+MUVA with the settings of the demo, each synthetic benchmark domain in turn as the target, learned
+from the others twice: with the exact boxes of `annotated` and with those of the expert. Prints mean
+and standard deviation over the seeds, and the paired difference with its standard error. What is
+trained already is not trained again, so a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.generalisation import judged, print_table, values_of
+from muva.data.synthetic import BENCHMARK
+from tracking.names import experiment_name
+from workflows.cluster import ray_cluster
+from workflows.session import open_session
+from workflows.train import Workers
+
+EXACT = "annotated"
+
+
+def main() -> int:
+    """Train and judge, then print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--expert", default="tiny")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
+    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
+    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    session = open_session(home=arguments.home, experiment=experiment_name("label cost"))
+    workers = Workers(cpus_each=arguments.cpus_per_worker)
+    experts = (EXACT, arguments.expert)
+    figures: dict[str, dict[str, dict[str, list[float]]]] = {"mAP": {}, "rank-1": {}}
+    with ray_cluster():
+        for target in arguments.targets:
+            found = {
+                expert: judged(
+                    session,
+                    arguments.recipe,
+                    target,
+                    arguments.seeds,
+                    workers,
+                    {"variants": ["muva"], "grounding.expert": expert},
+                )
+                for expert in experts
+            }
+            for name, key in (("mAP", "mean_ap"), ("rank-1", "rank1")):
+                figures[name][target] = {
+                    expert: values_of(results, key)["muva"] for expert, results in found.items()
+                }
+    for name, by_target in figures.items():
+        print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
+        print_table(by_target, names={e: e for e in experts}, ours=arguments.expert, beside=EXACT)
+    if arguments.json:
+        content = {"seeds": arguments.seeds, **figures}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
