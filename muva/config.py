@@ -193,6 +193,8 @@ class GroundingConfig(Section):
     precision: Literal["default", "fp32", "bf16", "fp16"] = "default"
     coordinates: Literal["fractions", "thousandths", "pixels"] = "thousandths"
     """What the model behind `http` counts boxes in."""
+    requests_per_second: Positive | None = None
+    """At most so many to the model behind `http`, by each actor."""
     phrases: Annotated[dict[str, str], Field(min_length=1)] = PHRASES
     """Part -> what the expert is asked for."""
     rules: tuple[BoxRule, ...] = ()

@@ -69,6 +69,9 @@ class MaskFigures:
     config: Mapping[str, Any]
     images: int
     failed: int
+    """Of them, those that were set aside."""
+    reasons: Mapping[str, str]
+    """Of some of these: image -> why."""
     without_any: float
     """Share of images in which no part was found."""
     parts: Sequence[PartFigures]
@@ -112,6 +115,7 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
             "order: the head should be above the upper body, that above the legs.",
         ),
         _picture(pictures["distributions"], "Distributions of area and height by part"),
+        *_aside(figures),
         *_cameras(figures),
         "<h2>Overlap</h2>",
         _table(
@@ -180,6 +184,13 @@ def _facts(figures: MaskFigures) -> str:
         facts["compared with"] = figures.against
     entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f"<dl>{entries}</dl>"
+
+
+def _aside(figures: MaskFigures) -> list[str]:
+    if not figures.reasons:
+        return []
+    rows = [[image_id, reason] for image_id, reason in figures.reasons.items()]
+    return ["<h2>Set aside</h2>", _table(["image", "why"], rows)]
 
 
 def _cameras(figures: MaskFigures) -> list[str]:

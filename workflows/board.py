@@ -30,9 +30,11 @@ class Board:
         context = ray.get_runtime_context()
         self._messages = _messages_of(context.gcs_address, context.get_job_id())
 
-    def post(self, message: object) -> None:
-        """Pins a message up; does not wait."""
-        self._messages.post.remote(self._name, message)
+    def post(self, message: object, *, wait: bool = False) -> None:
+        """Pins a message up; `wait`: until it hangs there, whatever becomes of this process."""
+        pinned = self._messages.post.remote(self._name, message)
+        if wait:
+            ray.get(pinned)
 
     def drain(self) -> list[Any]:
         """Takes all messages down, in the order in which they came."""

@@ -7,6 +7,7 @@ is set aside.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import Counter, defaultdict, deque
@@ -16,7 +17,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.util.metrics import Counter as Metric
 from ray.util.metrics import Gauge
 
@@ -24,13 +25,17 @@ from muva.data.artifacts import Artifact
 from muva.data.shards import Dataset, open_dataset
 from muva.errors import MuvaError
 from muva.grounding.experts import EXPERTS, ChosenExpert
-from muva.grounding.ground import Care, ShardReport, ground_shard
+from muva.grounding.ground import BrokenExpertError, Care, ShardReport, ground_shard
 from muva.grounding.labels import label_key, write_label_part
 from workflows.board import POLL_S, Board, results
 
 ROOM_EVERY_S = 5.0
-MOST_DEATHS, MOST_DEATHS_LOADING = 5, 3
-"""Of processes at one shard without an image to blame, and in a row that load the expert."""
+MOST_DEATHS, MOST_DEATHS_LOADING, MOST_BROKEN = 5, 3, 2
+"""Of processes at one shard without an image to blame; of lots of which one died before it had
+loaded the expert, while nobody is at work; of experts that broke one after the other."""
+
+LOST = (RayActorError, OutOfMemoryError)
+"""How Ray says that a process is no more; the second where its watch over memory has ended it."""
 
 SHARDS_AHEAD = 2
 """Shards that an actor holds: enough to keep it busy, few enough to bound memory."""
@@ -86,6 +91,8 @@ class ShardQueue:
         self._aside: dict[int, frozenset[int]] = defaultdict(frozenset)
         self._died_at: Counter[tuple[int, int]] = Counter()
         self._unexplained: Counter[int] = Counter()
+        self._broken_at: set[int] = set()
+        self._broken_in_a_row = 0
 
     def take(self) -> tuple[int, Care]:
         """The next shard, and how it is to be treated."""
@@ -100,7 +107,7 @@ class ShardQueue:
         self.waiting.appendleft(shard)
         if not begun:
             return
-        if at is None:
+        if at is None or at[0] in self._aside[shard]:
             self._unexplained[shard] += 1
             if self._unexplained[shard] >= MOST_DEATHS:
                 raise MuvaError(
@@ -112,7 +119,7 @@ class ShardQueue:
         else:
             row = at[0]
             self._died_at[shard, row] += 1
-            if self._died_at[shard, row] == 2:
+            if self._died_at[shard, row] >= 2:
                 self._aside[shard] |= {row}
                 aside = sum(map(len, self._aside.values()))
                 if aside > self._most_aside:
@@ -120,6 +127,18 @@ class ShardQueue:
                         f"{aside} images ended the expert's process twice each, the last one in "
                         f"row {row} of shard {shard}: {why}"
                     )
+
+    def broke(self, shard: int, error: BrokenExpertError) -> None:
+        """An expert broke at the shard; another process may do better. Raises the error else."""
+        self.waiting.appendleft(shard)
+        self._broken_in_a_row += 1
+        if shard in self._broken_at or self._broken_in_a_row >= MOST_BROKEN:
+            raise error
+        self._broken_at.add(shard)
+
+    def done(self) -> None:
+        """A shard has been labelled: the expert can do it."""
+        self._broken_in_a_row = 0
 
 
 @dataclass
@@ -132,6 +151,12 @@ class Spent:
     model_s: float = 0.0
     elapsed_s: float = 0.0
     """Of the driver's clock."""
+    actors: int = 0
+    """At work now."""
+    starting: int = 0
+    """That load the expert, or wait for room."""
+    in_flight: int = 0
+    """Images of unfinished shards that have been looked at."""
 
     def add(self, report: ShardReport) -> None:
         """One shard more."""
@@ -143,7 +168,7 @@ class Spent:
     @property
     def images_per_s(self) -> float:
         """Of all actors together, start included."""
-        return self.images / self.elapsed_s if self.elapsed_s else 0.0
+        return (self.images + self.in_flight) / self.elapsed_s if self.elapsed_s else 0.0
 
 
 def ground_shards(
@@ -160,8 +185,8 @@ def ground_shards(
     """Writes the labels of these shards; the manifest is left to the caller.
 
     `tell` hears how many of their images have been looked at. Raises MuvaError for an expert that
-    fits on no node, for one that cannot be loaded, and when more images than `most_aside` end the
-    expert's process.
+    fits on no node, for one that cannot be loaded or breaks at most images, and when more images
+    than `most_aside` are set aside: the shards that hold these are forgotten, to be asked again.
     """
     # In an order of its own: drivers that ground the same data set at once meet in few shards.
     shuffled = list(shards)
@@ -170,6 +195,7 @@ def ground_shards(
     pool = _Pool(dataset, labels, expert, phrases, actors, shards=len(shuffled))
     left = Gauge("muva_grounding_shards_left", "Shards without labels.", ("dataset",))
     spent = Spent()
+    failing: dict[int, ShardReport] = {}
     done = 0
     started_at = time.monotonic()
     try:
@@ -180,17 +206,39 @@ def ground_shards(
                 done += dataset.shards[shard].rows
                 if report is not None:
                     spent.add(report)
+                    if report.failed:
+                        failing[shard] = report
+            if spent.failed > most_aside:
+                raise _too_many_aside(labels, expert, failing, spent)
             spent.elapsed_s = time.monotonic() - started_at
+            spent.actors, spent.starting = pool.strength()
+            spent.in_flight = pool.looked_at()
             left.set(len(queue.waiting) + len(pool.running), {"dataset": dataset.name})
-            tell(done + pool.looked_at(), spent)
+            tell(done + spent.in_flight, spent)
     finally:
         pool.dismiss()
     return spent
 
 
+def _too_many_aside(
+    labels: Artifact, expert: ChosenExpert, failing: Mapping[int, ShardReport], spent: Spent
+) -> MuvaError:
+    for shard in failing:
+        labels.store.delete(labels.key(label_key(shard)))
+    return MuvaError(
+        f"expert {expert.name}: {spent.failed} of the first {spent.images} images could not be "
+        f"looked at, for example {next(iter(failing.values())).reason}. The labels of their "
+        f"{len(failing)} shards are not kept: start again when it is mended, or go on without "
+        "such images with --set grounding.quarantine_limit=SHARE"
+    )
+
+
 @dataclass(eq=False)
 class _Worker:
     """An actor, and what it holds."""
+
+    lot: int
+    """Of those started together."""
 
     actor: Any
     ready: ray.ObjectRef | None
@@ -227,12 +275,15 @@ class _Pool:
             expert,
             dict(phrases),
             actors.cpus_each,
+            "GPU" in self._needs,
             self._board,
         )
         self._workers: list[_Worker] = []
         self._begun: dict[int, range | None] = {}
         self._looked_at_room = -ROOM_EVERY_S
-        self._deaths_at_start = 0
+        self._lots = 0
+        self._lots_lost: set[int] = set()
+        self._ever_loaded = False
 
     @property
     def running(self) -> list[ray.ObjectRef]:
@@ -248,11 +299,12 @@ class _Pool:
         if wanted is None:
             nodes = nodes_alive()
             wanted = room_for(self._needs, nodes)
-            if not wanted and not self._workers:
+            if not (wanted or self._workers or self._ever_loaded):
                 raise _no_room(self._expert, self._needs, nodes)
+        self._lots += 1
         for _ in range(min(wanted, self._most) - len(self._workers)):
             actor = self._kind.remote(*self._arguments)
-            self._workers.append(_Worker(actor, actor.load.remote()))
+            self._workers.append(_Worker(self._lots, actor, actor.load.remote()))
 
     def hand_out(self, queue: ShardQueue) -> None:
         """Gives shards to those who hold fewest; a second one only while there are plenty.
@@ -274,6 +326,9 @@ class _Pool:
         """
         owner = {reference: worker for worker in self._workers for reference in worker.shards}
         owner |= {worker.ready: worker for worker in self._workers if worker.ready is not None}
+        if not owner:  # all are lost, and no node has room
+            time.sleep(POLL_S)
+            return []
         references, _ = ray.wait([*owner], num_returns=1, timeout=POLL_S)
         if references:  # and whatever else is ready
             references, _ = ray.wait([*owner], num_returns=len(owner), timeout=0)
@@ -283,17 +338,33 @@ class _Pool:
             worker = owner[reference]
             try:
                 [report] = results([reference])
-            except RayActorError as error:
+            except LOST as error:
                 self._bury(worker, queue, why=str(error).strip().splitlines()[0])
+                continue
+            except NoRoomOnGpuError as error:
+                self._bury(worker, queue, why=str(error), error=error)
+                continue
+            except BrokenExpertError as error:
+                shard = worker.shards.pop(reference)
+                self._begun.pop(shard, None)
+                queue.broke(shard, error)
+                self._bury(worker, queue, why=str(error))
                 continue
             if worker.ready is not None:
                 worker.ready = None
-                self._deaths_at_start = 0
+                self._ever_loaded = True
+                self._lots_lost.clear()
                 continue
             shard = worker.shards.pop(reference)
             self._begun.pop(shard, None)
+            queue.done()
             done.append((shard, report))
         return done
+
+    def strength(self) -> tuple[int, int]:
+        """Actors at work, and those that have not started."""
+        starting = sum(worker.ready is not None for worker in self._workers)
+        return len(self._workers) - starting, starting
 
     def looked_at(self) -> int:
         """Images of shards that are not done yet, as far as actors have told."""
@@ -304,20 +375,25 @@ class _Pool:
         for worker in self._workers:
             ray.kill(worker.actor)
 
-    def _bury(self, worker: _Worker, queue: ShardQueue, *, why: str) -> None:
+    def _bury(
+        self, worker: _Worker, queue: ShardQueue, *, why: str, error: MuvaError | None = None
+    ) -> None:
+        """Gives what it held to others. Raises `error` or another where no process gets to work."""
         if worker not in self._workers:
             return
         self._read_board()
         self._workers.remove(worker)
         ray.kill(worker.actor)  # one that cannot be reached may live
-        self._looked_at_room = -ROOM_EVERY_S
+        at_work, _ = self.strength()
+        if not at_work:
+            self._looked_at_room = -ROOM_EVERY_S
         for shard in worker.shards.values():
             begun = shard in self._begun
             queue.died(shard, begun=begun, at=self._begun.pop(shard, None), why=why)
         if worker.ready is not None:
-            self._deaths_at_start += 1
-            if self._deaths_at_start >= MOST_DEATHS_LOADING:
-                raise MuvaError(
+            self._lots_lost.add(worker.lot)
+            if len(self._lots_lost) >= MOST_DEATHS_LOADING and not at_work:
+                raise error or MuvaError(
                     f"expert {self._expert.name}: {MOST_DEATHS_LOADING} processes died while they "
                     f"loaded it; the last one: {why}. Is there memory for it? `muva experts` tells "
                     "sizes"
@@ -335,17 +411,11 @@ def _no_room(
 ) -> MuvaError:
     largest = max((node.get("memory", 0) for node in nodes), default=0)
     if "memory" in needs and needs["memory"] > largest:
-        fitting = [
-            name
-            for name, info in EXPERTS.items()
-            if info.memory_gb > 0
-            and PROCESS_BYTES + ROOM_FOR_ANSWERS * info.memory_gb * 1e9 <= largest
-        ]
-        remedy = f"one that fits: {', '.join(fitting)}" if fitting else "a larger machine"
         return MuvaError(
             f"expert {expert.name}: needs about {needs['memory'] / 1e9:.1f} GB of memory; the "
-            f"largest node of this cluster has {largest / 1e9:.1f} GB for it. Choose {remedy}; or "
-            "ask with --actors N, which waits for nodes that an autoscaler adds"
+            f"largest node of this cluster has {largest / 1e9:.1f} GB for it. Choose "
+            f"{_fitting(largest - PROCESS_BYTES)}; or ask with --actors N, which waits for nodes "
+            "that an autoscaler adds"
         )
     wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if name != "memory")
     return MuvaError(
@@ -353,6 +423,35 @@ def _no_room(
         "with --cpus-per-actor and --gpus-per-actor; or ask with --actors N, which waits for nodes "
         "that an autoscaler adds"
     )
+
+
+def _fitting(room: float) -> str:
+    """The experts whose weights and answers fit into so many bytes, as advice."""
+    names = [
+        name
+        for name, info in EXPERTS.items()
+        if 0 < ROOM_FOR_ANSWERS * info.memory_gb * 1e9 <= room
+    ]
+    return f"one that fits: {', '.join(names)}" if names else "a larger machine"
+
+
+class NoRoomOnGpuError(MuvaError):
+    """The GPU of a process has no room for the expert; that of another may have."""
+
+
+def _check_gpu(expert: ChosenExpert) -> None:
+    """NoRoomOnGpuError where the GPU of this process has no room for the expert's weights."""
+    weights = expert.weight_bytes()
+    if not weights or not torch.cuda.is_available():
+        return
+    free, total = torch.cuda.mem_get_info()
+    needed = ROOM_FOR_ANSWERS * weights
+    if needed > free:
+        raise NoRoomOnGpuError(
+            f"expert {expert.name}: needs about {needed / 1e9:.1f} GB of a GPU's memory; "
+            f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free. Choose {_fitting(free)}; or fewer "
+            "actors to a GPU with --gpus-per-actor 1"
+        )
 
 
 class _Grounder:
@@ -365,9 +464,13 @@ class _Grounder:
         expert: ChosenExpert,
         phrases: Mapping[str, str],
         threads: int,
+        on_gpu: bool,
         board: Board,
     ) -> None:
         torch.set_num_threads(threads)
+        if not on_gpu:  # Ray hides none from who asks for none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self._batch_images = expert.info.batch_images
         self._labels, self._board = labels, board
         self._chosen, self._phrases = expert, phrases
         self._dataset_at = dataset
@@ -381,24 +484,34 @@ class _Grounder:
     def load(self) -> None:
         """Opens the data set and loads the expert: a method, so that its errors arrive as such."""
         self._dataset = open_dataset(self._dataset_at)
-        self._expert = self._chosen.load()
+        _check_gpu(self._chosen)
+        try:
+            self._expert = self._chosen.load()
+        except torch.OutOfMemoryError as error:
+            raise NoRoomOnGpuError(
+                f"expert {self._chosen.name}: does not fit on this GPU ({error}). Choose a smaller "
+                "one, or fewer actors to a GPU with --gpus-per-actor 1"
+            ) from error
 
     def ground(self, shard: int, care: Care) -> ShardReport | None:
         """Writes the labels of one shard, unless another driver's actor has meanwhile."""
         if self._labels.store.exists(self._labels.key(label_key(shard))):
             return None
-        self._board.post((shard, None))
+        careful = bool(care.alone or care.aside)
+        self._board.post((shard, None), wait=careful)
         table, report = ground_shard(
             self._dataset,
             shard,
             expert=self._expert,
             name=self._chosen.name,
             phrases=self._phrases,
-            batch_images=self._chosen.info.batch_images,
+            batch_images=self._batch_images,
             care=care,
-            begin=lambda rows: self._board.post((shard, rows)),
+            begin=lambda rows: self._board.post((shard, rows), wait=careful),
         )
-        write_label_part(self._labels, shard, table)
+        self._batch_images = report.batch_images
+        if not write_label_part(self._labels, shard, table):
+            return None
         self._images.inc(report.images, self._tags)
         for counter, amount in (
             (self._failed, report.failed),

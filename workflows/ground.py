@@ -138,25 +138,45 @@ def _imported(
 
 
 def _pace(spent: Spent) -> str:
-    aside = f", {spent.failed} set aside" if spent.failed else ""
-    return f"{spent.images_per_s:.0f} images/s{aside}" if spent.images else ""
+    told = []
+    if not (spent.actors or spent.starting):
+        told.append("no node has room for an actor")
+    if spent.starting:
+        told.append(f"{spent.actors} of {spent.actors + spent.starting} actors started")
+    if spent.images_per_s:
+        told.append(f"{spent.images_per_s:.0f} images/s")
+    if spent.failed:
+        told.append(f"{spent.failed} set aside")
+    return ", ".join(told)
 
 
 def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     """Some images under their part masks."""
-    rows = dataset.rows(["image_id", "pid", "camid"])
-    chosen = rows.take(np.linspace(0, len(rows) - 1, SHOWN_IMAGES).astype(int))
-    ids = chosen["image_id"].to_pylist()
-    opened = open_labels(labels, dataset=dataset)
-    masks = opened.masks_on(SHOWN_GRID, ids)
+    chosen = np.linspace(0, dataset.summary.images - 1, SHOWN_IMAGES).astype(int)
+    ends = np.cumsum([shard.rows for shard in dataset.shards])
+    shard_of = np.searchsorted(ends, chosen, side="right")
+    shown: list[dict[str, Any]] = []  # of few shards, which is all that is read
+    for index in np.unique(shard_of).tolist():
+        first = ends[index] - dataset.shards[index].rows
+        rows = dataset.read_shard(index, ["image_id", "pid", "image"])
+        shown += rows.take(chosen[shard_of == index] - first).to_pylist()
+    opened = open_labels(labels, dataset=dataset, shards=np.unique(shard_of).tolist())
+    masks = opened.masks_on(SHOWN_GRID, [row["image_id"] for row in shown])
     return part_mask_sheet(
-        [decode_rgb(image) for image in dataset.read_images(chosen["row"].to_numpy())],
+        [decode_rgb(row["image"]) for row in shown],
         {"pseudo-label": masks.numpy()},
         grid=SHOWN_GRID,
         parts=opened.parts,
         title=f"Pseudo-labels of {dataset.name}",
-        captions=[f"{pid:04d}" for pid in chosen["pid"].to_pylist()],
+        captions=[f"{row['pid']:04d}" for row in shown],
     )
+
+
+def _a_share(context: click.Context, option: click.Parameter, gpus: float | None) -> float | None:
+    """A part of a GPU, or whole ones: what Ray gives."""
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise click.BadParameter(f"{gpus:g}: expected a share up to 1, or a whole number")
+    return gpus
 
 
 @click.command(name="ground")
@@ -178,7 +198,10 @@ def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     help="Cores of each.",
 )
 @click.option(
-    "--gpus-per-actor", type=click.FloatRange(min=0), help="0.5: two share one. [1, if there are]"
+    "--gpus-per-actor",
+    type=click.FloatRange(min=0),
+    callback=_a_share,
+    help="0.5: two share one. [1, if there are]",
 )
 @recipe_option
 @override_option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,10 @@ def mask_figures(
         raise MuvaError(f"{labels.artifact.uri}: its rows are not those of {dataset.name}")
     camids = rows["camid"].to_numpy() if dataset.summary.cameras_known else None
     boxes, found = (values.numpy() for values in labels.boxes(labels.image_ids))
-    scores = label_scores(labels, labels.details())
+    details = labels.details()
+    scores = label_scores(labels, details)
+    aside = details.filter(details["error"].is_valid())
+    reasons = dict(zip(aside["image_id"].to_pylist(), aside["error"].to_pylist(), strict=True))
     trusted = quality.confidence(boxes, found, labels.parts, labels.grid)
     told = trusted if scores is None else np.where(np.isnan(scores), trusted, scores)
     rates, by_camera = quality.found_rates(found, camids)
@@ -54,7 +57,7 @@ def mask_figures(
             whole_image=float((area[:, column] > WHOLE)[found[:, column]].mean())
             if found[:, column].any()
             else 0.0,
-            confidence=number_or_none(np.nanmedian(told[:, column]))
+            confidence=number_or_none(float(np.nanmedian(told[found[:, column], column])))
             if found[:, column].any()
             else None,
             agreement=_agreement(agreed[column]),
@@ -67,7 +70,7 @@ def mask_figures(
         overlaps.append(
             OverlapFigures(
                 parts=(labels.parts[one], labels.parts[two]),
-                median_iou=number_or_none(np.median(known)) if len(known) else None,
+                median_iou=float(np.median(known)) if len(known) else None,
                 duplicates=float((known > quality.SAME_BOX).mean()) if len(known) else 0.0,
             )
         )
@@ -80,6 +83,7 @@ def mask_figures(
         config=manifest["config"],
         images=len(labels.image_ids),
         failed=manifest["summary"]["failed"],
+        reasons=dict(islice(reasons.items(), SHOWN)),
         without_any=float((~found.any(axis=1)).mean()),
         parts=parts,
         overlaps=overlaps,
@@ -165,7 +169,7 @@ def _sheet(
     grid = labels.grid or FINE_GRID
     lowest = [np.nan_to_num(trusted[row], nan=1.0).min() for row in rows]
     return part_mask_sheet(
-        [decode_rgb(image) for image in dataset.read_images(rows_of(dataset, ids))],
+        [decode_rgb(image) for image in dataset.read_images(rows)],
         {"labels": labels.masks_on(grid, ids).numpy()},
         grid=grid,
         parts=labels.parts,
@@ -180,18 +184,10 @@ def label_scores(labels: LabelSet, details: pa.Table) -> np.ndarray | None:
     if details["score"].null_count == len(details):
         return None
     scores = details["score"].to_numpy(zero_copy_only=False).astype(float)
-    row_of = {image_id: row for row, image_id in enumerate(labels.image_ids)}
     placed = np.full((len(labels.image_ids), len(labels.parts)), np.nan)
-    rows = [row_of[image_id] for image_id in details["image_id"].to_pylist()]
+    rows = labels.rows_of(details["image_id"].to_pylist())
     placed[rows, [labels.parts.index(part) for part in details["part"].to_pylist()]] = scores
     return placed
-
-
-def rows_of(dataset: Dataset, image_ids: Sequence[str]) -> list[int]:
-    """The data set's row numbers of these images."""
-    rows = dataset.rows(["image_id"])
-    row_of = dict(zip(rows["image_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
-    return [row_of[image_id] for image_id in image_ids]
 
 
 def _quartiles(values: np.ndarray) -> tuple[float, float, float] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 from rich.table import Table
 
 from muva.config import PARTS
@@ -23,6 +25,7 @@ from muva.errors import MuvaError
 from muva.grounding import quality
 from muva.grounding.labels import (
     LABEL_FORMAT,
+    LabelSet,
     label_table,
     open_labels,
     packed_mask,
@@ -33,13 +36,12 @@ from muva.grounding.labels import (
 from muva.grounding.release import base_name, by_base_name, grid_of, read_release, write_release
 from muva.grounding.rules import RULES, RULES_VERSION, apply_rules, check_rules
 from tracking.mask_report import MaskFigures, mask_report
-from tracking.pictures import boxed_image
+from tracking.pictures import boxed_image, part_mask_sheet
 from workflows.mask_figures import (
     label_scores,
     mask_figures,
     mask_pictures,
     number_or_none,
-    rows_of,
 )
 from workflows.progress import as_text, track
 from workflows.session import NAMES, Session, json_option, print_result, session_options
@@ -47,6 +49,8 @@ from workflows.steps import Done, Step, do_step
 
 IMPORTED = "imported"
 """In place of an expert's name: labels that came from elsewhere."""
+REFINED = "refined"
+"""The same: labels that rules made of others."""
 
 
 @click.group("masks")
@@ -71,10 +75,20 @@ def choice_options(verb: Any) -> Any:
 
 
 def choose_labels(
-    session: Session, dataset: Dataset, *, expert: str | None = None, labels: str | None = None
+    session: Session,
+    dataset: Dataset,
+    *,
+    expert: str | None = None,
+    labels: str | None = None,
+    unlike: str | None = None,
 ) -> Artifact:
-    """A label set of this data set, the newest that fits; MuvaError where there is none."""
+    """A label set of this data set, the newest that fits; MuvaError where there is none.
+
+    `unlike`: of any expert but this one, where there is another.
+    """
     if labels is not None:
+        if expert is not None:
+            raise click.UsageError("--labels names one label set: expected it without --expert")
         return find_artifact(session.store, "labels", labels)
     made: list[tuple[str, str, Artifact]] = []
     for artifact in list_artifacts(session.store, "labels"):
@@ -83,9 +97,10 @@ def choose_labels(
         manifest = artifact.manifest(format_version=LABEL_FORMAT)
         if manifest and manifest["summary"]["dataset_fingerprint"] == dataset.fingerprint:
             config = manifest["config"]
-            by = IMPORTED if "imported" in config else config.get("expert", "refined")
+            by = IMPORTED if "imported" in config else config.get("expert", REFINED)
             made.append((manifest["created"], by, artifact))
     fitting = [entry for entry in made if expert is None or entry[1] == expert]
+    fitting = [entry for entry in fitting if entry[1] != unlike] or fitting
     if not fitting:
         known = ", ".join(sorted({by for _, by, _ in made}))
         wanted = f" by {expert}" if expert else ""
@@ -124,19 +139,31 @@ def report(
     muva masks report mine --expert florence-2 --against owlv2
     """
     data = open_dataset(find_artifact(session.store, "datasets", dataset))
-    chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
+    address = against is not None and _is_address(against)
+    of = choose_labels(
+        session, data, expert=expert, labels=labels, unlike=None if address else against
+    )
+    chosen = open_labels(of, dataset=data)
     other = None
     if against is not None:
-        named = {"labels": against} if _is_address(against) else {}
-        other = open_labels(
-            choose_labels(session, data, **(named or {"expert": against})), dataset=data
-        )
+        named = {"labels": against} if address else {"expert": against}
+        other = open_labels(choose_labels(session, data, **named), dataset=data)
+        if other.artifact == chosen.artifact:
+            raise MuvaError(
+                f"--against {against}: is {of.address}, the label set of the report itself; "
+                "expected another one. --expert or --labels chooses the first"
+            )
+        if not set(chosen.parts) & set(other.parts):
+            raise MuvaError(
+                f"--against {against}: has labels of {', '.join(other.parts)}; expected some of "
+                f"{', '.join(chosen.parts)}, those of {of.address}"
+            )
     with track(f"report of {chosen.artifact.name}"):
         figures, trusted = mask_figures(data, chosen, other)
         pictures = mask_pictures(data, chosen, trusted)
         page = mask_report(figures, pictures)
     file = out or session.home / "reports" / f"masks-{chosen.artifact.address[7:]}.html"
-    _write(file, page)
+    _write(file, page.encode())
     key = f"{chosen.artifact.address}/report"
     params = {"labels": chosen.artifact.address, "dataset": data.name}
     with session.run(f"masks of {data.name}", key=key, params=params) as run:
@@ -187,6 +214,7 @@ def show(
     row = chosen.image_ids.index(image)
     said = details.filter(pa.array(np.asarray(details["image_id"].to_pylist()) == image))
     answers = dict(zip(said["part"].to_pylist(), said["answer"].to_pylist(), strict=True))
+    [error] = set(said["error"].to_pylist())
     result = [
         {
             "part": part,
@@ -197,29 +225,22 @@ def show(
         }
         for column, part in enumerate(chosen.parts)
     ]
-    [encoded] = data.read_images(rows_of(data, [image]))
+    [encoded] = data.read_images([row])
     name = re.sub(r"[^\w.-]", "_", image)
     file = out or session.home / "reports" / f"{data.name}-{name}.png"
-    picture = boxed_image(
-        decode_rgb(encoded),
-        {
-            part: tuple(boxes[row, column])
-            for column, part in enumerate(chosen.parts)
-            if found[row, column]
-        },
-        parts=chosen.parts,
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file, "PNG")
+    drawn = io.BytesIO()
+    _drawn(chosen, row, decode_rgb(encoded)).save(drawn, "PNG")
+    _write(file, drawn.getvalue())
     table = Table("part", "box x0 y0 x1 y1", "confidence", "answer", title=f"{data.name} {image}")
     for entry in result:
         box = " ".join(f"{v:.3f}" for v in entry["box"]) if entry["box"] else "not found"
         trust = "" if entry["confidence"] is None else f"{entry['confidence']:.2f}"
         table.add_row(entry["part"], box, trust, entry["answer"])
+    aside = f"set aside: {error}\n" if error else ""
     print_result(
-        {"picture": str(file), "parts": result},
+        {"picture": str(file), "parts": result, "error": error},
         as_json=as_json,
-        text=f"{as_text(table)}\n{file}",
+        text=f"{as_text(table)}\n{aside}{file}",
     )
 
 
@@ -245,7 +266,7 @@ def refine_verb(
     muva masks refine mine --rules drop-whole-image,drop-disordered
     """
     source = find_artifact(session.store, "datasets", dataset)
-    raw = choose_labels(session, open_dataset(source), expert=expert, labels=labels)
+    raw = choose_labels(session, open_dataset(source), expert=expert, labels=labels, unlike=REFINED)
     done = refine(session, source, raw, rules)
     table = Table("rule", *done.summary["parts"], title="boxes changed")
     for name, counts in done.summary["rules"].items():
@@ -272,16 +293,15 @@ def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[st
             )
         boxes, found = (values.numpy() for values in labels.boxes(labels.image_ids))
         boxes, found, counts = apply_rules(boxes, found, labels.parts, rules)
-        row_of = {image_id: row for row, image_id in enumerate(labels.image_ids)}
         with track(f"refine {dataset.name}") as progress:
-            for index in range(labels.shards):
+            for index in labels.shards:
                 table = read_label_part(raw, index)
                 at = (
-                    [row_of[image_id] for image_id in table["image_id"].to_pylist()],
+                    labels.rows_of(table["image_id"].to_pylist()),
                     [labels.parts.index(part) for part in table["part"].to_pylist()],
                 )
                 write_label_part(artifact, index, _with_boxes(table, boxes[at], found[at]))
-                progress.update(index + 1, labels.shards)
+                progress.update(index + 1, len(labels.shards))
         summary = summarise_labels(artifact, dataset, parts=labels.parts, quarantine_limit=1.0)
         return summary | {"rules": counts}
 
@@ -305,7 +325,7 @@ def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[st
     type=click.Choice(["error", "not-found"]),
     default="error",
     show_default=True,
-    help="What an image without an entry means.",
+    help="What an image to learn from without an entry means.",
 )
 @json_option
 @session_options
@@ -366,13 +386,17 @@ def import_release(
             f"{grid[0] * grid[1]}"
         )
     used = grid if masked else None
-    image_ids = dataset.rows(["image_id"])["image_id"].to_pylist()
-    named = by_base_name(image_ids, dataset=dataset.name, wanted=content)
+    rows = dataset.rows(["image_id", "split"]).to_pylist()
+    named = by_base_name([row["image_id"] for row in rows], dataset=dataset.name, wanted=content)
     absent = [name for name in named if name not in content]
-    if absent and not missing:
+    # Nothing reads labels of images to be recognised: a file for the others alone is complete.
+    learned_from = [base_name(row["image_id"]) for row in rows if row["split"] == "train"]
+    unknown = [name for name in learned_from or named if name not in content]
+    if unknown and not missing:
         raise MuvaError(
-            f"{file}: has no entry for {len(absent)} of {len(image_ids)} images of {dataset.name}, "
-            f"for example {absent[0]}. Is it another data set's? --missing not-found goes on"
+            f"{file}: has no entry for {len(unknown)} of {len(learned_from or named)} images that "
+            f"{dataset.name} has to learn from, for example {unknown[0]}. Is it another data "
+            "set's? --missing not-found goes on"
         )
     settings = {
         "imported": hashlib.sha256(file.read_bytes()).hexdigest()[:16],
@@ -469,9 +493,13 @@ def _table(figures: MaskFigures) -> Table:
 
 
 def _with_boxes(table: pa.Table, boxes: np.ndarray, found: np.ndarray) -> pa.Table:
-    """The rows with other boxes."""
+    """The rows with other boxes; what is dropped has no score."""
     lists = [box.tolist() if there else None for box, there in zip(boxes, found, strict=True)]
-    for name, values in (("found", found.tolist()), ("box", lists)):
+    scores = [
+        score if there else None
+        for score, there in zip(table["score"].to_pylist(), found, strict=True)
+    ]
+    for name, values in (("found", found.tolist()), ("box", lists), ("score", scores)):
         column = table.column_names.index(name)
         field = table.schema.field(name)
         table = table.set_column(column, field, pa.array(values, field.type))
@@ -510,9 +538,30 @@ def _is_address(text: str) -> bool:
     return re.fullmatch(r"(labels/)?.+-[0-9a-f]{16}", text) is not None
 
 
-def _write(file: Path, text: str) -> None:
+def _drawn(labels: LabelSet, row: int, image: Image.Image) -> Image.Image:
+    """An image with what is known of its parts: the very patches where those came as such."""
+    ids = [labels.image_ids[row]]
+    if labels.grid:
+        rows, columns = labels.grid
+        return part_mask_sheet(
+            [image],
+            {"labels": labels.masks_on(labels.grid, ids).numpy()},
+            grid=labels.grid,
+            parts=labels.parts,
+            title=labels.dataset,
+            subtitle=f"masks of {rows} x {columns} patches",
+            captions=[base_name(ids[0])],
+        )
+    boxes, found = (values[0].tolist() for values in labels.boxes(ids))
+    there = {part: box for part, box, seen in zip(labels.parts, boxes, found, strict=True) if seen}
+    return boxed_image(image, there, parts=labels.parts)
+
+
+def _write(file: Path, content: bytes) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(content)
     except OSError as error:
-        raise MuvaError(f"{file}: cannot be written: {error.strerror or error}") from error
+        raise MuvaError(
+            f"{file}: cannot be written: {error.strerror or error}. --out chooses another place"
+        ) from error

@@ -18,13 +18,17 @@ import numpy as np
 _NUMBERS = re.compile(r"[<>|=]?[biuf][1248]")
 """Types of numbers as numpy writes them: bool, whole, floating."""
 
+THINGS_PER_BYTE = 64
+"""What is in a pickle once takes a byte or more; the same boxes may well stand at many names."""
+
 
 def arrays_in(pickled: io.BufferedIOBase) -> Any:
     """What a pickle holds: dicts, lists, strings, numbers, and arrays of numbers; tuples as lists.
 
     Raises ForbiddenError for one that names anything else, and whatever damage leads to.
     """
-    return _arrays(_Unpickler(pickled).load())
+    value = _Unpickler(pickled).load()
+    return _arrays(value, _Room(THINGS_PER_BYTE * pickled.tell()))
 
 
 class ForbiddenError(Exception):
@@ -111,10 +115,27 @@ class _Unpickler(pickle._Unpickler):
         return _ADMITTED[f"{module}.{name}"]
 
 
-def _arrays(value: Any) -> Any:
+class _Room:
+    """How much a pickle may hold, for its size.
+
+    A few hundred bytes can name one list in so many places that going through all takes for ever.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def take(self) -> None:
+        """For one thing more; ValueError where there is no room for it."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("containers that hold each other over and over")
+
+
+def _arrays(value: Any, room: _Room) -> Any:
     """The value with arrays where the pickle had them."""
+    room.take()
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, dict):
-        return {key: _arrays(inner) for key, inner in value.items()}
-    return [_arrays(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _arrays(inner, room) for key, inner in value.items()}
+    return [_arrays(inner, room) for inner in value] if isinstance(value, list | tuple) else value

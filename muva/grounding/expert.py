@@ -11,6 +11,7 @@ from PIL import Image
 
 from muva.data.images import decode_rgb
 from muva.data.records import Box
+from muva.errors import MuvaError
 
 QUESTION = "Guide me to the location of {phrase} within the image by providing its bounding boxes"
 """The paper's question, for experts that take free text."""
@@ -46,6 +47,10 @@ class GroundingImage:
     def image(self) -> Image.Image:
         """The image in RGB; UnreadableImageError when it cannot be decoded."""
         return decode_rgb(self.encoded)
+
+
+class RefusedImageError(MuvaError):
+    """An expert will not look at one of the images, whatever is tried."""
 
 
 @runtime_checkable

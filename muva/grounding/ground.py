@@ -1,8 +1,8 @@
 """Ground one shard: the unit of work that is handed out, committed and repeated.
 
 An image is the unit of quarantine: one that cannot be decoded, or that breaks the expert, is noted
-with its reason, its parts count as not found, and the rest of its shard goes on. While the expert
-looks at a batch the next one is decoded.
+with its reason, its parts count as not found, and the rest of its shard goes on. An expert that
+breaks at most images is no fault of theirs. While it looks at a batch the next one is decoded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -21,11 +21,13 @@ from muva.config import PARTS, PHRASES
 from muva.data.images import UnreadableImageError
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
-from muva.grounding.expert import Expert, Grounding, GroundingImage
+from muva.grounding.expert import Expert, Grounding, GroundingImage, RefusedImageError
 from muva.grounding.experts import ChosenExpert
 from muva.grounding.labels import label_table
 
 BATCH_IMAGES = 32
+HANDFUL, MOST_BROKEN = 5, 0.5
+"""An expert that fails at more images of a shard, and at a larger share of them, is broken."""
 
 _COLUMNS = ("image_id", "image", "has_boxes", *(f"box_{part}" for part in PARTS))
 
@@ -45,16 +47,26 @@ class ShardReport:
     """What grounding a shard took."""
 
     images: int
+    batch_images: int
+    """As many as fit into memory at once, as far as has been tried."""
     failed: int = 0
+    broken: int = 0
+    """Of them, those that can be decoded, but at which the expert failed."""
+    reason: str = ""
+    """Why the first of them was set aside."""
     decode_s: float = 0.0
     """Of a thread's, beside the expert."""
     model_s: float = 0.0
 
 
+class BrokenExpertError(MuvaError):
+    """An expert fails at most images of a shard: none of them is set aside for it."""
+
+
 @dataclass(frozen=True)
 class _Batch:
     rows: range
-    images: list[GroundingImage] = field(default_factory=list)
+    images: list[GroundingImage]
 
 
 def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> dict[str, Any]:
@@ -88,36 +100,44 @@ def ground_shard(
 
     `name`: the expert's, for the rows. `begin` is called with the shard's rows that are looked at
     next. An image that cannot be decoded, or on which the expert fails twice, is noted with its
-    reason; a batch that does not fit into memory is halved.
+    reason; a batch that does not fit into memory is halved, and so are those after it. Raises
+    BrokenExpertError where the expert fails at most images.
     """
     care = care or Care()
     rows = dataset.read_shard(shard_index, _COLUMNS)
-    report = ShardReport(images=len(rows))
+    report = ShardReport(images=len(rows), batch_images=batch_images)
     answers: list[dict[str, Any]] = []
-    for batch in _decoded_in_advance(rows, _batches(len(rows), batch_images, care), report):
-        begin(batch.rows)
+    stretches = _batches(len(rows), report, care)
+    ready = _decoded_one_by_one if care.alone or care.aside else _decoded_in_advance
+    for batch in ready(rows, stretches, report, begin):
         started_at = time.perf_counter()
         if batch.rows[0] in care.aside:
             reason = "the expert's process died twice at this image"
             grounded = [_set_aside(image, phrases, reason) for image in batch.images]
         else:
-            grounded = _grounded(expert, batch.images, phrases)
+            grounded = _grounded(expert, batch.images, phrases, report)
         report.model_s += time.perf_counter() - started_at
         for image, groundings, error in grounded:
             report.failed += error is not None
+            report.reason = report.reason or (f"{image.image_id}: {error}" if error else "")
             answers += [
                 _answer(image, part, grounding, name, error)
                 for part, grounding in zip(phrases, groundings, strict=True)
             ]
+        if report.broken > max(HANDFUL, MOST_BROKEN * len(rows)):
+            raise BrokenExpertError(
+                f"expert {name}: failed at {report.broken} of {len(rows)} images of shard "
+                f"{shard_index}; {report.reason}. Nothing of the shard is kept"
+            )
     return label_table(answers), report
 
 
-def _batches(rows: int, batch_images: int, care: Care) -> Iterator[range]:
+def _batches(rows: int, report: ShardReport, care: Care) -> Iterator[range]:
     """Stretches of rows in order; those that want care are alone."""
     start = 0
     for row in range(rows + 1):
         single = row in care.alone or row in care.aside
-        if row > start and (single or row == rows or row - start == batch_images):
+        if row > start and (single or row == rows or row - start >= report.batch_images):
             yield range(start, row)
             start = row
         if single:
@@ -125,34 +145,54 @@ def _batches(rows: int, batch_images: int, care: Care) -> Iterator[range]:
             start = row + 1
 
 
+def _decoded_one_by_one(
+    rows: pa.Table,
+    batches: Iterator[range],
+    report: ShardReport,
+    begin: Callable[[range], None],
+) -> Iterator[_Batch]:
+    """The batches in order; nothing else goes on at the rows that have begun."""
+    for stretch in batches:
+        begin(stretch)
+        yield _decoded(rows, stretch, report)
+
+
 def _decoded_in_advance(
-    rows: pa.Table, batches: Iterator[range], report: ShardReport
+    rows: pa.Table,
+    batches: Iterator[range],
+    report: ShardReport,
+    begin: Callable[[range], None],
 ) -> Iterator[_Batch]:
     """The batches in order, each being decoded while the one before is looked at."""
-
-    def decoded(stretch: range) -> _Batch:
-        started_at = time.perf_counter()
-        images = [_image(row) for row in rows.slice(stretch.start, len(stretch)).to_pylist()]
-        for image in images:
-            with suppress(UnreadableImageError):  # said again when the expert looks at it
-                _ = image.image
-        report.decode_s += time.perf_counter() - started_at
-        return _Batch(stretch, images)
-
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
         coming = None
         for stretch in batches:
-            ready, coming = coming, pool.submit(decoded, stretch)
+            ready, coming = coming, pool.submit(_decoded, rows, stretch, report)
             if ready is not None:
-                yield ready.result()
+                batch = ready.result()
+                begin(batch.rows)
+                yield batch
         if coming is not None:
-            yield coming.result()
+            batch = coming.result()
+            begin(batch.rows)
+            yield batch
+
+
+def _decoded(rows: pa.Table, stretch: range, report: ShardReport) -> _Batch:
+    started_at = time.perf_counter()
+    images = [_image(row) for row in rows.slice(stretch.start, len(stretch)).to_pylist()]
+    for image in images:
+        with suppress(UnreadableImageError):  # said again when the expert looks at it
+            _ = image.image
+    report.decode_s += time.perf_counter() - started_at
+    return _Batch(stretch, images)
 
 
 def _grounded(
     expert: Expert,
     images: Sequence[GroundingImage],
     phrases: Mapping[str, str],
+    report: ShardReport,
     *,
     again: bool = False,
 ) -> list[tuple[GroundingImage, list[Grounding], str | None]]:
@@ -161,29 +201,44 @@ def _grounded(
     What goes wrong with several images is tried again with halves of them, down to the one that
     is to blame.
     """
+    broken = True
     try:
         answers = expert.ground(images, phrases)
         return [(i, a, None) for i, a in zip(images, answers, strict=True)]
     except UnreadableImageError as error:
+        reason, broken = str(error), False
+    except RefusedImageError as error:
         reason = str(error)
     except MuvaError:  # a mistake in settings or at an endpoint, which no image is to blame for
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        if len(images) == 1:
-            raise MuvaError(
-                f"{images[0].image_id} alone does not fit into memory beside this expert: expected "
-                "a smaller expert (`muva experts` tells their sizes), or a larger machine"
-            ) from error
-        reason = ""
     except Exception as error:
-        if len(images) == 1 and not again:
-            return _grounded(expert, images, phrases, again=True)
-        reason = f"the expert failed twice: {type(error).__name__}: {error}"
+        if _out_of_memory(error):
+            report.batch_images = min(report.batch_images, max(1, len(images) // 2))
+            reason = (
+                "there is no memory for this image alone beside the expert: expected a smaller one "
+                "(`muva experts` tells their sizes), or a larger machine"
+            )
+        elif len(images) == 1 and not again:
+            return _grounded(expert, images, phrases, report, again=True)
+        else:
+            again = True
+            reason = f"the expert failed twice: {type(error).__name__}: {error}"
     if len(images) > 1:
         middle = len(images) // 2
-        halves = (images[:middle], images[middle:])
-        return [one for half in halves for one in _grounded(expert, half, phrases, again=True)]
+        return [
+            one
+            for half in (images[:middle], images[middle:])
+            for one in _grounded(expert, half, phrases, report, again=again)
+        ]
+    report.broken += broken
     return [_set_aside(images[0], phrases, reason)]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """A processor's memory ends in a plain RuntimeError of torch's allocator."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _set_aside(

@@ -55,11 +55,14 @@ def label_key(shard_index: int) -> str:
     return f"labels-{shard_index:05d}.parquet"
 
 
-def write_label_part(artifact: Artifact, shard_index: int, table: pa.Table) -> None:
-    """Store the labels of one shard; from then on `finished_parts` names it."""
+def write_label_part(artifact: Artifact, shard_index: int, table: pa.Table) -> bool:
+    """Store the labels of one shard; from then on `finished_parts` names it.
+
+    False, and nothing changes, where another writer has been faster.
+    """
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    artifact.store.write(artifact.key(label_key(shard_index)), buffer.getvalue())
+    return artifact.store.create(artifact.key(label_key(shard_index)), buffer.getvalue())
 
 
 def read_label_part(
@@ -125,7 +128,8 @@ def summarise_labels(
         image_id, reason = next(iter(failed.items()))
         raise MuvaError(
             f"{artifact.uri}: {len(failed)} of {images} images could not be looked at, for example "
-            f"{image_id}: {reason}"
+            f"{image_id}: {reason}. `muva store gc` removes these labels, to ask again; "
+            "--set grounding.quarantine_limit=SHARE goes on without such images"
         )
     summary: dict[str, Any] = {
         "dataset": dataset.name,
@@ -150,7 +154,8 @@ class LabelSet:
     """In the order of the data set."""
     grid: tuple[int, int] | None
     """Rows and columns of the patches where it holds masks, None where it holds boxes."""
-    shards: int
+    shards: tuple[int, ...]
+    """Those that it was read from."""
     _row_of: Mapping[str, int]
     _boxes: np.ndarray
     _found: np.ndarray
@@ -209,11 +214,21 @@ class LabelSet:
         rows, columns = (patch_centres(count, patch=1, stride=1) for count in grid)
         return self.masks(image_ids, row_centres=rows, column_centres=columns, parts=parts)
 
+    def rows_of(self, image_ids: Sequence[str]) -> list[int]:
+        """Where these images stand in the data set; MuvaError for images without labels."""
+        missing = [image_id for image_id in image_ids if image_id not in self._row_of]
+        if missing:
+            raise MuvaError(
+                f"{self.artifact.uri}: {len(missing)} of {len(image_ids)} images have no labels, "
+                f"for example {missing[0]}. Are these the labels of another data set?"
+            )
+        return [self._row_of[image_id] for image_id in image_ids]
+
     def details(self) -> pa.Table:
         """All rows with scores, answers and reasons, read anew."""
         columns = ("image_id", "part", "score", "answer", "error")
         return pa.concat_tables(
-            read_label_part(self.artifact, index, columns) for index in range(self.shards)
+            read_label_part(self.artifact, index, columns) for index in self.shards
         )
 
     def _places(
@@ -226,19 +241,18 @@ class LabelSet:
                 f"{self.artifact.uri}: has labels of {', '.join(self.parts)}, not of "
                 f"{', '.join(unknown)}. Ground the data set with these parts too"
             )
-        missing = [image_id for image_id in image_ids if image_id not in self._row_of]
-        if missing:
-            raise MuvaError(
-                f"{self.artifact.uri}: {len(missing)} of {len(image_ids)} images have no labels, "
-                f"for example {missing[0]}. Are these the labels of another data set?"
-            )
-        rows = np.array([self._row_of[image_id] for image_id in image_ids], np.int64)
+        rows = np.array(self.rows_of(image_ids), np.int64)
         columns = np.array([self.parts.index(part) for part in wanted], np.int64)
         return np.ix_(rows, columns)
 
 
-def open_labels(artifact: Artifact, *, dataset: Dataset) -> LabelSet:
-    """The labels of a complete artifact; MuvaError if they are another data set's."""
+def open_labels(
+    artifact: Artifact, *, dataset: Dataset, shards: Sequence[int] | None = None
+) -> LabelSet:
+    """The labels of a complete artifact, or of some `shards` of the data set alone.
+
+    Raises MuvaError if they are another data set's, and for labels that are missing or damaged.
+    """
     manifest = artifact.manifest(format_version=LABEL_FORMAT)
     if manifest is None:
         raise MuvaError(f"{artifact.uri} is unfinished. Start `muva ground` again")
@@ -252,9 +266,11 @@ def open_labels(artifact: Artifact, *, dataset: Dataset) -> LabelSet:
     parts = tuple(summary["parts"])
     grid = (int(summary["grid"][0]), int(summary["grid"][1])) if "grid" in summary else None
     columns = ("image_id", "part", "found", "mask" if grid else "box")
-    table = pa.concat_tables(
-        read_label_part(artifact, index, columns) for index in range(summary["shards"])
-    )
+    chosen = tuple(range(summary["shards"]) if shards is None else shards)
+    images = summary["images"]
+    if shards is not None:
+        images = sum(dataset.shards[index].rows for index in chosen)
+    table = pa.concat_tables(read_label_part(artifact, index, columns) for index in chosen)
     table = table.unify_dictionaries()
     rows = table["image_id"].combine_chunks()
     image_ids = tuple(rows.dictionary.to_pylist())
@@ -263,13 +279,13 @@ def open_labels(artifact: Artifact, *, dataset: Dataset) -> LabelSet:
     filled = np.zeros(shape, np.int64)
     np.add.at(filled, place, 1)
     again = "Delete the artifact and ground the data set again"
-    if (filled != 1).any() or len(image_ids) != summary["images"]:
+    if (filled != 1).any() or len(image_ids) != images:
         image_id = image_ids[int(np.argwhere(filled != 1)[0][0])] if (filled != 1).any() else ""
         example = f", for example of {image_id}" if image_id else ""
         raise MuvaError(
             f"{artifact.uri}: {int((filled == 0).sum())} labels are missing and "
             f"{int((filled > 1).sum())} are there twice{example}; {len(image_ids)} of "
-            f"{summary['images']} images have any. {again}"
+            f"{images} images have any. {again}"
         )
     told = table["found"].to_numpy()
     found = np.zeros(shape, bool)
@@ -296,7 +312,7 @@ def open_labels(artifact: Artifact, *, dataset: Dataset) -> LabelSet:
         parts=parts,
         image_ids=image_ids,
         grid=grid,
-        shards=summary["shards"],
+        shards=chosen,
         _row_of=dict(zip(image_ids, range(len(image_ids)), strict=True)),
         _boxes=boxes,
         _found=found,

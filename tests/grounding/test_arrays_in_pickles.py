@@ -128,3 +128,14 @@ def test_a_few_bytes_do_not_fill_the_memory(pickled: bytes) -> None:
     tracemalloc.stop()
     assert not isinstance(content, np.ndarray)
     assert peak_bytes < 1e6
+
+
+def test_one_list_in_very_many_places_is_refused_at_once() -> None:
+    nested: list[Any] = []
+    for _ in range(60):
+        nested = [nested, nested]
+    with pytest.raises(ValueError, match="over and over"):
+        reads(pickle.dumps({"a.jpg": nested}))
+    shared = [[0.1, 0.1, 0.9, 0.9]] * 3
+    names = [f"{number:08d}.jpg" for number in range(50)]
+    assert reads(pickle.dumps(dict.fromkeys(names, shared))) == dict.fromkeys(names, shared)

@@ -19,7 +19,7 @@ from muva.config import PHRASES, GroundingConfig
 from muva.data.synthetic import render
 from muva.data.synthetic.sensor import encode_jpeg
 from muva.errors import MuvaError
-from muva.grounding.expert import GroundingImage
+from muva.grounding.expert import GroundingImage, RefusedImageError
 from muva.grounding.experts import EXPERTS, choose_expert
 from muva.grounding.experts.florence2 import Florence2Expert
 from muva.grounding.quality import iou
@@ -263,6 +263,41 @@ def test_an_endpoint_that_refuses_is_named_without_its_token(
     monkeypatch.setenv("MUVA_EXPERT_URL", "")
     with pytest.raises(MuvaError, match="MUVA_EXPERT_URL is 'not set'"):
         served()
+
+
+def test_an_image_that_the_endpoint_refuses_is_named_with_its_reason(
+    endpoint: Endpoint, images: list[GroundingImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUVA_EXPERT_TOKEN", "s3cr3t-token")
+    endpoint.failures = [413]
+    with pytest.raises(RefusedImageError, match=r'refused it: 413 \{"error": "no"\}'):
+        served().ground(images[:1], {"head": PHRASES["head"]})
+
+
+def test_neither_address_nor_token_of_an_endpoint_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUVA_EXPERT_URL", "http://me:s3cr3t@127.0.0.1:9/v1")
+    monkeypatch.setenv("MUVA_EXPERT_TOKEN", "t0ken-s3cr3t")
+    monkeypatch.setattr("muva.grounding.experts.http.ATTEMPTS", 0)
+    chosen = choose_expert(GroundingConfig(expert="http", checkpoint="cogvlm"))
+    assert "s3cr3t" not in repr(chosen)
+    monkeypatch.delenv("MUVA_EXPERT_TOKEN")
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    image = GroundingImage(image_id="a", encoded=picture.getvalue(), annotated=None)
+    with pytest.raises(MuvaError, match=r"at http://\*\*\*@127") as mistake:
+        chosen.load().ground([image], {"head": "the head"})
+    assert "s3cr3t" not in str(mistake.value)
+
+
+def test_weights_that_have_changed_since_they_were_chosen_are_not_loaded(tmp_path: Path) -> None:
+    MAKERS["owlv2"](tmp_path / "owl")
+    chosen = choose_expert(GroundingConfig(expert="owlv2", checkpoint=str(tmp_path / "owl")))
+    (tmp_path / "owl" / "more.json").write_text("{}")
+    with pytest.raises(MuvaError, match=r"expected sha256:\w+, found sha256:.*same files there"):
+        chosen.load()
+    shutil.rmtree(tmp_path / "owl")
+    with pytest.raises(MuvaError, match="found no such folder"):
+        chosen.load()
 
 
 def test_the_shipped_expert_finds_parts_of_people_in_a_network_that_it_has_not_seen():

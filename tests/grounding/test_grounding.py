@@ -15,12 +15,14 @@ from muva.data.records import Record
 from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from muva.grounding.expert import Grounding, GroundingImage
+from muva.grounding import ground as ground_module
+from muva.grounding.expert import Grounding, GroundingImage, RefusedImageError
 from muva.grounding.experts import choose_expert
 from muva.grounding.experts.annotated import AnnotatedExpert
-from muva.grounding.ground import ground_shard, label_config
+from muva.grounding.ground import BrokenExpertError, Care, ground_shard, label_config
 from muva.grounding.labels import (
     finished_parts,
+    label_key,
     label_table,
     open_labels,
     summarise_labels,
@@ -216,13 +218,49 @@ def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert
     )
 
 
-def test_an_image_that_does_not_fit_alone_is_no_fault_of_the_images(town):
-    class Huge(Looking):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "000.png: there is no memory for this image alone"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough"), "there is no memory"),
+        (RuntimeError("device-side assert"), "failed twice: RuntimeError: device-side assert"),
+        (RefusedImageError("400 too long"), "000.png: 400 too long"),
+    ],
+)
+def test_what_breaks_at_most_images_is_no_fault_of_the_images(town, error, reason):
+    class Broken(Looking):
         def ground(self, images, phrases):
-            raise MemoryError
+            raise error
 
-    with pytest.raises(MuvaError, match=r"000\.png alone does not fit into memory"):
-        looked_at(town, 0, expert=Huge())
+    with pytest.raises(
+        BrokenExpertError, match=rf"looking: failed at \d+ of \d+ images of shard 0.*{reason}"
+    ):
+        looked_at(town, 0, expert=Broken())
+
+
+def test_a_size_that_does_not_fit_is_not_tried_again(town):
+    expert = Failing(set())
+    assert town.shards[0].rows == 13
+    _, report = ground_shard(town, 0, expert=expert, name="looking", batch_images=5)
+    # The second batch was ready when the first one turned out too large.
+    assert list(map(len, expert.asked)) == [5, 2, 3, 5, 2, 3, 2, 1]
+    assert (report.batch_images, report.failed, report.broken) == (2, 0, 0)
+
+
+def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
+    told: list[str] = []
+    decode = ground_module._decoded
+
+    def decoded(rows, stretch, report):
+        told.append(f"decode {stretch.start}")
+        return decode(rows, stretch, report)
+
+    monkeypatch.setattr(ground_module, "_decoded", decoded)
+    begin = lambda rows: told.append(f"begin {rows.start}")  # noqa: E731
+    looked_at(
+        town, 0, expert=Looking(), batch_images=5, care=Care(alone=frozenset({5})), begin=begin
+    )
+    assert told[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
 
 
 def test_too_many_images_that_cannot_be_decoded_stop_it(town):
@@ -257,7 +295,9 @@ def test_images_and_parts_without_labels_are_named(town):
 def test_missing_rows_and_damaged_files_are_named(town):
     artifact = grounded(town)
     short = looked_at(town, 0, expert=AnnotatedExpert()).slice(1)
-    write_label_part(artifact, 0, short)
+    artifact.store.delete(artifact.key(label_key(0)))
+    assert write_label_part(artifact, 0, short)
+    assert not write_label_part(artifact, 0, looked_at(town, 0, expert=AnnotatedExpert()))
     with pytest.raises(MuvaError, match=r"1 labels are missing and 0 .* twice, for example of 000"):
         open_labels(artifact, dataset=town)
     artifact.store.write(artifact.key("labels-00000.parquet"), b"PAR1")
@@ -279,6 +319,7 @@ def test_missing_rows_and_damaged_files_are_named(town):
 def test_rows_that_cannot_be_right_are_named(town, change, message):
     artifact = grounded(town)
     rows = looked_at(town, 0, expert=AnnotatedExpert()).to_pylist()
+    artifact.store.delete(artifact.key(label_key(0)))
     write_label_part(artifact, 0, label_table(change(rows)))
     with pytest.raises(MuvaError, match=message):
         open_labels(artifact, dataset=town)

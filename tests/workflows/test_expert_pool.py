@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import ray
 import requests
+import torch
+from ray.exceptions import OutOfMemoryError
 
 from muva.config import PHRASES, GroundingConfig
 from muva.data.artifacts import Artifact
@@ -23,16 +25,17 @@ from muva.data.synthetic import synthetic_records
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
-from muva.grounding.ground import Care
+from muva.grounding.ground import HANDFUL, BrokenExpertError, Care
 from muva.grounding.labels import finished_parts, open_labels, summarise_labels
 from tests.grounding.small_experts import MAKERS
-from workflows.board import Board
+from workflows.board import Board, results
 from workflows.expert_pool import (
     MOST_DEATHS,
     MOST_DEATHS_LOADING,
     Actors,
     ShardQueue,
     Spent,
+    _check_gpu,
     _Grounder,
     ground_shards,
     room_for,
@@ -140,6 +143,20 @@ def test_an_expert_that_fits_on_no_node_is_told_before_it_is_loaded(
         )
 
 
+def test_a_gpu_without_room_is_told_before_the_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expert = choose_expert(GroundingConfig(expert="tiny"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3.0e9, 8.0e9))
+    _check_gpu(expert)
+    monkeypatch.setattr(ChosenExpert, "weight_bytes", lambda self: 5 * 10**9)
+    with pytest.raises(
+        MuvaError, match=r"tiny: needs about 6\.0 GB .* 3\.0 of 8\.0 GB are free.*fits: .*tiny"
+    ):
+        _check_gpu(expert)
+
+
 def test_what_an_actor_needs_and_how_many_have_room() -> None:
     laptop = {"CPU": 8.0, "memory": 4e9}
     server = {"CPU": 16.0, "GPU": 2.0, "memory": 64e9}
@@ -173,6 +190,109 @@ def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
         queue.died(7, begun=True, at=range(41, 42), why="boom")
 
 
+def test_a_row_that_is_aside_already_is_not_blamed_for_ever() -> None:
+    queue = ShardQueue([3], most_aside=1)
+    for _ in range(2):
+        queue.died(3, begun=True, at=range(4, 5), why="boom")
+        queue.take()
+    for _ in range(MOST_DEATHS - 1):
+        queue.died(3, begun=True, at=range(4, 5), why="boom")
+        queue.take()
+    with pytest.raises(
+        MuvaError, match=r"shard 3: \d processes died at it, with no image to blame"
+    ):
+        queue.died(3, begun=True, at=range(4, 5), why="boom")
+
+
+def test_an_expert_that_breaks_gets_one_more_process_for_the_shard() -> None:
+    queue = ShardQueue([3, 4], most_aside=1)
+    queue.take()
+    error = BrokenExpertError("failed at 9 of 9 images")
+    queue.broke(3, error)
+    assert queue.take()[0] == 3
+    queue.take()
+    with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
+        queue.broke(4, error)
+    queue.done()
+    with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
+        queue.broke(3, error)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picky(ChosenExpert):
+    """The annotated expert, but it fails at some images."""
+
+    fails_at: frozenset[str] = frozenset()
+
+    def load(self) -> Expert:
+        expert, fails_at = choose_expert(GroundingConfig()).load(), self.fails_at
+
+        class Failing:
+            def ground(
+                self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+            ) -> list[list[Grounding]]:
+                if any(image.image_id in fails_at for image in images):
+                    raise RuntimeError("boom")
+                return expert.ground(images, phrases)
+
+        return Failing()
+
+
+def test_too_many_images_aside_stop_it_early_and_are_asked_again(
+    ray_session: None, town: Dataset
+) -> None:
+    labels = Artifact(town.artifact.store, "labels", town.name, "4" * 16)
+    ids = town.rows(["image_id"])["image_id"].to_pylist()
+    picky = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids[:1]))
+    shards = range(len(town.shards))
+    actors = Actors(count=1)
+    with pytest.raises(MuvaError, match=rf"1 of the first .* {ids[0]}: the expert failed twice"):
+        ground_shards(town, labels, picky, PHRASES, shards=shards, actors=actors, most_aside=0)
+    assert 0 not in finished_parts(labels)
+    broken = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids))
+    left = set(shards) - finished_parts(labels)
+    large = [shard for shard in shards if town.shards[shard].rows > HANDFUL]
+    assert 0 in large
+    with pytest.raises(BrokenExpertError, match="Nothing of the shard is kept"):
+        ground_shards(town, labels, broken, PHRASES, shards=large[:1], actors=actors, most_aside=99)
+    ground_shards(
+        town,
+        labels,
+        choose_expert(GroundingConfig()),
+        PHRASES,
+        shards=left,
+        actors=actors,
+        most_aside=0,
+    )
+    summarise_labels(labels, town, parts=list(PHRASES))
+
+
+def test_a_process_that_rays_watch_over_memory_ends_is_lost_like_any_other(
+    ray_session: None, town: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    def first_result(references: Sequence[ray.ObjectRef]) -> list[Any]:
+        found = results(references)
+        if found[0] is not None and not ended:  # the first shard's report
+            ended.append(1)
+            raise OutOfMemoryError("the node was low on memory")
+        return found
+
+    monkeypatch.setattr("workflows.expert_pool.results", first_result)
+    labels = Artifact(town.artifact.store, "labels", town.name, "5" * 16)
+    ground_shards(
+        town,
+        labels,
+        choose_expert(GroundingConfig()),
+        PHRASES,
+        shards=range(len(town.shards)),
+        actors=Actors(count=1),
+        most_aside=0,
+    )
+    assert ended and finished_parts(labels) == set(range(len(town.shards)))
+
+
 def test_a_shard_at_which_processes_die_before_they_look_is_given_up() -> None:
     queue = ShardQueue([3], most_aside=1)
     for _ in range(MOST_DEATHS - 1):
@@ -196,6 +316,7 @@ def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: D
         tell=lambda looked_at, spent: heard.append((looked_at, spent)),
     )
     assert heard[-1][0] == spent.images == town.summary.images
+    assert (spent.actors, spent.starting) == (1, 0)
     assert spent.decode_s > 0 and spent.model_s > 0 and spent.elapsed_s > 0
     assert spent.images_per_s == pytest.approx(spent.images / spent.elapsed_s)
     assert ray.is_initialized()

@@ -50,7 +50,9 @@ def test_a_shard_that_another_driver_has_finished_is_not_computed_again(
 ) -> None:
     labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     expert = choose_expert(GroundingConfig())
-    grounder = _Grounder(town.artifact, labels, expert, GroundingConfig().phrases, 1, Board())
+    grounder = _Grounder(
+        town.artifact, labels, expert, GroundingConfig().phrases, 1, False, Board()
+    )
     grounder.load()
     key = labels.key(label_key(2))
     grounder.ground(2, Care())

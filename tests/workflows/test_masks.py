@@ -125,6 +125,15 @@ def test_rules_make_labels_of_their_own_that_training_can_ask_for(
         capsys, "report", town.name, "--expert", "annotated", "--against", "refined", "--json"
     )
     assert 0.5 < report["parts"][2]["agreement"]["median_iou"] < 1
+    assert masks(capsys, "refine", town.name, "--rules", "cut-overlap", "--json") == done
+    itself = ("report", town.name, "--expert", "annotated", "--against", "annotated")
+    assert "the label set of the report itself" in masks(capsys, *itself, code=1)
+    other = masks(capsys, "report", town.name, "--against", "refined", "--json")
+    assert other["labels"] == raw.artifact.address and isinstance(
+        other["overlaps"][0]["median_iou"], float
+    )
+    both = ("report", town.name, "--expert", "annotated", "--labels", raw.artifact.address)
+    assert "expected it without --expert" in masks(capsys, *both, code=2)
     explanation = masks(capsys, "refine", town.name, "--rules", "drop-tyni", code=2)
     assert "closest: drop-tiny" in explanation
 
@@ -160,14 +169,24 @@ def test_images_without_an_entry_are_named_or_not_found(
     town: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [i.split("/")[-1] for i in image_ids(town)]
-    content = {name: np.array([[0.1, 0.1, 0.9, 0.9]] * 3) for name in names[2:]}
+    learned = [i.split("/")[-1] for i in image_ids(town) if i.startswith("train/")]
+    assert 2 < len(learned) < len(names)
     file = tmp_path / "boxes.pkl"
-    file.write_bytes(pickle.dumps(content))
+
+    def write(named: list[str]) -> None:
+        file.write_bytes(
+            pickle.dumps({name: np.array([[0.1, 0.1, 0.9, 0.9]] * 3) for name in named})
+        )
+
+    write([name for name in names if name not in learned[:2]])
     explanation = masks(capsys, "import", town.name, str(file), code=1)
-    assert f"no entry for 2 of {len(names)} images of syn-station" in explanation
-    words = ("import", town.name, str(file), "--missing", "not-found", "--json")
-    done = masks(capsys, *words)
+    assert f"no entry for 2 of {len(learned)} images that syn-station has to learn" in explanation
+    words = ("import", town.name, str(file), "--json")
+    done = masks(capsys, *words, "--missing", "not-found")
     assert done["missing"] == 2 and done["found"]["head"] == 1 - 2 / len(names)
+    write(learned)
+    done = masks(capsys, *words)
+    assert done["missing"] == len(names) - len(learned)
 
 
 def test_one_image_is_drawn_and_explained(
@@ -182,6 +201,30 @@ def test_one_image_is_drawn_and_explained(
     assert told["parts"][0]["box"] == pytest.approx(boxes["box_head"], abs=1e-3)
     assert told["parts"][0]["answer"] == "annotated"
     assert Image.open(picture).height > 500
+    occupied = str(tmp_path / "one.png" / "two.png")
+    explanation = masks(capsys, "show", town.name, first, "--out", occupied, code=1)
+    assert "cannot be written" in explanation and "--out chooses" in explanation
+
+
+def test_patches_that_came_as_such_are_drawn_as_such(
+    town: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    names = [i.split("/")[-1] for i in image_ids(town)]
+    pictures = []
+    for patch in (0, 31):
+        mask = np.zeros((3, 32), bool)
+        mask[0, patch] = True
+        file = tmp_path / f"masks-{patch}.pkl"
+        file.write_bytes(pickle.dumps(dict.fromkeys(names, mask)))
+        masks(capsys, "import", town.name, str(file), "--grid", "8x4")
+        picture = tmp_path / f"{patch}.png"
+        masks(capsys, "show", town.name, image_ids(town)[0], "--out", str(picture))
+        pictures.append(np.asarray(Image.open(picture), int))
+    rows, columns = np.nonzero((pictures[0] != pictures[1]).any(axis=2))
+    # The first and the last patch of the second view differ, the picture between them does not.
+    assert np.diff(np.unique(rows)).max() > 100 and np.diff(np.unique(columns)).max() > 50
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from muva.config import GroundingConfig
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert
+from muva.grounding.experts.http import Endpoint
 from muva.grounding.experts.pretrained import Weights, parameters_in, pinned
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -119,6 +120,9 @@ class ChosenExpert:
     weights: Weights | None
     precision: str
     coordinates: str
+    endpoint: Endpoint | None = None
+    """Where a served model is asked, as this process' environment says; part of no address."""
+    requests_per_second: float | None = None
 
     @property
     def info(self) -> ExpertInfo:
@@ -150,9 +154,15 @@ class ChosenExpert:
         adapter = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         if self.name == "http":
             assert self.weights is not None
-            return adapter(self.weights.place, coordinates=self.coordinates)
+            return adapter(
+                self.weights.place,
+                self.endpoint,
+                coordinates=self.coordinates,
+                requests_per_second=self.requests_per_second,
+            )
         if self.weights is None:
             return adapter()
+        self.weights.check_here()
         return adapter(self.weights, precision=self.precision)
 
 
@@ -182,4 +192,6 @@ def choose_expert(config: GroundingConfig) -> ChosenExpert:
         weights=weights,
         precision=info.precision if config.precision == "default" else config.precision,
         coordinates=config.coordinates if config.expert == "http" else "",
+        endpoint=Endpoint.of_environment() if config.expert == "http" else None,
+        requests_per_second=config.requests_per_second,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from muva.errors import MuvaError
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """Files that a model or its processor is read from."""
+
+CONTENT = "sha256:"
+"""Before the hash of a folder's files."""
 
 SHIPPED = "shipped:"
 """Before the name of weights that come with muva."""
@@ -56,6 +60,18 @@ class Weights:
         """What `from_pretrained` is told of the revision."""
         return {} if self.folder else {"revision": self.revision}
 
+    def check_here(self) -> None:
+        """MuvaError where a folder on this machine is not what was pinned, on another perhaps."""
+        if not self.revision.startswith(CONTENT):
+            return
+        folder = self.folder
+        found = f"{CONTENT}{_content(folder)}" if folder else "no such folder"
+        if found != self.revision:
+            raise MuvaError(
+                f"expert's weights {self.place} on {platform.node()}: expected {self.revision}, "
+                f"found {found}. Put the same files there on each node, or on a shared disk"
+            )
+
 
 def pinned(place: str, revision: str = "") -> Weights:
     """The weights at a place as they are now.
@@ -73,7 +89,7 @@ def pinned(place: str, revision: str = "") -> Weights:
         shipped = place.startswith(SHIPPED)
         return Weights(
             place=place if shipped else str(folder.resolve()),
-            revision=f"sha256:{_content(folder)}",
+            revision=f"{CONTENT}{_content(folder)}",
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
         raise MuvaError(
