@@ -20,6 +20,7 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
         (("data", "import", "a b", *IMPORT[3:], "people"), "name 'a b': expected letters"),
         (("ground", "mine", "--set", "grounding=null", "--set", "model.parts=[]"), "no expert"),
         (("ground", "mine", "--parts", "shoes"), "--phrases shoes='the shoes'"),
+        (("ground", "mine", "--gpus-per-actor", "1.5"), "a share up to 1, or a whole number"),
         (("ground", "mine", "--phrases", "shoes"), "expected PART=PHRASE"),
         (("ground", "mine", "--phrases", "shoes=the <shoes>"), "without brackets"),
         (("train", "--sources", "mine", "--name", "a b"), "name 'a b': expected letters"),
