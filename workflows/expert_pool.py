@@ -239,7 +239,6 @@ class _Worker:
 
     lot: int
     """Of those started together."""
-
     actor: Any
     ready: ray.ObjectRef | None
     """Until the expert is loaded."""
@@ -336,6 +335,8 @@ class _Pool:
         done: list[tuple[int, ShardReport | None]] = []
         for reference in references:
             worker = owner[reference]
+            if worker not in self._workers:  # buried a moment ago: others do what it held
+                continue
             try:
                 [report] = results([reference])
             except LOST as error:
@@ -379,8 +380,6 @@ class _Pool:
         self, worker: _Worker, queue: ShardQueue, *, why: str, error: MuvaError | None = None
     ) -> None:
         """Gives what it held to others. Raises `error` or another where no process gets to work."""
-        if worker not in self._workers:
-            return
         self._read_board()
         self._workers.remove(worker)
         ray.kill(worker.actor)  # one that cannot be reached may live

@@ -215,7 +215,7 @@ class LabelSet:
         return self.masks(image_ids, row_centres=rows, column_centres=columns, parts=parts)
 
     def rows_of(self, image_ids: Sequence[str]) -> list[int]:
-        """Where these images stand in the data set; MuvaError for images without labels."""
+        """Where these images stand in `image_ids`; MuvaError for images without labels."""
         missing = [image_id for image_id in image_ids if image_id not in self._row_of]
         if missing:
             raise MuvaError(
