@@ -361,7 +361,7 @@ def _float32(box: Sequence[float] | None) -> list[float] | None:
 
 
 class _ShardWriter:
-    """Collects rows into shards of about `shard_bytes`, and hashes them on the way."""
+    """Collects rows into shards of about `shard_bytes` or of `shard_images`, and hashes them."""
 
     def __init__(self, artifact: Artifact, shard_bytes: int, shard_images: int):
         self.shards: list[Shard] = []

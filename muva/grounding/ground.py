@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -63,12 +64,6 @@ class BrokenExpertError(MuvaError):
     """An expert fails at most images of a shard: none of them is set aside for it."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    rows: range
-    images: list[GroundingImage]
-
-
 def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> dict[str, Any]:
     """What decides the labels of a data set: the config that a label set's address is a hash of."""
     config = {
@@ -108,14 +103,17 @@ def ground_shard(
     report = ShardReport(images=len(rows), batch_images=batch_images)
     answers: list[dict[str, Any]] = []
     stretches = _batches(len(rows), report, care)
-    ready = _decoded_one_by_one if care.alone or care.aside else _decoded_in_advance
-    for batch in ready(rows, stretches, report, begin):
+    # Where care is taken nothing else goes on at rows that have begun.
+    ahead = not (care.alone or care.aside)
+    for stretch, decoded in _in_order(stretches, partial(_decoded, rows, report), ahead=ahead):
+        begin(stretch)
+        images = decoded()
         started_at = time.perf_counter()
-        if batch.rows[0] in care.aside:
+        if stretch[0] in care.aside:
             reason = "the expert's process died twice at this image"
-            grounded = [_set_aside(image, phrases, reason) for image in batch.images]
+            grounded = [_set_aside(image, phrases, reason) for image in images]
         else:
-            grounded = _grounded(expert, batch.images, phrases, report)
+            grounded = _grounded(expert, images, phrases, report)
         report.model_s += time.perf_counter() - started_at
         for image, groundings, error in grounded:
             report.failed += error is not None
@@ -145,47 +143,32 @@ def _batches(rows: int, report: ShardReport, care: Care) -> Iterator[range]:
             start = row + 1
 
 
-def _decoded_one_by_one(
-    rows: pa.Table,
-    batches: Iterator[range],
-    report: ShardReport,
-    begin: Callable[[range], None],
-) -> Iterator[_Batch]:
-    """The batches in order; nothing else goes on at the rows that have begun."""
-    for stretch in batches:
-        begin(stretch)
-        yield _decoded(rows, stretch, report)
-
-
-def _decoded_in_advance(
-    rows: pa.Table,
-    batches: Iterator[range],
-    report: ShardReport,
-    begin: Callable[[range], None],
-) -> Iterator[_Batch]:
-    """The batches in order, each being decoded while the one before is looked at."""
+def _in_order(
+    batches: Iterator[range], decode: Callable[[range], list[GroundingImage]], *, ahead: bool
+) -> Iterator[tuple[range, Callable[[], list[GroundingImage]]]]:
+    """The batches with what gives their images; `ahead`: one is decoded beside the one before."""
+    if not ahead:
+        for rows in batches:
+            yield rows, partial(decode, rows)
+        return
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
         coming = None
-        for stretch in batches:
-            ready, coming = coming, pool.submit(_decoded, rows, stretch, report)
+        for rows in batches:
+            ready, coming = coming, (rows, pool.submit(decode, rows).result)
             if ready is not None:
-                batch = ready.result()
-                begin(batch.rows)
-                yield batch
+                yield ready
         if coming is not None:
-            batch = coming.result()
-            begin(batch.rows)
-            yield batch
+            yield coming
 
 
-def _decoded(rows: pa.Table, stretch: range, report: ShardReport) -> _Batch:
+def _decoded(rows: pa.Table, report: ShardReport, stretch: range) -> list[GroundingImage]:
     started_at = time.perf_counter()
     images = [_image(row) for row in rows.slice(stretch.start, len(stretch)).to_pylist()]
     for image in images:
         with suppress(UnreadableImageError):  # said again when the expert looks at it
             _ = image.image
     report.decode_s += time.perf_counter() - started_at
-    return _Batch(stretch, images)
+    return images
 
 
 def _grounded(

@@ -251,9 +251,9 @@ def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
     told: list[str] = []
     decode = ground_module._decoded
 
-    def decoded(rows, stretch, report):
+    def decoded(rows, report, stretch):
         told.append(f"decode {stretch.start}")
-        return decode(rows, stretch, report)
+        return decode(rows, report, stretch)
 
     monkeypatch.setattr(ground_module, "_decoded", decoded)
     begin = lambda rows: told.append(f"begin {rows.start}")  # noqa: E731

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,22 @@ def test_an_expert_that_breaks_gets_one_more_process_for_the_shard() -> None:
         queue.broke(3, error)
 
 
+def by_one_actor(
+    town: Dataset,
+    labels: Artifact,
+    shards: Iterable[int],
+    *,
+    expert: ChosenExpert | None = None,
+    most_aside: float = 0,
+) -> None:
+    """Labels by the annotated expert unless another is given."""
+    chosen = expert or choose_expert(GroundingConfig())
+    actors = Actors(count=1)
+    ground_shards(
+        town, labels, chosen, PHRASES, shards=shards, actors=actors, most_aside=most_aside
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picky(ChosenExpert):
     """The annotated expert, but it fails at some images."""
@@ -245,25 +261,16 @@ def test_too_many_images_aside_stop_it_early_and_are_asked_again(
     ids = town.rows(["image_id"])["image_id"].to_pylist()
     picky = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids[:1]))
     shards = range(len(town.shards))
-    actors = Actors(count=1)
     with pytest.raises(MuvaError, match=rf"1 of the first .* {ids[0]}: the expert failed twice"):
-        ground_shards(town, labels, picky, PHRASES, shards=shards, actors=actors, most_aside=0)
+        by_one_actor(town, labels, shards, expert=picky)
     assert 0 not in finished_parts(labels)
     broken = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids))
     left = set(shards) - finished_parts(labels)
     large = [shard for shard in shards if town.shards[shard].rows > HANDFUL]
     assert 0 in large
     with pytest.raises(BrokenExpertError, match="Nothing of the shard is kept"):
-        ground_shards(town, labels, broken, PHRASES, shards=large[:1], actors=actors, most_aside=99)
-    ground_shards(
-        town,
-        labels,
-        choose_expert(GroundingConfig()),
-        PHRASES,
-        shards=left,
-        actors=actors,
-        most_aside=0,
-    )
+        by_one_actor(town, labels, large[:1], expert=broken, most_aside=99)
+    by_one_actor(town, labels, left)
     summarise_labels(labels, town, parts=list(PHRASES))
 
 
@@ -281,15 +288,7 @@ def test_a_process_that_rays_watch_over_memory_ends_is_lost_like_any_other(
 
     monkeypatch.setattr("workflows.expert_pool.results", first_result)
     labels = Artifact(town.artifact.store, "labels", town.name, "5" * 16)
-    ground_shards(
-        town,
-        labels,
-        choose_expert(GroundingConfig()),
-        PHRASES,
-        shards=range(len(town.shards)),
-        actors=Actors(count=1),
-        most_aside=0,
-    )
+    by_one_actor(town, labels, range(len(town.shards)))
     assert ended and finished_parts(labels) == set(range(len(town.shards)))
 
 

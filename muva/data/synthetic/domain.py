@@ -295,11 +295,13 @@ VARIED: dict[str, Domain] = {
 }
 """The pre-training domains for who has to see people from everywhere; nobody's data set."""
 
+_BY_NAME = DOMAINS | VARIED
+
 
 def find_domain(name: str) -> Domain:
     """The domain of that name; MuvaError when there is none."""
     try:
-        return (DOMAINS | VARIED)[name]
+        return _BY_NAME[name]
     except KeyError:
         known = ", ".join(DOMAINS)
         raise MuvaError(f"synthetic domain {name!r} is unknown; there are {known}") from None
