@@ -27,6 +27,9 @@ from muva.grounding.experts import ChosenExpert
 from muva.grounding.labels import label_table
 
 BATCH_IMAGES = 32
+TELL_S = 1.0
+"""Work that is told about at once, where a batch takes less."""
+
 HANDFUL, MOST_BROKEN = 5, 0.5
 """An expert that fails at more images of a shard, and at a larger share of them, is broken."""
 
@@ -93,10 +96,11 @@ def ground_shard(
 ) -> tuple[pa.Table, ShardReport]:
     """The labels of one shard: a row for each image and part, in the shard's order.
 
-    `name`: the expert's, for the rows. `begin` is called with the shard's rows that are looked at
-    next. An image that cannot be decoded, or on which the expert fails twice, is noted with its
-    reason; a batch that does not fit into memory is halved, and so are those after it. Raises
-    BrokenExpertError where the expert fails at most images.
+    `name`: the expert's, for the rows. `begin` hears which of the shard's rows are looked at next:
+    several batches' at once where these are quick, each batch's where care is taken. An image that
+    cannot be decoded, or on which the expert fails twice, is noted with its reason; a batch that
+    does not fit into memory is halved, and so are those after it. Raises BrokenExpertError where
+    the expert fails at most images.
     """
     care = care or Care()
     rows = dataset.read_shard(shard_index, _COLUMNS)
@@ -105,8 +109,12 @@ def ground_shard(
     stretches = _batches(len(rows), report, care)
     # Where care is taken nothing else goes on at rows that have begun.
     ahead = not (care.alone or care.aside)
+    told = range(0)
     for stretch, decoded in _in_order(stretches, partial(_decoded, rows, report), ahead=ahead):
-        begin(stretch)
+        if stretch.stop > told.stop:
+            quick = round(TELL_S * stretch.start / max(report.model_s, 1e-6)) if ahead else 0
+            told = range(stretch.start, min(stretch.start + max(quick, len(stretch)), len(rows)))
+            begin(told)
         images = decoded()
         started_at = time.perf_counter()
         if stretch[0] in care.aside:

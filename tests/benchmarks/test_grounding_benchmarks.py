@@ -84,6 +84,8 @@ def test_a_figure_below_its_goal_is_missed_and_no_other(name: str, value: float)
         "one_images_per_s": 97.0,
         "overhead": 0.03,
         "two_over_one": 1.9,
+        "two_over_one_least": 1.6,
+        "two_over_one_most": 2.1,
         "driver_mb_few": 200.0,
         "driver_mb_many": 210.0,
         "recognition_s": 0.1,

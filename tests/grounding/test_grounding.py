@@ -118,10 +118,21 @@ def test_a_shard_is_grounded_whatever_the_batch(town):
     one, many = (looked_at(town, 1, expert=expert, batch_images=n) for n in (1, 100))
     assert one.equals(many)
     assert len(one) == town.shards[1].rows * 3
-    begun = []
-    looked_at(town, 0, expert=expert, batch_images=4, begin=begun.append)
-    assert [row for rows in begun for row in rows] == list(range(town.shards[0].rows))
-    assert {len(rows) for rows in begun[:-1]} == {4}
+
+
+def test_quick_batches_are_told_of_together_and_slow_ones_each(town, monkeypatch):
+    def told(care: Care | None = None) -> list[range]:
+        begun: list[range] = []
+        expert = AnnotatedExpert()
+        looked_at(town, 0, expert=expert, batch_images=4, begin=begun.append, care=care)
+        return begun
+
+    assert town.shards[0].rows == 13
+    each = [range(4), range(4, 8), range(8, 12), range(12, 13)]
+    assert told() == [range(4), range(4, 13)]
+    assert told(Care(alone=frozenset({12}))) == each
+    monkeypatch.setattr(ground_module, "TELL_S", 1e-9)
+    assert told() == each
 
 
 class Looking:
