@@ -14,14 +14,13 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.memory import peak_memory_mb
 from muva.config import PHRASES, GroundingConfig
 from muva.data.artifacts import Artifact
 from muva.data.records import Record
@@ -278,7 +277,7 @@ def driver_memory_mb(folder: Path) -> tuple[float, float]:
     for images in (FEW, MANY):
         dataset = crowd(folder, f"people-{images}", images, encoded=tiny, shard_images=100)
         labels = Artifact(dataset.artifact.store, "labels", dataset.name, "1" * 16)
-        with _peak_memory_mb() as peak:
+        with peak_memory_mb() as peak:
             ground_shards(
                 dataset,
                 labels,
@@ -332,30 +331,6 @@ def _shots() -> list[bytes]:
         for n in range(SHOTS)
     )
     return [encode_jpeg(shot.image, quality=90) for shot in shots]
-
-
-@contextmanager
-def _peak_memory_mb() -> Iterator[list[float]]:
-    """The highest anonymous and shared memory of this process while the block runs."""
-    peak, over = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            peak[0] = max(peak[0], _memory_mb())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
-
-
-def _memory_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kib = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))]
-    return sum(kib) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Features -> distances -> CMC, mAP, mINP, re-ranking -> ranked lists."""
 
 from muva.retrieval.features import Features, read_features, write_features
-from muva.retrieval.metrics import RetrievalResult, evaluate
+from muva.retrieval.metrics import evaluate
 from muva.retrieval.ranked_lists import RankedLists, ranked_lists
 from muva.retrieval.reranking import Reranking
+from muva.retrieval.scores import RetrievalResult
 
 __all__ = [
     "Features",

@@ -43,26 +43,40 @@ class CameraRule:
                 f"camera ids are given for the {known} but not for the {unknown} images: give "
                 "both, or neither, and each query then ignores only its own image"
             )
-        self._query = query
-        self._gallery = gallery
+        self.query, self._gallery = query, gallery
         self.junk = np.flatnonzero(gallery.pids == JUNK_PID)
         """Gallery images that count for no query."""
+        self.camids, self.cameras = np.unique(
+            np.zeros(len(gallery), np.int64) if gallery.camids is None else gallery.camids,
+            return_inverse=True,
+        )
+        """The gallery's camera ids, and each image's place among them; one where unknown."""
         self._by_pid = np.argsort(gallery.pids, kind="stable")
         sorted_pids = gallery.pids[self._by_pid]
         self._first = np.searchsorted(sorted_pids, query.pids, side="left")
         self._last = np.searchsorted(sorted_pids, query.pids, side="right")
         self._own = _own_images(query, gallery)
 
+    @property
+    def knows_cameras(self) -> bool:
+        """Otherwise a query ignores its own image alone."""
+        return self._gallery.camids is not None
+
+    @property
+    def camera_count(self) -> int:
+        """Different cameras of the gallery."""
+        return len(self.camids)
+
     def judge(self, query_index: int) -> tuple[np.ndarray, np.ndarray]:
         """The query's matches and the images it ignores besides junk: gallery indices, ascending.
 
         A query that is junk itself has neither.
         """
-        if self._query.pids[query_index] == JUNK_PID:
+        if self.query.pids[query_index] == JUNK_PID:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         same_person = self._by_pid[self._first[query_index] : self._last[query_index]]
-        if self._query.camids is not None and self._gallery.camids is not None:
-            ignored = self._gallery.camids[same_person] == self._query.camids[query_index]
+        if self.query.camids is not None and self._gallery.camids is not None:
+            ignored = self._gallery.camids[same_person] == self.query.camids[query_index]
             return same_person[~ignored], same_person[ignored]
         own = self._own.get(query_index)
         if own is None:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from muva.errors import MuvaError
+from muva.retrieval.counting import squared_lengths
 
 BLOCK_BYTES = 128 * 2**20
 """Size of one block of float32 distances."""
@@ -71,7 +72,7 @@ def feature_matrix(features: np.ndarray | Tensor, *, name: str) -> Float[Tensor,
 
 def normalised(features: Float[Tensor, "M D"], *, name: str) -> Float[Tensor, "M D"]:
     """Float32 copy with rows of length 1 (rows of zeros stay)."""
-    return features.float() * _inverse_norms(features, name)[:, None]
+    return features.float() * inverse_norms(features, name).float()[:, None]
 
 
 def even_slices(total: int, largest: int) -> list[slice]:
@@ -79,6 +80,23 @@ def even_slices(total: int, largest: int) -> list[slice]:
     count = max(1, math.ceil(total / max(1, largest)))
     edges = [total * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " M"]:
+    """1 / length of each row, float64; MuvaError for NaN and infinity. Rows of zeros have 1e12."""
+    norms = torch.empty(len(features), dtype=torch.float64)
+    for rows in even_slices(len(features), _PIECE_ROWS):
+        some = features[rows]
+        some = some if some.dtype == torch.float64 else some.float()
+        squared_lengths(some.contiguous().numpy(), norms[rows].numpy())
+    norms.sqrt_()
+    broken = ~torch.isfinite(norms)
+    if broken.any():
+        raise MuvaError(
+            f"{name}: {int(broken.sum())} of {len(features)} rows hold NaN or infinity, the "
+            f"first is row {int(broken.nonzero()[0])}. Was the model's training stable?"
+        )
+    return 1 / norms.clamp(min=1e-12)
 
 
 @contextmanager
@@ -102,7 +120,7 @@ def _similarity_blocks(
             f"query features are {queries.shape[1]} wide, gallery features "
             f"{gallery_features.shape[1]}: both must come from the same model"
         )
-    gallery_scale = _inverse_norms(gallery_features, "gallery_features")
+    gallery_scale = inverse_norms(gallery_features, "gallery_features").float()
     blocks = even_slices(len(queries), block_bytes // (4 * max(1, len(gallery_features))))
     repeated, first = _repeated_rows(gallery_features)
     buffer = torch.empty(max(b.stop - b.start for b in blocks), len(gallery_features))
@@ -146,19 +164,6 @@ def _repeated_rows(
             pairs.append((row, first))
     repeated, firsts = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
     return repeated, firsts
-
-
-def _inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " M"]:
-    norms = torch.empty(len(features), dtype=torch.float64)
-    for rows in even_slices(len(features), _PIECE_ROWS):
-        norms[rows] = torch.linalg.vector_norm(features[rows], dim=1, dtype=torch.float64)
-    broken = ~torch.isfinite(norms)
-    if broken.any():
-        raise MuvaError(
-            f"{name}: {int(broken.sum())} of {len(features)} rows hold NaN or infinity, the "
-            f"first is row {int(broken.nonzero()[0])}. Was the model's training stable?"
-        )
-    return (1 / norms.clamp(min=1e-12)).float()
 
 
 def _strided(array: np.ndarray) -> bool:

@@ -46,7 +46,8 @@ class Features:
         """
         asking = self.queries if queries is None else queries
         inputs: dict[str, Any] = {}
-        for side, chosen in (("query", asking), ("gallery", self.gallery)):
+        for side, places in (("query", asking), ("gallery", self.gallery)):
+            chosen = _as_slice(places)
             inputs |= {
                 f"{side}_features": self.features[chosen],
                 f"{side}_pids": self.pids[chosen],
@@ -54,6 +55,17 @@ class Features:
                 f"{side}_ids": self.ids[chosen],
             }
         return inputs
+
+    def chosen(self, *, query: np.ndarray, gallery: np.ndarray) -> Features:
+        """The images at these positions, as queries and gallery."""
+        places = np.concatenate([query, gallery])
+        return Features(
+            features=self.features[places],
+            ids=self.ids[places],
+            pids=self.pids[places],
+            camids=None if self.camids is None else self.camids[places],
+            split=np.repeat(["query", "gallery"], [len(query), len(gallery)]),
+        )
 
     @property
     def queries(self) -> np.ndarray:
@@ -66,6 +78,13 @@ class Features:
         if self.split is None:
             return np.arange(len(self))
         return np.flatnonzero(self.split == "gallery")
+
+
+def _as_slice(places: np.ndarray) -> np.ndarray | slice:
+    """Positions that follow each other as a slice: what is cut out by it is not copied."""
+    if len(places) and np.array_equal(places, np.arange(places[0], places[0] + len(places))):
+        return slice(int(places[0]), int(places[0]) + len(places))
+    return places
 
 
 def write_features(path: Path, features: Features) -> None:

@@ -1,37 +1,21 @@
 """CMC, mAP and mINP of a query set against a gallery, exactly and in bounded memory.
 
-They depend only on the ranks of each query's true matches: a block of distances is computed, each
-query's matches are located in it, and the block is forgotten. Ties go to the lower gallery index.
+They depend only on the ranks of each query's true matches: what is nearer than these is counted in
+one block of similarities after the other. Ties go to the lower gallery index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
 from muva.retrieval.distances import BLOCK_BYTES
+from muva.retrieval.match_ranks import MatchRanks, match_ranks
 from muva.retrieval.reranking import Reranking, ranking_blocks
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalResult:
-    """Fractions, all of them; a query without a match counts in none."""
-
-    mean_ap: float
-    cmc: dict[int, float]
-    """Rank -> share of valid queries with a match among the first that many."""
-    mean_inp: float
-    """Mean over valid queries of matches / rank of the last match (Ye et al., TPAMI 2021)."""
-    average_precision: np.ndarray
-    """(queries,) float64, NaN where a query has no match."""
-    first_match_rank: np.ndarray
-    """(queries,) int64 from 1, 0 where a query has no match."""
-    valid_queries: int
+from muva.retrieval.scores import RetrievalResult, score
 
 
 def evaluate(
@@ -67,52 +51,61 @@ def evaluate(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    blocks = ranking_blocks(
-        query_features, gallery_features, junk=rule.junk, rerank=rerank, block_bytes=block_bytes
-    )
-
-    average_precision = np.full(len(query), np.nan)
-    inverse_penalty = np.full(len(query), np.nan)
-    first_match_rank = np.zeros(len(query), np.int64)
-    for index, match_ranks in _match_ranks(blocks, rule):
-        found = np.arange(1, len(match_ranks) + 1)
-        average_precision[index] = np.mean(found / match_ranks)
-        inverse_penalty[index] = len(match_ranks) / match_ranks[-1]
-        first_match_rank[index] = match_ranks[0]
-        if progress is not None:
-            progress(index + 1, len(query))
-
-    valid = first_match_rank > 0
-    if not valid.any():
-        raise MuvaError(
-            f"none of the {len(query)} queries has a match among the {len(gallery)} gallery images "
-            "that the camera rule leaves. Are query and gallery of the same data set, and are the "
-            "camera ids right?"
+    if rerank:
+        settings = rerank if isinstance(rerank, Reranking) else Reranking()
+        found = _reranked(query_features, gallery_features, rule, settings, block_bytes, progress)
+    else:
+        found = match_ranks(
+            query_features, gallery_features, rule, block_bytes=block_bytes, progress=progress
         )
-    return RetrievalResult(
-        mean_ap=float(average_precision[valid].mean()),
-        cmc={int(rank): float((first_match_rank[valid] <= rank).mean()) for rank in ranks},
-        mean_inp=float(inverse_penalty[valid].mean()),
-        average_precision=average_precision,
-        first_match_rank=first_match_rank,
-        valid_queries=int(valid.sum()),
+    return score(found, rule, ranks=ranks)
+
+
+def _reranked(
+    query: np.ndarray | Tensor,
+    gallery: np.ndarray | Tensor,
+    rule: CameraRule,
+    settings: Reranking,
+    block_bytes: int,
+    progress: Callable[[int, int], None] | None,
+) -> MatchRanks:
+    """The ranks of the matches by re-ranked distances."""
+    blocks = ranking_blocks(
+        query, gallery, junk=rule.junk, rerank=settings, block_bytes=block_bytes
     )
-
-
-def _match_ranks(
-    blocks: Iterator[tuple[slice, np.ndarray]], rule: CameraRule
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Each valid query's index and the ranks of its matches, ascending from 1."""
+    images_of = [np.flatnonzero(rule.cameras == camera) for camera in range(rule.camera_count)]
+    counts, ranks, within, cameras = [0], [], [], []
     for rows, distances in blocks:
         for index, row in zip(range(rows.start, rows.stop), distances, strict=True):
             matches, ignored = rule.judge(index)
-            if len(matches):
-                row[ignored] = np.inf
-                yield index, ranks_in(row, matches)
+            counts.append(len(matches))
+            if not len(matches):
+                continue
+            row[ignored] = np.inf
+            everywhere, seen_by = ranks_in(row, matches), rule.cameras[matches]
+            alone = np.empty_like(everywhere)
+            for camera in np.unique(seen_by):
+                here = images_of[camera]
+                alone[seen_by == camera] = ranks_in(
+                    row[here], np.searchsorted(here, matches[seen_by == camera])
+                )
+            order = np.argsort(everywhere)
+            ranks.append(everywhere[order])
+            within.append(alone[order])
+            cameras.append(seen_by[order])
+        if progress is not None:
+            progress(rows.stop, len(query))
+    nothing = [np.empty(0, np.int64)]
+    return MatchRanks(
+        start=np.cumsum(counts),
+        ranks=np.concatenate(ranks or nothing),
+        within=np.concatenate(within or nothing),
+        cameras=np.concatenate(cameras or nothing),
+    )
 
 
 def ranks_in(distances: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Ranks (from 1, ascending) of the entries `wanted` when a row of distances is sorted.
+    """Ranks (from 1) of the entries `wanted` when a row of distances is sorted.
 
     Equal distances are ranked by index. Only the entries up to the furthest wanted one are sorted.
     """
@@ -125,4 +118,4 @@ def ranks_in(distances: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         equals = np.flatnonzero(distances == value)
         here = values == value
         before[here] += np.searchsorted(equals, wanted[here])
-    return np.sort(before) + 1
+    return before + 1

@@ -303,5 +303,5 @@ def test_ranks_are_those_of_a_stable_sort(distances, data):
     row = np.array(distances, np.float32)
     wanted = data.draw(st.sets(st.integers(0, len(row) - 1), min_size=1))
     order = np.argsort(row, kind="stable").tolist()
-    expected = sorted(order.index(j) + 1 for j in wanted)
+    expected = [order.index(j) + 1 for j in sorted(wanted)]
     assert ranks_in(row, np.array(sorted(wanted))).tolist() == expected

@@ -1,0 +1,252 @@
+"""What an exact evaluation costs beside the bare matrix product: `python -m benchmarks.retrieval`.
+
+Made-up features of the sizes of real test sets, on disk, in memory maps: the product of queries and
+gallery in blocks of the same size, our `evaluate`, and, where memory allows it, the dense way
+(all distances, full argsort, a loop over the queries). Each runs in a process of its own, by turns.
+`--check` exits 1 when a figure misses its goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.memory import peak_memory_mb
+from muva.retrieval import evaluate
+from muva.retrieval.distances import BLOCK_BYTES, even_slices, full_precision
+
+WIDTH, LATENT, NOISE = 2048, 128, 1.6
+"""Features' width; their true dimension; images' spread around their person, whose own is 1."""
+QUERY, GALLERY, LABELS = "query.npy", "gallery.npy", "labels.npz"
+_MADE_AT_ONCE = 16_384
+
+Figures = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A test set's size, and what an evaluation of it may take."""
+
+    queries: int
+    gallery: int
+    people: int
+    cameras: int
+    rerank: bool = False
+    dense: bool = False
+    """Whether the dense way fits into this machine's memory."""
+    most_times: float | None = None
+    """Of the bare product's time."""
+    most_s: float | None = None
+    most_mb: float
+
+
+WORKS = {
+    "market1501": Work(
+        queries=3368, gallery=15_913, people=750, cameras=6, dense=True, most_times=1.5, most_mb=1e3
+    ),
+    "msmt17": Work(
+        queries=11_659, gallery=82_161, people=3060, cameras=15, most_times=1.5, most_mb=2e3
+    ),
+    "msmt17-reranked": Work(
+        queries=11_659,
+        gallery=82_161,
+        people=3060,
+        cameras=15,
+        rerank=True,
+        most_s=1800,
+        most_mb=4e3,
+    ),
+    "million": Work(
+        queries=10_000,
+        gallery=1_000_000,
+        people=50_000,
+        cameras=20,
+        most_times=2,
+        most_mb=2e3,
+    ),
+}
+
+
+def main() -> int:
+    """Measure, print, and compare with the goals when asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
+    parser.add_argument("--repeats", type=int, default=1, help="of each timing; the median counts")
+    parser.add_argument("--folder", type=Path, help="for the features [a temporary one]")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
+    parser.add_argument("--one", nargs=2, metavar=("WORK", "WAY"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        name, way = arguments.one
+        print(json.dumps(timed(name, way, arguments.folder)))
+        return 0
+    found: dict[str, Figures] = {}
+    missed: list[str] = []
+    print("| work | way | seconds | times the product | peak memory, MB | mAP |")
+    print("|---|---|---:|---:|---:|---:|")
+    for name in arguments.works:
+        folder = Path(tempfile.mkdtemp(prefix=f"retrieval-{name}-", dir=arguments.folder))
+        try:
+            make_features(WORKS[name], folder)
+            found[name] = measured(name, folder, arguments.repeats)
+        finally:
+            shutil.rmtree(folder)
+        for way, figures in found[name].items():
+            print(_row(name, way, figures), flush=True)
+        missed += misses(name, found[name])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    if arguments.check and missed:
+        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
+        return 1
+    return 0
+
+
+def make_features(work: Work, folder: Path) -> None:
+    """Query and gallery: each person a direction, each image near it, in few of many dimensions."""
+    rng = np.random.default_rng(0)
+    people = rng.standard_normal((work.people, LATENT), np.float32)
+    widen = rng.standard_normal((LATENT, WIDTH), np.float32) / np.float32(np.sqrt(LATENT))
+    labels: dict[str, Any] = {}
+    for side, file, count in (("query", QUERY, work.queries), ("gallery", GALLERY, work.gallery)):
+        pids = rng.integers(0, work.people, count)
+        labels |= {f"{side}_pids": pids, f"{side}_camids": rng.integers(0, work.cameras, count)}
+        features = np.lib.format.open_memmap(
+            folder / file, mode="w+", dtype=np.float32, shape=(count, WIDTH)
+        )
+        for rows in even_slices(count, _MADE_AT_ONCE):
+            near = people[pids[rows]]
+            near = near + np.float32(NOISE) * rng.standard_normal(near.shape, np.float32)
+            features[rows] = near @ widen
+        features.flush()
+    np.savez(folder / LABELS, **labels)
+
+
+def measured(name: str, folder: Path, repeats: int) -> Figures:
+    """Way -> seconds, peak memory and mAP, the medians of the repeats."""
+    work = WORKS[name]
+    ways = ["product", *(["dense"] if work.dense else []), "ours"]
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(repeats):  # by turns, so that what else the machine does hits all alike
+        for way in ways:
+            command = [sys.executable, "-m", "benchmarks.retrieval", "--one", name, way]
+            done = subprocess.run(
+                [*command, "--folder", str(folder)], check=True, capture_output=True, text=True
+            )
+            runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+    found = {
+        way: {key: statistics.median(one[key] for one in made) for key in made[0]}
+        for way, made in runs.items()
+    }
+    for way, made in runs.items():
+        pairs = zip(made, runs["product"], strict=True)
+        found[way]["times"] = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+    return found
+
+
+def timed(name: str, way: str, folder: Path) -> dict[str, float]:
+    """Seconds, peak memory of this process in MB, and mAP, of one way."""
+    work = WORKS[name]
+    ways: Mapping[str, Callable[[Work, Path], float]] = {
+        "product": _product,
+        "dense": _dense,
+        "ours": _ours,
+    }
+    # Compiles, and starts threads: what a process does once is not what is looked for.
+    few = np.eye(4, WIDTH, dtype=np.float32)
+    evaluate(
+        query_features=few,
+        query_pids=range(4),
+        query_camids=None,
+        gallery_features=few,
+        gallery_pids=range(4),
+        gallery_camids=None,
+        rerank=work.rerank,
+    )
+    with peak_memory_mb() as peak:
+        started_at = time.perf_counter()
+        mean_ap = ways[way](work, folder)
+        seconds = time.perf_counter() - started_at
+    return {"seconds": seconds, "peak_mb": peak[0], "mean_ap": mean_ap}
+
+
+def _product(work: Work, folder: Path) -> float:
+    query = torch.from_numpy(np.load(folder / QUERY))
+    gallery = torch.from_numpy(np.load(folder / GALLERY, mmap_mode="c"))
+    blocks = even_slices(len(gallery), BLOCK_BYTES // (4 * max(WIDTH, len(query))))
+    buffer = torch.empty(len(query) * max(block.stop - block.start for block in blocks))
+    with full_precision():
+        for block in blocks:
+            part = gallery[block]
+            torch.mm(query, part.T, out=buffer[: len(query) * len(part)].view(len(query), -1))
+    return float("nan")
+
+
+def _dense(work: Work, folder: Path) -> float:
+    """The mean average precision, as most programs of the field compute it."""
+    query, gallery = (np.load(folder / file) for file in (QUERY, GALLERY))
+    labels = np.load(folder / LABELS)
+    query, gallery = (
+        side / np.linalg.norm(side, axis=1, keepdims=True) for side in (query, gallery)
+    )
+    order = np.argsort(2 - 2 * query @ gallery.T, axis=1)
+    precisions = []
+    for index, row in enumerate(order):
+        same = labels["gallery_pids"][row] == labels["query_pids"][index]
+        here = labels["gallery_camids"][row] == labels["query_camids"][index]
+        hits = np.flatnonzero(same[~(same & here)]) + 1
+        if len(hits):
+            precisions.append(np.mean(np.arange(1, len(hits) + 1) / hits))
+    return float(np.mean(precisions))
+
+
+def _ours(work: Work, folder: Path) -> float:
+    query, gallery = (np.load(folder / file, mmap_mode="r") for file in (QUERY, GALLERY))
+    return evaluate(
+        query_features=query,
+        gallery_features=gallery,
+        **np.load(folder / LABELS),
+        rerank=work.rerank,
+    ).mean_ap
+
+
+def misses(name: str, found: Figures) -> list[str]:
+    """The goals that are missed, in words."""
+    work, ours = WORKS[name], found["ours"]
+    told = []
+    if work.most_times is not None and ours["times"] > work.most_times:
+        told.append(f"{name}: {ours['times']:.2f} times the product, goal {work.most_times}")
+    if work.most_s is not None and ours["seconds"] > work.most_s:
+        told.append(f"{name}: {ours['seconds']:.0f} s, goal {work.most_s:.0f}")
+    if ours["peak_mb"] > work.most_mb:
+        told.append(f"{name}: {ours['peak_mb']:.0f} MB, goal {work.most_mb:.0f}")
+    dense = found.get("dense")
+    if dense is not None and abs(dense["mean_ap"] - ours["mean_ap"]) > 1e-6:
+        told.append(f"{name}: mAP {ours['mean_ap']:.7f}, the dense way {dense['mean_ap']:.7f}")
+    return told
+
+
+def _row(name: str, way: str, figures: Mapping[str, float]) -> str:
+    mean_ap = "" if np.isnan(figures["mean_ap"]) else f"{figures['mean_ap']:.4f}"
+    return (
+        f"| {name} | {way} | {figures['seconds']:.2f} | {figures['times']:.2f} "
+        f"| {figures['peak_mb']:.0f} | {mean_ap} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""The ranks of the queries' true matches, exactly, while the gallery is read once.
+
+A match ranks behind the images that are nearer to the query, so these are counted, and nothing is
+sorted or kept. A float32 product tells on which side of each match an image lies, unless it lies
+within that product's proven error of it: the similarity of those few is computed in float64. The
+ranks are therefore those of float64 cosines, whatever the blocks, their order, the threads and the
+kernels; equal cosines rank by gallery index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muva.errors import MuvaError
+from muva.retrieval.camera_rule import CameraRule
+from muva.retrieval.counting import cosines, count_nearer
+from muva.retrieval.distances import (
+    BLOCK_BYTES,
+    even_slices,
+    feature_matrix,
+    full_precision,
+    inverse_norms,
+)
+
+_UNIT = 2.0**-24
+"""Unit roundoff of float32."""
+_PAIRS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchRanks:
+    """The ranks of each query's matches, those of query i at `start[i]` to `start[i + 1]`."""
+
+    start: np.ndarray
+    """(queries + 1,) int64."""
+    ranks: np.ndarray
+    """(matches,) int64 from 1, ascending within a query."""
+    within: np.ndarray
+    """(matches,): the ranks among the images of the match's own camera alone."""
+    cameras: np.ndarray
+    """(matches,): that camera, as `CameraRule.cameras` numbers it."""
+
+    def of(self, query: int) -> np.ndarray:
+        """The ranks of one query's matches; empty where it has none."""
+        return self.ranks[self.start[query] : self.start[query + 1]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of a query and a gallery image."""
+
+    query: np.ndarray
+    gallery: np.ndarray
+
+    def take(self, places: np.ndarray | slice) -> Pairs:
+        """Some of them."""
+        return Pairs(self.query[places], self.gallery[places])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """The matches of each query, nearest first: where the gallery is to be counted."""
+
+    matches: Pairs
+    similarities: np.ndarray
+    """(matches,) float64."""
+    start: np.ndarray
+    """(queries + 1,): each query's first match."""
+
+    @classmethod
+    def of(cls, matches: Pairs, similarities: np.ndarray, *, queries: int) -> Thresholds:
+        """Sorted by query, similarity and gallery index."""
+        order = np.lexsort((matches.gallery, -similarities, matches.query))
+        matches = matches.take(order)
+        start = np.searchsorted(matches.query, np.arange(queries + 1))
+        return cls(matches=matches, similarities=similarities[order], start=start)
+
+    def ranks(self, nearer: np.ndarray, rule: CameraRule) -> MatchRanks:
+        """Each match behind all that `count_nearer_in` has counted, in the whole gallery."""
+        before = np.cumsum(nearer, axis=0)
+        earlier = np.concatenate([np.zeros((1, nearer.shape[1]), np.int64), before])[
+            self.start[:-1]
+        ]
+        before -= np.repeat(earlier, np.diff(self.start), axis=0)
+        cameras = rule.cameras[self.matches.gallery]
+        return MatchRanks(
+            start=self.start,
+            ranks=before.sum(axis=1) + 1,
+            within=before[np.arange(len(before)), cameras] + 1,
+            cameras=cameras,
+        )
+
+
+def match_ranks(
+    query: np.ndarray | Tensor,
+    gallery: np.ndarray | Tensor,
+    rule: CameraRule,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> MatchRanks:
+    """Ranks by cosine similarity, of the gallery images that count for each query.
+
+    Features are (images, width) of any length, and may be memory-mapped. `block_bytes` bounds a
+    block of similarities, and a block of features beside it; `progress` hears of gallery images.
+    Raises MuvaError for features that do not belong together, and for NaN and infinity.
+    """
+    queries, galleries = Side(query, "query_features"), Side(gallery, "gallery_features")
+    check_widths(queries, galleries)
+    matches, ignored = judged_pairs(rule, len(queries))
+    similarities = pair_similarities(queries, galleries, matches)
+    thresholds = Thresholds.of(matches, similarities, queries=len(query))
+    nearer = count_nearer_in(
+        queries,
+        galleries,
+        thresholds,
+        ignored=ignored,
+        rule=rule,
+        block_bytes=block_bytes,
+        progress=progress,
+    )
+    return thresholds.ranks(nearer, rule)
+
+
+def check_widths(queries: Side, galleries: Side) -> None:
+    """MuvaError unless the features can be compared."""
+    if queries.width != galleries.width:
+        raise MuvaError(
+            f"query features are {queries.width} wide, gallery features {galleries.width}: both "
+            "must come from the same model"
+        )
+
+
+def judged_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
+    """The pairs that match, and those that do not count, besides junk; sorted by gallery image."""
+    judged = [rule.judge(index) for index in range(queries)]
+    # A query without a match counts nowhere: what it ignores is of no use.
+    sides = [matches for matches, _ in judged], [i if len(m) else i[:0] for m, i in judged]
+    pairs = []
+    for side in sides:
+        every = Pairs(
+            np.repeat(np.arange(queries), [len(row) for row in side]), np.concatenate(side)
+        )
+        pairs.append(every.take(np.argsort(every.gallery, kind="stable")))
+    return pairs[0], pairs[1]
+
+
+def pair_similarities(queries: Side, stretch: Side, pairs: Pairs) -> np.ndarray:
+    """The float64 cosine of each pair, whose gallery images are within the stretch."""
+    found = np.empty(len(pairs.query))
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        for some in even_slices(len(found), _PAIRS_AT_ONCE):
+            here = pairs.take(some)
+            asking = queries.at(here.query)
+            answering = stretch.at(here.gallery - stretch.first)
+            shares = even_slices(len(here.query), len(here.query) // threads + 1)
+            working = [
+                pool.submit(
+                    cosines,
+                    *(asking.features, asking.scales, asking.places[share]),
+                    *(answering.features, answering.scales, answering.places[share]),
+                    found[some][share],
+                )
+                for share in shares
+            ]
+            for share in working:
+                share.result()
+    return found
+
+
+def count_nearer_in(
+    queries: Side,
+    stretch: Side,
+    thresholds: Thresholds,
+    *,
+    ignored: Pairs,
+    rule: CameraRule,
+    block_bytes: int = BLOCK_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """How many images of a stretch of the gallery are nearer than a match, but not than the next.
+
+    (matches, cameras) int64, in the thresholds' order, by the camera of what is nearer; counts of
+    stretches that make up a gallery add up. `ignored`: pairs that do not count, of the whole
+    gallery, sorted by gallery image.
+    """
+    width = queries.width
+    matches_side = (thresholds.similarities, thresholds.matches.gallery, _error_bound(width))
+    nearer = np.zeros((len(thresholds.similarities), rule.camera_count), np.int64)
+    groups = even_slices(len(queries), block_bytes // (4 * width))
+    done, total = 0, len(stretch) * len(groups)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for group in groups:
+            asking = queries.normalised(group)
+            asking_side = (
+                thresholds.start[group.start : group.stop + 1],
+                queries.exact(group),
+                queries.scales[group],
+            )
+            blocks = even_slices(len(stretch), block_bytes // (4 * max(width, len(asking))))
+            buffer = torch.empty(len(asking) * max(block.stop - block.start for block in blocks))
+            for block in blocks:
+                answering = stretch.normalised(block)
+                similarities = buffer[: len(asking) * len(answering)].view(len(asking), -1)
+                with full_precision():
+                    torch.mm(asking, answering.T, out=similarities)
+                near = similarities.numpy()
+                first = stretch.first + block.start
+                near[:, _within(rule.junk, first, len(answering)) - first] = -np.inf
+                rows, columns = _places(ignored, group, first, len(answering))
+                near[rows, columns] = -np.inf
+                gallery_side = (
+                    first,
+                    stretch.exact(block),
+                    stretch.scales[block],
+                    rule.cameras[first : first + len(answering)],
+                )
+                _share_out(threads, near, asking_side, gallery_side, matches_side, nearer)
+                done += len(answering)
+                if progress is not None:
+                    progress(done, total)
+    return nearer
+
+
+def _share_out(
+    threads: ThreadPoolExecutor,
+    near: np.ndarray,
+    asking: tuple[np.ndarray, np.ndarray, np.ndarray],
+    answering: tuple[int, np.ndarray, np.ndarray, np.ndarray],
+    matches: tuple[np.ndarray, np.ndarray, float],
+    nearer: np.ndarray,
+) -> None:
+    """`count_nearer` of some queries in each thread."""
+    start, exact, scales = asking
+    shares = even_slices(len(near), len(near) // torch.get_num_threads() + 1)
+    counting = [
+        threads.submit(
+            count_nearer,
+            near[rows],
+            start[rows.start : rows.stop + 1],
+            exact[rows],
+            scales[rows],
+            *answering,
+            *matches,
+            nearer,
+        )
+        for rows in shares
+    ]
+    for share in counting:
+        share.result()
+
+
+class Side:
+    """Features where they are, and the scales that make their rows' length 1.
+
+    `first`: the index in the gallery of a stretch's first row.
+    """
+
+    def __init__(self, features: np.ndarray | Tensor, name: str, *, first: int = 0):
+        self.features = feature_matrix(features, name=name)
+        self.first = first
+        self.scales = inverse_norms(self.features, name).numpy()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a feature."""
+        return self.features.shape[1]
+
+    def exact(self, rows: slice) -> np.ndarray:
+        """The rows as they are, in a type that holds them exactly and is computed with."""
+        return _exact(self.features[rows])
+
+    def at(self, rows: np.ndarray) -> _Rows:
+        """Some rows where they are, or copies of them where they have to be converted."""
+        features = self.features
+        if features.dtype in (torch.float32, torch.float64) and features.is_contiguous():
+            return _Rows(features.numpy(), self.scales, rows)
+        copied = _exact(features[torch.from_numpy(rows)])
+        return _Rows(copied, self.scales[rows], np.arange(len(rows)))
+
+    def normalised(self, rows: slice) -> Tensor:
+        """The rows with length 1, float32: each number rounded once or twice."""
+        scales = torch.from_numpy(self.scales[rows])[:, None]
+        chosen = self.features[rows]
+        if chosen.dtype == torch.float64:
+            return (chosen * scales).float()
+        return chosen.float() * scales.float()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of an array, by their places in it."""
+
+    features: np.ndarray
+    scales: np.ndarray
+    places: np.ndarray
+
+
+def _exact(features: Tensor) -> np.ndarray:
+    if features.dtype != torch.float64:
+        features = features.float()
+    return features.contiguous().numpy()
+
+
+def _error_bound(width: int) -> float:
+    """How far a float32 cosine may be from the exact one, and a little more.
+
+    A sum of n products in any order errs by at most n u / (1 - n u) of the sum of their sizes
+    (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1), which is at most 1 here;
+    rounding scale and numbers on both sides adds 4 u.
+    """
+    terms = (width + 8) * _UNIT
+    return terms / (1 - terms)
+
+
+def _within(indices: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Of sorted gallery indices those of so many images from `first` on."""
+    begin, end = np.searchsorted(indices, (first, first + count))
+    return indices[begin:end]
+
+
+def _places(pairs: Pairs, group: slice, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of pairs in a block of similarities."""
+    begin, end = np.searchsorted(pairs.gallery, (first, first + count))
+    here = pairs.take(slice(begin, end))
+    inside = (here.query >= group.start) & (here.query < group.stop)
+    return here.query[inside] - group.start, here.gallery[inside] - first

@@ -1,0 +1,156 @@
+"""Ranks of matches by counting: those of float64 cosines, whatever is computed together."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muva.retrieval.camera_rule import CameraRule, labels
+from muva.retrieval.match_ranks import (
+    Side,
+    Thresholds,
+    count_nearer_in,
+    judged_pairs,
+    match_ranks,
+    pair_similarities,
+)
+
+
+def rule_of(queries: int, gallery: int, *, people: int, seed: int) -> CameraRule:
+    rng = np.random.default_rng(seed)
+    sides = {
+        side: labels(
+            pids=rng.integers(-1, people, count),
+            camids=rng.integers(0, 3, count),
+            ids=None,
+            count=count,
+            side=side,
+        )
+        for side, count in (("query", queries), ("gallery", gallery))
+    }
+    return CameraRule(sides["query"], sides["gallery"])
+
+
+def naive(
+    query: np.ndarray, gallery: np.ndarray, rule: CameraRule, *, left_out: Sequence[int] = ()
+) -> list[list[int]]:
+    """Sorts all that count, by float64 cosine and then by index."""
+    query, gallery = (f.astype(np.float64) for f in (query, gallery))
+    ranks = []
+    for index, row in enumerate(query):
+        matches, ignored = rule.judge(index)
+        # Sums in one order for all: equal rows have equal ones.
+        cosines = np.array([(row * other).sum() / np.sqrt((other**2).sum()) for other in gallery])
+        out = {*ignored.tolist(), *rule.junk.tolist(), *left_out}
+        order = sorted(
+            (j for j in range(len(gallery)) if j not in out), key=lambda j: (-cosines[j], j)
+        )
+        ranks.append([rank for rank, j in enumerate(order, start=1) if j in set(matches.tolist())])
+    return ranks
+
+
+def almost_equal(seed: int, *, queries: int, gallery: int, width: int) -> list[np.ndarray]:
+    """Gallery features that float32 products cannot tell apart: one last bit differs."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((3, width)).astype(np.float32)[rng.integers(0, 3, gallery)]
+    at = np.arange(gallery), rng.integers(0, width, gallery)
+    up = np.nextafter(rows[at], np.float32(np.inf))
+    rows[at] = np.where(rng.random(gallery) < 0.6, up, rows[at])
+    return [rng.standard_normal((queries, width)).astype(np.float32), rows]
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    width=st.sampled_from([3, 17, 300]),
+    block_bytes=st.integers(1, 200_000),
+)
+def test_what_float32_cannot_tell_apart_ranks_as_in_float64(seed, width, block_bytes):
+    query, gallery = almost_equal(seed, queries=9, gallery=60, width=width)
+    rule = rule_of(9, 60, people=5, seed=seed)
+    found = match_ranks(query, gallery, rule, block_bytes=block_bytes)
+    assert [found.of(index).tolist() for index in range(9)] == naive(query, gallery, rule)
+    for camera in range(rule.camera_count):
+        elsewhere = np.flatnonzero(rule.cameras != camera)
+        alone = naive(query, gallery, rule, left_out=elsewhere.tolist())
+        here = found.cameras == camera
+        within = [
+            found.within[first:last][here[first:last]].tolist()
+            for first, last in pairwise(found.start)
+        ]
+        assert within == alone
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(seed=st.integers(0, 10**6), cuts=st.sets(st.integers(1, 79), max_size=6))
+def test_counts_of_stretches_add_up_to_those_of_the_gallery_in_any_order(seed, cuts):
+    query, gallery = almost_equal(seed, queries=11, gallery=80, width=20)
+    rule = rule_of(11, 80, people=6, seed=seed)
+    matches, ignored = judged_pairs(rule, 11)
+    queries = Side(query, "query_features")
+    edges = [0, *sorted(cuts), 80]
+    stretches = [
+        Side(gallery[first:last], "gallery_features", first=first)
+        for first, last in pairwise(edges)
+    ]
+    similarities = np.concatenate(
+        [
+            pair_similarities(
+                queries,
+                stretch,
+                matches.take(
+                    (matches.gallery >= stretch.first)
+                    & (matches.gallery < stretch.first + len(stretch))
+                ),
+            )
+            for stretch in stretches
+        ]
+    )
+    thresholds = Thresholds.of(matches, similarities, queries=11)
+    shuffled = [stretches[i] for i in np.random.default_rng(seed).permutation(len(stretches))]
+    counted = [
+        count_nearer_in(queries, stretch, thresholds, ignored=ignored, rule=rule)
+        for stretch in shuffled
+    ]
+    whole = match_ranks(query, gallery, rule)
+    summed = thresholds.ranks(np.sum(counted, axis=0), rule)
+    assert np.array_equal(summed.ranks, whole.ranks)
+    assert np.array_equal(summed.within, whole.within)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 64])
+def test_equal_images_tie_wherever_a_product_puts_them(rows):
+    rng = np.random.default_rng(rows)
+    query = rng.standard_normal((rows, 2048)).astype(np.float32)
+    one = rng.standard_normal(2048).astype(np.float32)
+    gallery = np.tile(one, (777, 1)) * 2.0 ** rng.integers(-3, 4, (777, 1)).astype(np.float32)
+    at = rng.permutation(777)[: 2 * rows]
+    side = {"query": np.arange(rows) + 1, "gallery": np.zeros(777, np.int64)}
+    side["gallery"][at] = np.repeat(side["query"], 2)
+    rule = CameraRule(
+        *(
+            labels(pids=pids, camids=np.full(len(pids), n), ids=None, count=len(pids), side=name)
+            for n, (name, pids) in enumerate(side.items())
+        )
+    )
+    found = match_ranks(query, gallery, rule, block_bytes=40_000)
+    for index in range(rows):
+        assert found.of(index).tolist() == (np.sort(at[2 * index : 2 * index + 2]) + 1).tolist()
+
+
+def test_progress_counts_gallery_images_up_to_all_of_them():
+    query, gallery = almost_equal(0, queries=9, gallery=60, width=17)
+    told = []
+    match_ranks(
+        query,
+        gallery,
+        rule_of(9, 60, people=5, seed=0),
+        block_bytes=1000,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert len(told) > 3
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
