@@ -14,6 +14,7 @@ from PIL import Image
 
 from muva.config import PHRASES, GroundingConfig
 from muva.data.benchmarks import READERS, read_tree
+from muva.data.benchmarks.benchmark import counts_differ
 from muva.errors import MuvaError
 from muva.grounding.expert import GroundingImage
 from muva.grounding.experts import EXPERTS, ExpertInfo, choose_expert
@@ -40,28 +41,27 @@ def example(tmp_path: Path, request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("example", ["muva/data/benchmarks/prid2011.py"], indirect=True)
+@pytest.mark.parametrize("example", ["muva/data/benchmarks/sensereid.py"], indirect=True)
 def test_the_example_of_a_reader_reads_its_tree(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(READERS, "prid2011", example.read_prid2011)
-    tree = tmp_path / "single_shot"
+    monkeypatch.setitem(READERS, example.SENSEREID.layout, example.read_sensereid)
+    tree = tmp_path / "SenseReID"
     with pytest.raises(MuvaError, match="expected a folder, found nothing"):
-        read_tree("prid2011", tree, domain="prid2011")
-    for name in (
-        "cam_a/person_0001",
-        "cam_a/person_0385",
-        "cam_b/person_0001",
-        "cam_b/person_0749",
-    ):
+        read_tree("sensereid", tree, domain="sensereid")
+    for name in ("test_probe/1_1", "test_gallery/1_2", "test_gallery/1700_1"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 8)).save(tree / f"{name}.png")
-    records = read_tree("prid2011", tree, domain="prid2011")
+        Image.new("RGB", (4, 8)).save(tree / f"{name}.jpg")
+    records = read_tree("sensereid", tree, domain="sensereid")
     assert [(record.image_id, record.split, record.pid, record.camid) for record in records] == [
-        ("cam_a/person_0001.png", "query", 1, 1),
-        ("cam_b/person_0001.png", "gallery", 1, 2),
-        ("cam_b/person_0749.png", "gallery", 749, 2),
+        ("test_probe/1_1.jpg", "query", 1, 1),
+        ("test_gallery/1700_1.jpg", "gallery", 1700, 1),
+        ("test_gallery/1_2.jpg", "gallery", 1, 2),
     ]
+    difference = str(counts_differ(example.SENSEREID, records, where=str(tree)))
+    assert re.search(r"gallery +identities +1717 +2 +differs", difference)
+    with pytest.raises(MuvaError, match=r"test_probe is missing, .* Is it .*SenseReID\?"):
+        read_tree("sensereid", tree / "test_gallery", domain="sensereid")
 
 
 @pytest.mark.parametrize("example", ["muva/grounding/experts/bands.py"], indirect=True)
@@ -103,7 +103,7 @@ def test_the_verbs_targets_and_files_that_a_guide_names_exist(guide: str) -> Non
     assert set(commands) <= set(VERBS)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"(?:^|`)make ([a-z]+)\b", text, re.MULTILINE)) <= set(targets)
-    written = {"muva/data/benchmarks/prid2011.py", "muva/grounding/experts/bands.py"}
+    written = {"muva/data/benchmarks/sensereid.py", "muva/grounding/experts/bands.py"}
     paths = set(
         re.findall(r"`((?:muva|workflows|tracking|tests|clusters|docs)/[a-z0-9_./-]*)`", text)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,11 @@ from rich.table import Table
 
 from muva.config import SyntheticConfig, load_recipe
 from muva.data.artifacts import Artifact, check_name, find_artifact, fingerprint, list_artifacts
-from muva.data.benchmarks import READERS, listing_of, read_tree
+from muva.data.benchmarks import BENCHMARKS, READERS, listing_of, read_tree
+from muva.data.benchmarks.benchmark import Benchmark, Trial, counts_differ, is_complete
 from muva.data.checks import check_dataset, sample_sheet
+from muva.data.protocols import write_trials
+from muva.data.records import SPLITS, Record
 from muva.data.shards import SHARD_FORMAT, Dataset, open_dataset, write_shards
 from muva.data.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
 from muva.errors import MuvaError, SettingsError
@@ -58,6 +62,24 @@ def import_synthetic(
     }
 
 
+def import_benchmark(
+    session: Session, name: str, root: Path, *, accept_counts: bool = False
+) -> Done:
+    """Reads a public data set's tree; MuvaError unless it holds what was published of it.
+
+    With `accept_counts` other counts are accepted, and the data set is marked as altered.
+    """
+    benchmark = BENCHMARKS[name]
+    options = dict(benchmark.options)
+    records = read_tree(benchmark.layout, root, domain=name, options=options)
+    altered = not is_complete(benchmark, records)
+    if altered and not accept_counts:
+        raise counts_differ(benchmark, records, where=str(root))
+    trials = benchmark.trials(records, root) if benchmark.trials else None
+    settings = {"benchmark": name, "altered": altered}
+    return _import_records(session, name, records, settings, trials=trials)
+
+
 def import_tree(
     session: Session, name: str, root: Path, *, layout: str, options: dict[str, Any]
 ) -> Done:
@@ -66,24 +88,33 @@ def import_tree(
     The address is a hash of the listing (names, sizes, times), so an unchanged tree is not read
     again.
     """
-    if name in DOMAINS:
-        raise SettingsError(
-            f"{name} is the name of a synthetic domain: give your data set another name"
-        )
+    for taken, what in ((DOMAINS, "synthetic domain"), (BENCHMARKS, "public data set")):
+        if name in taken:
+            raise SettingsError(f"{name} is the name of a {what}: give your data set another name")
     check_name(name)
     records = read_tree(layout, root, domain=name, options=options)
-    settings = {
-        "layout": layout,
-        "options": options,
-        "files": fingerprint(listing_of(records)),
-    }
+    return _import_records(session, name, records, {"layout": layout, "options": options})
+
+
+def _import_records(
+    session: Session,
+    name: str,
+    records: Sequence[Record],
+    settings: dict[str, Any],
+    *,
+    trials: Sequence[Trial] | None = None,
+) -> Done:
+    settings = settings | {"files": fingerprint(listing_of(records))}
+    if trials is not None:
+        settings |= {"trials": fingerprint([dataclasses.asdict(trial) for trial in trials])}
     artifact = Artifact(session.store, "datasets", name, fingerprint(settings))
 
     def work(_: object) -> dict[str, Any]:
         with track(f"import {name}") as progress:
-            return dataclasses.asdict(
-                write_shards(records, artifact=artifact, progress=progress.update)
-            )
+            summary = write_shards(records, artifact=artifact, progress=progress.update)
+        if trials is not None:
+            write_trials(artifact, trials)
+        return dataclasses.asdict(summary)
 
     step = Step(
         label=f"import {name}",
@@ -188,6 +219,11 @@ def data_verb() -> None:
     type=click.Choice(["train", "test"]),
     help="What images without a split are for. [test]",
 )
+@click.option(
+    "--accept-counts",
+    is_flag=True,
+    help="Of a public data set: take a tree that holds other images, and mark it as altered.",
+)
 @recipe_option
 @override_option
 @json_option
@@ -199,6 +235,7 @@ def import_verb(
     pid_regex: str | None,
     camid_regex: str | None,
     split: str | None,
+    accept_counts: bool,
     recipe: str,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -206,8 +243,11 @@ def import_verb(
 ) -> None:
     """Import the data set NAME.
 
+    Public ones, which `muva data benchmarks` lists, are known by their names; any other needs a
+    layout.
+
     \b
-    muva data import market1501 --from ~/Market-1501-v15.09.15 --layout market1501
+    muva data import market1501 --from ~/Market-1501-v15.09.15
     muva data import mine --from crops --layout folder --pid-regex '^(\\d+)_' --split train
     muva data import mine --from people.csv --layout manifest
     muva data import syn-station --set synthetic.train_people=20
@@ -216,7 +256,23 @@ def import_verb(
     options = {option: value for option, value in given.items() if value is not None}
     if overrides and root is not None:
         raise click.UsageError("--set says how synthetic people are rendered; these are images.")
-    if name in DOMAINS and root is None:
+    if accept_counts and name not in BENCHMARKS:
+        raise click.UsageError(
+            f"--accept-counts is for public data sets: how much {name} holds is not known."
+        )
+    if name in BENCHMARKS:
+        if layout not in (None, BENCHMARKS[name].layout) or options:
+            raise click.UsageError(
+                f"{name} is a public data set, whose layout is known; expected no --layout and no "
+                "options of layouts. Give a data set of your own another name."
+            )
+        if root is None:
+            raise click.UsageError(
+                f"--from is missing: where is the unpacked archive of {BENCHMARKS[name].title}? "
+                f"It can be had from {BENCHMARKS[name].source}"
+            )
+        done = import_benchmark(session, name, root, accept_counts=accept_counts)
+    elif name in DOMAINS and root is None:
         config = load_recipe(recipe, overrides=overrides).synthetic
         done = import_synthetic(session, [name], config)[name]
     elif root is None or layout is None:
@@ -233,6 +289,66 @@ def import_verb(
         text=f"{done.artifact.uri}\n{_counts(dataset)}",
     )
     _warn(dataset)
+
+
+@data_verb.command("benchmarks")
+@click.argument("name", required=False)
+@json_option
+def benchmarks_verb(name: str | None, as_json: bool) -> None:
+    """List the public data sets that are known by name, or all that is known of NAME.
+
+    \b
+    muva data benchmarks
+    muva data benchmarks msmt17
+    """
+    if name is None:
+        known = BENCHMARKS
+        table = Table("name", "data set", "images", "identities", "status")
+        for key, benchmark in BENCHMARKS.items():
+            splits = benchmark.counts.values()
+            images = [split.images for split in splits]
+            table.add_row(
+                key,
+                benchmark.title,
+                "unknown" if None in images else str(sum(filter(None, images))),
+                " + ".join(str(split.identities) for split in splits),
+                benchmark.status,
+            )
+        text = as_text(table)
+    else:
+        if name not in BENCHMARKS:
+            close = difflib.get_close_matches(name, BENCHMARKS, n=3) or list(BENCHMARKS)
+            raise SettingsError(f"public data set {name!r} is unknown; closest: {', '.join(close)}")
+        known = {name: BENCHMARKS[name]}
+        text = _card(name)
+    facts = {key: _facts(benchmark) for key, benchmark in known.items()}
+    print_result(facts if name is None else facts[name], as_json=as_json, text=text)
+
+
+def _facts(benchmark: Benchmark) -> dict[str, Any]:
+    facts = {
+        field.name: getattr(benchmark, field.name)
+        for field in dataclasses.fields(benchmark)
+        if field.name not in ("counts", "trials")
+    }
+    counts = {split: dataclasses.asdict(counts) for split, counts in benchmark.counts.items()}
+    return facts | {"counts": counts, "trials": benchmark.trials is not None}
+
+
+def _card(name: str) -> str:
+    """All that is known of a public data set, for people."""
+    benchmark = BENCHMARKS[name]
+    table = Table("split", "images", "identities", "cameras")
+    for split in SPLITS:
+        if split in benchmark.counts:
+            counts = dataclasses.astuple(benchmark.counts[split])
+            table.add_row(
+                split, *("unknown" if number is None else str(number) for number in counts)
+            )
+    told = ("paper", "source", "licence", "status", "rules", "lists", "counts_from")
+    lines = [f"{field.replace('_', ' '):12}{getattr(benchmark, field)}" for field in told]
+    command = f"muva data import {name} --from FOLDER"
+    return "\n".join([benchmark.title, *lines, as_text(table), command])
 
 
 @data_verb.command("list")
@@ -338,6 +454,12 @@ def _counts(dataset: Dataset) -> str:
 
 
 def _warn(dataset: Dataset) -> None:
+    benchmark = BENCHMARKS.get(dataset.name)
+    if benchmark is not None and "withdrawn" in benchmark.status:
+        say(f"{benchmark.title}: {benchmark.status}.")
+    manifest = dataset.artifact.manifest()
+    if manifest is not None and manifest["config"].get("altered"):
+        say(f"{dataset.name} holds other images than were published: it is marked as altered.")
     if dataset.summary.quarantined:
         say(
             f"{dataset.summary.quarantined} unreadable images were set aside; "

@@ -153,14 +153,13 @@ def _pace(spent: Spent) -> str:
 def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     """Some images under their part masks."""
     chosen = np.linspace(0, dataset.summary.images - 1, SHOWN_IMAGES).astype(int)
-    ends = np.cumsum([shard.rows for shard in dataset.shards])
-    shard_of = np.searchsorted(ends, chosen, side="right")
-    shown: list[dict[str, Any]] = []  # of few shards, which is all that is read
-    for index in np.unique(shard_of).tolist():
-        first = ends[index] - dataset.shards[index].rows
-        rows = dataset.read_shard(index, ["image_id", "pid", "image"])
-        shown += rows.take(chosen[shard_of == index] - first).to_pylist()
-    opened = open_labels(labels, dataset=dataset, shards=np.unique(shard_of).tolist())
+    shard_of, row_of = dataset.places_of(chosen)
+    shards = np.unique(shard_of).tolist()  # few of them, which is all that is read
+    shown: list[dict[str, Any]] = []
+    for shard in shards:
+        rows = dataset.read_shard(shard, ["image_id", "pid", "image"])
+        shown += rows.take(row_of[shard_of == shard]).to_pylist()
+    opened = open_labels(labels, dataset=dataset, shards=shards)
     masks = opened.masks_on(SHOWN_GRID, [row["image_id"] for row in shown])
     return part_mask_sheet(
         [decode_rgb(row["image"]) for row in shown],

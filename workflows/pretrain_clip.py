@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from muva.data.records import Record
 from muva.data.synthetic import DOMAINS, PRETRAINING, render, test_records
 from muva.data.synthetic.caption import caption, every_phrase
 from muva.data.synthetic.identity import identity
@@ -258,7 +257,7 @@ def zero_shot(clip: open_clip.CLIP, domain: str, *, pids: Iterable[int]) -> Retr
     camids_of: dict[str, list[int]] = {"query": [], "gallery": []}
     with torch.inference_mode():
         while chunk := list(islice(records, BATCH)):
-            images = np.stack([decode_jpeg(_encoded(record)) for record in chunk])
+            images = np.stack([decode_jpeg(record.read()) for record in chunk])
             pixels = to_pixels(images, clip)
             for record, feature in zip(chunk, clip.encode_image(pixels), strict=True):
                 features[record.split].append(feature)
@@ -331,10 +330,6 @@ domain contexts that no caption holds have rows in the vocabulary that were neve
 
 def _settings(arguments: argparse.Namespace) -> str:
     return " ".join(f"--{name} {value}" for name, value in vars(arguments).items() if name != "out")
-
-
-def _encoded(record: Record) -> bytes:
-    return record.source if isinstance(record.source, bytes) else record.source.read_bytes()
 
 
 if __name__ == "__main__":

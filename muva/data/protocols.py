@@ -1,18 +1,26 @@
-"""Who trains and who is tested: pooled sources with dense labels, and queries out of a train split.
+"""Who trains and who is tested: pooled sources with dense labels, trials, and held-out queries.
 
 Identities of different domains are different people; a pool numbers them all.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from muva.data.artifacts import Artifact
+from muva.data.benchmarks import BENCHMARKS
+from muva.data.benchmarks.benchmark import Trial
+from muva.data.records import JUNK_PID, SPLITS, first_per_camera
 from muva.data.shards import Dataset
+from muva.data.store import MissingKeyError
 from muva.errors import MuvaError
+
+TRIALS = "trials.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +45,11 @@ class Pool:
         return [self.image_ids[place].removeprefix(f"{dataset.name}/") for place in here]
 
 
-def pool(datasets: Sequence[Dataset]) -> Pool:
-    """The train splits together; MuvaError for a domain given twice or without training images."""
+def pool(datasets: Sequence[Dataset], *, everyone: bool = False) -> Pool:
+    """The train splits together; MuvaError for a domain given twice or without training images.
+
+    `everyone`: the people of query and gallery too, but neither junk nor distractors.
+    """
     names = [dataset.name for dataset in datasets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not names:
@@ -49,7 +60,8 @@ def pool(datasets: Sequence[Dataset]) -> Pool:
     image_ids: list[str] = []
     labels, dataset_index, rows = [], [], []
     for index, dataset in enumerate(datasets):
-        table = dataset.rows(["image_id", "pid"], splits=["train"])
+        table = dataset.rows(["image_id", "pid"], splits=SPLITS if everyone else ["train"])
+        table = table.filter(pa.array(~np.isin(table["pid"].to_numpy(), _nobody(dataset))))
         if not len(table):
             raise MuvaError(
                 f"{dataset.name} has no training images (splits: "
@@ -71,6 +83,44 @@ def pool(datasets: Sequence[Dataset]) -> Pool:
     )
 
 
+def identities_to_learn(dataset: Dataset, *, everyone: bool = False) -> int:
+    """How many identities `pool` takes of a data set, by its summary."""
+    splits = dataset.summary.splits
+    train = splits["train"]["identities"] if "train" in splits else 0
+    if not everyone or "gallery" not in splits:
+        return train
+    return train + splits["gallery"]["identities"] - len(set(_nobody(dataset)) - {JUNK_PID})
+
+
+def _nobody(dataset: Dataset) -> list[int]:
+    benchmark = BENCHMARKS.get(dataset.name)
+    return [JUNK_PID, *(benchmark.nobody if benchmark else ())]
+
+
+def write_trials(artifact: Artifact, trials: Sequence[Trial]) -> None:
+    """Keep a data set's random splits beside its shards."""
+    text = json.dumps([asdict(trial) for trial in trials])
+    artifact.store.write(artifact.key(TRIALS), text.encode())
+
+
+def read_trials(dataset: Dataset) -> list[Trial]:
+    """The random splits that a data set's figures are means over; none for most."""
+    artifact = dataset.artifact
+    try:
+        text = artifact.store.read(artifact.key(TRIALS))
+    except MissingKeyError:
+        return []
+    try:
+        return [
+            Trial(**{side: tuple(ids) for side, ids in one.items()}) for one in json.loads(text)
+        ]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MuvaError(
+            f"{artifact.uri}: {TRIALS} is damaged ({error}). Delete the folder {artifact.address} "
+            "of the store and import the data set again"
+        ) from error
+
+
 def query_gallery(rows: pa.Table) -> pa.Table:
     """The rows with other splits: the first image of each pid and camera asks, the others answer.
 
@@ -79,13 +129,3 @@ def query_gallery(rows: pa.Table) -> pa.Table:
     first = first_per_camera(rows["pid"].to_pylist(), rows["camid"].to_pylist())
     splits = pa.array(["query" if is_first else "gallery" for is_first in first])
     return rows.set_column(rows.column_names.index("split"), "split", splits)
-
-
-def first_per_camera(pids: Sequence[int], camids: Sequence[int | None]) -> list[bool]:
-    """Whether each image is the first of its person in its camera; junk (negative) never is."""
-    seen: set[tuple[int, int | None]] = set()
-    first = []
-    for place in zip(pids, camids, strict=True):
-        first.append(place not in seen and place[0] >= 0)
-        seen.add(place)
-    return first

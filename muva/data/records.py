@@ -6,7 +6,7 @@ and stores the images. A record opens nothing: its image is a path or encoded by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,15 @@ Box = tuple[float, float, float, float]
 SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
 JUNK_PID = -1
 """The identity of gallery images that count neither as a match nor as an error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Excerpt:
+    """An image that is a part of a file."""
+
+    file: Path
+    encoded: Callable[[], bytes]
+    """Cuts it out when it is wanted, without loss; OSError where that fails."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +42,24 @@ class Record:
     split: Split
     pid: int
     camid: int | None
-    source: Path | bytes
+    source: Path | bytes | Excerpt
     """Where the encoded image is, or the encoded image."""
     boxes: Mapping[str, Box | None] | None = None
     """Exact boxes of the parts where the data come with them; None for a part out of sight."""
     caption: str | None = None
+
+    def read(self) -> bytes:
+        """The encoded image; OSError where it cannot be read."""
+        if isinstance(self.source, bytes):
+            return self.source
+        return self.source.read_bytes() if isinstance(self.source, Path) else self.source.encoded()
+
+
+def first_per_camera(pids: Sequence[int], camids: Sequence[int | None]) -> list[bool]:
+    """Whether each image is the first of its person in its camera; junk (negative) never is."""
+    seen: set[tuple[int, int | None]] = set()
+    first = []
+    for place in zip(pids, camids, strict=True):
+        first.append(place not in seen and place[0] >= 0)
+        seen.add(place)
+    return first

@@ -187,10 +187,10 @@ class Dataset:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self._first_rows[-1]):
             raise IndexError(f"{self.name} has rows 0 to {self._first_rows[-1] - 1}")
         images: list[bytes] = [b""] * len(wanted)
-        shard_of = np.searchsorted(self._first_rows, wanted, side="right") - 1
+        shard_of, row_of = self.places_of(wanted)
         for shard in np.unique(shard_of):
             places = np.flatnonzero(shard_of == shard)
-            local = wanted[places] - self._first_rows[shard]
+            local = row_of[places]
             with (
                 self._explained(int(shard)),
                 pq.ParquetFile(self._file(int(shard)), memory_map=True) as file,
@@ -201,6 +201,11 @@ class Dataset:
                         at = int(local[place] - group * _ROW_GROUP_ROWS)
                         images[places[place]] = column[at].as_py()
         return images
+
+    def places_of(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each row's shard, and its place there."""
+        shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return shard_of, np.asarray(rows) - self._first_rows[shard_of]
 
     def quarantine(self) -> list[dict[str, str]]:
         """The images that were set aside: `image_id`, `reason`."""
@@ -328,7 +333,7 @@ def _named(things: Iterable[str], most: int = 3) -> str:
 def _row(record: Record) -> dict[str, Any]:
     """All columns of one record; UnreadableImageError unless the whole image can be decoded."""
     try:
-        encoded = record.source if isinstance(record.source, bytes) else record.source.read_bytes()
+        encoded = record.read()
     except OSError as error:
         raise UnreadableImageError(f"cannot be opened: {error.strerror or error}") from error
     except ValueError as error:  # a name that no file can have

@@ -10,8 +10,8 @@ from PIL import Image
 
 from muva.data.artifacts import Artifact
 from muva.data.images import UnreadableImageError, decode_rgb, normalised_pixels, resized
-from muva.data.protocols import first_per_camera, pool, query_gallery
-from muva.data.records import Record, Split
+from muva.data.protocols import pool, query_gallery
+from muva.data.records import Record, Split, first_per_camera
 from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.data.store import open_store
 from muva.data.training_images import TrainingImages, flip_part_masks

@@ -1,7 +1,8 @@
 """Readers: one file a layout, each turning a tree of images into records.
 
 A reader is `read(root, *, domain, **its own options)` and yields `Record`s; it opens listings, not
-images, and raises MuvaError for a tree that is not its own. To add one, add a file and a line here.
+images, and raises MuvaError for a tree that is not its own. To add one, add a file and a line here;
+a public data set has a line in `BENCHMARKS` too.
 """
 
 from __future__ import annotations
@@ -12,19 +13,58 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from muva.data.benchmarks.benchmark import Benchmark
+from muva.data.benchmarks.cuhk02 import CUHK02, read_cuhk02
+from muva.data.benchmarks.cuhk03 import CUHK03_DETECTED, CUHK03_LABELLED, read_cuhk03
+from muva.data.benchmarks.cuhk03np import CUHK03NP_DETECTED, CUHK03NP_LABELLED, read_cuhk03np
+from muva.data.benchmarks.cuhksysu import CUHKSYSU, read_cuhksysu
+from muva.data.benchmarks.dukemtmc import DUKEMTMC, read_dukemtmc
 from muva.data.benchmarks.folder import read_folder
+from muva.data.benchmarks.grid import GRID, read_grid
+from muva.data.benchmarks.ilids import ILIDS, read_ilids
 from muva.data.benchmarks.manifest import read_manifest
-from muva.data.benchmarks.market1501 import read_market1501
-from muva.data.records import Record
+from muva.data.benchmarks.market1501 import MARKET1501, read_market1501
+from muva.data.benchmarks.msmt17 import MSMT17, MSMT17_V2, read_msmt17
+from muva.data.benchmarks.prid2011 import PRID2011, read_prid2011
+from muva.data.benchmarks.viper import VIPER, read_viper
+from muva.data.records import Excerpt, Record
 from muva.errors import SettingsError
 
 Reader = Callable[..., Iterator[Record]]
 
 READERS: dict[str, Reader] = {
     "market1501": read_market1501,
+    "dukemtmc": read_dukemtmc,
+    "msmt17": read_msmt17,
+    "cuhk03": read_cuhk03,
+    "cuhk03np": read_cuhk03np,
+    "cuhk02": read_cuhk02,
+    "cuhksysu": read_cuhksysu,
+    "viper": read_viper,
+    "prid2011": read_prid2011,
+    "grid": read_grid,
+    "ilids": read_ilids,
     "folder": read_folder,
     "manifest": read_manifest,
 }
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "market1501": MARKET1501,
+    "cuhk02": CUHK02,
+    "cuhksysu": CUHKSYSU,
+    "viper": VIPER,
+    "prid2011": PRID2011,
+    "grid": GRID,
+    "ilids": ILIDS,
+    "dukemtmc": DUKEMTMC,
+    "msmt17": MSMT17,
+    "msmt17-v2": MSMT17_V2,
+    "cuhk03-detected": CUHK03_DETECTED,
+    "cuhk03-labelled": CUHK03_LABELLED,
+    "cuhk03np-detected": CUHK03NP_DETECTED,
+    "cuhk03np-labelled": CUHK03NP_LABELLED,
+}
+"""By the one name that each has here."""
 
 
 def read_tree(
@@ -55,10 +95,11 @@ def listing_of(records: Iterable[Record]) -> list[tuple[Any, ...]]:
     listing = []
     for record in records:
         size, changed = -1, 0
-        if isinstance(record.source, bytes):
-            size = len(record.source)
-        elif record.source.is_file():
-            found = record.source.stat()
+        file = record.source.file if isinstance(record.source, Excerpt) else record.source
+        if isinstance(file, bytes):
+            size = len(file)
+        elif file.is_file():
+            found = file.stat()
             size, changed = found.st_size, found.st_mtime_ns
         boxes = None if record.boxes is None else sorted(record.boxes.items())
         said = (record.split, record.pid, record.camid, record.caption, boxes)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from muva.data.benchmarks.listing import contents, existing_folder, image_files, numbered
-from muva.data.protocols import first_per_camera
-from muva.data.records import SPLITS, Record, Split
+from muva.data.records import SPLITS, Record, Split, first_per_camera
 from muva.errors import MuvaError, SettingsError
 
 WholeSplit = Literal["train", "test"]

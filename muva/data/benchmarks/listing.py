@@ -1,11 +1,12 @@
-"""What readers share: finding images in a tree, and numbering people and cameras by their names."""
+"""What readers share: finding images in a tree, numbering names, and saying what is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -38,12 +39,52 @@ def existing_folder(root: Path, *, what: str) -> Path:
     raise MuvaError(f"{what} at {root}: expected a folder, found {found}. Is the path right?")
 
 
+def check_parts(root: Path, parts: Sequence[str], *, what: str) -> None:
+    """MuvaError unless a tree has these folders and files; `what` names the data set in it."""
+    existing_folder(root, what=what)
+    missing = [part for part in parts if not (root / part).exists()]
+    if missing:
+        raise MuvaError(
+            f"{what} at {root}: expected {', '.join(parts)}; {missing[0]} is missing, found "
+            f"{contents(root)}. {guess(root, *parts)}"
+        )
+
+
+def name_of(
+    file: Path, pattern: re.Pattern[str], *, like: str, root: Path, what: str
+) -> re.Match[str]:
+    """What a file's name says; MuvaError with a right one, `like`, where it says nothing."""
+    match = pattern.match(file.name)
+    if match is None:
+        raise MuvaError(
+            f"{what} at {root}: expected file names like {like}, found "
+            f"{file.relative_to(root).as_posix()}. Are these {what}'s files?"
+        )
+    return match
+
+
 def contents(folder: Path, most: int = 6) -> str:
     """The first names in a folder, for errors."""
     names = sorted(entry.name for entry in folder.iterdir())
     if not names:
         return "nothing"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def guess(root: Path, *holds: str) -> str:
+    """A question for errors: is it a folder in or around this one, that holds what it should?"""
+    folders = [*sorted(entry for entry in root.iterdir() if entry.is_dir()), *root.parents[:2]]
+    for folder in folders:
+        if all((folder / name).exists() for name in holds):
+            return f"Is it {folder}?"
+    return "Is this the archive's inner folder, completely unpacked?"
+
+
+def checked_option(name: str, value: str, choices: Iterable[str]) -> str:
+    """The value of a reader's option; SettingsError where it is none of the choices."""
+    if value not in choices:
+        raise SettingsError(f"{name} {value!r}: expected one of {', '.join(choices)}")
+    return value
 
 
 def numbered(names: Iterable[str], *, first: int) -> Mapping[str, int]:

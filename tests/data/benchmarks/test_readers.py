@@ -4,38 +4,23 @@ import csv
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from muva.data.artifacts import Artifact
 from muva.data.benchmarks import listing_of, read_tree
-from muva.data.records import Record
 from muva.data.shards import open_dataset, write_shards
 from muva.data.store import open_store
 from muva.data.synthetic import synthetic_records
 from muva.errors import MuvaError
+from tests.data.benchmarks.trees import told, tree
 
 MARKET = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c2s1_000001_00.jpg"],
     "query": ["0003_c1s1_000001_00.jpg"],
     "bounding_box_test": ["0003_c4s6_000002_01.jpg", "0000_c1s1_000003_01.jpg", "-1_c3s2_1_1.jpg"],
 }
-
-
-def tree(root: Path, files: dict[str, list[str]]) -> Path:
-    for folder, names in files.items():
-        for name in names:
-            file = root / folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((8, 4, 3), 127, np.uint8)).save(file)
-    return root
-
-
-def told(records: list[Record]) -> set[tuple]:
-    return {(r.image_id, r.split, r.pid, r.camid) for r in records}
 
 
 def test_market1501_reads_splits_people_and_cameras_from_names(tmp_path):

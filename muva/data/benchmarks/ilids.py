@@ -1,0 +1,57 @@
+"""QMUL i-LIDS (Zheng et al., "Associating Groups of People", BMVC 2009).
+
+`Persons` holds files like `0001002.jpg`: person 1, image 2. Which camera took it is not told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from muva.data.benchmarks.benchmark import Benchmark, Counts
+from muva.data.benchmarks.folder import whole_split
+from muva.data.benchmarks.listing import check_parts, image_files, name_of
+from muva.data.benchmarks.trials import pairs
+from muva.data.records import Record
+
+ILIDS = Benchmark(
+    title="QMUL i-LIDS",
+    layout="ilids",
+    paper="Zheng et al., Associating Groups of People, BMVC 2009",
+    source="http://www.eecs.qmul.ac.uk/~jason/data/i-LIDS_Pedestrian.tgz",
+    licence="none stated; the footage is the i-LIDS library of the UK Home Office",
+    status="the link is dead (torchreid issue 115, 2021); DualNorm's authors give a copy away",
+    rules="cameras unknown, so that no image is ignored for its camera; the first image of each "
+    "person asks, the others are the gallery; ten trials of 60 people with one random image each "
+    "to ask and one in the gallery, as torchreid, MetaBIN and BCaR draw them",
+    lists="no official ones: see muva.data.benchmarks.trials",
+    counts={
+        "query": Counts(images=119, identities=119, cameras=0),
+        "gallery": Counts(images=357, identities=119, cameras=0),
+    },
+    counts_from="torchreid's reader (476 images of 119 people)",
+    trials=lambda records, _root: pairs(records, name="ilids"),
+)
+
+_FILE_NAME = re.compile(r"(?P<pid>\d{4})\d{3}\.")
+
+
+def read_ilids(root: Path, *, domain: str) -> Iterator[Record]:
+    """Records of the folder that holds `Persons`."""
+    check_parts(root, ["Persons"], what=ILIDS.title)
+    files = list(image_files(root / "Persons"))
+    names = [
+        name_of(file, _FILE_NAME, like="0001002.jpg", root=root, what=ILIDS.title) for file in files
+    ]
+    pids = [int(name["pid"]) for name in names]
+    splits = whole_split("test", pids, [None] * len(pids))
+    for file, pid, split in zip(files, pids, splits, strict=True):
+        yield Record(
+            domain=domain,
+            image_id=file.relative_to(root).as_posix(),
+            split=split,
+            pid=pid,
+            camid=None,
+            source=file,
+        )

@@ -1,0 +1,87 @@
+"""The random splits of small data sets: ten halves of their people, the same for everyone.
+
+VIPeR, PRID-2011 and i-LIDS come without a list of such splits. Each code base draws its own
+(torchreid and MetaBIN when they first meet a tree, DualNorm and BCaR from a seed), so means compare
+and single splits do not. Ours are drawn by hashing: people are ordered by the SHA-256 of
+`NAME/TRIAL/PERSON`, such as `viper/3/17`, and the first half of them is tested. That depends on
+nothing else: not on the order of files, the platform, or the version of a generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeVar
+
+from muva.data.benchmarks.benchmark import Trial
+from muva.data.records import Record
+
+TRIALS = 10
+
+_Value = TypeVar("_Value", int, str)
+
+
+def halves(records: Sequence[Record], *, name: str) -> list[Trial]:
+    """Half of the people who ask do so, with the gallery as it is but for the other half."""
+    asking = {record.pid for record in records if record.split == "query"}
+    halves_of_them = [_half(asking, seed=f"{name}/{trial}") for trial in range(TRIALS)]
+    return [without(asking - half, records) for half in halves_of_them]
+
+
+def pairs(records: Sequence[Record], *, name: str) -> list[Trial]:
+    """An image of each of half of the people asks, and another of each is the gallery.
+
+    Who has one image only is in no trial.
+    """
+    images: dict[int, list[str]] = {}
+    for record in records:
+        images.setdefault(record.pid, []).append(record.image_id)
+    people = {pid for pid, image_ids in images.items() if len(image_ids) > 1}
+    trials = []
+    for trial in range(TRIALS):
+        half = sorted(_half(people, seed=f"{name}/{trial}"))
+        drawn = [_shuffled(images[pid], seed=f"{name}/{trial}/{pid}") for pid in half]
+        query = tuple(image_ids[0] for image_ids in drawn)
+        gallery = tuple(image_ids[1] for image_ids in drawn)
+        trials.append(Trial(query=query, gallery=gallery))
+    return trials
+
+
+def single_shot(records: Sequence[Record], *, name: str) -> list[Trial]:
+    """All queries ask; the gallery is one image of each of its people."""
+    gallery: dict[int, list[str]] = {}
+    for record in records:
+        if record.split == "gallery":
+            gallery.setdefault(record.pid, []).append(record.image_id)
+    query = _ids(record for record in records if record.split == "query")
+    return [
+        Trial(
+            query=query,
+            gallery=tuple(
+                _shuffled(gallery[pid], seed=f"{name}/{trial}/{pid}")[0] for pid in sorted(gallery)
+            ),
+        )
+        for trial in range(TRIALS)
+    ]
+
+
+def without(people: Collection[int], records: Sequence[Record]) -> Trial:
+    """All queries and the whole gallery, but for these people."""
+    staying = [record for record in records if record.pid not in people]
+    return Trial(
+        query=_ids(record for record in staying if record.split == "query"),
+        gallery=_ids(record for record in staying if record.split == "gallery"),
+    )
+
+
+def _half(people: set[int], *, seed: str) -> set[int]:
+    """Of an odd number the larger half: 60 of i-LIDS's 119, as others take."""
+    return set(_shuffled(people, seed=seed)[: (len(people) + 1) // 2])
+
+
+def _shuffled(values: Iterable[_Value], *, seed: str) -> list[_Value]:
+    return sorted(values, key=lambda value: hashlib.sha256(f"{seed}/{value}".encode()).digest())
+
+
+def _ids(records: Iterable[Record]) -> tuple[str, ...]:
+    return tuple(sorted(record.image_id for record in records))
