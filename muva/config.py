@@ -264,6 +264,10 @@ class ExperimentConfig(Section):
         "muva",
     )
     """What is compared: CLIP as it is, MUVA without parts, MUVA."""
+    train_on: Literal["train", "all"] = "train"
+    """Of the sources: their training images, or those of all their people."""
+    same_domain: bool = False
+    """Sources may be targets: the supervised setting, not generalisation."""
     synthetic: SyntheticConfig = SyntheticConfig()
     grounding: GroundingConfig | None = GroundingConfig()
     model: ModelConfig = ModelConfig()
@@ -286,10 +290,15 @@ class ExperimentConfig(Section):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} names one twice: {', '.join(values)}")
         twice = set(self.sources) & set(self.targets)
-        if twice:
+        if twice and not self.same_domain:
             raise ValueError(
                 f"{', '.join(sorted(twice))} is a source and a target: a domain is judged only "
-                "by models that have not seen it"
+                "by models that have not seen it, or else with same_domain=true"
+            )
+        if self.train_on == "all" and twice:
+            raise ValueError(
+                f"train_on is all, and {', '.join(sorted(twice))} is a source and a target: its "
+                "test people would be learned from"
             )
         return self
 
@@ -300,17 +309,12 @@ RECIPES = Path(__file__).parent / "recipes"
 def load_recipe(recipe: str | Path = "base", *, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """The experiment that a recipe and its overrides describe.
 
-    `recipe` is the name of a shipped recipe or the path of a YAML file; `overrides` are
-    `section.key=value`, the value in YAML. Raises `SettingsError` with the place, what was expected
+    `recipe` is the name of a shipped recipe or the path of a YAML file, which may say `extends:`
+    and another's name and hold the few lines that differ; `overrides` are `section.key=value`, the
+    value in YAML. Raises `SettingsError` with the place, what was expected
     there and, for an unknown key, the closest name.
     """
-    path = _recipe_path(recipe)
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: expected a YAML file of settings: {error}") from error
-    if not isinstance(settings, dict):
-        raise SettingsError(f"{path}: expected `section: {{key: value}}`, found {settings!r}")
+    settings = _read_recipe(recipe)
     for override in overrides:
         _override(settings, override)
     return experiment(settings, where=str(recipe))
@@ -335,9 +339,52 @@ def with_settings(
     return experiment(settings, where=where)
 
 
+def with_overrides(
+    config: ExperimentConfig, overrides: Sequence[str], *, where: str
+) -> ExperimentConfig:
+    """A copy of an experiment with overrides as `load_recipe` takes them."""
+    settings = config.model_dump(mode="json")
+    for override in overrides:
+        _override(settings, override)
+    return experiment(settings, where=where)
+
+
 def to_yaml(config: Section) -> str:
     """A section as YAML that `load_recipe` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_recipe(recipe: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's settings over those of the one that it extends."""
+    path = _recipe_path(recipe)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: expected a YAML file of settings: {error}") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{path}: expected `section: {{key: value}}`, found {settings!r}")
+    extended = settings.pop("extends", None)
+    if extended is None:
+        return settings
+    if not isinstance(extended, str) or path in within:
+        raise SettingsError(
+            f"{path}: extends {extended!r}: expected the name of another recipe, or the path of a "
+            "YAML file, that does not extend this one"
+        )
+    # A file's path is meant from where the recipe is.
+    base = path.parent / extended if Path(extended).suffix else extended
+    return _merged(_read_recipe(base, within=(*within, path)), settings)
+
+
+def _merged(settings: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others over them, section by section."""
+    merged = dict(settings)
+    for key, value in over.items():
+        known = merged.get(key)
+        if isinstance(known, dict) and isinstance(value, dict):
+            value = _merged(known, value)
+        merged[key] = value
+    return merged
 
 
 def _recipe_path(recipe: str | Path) -> Path:

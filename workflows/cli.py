@@ -20,6 +20,7 @@ VERBS = {
     "train": "Learn prompts and image encoder on source domains",
     "evaluate": "Recognition on target domains, or of features from elsewhere",
     "run": "A recipe from data to numbers",
+    "compare": "What was reached here, beside what was published",
     "tune": "Search settings on held-out source domains",
     "submit": "Run a verb on a Ray cluster",
     "store": "What artifacts exist, and which can go",

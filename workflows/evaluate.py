@@ -1,7 +1,7 @@
 """`muva evaluate`: how well a model recognises people in camera networks that it has not seen.
 
 Ray tasks embed a target's images part by part; a part that is written is never computed again. The
-ranking is exact and bounded in memory, in a task of its own.
+ranking is exact and bounded in memory, in tasks that share the gallery.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,23 +26,26 @@ from rich.table import Table
 import muva
 from muva.config import EvaluationConfig, ExperimentConfig, ModelConfig, load_recipe
 from muva.data.artifacts import Artifact, fingerprint, open_artifact
+from muva.data.benchmarks.benchmark import Trial
 from muva.data.images import decode_rgb
-from muva.data.protocols import query_gallery
+from muva.data.protocols import query_gallery, read_trials
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
 from muva.model.bundle import Bundle, Embedder, untouched_clip
 from muva.model.clip import check_clip
 from muva.models import find_model
 from muva.retrieval.features import Features, read_features
-from muva.retrieval.metrics import RetrievalResult
 from muva.retrieval.metrics import evaluate as evaluate_ranking
 from muva.retrieval.ranked_lists import ranked_lists
+from muva.retrieval.scores import CameraPair, Interval, RetrievalResult, score
+from tracking.heat_map import heat_map
 from tracking.names import retrieval_metrics
 from tracking.pictures import Person, RankedQuery, part_mask_sheet, ranked_gallery
 from workflows.board import Board, gather, results
 from workflows.cluster import ANYWHERE, gpus, ray_cluster
 from workflows.data import datasets_of
 from workflows.progress import as_text, say, track
+from workflows.ranking import FEATURES_FORMAT, PART_IMAGES, FeatureParts, ranks_of
 from workflows.session import (
     NAMES,
     Session,
@@ -56,13 +60,9 @@ from workflows.steps import Done, Step, do_step
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
-FEATURES_FORMAT = 1
-METRICS_FORMAT = 1
+METRICS_FORMAT = 2
 UNTOUCHED = "clip:"
 """Before a CLIP's name: the model is that CLIP as it is."""
-
-PART_IMAGES = 512
-"""Images that a task embeds and writes together."""
 
 CURVE_RANKS = tuple(range(1, 51))
 PER_QUERY = "per-query.npz"
@@ -86,6 +86,12 @@ class TargetReport:
     """Those with a match in the gallery; the others count in no number."""
     cameras_known: bool
     """Otherwise each query ignored its own image alone."""
+    trials: int
+    """Random splits that all figures are means over; 0: there is one, the data set's own."""
+    intervals: dict[str, Interval]
+    """Of `mean_ap` and `rank1`, 95 %, over the people asked for; none with trials."""
+    camera_pairs: tuple[CameraPair, ...]
+    """None where cameras are unknown, and with trials."""
     seconds: float
 
     @property
@@ -121,8 +127,7 @@ def evaluate_on(
 
     def work(_: object) -> dict[str, Any]:
         with ray_cluster():
-            task = _score.remote(features.artifact, judged, artifact, config.evaluation)
-            return results([task])[0]
+            return _scored(judged, FeatureParts(features.artifact), artifact, config.evaluation)
 
     def report(run: Run, summary: dict[str, Any]) -> None:
         found = _target_report(summary, seconds=0)
@@ -132,6 +137,17 @@ def evaluate_on(
                 dataset.name, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp
             )
         )
+        if found.camera_pairs:
+            figure = heat_map(
+                {
+                    (str(pair.query_camid), str(pair.gallery_camid)): pair.mean_ap
+                    for pair in found.camera_pairs
+                },
+                title=f"mAP between cameras of {dataset.name}, per cent",
+                rows="query's camera",
+                columns="gallery's camera",
+            )
+            run.figure("camera-pairs.png", figure)
         _draw(run, model, judged, features.artifact, artifact, config)
 
     step = Step(
@@ -182,10 +198,6 @@ class _Part:
     rows: np.ndarray
     """Numbers of the data set's rows: no task reads the rows of all others."""
 
-    @property
-    def file(self) -> str:
-        return f"part-{self.first:09d}.npz"
-
 
 def _features_step(
     session: Session, model: str, judged: _Judged, config: ModelConfig, *, name: str
@@ -206,7 +218,11 @@ def _features_step(
             _Part(first=first, rows=rows[first : first + PART_IMAGES])
             for first in range(0, count, PART_IMAGES)
         ]
-        waiting = [part for part in parts if not artifact.store.exists(artifact.key(part.file))]
+        waiting = [
+            part
+            for part in parts
+            if not artifact.store.exists(artifact.key(FeatureParts.name(part.first)))
+        ]
         done = count - sum(len(part.rows) for part in waiting)
         with ray_cluster(), track(f"embed {dataset.name} by {name}") as progress:
             board = Board()
@@ -219,7 +235,7 @@ def _features_step(
             embed = _embed.options(num_gpus=min(1, gpus()))
             tasks = [embed.remote(model, config, judged, p, artifact, board) for p in waiting]
             gather(tasks, board=board, on_message=show)
-        return {"images": count, "parts": [part.file for part in parts]}
+        return {"images": count}
 
     inputs = {"dataset": judged.dataset.address}
     if not model.startswith(UNTOUCHED):
@@ -254,10 +270,8 @@ def _embed(
     """Embeds and writes one part."""
     torch.set_num_threads(1)  # as many as the task has cores: sums depend on it
     images = judged.images(part.rows)
-    buffer = io.BytesIO()
     embedder = _open_embedder(model, config.image_height, config.image_width, config.stride)
-    np.savez(buffer, features=embedder.embed(images))
-    artifact.store.write(artifact.key(part.file), buffer.getvalue())
+    FeatureParts(artifact).write(part.first, embedder.embed(images))
     board.post(len(images))
 
 
@@ -275,40 +289,89 @@ def _open_embedder(model: str, height: int, width: int, stride: int) -> Embedder
     ).to(device)
 
 
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _score(
-    features: Artifact, judged: _Judged, metrics: Artifact, config: EvaluationConfig
+def _scored(
+    judged: _Judged, parts: FeatureParts, metrics: Artifact, config: EvaluationConfig
 ) -> dict[str, Any]:
     """Ranks and scores; writes each query's values, returns the summary."""
-    judged_features = _features_of(judged.rows(), _read_parts(features))
-    found = score_features(judged_features, config)
+    who = _people_of(judged.rows())
+    trials = [] if judged.held_out else read_trials(open_dataset(judged.dataset))
+    asking, answering = who.queries, who.gallery
+    if trials:
+        [(summary, found, asking, answering)] = results(
+            [_score_trials.remote(parts, who, trials, config)]
+        )
+    else:
+        if config.rerank:
+            [found] = results([_score_whole.remote(parts, who, config)])
+        else:
+            with track(f"rank for {len(asking)} queries") as progress:
+                ranks, rule = ranks_of(parts, who, tell=progress.update)
+            found = score(ranks, rule, ranks=_ranks_told(config))
+        summary = summary_of(who, config, found)
     buffer = io.BytesIO()
     np.savez(
         buffer,
+        query=asking,
+        gallery=answering,
         average_precision=found.average_precision,
         first_match_rank=found.first_match_rank,
     )
     metrics.store.write(metrics.key(PER_QUERY), buffer.getvalue())
-    return summary_of(judged_features, config, found)
+    return summary
 
 
-def _read_parts(features: Artifact) -> np.ndarray:
-    manifest = features.manifest(format_version=FEATURES_FORMAT)
-    assert manifest is not None, features.address
-    parts = [features.store.path(features.key(name)) for name in manifest["summary"]["parts"]]
-    return np.concatenate([np.load(part)["features"] for part in parts])
+@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
+def _score_whole(parts: FeatureParts, who: Features, config: EvaluationConfig) -> RetrievalResult:
+    """Re-ranking compares all images with all: nothing can be shared out."""
+    return score_features(_with_features(parts, who), config)
 
 
-def _features_of(rows: pa.Table, features: np.ndarray) -> Features:
-    """The embedded images with who is on them; cameras are left out where they are unknown."""
+@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
+def _score_trials(
+    parts: FeatureParts, who: Features, trials: Sequence[Trial], config: EvaluationConfig
+) -> tuple[dict[str, Any], RetrievalResult, np.ndarray, np.ndarray]:
+    """The means over the trials, and the first one: its result, its queries and its gallery."""
+    embedded = _with_features(parts, who)  # of few images, where there are trials
+    place = {image_id: index for index, image_id in enumerate(embedded.ids.tolist())}
+    every = []
+    for trial in trials:
+        query, gallery = (
+            np.array([place[i] for i in ids if i in place]) for ids in (trial.query, trial.gallery)
+        )
+        chosen = embedded.chosen(query=query, gallery=gallery)
+        found = score_features(chosen, config)
+        every.append((summary_of(chosen, config, found), found, query, gallery))
+    return (mean_summary([summary for summary, *_ in every]), *every[0][1:])
+
+
+def mean_summary(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The means of several trials' results; what differs by trial alone is left out."""
+    means = dict(every[0]) | {"trials": len(every), "intervals": {}, "camera_pairs": []}
+    for name in ("mean_ap", "mean_inp", "queries", "valid_queries", "gallery"):
+        means[name] = statistics.fmean(one[name] for one in every)
+    for name in ("queries", "valid_queries", "gallery"):
+        means[name] = round(means[name])
+    for name in ("cmc", "curve"):
+        means[name] = {
+            rank: statistics.fmean(one[name][rank] for one in every) for rank in every[0][name]
+        }
+    return means
+
+
+def _people_of(rows: pa.Table) -> Features:
+    """Who is on the judged images, without features; cameras are left out where unknown."""
     camids = rows["camid"]
     return Features(
-        features=features,
+        features=np.empty((len(rows), 0), np.float32),
         ids=np.asarray(rows["image_id"].to_pylist()),
         pids=rows["pid"].to_numpy(),
         camids=None if camids.null_count else camids.to_numpy(),
         split=np.asarray(rows["split"].to_pylist()),
     )
+
+
+def _with_features(parts: FeatureParts, who: Features) -> Features:
+    return dataclasses.replace(who, features=parts.read(np.arange(len(who))))
 
 
 def summary_of(
@@ -325,13 +388,24 @@ def summary_of(
         "gallery": len(features.gallery),
         "cameras_known": features.camids is not None,
         "reranked": config.rerank,
+        "trials": 0,
+        "intervals": {
+            "mean_ap": dataclasses.asdict(found.mean_ap_interval),
+            "rank1": dataclasses.asdict(found.rank1_interval),
+        },
+        "camera_pairs": [dataclasses.asdict(pair) for pair in found.camera_pairs],
     }
 
 
 def score_features(features: Features, config: EvaluationConfig) -> RetrievalResult:
     """CMC at the settings' ranks and along the curve, mAP, mINP."""
-    ranks = sorted({*config.ranks, *CURVE_RANKS})
-    return evaluate_ranking(**features.retrieval_inputs(), ranks=ranks, rerank=config.rerank)
+    return evaluate_ranking(
+        **features.retrieval_inputs(), ranks=_ranks_told(config), rerank=config.rerank
+    )
+
+
+def _ranks_told(config: EvaluationConfig) -> list[int]:
+    return sorted({*config.ranks, *CURVE_RANKS})
 
 
 def _target_report(summary: Mapping[str, Any], *, seconds: float) -> TargetReport:
@@ -343,6 +417,9 @@ def _target_report(summary: Mapping[str, Any], *, seconds: float) -> TargetRepor
         queries=summary["queries"],
         valid_queries=summary["valid_queries"],
         cameras_known=summary["cameras_known"],
+        trials=summary["trials"],
+        intervals={name: Interval(**found) for name, found in summary["intervals"].items()},
+        camera_pairs=tuple(CameraPair(**pair) for pair in summary["camera_pairs"]),
         seconds=seconds,
     )
 
@@ -357,30 +434,40 @@ def _draw(
 ) -> None:
     """The pictures of an evaluation: ranked galleries, and where the model looks for parts."""
     rows = judged.rows()
-    run.picture("ranked-gallery.png", _gallery_sheet(judged, rows, features, metrics, config))
+    for name, sheet in _gallery_sheets(judged, rows, features, metrics, config).items():
+        run.picture(f"{name}.png", sheet)
     if not model.startswith(UNTOUCHED):
         bundle = muva.load(model)
         if bundle.model.config.parts:
             run.picture("predicted-masks.png", _mask_sheet(judged, rows, bundle))
 
 
-def _gallery_sheet(
+def _gallery_sheets(
     judged: _Judged, rows: pa.Table, features: Artifact, metrics: Artifact, config: ExperimentConfig
-) -> Image.Image:
-    """Queries from the best ranked to the worst, evenly spaced, with their first matches."""
-    embedded = _features_of(rows, _read_parts(features))
-    per_query = np.load(metrics.store.path(metrics.key(PER_QUERY)))["average_precision"]
-    valid = np.flatnonzero(~np.isnan(per_query))
-    by_precision = valid[np.argsort(-per_query[valid], kind="stable")]
-    shown = by_precision[np.linspace(0, len(valid) - 1, min(SHOWN_QUERIES, len(valid))).astype(int)]
+) -> dict[str, Image.Image]:
+    """Queries from the best ranked to the worst, and the worst ones, with their first matches."""
+    per_query = np.load(metrics.store.path(metrics.key(PER_QUERY)))
+    precision = per_query["average_precision"]
+    valid = np.flatnonzero(~np.isnan(precision))
+    by_precision = valid[np.argsort(-precision[valid], kind="stable")]
+    count = min(SHOWN_QUERIES, len(valid))
+    shown = {
+        "ranked-gallery": by_precision[np.linspace(0, len(valid) - 1, count).astype(int)],
+        "worst-queries": by_precision[::-1][:count],
+    }
     # Re-ranking looks at all queries; otherwise each is ranked for itself.
-    asked = np.arange(len(per_query)) if config.evaluation.rerank else np.sort(shown)
-    ranked = ranked_lists(
-        **embedded.retrieval_inputs(queries=embedded.queries[asked]),
-        top=SHOWN_MATCHES,
-        rerank=config.evaluation.rerank,
-    )
-    matches = {query: row[row >= 0] for query, row in zip(asked, ranked.indices, strict=True)}
+    asked = np.unique(np.concatenate([*shown.values()]))
+    if config.evaluation.rerank:
+        asked = np.arange(len(precision))
+    query, gallery = per_query["query"][asked], per_query["gallery"]
+    parts = FeatureParts(features)
+    who = _people_of(rows).chosen(query=query, gallery=gallery)
+    inputs: dict[str, Any] = who.retrieval_inputs() | {
+        "query_features": parts.read(query),
+        "gallery_features": parts.read(gallery),
+    }
+    ranked = ranked_lists(**inputs, top=SHOWN_MATCHES, rerank=config.evaluation.rerank)
+    matches = {place: row[row >= 0] for place, row in zip(asked, ranked.indices, strict=True)}
 
     def people(places: np.ndarray) -> list[Person]:
         chosen = rows.take(places)
@@ -394,19 +481,29 @@ def _gallery_sheet(
             )
         ]
 
-    queries = [
-        RankedQuery(
-            query=people(embedded.queries[[query]])[0],
-            matches=people(embedded.gallery[matches[query]]),
-            average_precision=float(per_query[query]),
-        )
-        for query in shown
-    ]
-    return ranked_gallery(
-        queries,
-        title=f"Ranked gallery, {open_dataset(judged.dataset).name}",
-        subtitle="Queries from the best average precision to the worst, evenly spaced",
-    )
+    told = {
+        "ranked-gallery": (
+            f"Ranked gallery, {open_dataset(judged.dataset).name}",
+            "Queries from the best average precision to the worst, evenly spaced",
+        ),
+        "worst-queries": (
+            f"Worst queries, {open_dataset(judged.dataset).name}",
+            "Queries with the lowest average precision, the worst first",
+        ),
+    }
+    sheets = {}
+    for name, places in shown.items():
+        queries = [
+            RankedQuery(
+                query=people(per_query["query"][[place]])[0],
+                matches=people(gallery[matches[place]]),
+                average_precision=float(precision[place]),
+            )
+            for place in places
+        ]
+        title, subtitle = told[name]
+        sheets[name] = ranked_gallery(queries, title=title, subtitle=subtitle)
+    return sheets
 
 
 def _mask_sheet(judged: _Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
@@ -428,12 +525,18 @@ def results_table(reports: Mapping[str, TargetReport], *, title: str) -> Table:
     """A line per target, in per cent."""
     table = Table(title=title)
     table.add_column("target")
-    for column in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"):
+    for column in ("mAP", "95 %", "rank-1", "95 %", "rank-5", "rank-10", "mINP"):
         table.add_column(column, justify="right")
     for target, found in reports.items():
         values = (found.mean_ap, *(found.curve[rank] for rank in (1, 5, 10)), found.mean_inp)
-        table.add_row(target, *(f"{100 * value:.1f}" for value in values))
+        mean_ap, rank1, *rest = (f"{100 * value:.1f}" for value in values)
+        intervals = [_between(found.intervals.get(name)) for name in ("mean_ap", "rank1")]
+        table.add_row(target, mean_ap, intervals[0], rank1, intervals[1], *rest)
     return table
+
+
+def _between(interval: Interval | None) -> str:
+    return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
 
 
 @click.command("evaluate")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from muva.config import ExperimentConfig, load_recipe, to_yaml, with_settings
-from muva.data.artifacts import Artifact, fingerprint
+from muva.config import ExperimentConfig, load_recipe, to_yaml, with_overrides, with_settings
+from muva.data.artifacts import Artifact, fingerprint, list_artifacts
+from muva.data.benchmarks import BENCHMARKS
+from muva.data.synthetic import DOMAINS
 from muva.errors import SettingsError
+from muva.paper import PROTOCOLS, Row, rows
 from tracking.descriptions import pipeline_description
 from tracking.names import experiment_name, pipeline_name, retrieval_metrics
 from tracking.pictures import cmc_plot
@@ -24,6 +27,7 @@ from workflows.evaluate import UNTOUCHED, TargetReport, evaluate_on
 from workflows.ground import ground
 from workflows.progress import as_text, say
 from workflows.session import (
+    NAMES,
     Session,
     json_option,
     override_option,
@@ -203,25 +207,89 @@ def _name_of(variant: str) -> str:
 
 
 @click.command("run")
-@click.argument("recipe")
+@click.argument("recipe", metavar="RECIPE|PROTOCOL")
+@click.option("--source", help="Of a protocol: only the trainings on this data set.")
+@click.option("--target", help="Of a protocol: only this target.")
+@click.option("--without", type=NAMES, help="Of a protocol: no use of these data sets.")
+@click.option(
+    "--recipe",
+    "settings",
+    help="Settings of a protocol's trainings. [msmt17 for it alone, or base]",
+)
 @override_option
 @worker_options
 @json_option
 @session_options
 def run_verb(
-    recipe: str, overrides: tuple[str, ...], workers: Workers, as_json: bool, session: Session
+    recipe: str,
+    source: str | None,
+    target: str | None,
+    without: tuple[str, ...] | None,
+    settings: str | None,
+    overrides: tuple[str, ...],
+    workers: Workers,
+    as_json: bool,
+    session: Session,
 ) -> None:
     """Run RECIPE, a shipped name or a YAML file, from data to numbers per domain.
+
+    Or run PROTOCOL, the rows of one of the field's tables: single-source, leave-one-out, classical,
+    same-domain. `muva compare` puts them beside the published ones.
 
     \b
     muva run demo
     muva run base --set sources=[market1501] --set targets=[mine]
+    muva run single-source --source market1501
+    muva run leave-one-out --target msmt17 --without dukemtmc
     """
-    config = load_recipe(recipe, overrides=overrides)
-    say(to_yaml(config))
-    session = dataclasses.replace(session, experiment=experiment_name(config.name))
-    with ray_cluster(), pipeline_run(session, config) as run:
-        report = run_pipeline(session.within(run), config, workers=workers)
-        if run is not None:
-            tell_run(run, config, report)
-    print_result(as_data(report), as_json=as_json, text=as_text(results_table(config, report)))
+    if recipe in PROTOCOLS:
+        chosen = rows(recipe, source=source, target=target, without=without or ())
+        configs = [_config_of(row, settings, overrides) for row in chosen]
+    elif source or target or without or settings:
+        raise click.UsageError(
+            "--source, --target, --without and --recipe choose among a protocol's rows; a recipe "
+            f"names its domains with --set. Protocols: {', '.join(PROTOCOLS)}."
+        )
+    else:
+        configs = [load_recipe(recipe, overrides=overrides)]
+    _check_there(session, configs)
+    reports, tables = [], []
+    for config in configs:
+        say(to_yaml(config))
+        within = dataclasses.replace(session, experiment=experiment_name(config.name))
+        with ray_cluster(), pipeline_run(within, config) as run:
+            report = run_pipeline(within.within(run), config, workers=workers)
+            if run is not None:
+                tell_run(run, config, report)
+        reports.append(as_data(report))
+        tables.append(as_text(results_table(config, report)))
+    data = reports[0] if recipe not in PROTOCOLS else reports
+    print_result(data, as_json=as_json, text="\n".join(tables))
+
+
+def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> ExperimentConfig:
+    """The settings of a protocol's row: the recipe's, with the row's domains."""
+    name = recipe or ("msmt17" if row.sources == ("msmt17",) else "base")
+    config = load_recipe(name)
+    config = with_settings(config, row.settings, where=f"{name} for {row.protocol}")
+    return with_overrides(config, overrides, where=name)
+
+
+def _check_there(session: Session, configs: Sequence[ExperimentConfig]) -> None:
+    """Every data set that is needed is there, before the first of many trainings begins."""
+    missing = {
+        name
+        for config in configs
+        for name in (*config.sources, *config.targets)
+        if name not in DOMAINS and not _is_imported(session, name)
+    }
+    public = sorted(missing & set(BENCHMARKS))
+    if public:
+        raise SettingsError(
+            f"these data sets are not imported: {', '.join(public)}. Import each with `muva data "
+            "import NAME --from FOLDER`, or go on without with --without NAME"
+        )
+
+
+def _is_imported(session: Session, name: str) -> bool:
+    return any(artifact.name == name for artifact in list_artifacts(session.store, "datasets"))

@@ -27,7 +27,7 @@ from safetensors.torch import save as save_tensors
 import muva
 from muva.config import ExperimentConfig, ModelConfig, load_recipe
 from muva.data.artifacts import Artifact, check_name, fingerprint, open_artifact
-from muva.data.protocols import Pool, pool
+from muva.data.protocols import Pool, identities_to_learn, pool
 from muva.data.shards import open_dataset
 from muva.data.training_images import TrainingImages
 from muva.errors import MuvaError
@@ -132,7 +132,10 @@ class TrainingInputs:
         model = self.config.model
         if not predicts_masks:
             model = without_mask_settings(model)
-        pooled = pool([open_dataset(open_artifact(uri)) for uri in self.datasets])
+        pooled = pool(
+            [open_dataset(open_artifact(uri)) for uri in self.datasets],
+            everyone=self.config.train_on == "all",
+        )
         size = (model.image_height, model.image_width)
         fresh = build_model(
             load_clip(model.clip, image_size=size, stride=model.stride),
@@ -184,8 +187,10 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
     check_clip(config.model.clip)
     with ray_cluster():
         workers.check()
-    splits = [open_dataset(source).summary.splits for source in sources]
-    identities = sum(found["train"]["identities"] for found in splits if "train" in found)
+    everyone = config.train_on == "all"
+    identities = sum(
+        identities_to_learn(open_dataset(source), everyone=everyone) for source in sources
+    )
     for stage, world in ((config.stage1, 1), (config.stage2, workers.count)):
         check_batches(
             identities,
@@ -239,6 +244,8 @@ def _prompts_step(
         "stage1": config.stage1.model_dump(mode="json"),
         "seed": config.seed,
     }
+    if config.train_on != "train":
+        settings["train_on"] = config.train_on
     labels = [open_artifact(uri).address for uri in inputs.labels]
     made_from = [contents, labels, inputs.init and open_artifact(inputs.init).address]
     artifact = Artifact(session.store, "prompts", name, fingerprint([settings, made_from]))

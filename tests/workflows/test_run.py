@@ -23,6 +23,7 @@ from muva.retrieval.features import Features, write_features
 from workflows.cli import main
 from workflows.data import import_tree
 from workflows.evaluate import evaluate_on
+from workflows.ranking import FeatureParts
 from workflows.run import PipelineReport, pipeline_run, run_pipeline, tell_run
 from workflows.session import Session, open_session
 from workflows.train import Workers, train
@@ -131,9 +132,7 @@ def test_a_model_opens_in_one_call_and_embeds_as_the_pipeline_did(pipeline: Pipe
         for artifact in list_artifacts(pipeline.session.store, "features")
         if artifact.name == f"{TARGET}-by-muva"
     ]
-    manifest = features.manifest() or {}
-    parts = [features.store.path(features.key(part)) for part in manifest["summary"]["parts"]]
-    theirs = np.concatenate([np.load(part)["features"] for part in parts])
+    theirs = FeatureParts(features).read(np.arange(len(rows)))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 

@@ -1,0 +1,310 @@
+"""`muva compare`: what was reached here, beside what was published for the same sources and target.
+
+Results are read from the store: each says by its manifests which model, sources and seed it is of.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from rich.table import Table
+
+from muva.data.artifacts import Artifact, DamagedManifestError, fingerprint, list_artifacts
+from muva.data.store import Store
+from muva.errors import MuvaError
+from muva.paper import PROTOCOLS, Published, published_for, rows
+from tracking.names import experiment_name
+from workflows.progress import as_text, say
+from workflows.session import Session, json_option, print_result, session_options
+
+LAST_EPOCH = "last epoch"
+"""The number that is compared: of the model after its last epoch, chosen by nothing."""
+PAPER = "MUVA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One model's figures on one target, as fractions."""
+
+    sources: tuple[str, ...]
+    """Sorted; none for a CLIP as it is."""
+    target: str
+    method: str
+    seed: int | None
+    settings: str
+    """A hash of what the model was made with, besides the seed."""
+    altered: tuple[str, ...]
+    """Its data sets that hold other images than were published."""
+    reranked: bool
+    created: str
+    mean_ap: float
+    rank1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A method on a target, the mean over its seeds, beside what was published."""
+
+    sources: tuple[str, ...]
+    target: str
+    method: str
+    number: str
+    """Which of the three: last epoch, chosen on sources, best on target."""
+    seeds: int
+    altered: tuple[str, ...]
+    reranked: bool
+    mean_ap: float
+    rank1: float
+    published: Published | None
+    """The paper's MUVA."""
+    best: Published | None
+    """The highest mAP published for these, by whatever method."""
+
+    @property
+    def differences(self) -> tuple[float | None, float | None]:
+        """Ours less the paper's: mAP and rank-1."""
+        paper = self.published
+        if paper is None:
+            return None, None
+        return (
+            None if paper.mean_ap is None else self.mean_ap - paper.mean_ap,
+            None if paper.rank1 is None else self.rank1 - paper.rank1,
+        )
+
+
+def results_in(store: Store) -> list[Result]:
+    """All finished evaluations of whole targets; what cannot be read is told and left out."""
+    found = []
+    for artifact in list_artifacts(store, "metrics"):
+        try:
+            found.append(_result(store, artifact))
+        except (KeyError, DamagedManifestError) as error:
+            say(f"Not compared: {artifact.address}: {error}")
+    return [result for result in found if result is not None]
+
+
+def compared(results: Sequence[Result]) -> list[Comparison]:
+    """The newest settings of each method on each target, the mean over their seeds."""
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.created):
+        key = (result.sources, result.target, result.method, result.reranked)
+        groups.setdefault(key, []).append(result)
+    made = []
+    for (sources, target, method, reranked), every in groups.items():
+        newest = every[-1]
+        by_seed = {one.seed: one for one in every if one.settings == newest.settings}
+        known = published_for(sources, target)
+        made.append(
+            Comparison(
+                sources=sources,
+                target=target,
+                method=method,
+                number=LAST_EPOCH,
+                seeds=len(by_seed),
+                altered=newest.altered,
+                reranked=reranked,
+                mean_ap=statistics.fmean(one.mean_ap for one in by_seed.values()),
+                rank1=statistics.fmean(one.rank1 for one in by_seed.values()),
+                published=next((one for one in known if one.method == PAPER), None),
+                best=max(
+                    (one for one in known if one.mean_ap is not None),
+                    key=lambda one: one.mean_ap or 0,
+                    default=None,
+                ),
+            )
+        )
+    return sorted(made, key=lambda one: (len(one.sources), one.sources, one.target, one.method))
+
+
+def _result(store: Store, artifact: Artifact) -> Result | None:
+    """None for features of other programs, and for people who were held out of a training."""
+    manifest = artifact.manifest()
+    assert manifest is not None
+    features = _manifest_at(store, manifest["inputs"]["features"])
+    if list(features["config"]["splits"]) == ["train"]:
+        return None
+    datasets = [features["inputs"]["dataset"]]
+    model: dict[str, Any] = {"config": {}, "inputs": {}}
+    made_with: list[Any] = []
+    if "model" in features["inputs"]:
+        model = _manifest_at(store, features["inputs"]["model"])
+        prompts = _manifest_at(store, model["inputs"]["prompts"])
+        made_with = [
+            {key: value for key, value in one["config"].items() if key != "seed"}
+            for one in (model, prompts)
+        ]
+    sources = [address for role, address in model["inputs"].items() if role.startswith("source ")]
+    datasets += sources
+    summary = manifest["summary"]
+    return Result(
+        sources=tuple(sorted(_name(address) for address in sources)),
+        target=_name(datasets[0]),
+        method=artifact.name.removesuffix(f"-on-{_name(datasets[0])}"),
+        seed=model["config"].get("seed"),
+        settings=fingerprint([made_with, manifest["config"]]),
+        altered=tuple(
+            sorted(
+                _name(address)
+                for address in datasets
+                if _manifest_at(store, address)["config"].get("altered")
+            )
+        ),
+        reranked=summary["reranked"],
+        created=manifest["created"],
+        mean_ap=summary["mean_ap"],
+        rank1=summary["curve"]["1"],
+    )
+
+
+def _manifest_at(store: Store, address: str) -> dict[str, Any]:
+    kind, _, folder = address.partition("/")
+    name, _, key = folder.rpartition("-")
+    manifest = Artifact(store, kind, name, key).manifest()
+    if manifest is None:
+        raise KeyError(f"{address}, which it was made from, is gone")
+    return manifest
+
+
+def _name(address: str) -> str:
+    return address.partition("/")[2].rpartition("-")[0]
+
+
+COLUMNS = (
+    "sources",
+    "target",
+    "method",
+    "number",
+    "seeds",
+    "mAP",
+    "rank-1",
+    "published mAP",
+    "published rank-1",
+    "mAP difference",
+    "rank-1 difference",
+    "best published",
+)
+
+
+def cells(one: Comparison) -> tuple[str, ...]:
+    """A comparison in the order of `COLUMNS`, in per cent; * marks altered data sets."""
+    marked = [f"{name}*" if name in one.altered else name for name in one.sources]
+    paper, best = one.published, one.best
+    difference = one.differences
+    return (
+        " + ".join(marked) or "none",
+        f"{one.target}*" if one.target in one.altered else one.target,
+        one.method + (", re-ranked" if one.reranked else ""),
+        one.number,
+        str(one.seeds),
+        _per_cent(one.mean_ap),
+        _per_cent(one.rank1),
+        _per_cent(paper and paper.mean_ap),
+        _per_cent(paper and paper.rank1),
+        _per_cent(difference[0], sign=True),
+        _per_cent(difference[1], sign=True),
+        "" if best is None else f"{_per_cent(best.mean_ap)} {best.method}",
+    )
+
+
+def _per_cent(value: float | None, *, sign: bool = False) -> str:
+    return "" if value is None else f"{100 * value:{'+' if sign else ''}.1f}"
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table for a paper's notes or an issue."""
+    rule = "|".join(["---"] * 5 + ["---:"] * (len(COLUMNS) - 6) + ["---"])
+    rows_ = [" | ".join(line) for line in (COLUMNS, *lines)]
+    return "\n".join([f"| {rows_[0]} |", f"|{rule}|", *(f"| {row} |" for row in rows_[1:])])
+
+
+def as_csv(lines: Sequence[Sequence[str]]) -> str:
+    """The same for a spreadsheet."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
+    return text.getvalue().rstrip("\n")
+
+
+def _as_table(lines: Sequence[Sequence[str]]) -> str:
+    table = Table(*COLUMNS, title="Per cent; ours less the paper's MUVA")
+    for line in lines:
+        table.add_row(*line)
+    return as_text(table)
+
+
+def _missing(protocol: str, found: Sequence[Comparison]) -> list[str]:
+    """The protocol's rows without a result of ours."""
+    there = {(one.sources, one.target) for one in found}
+    return [
+        f"{' + '.join(row.sources)} -> {target}"
+        for row in rows(protocol)
+        for target in row.targets
+        if (tuple(sorted(row.sources)), target) not in there
+    ]
+
+
+@click.command("compare")
+@click.argument("protocol", required=False, type=click.Choice(list(PROTOCOLS)))
+@click.option("--form", type=click.Choice(["table", "markdown", "csv"]), default="table")
+@json_option
+@session_options
+def compare_verb(protocol: str | None, form: str, as_json: bool, session: Session) -> None:
+    """Put what was reached here beside what was published, for PROTOCOL or for all there is.
+
+    All figures of ours are of the last epoch: nothing was chosen on a target. Data sets with * hold
+    other images than were published.
+
+    \b
+    muva compare
+    muva compare single-source --form markdown
+    """
+    found = compared(results_in(session.store))
+    if protocol is not None:
+        wanted = {
+            (tuple(sorted(row.sources)), target) for row in rows(protocol) for target in row.targets
+        }
+        found = [one for one in found if (one.sources, one.target) in wanted]
+        if missing := _missing(protocol, found):
+            say(f"Without a result here: {'; '.join(missing)}")
+    if not found:
+        raise MuvaError(
+            f"{session.store.uri}: there is no evaluation to compare. `muva run` makes some, for "
+            "example `muva run single-source --source market1501`"
+        )
+    lines = [cells(one) for one in found]
+    _tell(session, found, lines)
+    forms = {"table": _as_table, "markdown": as_markdown, "csv": as_csv}
+    data = [
+        dataclasses.asdict(one)
+        | dict(zip(("mean_ap_difference", "rank1_difference"), one.differences, strict=True))
+        for one in found
+    ]
+    print_result(data, as_json=as_json, text=forms[form](lines))
+
+
+def _tell(session: Session, found: Sequence[Comparison], lines: Sequence[Sequence[str]]) -> None:
+    """The table, and a map of sources against targets for each method, in a run of their own."""
+    from tracking.heat_map import heat_map
+
+    session = dataclasses.replace(session, experiment=experiment_name("comparison"))
+    with session.run("comparison", key="comparison", params={}) as run:
+        if run is None:
+            return
+        run.describe(as_markdown(lines))
+        run.text("comparison.csv", as_csv(lines))
+        for method in dict.fromkeys(one.method for one in found if one.sources):
+            values = {
+                (" + ".join(one.sources), one.target): one.mean_ap
+                for one in found
+                if one.method == method and one.sources and not one.reranked
+            }
+            if values:
+                title = f"mAP of {method}, per cent"
+                figure = heat_map(values, title=title, rows="learned from", columns="judged on")
+                run.figure(f"source-target/{method}.png", figure)
