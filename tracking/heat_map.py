@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tracking.pictures import INK, MUTED
@@ -11,24 +11,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CELL_INCHES = 0.75
-_LEFT_INCHES, _TOP_INCHES = 2.6, 1.9
+_LEFT_INCHES, _TOP_INCHES = 3.4, 2.6
+_SHORT = 3
+"""Letters of a name that stand below a cell without being turned."""
 _MOST_NUMBERED = 16
 """Columns up to which each cell's number has room."""
 
 
 def heat_map(
-    values: Mapping[tuple[str, str], float], *, title: str, rows: str, columns: str
+    values: Mapping[tuple[str, str], float],
+    *,
+    title: str,
+    rows: str,
+    columns: str,
+    order: Sequence[str] = (),
 ) -> Figure:
     """(row, column) -> fraction, in per cent; `rows` and `columns` say what these are.
 
-    Rows and columns stand in the order in which they come first; what has no value stays empty.
+    Rows and columns stand as in `order`, the others after these as they come; what has no value
+    stays empty.
     """
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
 
-    down = list(dict.fromkeys(row for row, _ in values))
-    across = list(dict.fromkeys(column for _, column in values))
+    down, across = (
+        [*(name for name in order if name in there), *(name for name in there if name not in order)]
+        for there in (dict.fromkeys(key[axis] for key in values) for axis in (0, 1))
+    )
     table = np.full((len(down), len(across)), np.nan)
     for (row, column), value in values.items():
         table[down.index(row), across.index(column)] = 100 * value
@@ -37,14 +47,15 @@ def heat_map(
     figure = Figure(figsize=size, layout="constrained")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         axes = figure.add_subplot()
-        axes.imshow(table, cmap="YlGnBu", vmin=0, vmax=100, aspect="equal")
+        axes.imshow(table, cmap="YlGnBu", vmin=0, vmax=100, aspect="auto")
         if len(across) <= _MOST_NUMBERED:
             for (row, column), value in np.ndenumerate(table):
                 if not np.isnan(value):
                     colour = "white" if value > 55 else INK
                     text = f"{value:.1f}"
                     axes.text(column, row, text, ha="center", va="center", color=colour)
-        axes.set_xticks(range(len(across)), across, rotation=35, ha="right")
+        turned = {"rotation": 35, "ha": "right"} if max(map(len, across)) > _SHORT else {}
+        axes.set_xticks(range(len(across)), across, **turned)
         axes.set_yticks(range(len(down)), down)
         axes.set_xlabel(columns, color=MUTED)
         axes.set_ylabel(rows, color=MUTED)

@@ -19,7 +19,7 @@ from rich.table import Table
 from muva.data.artifacts import Artifact, DamagedManifestError, fingerprint, list_artifacts
 from muva.data.store import Store
 from muva.errors import MuvaError
-from muva.paper import PROTOCOLS, Published, published_for, rows
+from muva.paper import FOUR, PROTOCOLS, Published, published_for, rows
 from tracking.names import experiment_name
 from workflows.progress import as_text, say
 from workflows.session import Session, json_option, print_result, session_options
@@ -306,5 +306,7 @@ def _tell(session: Session, found: Sequence[Comparison], lines: Sequence[Sequenc
             }
             if values:
                 title = f"mAP of {method}, per cent"
-                figure = heat_map(values, title=title, rows="learned from", columns="judged on")
+                figure = heat_map(
+                    values, title=title, rows="learned from", columns="judged on", order=FOUR
+                )
                 run.figure(f"source-target/{method}.png", figure)

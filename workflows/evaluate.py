@@ -146,6 +146,7 @@ def evaluate_on(
                 title=f"mAP between cameras of {dataset.name}, per cent",
                 rows="query's camera",
                 columns="gallery's camera",
+                order=_in_order(found.camera_pairs),
             )
             run.figure("camera-pairs.png", figure)
         _draw(run, model, judged, features.artifact, artifact, config)
@@ -406,6 +407,11 @@ def score_features(features: Features, config: EvaluationConfig) -> RetrievalRes
 
 def _ranks_told(config: EvaluationConfig) -> list[int]:
     return sorted({*config.ranks, *CURVE_RANKS})
+
+
+def _in_order(pairs: Sequence[CameraPair]) -> list[str]:
+    """The cameras by their numbers."""
+    return list(map(str, sorted({c for p in pairs for c in (p.query_camid, p.gallery_camid)})))
 
 
 def _target_report(summary: Mapping[str, Any], *, seconds: float) -> TargetReport:
