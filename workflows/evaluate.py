@@ -122,7 +122,7 @@ def evaluate_on(
         session.store,
         "metrics",
         f"{name}-on-{dataset.name}",
-        fingerprint([settings, features.artifact.fingerprint]),
+        fingerprint([settings, features.artifact.fingerprint, METRICS_FORMAT]),
     )
 
     def work(_: object) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _features_step(
         session.store,
         "features",
         f"{dataset.name}-by-{name}",
-        fingerprint([settings, dataset.name, dataset.fingerprint]),
+        fingerprint([settings, dataset.name, dataset.fingerprint, FEATURES_FORMAT]),
     )
 
     def work(_: object) -> dict[str, Any]:

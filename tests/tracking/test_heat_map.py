@@ -20,7 +20,9 @@ def test_values_stand_where_their_row_and_column_meet():
     (image,) = axes.images
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["y", "x"]
-    table = np.ma.filled(image.get_array(), np.nan)
+    array = image.get_array()
+    assert array is not None
+    table = np.ma.filled(array, np.nan)
     expected = [[50, np.nan], [np.nan, 25], [np.nan, 75]]
     assert np.array_equal(table, expected, equal_nan=True)
     assert sorted(text.get_text() for text in axes.texts) == ["25.0", "50.0", "75.0"]
