@@ -15,7 +15,7 @@ from muva.config import ExperimentConfig, load_recipe, to_yaml, with_overrides, 
 from muva.data.artifacts import Artifact, fingerprint, list_artifacts
 from muva.data.benchmarks import BENCHMARKS
 from muva.data.synthetic import DOMAINS
-from muva.errors import SettingsError
+from muva.errors import MuvaError, SettingsError
 from muva.paper import PROTOCOLS, Row, rows
 from tracking.descriptions import pipeline_description
 from tracking.names import experiment_name, pipeline_name, retrieval_metrics
@@ -285,7 +285,7 @@ def _check_there(session: Session, configs: Sequence[ExperimentConfig]) -> None:
     }
     public = sorted(missing & set(BENCHMARKS))
     if public:
-        raise SettingsError(
+        raise MuvaError(
             f"these data sets are not imported: {', '.join(public)}. Import each with `muva data "
             "import NAME --from FOLDER`, or go on without with --without NAME"
         )
