@@ -16,7 +16,13 @@ from typing import Any
 import click
 from rich.table import Table
 
-from muva.data.artifacts import Artifact, DamagedManifestError, fingerprint, list_artifacts
+from muva.data.artifacts import (
+    Artifact,
+    DamagedManifestError,
+    artifact_at,
+    fingerprint,
+    list_artifacts,
+)
 from muva.data.store import Store
 from muva.errors import MuvaError
 from muva.paper import FOUR, PROTOCOLS, Published, published_for, rows
@@ -143,15 +149,16 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
     sources = [address for role, address in model["inputs"].items() if role.startswith("source ")]
     datasets += sources
     summary = manifest["summary"]
+    target = artifact_at(store, datasets[0]).name
     return Result(
-        sources=tuple(sorted(_name(address) for address in sources)),
-        target=_name(datasets[0]),
-        method=artifact.name.removesuffix(f"-on-{_name(datasets[0])}"),
+        sources=tuple(sorted(artifact_at(store, address).name for address in sources)),
+        target=target,
+        method=artifact.name.removesuffix(f"-on-{target}"),
         seed=model["config"].get("seed"),
         settings=fingerprint([made_with, manifest["config"]]),
         altered=tuple(
             sorted(
-                _name(address)
+                artifact_at(store, address).name
                 for address in datasets
                 if _manifest_at(store, address)["config"].get("altered")
             )
@@ -164,16 +171,10 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
 
 
 def _manifest_at(store: Store, address: str) -> dict[str, Any]:
-    kind, _, folder = address.partition("/")
-    name, _, key = folder.rpartition("-")
-    manifest = Artifact(store, kind, name, key).manifest()
+    manifest = artifact_at(store, address).manifest()
     if manifest is None:
         raise KeyError(f"{address}, which it was made from, is gone")
     return manifest
-
-
-def _name(address: str) -> str:
-    return address.partition("/")[2].rpartition("-")[0]
 
 
 COLUMNS = (
@@ -238,15 +239,13 @@ def _as_table(lines: Sequence[Sequence[str]]) -> str:
     return as_text(table)
 
 
-def _missing(protocol: str, found: Sequence[Comparison]) -> list[str]:
-    """The protocol's rows without a result of ours."""
-    there = {(one.sources, one.target) for one in found}
-    return [
-        f"{' + '.join(row.sources)} -> {target}"
+def _rows_of(protocol: str) -> dict[tuple[tuple[str, ...], str], str]:
+    """A protocol's sources (sorted) and targets, and each row in words."""
+    return {
+        (tuple(sorted(row.sources)), target): f"{' + '.join(row.sources)} -> {target}"
         for row in rows(protocol)
         for target in row.targets
-        if (tuple(sorted(row.sources)), target) not in there
-    ]
+    }
 
 
 @click.command("compare")
@@ -266,11 +265,10 @@ def compare_verb(protocol: str | None, form: str, as_json: bool, session: Sessio
     """
     found = compared(results_in(session.store))
     if protocol is not None:
-        wanted = {
-            (tuple(sorted(row.sources)), target) for row in rows(protocol) for target in row.targets
-        }
+        wanted = _rows_of(protocol)
         found = [one for one in found if (one.sources, one.target) in wanted]
-        if missing := _missing(protocol, found):
+        there = {(one.sources, one.target) for one in found}
+        if missing := [words for row, words in wanted.items() if row not in there]:
             say(f"Without a result here: {'; '.join(missing)}")
     if not found:
         raise MuvaError(

@@ -124,16 +124,18 @@ def ranks_of(
     stretches = even_slices(len(gallery), stretch_images)
     similarities = results(
         [
-            _similarities.remote(parts, asking, answering[s], s.start, _within(matches, s))
+            _similarities.remote(
+                parts, asking, answering[s], s.start, matches.within(s.start, s.stop)
+            )
             for s in stretches
         ]
     )
     thresholds = Thresholds.of(matches, np.concatenate(similarities), queries=len(query))
     shared = ray.put((rule, thresholds))
     images_of = {
-        _count.remote(parts, asking, answering[s], s.start, shared, _within(ignored, s)): (
-            s.stop - s.start
-        )
+        _count.remote(
+            parts, asking, answering[s], s.start, shared, ignored.within(s.start, s.stop)
+        ): (s.stop - s.start)
         for s in stretches
     }
     nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
@@ -177,12 +179,6 @@ def _sides(
         Side(parts.read(asking), "query_features"),
         Side(parts.read(answering), "gallery_features", first=first),
     )
-
-
-def _within(pairs: Pairs, stretch: slice) -> Pairs:
-    """The pairs whose gallery image is in the stretch; they are sorted by it."""
-    begin, end = np.searchsorted(pairs.gallery, (stretch.start, stretch.stop))
-    return pairs.take(slice(int(begin), int(end)))
 
 
 def _empty(shape: Sequence[int], dtype: Any) -> np.ndarray:

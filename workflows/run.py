@@ -14,7 +14,6 @@ from rich.table import Table
 from muva.config import ExperimentConfig, load_recipe, to_yaml, with_overrides, with_settings
 from muva.data.artifacts import Artifact, fingerprint, list_artifacts
 from muva.data.benchmarks import BENCHMARKS
-from muva.data.synthetic import DOMAINS
 from muva.errors import MuvaError, SettingsError
 from muva.paper import PROTOCOLS, Row, rows
 from tracking.descriptions import pipeline_description
@@ -277,19 +276,11 @@ def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> Experi
 
 def _check_there(session: Session, configs: Sequence[ExperimentConfig]) -> None:
     """Every data set that is needed is there, before the first of many trainings begins."""
-    missing = {
-        name
-        for config in configs
-        for name in (*config.sources, *config.targets)
-        if name not in DOMAINS and not _is_imported(session, name)
-    }
-    public = sorted(missing & set(BENCHMARKS))
+    wanted = {name for config in configs for name in (*config.sources, *config.targets)}
+    there = {artifact.name for artifact in list_artifacts(session.store, "datasets")}
+    public = sorted((wanted - there) & set(BENCHMARKS))
     if public:
         raise MuvaError(
             f"these data sets are not imported: {', '.join(public)}. Import each with `muva data "
             "import NAME --from FOLDER`, or go on without with --without NAME"
         )
-
-
-def _is_imported(session: Session, name: str) -> bool:
-    return any(artifact.name == name for artifact in list_artifacts(session.store, "datasets"))

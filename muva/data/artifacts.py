@@ -181,7 +181,7 @@ def list_artifacts(
         if kind_of_key in KINDS and part and _ADDRESS.fullmatch(address):
             complete[address] = complete.get(address, False) or part == MANIFEST
     return [
-        _at_address(store, address)
+        artifact_at(store, address)
         for address in sorted(complete)
         if unfinished or complete[address]
     ]
@@ -218,7 +218,7 @@ def open_artifact(uri: str) -> Artifact:
             f"{uri}: expected <store>/<kind>/<name>-<fingerprint>, for example "
             "store/models/market1501-0123456789abcdef"
         )
-    return _at_address(open_store(parts[0] or "/"), address)
+    return artifact_at(open_store(parts[0] or "/"), address)
 
 
 def unused_artifacts(store: Store, *, keep: Collection[str]) -> list[Artifact]:
@@ -243,7 +243,8 @@ def unused_artifacts(store: Store, *, keep: Collection[str]) -> list[Artifact]:
     return [artifact for address, artifact in everything.items() if address not in reached]
 
 
-def _at_address(store: Store, address: str) -> Artifact:
+def artifact_at(store: Store, address: str) -> Artifact:
+    """The artifact of an address, `<kind>/<name>-<fingerprint>`, complete or not."""
     match = _ADDRESS.fullmatch(address)
     assert match is not None, address
     return Artifact(store, match["kind"], match["name"], match["fingerprint"])

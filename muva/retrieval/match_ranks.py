@@ -9,9 +9,10 @@ kernels; equal cosines rank by gallery index.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,11 @@ class Pairs:
     def take(self, places: np.ndarray | slice) -> Pairs:
         """Some of them."""
         return Pairs(self.query[places], self.gallery[places])
+
+    def within(self, first: int, stop: int) -> Pairs:
+        """Those of a stretch of the gallery; they must be sorted by gallery image."""
+        begin, end = np.searchsorted(self.gallery, (first, stop))
+        return self.take(slice(int(begin), int(end)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,24 +160,23 @@ def judged_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
 def pair_similarities(queries: Side, stretch: Side, pairs: Pairs) -> np.ndarray:
     """The float64 cosine of each pair, whose gallery images are within the stretch."""
     found = np.empty(len(pairs.query))
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for some in even_slices(len(found), _PAIRS_AT_ONCE):
             here = pairs.take(some)
             asking = queries.at(here.query)
             answering = stretch.at(here.gallery - stretch.first)
-            shares = even_slices(len(here.query), len(here.query) // threads + 1)
-            working = [
-                pool.submit(
-                    cosines,
-                    *(asking.features, asking.scales, asking.places[share]),
-                    *(answering.features, answering.scales, answering.places[share]),
-                    found[some][share],
-                )
-                for share in shares
-            ]
-            for share in working:
-                share.result()
+            _in_threads(
+                threads,
+                cosines,
+                [
+                    (
+                        *(asking.features, asking.scales, asking.places[share]),
+                        *(answering.features, answering.scales, answering.places[share]),
+                        found[some][share],
+                    )
+                    for share in _shares(len(here.query))
+                ],
+            )
     return found
 
 
@@ -199,11 +204,8 @@ def count_nearer_in(
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for group in groups:
             asking = queries.normalised(group)
-            asking_side = (
-                thresholds.start[group.start : group.stop + 1],
-                queries.exact(group),
-                queries.scales[group],
-            )
+            start = thresholds.start[group.start : group.stop + 1]
+            exact, scales = queries.exact(group), queries.scales[group]
             blocks = even_slices(len(stretch), block_bytes // (4 * max(width, len(asking))))
             buffer = torch.empty(len(asking) * max(block.stop - block.start for block in blocks))
             for block in blocks:
@@ -222,39 +224,29 @@ def count_nearer_in(
                     stretch.scales[block],
                     rule.cameras[first : first + len(answering)],
                 )
-                _share_out(threads, near, asking_side, gallery_side, matches_side, nearer)
+                rows_of_threads = [
+                    (near[s], start[s.start : s.stop + 1], exact[s], scales[s])
+                    for s in _shares(len(near))
+                ]
+                shared = (*gallery_side, *matches_side, nearer)
+                _in_threads(threads, count_nearer, [(*own, *shared) for own in rows_of_threads])
                 done += len(answering)
                 if progress is not None:
                     progress(done, total)
     return nearer
 
 
-def _share_out(
-    threads: ThreadPoolExecutor,
-    near: np.ndarray,
-    asking: tuple[np.ndarray, np.ndarray, np.ndarray],
-    answering: tuple[int, np.ndarray, np.ndarray, np.ndarray],
-    matches: tuple[np.ndarray, np.ndarray, float],
-    nearer: np.ndarray,
+def _shares(rows: int) -> list[slice]:
+    """So many rows, one stretch of them for each thread."""
+    return even_slices(rows, rows // torch.get_num_threads() + 1)
+
+
+def _in_threads(
+    threads: ThreadPoolExecutor, kernel: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 ) -> None:
-    """`count_nearer` of some queries in each thread."""
-    start, exact, scales = asking
-    shares = even_slices(len(near), len(near) // torch.get_num_threads() + 1)
-    counting = [
-        threads.submit(
-            count_nearer,
-            near[rows],
-            start[rows.start : rows.stop + 1],
-            exact[rows],
-            scales[rows],
-            *answering,
-            *matches,
-            nearer,
-        )
-        for rows in shares
-    ]
-    for share in counting:
-        share.result()
+    """Calls a compiled loop with each of these arguments, side by side."""
+    for call in [threads.submit(kernel, *given) for given in arguments]:
+        call.result()
 
 
 class Side:
@@ -331,7 +323,6 @@ def _within(indices: np.ndarray, first: int, count: int) -> np.ndarray:
 
 def _places(pairs: Pairs, group: slice, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of pairs in a block of similarities."""
-    begin, end = np.searchsorted(pairs.gallery, (first, first + count))
-    here = pairs.take(slice(begin, end))
+    here = pairs.within(first, first + count)
     inside = (here.query >= group.start) & (here.query < group.stop)
     return here.query[inside] - group.start, here.gallery[inside] - first
