@@ -13,7 +13,8 @@ import numpy as np
 
 @numba.njit(cache=True, fastmath={"reassoc", "contract"})
 @no_type_check
-def _dot(one, other):
+def dot(one, other):
+    """The float64 sum of two rows' products, in an order that hangs on their length alone."""
     total = 0.0
     for place in range(len(one)):
         total += np.float64(one[place]) * np.float64(other[place])
@@ -25,7 +26,7 @@ def _dot(one, other):
 def squared_lengths(rows, found):
     """The float64 sum of each row's squares."""
     for row in range(len(rows)):
-        found[row] = _dot(rows[row], rows[row])
+        found[row] = dot(rows[row], rows[row])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -35,30 +36,38 @@ def cosines(queries, query_scales, asking, galleries, gallery_scales, answering,
     for pair in range(len(asking)):
         query, image = asking[pair], answering[pair]
         scale = query_scales[query] * gallery_scales[image]
-        found[pair] = _dot(queries[query], galleries[image]) * scale
+        found[pair] = dot(queries[query], galleries[image]) * scale
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def count_nearer(
     near,
+    errors,
     start,
     queries,
     query_scales,
+    gains,
+    shifts,
     first_column,
     galleries,
     gallery_scales,
     cameras,
     thresholds,
     matches,
-    error,
     nearer,
 ):
-    """Adds a block's images to `nearer`: each to the first match that it outranks, by camera."""
+    """Adds a block's images to `nearer`: each to the first match that it outranks, by camera.
+
+    `near` is within `errors` of the exact closeness: the cosine, or gain x cosine + shift where
+    there are `shifts`.
+    """
+    shifted = len(shifts) > 0
     for row in range(len(near)):
         first, last = start[row], start[row + 1]
         if first == last:
             continue
+        error = errors[row]
         lowest = np.float32(thresholds[last - 1] - 2 * error)
         for column in range(near.shape[1]):
             similarity = near[row, column]
@@ -68,7 +77,9 @@ def count_nearer(
             place = _first_below(thresholds, first, last, similarity - error)
             if sure != place:
                 scale = query_scales[row] * gallery_scales[column]
-                exact = _dot(queries[row], galleries[column]) * scale
+                exact = dot(queries[row], galleries[column]) * scale
+                if shifted:
+                    exact = exact * gains[row] + shifts[row, column]
                 place = sure
                 while place < last and (
                     thresholds[place] > exact

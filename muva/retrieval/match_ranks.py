@@ -4,7 +4,8 @@ A match ranks behind the images that are nearer to the query, so these are count
 sorted or kept. A float32 product tells on which side of each match an image lies, unless it lies
 within that product's proven error of it: the similarity of those few is computed in float64. The
 ranks are therefore those of float64 cosines, whatever the blocks, their order, the threads and the
-kernels; equal cosines rank by gallery index.
+kernels; equal cosines rank by gallery index. Re-ranking adds a shift to each cosine, in the same
+way everywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -68,24 +69,40 @@ class Pairs:
         begin, end = np.searchsorted(self.gallery, (first, stop))
         return self.take(slice(int(begin), int(end)))
 
+    def among(self, queries: slice, gallery: slice) -> np.ndarray:
+        """Places of those of two stretches."""
+        inside = (self.query >= queries.start) & (self.query < queries.stop)
+        inside &= (self.gallery >= gallery.start) & (self.gallery < gallery.stop)
+        return np.flatnonzero(inside)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """The matches of each query, nearest first: where the gallery is to be counted."""
 
     matches: Pairs
-    similarities: np.ndarray
-    """(matches,) float64."""
+    closeness: np.ndarray
+    """(matches,) float64: the cosine, or what re-ranking makes of it."""
     start: np.ndarray
     """(queries + 1,): each query's first match."""
 
     @classmethod
-    def of(cls, matches: Pairs, similarities: np.ndarray, *, queries: int) -> Thresholds:
-        """Sorted by query, similarity and gallery index."""
-        order = np.lexsort((matches.gallery, -similarities, matches.query))
+    def of(
+        cls,
+        matches: Pairs,
+        similarities: np.ndarray,
+        *,
+        queries: int,
+        shifts: Shifts | None = None,
+    ) -> Thresholds:
+        """Sorted by query, closeness and gallery index; `similarities` are cosines."""
+        closeness = similarities
+        if shifts is not None:
+            closeness = similarities * shifts.gains[matches.query] + shifts.pairs(matches)
+        order = np.lexsort((matches.gallery, -closeness, matches.query))
         matches = matches.take(order)
         start = np.searchsorted(matches.query, np.arange(queries + 1))
-        return cls(matches=matches, similarities=similarities[order], start=start)
+        return cls(matches=matches, closeness=closeness[order], start=start)
 
     def ranks(self, nearer: np.ndarray, rule: CameraRule) -> MatchRanks:
         """Each match behind all that `count_nearer_in` has counted, in the whole gallery."""
@@ -103,31 +120,52 @@ class Thresholds:
         )
 
 
+@runtime_checkable
+class Shifts(Protocol):
+    """Ranks by gain x cosine + shift instead: a gain for each query, a shift for each pair."""
+
+    @property
+    def gains(self) -> np.ndarray:
+        """(queries,) float64, positive."""
+        ...
+
+    def block(self, queries: slice, gallery: slice) -> np.ndarray:
+        """(queries, gallery) float32, at most 1 in size."""
+        ...
+
+    def pairs(self, pairs: Pairs) -> np.ndarray:
+        """(pairs,) float32: bit for bit the block's."""
+        ...
+
+
 def match_ranks(
     query: np.ndarray | Tensor,
     gallery: np.ndarray | Tensor,
     rule: CameraRule,
     *,
+    shifts: Shifts | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> MatchRanks:
     """Ranks by cosine similarity, of the gallery images that count for each query.
 
-    Features are (images, width) of any length, and may be memory-mapped. `block_bytes` bounds a
-    block of similarities, and a block of features beside it; `progress` hears of gallery images.
+    Features are (images, width) of any length, and may be memory-mapped. `shifts` rank otherwise.
+    `block_bytes` bounds a block of similarities, and a block of features beside it; `progress`
+    hears of gallery images.
     Raises MuvaError for features that do not belong together, and for NaN and infinity.
     """
     queries, galleries = Side(query, "query_features"), Side(gallery, "gallery_features")
     check_widths(queries, galleries)
     matches, ignored = judged_pairs(rule, len(queries))
     similarities = pair_similarities(queries, galleries, matches)
-    thresholds = Thresholds.of(matches, similarities, queries=len(query))
+    thresholds = Thresholds.of(matches, similarities, queries=len(query), shifts=shifts)
     nearer = count_nearer_in(
         queries,
         galleries,
         thresholds,
         ignored=ignored,
         rule=rule,
+        shifts=shifts,
         block_bytes=block_bytes,
         progress=progress,
     )
@@ -158,14 +196,14 @@ def judged_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
 
 
 def pair_similarities(queries: Side, stretch: Side, pairs: Pairs) -> np.ndarray:
-    """The float64 cosine of each pair, whose gallery images are within the stretch."""
+    """The float64 cosine of each pair, whose images are within the two stretches."""
     found = np.empty(len(pairs.query))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for some in even_slices(len(found), _PAIRS_AT_ONCE):
             here = pairs.take(some)
-            asking = queries.at(here.query)
+            asking = queries.at(here.query - queries.first)
             answering = stretch.at(here.gallery - stretch.first)
-            _in_threads(
+            in_threads(
                 threads,
                 cosines,
                 [
@@ -174,7 +212,7 @@ def pair_similarities(queries: Side, stretch: Side, pairs: Pairs) -> np.ndarray:
                         *(answering.features, answering.scales, answering.places[share]),
                         found[some][share],
                     )
-                    for share in _shares(len(here.query))
+                    for share in shares(len(here.query))
                 ],
             )
     return found
@@ -187,6 +225,7 @@ def count_nearer_in(
     *,
     ignored: Pairs,
     rule: CameraRule,
+    shifts: Shifts | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -197,8 +236,12 @@ def count_nearer_in(
     gallery, sorted by gallery image.
     """
     width = queries.width
-    matches_side = (thresholds.similarities, thresholds.matches.gallery, _error_bound(width))
-    nearer = np.zeros((len(thresholds.similarities), rule.camera_count), np.int64)
+    matches_side = (thresholds.closeness, thresholds.matches.gallery)
+    nearer = np.zeros((len(thresholds.closeness), rule.camera_count), np.int64)
+    gains = np.ones(len(queries)) if shifts is None else shifts.gains
+    errors = cosine_error(width) * gains
+    if shifts is not None:  # each operation rounds, and so does the gain
+        errors += 4 * _UNIT * (gains + 1)
     groups = even_slices(len(queries), block_bytes // (4 * width))
     done, total = 0, len(stretch) * len(groups)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -209,39 +252,56 @@ def count_nearer_in(
             blocks = even_slices(len(stretch), block_bytes // (4 * max(width, len(asking))))
             buffer = torch.empty(len(asking) * max(block.stop - block.start for block in blocks))
             for block in blocks:
-                answering = stretch.normalised(block)
-                similarities = buffer[: len(asking) * len(answering)].view(len(asking), -1)
-                with full_precision():
-                    torch.mm(asking, answering.T, out=similarities)
-                near = similarities.numpy()
-                first = stretch.first + block.start
-                near[:, _within(rule.junk, first, len(answering)) - first] = -np.inf
-                rows, columns = _places(ignored, group, first, len(answering))
-                near[rows, columns] = -np.inf
+                here = slice(stretch.first + block.start, stretch.first + block.stop)
+                near = similarity_block(asking, stretch.normalised(block), buffer)
+                shift = _NO_SHIFT
+                if shifts is not None:
+                    shift = shifts.block(group, here)
+                    near *= gains[group, None].astype(np.float32)
+                    near += shift
+                near[:, _within(rule.junk, here) - here.start] = -np.inf
+                near[_places(ignored, group, here)] = -np.inf
                 gallery_side = (
-                    first,
+                    here.start,
                     stretch.exact(block),
                     stretch.scales[block],
-                    rule.cameras[first : first + len(answering)],
+                    rule.cameras[here],
                 )
-                rows_of_threads = [
-                    (near[s], start[s.start : s.stop + 1], exact[s], scales[s])
-                    for s in _shares(len(near))
+                query_sides = [
+                    (
+                        *(near[s], errors[group][s], start[s.start : s.stop + 1]),
+                        *(exact[s], scales[s], gains[group][s], shift[s]),
+                    )
+                    for s in shares(len(near))
                 ]
-                shared = (*gallery_side, *matches_side, nearer)
-                _in_threads(threads, count_nearer, [(*own, *shared) for own in rows_of_threads])
-                done += len(answering)
+                in_threads(
+                    threads,
+                    count_nearer,
+                    [(*own, *gallery_side, *matches_side, nearer) for own in query_sides],
+                )
+                done += len(near[0])
                 if progress is not None:
                     progress(done, total)
     return nearer
 
 
-def _shares(rows: int) -> list[slice]:
+_NO_SHIFT = np.empty((0, 0), np.float32)
+
+
+def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:
+    """The products of all rows with all, float32, in the buffer."""
+    found = buffer[: len(one) * len(other)].view(len(one), -1)
+    with full_precision():
+        torch.mm(one, other.T, out=found)
+    return found.numpy()
+
+
+def shares(rows: int) -> list[slice]:
     """So many rows, one stretch of them for each thread."""
     return even_slices(rows, rows // torch.get_num_threads() + 1)
 
 
-def _in_threads(
+def in_threads(
     threads: ThreadPoolExecutor, kernel: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 ) -> None:
     """Calls a compiled loop with each of these arguments, side by side."""
@@ -252,7 +312,7 @@ def _in_threads(
 class Side:
     """Features where they are, and the scales that make their rows' length 1.
 
-    `first`: the index in the gallery of a stretch's first row.
+    `first`: the number of a stretch's first row, in the gallery or among all images.
     """
 
     def __init__(self, features: np.ndarray | Tensor, name: str, *, first: int = 0):
@@ -262,6 +322,11 @@ class Side:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def place(self) -> slice:
+        """The rows' numbers."""
+        return slice(self.first, self.first + len(self))
 
     @property
     def width(self) -> int:
@@ -304,7 +369,7 @@ def _exact(features: Tensor) -> np.ndarray:
     return features.contiguous().numpy()
 
 
-def _error_bound(width: int) -> float:
+def cosine_error(width: int) -> float:
     """How far a float32 cosine may be from the exact one, and a little more.
 
     A sum of n products in any order errs by at most n u / (1 - n u) of the sum of their sizes
@@ -315,14 +380,14 @@ def _error_bound(width: int) -> float:
     return terms / (1 - terms)
 
 
-def _within(indices: np.ndarray, first: int, count: int) -> np.ndarray:
-    """Of sorted gallery indices those of so many images from `first` on."""
-    begin, end = np.searchsorted(indices, (first, first + count))
+def _within(indices: np.ndarray, here: slice) -> np.ndarray:
+    """Of sorted gallery indices those of a stretch."""
+    begin, end = np.searchsorted(indices, (here.start, here.stop))
     return indices[begin:end]
 
 
-def _places(pairs: Pairs, group: slice, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _places(pairs: Pairs, group: slice, here: slice) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of pairs in a block of similarities."""
-    here = pairs.within(first, first + count)
-    inside = (here.query >= group.start) & (here.query < group.stop)
-    return here.query[inside] - group.start, here.gallery[inside] - first
+    pairs = pairs.within(here.start, here.stop)
+    inside = (pairs.query >= group.start) & (pairs.query < group.stop)
+    return pairs.query[inside] - group.start, pairs.gallery[inside] - here.start

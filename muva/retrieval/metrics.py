@@ -13,8 +13,8 @@ from torch import Tensor
 
 from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
 from muva.retrieval.distances import BLOCK_BYTES
-from muva.retrieval.match_ranks import MatchRanks, match_ranks
-from muva.retrieval.reranking import Reranking, ranking_blocks
+from muva.retrieval.match_ranks import match_ranks
+from muva.retrieval.reranking import Reranking, encodings_of
 from muva.retrieval.scores import RetrievalResult, score
 
 
@@ -37,8 +37,9 @@ def evaluate(
 
     Features are (images, width), normalised here; numpy arrays may be memory-mapped. Without camera
     ids a query ignores only the gallery image of its own id. `rerank` (True: the paper's settings)
-    orders by k-reciprocal neighbours instead and holds all features in memory. Raises MuvaError for
-    inputs that do not belong together, for NaN, and when no query has a match.
+    orders by k-reciprocal neighbours instead. `progress` hears of what is done and of all there is:
+    of pairs compared for the re-ranking first, then of gallery images. Raises MuvaError for inputs
+    that do not belong together, for NaN, and when no query has a match.
     """
     query = labels(
         pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
@@ -51,71 +52,22 @@ def evaluate(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
+    encodings = None
     if rerank:
-        settings = rerank if isinstance(rerank, Reranking) else Reranking()
-        found = _reranked(query_features, gallery_features, rule, settings, block_bytes, progress)
-    else:
-        found = match_ranks(
-            query_features, gallery_features, rule, block_bytes=block_bytes, progress=progress
+        encodings = encodings_of(
+            query_features,
+            gallery_features,
+            left_out=rule.junk,
+            settings=rerank if isinstance(rerank, Reranking) else Reranking(),
+            block_bytes=block_bytes,
+            progress=progress,
         )
+    found = match_ranks(
+        query_features,
+        gallery_features,
+        rule,
+        shifts=encodings,
+        block_bytes=block_bytes,
+        progress=progress,
+    )
     return score(found, rule, ranks=ranks)
-
-
-def _reranked(
-    query: np.ndarray | Tensor,
-    gallery: np.ndarray | Tensor,
-    rule: CameraRule,
-    settings: Reranking,
-    block_bytes: int,
-    progress: Callable[[int, int], None] | None,
-) -> MatchRanks:
-    """The ranks of the matches by re-ranked distances."""
-    blocks = ranking_blocks(
-        query, gallery, junk=rule.junk, rerank=settings, block_bytes=block_bytes
-    )
-    images_of = [np.flatnonzero(rule.cameras == camera) for camera in range(rule.camera_count)]
-    counts, ranks, within, cameras = [0], [], [], []
-    for rows, distances in blocks:
-        for index, row in zip(range(rows.start, rows.stop), distances, strict=True):
-            matches, ignored = rule.judge(index)
-            counts.append(len(matches))
-            if not len(matches):
-                continue
-            row[ignored] = np.inf
-            everywhere, seen_by = ranks_in(row, matches), rule.cameras[matches]
-            alone = np.empty_like(everywhere)
-            for camera in np.unique(seen_by):
-                here = images_of[camera]
-                alone[seen_by == camera] = ranks_in(
-                    row[here], np.searchsorted(here, matches[seen_by == camera])
-                )
-            order = np.argsort(everywhere)
-            ranks.append(everywhere[order])
-            within.append(alone[order])
-            cameras.append(seen_by[order])
-        if progress is not None:
-            progress(rows.stop, len(query))
-    nothing = [np.empty(0, np.int64)]
-    return MatchRanks(
-        start=np.cumsum(counts),
-        ranks=np.concatenate(ranks or nothing),
-        within=np.concatenate(within or nothing),
-        cameras=np.concatenate(cameras or nothing),
-    )
-
-
-def ranks_in(distances: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Ranks (from 1) of the entries `wanted` when a row of distances is sorted.
-
-    Equal distances are ranked by index. Only the entries up to the furthest wanted one are sorted.
-    """
-    values = distances[wanted]
-    nearest = distances[distances <= values.max()]
-    nearest.sort()
-    before = np.searchsorted(nearest, values, side="left")
-    tied = np.searchsorted(nearest, values, side="right") - before > 1
-    for value in np.unique(values[tied]):
-        equals = np.flatnonzero(distances == value)
-        here = values == value
-        before[here] += np.searchsorted(equals, wanted[here])
-    return before + 1

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
-from muva.retrieval.distances import BLOCK_BYTES
-from muva.retrieval.reranking import Reranking, ranking_blocks
+from muva.retrieval.distances import BLOCK_BYTES, distance_blocks
+from muva.retrieval.reranking import Reranking, encodings_of, reranked_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,23 @@ def ranked_lists(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    blocks = ranking_blocks(
-        query_features, gallery_features, junk=rule.junk, rerank=rerank, block_bytes=block_bytes
-    )
+    if rerank:
+        encodings = encodings_of(
+            query_features,
+            gallery_features,
+            left_out=rule.junk,
+            settings=rerank if isinstance(rerank, Reranking) else Reranking(),
+            block_bytes=block_bytes,
+        )
+        blocks = reranked_blocks(
+            query_features, gallery_features, encodings, block_bytes=block_bytes
+        )
+    else:
+        blocks = distance_blocks(query_features, gallery_features, block_bytes=block_bytes)
     indices = np.full((len(query), top), -1, np.int64)
     is_match = np.zeros((len(query), top), bool)
     for rows, distances in blocks:
+        distances[:, rule.junk] = np.inf
         for index, row in zip(range(rows.start, rows.stop), distances, strict=True):
             matches, ignored = rule.judge(index)
             row[ignored] = np.inf

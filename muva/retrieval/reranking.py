@@ -2,26 +2,37 @@
 k-reciprocal Encoding", CVPR 2017), exact, without the dense matrix of all against all.
 
 What the definition needs of each row of that matrix is its maximum and its first k1 + 1 neighbours;
-the encodings V are sparse, and the Jaccard distance of one block of queries is made at a time.
+the encodings V are sparse. A pair's distance is then lambda o + (1 - lambda) (1 - s / (2 - s)), s
+the sum of minima of its encodings: for each query a factor of the cosine, and a shift.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import sparse
 from torch import Tensor
 
-from muva.retrieval.distances import (
-    BLOCK_BYTES,
-    distance_blocks,
-    even_slices,
-    feature_matrix,
-    normalised,
+from muva.retrieval.distances import BLOCK_BYTES, distance_blocks, even_slices
+from muva.retrieval.match_ranks import (
+    Pairs,
+    Side,
+    check_widths,
+    in_threads,
+    pair_similarities,
+    shares,
 )
+from muva.retrieval.nearest import Nearest, compare
+from muva.retrieval.neighbour_loops import pair_shifts, row_shifts
+
+_LEAST_DISTANCE = 1e-12
+"""What 2 - 2 cos of float64 can tell from nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +46,192 @@ class Reranking:
     original_weight: float = 0.3
     """lambda: the share of the original distance in the final one."""
 
+    @property
+    def neighbours(self) -> int:
+        """How many of each image are needed, itself included."""
+        return max(self.k1 + 1, self.k2)
 
-def ranking_blocks(
+
+@dataclass(frozen=True, kw_only=True)
+class Encodings:
+    """All that re-ranking needs besides the cosines; `match_ranks` takes it as `Shifts`.
+
+    A final distance is 2 lambda / furthest - closeness, the first term the same for all images.
+    """
+
+    query: sparse.csr_array
+    """(queries, images) float32: V of the queries, by number among queries and gallery."""
+    gallery: sparse.csr_array
+    """(gallery, images) float32; no entries in the rows of junk."""
+    furthest: np.ndarray
+    """(queries,) float64: the largest squared distance of each query, to anything."""
+    settings: Reranking
+
+    @property
+    def gains(self) -> np.ndarray:
+        """(queries,) float64: 2 lambda / furthest."""
+        return 2 * self.settings.original_weight / self.furthest
+
+    def block(self, queries: slice, gallery: slice) -> Float[np.ndarray, "Q G"]:
+        """-(1 - lambda) Jaccard distance of these queries and gallery images."""
+        asking = self.query[queries]
+        by_column = self.gallery[gallery].tocsc()
+        found = np.empty((asking.shape[0], by_column.shape[0]), np.float32)
+        shared = (by_column.indptr, by_column.indices, by_column.data)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            in_threads(
+                threads,
+                row_shifts,
+                [
+                    (
+                        *(asking.indptr[s.start : s.stop + 1], asking.indices, asking.data),
+                        *(*shared, 1 - self.settings.original_weight, found[s]),
+                    )
+                    for s in shares(len(found))
+                ],
+            )
+        return found
+
+    def pairs(self, pairs: Pairs) -> np.ndarray:
+        """The same of pairs."""
+        found = np.empty(len(pairs.query), np.float32)
+        one, other = ((side.indptr, side.indices, side.data) for side in (self.query, self.gallery))
+        weight = 1 - self.settings.original_weight
+        pair_shifts(*one, *other, pairs.query, pairs.gallery, weight, found)
+        return found
+
+
+def encodings_of(
     query: np.ndarray | Tensor,
     gallery: np.ndarray | Tensor,
     *,
-    junk: np.ndarray,
-    rerank: bool | Reranking,
-    block_bytes: int,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of the distances to rank by, infinite for the gallery rows in `junk`."""
-    if not rerank:
-        blocks = distance_blocks(query, gallery, block_bytes=block_bytes)
-    else:
-        settings = rerank if isinstance(rerank, Reranking) else Reranking()
-        blocks = reranked_blocks(
-            query,
-            gallery,
-            left_out=junk,
-            k1=settings.k1,
-            k2=settings.k2,
-            original_weight=settings.original_weight,
+    left_out: np.ndarray,
+    settings: Reranking,
+    block_bytes: int = BLOCK_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Encodings:
+    """The encodings of queries and gallery; the gallery rows in `left_out` take no part.
+
+    Features as `match_ranks` takes them. `progress` hears of pairs of images compared, and of all.
+    """
+    queries = Side(query, "query_features")
+    galleries = Side(gallery, "gallery_features", first=len(query))
+    check_widths(queries, galleries)
+    counts = who_counts(len(queries), len(galleries), left_out)
+    nearest = Nearest.of(len(counts), count=min(settings.neighbours, int(counts.sum())))
+    done, total = 0, len(counts) * (len(counts) + 1) // 2
+
+    def tell(pairs: int) -> None:
+        nonlocal done
+        done += pairs
+        if progress is not None:
+            progress(min(done, total), total)
+
+    sides = [queries, galleries]
+    for one, other in combinations_with_replacement(sides, 2):
+        compare(
+            one,
+            other,
+            of_one=nearest.rows(one.place),
+            of_other=nearest.rows(other.place),
+            counts=counts,
             block_bytes=block_bytes,
+            progress=tell,
         )
-    for rows, distances in blocks:
-        distances[:, junk] = np.inf
+    members = members_of(nearest, settings)
+    cosines = np.empty(len(members.query))
+    for one, other in product(sides, repeat=2):
+        here = members.among(one.place, other.place)
+        cosines[here] = pair_similarities(one, other, members.take(here))
+    return encode(nearest, members, cosines, queries=len(queries), settings=settings)
+
+
+def who_counts(queries: int, gallery: int, left_out: np.ndarray) -> np.ndarray:
+    """(queries + gallery,) bool: all but the gallery rows in `left_out`."""
+    counts = np.ones(queries + gallery, bool)
+    counts[queries + np.asarray(left_out, np.int64)] = False
+    return counts
+
+
+def members_of(nearest: Nearest, settings: Reranking) -> Pairs:
+    """Pairs of an image and a member of its expanded reciprocal set R*, by image, then member."""
+    mutual = _reciprocal(nearest, settings.k1 + 1)
+    nearer = _reciprocal(nearest, round(settings.k1 / 2) + 1)
+    sizes = np.diff(nearer.indptr)
+    of, members = [], []
+    for rows in even_slices(len(nearest.images), _ROWS_AT_ONCE):
+        candidates = mutual[rows]
+        # At each candidate, how many of its nearer set are in the image's own set.
+        widening = candidates.multiply(candidates @ nearer.T).tocsr()
+        widening.data = (3 * widening.data > 2 * sizes[widening.indices]).astype(np.int32)
+        widening.eliminate_zeros()
+        expanded = (candidates + widening @ nearer).tocsr()
+        expanded.sort_indices()
+        of.append(rows.start + np.repeat(np.arange(expanded.shape[0]), np.diff(expanded.indptr)))
+        members.append(expanded.indices.astype(np.int64))
+    return Pairs(np.concatenate(of), np.concatenate(members))
+
+
+_ROWS_AT_ONCE = 16_384
+
+
+def _reciprocal(nearest: Nearest, count: int) -> sparse.csr_array:
+    """(images, images): 1 where each is among the other's first neighbours."""
+    near = _first(nearest, count)
+    return near.multiply(near.T).tocsr()
+
+
+def _first(nearest: Nearest, count: int) -> sparse.csr_array:
+    """(images, images): 1 at each image's first neighbours."""
+    images = nearest.images[:, :count]
+    seen = images != Nearest.NONE
+    start = np.concatenate([[0], np.cumsum(seen.sum(axis=1))])
+    ones = np.ones(start[-1], np.int32)
+    return sparse.csr_array((ones, images[seen], start), shape=(len(images), len(images)))
+
+
+def encode(
+    nearest: Nearest,
+    members: Pairs,
+    cosines: np.ndarray,
+    *,
+    queries: int,
+    settings: Reranking,
+) -> Encodings:
+    """V: each image's members weighted by exp(-o), with sum 1; then the mean over k2 neighbours.
+
+    `cosines`: (members,) float64, those of `members_of`.
+    """
+    total = len(nearest.images)
+    furthest = np.maximum(2 - 2 * nearest.lowest, _LEAST_DISTANCE)
+    weights = np.exp(-np.maximum(2 - 2 * cosines, 0) / furthest[members.query])
+    start = np.searchsorted(members.query, np.arange(total + 1))
+    weights /= np.repeat(np.bincount(members.query, weights, total), np.diff(start))
+    encodings = sparse.csr_array((weights, members.gallery, start), shape=(total, total))
+    expanded = sparse.csr_array(_first(nearest, settings.k2) @ encodings)
+    expanded.data = (expanded.data / min(settings.k2, nearest.images.shape[1])).astype(np.float32)
+    expanded.sort_indices()
+    return Encodings(
+        query=expanded[:queries],
+        gallery=expanded[queries:],
+        furthest=furthest[:queries],
+        settings=settings,
+    )
+
+
+def reranked_blocks(
+    query: np.ndarray | Tensor,
+    gallery: np.ndarray | Tensor,
+    encodings: Encodings,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """As `distance_blocks`, with re-ranked distances; those of junk mean nothing."""
+    everything = slice(0, len(gallery))
+    for rows, distances in distance_blocks(query, gallery, block_bytes=block_bytes):
+        distances += 1
+        distances *= encodings.gains[rows, None].astype(np.float32)
+        distances -= encodings.block(rows, everything)
         yield rows, distances
 
 
@@ -67,176 +239,11 @@ def reranked_distances(
     query: np.ndarray | Tensor,
     gallery: np.ndarray | Tensor,
     *,
-    k1: int = 20,
-    k2: int = 6,
-    original_weight: float = 0.3,
+    settings: Reranking | None = None,
 ) -> Float[np.ndarray, "Q G"]:
-    """Dense re-ranked distances, for sets that are small enough; junk must be left out before.
-
-    `original_weight` is the paper's lambda.
-    """
-    blocks = reranked_blocks(query, gallery, k1=k1, k2=k2, original_weight=original_weight)
-    return np.concatenate([block.copy() for _, block in blocks])
-
-
-def reranked_blocks(
-    query: np.ndarray | Tensor,
-    gallery: np.ndarray | Tensor,
-    *,
-    left_out: np.ndarray | None = None,
-    k1: int = 20,
-    k2: int = 6,
-    original_weight: float = 0.3,
-    block_bytes: int = BLOCK_BYTES,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """As `distance_blocks`, with re-ranked distances.
-
-    Gallery rows in `left_out` (junk) take no part in the re-ranking; their distance is infinite.
-    """
-    queries = feature_matrix(query, name="query_features")
-    galleries = feature_matrix(gallery, name="gallery_features")
-    kept = np.setdiff1d(np.arange(len(galleries)), [] if left_out is None else left_out)
-    everyone = torch.cat(
-        [
-            normalised(queries, name="query_features"),
-            normalised(galleries[torch.from_numpy(kept)], name="gallery_features"),
-        ]
+    """Dense re-ranked distances, for sets that are small enough; junk must be left out before."""
+    encodings = encodings_of(
+        query, gallery, left_out=np.empty(0, np.int64), settings=settings or Reranking()
     )
-    neighbours, furthest = _neighbourhoods(everyone, count=max(k1 + 1, k2), block_bytes=block_bytes)
-    encodings = _encodings(everyone, neighbours[:, : k1 + 1], furthest, k1)
-    encodings = _expand(encodings, neighbours[:, :k2])
-    gallery_columns = _by_column(encodings, first_row=len(queries))
-
-    whole = np.empty((0, 0), np.float32)
-    for rows, distances in distance_blocks(
-        queries, everyone[len(queries) :], block_bytes=block_bytes
-    ):
-        if len(whole) < len(distances):
-            whole = np.empty((len(distances), len(galleries)), np.float32)
-        block = whole[: len(distances)]
-        block.fill(np.inf)
-        original = _squared(distances) / furthest[rows, None]
-        for index in range(rows.start, rows.stop):
-            jaccard = _jaccard(encodings, index, gallery_columns, len(kept))
-            block[index - rows.start, kept] = (
-                original_weight * original[index - rows.start] + (1 - original_weight) * jaccard
-            )
-        yield rows, block
-
-
-@dataclass(frozen=True)
-class _Sparse:
-    """Rows of a sparse matrix: row i holds `values[start[i]:start[i + 1]]` at `columns[...]`."""
-
-    start: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
-
-    @classmethod
-    def of(cls, rows: list[tuple[np.ndarray, np.ndarray]]) -> _Sparse:
-        lengths = [len(columns) for columns, _ in rows]
-        return cls(
-            np.concatenate([[0], np.cumsum(lengths)]),
-            np.concatenate([columns for columns, _ in rows]),
-            np.concatenate([values for _, values in rows]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.start) - 1
-
-    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        here = slice(self.start[index], self.start[index + 1])
-        return self.columns[here], self.values[here]
-
-
-def _neighbourhoods(
-    everyone: Float[Tensor, "M D"], *, count: int, block_bytes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's first `count` neighbours, itself included, and its largest distance."""
-    total = len(everyone)
-    count = min(count, total)
-    neighbours = np.empty((total, count), np.int64)
-    furthest = np.empty(total, np.float32)
-    for rows, distances in distance_blocks(everyone, everyone, block_bytes=block_bytes):
-        furthest[rows] = _squared(distances.max(axis=1))
-        for index, row in zip(range(rows.start, rows.stop), distances, strict=True):
-            last = np.partition(row, count - 1)[count - 1]
-            candidates = np.flatnonzero(row <= last)
-            order = np.argsort(row[candidates], kind="stable")
-            neighbours[index] = candidates[order[:count]]
-    return neighbours, np.maximum(furthest, np.finfo(np.float32).tiny)
-
-
-def _encodings(
-    everyone: Float[Tensor, "M D"], neighbours: np.ndarray, furthest: np.ndarray, k1: int
-) -> _Sparse:
-    """V: each image's reciprocal neighbours, weighted by exp(-distance), with sum 1."""
-    near = _reciprocal(neighbours)
-    nearer = _reciprocal(neighbours[:, : round(k1 / 2) + 1])
-    features = everyone.numpy()
-    inside = np.zeros(len(features), bool)
-    rows = []
-    for index, reciprocal in enumerate(near):
-        inside[reciprocal] = True
-        extras = [nearer[candidate] for candidate in reciprocal]
-        extras = [extra for extra in extras if inside[extra].sum() > 2 / 3 * len(extra)]
-        inside[reciprocal] = False
-        members = np.unique(np.concatenate([reciprocal, *extras]))
-        # Not as a product of matrix and vector, whose sums differ between equal rows.
-        cosines = (features[members] * features[index]).sum(axis=1)
-        weights = np.exp(-_squared(-cosines) / furthest[index])
-        rows.append((members, (weights / weights.sum()).astype(np.float32)))
-    return _Sparse.of(rows)
-
-
-def _reciprocal(neighbours: np.ndarray) -> list[np.ndarray]:
-    """For each image those of its neighbours that have it among theirs, nearest first."""
-    images = np.arange(len(neighbours))[:, None, None]
-    return [
-        row[mutual]
-        for rows in even_slices(len(neighbours), _RECIPROCAL_ROWS)
-        for row, mutual in zip(
-            neighbours[rows],
-            (neighbours[neighbours[rows]] == images[rows]).any(axis=2),
-            strict=True,
-        )
-    ]
-
-
-_RECIPROCAL_ROWS = 4096
-
-
-def _expand(encodings: _Sparse, neighbours: np.ndarray) -> _Sparse:
-    """Local query expansion: each row becomes the mean of its first k2 neighbours' rows."""
-    rows = []
-    for near in neighbours:
-        parts = [encodings.row(int(index)) for index in near]
-        columns, place = np.unique(np.concatenate([c for c, _ in parts]), return_inverse=True)
-        sums = np.bincount(place, weights=np.concatenate([v for _, v in parts]))
-        rows.append((columns, (sums / len(near)).astype(np.float32)))
-    return _Sparse.of(rows)
-
-
-def _by_column(encodings: _Sparse, *, first_row: int) -> _Sparse:
-    """The transpose of the rows from `first_row` on; row indices count from there."""
-    begin = encodings.start[first_row]
-    row_of = np.repeat(np.arange(len(encodings) - first_row), np.diff(encodings.start[first_row:]))
-    columns, values = encodings.columns[begin:], encodings.values[begin:]
-    order = np.argsort(columns, kind="stable")
-    start = np.searchsorted(columns[order], np.arange(len(encodings) + 1))
-    return _Sparse(start, row_of[order], values[order])
-
-
-def _jaccard(
-    encodings: _Sparse, index: int, gallery_columns: _Sparse, gallery_count: int
-) -> np.ndarray:
-    """Distances 1 - s / (2 - s) of one query to the gallery, s the sum of minima."""
-    overlap = np.zeros(gallery_count, np.float32)
-    for column, weight in zip(*encodings.row(index), strict=True):
-        images, weights = gallery_columns.row(int(column))
-        overlap[images] += np.minimum(weights, weight)
-    return 1 - overlap / (2 - overlap)
-
-
-def _squared(negative_cosines: np.ndarray) -> np.ndarray:
-    return np.maximum(2 + 2 * negative_cosines, 0)
+    blocks = reranked_blocks(query, gallery, encodings)
+    return np.concatenate([block.copy() for _, block in blocks])

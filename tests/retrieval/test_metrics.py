@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from muva.errors import MuvaError
 from muva.retrieval import Reranking, evaluate
-from muva.retrieval.metrics import ranks_in
 from muva.retrieval.reranking import reranked_distances
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "retrieval.npz"
@@ -178,7 +177,7 @@ def test_reranking_takes_other_settings_and_reaches_the_same_scores_as_its_dista
     settings_ = Reranking(k1=5, k2=2, original_weight=0.5)
     result = evaluate(**arguments(query, gallery), rerank=settings_)
     kept = gallery[1] != -1
-    distances = reranked_distances(query[0], gallery[0][kept], k1=5, k2=2, original_weight=0.5)
+    distances = reranked_distances(query[0], gallery[0][kept], settings=settings_)
     for i in np.flatnonzero(result.first_match_rank):
         ignored = (gallery[1][kept] == query[1][i]) & (gallery[2][kept] == query[2][i])
         order = np.argsort(np.where(ignored, np.inf, distances[i]), kind="stable")
@@ -295,13 +294,3 @@ def test_inputs_that_do_not_belong_together_are_refused_by_name(change, message)
     }
     with pytest.raises(MuvaError, match=message):
         evaluate(**(right | change))
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.data())
-def test_ranks_are_those_of_a_stable_sort(distances, data):
-    row = np.array(distances, np.float32)
-    wanted = data.draw(st.sets(st.integers(0, len(row) - 1), min_size=1))
-    order = np.argsort(row, kind="stable").tolist()
-    expected = [order.index(j) + 1 for j in sorted(wanted)]
-    assert ranks_in(row, np.array(sorted(wanted))).tolist() == expected

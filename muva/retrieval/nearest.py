@@ -1,0 +1,123 @@
+"""Each image's nearest others among very many, exactly, in blocks of any size.
+
+As in `match_ranks`, a float32 product tells which images may be among them, and float64 cosines
+decide: the neighbours do not depend on blocks, threads or kernels. Equal cosines go by index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+import torch
+
+from muva.retrieval.distances import BLOCK_BYTES, even_slices
+from muva.retrieval.match_ranks import Side, cosine_error, in_threads, shares, similarity_block
+from muva.retrieval.neighbour_loops import keep_nearest, merge_nearest
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest of the images that some images were compared with, and the lowest cosine."""
+
+    images: np.ndarray
+    """(images, count) int64: numbers of the nearest, itself included, nearest first; `NONE` where
+    fewer were seen."""
+    cosines: np.ndarray
+    """(images, count) float64."""
+    lowest: np.ndarray
+    """(images,) float64."""
+
+    NONE = np.iinfo(np.int64).max
+
+    @classmethod
+    def of(cls, images: int, *, count: int) -> Nearest:
+        """Before anything was compared."""
+        return cls(
+            np.full((images, count), cls.NONE),
+            np.full((images, count), -np.inf),
+            np.full(images, np.inf),
+        )
+
+    def rows(self, rows: slice) -> Nearest:
+        """Some of the images; what is found for them is found for the whole."""
+        return Nearest(self.images[rows], self.cosines[rows], self.lowest[rows])
+
+    def merge(self, other: Nearest) -> None:
+        """Take what the same images found elsewhere."""
+        merge_nearest(self.images, self.cosines, other.images, other.cosines)
+        np.minimum(self.lowest, other.lowest, out=self.lowest)
+
+
+def compare(
+    one: Side,
+    other: Side,
+    *,
+    of_one: Nearest,
+    of_other: Nearest,
+    counts: np.ndarray,
+    block_bytes: int = BLOCK_BYTES,
+    progress: Callable[[int], None] = lambda pairs: None,
+) -> None:
+    """Compares all images of two stretches, which may be the same one, both ways at once.
+
+    `counts`: (all images,) bool, whether an image takes part. `progress` hears of pairs compared.
+    """
+    edge = min(isqrt(block_bytes // 4), block_bytes // (4 * one.width))
+    pieces, others = (even_slices(len(side), edge) for side in (one, other))
+    error = cosine_error(one.width)
+    buffer = torch.empty(max(s.stop - s.start for s in pieces + others) ** 2)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+
+        def keep(near: np.ndarray, mine: _Piece, theirs: _Piece, found: Nearest) -> None:
+            """Shares the rows out among the threads."""
+            found = found.rows(mine.rows)
+            side = (theirs.first, theirs.counts, theirs.exact, theirs.scales)
+            in_threads(
+                threads,
+                keep_nearest,
+                [
+                    (
+                        *(near[s], mine.counts[s], mine.exact[s], mine.scales[s], *side, error),
+                        *(found.images[s], found.cosines[s], found.lowest[s]),
+                    )
+                    for s in shares(len(near))
+                ],
+            )
+
+        for number, rows in enumerate(pieces):
+            mine = _Piece.of(one, rows, counts)
+            for columns in others[number:] if one is other else others:
+                theirs = _Piece.of(other, columns, counts)
+                near = similarity_block(mine.normalised, theirs.normalised, buffer)
+                keep(near, mine, theirs, of_one)
+                if one is not other or rows != columns:
+                    keep(np.ascontiguousarray(near.T), theirs, mine, of_other)
+                progress(near.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Some rows of a side, as a block needs them."""
+
+    rows: slice
+    first: int
+    """The number of the first among all images."""
+    counts: np.ndarray
+    exact: np.ndarray
+    scales: np.ndarray
+    normalised: torch.Tensor
+
+    @classmethod
+    def of(cls, side: Side, rows: slice, counts: np.ndarray) -> _Piece:
+        return cls(
+            rows=rows,
+            first=side.first + rows.start,
+            counts=counts[side.first + rows.start : side.first + rows.stop],
+            exact=side.exact(rows),
+            scales=side.scales[rows],
+            normalised=side.normalised(rows),
+        )
