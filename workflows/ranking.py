@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations_with_replacement, product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import ray
 import torch
 
 from muva.data.artifacts import Artifact
+from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule, labels
 from muva.retrieval.distances import even_slices
@@ -32,6 +34,8 @@ from muva.retrieval.match_ranks import (
     judged_pairs,
     pair_similarities,
 )
+from muva.retrieval.nearest import Nearest, compare
+from muva.retrieval.reranking import Encodings, Reranking, encode, members_of, who_counts
 from workflows.board import results
 from workflows.cluster import ANYWHERE
 
@@ -97,18 +101,112 @@ class FeatureParts:
             ) from error
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """Images that follow each other in the gallery, or among queries and gallery."""
+
+    parts: FeatureParts
+    images: np.ndarray
+    """Their numbers in the parts."""
+    first: int
+    """The place of the first one."""
+
+    @property
+    def place(self) -> slice:
+        return slice(self.first, self.first + len(self.images))
+
+    def side(self, name: str) -> Side:
+        """Their features, in a task: with as many threads as the task has cores."""
+        torch.set_num_threads(1)
+        return Side(self.parts.read(self.images), name, first=self.first)
+
+
+def _stretches(parts: FeatureParts, images: np.ndarray, largest: int) -> list[_Stretch]:
+    return [_Stretch(parts, images[s], s.start) for s in even_slices(len(images), largest)]
+
+
 def ranks_of(
     parts: FeatureParts,
     who: Features,
     *,
+    encodings: Encodings | None = None,
     stretch_images: int = STRETCH_IMAGES,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[MatchRanks, CameraRule]:
     """The ranks of all matches; `who` says who is on the images, its features are not read.
 
-    `tell` hears of gallery images that have been ranked, and of all. Needs a Ray cluster.
+    `encodings` re-rank. `tell` hears of gallery images that have been ranked, and of all. Needs a
+    Ray cluster.
     """
-    asking, answering = who.queries, who.gallery
+    rule = camera_rule(who)
+    queries = _Stretch(parts, who.queries, 0)
+    matches, ignored = judged_pairs(rule, len(who.queries))
+    stretches = _stretches(parts, who.gallery, stretch_images)
+    similarities = results(
+        [
+            _similarities.remote(queries, stretch, matches.within(stretch.place))
+            for stretch in stretches
+        ]
+    )
+    thresholds = Thresholds.of(
+        matches, np.concatenate(similarities), queries=len(who.queries), shifts=encodings
+    )
+    shared = ray.put((rule, thresholds, encodings))
+    nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
+    tasks = {
+        _count.remote(queries, stretch, shared, ignored.within(stretch.place)): len(stretch.images)
+        for stretch in stretches
+    }
+    for images, counts in _as_they_end(tasks):
+        nearer += counts
+        tell(images, len(who.gallery))
+    return thresholds.ranks(nearer, rule), rule
+
+
+def encodings_by_tasks(
+    parts: FeatureParts,
+    who: Features,
+    *,
+    settings: Reranking,
+    stretch_images: int = STRETCH_IMAGES,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Encodings:
+    """As `encodings_of`, the images compared by tasks: the same numbers for any of them.
+
+    `tell` hears of pairs of images that have been compared, and of all. Needs a Ray cluster.
+    """
+    images = np.concatenate([who.queries, who.gallery])
+    junk = np.flatnonzero(who.pids[who.gallery] == JUNK_PID)
+    counts = who_counts(len(who.queries), len(who.gallery), junk)
+    nearest = Nearest.of(len(images), count=min(settings.neighbours, int(counts.sum())))
+    stretches = _stretches(parts, images, stretch_images)
+    shared = ray.put(counts)
+    tasks, total = {}, 0
+    for one, other in combinations_with_replacement(stretches, 2):
+        task = _compare.remote(one, other, shared, nearest.images.shape[1])
+        size = len(one.images) * len(other.images)
+        tasks[task], total = size, total + size
+    for done, found in _as_they_end(tasks):
+        for place, some in found:
+            nearest.rows(place).merge(some)
+        tell(done, total)
+    members = members_of(nearest, settings)
+    cosines = np.empty(len(members.query))
+    both = list(product(stretches, repeat=2))
+    places = [members.among(one.place, other.place) for one, other in both]
+    found = results(
+        [
+            _similarities.remote(one, other, members.take(here))
+            for (one, other), here in zip(both, places, strict=True)
+        ]
+    )
+    for here, values in zip(places, found, strict=True):
+        cosines[here] = values
+    return encode(nearest, members, cosines, queries=len(who.queries), settings=settings)
+
+
+def camera_rule(who: Features) -> CameraRule:
+    """Which images count for which query."""
     query, gallery = (
         labels(
             pids=who.pids[side],
@@ -117,68 +215,58 @@ def ranks_of(
             count=len(side),
             side=name,
         )
-        for name, side in (("query", asking), ("gallery", answering))
+        for name, side in (("query", who.queries), ("gallery", who.gallery))
     )
-    rule = CameraRule(query, gallery)
-    matches, ignored = judged_pairs(rule, len(query))
-    stretches = even_slices(len(gallery), stretch_images)
-    similarities = results(
-        [
-            _similarities.remote(
-                parts, asking, answering[s], s.start, matches.within(s.start, s.stop)
-            )
-            for s in stretches
-        ]
-    )
-    thresholds = Thresholds.of(matches, np.concatenate(similarities), queries=len(query))
-    shared = ray.put((rule, thresholds))
-    images_of = {
-        _count.remote(
-            parts, asking, answering[s], s.start, shared, ignored.within(s.start, s.stop)
-        ): (s.stop - s.start)
-        for s in stretches
-    }
-    nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
+    return CameraRule(query, gallery)
+
+
+def _as_they_end(size_of: dict[ray.ObjectRef, int]) -> Iterator[tuple[int, Any]]:
+    """The results of tasks, each let go once it is used; with the sizes of all that have ended."""
     done = 0
-    while images_of:  # counts are added as they come, and let go
-        [task], _ = ray.wait([*images_of], num_returns=1)
-        [counts] = results([task])
-        nearer += counts
-        done += images_of.pop(task)
-        tell(done, len(gallery))
-    return thresholds.ranks(nearer, rule), rule
+    while size_of:
+        [task], _ = ray.wait([*size_of], num_returns=1)
+        [result] = results([task])
+        done += size_of.pop(task)
+        yield done, result
 
 
 @ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _similarities(
-    parts: FeatureParts, asking: np.ndarray, answering: np.ndarray, first: int, pairs: Pairs
-) -> np.ndarray:
-    queries, stretch = _sides(parts, asking, answering, first)
-    return pair_similarities(queries, stretch, pairs)
+def _similarities(one: _Stretch, other: _Stretch, pairs: Pairs) -> np.ndarray:
+    return pair_similarities(one.side("query_features"), other.side("gallery_features"), pairs)
 
 
 @ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
 def _count(
-    parts: FeatureParts,
-    asking: np.ndarray,
-    answering: np.ndarray,
-    first: int,
-    shared: tuple[CameraRule, Thresholds],
+    queries: _Stretch,
+    stretch: _Stretch,
+    shared: tuple[CameraRule, Thresholds, Encodings | None],
     ignored: Pairs,
 ) -> np.ndarray:
-    rule, thresholds = shared
-    queries, stretch = _sides(parts, asking, answering, first)
-    return count_nearer_in(queries, stretch, thresholds, ignored=ignored, rule=rule)
-
-
-def _sides(
-    parts: FeatureParts, asking: np.ndarray, answering: np.ndarray, first: int
-) -> tuple[Side, Side]:
-    torch.set_num_threads(1)  # as many as the task has cores
-    return (
-        Side(parts.read(asking), "query_features"),
-        Side(parts.read(answering), "gallery_features", first=first),
+    rule, thresholds, encodings = shared
+    return count_nearer_in(
+        queries.side("query_features"),
+        stretch.side("gallery_features"),
+        thresholds,
+        ignored=ignored,
+        rule=rule,
+        shifts=encodings,
     )
+
+
+@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
+def _compare(
+    one: _Stretch, other: _Stretch, counts: np.ndarray, neighbours: int
+) -> list[tuple[slice, Nearest]]:
+    """What the images of each stretch found in the other."""
+    mine, of_mine = one.side("features"), Nearest.of(len(one.images), count=neighbours)
+    found = [(one.place, of_mine)]
+    theirs, of_theirs = mine, of_mine
+    if other.first != one.first:
+        theirs = other.side("features")
+        of_theirs = Nearest.of(len(other.images), count=neighbours)
+        found.append((other.place, of_theirs))
+    compare(mine, theirs, of_one=of_mine, of_other=of_theirs, counts=counts)
+    return found
 
 
 def _empty(shape: Sequence[int], dtype: Any) -> np.ndarray:

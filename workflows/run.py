@@ -22,7 +22,8 @@ from tracking.pictures import cmc_plot
 from tracking.source import command
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
-from workflows.evaluate import UNTOUCHED, TargetReport, evaluate_on
+from workflows.embedding import UNTOUCHED
+from workflows.evaluate import TargetReport, evaluate_on
 from workflows.ground import ground
 from workflows.progress import as_text, say
 from workflows.session import (

@@ -64,9 +64,9 @@ class Pairs:
         """Some of them."""
         return Pairs(self.query[places], self.gallery[places])
 
-    def within(self, first: int, stop: int) -> Pairs:
+    def within(self, gallery: slice) -> Pairs:
         """Those of a stretch of the gallery; they must be sorted by gallery image."""
-        begin, end = np.searchsorted(self.gallery, (first, stop))
+        begin, end = np.searchsorted(self.gallery, (gallery.start, gallery.stop))
         return self.take(slice(int(begin), int(end)))
 
     def among(self, queries: slice, gallery: slice) -> np.ndarray:
@@ -388,6 +388,6 @@ def _within(indices: np.ndarray, here: slice) -> np.ndarray:
 
 def _places(pairs: Pairs, group: slice, here: slice) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of pairs in a block of similarities."""
-    pairs = pairs.within(here.start, here.stop)
+    pairs = pairs.within(here)
     inside = (pairs.query >= group.start) & (pairs.query < group.stop)
     return pairs.query[inside] - group.start, pairs.gallery[inside] - here.start

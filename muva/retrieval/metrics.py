@@ -14,7 +14,7 @@ from torch import Tensor
 from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
 from muva.retrieval.distances import BLOCK_BYTES
 from muva.retrieval.match_ranks import match_ranks
-from muva.retrieval.reranking import Reranking, encodings_of
+from muva.retrieval.reranking import Encodings, Reranking, asked_encodings
 from muva.retrieval.scores import RetrievalResult, score
 
 
@@ -29,17 +29,18 @@ def evaluate(
     query_ids: Identifiers | None = None,
     gallery_ids: Identifiers | None = None,
     ranks: Sequence[int] = (1, 5, 10, 20),
-    rerank: bool | Reranking = False,
+    rerank: bool | Reranking | Encodings = False,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> RetrievalResult:
     """Rank the gallery for each query and score the ranking.
 
     Features are (images, width), normalised here; numpy arrays may be memory-mapped. Without camera
-    ids a query ignores only the gallery image of its own id. `rerank` (True: the paper's settings)
-    orders by k-reciprocal neighbours instead. `progress` hears of what is done and of all there is:
-    of pairs compared for the re-ranking first, then of gallery images. Raises MuvaError for inputs
-    that do not belong together, for NaN, and when no query has a match.
+    ids a query ignores only the gallery image of its own id. `rerank` orders by k-reciprocal
+    neighbours instead: True means the paper's settings, and `Encodings` are those of these features
+    without junk. `progress` hears of what is done and of all there is, first of pairs compared for
+    the re-ranking, then of gallery images. Raises MuvaError for inputs that do not belong together,
+    for NaN, and when no query has a match.
     """
     query = labels(
         pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
@@ -52,16 +53,14 @@ def evaluate(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    encodings = None
-    if rerank:
-        encodings = encodings_of(
-            query_features,
-            gallery_features,
-            left_out=rule.junk,
-            settings=rerank if isinstance(rerank, Reranking) else Reranking(),
-            block_bytes=block_bytes,
-            progress=progress,
-        )
+    encodings = asked_encodings(
+        rerank,
+        query_features,
+        gallery_features,
+        rule.junk,
+        block_bytes=block_bytes,
+        progress=progress,
+    )
     found = match_ranks(
         query_features,
         gallery_features,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
 from muva.retrieval.distances import BLOCK_BYTES, distance_blocks
-from muva.retrieval.reranking import Reranking, encodings_of, reranked_blocks
+from muva.retrieval.reranking import Encodings, Reranking, asked_encodings, reranked_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def ranked_lists(
     query_ids: Identifiers | None = None,
     gallery_ids: Identifiers | None = None,
     top: int = 10,
-    rerank: bool | Reranking = False,
+    rerank: bool | Reranking | Encodings = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> RankedLists:
     """The ranking that `evaluate` scores, cut after `top` images; same inputs, same errors."""
@@ -48,19 +48,11 @@ def ranked_lists(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    if rerank:
-        encodings = encodings_of(
-            query_features,
-            gallery_features,
-            left_out=rule.junk,
-            settings=rerank if isinstance(rerank, Reranking) else Reranking(),
-            block_bytes=block_bytes,
-        )
-        blocks = reranked_blocks(
-            query_features, gallery_features, encodings, block_bytes=block_bytes
-        )
+    sides = query_features, gallery_features
+    if encodings := asked_encodings(rerank, *sides, rule.junk, block_bytes=block_bytes):
+        blocks = reranked_blocks(*sides, encodings, block_bytes=block_bytes)
     else:
-        blocks = distance_blocks(query_features, gallery_features, block_bytes=block_bytes)
+        blocks = distance_blocks(*sides, block_bytes=block_bytes)
     indices = np.full((len(query), top), -1, np.int64)
     is_match = np.zeros((len(query), top), bool)
     for rows, distances in blocks:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, product
 
 import numpy as np
@@ -71,6 +71,10 @@ class Encodings:
     def gains(self) -> np.ndarray:
         """(queries,) float64: 2 lambda / furthest."""
         return 2 * self.settings.original_weight / self.furthest
+
+    def of_queries(self, numbers: np.ndarray) -> Encodings:
+        """For some of the queries."""
+        return replace(self, query=self.query[numbers], furthest=self.furthest[numbers])
 
     def block(self, queries: slice, gallery: slice) -> Float[np.ndarray, "Q G"]:
         """-(1 - lambda) Jaccard distance of these queries and gallery images."""
@@ -144,6 +148,28 @@ def encodings_of(
         here = members.among(one.place, other.place)
         cosines[here] = pair_similarities(one, other, members.take(here))
     return encode(nearest, members, cosines, queries=len(queries), settings=settings)
+
+
+def asked_encodings(
+    rerank: bool | Reranking | Encodings,
+    query: np.ndarray | Tensor,
+    gallery: np.ndarray | Tensor,
+    left_out: np.ndarray,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Encodings | None:
+    """What a caller asks for: nothing, the paper's settings (True), others, or ready encodings."""
+    if isinstance(rerank, Encodings) or not rerank:
+        return rerank or None
+    return encodings_of(
+        query,
+        gallery,
+        left_out=left_out,
+        settings=Reranking() if rerank is True else rerank,
+        block_bytes=block_bytes,
+        progress=progress,
+    )
 
 
 def who_counts(queries: int, gallery: int, left_out: np.ndarray) -> np.ndarray:

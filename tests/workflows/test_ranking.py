@@ -11,11 +11,17 @@ import pytest
 from muva.data.artifacts import Artifact
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from muva.retrieval import evaluate
+from muva.retrieval import Reranking, evaluate
 from muva.retrieval.features import Features
-from muva.retrieval.scores import score
+from muva.retrieval.scores import RetrievalResult, score
 from workflows import ranking
-from workflows.ranking import FEATURES_FORMAT, PART_IMAGES, FeatureParts, ranks_of
+from workflows.ranking import (
+    FEATURES_FORMAT,
+    PART_IMAGES,
+    FeatureParts,
+    encodings_by_tasks,
+    ranks_of,
+)
 
 RANKS = range(1, 21)
 
@@ -67,6 +73,12 @@ def test_a_damaged_part_is_named(tmp_path):
         parts.read(np.array([1, 600]))
 
 
+def assert_same(found: RetrievalResult, expected: RetrievalResult) -> None:
+    assert np.array_equal(found.average_precision, expected.average_precision, equal_nan=True)
+    assert (found.cmc, found.mean_inp) == (expected.cmc, expected.mean_inp)
+    assert found.camera_pairs == expected.camera_pairs
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["test set", "held-out people"])
 @pytest.mark.parametrize("stretch_images", [10_000, 700, 333])
 def test_any_number_of_tasks_gives_the_figures_of_one_process(
@@ -74,15 +86,33 @@ def test_any_number_of_tasks_gives_the_figures_of_one_process(
 ):
     who = crowd(queries=150, gallery=1300, mixed=mixed)
     parts = kept(tmp_path, who.features)
-    expected = evaluate(**who.retrieval_inputs(), ranks=RANKS)
     told = []
     without = dataclasses.replace(who, features=np.empty((len(who), 0), np.float32))
     ranks, rule = ranks_of(
         parts, without, stretch_images=stretch_images, tell=lambda done, _: told.append(done)
     )
-    found = score(ranks, rule, ranks=RANKS)
-    assert np.array_equal(found.average_precision, expected.average_precision, equal_nan=True)
-    assert (found.cmc, found.mean_inp) == (expected.cmc, expected.mean_inp)
-    assert found.camera_pairs == expected.camera_pairs
+    expected = evaluate(**who.retrieval_inputs(), ranks=RANKS)
+    assert_same(score(ranks, rule, ranks=RANKS), expected)
     assert told[-1] == 1300
     assert len(told) == -(-1300 // stretch_images)
+
+
+@pytest.mark.parametrize("stretch_images", [10_000, 333])
+def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
+    ray_session, tmp_path, stretch_images
+):
+    who = crowd(queries=150, gallery=700, mixed=True)
+    parts = kept(tmp_path, who.features)
+    told = []
+    encodings = encodings_by_tasks(
+        parts,
+        dataclasses.replace(who, features=np.empty((len(who), 0), np.float32)),
+        settings=Reranking(),
+        stretch_images=stretch_images,
+        tell=lambda done, total: told.append((done, total)),
+    )
+    ranks, rule = ranks_of(parts, who, encodings=encodings, stretch_images=stretch_images)
+    expected = evaluate(**who.retrieval_inputs(), ranks=RANKS, rerank=True)
+    assert_same(score(ranks, rule, ranks=RANKS), expected)
+    assert told[-1][0] == told[-1][1]
+    assert len(told) == (1 if stretch_images > 850 else 6)
