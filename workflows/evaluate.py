@@ -243,7 +243,8 @@ def _judge_file(session: Session, file: Path, config: ExperimentConfig) -> Targe
     found = score_features(features, config.evaluation)
     summary = summary_of(features, config.evaluation, found)
     report = _target_report(summary, seconds=0)
-    key = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    with file.open("rb") as stored:
+        key = hashlib.file_digest(stored, "sha256").hexdigest()[:16]
     settings = {"file": str(file), "evaluation": config.evaluation.model_dump(mode="json")}
     with session.run(f"features {file.stem}", key=f"features-{key}", params=settings) as run:
         if run is not None:

@@ -7,12 +7,10 @@ there are, in which order they end, or how often one is repeated after its node 
 from __future__ import annotations
 
 import io
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule, labels
 from muva.retrieval.distances import even_slices
-from muva.retrieval.features import Features
+from muva.retrieval.features import Features, roomy_array
 from muva.retrieval.match_ranks import (
     MatchRanks,
     Pairs,
@@ -44,8 +42,6 @@ PART_IMAGES = 512
 """Images that a task embeds and writes together."""
 STRETCH_IMAGES = 16_384
 """Gallery images that a task counts in: 128 MiB of features 2,048 wide."""
-HELD_BYTES = 256 * 2**20
-"""Features up to this size are held in memory, others in a file that is mapped."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class FeatureParts:
             places = np.flatnonzero(part_of == part)
             values = self._part(int(self.firsts[part]))
             if features is None:
-                features = _empty((len(images), values.shape[1]), values.dtype)
+                features = roomy_array((len(images), values.shape[1]), values.dtype)
             features[places] = values[images[places] - self.firsts[part]]
         assert features is not None, "no images are asked for"
         return features
@@ -267,12 +263,3 @@ def _compare(
         found.append((other.place, of_theirs))
     compare(mine, theirs, of_one=of_mine, of_other=of_theirs, counts=counts)
     return found
-
-
-def _empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if size <= HELD_BYTES:
-        return np.empty(shape, dtype)
-    with tempfile.NamedTemporaryFile(prefix="muva-features-", suffix=".npy") as file:
-        # The mapping outlives the file's name: it goes with the last one that uses it.
-        return np.lib.format.open_memmap(Path(file.name), "w+", dtype, tuple(shape))

@@ -1,15 +1,21 @@
 """Features on disk, ours or any other program's: `.npz` or `.parquet` with the same five names.
 
 `features` (images x width), `ids`, `pids`, and, where known, `camids` and `split` (query or
-gallery). Without `split` every image is a query and in the gallery, and ignores itself.
+gallery). Without `split` every image is a query and in the gallery, and ignores itself. The
+features stay on disk, in a memory map: of the file itself, where it is an `.npz` that is not
+compressed, else of a temporary copy.
 """
 
 from __future__ import annotations
 
+import io
+import math
+import struct
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +32,7 @@ class Features:
     """Features of M images and who is on them."""
 
     features: np.ndarray
-    """(M, D) float32, or float16."""
+    """(M, D) float16, float32 or float64; of a file: mapped."""
     ids: np.ndarray
     """(M,) str: unique names of the images."""
     pids: np.ndarray
@@ -49,7 +55,7 @@ class Features:
         for side, places in (("query", asking), ("gallery", self.gallery)):
             chosen = _as_slice(places)
             inputs |= {
-                f"{side}_features": self.features[chosen],
+                f"{side}_features": _taken(self.features, places),
                 f"{side}_pids": self.pids[chosen],
                 f"{side}_camids": None if self.camids is None else self.camids[chosen],
                 f"{side}_ids": self.ids[chosen],
@@ -78,6 +84,35 @@ class Features:
         if self.split is None:
             return np.arange(len(self))
         return np.flatnonzero(self.split == "gallery")
+
+
+HELD_BYTES = 256 * 2**20
+"""Arrays up to this size are made in memory, others in a file that is mapped."""
+
+
+def roomy_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array to be filled: in memory, or, where it is large, in a temporary file.
+
+    The mapping outlives the file's name: the space is freed with the last array that uses it.
+    """
+    if math.prod(shape) * np.dtype(dtype).itemsize <= HELD_BYTES:
+        return np.empty(shape, dtype)
+    with tempfile.NamedTemporaryFile(prefix="muva-features-", suffix=".npy") as file:
+        return np.lib.format.open_memmap(Path(file.name), "w+", dtype, shape)
+
+
+def _taken(features: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Some rows: a view where they follow each other, else a copy that may be large."""
+    stretch = _as_slice(places)
+    if isinstance(stretch, slice):
+        return features[stretch]
+    copy = roomy_array((len(places), features.shape[1]), features.dtype)
+    for some in range(0, len(places), _ROWS_AT_ONCE):
+        copy[some : some + _ROWS_AT_ONCE] = features[places[some : some + _ROWS_AT_ONCE]]
+    return copy
+
+
+_ROWS_AT_ONCE = 8192
 
 
 def _as_slice(places: np.ndarray) -> np.ndarray | slice:
@@ -134,12 +169,62 @@ def _from_npz(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("it holds one array, not an archive of named ones")
     with archive as arrays:
-        return {name: arrays[name] for name in (*_NEEDED, *_OPTIONAL) if name in arrays}
+        names = [name for name in (*_NEEDED, *_OPTIONAL) if name in arrays]
+        return {n: _member(path, n) if n == "features" else arrays[n] for n in names}
+
+
+def _member(path: Path, name: str) -> np.ndarray:
+    """An array of an archive, mapped: where it lies in the file; if compressed, a copy."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"{name} is of version {version} of NumPy's format")
+        shape, by_columns, dtype = read_header(member)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds objects, which are not read")
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type == zipfile.ZIP_STORED:
+            begin, size = member.tell(), math.prod(shape) * dtype.itemsize
+            while member.read(_BYTES_AT_ONCE):  # to the end, where the checksum is compared
+                pass
+            if member.tell() - begin < size:
+                raise EOFError(f"{name} ends before its {math.prod(shape)} numbers")
+            order = "F" if by_columns else "C"
+            return np.memmap(path, dtype, "r", _data_offset(path, info) + begin, shape, order)
+        copy = roomy_array(shape[::-1] if by_columns else shape, dtype)
+        _fill(copy, member)
+        return copy.T if by_columns else copy
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: its local header says (PKWARE's APPNOTE, 4.3.7)."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)
+        name_length, extra_length = struct.unpack("<HH", file.read(4))
+    return info.header_offset + 30 + name_length + extra_length
+
+
+def _fill(array: np.ndarray, source: IO[bytes] | io.BufferedIOBase) -> None:
+    """Reads an array's bytes, some at a time."""
+    flat = array.reshape(-1).view(np.uint8)
+    for begin in range(0, len(flat), _BYTES_AT_ONCE):
+        some = source.read(min(_BYTES_AT_ONCE, len(flat) - begin))
+        if len(some) < min(_BYTES_AT_ONCE, len(flat) - begin):
+            raise EOFError("the features end before their time")
+        flat[begin : begin + len(some)] = np.frombuffer(some, np.uint8)
+
+
+_BYTES_AT_ONCE = 2**24
 
 
 def _from_parquet(path: Path) -> dict[str, np.ndarray]:
-    names = pq.read_schema(path).names
-    table = pq.read_table(path, columns=[n for n in (*_NEEDED, *_OPTIONAL) if n in names])
+    file = pq.ParquetFile(path)
+    names = [n for n in (*_NEEDED, *_OPTIONAL) if n in file.schema_arrow.names]
+    table = file.read(columns=[name for name in names if name != "features"])
     columns = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -147,24 +232,32 @@ def _from_parquet(path: Path) -> dict[str, np.ndarray]:
             continue  # a column of nothing but nulls says that it is unknown
         if column.null_count:
             raise ValueError(f"{name} is empty in {column.null_count} of {len(column)} rows")
-        if name == "features":
-            columns[name] = _matrix(column)
-        else:
-            columns[name] = column.to_numpy(zero_copy_only=False)
+        columns[name] = column.to_numpy(zero_copy_only=False)
+    if "features" in names:
+        columns["features"] = _matrix(file)
     return columns
 
 
-def _matrix(column: Any) -> np.ndarray:
-    """A column of lists, all of one length, as rows."""
-    if not hasattr(column, "flatten"):
-        raise ValueError(f"features must be lists of numbers, found {column.type}")
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    lengths = (
-        {len(row) for row in column} if not pa.types.is_fixed_size_list(column.type) else set()
-    )
-    if len(lengths) > 1:
-        raise ValueError(f"features have different widths: {sorted(lengths)[:5]}")
-    return values.reshape(len(column), -1)
+def _matrix(file: pq.ParquetFile) -> np.ndarray:
+    """The column of lists, all of one length, as rows; read some rows at a time."""
+    total, done = file.metadata.num_rows, 0
+    matrix = np.empty((0, 0), np.float32)
+    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["features"]):
+        column = batch.column(0)
+        if column.null_count:
+            raise ValueError(f"features is empty in {column.null_count} rows from {done} on")
+        if not hasattr(column, "flatten"):
+            raise ValueError(f"features must be lists of numbers, found {column.type}")
+        widths = {len(row) for row in column}
+        values = column.flatten().to_numpy(zero_copy_only=False)
+        if not done:
+            matrix = roomy_array((total, len(values) // len(column)), values.dtype)
+        widths.add(matrix.shape[1])
+        if len(widths) > 1:
+            raise ValueError(f"features have different widths: {sorted(widths)[:5]}")
+        matrix[done : done + len(column)] = values.reshape(len(column), -1)
+        done += len(column)
+    return matrix
 
 
 def _checked(columns: dict[str, np.ndarray], path: Path) -> Features:
@@ -197,7 +290,7 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> Features:
     if (columns.get("camids", np.zeros(1)) < 0).any():
         raise MuvaError(f"features {path}: camids must not be negative; leave them out if unknown")
     return Features(
-        features=features if features.dtype in (np.float16, np.float32) else features.astype("f4"),
+        features=features,
         ids=ids,
         pids=columns["pids"].astype(np.int64),
         camids=columns["camids"].astype(np.int64) if "camids" in columns else None,

@@ -9,6 +9,7 @@ import pytest
 
 from muva.errors import MuvaError
 from muva.retrieval import Features, evaluate, ranked_lists, read_features, write_features
+from muva.retrieval import features as features_module
 
 
 def features(**changes) -> Features:
@@ -41,6 +42,43 @@ def test_features_are_read_as_they_were_written(tmp_path, form, changes):
     assert read.features.dtype == written.features.dtype
 
 
+def arrays_of(given: Features, **changes: np.ndarray) -> dict[str, Any]:
+    names = ("features", "ids", "pids", "camids", "split")
+    return {name: getattr(given, name) for name in names} | changes
+
+
+@pytest.mark.parametrize("form", ["plain", "compressed", "by columns", "parquet"])
+def test_large_features_stay_on_disk_and_score_the_same(tmp_path, monkeypatch, form):
+    monkeypatch.setattr(features_module, "HELD_BYTES", 100)
+    monkeypatch.setattr(features_module, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(features_module, "_BYTES_AT_ONCE", 64)
+    given = features()
+    path = tmp_path / ("f.parquet" if form == "parquet" else "f.npz")
+    if form == "compressed":
+        np.savez_compressed(path, **arrays_of(given))
+    elif form == "by columns":
+        np.savez(path, **arrays_of(given, features=np.asfortranarray(given.features)))
+    else:
+        write_features(path, given)
+    read = read_features(path)
+    inputs = read.retrieval_inputs()
+    for side in (read.features, inputs["query_features"], inputs["gallery_features"]):
+        assert isinstance(side, np.memmap)
+    assert np.array_equal(read.features, given.features)
+    found, expected = (evaluate(**sides) for sides in (inputs, given.retrieval_inputs()))
+    np.testing.assert_array_equal(found.average_precision, expected.average_precision)
+
+
+def test_features_that_were_damaged_or_cut_are_refused(tmp_path):
+    write_features(tmp_path / "f.npz", features())
+    stored = bytearray((tmp_path / "f.npz").read_bytes())
+    at = stored.index(features().features[5].tobytes())
+    stored[at] ^= 1
+    (tmp_path / "f.npz").write_bytes(stored)
+    with pytest.raises(MuvaError, match="cannot be read: Bad CRC-32"):
+        read_features(tmp_path / "f.npz")
+
+
 def test_parquet_of_other_programs_may_hold_plain_lists_and_doubles(tmp_path):
     table = pa.table(
         {
@@ -54,7 +92,7 @@ def test_parquet_of_other_programs_may_hold_plain_lists_and_doubles(tmp_path):
     pq.write_table(table, tmp_path / "f.parquet")
     read = read_features(tmp_path / "f.parquet")
     assert read.ids.tolist() == ["10", "11", "12"]
-    assert read.camids is None and read.features.dtype == np.float32
+    assert read.camids is None and read.features.dtype == np.float64
     result = evaluate(**read.retrieval_inputs())
     assert (result.valid_queries, result.mean_ap) == (2, 1.0)
 
@@ -87,6 +125,7 @@ def test_files_that_are_no_features_are_refused(tmp_path):
     (tmp_path / "f.npz").write_bytes(b"PK\x03\x04 cut off")
     (tmp_path / "f.parquet").write_bytes(b"PAR1")
     np.savez(tmp_path / "pickle.npz", features=np.array([{}], object))
+    np.savez(tmp_path / "pickled-ids.npz", features=np.ones((1, 2)), ids=np.array([{}], object))
     ragged = pa.table({"features": [[1.0], [1.0, 2.0]], "ids": ["a", "b"], "pids": [1, 2]})
     pq.write_table(ragged, tmp_path / "ragged.parquet")
     holes = pa.table({"features": [[1.0], [2.0]], "ids": ["a", "b"], "pids": [1, None]})
@@ -94,7 +133,8 @@ def test_files_that_are_no_features_are_refused(tmp_path):
     for name, message in {
         "f.npz": "cannot be read",
         "f.parquet": "cannot be read",
-        "pickle.npz": "allow_pickle=False",
+        "pickle.npz": "features holds objects, which are not read",
+        "pickled-ids.npz": "allow_pickle=False",
         "ragged.parquet": "different widths",
         "holes.parquet": "pids is empty in 1 of 2 rows",
         "none.npz": "no such file",

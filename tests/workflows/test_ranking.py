@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,9 @@ from muva.data.artifacts import Artifact
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.retrieval import Reranking, evaluate
+from muva.retrieval import features as features_module
 from muva.retrieval.features import Features
 from muva.retrieval.scores import RetrievalResult, score
-from workflows import ranking
 from workflows.ranking import (
     FEATURES_FORMAT,
     PART_IMAGES,
@@ -59,7 +61,7 @@ def test_parts_give_the_images_asked_for_in_their_order(tmp_path, monkeypatch):
     parts = kept(tmp_path, features)
     asked = np.random.default_rng(1).permutation(len(features))[:777]
     assert np.array_equal(parts.read(asked), features[asked])
-    monkeypatch.setattr(ranking, "HELD_BYTES", 1000)
+    monkeypatch.setattr(features_module, "HELD_BYTES", 1000)
     mapped = parts.read(asked)
     assert isinstance(mapped, np.memmap)
     assert np.array_equal(mapped, features[asked])
@@ -116,3 +118,15 @@ def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
     assert_same(score(ranks, rule, ranks=RANKS), expected)
     assert told[-1][0] == told[-1][1]
     assert len(told) == (1 if stretch_images > 850 else 6)
+
+
+def test_nodes_that_are_lost_change_no_figure(tmp_path):
+    command = [sys.executable, "-m", "tests.workflows.lost_node", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    found = np.load(tmp_path / "found.npz")
+    who = crowd(queries=90, gallery=900, mixed=False)
+    for name, rerank in (("plain", False), ("reranked", True)):
+        expected = evaluate(**who.retrieval_inputs(), ranks=RANKS, rerank=rerank)
+        assert np.array_equal(found[name], expected.average_precision, equal_nan=True)
+    assert len(found["lost"]) == 2
+    assert all(0 < done < total for done, total in found["lost"])
