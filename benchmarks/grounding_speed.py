@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.memory import peak_memory_mb
 from muva.config import PHRASES, GroundingConfig
 from muva.data.artifacts import Artifact
-from muva.data.records import Record
+from muva.data.records import Record, Split
 from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.data.store import open_store
 from muva.data.synthetic import BENCHMARK, render
@@ -127,7 +127,9 @@ def main() -> int:
 
 def measured(folder: Path, expert: ChosenExpert, images: int, repeats: int) -> dict[str, float]:
     """All figures."""
-    people = crowd(folder, "crowd", images, encoded=_shots(), shard_images=SHARD_IMAGES)
+    people = crowd(
+        folder, "crowd", images, encoded=shots(height=128, width=64), shard_images=SHARD_IMAGES
+    )
     runs = [actor_rates(people, expert, folder / f"run-{number}") for number in range(repeats)]
     rates = {name: [run[name] for run in runs] for name in runs[0]}
     overheads = [bare / one - 1 for bare, one in zip(rates["bare"], rates["one"], strict=True)]
@@ -183,14 +185,20 @@ def judged(figures: Mapping[str, float]) -> list[tuple[str, str, str, bool]]:
 
 
 def crowd(
-    store: Path | str, name: str, images: int, *, encoded: Sequence[bytes], shard_images: int
+    store: Path | str,
+    name: str,
+    images: int,
+    *,
+    encoded: Sequence[bytes],
+    shard_images: int,
+    splits: Sequence[Split] = ("train",),
 ) -> Dataset:
     """A data set of so many images, these ones again and again."""
     records = (
         Record(
             domain=name,
-            image_id=f"train/{number:06d}.jpg",
-            split="train",
+            image_id=f"{splits[number % len(splits)]}/{number:06d}.jpg",
+            split=splits[number % len(splits)],
             pid=number // 4 + 1,
             camid=1,
             source=encoded[number % len(encoded)],
@@ -325,12 +333,15 @@ def recognition_s(folder: Path) -> tuple[float, float]:
     return recognised_s, time.perf_counter() - started_at
 
 
-def _shots() -> list[bytes]:
-    shots = (
-        render(BENCHMARK[n % len(BENCHMARK)], pid=1 + n, camid=1, index=0, height=128, width=64)
+def shots(*, height: int, width: int) -> list[bytes]:
+    """Pictures of people, as JPEGs."""
+    rendered = (
+        render(
+            BENCHMARK[n % len(BENCHMARK)], pid=1 + n, camid=1, index=0, height=height, width=width
+        )
         for n in range(SHOTS)
     )
-    return [encode_jpeg(shot.image, quality=90) for shot in shots]
+    return [encode_jpeg(shot.image, quality=90) for shot in rendered]
 
 
 if __name__ == "__main__":

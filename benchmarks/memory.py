@@ -26,8 +26,11 @@ def peak_memory_mb() -> Iterator[list[float]]:
         thread.join()
 
 
-def memory_mb() -> float:
-    """RssAnon + RssShmem of this process, in 10^6 bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory_mb(process: Path = Path("/proc/self")) -> float:
+    """RssAnon + RssShmem of a process, in 10^6 bytes; 0 when it has ended."""
+    try:
+        lines = (process / "status").read_text().splitlines()
+    except OSError:
+        return 0.0
     kib = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))]
     return sum(kib) * 1024 / 1e6

@@ -85,3 +85,10 @@ def cpus() -> int:
 def gpus() -> int:
     """GPUs of the whole cluster."""
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cores_per_gpu() -> int:
+    """CPU cores for each GPU on the node that has fewest; 1 without GPUs."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    shares = [int(has.get("CPU", 0) // has["GPU"]) for has in nodes if has.get("GPU", 0) >= 1]
+    return max(1, min(shares, default=1))

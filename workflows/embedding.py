@@ -25,7 +25,7 @@ from muva.errors import MuvaError
 from muva.model.bundle import Embedder, untouched_clip
 from muva.retrieval.features import Features
 from workflows.board import Board, gather
-from workflows.cluster import ANYWHERE, gpus, ray_cluster
+from workflows.cluster import ANYWHERE, cores_per_gpu, gpus, ray_cluster
 from workflows.progress import track
 from workflows.ranking import FEATURES_FORMAT, PART_IMAGES, FeatureParts
 from workflows.session import Session
@@ -108,7 +108,9 @@ def features_step(
                 done += images
                 progress.update(done, count)
 
-            embed = _embed.options(num_gpus=min(1, gpus()))
+            embed = _embed
+            if gpus():
+                embed = _embed.options(num_gpus=1, num_cpus=cores_per_gpu())
             tasks = [embed.remote(model, config, judged, p, artifact, board) for p in waiting]
             gather(tasks, board=board, on_message=show)
         return {"images": count}
@@ -144,15 +146,18 @@ def _embed(
     board: Board,
 ) -> None:
     """Embeds and writes one part."""
-    torch.set_num_threads(1)  # as many as the task has cores: sums depend on it
-    images = judged.images(part.rows)
-    embedder = _open_embedder(model, config.image_height, config.image_width, config.stride)
-    FeatureParts(artifact).write(part.first, embedder.embed(images))
+    torch.set_num_threads(1)  # as few as a task has cores without a GPU: sums depend on it
+    images = open_dataset(judged.dataset).read_images(part.rows)
+    embedder = open_embedder(model, config.image_height, config.image_width, config.stride)
+    decoders = 0
+    if embedder.device.type == "cuda":
+        decoders = int(ray.get_runtime_context().get_assigned_resources()["CPU"])
+    FeatureParts(artifact).write(part.first, embedder.embed(images, decoders=decoders))
     board.post(len(images))
 
 
 @functools.lru_cache(maxsize=2)
-def _open_embedder(model: str, height: int, width: int, stride: int) -> Embedder:
+def open_embedder(model: str, height: int, width: int, stride: int) -> Embedder:
     """The model, kept for the next task of this process; sizes are for a CLIP as it is."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not model.startswith(UNTOUCHED):

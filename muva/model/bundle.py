@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,18 +65,24 @@ class Embedder:
         return self
 
     def embed(
-        self, images: Sequence[ImageLike], *, batch_size: int = 64, precision: Precision = "fp32"
+        self,
+        images: Sequence[ImageLike],
+        *,
+        batch_size: int = 64,
+        precision: Precision = "fp32",
+        decoders: int = 0,
     ) -> Float[np.ndarray, " B F"]:
         """Features of unit length, float32, of images of any size.
 
         An image is a PIL image, a uint8 array (height, width, 3), encoded bytes, or a path. It is
-        resized bilinearly to the model's size, as the authors do at test time.
+        resized bilinearly to the model's size, as the authors do at test time. `decoders`: threads
+        that decode and resize the next batch beside the model, for devices that would wait for it.
         """
-        features = [np.empty((0, self.feature_dim), np.float32)]
-        for start in range(0, len(images), batch_size):
-            batch = self._resized(images[start : start + batch_size])
-            features.append(self.embed_pixels(batch, precision=precision))
-        return np.concatenate(features)
+        features = [
+            self.embed_pixels(batch, precision=precision)
+            for batch in self._batches(images, batch_size, decoders)
+        ]
+        return np.concatenate([np.empty((0, self.feature_dim), np.float32), *features])
 
     def pixels(self, images: Sequence[ImageLike]) -> Float[Tensor, " B 3 H W"]:
         """What the model's modules take: images as `embed` takes them, resized and normalised."""
@@ -103,11 +111,32 @@ class Embedder:
         )
         return (values - mean) / std
 
+    def _batches(
+        self, images: Sequence[ImageLike], batch_size: int, decoders: int
+    ) -> Iterator[Tensor]:
+        """(B, 3, H, W) uint8 each; with decoders, one is made while the one before is used."""
+        batches = [
+            images[start : start + batch_size] for start in range(0, len(images), batch_size)
+        ]
+        if not decoders:
+            yield from map(self._resized, batches)
+            return
+        with ThreadPoolExecutor(decoders) as threads:
+            made = deque()
+            for batch in batches:
+                made.append([threads.submit(self._resized_one, image) for image in batch])
+                if len(made) > 1:
+                    yield _stacked([one.result() for one in made.popleft()])
+            for batch in made:
+                yield _stacked([one.result() for one in batch])
+
     def _resized(self, images: Sequence[ImageLike]) -> Tensor:
         """(B, 3, H, W) uint8."""
+        return _stacked([self._resized_one(image) for image in images])
+
+    def _resized_one(self, image: ImageLike) -> np.ndarray:
         size = {"height": self.image_height, "width": self.image_width}
-        pixels = [resized(_rgb(image), **size, interpolation="bilinear") for image in images]
-        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        return resized(_rgb(image), **size, interpolation="bilinear")
 
 
 @dataclass(kw_only=True)
@@ -251,6 +280,10 @@ def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
         return load(stored)
     except SafetensorError as error:
         raise MuvaError(f"model bundle {folder}: {WEIGHTS} is damaged ({error})") from error
+
+
+def _stacked(pixels: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
 def _rgb(image: ImageLike) -> Image.Image:
