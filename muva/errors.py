@@ -4,6 +4,11 @@ The message says what is wrong, where, what was expected and the remedy; the com
 without a traceback. Every other exception is a fault of the program and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class MuvaError(Exception):
     """Something outside the program is wrong: an input, a setting, a file, a machine."""
@@ -11,3 +16,10 @@ class MuvaError(Exception):
 
 class SettingsError(MuvaError):
     """A setting is unknown, of the wrong type, or impossible beside another one."""
+
+
+def closest(word: str, known: Iterable[str], *, most: int = 8) -> str:
+    """For errors: `closest: a, b`, the known words that are meant most likely, or else the first."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=3) or known[:most]
+    return f"closest: {', '.join(near)}"

@@ -6,14 +6,13 @@ Re-Identification", IET Computer Vision 20(1), 2026, tables 1 to 3, with the met
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from muva.errors import SettingsError
+from muva.errors import SettingsError, closest
 
 FOUR = ("market1501", "dukemtmc", "msmt17", "cuhk03np-detected")
 """Of which the paper learns from some and recognises in others."""
@@ -79,8 +78,7 @@ def rows(
     choices that leave nothing.
     """
     if protocol not in PROTOCOLS:
-        close = difflib.get_close_matches(protocol, PROTOCOLS, n=1) or list(PROTOCOLS)
-        raise SettingsError(f"protocol {protocol!r} is unknown; closest: {', '.join(close)}")
+        raise SettingsError(f"protocol {protocol!r} is unknown; {closest(protocol, PROTOCOLS)}")
     kept = [name for name in domains if name not in without]
     if protocol == "classical":
         made = [(tuple(n for n in CLASSICAL_SOURCES if n not in without), CLASSICAL_TARGETS)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from muva.data.protocols import write_trials
 from muva.data.records import SPLITS, Record
 from muva.data.shards import SHARD_FORMAT, Dataset, open_dataset, write_shards
 from muva.data.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
-from muva.errors import MuvaError, SettingsError
+from muva.errors import MuvaError, SettingsError, closest
 from workflows.board import Board, gather
 from workflows.cluster import ray_cluster
 from workflows.progress import as_text, say, track
@@ -317,8 +316,8 @@ def benchmarks_verb(name: str | None, as_json: bool) -> None:
         text = as_text(table)
     else:
         if name not in BENCHMARKS:
-            close = difflib.get_close_matches(name, BENCHMARKS, n=3) or list(BENCHMARKS)
-            raise SettingsError(f"public data set {name!r} is unknown; closest: {', '.join(close)}")
+            near = closest(name, BENCHMARKS, most=len(BENCHMARKS))
+            raise SettingsError(f"public data set {name!r} is unknown; {near}")
         known = {name: BENCHMARKS[name]}
         text = _card(name)
     facts = {key: _facts(benchmark) for key, benchmark in known.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import io
 import re
@@ -21,7 +20,7 @@ from muva.config import PARTS
 from muva.data.artifacts import Artifact, find_artifact, fingerprint, list_artifacts
 from muva.data.images import decode_rgb
 from muva.data.shards import Dataset, open_dataset
-from muva.errors import MuvaError
+from muva.errors import MuvaError, closest
 from muva.grounding import quality
 from muva.grounding.labels import (
     LABEL_FORMAT,
@@ -205,8 +204,8 @@ def show(
     data = open_dataset(find_artifact(session.store, "datasets", dataset))
     chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
     if image not in chosen.image_ids:
-        close = difflib.get_close_matches(image, chosen.image_ids, n=3) or chosen.image_ids[:3]
-        raise MuvaError(f"{data.name}: has no image {image!r}; closest: {', '.join(close)}")
+        near = closest(image, chosen.image_ids, most=3)
+        raise MuvaError(f"{data.name}: has no image {image!r}; {near}")
     details = chosen.details()
     boxes, found = (values.numpy() for values in chosen.boxes(chosen.image_ids))
     trusted = quality.confidence(boxes, found, chosen.parts, chosen.grid)

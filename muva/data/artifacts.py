@@ -7,7 +7,6 @@ what is done.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -20,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from muva.data.store import MissingKeyError, Store, open_store
-from muva.errors import MuvaError, SettingsError
+from muva.errors import MuvaError, SettingsError, closest
 
 KINDS = ("datasets", "labels", "prompts", "models", "features", "metrics", "runs")
 MANIFEST = "manifest.json"
@@ -204,8 +203,7 @@ def find_artifact(store: Store, kind: str, reference: str) -> Artifact:
     if named:
         return max(named, key=Artifact.meant_since)
     names = sorted({artifact.name for artifact in known})
-    close = difflib.get_close_matches(wanted, names, n=3) or names[:8]
-    there = f"closest: {', '.join(close)}" if close else f"there are no {kind} yet"
+    there = closest(wanted, names) if names else f"there are no {kind} yet"
     raise MuvaError(f"no {kind} {reference!r} in the store {store.uri}; {there}")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from muva.config import PARTS
-from muva.errors import SettingsError
+from muva.errors import SettingsError, closest
 from muva.grounding.quality import Boxes, Found, areas, disordered, duplicates
 
 RULES_VERSION = 1
@@ -75,8 +74,7 @@ def check_rules(names: Sequence[str]) -> None:
     """Raises SettingsError for a name that is no rule, with the closest one."""
     for name in names:
         if name not in RULES:
-            close = difflib.get_close_matches(name, RULES, n=1) or list(RULES)
-            raise SettingsError(f"rule {name!r} is unknown; closest: {', '.join(close)}")
+            raise SettingsError(f"rule {name!r} is unknown; {closest(name, RULES)}")
 
 
 def apply_rules(

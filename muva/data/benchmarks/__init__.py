@@ -7,7 +7,6 @@ a public data set has a line in `BENCHMARKS` too.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from muva.data.benchmarks.msmt17 import MSMT17, MSMT17_V2, read_msmt17
 from muva.data.benchmarks.prid2011 import PRID2011, read_prid2011
 from muva.data.benchmarks.viper import VIPER, read_viper
 from muva.data.records import Excerpt, Record
-from muva.errors import SettingsError
+from muva.errors import SettingsError, closest
 
 Reader = Callable[..., Iterator[Record]]
 
@@ -72,8 +71,8 @@ def read_tree(
 ) -> list[Record]:
     """All records of a tree in a layout, with the layout's own options (None: its default)."""
     if layout not in READERS:
-        close = difflib.get_close_matches(layout, READERS, n=1) or list(READERS)
-        raise SettingsError(f"layout {layout!r} is unknown; closest: {', '.join(close)}")
+        near = closest(layout, READERS, most=len(READERS))
+        raise SettingsError(f"layout {layout!r} is unknown; {near}")
     reader = READERS[layout]
     given = {name: value for name, value in (options or {}).items() if value is not None}
     known = set(inspect.signature(reader).parameters) - {"root", "domain"}

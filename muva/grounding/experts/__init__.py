@@ -6,12 +6,11 @@ actors load the weights.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass
 
 from muva.config import GroundingConfig
-from muva.errors import MuvaError
+from muva.errors import MuvaError, closest
 from muva.grounding.expert import Expert
 from muva.grounding.experts.http import Endpoint
 from muva.grounding.experts.pretrained import Weights, parameters_in, pinned
@@ -172,8 +171,8 @@ def choose_expert(config: GroundingConfig) -> ChosenExpert:
     Raises MuvaError with the closest name for an unknown one, and for weights that are not there.
     """
     if config.expert not in EXPERTS:
-        close = difflib.get_close_matches(config.expert, EXPERTS, n=1) or sorted(EXPERTS)
-        raise MuvaError(f"expert {config.expert!r} is unknown; closest: {', '.join(close)}")
+        near = closest(config.expert, sorted(EXPERTS), most=len(EXPERTS))
+        raise MuvaError(f"expert {config.expert!r} is unknown; {near}")
     info = EXPERTS[config.expert]
     checkpoint = config.checkpoint or info.checkpoint
     weights = None
