@@ -1,5 +1,6 @@
 """The whole model: image encoder, prompts, BN neck and classifier."""
 
+import warnings
 from dataclasses import asdict, dataclass
 
 import open_clip
@@ -57,7 +58,9 @@ class MuvaModel(nn.Module):
         self.contexts = nn.Parameter(nn.init.normal_(contexts, std=prompts.context_std))
         self.feature_dim = grains * self.image_encoder.proj.shape[1]
         self.bn_neck = BatchNormNeck(self.feature_dim)
-        self.classifier = nn.Linear(self.feature_dim, identities, bias=False)
+        with warnings.catch_warnings():  # a model that was imported may know no identity
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.classifier = nn.Linear(self.feature_dim, identities, bias=False)
         nn.init.normal_(self.classifier.weight, std=CLASSIFIER_STD)
 
     @property
