@@ -195,6 +195,15 @@ def test_a_text_side_unlike_clips_is_said_or_refused(clip: Path, tmp_path: Path)
         imported(write(state, tmp_path / "c.pth"), clip)
 
 
+def test_a_checkpoint_of_stage_1_is_said_to_be_one(clip: Path, tmp_path: Path) -> None:
+    state = release_state(trained_model())
+    trained = imported(write(state, tmp_path / "stage2.pth"), clip)
+    assert rows_of(trained)["BN neck"].note == ""
+    state["bnneck.num_batches_tracked"] = torch.tensor(0)
+    early = imported(write(state, tmp_path / "stage1.pth"), clip)
+    assert "a checkpoint of stage 1" in rows_of(early)["BN neck"].note
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

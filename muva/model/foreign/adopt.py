@@ -33,7 +33,12 @@ from muva.model.muva_model import MuvaModel, build_model
 
 LOGIT_SCALE = "logit_scale"
 NOT_NEEDED = "num_batches_tracked"
-"""A counter that nothing reads."""
+"""The neck's counter of batches, which no feature depends on."""
+
+UNTRAINED = (
+    "it has seen no batch: a checkpoint of stage 1, whose image side is CLIP's, or was drawn, and "
+    "of no use for recognition yet"
+)
 
 SAME_TEXT = 1e-3
 """How far text weights may be from CLIP's for its token embedding to go with them."""
@@ -251,8 +256,12 @@ def _heads(fit: Fit, model: MuvaModel) -> list[Row]:
     """Neck, classifier and contexts: the file's where they are there and fit, else new ones."""
     neck = [name for name in model.state_dict() if name.startswith(BN_NECK)]
     people = f"{fit.identities} identities" if fit.identities else "no identities are known"
+    batches = fit.translation.weights.get(f"{BN_NECK}{NOT_NEEDED}")
+    untrained = "" if batches is None or batches else UNTRAINED
     return [
-        _taken_or_new(fit, model, "BN neck", neck, new="mean 0, variance 1, weights 1"),
+        _taken_or_new(
+            fit, model, "BN neck", neck, note=untrained, new="mean 0, variance 1, weights 1"
+        ),
         _taken_or_new(fit, model, "classifier", [CLASSIFIER], note=people, new=people),
         _taken_or_new(fit, model, "contexts", [CONTEXTS], note=people, new=people),
     ]

@@ -1,17 +1,17 @@
-"""Checkpoints of MUVA's authors' release (Li, Gong, Zhang, arXiv 2603.14012).
+"""Checkpoints of MUVA's authors' release (Li, Gong, Zhang; github.com/RikoLi/MUVA).
 
-Known, from the names of the release's modules: `image_encoder` is CLIP's visual tower, its
-position embedding with a row for each part behind the class token's; `local_token` are the part
+Known, from the release's sources: it saves bare state dicts, `ViT-B-16_stage1_120.pth` with trained
+prompts alone and `ViT-B-16_stage2_60.pth` with everything. `image_encoder` is CLIP's visual tower,
+its position embedding with a row for each part behind the class token's; `local_token` are the part
 tokens, zeros that nothing reads where they are means of patches; `residual_mask_predictor.blocks.i`
 the mask predictor; `bnneck` and `fc` neck and classifier; `prompt_learner.learnable_ctx` the
 contexts (N, 1 + R, 4, width); `text_encoder` CLIP's text transformer. CLIP's token embedding is not
-among the modules, so a file has none. The release loads a bare state dict.
+among the modules, so a file has none. Features are compared behind the neck, as here.
 
-Not known: the file of any published model. The paper announces github.com/RikoLi/MUVA; no weights
-were at hand, so this form is tested on files written from parameters whose results in the release
-were recorded, not on the authors' own. A file does not tell the predictor's heads and shortcut,
-gating, the parts' names where there are fewer than three, nor image size and normalisation: those
-are the recipe's.
+Not known: any published weights. None were announced or at hand, so this form is tested on files
+written from parameters whose results in the release were recorded. A file does not tell the
+predictor's heads and shortcut, gating, the parts' names where there are fewer than three, nor image
+size and normalisation: those are the recipe's.
 """
 
 from muva.model.foreign.form import (
