@@ -18,7 +18,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from muva.config import ExperimentConfig, load_recipe
+from muva.config import ExperimentConfig, load_recipe, patch_size
 from muva.data.artifacts import Artifact, check_name, fingerprint, list_artifacts
 from muva.errors import MuvaError
 from muva.model.bundle import BUNDLE_FORMAT
@@ -70,8 +70,10 @@ def import_model(
     fills = needs_clip(fitted)
     if fills:
         check_clip(filler)
-    model = fitted.model.model_copy(update={"clip": filler if fills else file.name})
-    fitted = dataclasses.replace(fitted, model=model)
+        if patch_size(filler) in (None, fitted.patch):
+            named = fitted.model.model_copy(update={"clip": filler})
+            fitted = dataclasses.replace(fitted, model=named)
+    model = fitted.model
     content = _sha256(file)
     settings = {
         "file": content,

@@ -245,6 +245,9 @@ def test_a_file_that_contradicts_itself_is_refused(clip: Path, tmp_path: Path) -
         ),
         ("residual_mask_predictor.blocks.7.mlp.0.weight", torch.zeros(1), "1 entries that a model"),
         ("image_encoder.ln_post.weight", torch.zeros(5), "size mismatch for visual.ln_post"),
+        ("image_encoder.proj", torch.zeros(64), r"proj has the shape \(64,\): expected \(width, f"),
+        ("local_token", torch.zeros(3, 1, 64), r"local_token has the shape \(3, 1, 64\)"),
+        ("local_token", torch.ones(3, 9), r"local_token is \(3, 9\), a model of these settings"),
         ("image_encoder.adapter.weight", torch.zeros(5), r"adapter\.weight: what it computes"),
     ]
     for name, value, message in changes:
@@ -539,7 +542,13 @@ def test_the_wrong_form_is_told_with_the_right_one(clip: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "name",
-    ["image_encoder.proj", "image_encoder.transformer.resblocks.0.ln_1.weight", "bnneck.weight"],
+    [
+        "image_encoder.proj",
+        "image_encoder.transformer.resblocks.0.ln_1.weight",
+        "bnneck.weight",
+        "text_encoder.text_projection",
+        "text_encoder.transformer.resblocks.0.mlp.c_fc.weight",
+    ],
 )
 def test_a_missing_entry_is_named(name: str, clip: Path, tmp_path: Path) -> None:
     state = release_state(trained_model())

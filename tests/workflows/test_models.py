@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
 from muva.model.bundle import embedder_of
-from muva.model.clip import load_clip
+from muva.model.clip import OPENAI_MEAN, OPENAI_STD, load_clip
 from muva.model.muva_model import MuvaModel, build_model
 from muva.retrieval import evaluate
 from tests.model.foreign_files import clip_reid_state, release_state, write
@@ -150,3 +151,26 @@ def test_models_are_listed_with_what_they_were_made_from(
         embedder_of(model, metadata={}).embed_pixels(pixels),
         atol=1e-6,
     )
+
+
+def test_a_clip_of_larger_patches_than_the_recipes_opens(tmp_path: Path) -> None:
+    clip = open_clip.CLIP(
+        32,
+        vision_cfg=open_clip.CLIPVisionCfg(layers=1, width=64, patch_size=32, image_size=96),
+        text_cfg=open_clip.CLIPTextCfg(context_length=77, width=64, heads=1, layers=1),
+        quick_gelu=True,
+    ).eval()
+    file = write(dict(clip.state_dict()), tmp_path / "ViT-B-32.pt")
+    size = ("--recipe", "base", "--set", "model.image_height=96", "--set", "model.image_width=96")
+    with pytest.raises(SystemExit) as stop:
+        home = ("--home", f"{tmp_path / 'runs'}")
+        main(["models", "import", f"{file}", "--name", "large", *size, *home])
+    assert stop.value.code == 0
+    model = find_artifact(open_store(tmp_path / "runs" / "store"), "models", "large")
+    bundle = muva.load(model.uri)
+    assert (bundle.model.config.stride, bundle.model.grid) == (32, (3, 3))
+    pixels = torch.rand(2, 3, 96, 96)
+    mean, std = (torch.tensor(s)[:, None, None] for s in (OPENAI_MEAN, OPENAI_STD))
+    with torch.no_grad():
+        expected = clip.encode_image((pixels - mean) / std, normalize=True).numpy()
+    np.testing.assert_allclose(bundle.embed_pixels(pixels), expected, atol=2e-6)

@@ -28,6 +28,10 @@ from muva.model.position_embedding import patch_grid
 Origin = Literal["the file", "beside the file", "the form", "given", "the recipe", "assumed"]
 
 
+IMPORTED = "imported"
+"""The CLIP of a model whose own is in the file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """A setting of the model, and who says so."""
@@ -57,6 +61,8 @@ class Fit:
     model: ModelConfig
     prompts: PromptConfig
     identities: int
+    patch: int
+    """Side of a patch in pixels."""
     file_grid: tuple[int, int]
     """The patch grid of the position embedding in the file."""
     grid: tuple[int, int]
@@ -75,12 +81,13 @@ def fit(translation: Translation, given: Given, beside: Beside) -> Fit:
         SettingsError: what was given contradicts the file, or is needed and was not given.
     """
     settings = _Settings(translation, given)
+    settings.check_dimensions()
     parts = settings.parts()
     patch = settings.patch
     stride, grid, file_grid = settings.stride(parts, patch, beside)
     told: dict[str, Any] = {"parts": parts, "stride": stride}
     told |= settings.predictor() | settings.normalisation(beside)
-    model = given.model.model_dump() | told
+    model = given.model.model_dump() | told | {"clip": IMPORTED}  # whose patch is not a name's
     prompts = settings.prompts()
     quick_gelu = settings.quick_gelu(beside)
     for name in ("image_height", "image_width", *(_PREDICTED if parts else ())):
@@ -90,6 +97,7 @@ def fit(translation: Translation, given: Given, beside: Beside) -> Fit:
         model=ModelConfig.model_validate(model),
         prompts=prompts,
         identities=settings.identities(len(parts)),
+        patch=patch,
         file_grid=file_grid,
         grid=grid,
         quick_gelu=quick_gelu,
@@ -104,25 +112,43 @@ _PREDICTED = ("gating", "mask_max_value", "mask_temperature", "predictor_heads",
 """What no weight tells of how parts are masked."""
 
 
+_DIMENSIONS = {
+    f"{VISUAL}conv1.weight": ("width", "3", "patch", "patch"),
+    f"{VISUAL}positional_embedding": ("positions", "width"),
+    f"{VISUAL}proj": ("width", "feature"),
+    "positional_embedding": ("positions", "width"),
+    "text_projection": ("width", "feature"),
+    PART_TOKENS: ("parts", "width"),
+    f"{BN_NECK}weight": ("feature",),
+    CLASSIFIER: ("identities", "feature"),
+    CONTEXTS: ("identities", "grains", "tokens", "width"),
+}
+
+
 class _Settings:
     """The settings one by one; `found` keeps what was decided, and on whose word."""
 
     def __init__(self, translation: Translation, given: Given):
+        self.translation = translation
         self.weights = translation.weights
         self.form = translation.form
         self.where = translation.where
         self.given = given
         self.found: list[Setting] = []
 
+    def check_dimensions(self) -> None:
+        """MuvaError where what tells sizes has other dimensions than it has in CLIP."""
+        for name, expected in _DIMENSIONS.items():
+            shape = tuple(self.weights[name].shape) if name in self.weights else None
+            if shape is not None and len(shape) != len(expected):
+                raise MuvaError(
+                    f"{self.where}: {self.translation.origins[name]} has the shape {shape}: "
+                    f"expected ({', '.join(expected)})"
+                )
+
     @property
     def patch(self) -> int:
-        shape = self.weights[f"{VISUAL}conv1.weight"].shape
-        if len(shape) != 4 or shape[2] != shape[3]:
-            raise MuvaError(
-                f"{self.where}: its patch projection has the shape {tuple(shape)}: expected "
-                "(width, 3, patch, patch)"
-            )
-        return shape[2]
+        return self.weights[f"{VISUAL}conv1.weight"].shape[-1]
 
     def parts(self) -> tuple[Part, ...]:
         asked = self.given.model.parts if self._is_given("parts") else None
@@ -255,7 +281,7 @@ class _Settings:
         prompts, contexts = self.given.prompts, self.weights.get(CONTEXTS)
         if contexts is None:
             return prompts
-        tokens = contexts.shape[-2] if contexts.ndim > 2 else 0
+        tokens = contexts.shape[2]
         if "context_tokens" in prompts.model_fields_set and prompts.context_tokens != tokens:
             raise SettingsError(
                 f"{self.where}: its contexts have {tokens} tokens, prompts.context_tokens is "

@@ -163,16 +163,27 @@ def pattern(names: Iterable[str]) -> str:
 def foreign_name(ours: str, form: Form) -> str | None:
     """What a form calls what is this here; None where it has no name for it."""
     for theirs, place in form.names.items():
-        if ours == place or (place.endswith(".") and ours.startswith(place)):
+        within = TEXT_TOWER if place == "" else place if place.endswith(".") else ()
+        if ours == place or ours.startswith(within):
             return theirs + ours.removeprefix(place)
     return None
 
 
-def vision_layers(weights: Iterable[str]) -> int:
-    """How many blocks CLIP's image encoder has, by OpenAI's names."""
-    start = f"{VISUAL}transformer.resblocks."
+def _layers(weights: Iterable[str], tower: str) -> int:
+    """How many blocks a tower of CLIP has by OpenAI's names, at least 1."""
+    start = f"{tower}transformer.resblocks."
     numbers = [name.removeprefix(start).split(".")[0] for name in weights if name.startswith(start)]
     return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
+
+
+def _blocks(weights: Iterable[str], tower: str) -> list[str]:
+    steps = range(_layers(weights, tower))
+    return [f"{tower}transformer.resblocks.{step}.{name}" for step in steps for name in _BLOCK]
+
+
+def _text_names(weights: Iterable[str]) -> list[str]:
+    around = ("positional_embedding", "ln_final.weight", "ln_final.bias", "text_projection")
+    return [*around, *_blocks(weights, "")]
 
 
 def _missing(translation: Translation) -> list[str]:
@@ -182,8 +193,7 @@ def _missing(translation: Translation) -> list[str]:
             f"{where}: its image encoder is a ResNet ({translation.source(VISUAL)}): expected a "
             "CLIP vision transformer, which has patches to mask"
         )
-    steps = [f"transformer.resblocks.{layer}." for layer in range(max(1, vision_layers(weights)))]
-    whole = [VISUAL + name for name in (*_AROUND, *(s + n for s in steps for n in _BLOCK))]
+    whole = [*(VISUAL + name for name in _AROUND), *_blocks(weights, VISUAL)]
     missing = [name for name in whole if name not in weights]
     unknown = sorted(set(translation.under(VISUAL)) - set(whole))
     if unknown and not missing:
@@ -192,6 +202,8 @@ def _missing(translation: Translation) -> list[str]:
             f"{translation.origins[unknown[0]]}: what it computes with them is not known here, so "
             "its features would be others. Expected CLIP's vision transformer as it is"
         )
+    if translation.under(*TEXT_TOWER):  # none is filled from CLIP, a part is a damage
+        missing += [name for name in _text_names(weights) if name not in weights]
     return missing + [
         name
         for name in translation.form.needs
