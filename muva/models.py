@@ -11,11 +11,21 @@ from typing import Any
 from muva.data.artifacts import Artifact, find_artifact, open_artifact
 from muva.data.store import Store
 from muva.errors import MuvaError
-from muva.model.bundle import BUNDLE_FORMAT, DESCRIPTION, Bundle, load_bundle, save_bundle
+from muva.model.bundle import (
+    BUNDLE_FORMAT,
+    DESCRIPTION,
+    Bundle,
+    load_bundle,
+    parse_description,
+    save_bundle,
+)
 from muva.model.muva_model import MuvaModel
 
 BUNDLE = "bundle"
 """The bundle's folder within a model artifact."""
+
+IMPORTED = "imported"
+"""Key in a bundle's metadata: which file of another program it was made from."""
 
 
 def load(uri: str | Path) -> Bundle:
@@ -30,11 +40,7 @@ def load(uri: str | Path) -> Bundle:
     artifact = open_artifact(str(uri))
     if artifact.kind != "models":
         raise MuvaError(f"{artifact.uri}: expected a model, found one of the {artifact.kind}")
-    if artifact.manifest(format_version=BUNDLE_FORMAT) is None:
-        raise MuvaError(
-            f"{artifact.uri}: there is no finished model. If its training was interrupted, the "
-            "same command goes on with it"
-        )
+    _check_finished(artifact)
     with local_copy(artifact, BUNDLE) as folder:
         try:
             return load_bundle(folder)
@@ -47,6 +53,16 @@ def find_model(store: Store, reference: str) -> Artifact:
     if reference.count("/") > 1:
         return open_artifact(reference)
     return find_artifact(store, "models", reference)
+
+
+def described(artifact: Artifact) -> Mapping[str, Any]:
+    """What a finished model's bundle says of itself: settings, sizes, origin; no weights are read.
+
+    Raises MuvaError when there is no finished model, or a damaged one.
+    """
+    _check_finished(artifact)
+    stored = artifact.store.read(artifact.key(BUNDLE, DESCRIPTION))
+    return parse_description(stored, where=artifact.uri)
 
 
 def store_bundle(artifact: Artifact, model: MuvaModel, *, metadata: Mapping[str, Any]) -> None:
@@ -65,3 +81,11 @@ def local_copy(artifact: Artifact, folder: str) -> Iterator[Path]:
         for key in artifact.store.list(prefix):
             (Path(copy) / key.removeprefix(prefix)).symlink_to(artifact.store.path(key))
         yield Path(copy)
+
+
+def _check_finished(artifact: Artifact) -> None:
+    if artifact.manifest(format_version=BUNDLE_FORMAT) is None:
+        raise MuvaError(
+            f"{artifact.uri}: there is no finished model. If its training was interrupted, the "
+            "same command goes on with it"
+        )

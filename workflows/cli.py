@@ -17,6 +17,7 @@ VERBS = {
     "experts": "Who can find body parts, and on what terms",
     "ground": "Part pseudo-labels for a data set",
     "masks": "What part pseudo-labels are worth, and those of others",
+    "models": "Checkpoints of other programs as models, and what models there are",
     "train": "Learn prompts and image encoder on source domains",
     "evaluate": "Recognition on target domains, or of features from elsewhere",
     "run": "A recipe from data to numbers",

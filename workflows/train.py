@@ -21,6 +21,8 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from rich.markup import escape
+from rich.table import Table
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -35,9 +37,9 @@ from muva.grounding.labels import open_labels
 from muva.grounding.part_masks import patch_centres
 from muva.model.bundle import BUNDLE_FORMAT
 from muva.model.clip import check_clip, load_clip
-from muva.model.muva_model import MuvaModel, build_model
+from muva.model.muva_model import MuvaModel, build_model, check_same_settings
 from muva.model.precision import resolve_precision
-from muva.models import find_model, store_bundle
+from muva.models import described, find_model, store_bundle
 from muva.training.images import image_features
 from muva.training.sampler import check_batches
 from muva.training.stage1 import learn_prompts
@@ -47,7 +49,7 @@ from workflows.board import Board, attend, gather
 from workflows.cluster import ANYWHERE, cpus, gpus, ray_cluster
 from workflows.data import datasets_of
 from workflows.ground import ground
-from workflows.progress import Track, track
+from workflows.progress import Track, as_text, say, track
 from workflows.session import (
     NAMES,
     Session,
@@ -67,6 +69,8 @@ PROMPTS_FORMAT = 1
 CONTEXTS = "contexts.safetensors"
 SUMMARY = "summary.json"
 RAY_NOTES = "ray"
+START_FORMAT = 2
+"""What a training takes over from `--init`: 2 added the classifier."""
 SAVE_STATE_EVERY_S = 30.0
 MOST_FAILURES = 3
 """Lost workers that a training survives; each costs what was done since the last saved state."""
@@ -145,7 +149,13 @@ class TrainingInputs:
             seed=self.config.seed,
         )
         if self.init is not None:
-            fresh.start_from(muva.load(self.init).model, mask_predictor=predicts_masks)
+            start = muva.load(self.init)
+            known = knows_the_same(
+                start.metadata, start.model.identities, self.datasets, fresh.identities
+            )
+            fresh.start_from(
+                start.model, mask_predictor=predicts_masks, classifier=known and predicts_masks
+            )
         images = TrainingImages(
             pooled,
             height=model.image_height,
@@ -175,6 +185,16 @@ class TrainingInputs:
                 )
             )
         return torch.cat(masks)
+
+
+def knows_the_same(
+    metadata: Mapping[str, Any], known: int, sources: Sequence[str], identities: int
+) -> bool:
+    """Whether a model's classes are the identities of these sources (URIs), in the same order.
+
+    Only a model that was trained here says so; of an imported one nobody knows whose they are.
+    """
+    return known == identities and metadata.get("sources") == [Path(uri).name for uri in sources]
 
 
 def check_training(config: ExperimentConfig, sources: Sequence[Artifact], workers: Workers) -> None:
@@ -286,6 +306,8 @@ def _encoder_step(
         "stage2": config.stage2.model_dump(mode="json"),
         "seed": config.seed,
     }
+    if inputs.init is not None:
+        settings["start"] = START_FORMAT
     address = fingerprint([settings, prompts.artifact.fingerprint])
     artifact = Artifact(session.store, "models", name, address)
 
@@ -551,9 +573,15 @@ def train_verb(
         raise click.UsageError("--sources is missing: which data sets shall be learned from?")
     config = config.model_copy(update={"sources": names, "targets": ()})
     start = find_model(session.store, init) if init else None
+    if start is not None:
+        settings = ModelConfig.model_validate(described(start)["model"])
+        check_same_settings(config.model, settings)
     with ray_cluster():
         datasets = [d.artifact for d in datasets_of(session, names, config.synthetic).values()]
         check_training(config, datasets, workers)
+        taken = _taken_over(start, datasets, config) if start is not None else None
+        if taken:
+            say(as_text(_start_table(taken, title=f"Start: {init}")))
         labels = None
         if config.model.parts and config.grounding is not None:
             labels = [ground(session, dataset, config.grounding).artifact for dataset in datasets]
@@ -562,7 +590,32 @@ def train_verb(
         )
     uri = trained.model.uri
     print_result(
-        {"model": uri, **trained.encoder.summary},
+        {"model": uri, **trained.encoder.summary, **({"start": taken} if taken else {})},
         as_json=as_json,
         text=f"{uri}\nmuva.load({uri!r}).embed(images) gives features",
     )
+
+
+def _taken_over(
+    start: Artifact, sources: Sequence[Artifact], config: ExperimentConfig
+) -> list[dict[str, str]]:
+    """What a training takes from the model that it starts from, and what it makes anew."""
+    description = described(start)
+    everyone = config.train_on == "all"
+    identities = sum(identities_to_learn(open_dataset(s), everyone=everyone) for s in sources)
+    uris = [source.uri for source in sources]
+    known = knows_the_same(description["metadata"], description["identities"], uris, identities)
+    masks = ["part tokens", "mask predictor"] if config.model.parts else []
+    rows = [(what, "taken", "") for what in ("image encoder", *masks, "BN neck")]
+    why = "" if known else f"{description['identities']} there, of other people or of unknown ones"
+    rows.append(("classifier", "taken" if known else "new", why or "the same people"))
+    rows.append(("contexts", "new", "stage 1 learns them for the features of this start"))
+    rows.append(("text side", "new", f"of {config.model.clip}, frozen"))
+    return [dict(zip(("what", "outcome", "note"), row, strict=True)) for row in rows]
+
+
+def _start_table(rows: Sequence[Mapping[str, str]], *, title: str) -> Table:
+    table = Table("here", "outcome", "note", title=title)
+    for row in rows:
+        table.add_row(row["what"], row["outcome"], escape(row["note"]))
+    return table

@@ -246,24 +246,33 @@ def _class_token(clip: open_clip.CLIP, images: Tensor) -> Tensor:
     return clip.encode_image(images).float()
 
 
-def _read_description(folder: Path) -> Mapping[str, Any]:
-    path = folder / DESCRIPTION
+def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:
+    """A bundle's description from the bytes of `bundle.json`; `where` names it in errors.
+
+    Raises MuvaError when it is damaged or of a format that this program does not read.
+    """
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(stored)
         version = description["format_version"]
         description["sha256"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise MuvaError(f"model bundle {where}: {DESCRIPTION} is damaged ({error!r})") from error
+    if version != BUNDLE_FORMAT:
+        raise MuvaError(
+            f"model bundle {where} has the format {version}, this program reads {BUNDLE_FORMAT}: "
+            f"use the version of muva that wrote it, or train again"
+        )
+    return description
+
+
+def _read_description(folder: Path) -> Mapping[str, Any]:
+    try:
+        stored = (folder / DESCRIPTION).read_bytes()
     except FileNotFoundError as error:
         raise MuvaError(
             f"{folder} is no model bundle: expected {DESCRIPTION} and {WEIGHTS} in it"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise MuvaError(f"model bundle {folder}: {DESCRIPTION} is damaged ({error!r})") from error
-    if version != BUNDLE_FORMAT:
-        raise MuvaError(
-            f"model bundle {folder} has the format {version}, this program reads {BUNDLE_FORMAT}: "
-            f"use the version of muva that wrote it, or train again"
-        )
-    return description
+    return parse_description(stored, where=str(folder))
 
 
 def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:

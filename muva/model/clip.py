@@ -9,8 +9,6 @@ stores only the token embeddings that its captions and the prompts use: `token_i
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +17,12 @@ from typing import TypedDict
 import open_clip
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from muva.errors import MuvaError, SettingsError
 from muva.model.position_embedding import patch_grid, resize_position_embedding
+from muva.model.state_dicts import read_state_dict
 
 TINY = Path(__file__).parent / "tiny"
 """The folder of the small CLIP that is shipped: `model.safetensors` and `config.json`."""
@@ -379,25 +377,6 @@ def save_clip(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, a torch checkpoint (no pickled code) or a TorchScript."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if _is_torchscript(path):
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise MuvaError(
-            f"{path}: not readable as CLIP weights ({str(error).splitlines()[0]}): expected "
-            f"safetensors, a torch file of tensors only, or TorchScript; is it whole?"
-        ) from error
-    weights = stored.get("state_dict", stored) if isinstance(stored, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise MuvaError(f"{path}: expected a state dict of tensors, found something else")
-    return {str(key).removeprefix("module."): value for key, value in weights.items()}
-
-
 def _load_folder(folder: Path, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
     weights_path, config_path = folder / "model.safetensors", folder / "config.json"
     absent = [path.name for path in (weights_path, config_path) if not path.is_file()]
@@ -513,10 +492,3 @@ def _layers(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 def _mlp_width(weights: Mapping[str, Tensor], prefix: str) -> int:
     return weights[f"{prefix}0.mlp.c_fc.weight"].shape[0]
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())

@@ -1,5 +1,7 @@
 """The whole model: image encoder, prompts, BN neck and classifier."""
 
+import json
+import warnings
 from dataclasses import asdict, dataclass
 
 import open_clip
@@ -19,6 +21,12 @@ CLASSIFIER_STD = 0.001
 
 NOT_OF_THE_BUILD = ("clip", "gating", "mask_max_value", "mask_temperature")
 """Settings that no parameter depends on: a model may start from one that differs in them."""
+
+
+TEXT_SIDE = ("text_", "context_length", "vocabulary", "reduced_vocabulary")
+"""Beginnings of a CLIP's sizes that only its text side has, which no start takes over."""
+
+ANOTHER_BUILD = "cannot start from a model of another build"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +65,9 @@ class MuvaModel(nn.Module):
         self.contexts = nn.Parameter(nn.init.normal_(contexts, std=prompts.context_std))
         self.feature_dim = grains * self.image_encoder.proj.shape[1]
         self.bn_neck = BatchNormNeck(self.feature_dim)
-        self.classifier = nn.Linear(self.feature_dim, identities, bias=False)
+        with warnings.catch_warnings():  # a model that was imported may know no identity
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.classifier = nn.Linear(self.feature_dim, identities, bias=False)
         nn.init.normal_(self.classifier.weight, std=CLASSIFIER_STD)
 
     @property
@@ -110,25 +120,29 @@ class MuvaModel(nn.Module):
         )
 
     @torch.no_grad()
-    def start_from(self, trained: "MuvaModel", *, mask_predictor: bool = True) -> None:
+    def start_from(
+        self, trained: "MuvaModel", *, mask_predictor: bool = True, classifier: bool = False
+    ) -> None:
         """Take over the image encoder and BN neck of a trained model of the same build.
 
-        Contexts and classifier belong to identities and stay as they are. Stage 1 has no use for
-        the mask predictor: without it, its settings may differ.
+        Contexts belong to identities and stay as they are, as the classifier does unless both
+        models know the same ones. Stage 1 has no use for the mask predictor: without it, its
+        settings may differ.
         """
-        ours, theirs = (
-            {**asdict(model.clip_shape), **model.config.model_dump()} for model in (self, trained)
-        )
+        check_same_settings(self.config, trained.config, mask_predictor=mask_predictor)
+        ours, theirs = (asdict(model.clip_shape) for model in (self, trained))
         differing = [
             f"{key} {theirs[key]!r} there, {ours[key]!r} here"
             for key in ours
-            if key not in NOT_OF_THE_BUILD
-            and (mask_predictor or not key.startswith("predictor_"))
-            and ours[key] != theirs[key]
+            if not key.startswith(TEXT_SIDE) and ours[key] != theirs[key]
         ]
         if differing:
-            raise MuvaError(f"cannot start from a model of another build: {'; '.join(differing)}")
-        for module in ("image_encoder", "bn_neck"):
+            raise MuvaError(
+                f"{ANOTHER_BUILD}: {'; '.join(differing)}. --set model.clip=… names a CLIP of its "
+                "size"
+            )
+        modules = ["image_encoder", "bn_neck", *(["classifier"] if classifier else [])]
+        for module in modules:
             weights = trained.get_submodule(module).state_dict()
             self.get_submodule(module).load_state_dict(
                 {
@@ -138,6 +152,32 @@ class MuvaModel(nn.Module):
                 },
                 strict=mask_predictor,
             )
+
+
+def check_same_settings(
+    ours: ModelConfig, theirs: ModelConfig, *, mask_predictor: bool = True
+) -> None:
+    """Raises MuvaError, with the remedy, where ours cannot start from a model of their settings."""
+    mine, other = (config.model_dump(mode="json") for config in (ours, theirs))
+    for settings in (mine, other):  # a random start and a copied one are both learned tokens
+        settings["part_token_init"] = settings["part_token_init"] == "patch_avg"
+    differing = [
+        key
+        for key in mine
+        if key not in NOT_OF_THE_BUILD
+        and (mask_predictor or not key.startswith("predictor_"))
+        and mine[key] != other[key]
+    ]
+    if not differing:
+        return
+    told = "; ".join(
+        f"{k} {getattr(theirs, k)!r} there, {getattr(ours, k)!r} here" for k in differing
+    )
+    taken = theirs.model_dump(mode="json")
+    remedy = " ".join(
+        f"--set model.{key}={json.dumps(taken[key], separators=(',', ':'))}" for key in differing
+    )
+    raise MuvaError(f"{ANOTHER_BUILD}: {told}. To take over its settings: {remedy}")
 
 
 def build_model(

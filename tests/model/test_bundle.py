@@ -108,6 +108,13 @@ def test_a_model_of_another_build_is_no_start(folder: Path) -> None:
         small_model(parts=("head",)).start_from(trained)
     with pytest.raises(MuvaError, match="predictor_layer_norm True there, False here"):
         small_model(predictor_layer_norm=False).start_from(trained)
+    with pytest.raises(MuvaError, match=r'take over its settings: --set model\.parts=\["head",'):
+        small_model(parts=("head",)).start_from(trained)
+    wider = small_model(vision_layers=3, gating="online")
+    with pytest.raises(MuvaError, match=r"vision_layers 2 there, 3 here\. --set model\.clip"):
+        wider.start_from(trained)
+    copied = small_model(part_token_init="cls")
+    copied.start_from(trained)
     offline = small_model(gating="offline")
     offline.start_from(trained)
     assert offline.config.gating == "offline"
@@ -122,6 +129,14 @@ def test_a_start_may_leave_the_mask_predictor_out(folder: Path) -> None:
         taken = name.startswith(("image_encoder.", "bn_neck.")) and "predictor" not in name
         expected = trained.state_dict()[name] if taken else before[name]
         assert torch.equal(value, expected), name
+
+
+def test_a_start_takes_the_classifier_where_it_is_told_to(folder: Path) -> None:
+    trained = load_bundle(folder).model
+    model = small_model(seed=8)
+    assert not torch.equal(model.classifier.weight, trained.classifier.weight)
+    model.start_from(trained, classifier=True)
+    assert torch.equal(model.classifier.weight, trained.classifier.weight)
 
 
 def test_damage_is_found(folder: Path) -> None:

@@ -17,13 +17,13 @@ from muva.model.clip import (
     image_size_of,
     load_clip,
     normalisation,
-    read_state_dict,
     save_clip,
     shape_of,
     token_ids_in,
     vision_tower,
 )
 from muva.model.prompts import tokenise
+from muva.model.state_dicts import read_state_dict
 from tests.model.small import IMAGE_SIZE, PATCH, small_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -174,10 +174,10 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MuvaError, match="not readable as CLIP weights"):
+    with pytest.raises(MuvaError, match="not readable as weights"):
         load(folder)
     (tmp_path / "text.pt").write_text("no weights at all")
-    with pytest.raises(MuvaError, match="not readable as CLIP weights"):
+    with pytest.raises(MuvaError, match="not readable as weights"):
         read_state_dict(tmp_path / "text.pt")
     torch.save({"state_dict": [1, 2]}, tmp_path / "list.pt")
     with pytest.raises(MuvaError, match="expected a state dict of tensors"):

@@ -23,6 +23,8 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
         (("ground", "mine", "--gpus-per-actor", "1.5"), "a share up to 1, or a whole number"),
         (("ground", "mine", "--phrases", "shoes"), "expected PART=PHRASE"),
         (("ground", "mine", "--phrases", "shoes=the <shoes>"), "without brackets"),
+        (("models", "import", "a.pth", "--name", "a b"), "name 'a b': expected letters"),
+        (("models", "import", "a.pth", "--name", "a", "--grid", "4"), "expected ROWSxCOLUMNS"),
         (("train", "--sources", "mine", "--name", "a b"), "name 'a b': expected letters"),
         (("run", "demo", "--set", "name=a b"), "name: String should match pattern"),
         (("tune", "base"), "expected a section tune"),
@@ -57,8 +59,10 @@ def test_a_command_that_cannot_be_meant_is_refused(
     [
         *(("data", verb) for verb in ("import", "list", "check", "show")),
         *(("masks", verb) for verb in ("report", "show", "refine", "import", "export")),
+        *(("models", verb) for verb in ("import", "list", "show")),
         *(("store", verb) for verb in ("list", "gc")),
-        *((verb,) for verb in ("demo", "data", "experts", "ground", "masks", "train", "evaluate")),
+        *((verb,) for verb in ("demo", "data", "experts", "ground", "masks", "models")),
+        *((verb,) for verb in ("train", "evaluate")),
         *((verb,) for verb in ("run", "tune", "submit", "store", "ui")),
     ],
 )

@@ -1,0 +1,370 @@
+"""What settings a checkpoint is a model of: what it tells itself, what was given, what is assumed.
+
+A setting that was given and that the file contradicts is an error; one that was not given and that
+the file tells is the file's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from muva.config import PARTS, ModelConfig, Part, PromptConfig
+from muva.errors import MuvaError, SettingsError
+from muva.model.clip import OPENAI_MEAN, OPENAI_STD
+from muva.model.foreign.form import (
+    BN_NECK,
+    CLASSIFIER,
+    CONTEXTS,
+    MASK_PREDICTOR,
+    PART_TOKENS,
+    VISUAL,
+    Translation,
+)
+from muva.model.foreign.plain_clip import Beside
+from muva.model.position_embedding import patch_grid
+
+Origin = Literal["the file", "beside the file", "the form", "given", "the recipe", "assumed"]
+
+
+IMPORTED = "imported"
+"""The CLIP of a model whose own is in the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A setting of the model, and who says so."""
+
+    name: str
+    value: Any
+    origin: Origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a person says of a checkpoint; None and what is not set is for the file to tell."""
+
+    model: ModelConfig
+    """Its set fields count as given, the others as the recipe's defaults."""
+    prompts: PromptConfig
+    quick_gelu: bool | None = None
+    grid: tuple[int, int] | None = None
+    """The patch grid of the file's position embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A checkpoint with settings that fit it."""
+
+    translation: Translation
+    model: ModelConfig
+    prompts: PromptConfig
+    identities: int
+    patch: int
+    """Side of a patch in pixels."""
+    file_grid: tuple[int, int]
+    """The patch grid of the position embedding in the file."""
+    grid: tuple[int, int]
+    """That of the model."""
+    quick_gelu: bool
+    vision_heads: int | None
+    text_heads: int | None
+    settings: tuple[Setting, ...]
+
+
+def fit(translation: Translation, given: Given, beside: Beside) -> Fit:
+    """The settings that a checkpoint is a model of.
+
+    Raises:
+        MuvaError: the file contradicts itself.
+        SettingsError: what was given contradicts the file, or is needed and was not given.
+    """
+    settings = _Settings(translation, given)
+    settings.check_dimensions()
+    parts = settings.parts()
+    patch = settings.patch
+    stride, grid, file_grid = settings.stride(parts, patch, beside)
+    told: dict[str, Any] = {"parts": parts, "stride": stride}
+    told |= settings.predictor() | settings.normalisation(beside)
+    model = given.model.model_dump() | told | {"clip": IMPORTED}  # whose patch is not a name's
+    prompts = settings.prompts()
+    quick_gelu = settings.quick_gelu(beside)
+    for name in ("image_height", "image_width", *(_PREDICTED if parts else ())):
+        settings.from_recipe(name)
+    return Fit(
+        translation=translation,
+        model=ModelConfig.model_validate(model),
+        prompts=prompts,
+        identities=settings.identities(len(parts)),
+        patch=patch,
+        file_grid=file_grid,
+        grid=grid,
+        quick_gelu=quick_gelu,
+        vision_heads=beside.vision_heads,
+        text_heads=beside.text_heads,
+        settings=tuple(settings.found),
+    )
+
+
+_PREDICTED = ("gating", "mask_max_value", "mask_temperature", "predictor_heads",
+              "predictor_shortcut")  # fmt: skip
+"""What no weight tells of how parts are masked."""
+
+
+_DIMENSIONS = {
+    f"{VISUAL}conv1.weight": ("width", "3", "patch", "patch"),
+    f"{VISUAL}positional_embedding": ("positions", "width"),
+    f"{VISUAL}proj": ("width", "feature"),
+    "positional_embedding": ("positions", "width"),
+    "text_projection": ("width", "feature"),
+    PART_TOKENS: ("parts", "width"),
+    f"{BN_NECK}weight": ("feature",),
+    CLASSIFIER: ("identities", "feature"),
+    CONTEXTS: ("identities", "grains", "tokens", "width"),
+}
+
+
+class _Settings:
+    """The settings one by one; `found` keeps what was decided, and on whose word."""
+
+    def __init__(self, translation: Translation, given: Given):
+        self.translation = translation
+        self.weights = translation.weights
+        self.form = translation.form
+        self.where = translation.where
+        self.given = given
+        self.found: list[Setting] = []
+
+    def check_dimensions(self) -> None:
+        """MuvaError where what tells sizes has other dimensions than it has in CLIP."""
+        for name, expected in _DIMENSIONS.items():
+            shape = tuple(self.weights[name].shape) if name in self.weights else None
+            if shape is not None and len(shape) != len(expected):
+                raise MuvaError(
+                    f"{self.where}: {self.translation.origins[name]} has the shape {shape}: "
+                    f"expected ({', '.join(expected)})"
+                )
+
+    @property
+    def patch(self) -> int:
+        return self.weights[f"{VISUAL}conv1.weight"].shape[-1]
+
+    def parts(self) -> tuple[Part, ...]:
+        asked = self.given.model.parts if self._is_given("parts") else None
+        tokens = self.weights.get(PART_TOKENS)
+        if tokens is None or not self.form.has_parts:
+            return self._decide("parts", asked or (), "the form" if asked is None else "given")
+        count = len(tokens)
+        if asked is not None and len(asked) != count:
+            raise SettingsError(
+                f"{self.where}: has {count} part tokens, model.parts names {len(asked)} "
+                f"({', '.join(asked) or 'none'}): expected {count} of {', '.join(PARTS)}"
+            )
+        if asked is None and count > len(PARTS):
+            raise MuvaError(
+                f"{self.where}: has {count} part tokens: expected at most {len(PARTS)}, for "
+                f"{', '.join(PARTS)}"
+            )
+        if asked is None and count < len(PARTS):
+            raise SettingsError(
+                f"{self.where}: has {count} part tokens and does not tell whose: name them, for "
+                f"example --set model.parts=[{','.join(PARTS[:count])}]"
+            )
+        return self._decide(
+            "parts", PARTS if asked is None else asked, "the file" if asked is None else "given"
+        )
+
+    def stride(
+        self, parts: Sequence[Part], patch: int, beside: Beside
+    ) -> tuple[int, tuple[int, int], tuple[int, int]]:
+        """The stride, the model's grid, and the grid of the file's position embedding."""
+        leading = 1 + (len(parts) if self.form.has_parts else 0)
+        patches = len(self.weights[f"{VISUAL}positional_embedding"]) - leading
+        config, asked = self.given.model, self._is_given("stride")
+        resizes = not self.form.fixed_grid or (
+            self.given.grid is not None and not self.form.has_parts
+        )
+        if resizes:
+            stride = config.stride if asked else patch
+            self._decide("stride", stride, "given" if asked else "assumed")
+            grid = self._grid(patch, stride)
+            return stride, grid, self._file_grid(patches, grid, beside)
+        fitting = [s for s in range(1, patch + 1) if _count(self._grid(patch, s)) == patches]
+        if not fitting or (asked and config.stride not in fitting):
+            raise SettingsError(self._other_grid(patches, patch, fitting))
+        if not asked and patch not in fitting and len(fitting) > 1:
+            raise SettingsError(
+                f"{self.where}: {patches} patches are what strides of "
+                f"{', '.join(map(str, fitting))} make at {self._size}: name the one that it was "
+                "trained with by --set model.stride=…"
+            )
+        alone = patch if patch in fitting else fitting[0]  # overlapping patches are the rarer ones
+        stride = config.stride if asked else alone
+        self._decide("stride", stride, "given" if asked else "the file")
+        grid = self._grid(patch, stride)
+        if self.given.grid not in (None, grid):
+            raise SettingsError(
+                f"--grid {'x'.join(map(str, self.given.grid or ()))}: this model's is "
+                f"{grid[0]}x{grid[1]}, at {self._size} and stride {stride}"
+            )
+        return stride, grid, grid
+
+    def predictor(self) -> dict[str, Any]:
+        """Where part tokens start, and whether the mask predictor normalises."""
+        tokens = self.weights.get(PART_TOKENS)
+        if tokens is None or not self.form.has_parts:
+            return {}
+        means = bool((tokens == 0).all())
+        start = self.given.model.part_token_init
+        if self._is_given("part_token_init") and (start == "patch_avg") != means:
+            raise SettingsError(
+                f"{self.where}: model.part_token_init is {start}, but its part tokens are "
+                + ("zeros, which stand for patch_avg" if means else "no zeros: they were learned")
+            )
+        if means != (start == "patch_avg"):
+            start = "patch_avg" if means else "random"
+        norms = any(f".{n}." in name for name in self.weights for n in ("ln_attn1", "ln_mlp")
+                    if name.startswith(MASK_PREDICTOR))  # fmt: skip
+        asked = self.given.model.predictor_layer_norm
+        if self._is_given("predictor_layer_norm") and asked != norms:
+            raise SettingsError(
+                f"{self.where}: model.predictor_layer_norm is {str(asked).lower()}, but its mask "
+                f"predictor has {'' if norms else 'no '}LayerNorms"
+            )
+        self._decide("part_token_init", start, "the file" if means else "the recipe")
+        self._decide("predictor_layer_norm", norms, "the file")
+        return {"part_token_init": start, "predictor_layer_norm": norms}
+
+    def normalisation(self, beside: Beside) -> dict[str, Any]:
+        """Mean and std: given, beside the file, CLIP's own for a plain CLIP, else the recipe's."""
+        told = {}
+        for name, own, openai in (
+            ("mean", beside.mean, OPENAI_MEAN),
+            ("std", beside.std, OPENAI_STD),
+        ):
+            if self._is_given(name):
+                told[name] = self._decide(name, getattr(self.given.model, name), "given")
+            elif own is not None and not self.form.fixed_grid:
+                told[name] = self._decide(name, tuple(own), "beside the file")
+            elif not self.form.fixed_grid:
+                told[name] = self._decide(name, tuple(openai), "assumed")
+            else:
+                told[name] = self._decide(name, getattr(self.given.model, name), "the recipe")
+        return told
+
+    def quick_gelu(self, beside: Beside) -> bool:
+        given = self.given.quick_gelu
+        if self.form.fixed_grid:
+            if given is False:
+                raise SettingsError(
+                    f"{self.where}: --activation gelu, but {self.form.title} has quick-gelu alone"
+                )
+            self.found.append(Setting(name="activation", value="quick-gelu", origin="the form"))
+            return True
+        if given is not None and beside.quick_gelu not in (None, given):
+            raise SettingsError(
+                f"{self.where}: its config.json says "
+                f"{'quick-gelu' if beside.quick_gelu else 'gelu'}, --activation the other"
+            )
+        if given is not None:
+            value, origin = given, "given"
+        elif beside.quick_gelu is not None:
+            value, origin = beside.quick_gelu, "beside the file"
+        else:
+            value, origin = True, "assumed"
+        name = "quick-gelu" if value else "gelu"
+        self.found.append(Setting(name="activation", value=name, origin=cast(Origin, origin)))
+        return value
+
+    def prompts(self) -> PromptConfig:
+        prompts, contexts = self.given.prompts, self.weights.get(CONTEXTS)
+        if contexts is None:
+            return prompts
+        tokens = contexts.shape[2]
+        if "context_tokens" in prompts.model_fields_set and prompts.context_tokens != tokens:
+            raise SettingsError(
+                f"{self.where}: its contexts have {tokens} tokens, prompts.context_tokens is "
+                f"{prompts.context_tokens}"
+            )
+        self.found.append(Setting(name="prompts.context_tokens", value=tokens, origin="the file"))
+        return PromptConfig.model_validate(prompts.model_dump() | {"context_tokens": tokens})
+
+    def identities(self, parts: int) -> int:
+        """How many have a class or a context; 0 where the file has neither."""
+        counts = {
+            name: len(self.weights[name]) for name in (CLASSIFIER, CONTEXTS) if name in self.weights
+        }
+        if len(set(counts.values())) > 1:
+            raise MuvaError(
+                f"{self.where}: its classifier knows {counts[CLASSIFIER]} identities, its prompts "
+                f"{counts[CONTEXTS]}: expected the same; are two checkpoints mixed?"
+            )
+        projection = self.weights[f"{VISUAL}proj"]
+        width = (1 + parts) * projection.shape[1]
+        neck = self.weights.get(f"{BN_NECK}weight")
+        if neck is not None and self.form.has_parts and len(neck) != width:
+            raise MuvaError(
+                f"{self.where}: its neck is {len(neck)} wide, {1 + parts} grains of "
+                f"{projection.shape[1]} are {width}: it contradicts its own part tokens"
+            )
+        return next(iter(counts.values()), 0)
+
+    def from_recipe(self, name: str) -> None:
+        """A setting that no weight tells."""
+        origin: Origin = "given" if self._is_given(name) else "the recipe"
+        self._decide(name, getattr(self.given.model, name), origin)
+
+    def _decide(self, name: str, value: Any, origin: Origin) -> Any:
+        self.found.append(Setting(name=f"model.{name}", value=value, origin=origin))
+        return value
+
+    def _is_given(self, name: str) -> bool:
+        return name in self.given.model.model_fields_set
+
+    @property
+    def _size(self) -> str:
+        return f"{self.given.model.image_height} x {self.given.model.image_width}"
+
+    def _grid(self, patch: int, stride: int) -> tuple[int, int]:
+        size = (self.given.model.image_height, self.given.model.image_width)
+        if stride > patch or min(size) < patch:
+            raise SettingsError(
+                f"{self.where}: its patches are {patch} pixels: expected model.stride of 1 to "
+                f"{patch} and images of at least that, found {stride} at {self._size}"
+            )
+        return patch_grid(size, patch=patch, stride=stride)
+
+    def _file_grid(self, patches: int, grid: tuple[int, int], beside: Beside) -> tuple[int, int]:
+        """Given, told beside the file, square, or the model's own."""
+        side = round(patches**0.5)
+        found = self.given.grid or beside.grid
+        if found is None:
+            found = (side, side) if side * side == patches else grid
+        if _count(found) != patches:
+            raise SettingsError(
+                f"{self.where}: its position embedding is of {patches} patches, which are neither "
+                f"{found[0]} x {found[1]} nor square: name their grid with --grid ROWSxCOLUMNS"
+            )
+        return found
+
+    def _other_grid(self, patches: int, patch: int, fitting: Collection[int]) -> str:
+        stride = self.given.model.stride
+        at = ""
+        if stride <= patch:
+            rows, columns = self._grid(patch, stride)
+            at = f"; stride {stride} makes {rows} x {columns} = {rows * columns}"
+        remedy = (
+            f"--set model.stride={max(fitting)} fits"
+            if fitting
+            else "name the size of its images with --set model.image_height=… and "
+            "--set model.image_width=…"
+        )
+        return (
+            f"{self.where}: its position embedding is of {patches} patches (of {patch} pixels)"
+            f"{at} at {self._size}: {remedy}"
+        )
+
+
+def _count(grid: tuple[int, int]) -> int:
+    return grid[0] * grid[1]

@@ -1,0 +1,94 @@
+"""State dicts of files: tensors by name, read without running anything that a file holds."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from muva.errors import MuvaError
+
+CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
+"""Where training programs put a model's state dict among other things of theirs."""
+
+_WRAPPERS = re.compile(r"(module\.|_orig_mod\.)+")
+"""What DataParallel and torch.compile put before every name."""
+
+_FORBIDDEN = re.compile(r"GLOBAL (\S+)")
+"""How torch's reader names what a pickle asks for and no tensor needs."""
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, a torch checkpoint (no pickled code) or a TorchScript.
+
+    A checkpoint may hold its state dict under one of `CONTAINERS`; names come without what
+    DataParallel or torch.compile put before them. Raises MuvaError for a file that is not there,
+    not whole, of something else, or that names anything but tensors and plain containers.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            stored = load_file(path)
+        elif _is_torchscript(path):
+            stored = dict(torch.jit.load(path, map_location="cpu").state_dict())
+        else:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise MuvaError(f"{path}: expected a file of weights, found none") from error
+    except pickle.UnpicklingError as error:
+        raise _unpicklable(path, error) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise _unreadable(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
+    weights = _weights_in(stored)
+    if weights is None:
+        found = ", ".join(map(str, list(stored)[:6])) if isinstance(stored, Mapping) else "no dict"
+        raise MuvaError(
+            f"{path}: expected a state dict of tensors, alone or under one of "
+            f"{', '.join(CONTAINERS)}; found {found or 'an empty dict'}"
+        )
+    return {_WRAPPERS.sub("", str(name), count=1): value for name, value in weights.items()}
+
+
+def _weights_in(stored: Any) -> Mapping[str, Tensor] | None:
+    if not isinstance(stored, Mapping) or not stored:
+        return None
+    if all(isinstance(value, Tensor) for value in stored.values()):
+        return stored
+    for name in CONTAINERS:
+        inner = stored.get(name)
+        if isinstance(inner, Mapping) and inner and _weights_in(inner) is inner:
+            return inner
+    return None
+
+
+def _unpicklable(path: Path, error: pickle.UnpicklingError) -> MuvaError:
+    named = _FORBIDDEN.search(str(error))
+    if named is None:
+        return _unreadable(path, "no pickle of tensors")  # torch's words advise to run it
+    return MuvaError(
+        f"{path}: asks for {named[1].rstrip('.')}, which no weights need and which could run code; "
+        "it was not opened. Expected a torch file of tensors only in plain containers. Where you "
+        "trust the file, take them out of it: torch.save(torch.load(FILE, weights_only=False)"
+        "['state_dict'], 'weights.pth')"
+    )
+
+
+def _unreadable(path: Path, reason: str) -> MuvaError:
+    return MuvaError(
+        f"{path}: not readable as weights ({reason}): expected safetensors, a torch file of "
+        "tensors only, or TorchScript; is it whole?"
+    )
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
