@@ -19,7 +19,7 @@ class SettingsError(MuvaError):
 
 
 def closest(word: str, known: Iterable[str], *, most: int = 8) -> str:
-    """For errors: `closest: a, b`, the known words that are meant most likely, or else the first."""
+    """For errors: `closest: a, b`, the known words that may be meant, or else the first."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3) or known[:most]
     return f"closest: {', '.join(near)}"
