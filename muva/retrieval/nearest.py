@@ -69,7 +69,7 @@ def compare(
     edge = min(isqrt(block_bytes // 4), block_bytes // (4 * one.width))
     pieces, others = (even_slices(len(side), edge) for side in (one, other))
     error = cosine_error(one.width)
-    buffer = torch.empty(max(s.stop - s.start for s in pieces + others) ** 2)
+    buffer, turned = torch.empty(2, max(s.stop - s.start for s in pieces + others) ** 2)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
 
         def keep(near: np.ndarray, mine: _Piece, theirs: _Piece, found: Nearest) -> None:
@@ -95,7 +95,8 @@ def compare(
                 near = similarity_block(mine.normalised, theirs.normalised, buffer)
                 keep(near, mine, theirs, of_one)
                 if one is not other or rows != columns:
-                    keep(np.ascontiguousarray(near.T), theirs, mine, of_other)
+                    across = turned[: near.size].view(near.T.shape)
+                    keep(across.copy_(torch.from_numpy(near).T).numpy(), theirs, mine, of_other)
                 progress(near.size)
 
 
