@@ -59,7 +59,7 @@ class ModelConfig(Section):
 
     clip: str = "ViT-B-16"
     """`tiny` (shipped), an open_clip name with OpenAI's weights, `NAME:TAG` for other weights of
-    open_clip, `hf-hub:ORG/NAME`, or a path to a checkpoint in OpenAI's layout."""
+    open_clip, `hf-hub:ORG/NAME`, a path to a checkpoint of OpenAI's, or `NAME:PATH` for others'."""
     image_height: Count = 256
     image_width: Count = 128
     stride: Count = 16
