@@ -59,7 +59,7 @@ def test_a_command_that_cannot_be_meant_is_refused(
         *(("masks", verb) for verb in ("report", "show", "refine", "import", "export")),
         *(("store", verb) for verb in ("list", "gc")),
         *((verb,) for verb in ("demo", "data", "experts", "ground", "masks", "train", "evaluate")),
-        *((verb,) for verb in ("run", "tune", "submit", "store", "ui")),
+        *((verb,) for verb in ("recipes", "run", "tune", "submit", "store", "ui")),
     ],
 )
 def test_every_verbs_help_has_an_example(
