@@ -44,6 +44,9 @@ class Phase:
     seconds: float
     per_s: float
     """After the first batch."""
+    cores: float
+    """Seconds of the processor for each one that passed: less than there are threads where others
+    were at work on the machine, or where a GPU does it."""
     peak_mb: float
     """RssAnon + RssShmem of the process, in 10^6 bytes."""
     gpu_peak_mb: float | None = None
@@ -184,6 +187,7 @@ class Pace:
     device: torch.device
     began_at: float = 0.0
     done_at: list[float] = field(default_factory=list)
+    cores: float = 0.0
     peak_mb: float = 0.0
     gpu_peak_mb: float | None = None
 
@@ -220,6 +224,7 @@ class Pace:
             count=count,
             seconds=seconds,
             per_s=per_s,
+            cores=self.cores,
             peak_mb=self.peak_mb,
             gpu_peak_mb=self.gpu_peak_mb,
         )
@@ -232,8 +237,9 @@ def measured(device: torch.device) -> Iterator[Pace]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with peak_memory_mb() as peak:
-        pace.began_at = time.perf_counter()
+        pace.began_at, spent = time.perf_counter(), time.process_time()
         yield pace
+        pace.cores = (time.process_time() - spent) / (time.perf_counter() - pace.began_at)
     pace.peak_mb = peak[0]
     if device.type == "cuda":
         pace.gpu_peak_mb = torch.cuda.max_memory_allocated(device) / 1e6
