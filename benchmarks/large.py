@@ -143,7 +143,7 @@ def run(
         features = []
         for at in range(0, len(few), batch):
             images = few[at : at + batch]
-            features.append(clip.embed(images, precision=figures["precision"]))
+            features.append(clip.embed(images))
             pace.tick()
     figures["large"] = {
         "clip": "ViT-L-14",

@@ -2,8 +2,9 @@
 
 The phases in their order: stage 1 encodes all images once (`features`) and learns the prompts
 (`prompts`, counted in identities); at the start of each of its epochs stage 2 encodes all images
-(`memory`), then it trains on batches (`steps`); the trained model embeds images (`embedding`). A
-rate leaves out the first batch, which pays for what is done once.
+(`memory`), then it trains on batches (`steps`); the trained model embeds images (`embedding`, in
+float32, as `muva evaluate` does). A rate leaves out the first batch, which pays for what is done
+once.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def learn(
     with measured(device) as pace:
         found = []
         for at in range(0, len(pictures), batch):
-            found.append(bundle.embed(pictures[at : at + batch], precision=precision))
+            found.append(bundle.embed(pictures[at : at + batch]))
             pace.tick()
     phases["embedding"] = pace.phase(len(pictures), batch)
     few = pictures[:4]
