@@ -4,6 +4,7 @@
 #   make test     the tests
 #   make check    format, lint, types, import contracts, tests: what must pass before a change lands
 #   make bench    parity with the authors' numbers, and the speed of rendering
+#   make check-large  the paper's recipe at full size for a few steps: minutes, and gigabytes
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's CPU-only build (1 GB, not 7).
 
@@ -12,11 +13,11 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check format bench lock clean
+.PHONY: setup demo test check check-large format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,8s/^# \{0,3\}//p' Makefile
+	@sed -n '3,9s/^# \{0,3\}//p' Makefile
 
 setup: $(READY)
 
@@ -50,6 +51,10 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks.parity --check tests/golden/model.json tests/golden/retrieval.npz
 	$(BIN)/python -m benchmarks.render --check
+
+# Of every night, not of every change: ViT-B/16 and ViT-L/14 with random weights.
+check-large: setup
+	$(BIN)/python -m benchmarks.large --check
 
 # Anew from pyproject.toml: resolves the newest versions it allows, then freezes them.
 lock:

@@ -59,7 +59,7 @@ class ModelConfig(Section):
 
     clip: str = "ViT-B-16"
     """`tiny` (shipped), an open_clip name with OpenAI's weights, `NAME:TAG` for other weights of
-    open_clip, `hf-hub:ORG/NAME`, or a path to a checkpoint in OpenAI's layout."""
+    open_clip, `hf-hub:ORG/NAME`, a path to a checkpoint of OpenAI's, or `NAME:PATH` for others'."""
     image_height: Count = 256
     image_width: Count = 128
     stride: Count = 16
@@ -354,6 +354,27 @@ def to_yaml(config: Section) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the program, `base` first."""
+    return sorted((file.stem for file in RECIPES.glob("*.yaml")), key=lambda n: (n != "base", n))
+
+
+def differences(config: Section, base: Section) -> dict[str, Any]:
+    """Dotted setting -> its value as plain data, where a configuration differs from another."""
+    return dict(_differing(config.model_dump(mode="json"), base.model_dump(mode="json")))
+
+
+def _differing(
+    settings: Mapping[str, Any], base: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        other = base.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _differing(value, other, f"{prefix}{key}.")
+        elif value != other:
+            yield f"{prefix}{key}", value
+
+
 def _read_recipe(recipe: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe's settings over those of the one that it extends."""
     path = _recipe_path(recipe)
@@ -398,7 +419,7 @@ def _recipe_path(recipe: str | Path) -> Path:
     shipped = RECIPES / f"{recipe}.yaml"
     if shipped.is_file():
         return shipped
-    names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    names = shipped_recipes()
     raise SettingsError(
         f"Recipe {recipe}: expected one of {', '.join(names)}, or the path of a YAML file"
         f"{_closest(str(recipe), names)}"

@@ -111,6 +111,13 @@ def rows(
 
 
 @functools.cache
+def short_names() -> dict[str, str]:
+    """Data set -> its short name in the paper's tables: market1501 is MA."""
+    tables = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+    return {name: short for short, name in tables["datasets"].items()}
+
+
+@functools.cache
 def published() -> tuple[Published, ...]:
     """All results of the paper's tables."""
     tables = json.loads(_PUBLISHED.read_text(encoding="utf-8"))

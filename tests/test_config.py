@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from muva.config import (
     RECIPES,
     ExperimentConfig,
     Stage2Config,
+    differences,
     load_recipe,
     to_yaml,
     with_settings,
 )
 from muva.errors import SettingsError
+from muva.model.clip import build_clip, new_clip, openai_weights
+from muva.model.image_encoder import ImageEncoder
 
 
 def test_defaults_are_the_papers() -> None:
@@ -30,6 +37,54 @@ def test_shipped_recipes_load_and_survive_a_round_trip(recipe: str, tmp_path: Pa
     copy = tmp_path / "copy.yaml"
     copy.write_text(to_yaml(config))
     assert load_recipe(copy) == config
+
+
+ABLATIONS = sorted(path.stem for path in RECIPES.glob("ablation-*.yaml"))
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@pytest.mark.parametrize("recipe", ABLATIONS)
+def test_an_ablation_differs_from_base_in_what_it_names_and_nothing_else(recipe: str) -> None:
+    written = dict(leaves(yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())))
+    assert written.pop("extends") == "base"
+    assert written["name"] == recipe
+    assert len(written) >= 3, "a name, a description, and something that differs"
+    assert differences(load_recipe(recipe), load_recipe("base")) == written
+
+
+def test_the_ablations_are_those_of_the_docs() -> None:
+    assert len(ABLATIONS) == 13
+    told = (RECIPES.parents[1] / "docs" / "data-sets.md").read_text()
+    assert set(re.findall(r"^\| `(ablation-[a-z0-9-]+)` \|", told, flags=re.M)) == set(ABLATIONS)
+
+
+@pytest.mark.parametrize("recipe", ABLATIONS)
+def test_an_ablations_model_can_be_built(recipe: str) -> None:
+    """At its own size and stride, of a CLIP that is narrow: what does not fit is refused then."""
+    model = load_recipe(recipe).model
+    clip = new_clip(
+        token_ids=[0, 49406, 49407],
+        seed=0,
+        image_size=(model.image_height, model.image_width),
+        patch=16,
+        vision_width=64,
+        vision_layers=1,
+        text_layers=1,
+    )
+    size = (model.image_height, model.image_width)
+    fitted = build_clip(
+        openai_weights(clip), image_size=size, stride=model.stride, pretrained_grid=(16, 8)
+    )
+    encoder = ImageEncoder(fitted, model)
+    feature = encoder(torch.zeros(1, 3, *size)).feature
+    assert feature.shape == (1, (1 + len(model.parts)) * 64)
 
 
 def test_an_override_changes_one_setting() -> None:

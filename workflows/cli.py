@@ -20,6 +20,7 @@ VERBS = {
     "models": "Checkpoints of other programs as models, and what models there are",
     "train": "Learn prompts and image encoder on source domains",
     "evaluate": "Recognition on target domains, or of features from elsewhere",
+    "recipes": "The settings that are shipped, and what differs in them",
     "run": "A recipe from data to numbers",
     "compare": "What was reached here, beside what was published",
     "tune": "Search settings on held-out source domains",

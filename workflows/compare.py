@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 from rich.table import Table
 
+from muva.config import differences, load_recipe, shipped_recipes
 from muva.data.artifacts import (
     Artifact,
     DamagedManifestError,
@@ -33,6 +35,12 @@ from workflows.session import Session, json_option, print_result, session_option
 LAST_EPOCH = "last epoch"
 """The number that is compared: of the model after its last epoch, chosen by nothing."""
 PAPER = "MUVA"
+OURS = "muva"
+"""What its runs call the method."""
+ABLATION = "ablation-"
+"""What the names of such recipes begin with."""
+TRAINED = ("model", "prompts", "stage1", "stage2")
+"""The sections that a model is made with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +147,7 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
     datasets = [features["inputs"]["dataset"]]
     model: dict[str, Any] = {"config": {}, "inputs": {}}
     made_with: list[Any] = []
+    ablation = ""
     if "model" in features["inputs"]:
         model = _manifest_at(store, features["inputs"]["model"])
         prompts = _manifest_at(store, model["inputs"]["prompts"])
@@ -146,14 +155,16 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
             {key: value for key, value in one["config"].items() if key != "seed"}
             for one in (model, prompts)
         ]
+        ablation = ablation_of({**prompts["config"], **model["config"]})
     sources = [address for role, address in model["inputs"].items() if role.startswith("source ")]
     datasets += sources
     summary = manifest["summary"]
     target = artifact_at(store, datasets[0]).name
+    method = artifact.name.removesuffix(f"-on-{target}")
     return Result(
         sources=tuple(sorted(artifact_at(store, address).name for address in sources)),
         target=target,
-        method=artifact.name.removesuffix(f"-on-{target}"),
+        method=f"{method}, {ablation}" if ablation and method == OURS else method,
         seed=model["config"].get("seed"),
         settings=fingerprint([made_with, manifest["config"]]),
         altered=tuple(
@@ -168,6 +179,35 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
         mean_ap=summary["mean_ap"],
         rank1=summary["curve"]["1"],
     )
+
+
+@functools.cache
+def _ablations() -> dict[str, dict[str, Any]]:
+    """Ablation of the model -> dotted setting -> value where it differs from `base`."""
+    base = load_recipe("base")
+    found = {}
+    for name in shipped_recipes():
+        changes = differences(load_recipe(name), base)
+        trained = {key: v for key, v in changes.items() if key.partition(".")[0] in TRAINED}
+        if name.startswith(ABLATION) and trained:
+            found[name.removeprefix(ABLATION)] = trained
+    return found
+
+
+def ablation_of(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """The ablation that a model's settings are, none for `base` and for other mixtures.
+
+    `settings` are the sections that it was made with. What no ablation touches may be anything.
+    """
+    base = load_recipe("base").model_dump(mode="json")
+    touched = {key for changes in _ablations().values() for key in changes}
+    here = {}
+    for key in touched:
+        section, name = key.split(".")
+        value = settings[section][name]
+        if value != base[section][name]:
+            here[key] = value
+    return next((name for name, changes in _ablations().items() if changes == here), "")
 
 
 def _manifest_at(store: Store, address: str) -> dict[str, Any]:

@@ -27,14 +27,22 @@ from muva.model.state_dicts import read_state_dict
 TINY = Path(__file__).parent / "tiny"
 """The folder of the small CLIP that is shipped: `model.safetensors` and `config.json`."""
 
+HUB = "hf-hub:"
+
 HEAD_WIDTH = 64
 """OpenAI's layout does not store the number of heads: it is the width divided by 64."""
 
 OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
 OPENAI_STD = open_clip.OPENAI_DATASET_STD
 
-NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-"""Entries of OpenAI's archives beside the parameters."""
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+"""What OpenAI's archives, and nobody else's, hold beside the parameters."""
+NOT_PARAMETERS = (*OPENAI_SIZES, "attn_mask")
+"""Entries of state dicts that are no parameters; older programs keep the causal mask there too."""
+
+VISION_OPTIONS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
+TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+"""All that a CLIP of OpenAI's architecture is told by; other options make other architectures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +109,20 @@ def token_ids_in(texts: Iterable[str]) -> list[int]:
 def load_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
     """A CLIP with its weights, its position embeddings fitted to the image (height, width).
 
-    `name`: `tiny`; an open_clip name (OpenAI's weights) or `NAME:TAG`; `hf-hub:ORG/NAME`; a file in
-    OpenAI's layout (safetensors, torch, TorchScript); or a folder written by `save_clip`.
-    `normalisation` gives the mean and std that it was trained with.
+    `name`: `tiny`; an open_clip name (OpenAI's weights) or `NAME:TAG`; `hf-hub:ORG/NAME`; a file of
+    OpenAI's weights (safetensors, torch, TorchScript); `NAME:FILE` for those of others, whose
+    activation and heads a file does not tell; or a folder written by `save_clip`. `normalisation`
+    gives the mean and std that it was trained with.
     """
     path = TINY if name == "tiny" else Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, image_size=image_size, stride=stride)
     if path.is_file():
-        return build_clip(read_state_dict(path), image_size=image_size, stride=stride)
+        weights = read_state_dict(path)
+        _refuse_other_heads(path, clip_shape(_parameters(weights)))
+        return build_clip(weights, image_size=image_size, stride=stride)
+    if name.startswith(HUB):
+        return _load_hub(name, image_size=image_size, stride=stride)
     return _load_open_clip(name, image_size=image_size, stride=stride)
 
 
@@ -128,7 +141,7 @@ def build_clip(
     `pretrained_grid` is the patch grid of the stored position embedding, square unless told;
     `shape` is inferred unless told.
     """
-    weights = {key: value for key, value in state_dict.items() if key not in NOT_PARAMETERS}
+    weights = _parameters(state_dict)
     shape = shape or clip_shape(weights)
     positions = weights["visual.positional_embedding"].float()
     grid = pretrained_grid or _square_grid(positions)
@@ -148,6 +161,8 @@ def build_clip(
     weights["visual.positional_embedding"] = resize_position_embedding(
         positions, from_grid=grid, to_grid=_grid_of(clip)
     )
+    if "logit_scale" in weights and weights["logit_scale"].shape == (1,):
+        weights["logit_scale"] = weights["logit_scale"][0]  # as some programs keep it
     try:
         clip.load_state_dict(weights)
     except RuntimeError as error:
@@ -408,8 +423,8 @@ def check_clip(name: str) -> None:
 
 
 def _open_clip_name(name: str) -> tuple[str, str]:
-    """Architecture and tag of the weights; the tag of a hub's model is empty."""
-    if name.startswith("hf-hub:"):
+    """Architecture and tag of the weights, or their file; the tag of a hub's model is empty."""
+    if name.startswith(HUB):
         return name, ""
     architecture, _, tag = name.partition(":")
     tag = tag or "openai"
@@ -418,8 +433,9 @@ def _open_clip_name(name: str) -> tuple[str, str]:
             f"CLIP {name!r}: neither a file, a folder, nor a name that open_clip knows; expected "
             f"`tiny`, a path, or a name such as ViT-B-16 (open_clip.list_models() lists them)"
         )
+    _shape_of_config(architecture)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in tags and not Path(tag).is_file():
+    if tag not in tags and not Path(tag).expanduser().is_file():
         raise SettingsError(
             f"CLIP {name!r}: open_clip has no weights {tag} of {architecture}; expected one of "
             f"{', '.join(tags) or 'none'} after the colon, or a checkpoint's path"
@@ -427,39 +443,147 @@ def _open_clip_name(name: str) -> tuple[str, str]:
     return architecture, tag
 
 
-def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
-    architecture, tag = _open_clip_name(name)
-    # The plain ViT-B-16 configuration says GELU; OpenAI's weights were trained with QuickGELU.
-    quick_gelu = bool(tag) and bool(
-        open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
-    )
-    try:
-        loaded = open_clip.create_model(
-            architecture,
-            pretrained=tag or None,
-            force_quick_gelu=quick_gelu or tag == "openai",
-            require_pretrained=True,
+def _shape_of_config(architecture: str) -> tuple[ClipShape, tuple[int, int]]:
+    """What open_clip's configuration of that name says: the shape, and the grid of its patches.
+
+    Raises SettingsError for other towers than OpenAI's: another tokenizer or pooling would load
+    and silently give features that mean nothing.
+    """
+    config = open_clip.get_model_config(architecture)
+    assert config is not None, architecture
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    foreign = sorted((set(vision) - VISION_OPTIONS) | (set(text) - TEXT_OPTIONS))
+    if foreign or config.get("custom_text"):
+        raise SettingsError(
+            f"CLIP {architecture!r}: expected a vision transformer with CLIP's own text tower and "
+            f"tokenizer; open_clip's configuration has {', '.join(foreign) or 'custom_text'}"
         )
+    vision = open_clip.CLIPVisionCfg(**vision)
+    text = open_clip.CLIPTextCfg(**text)
+    if not isinstance(vision.layers, int):
+        raise SettingsError(f"CLIP {architecture!r}: expected a vision transformer, is a ResNet")
+    size = vision.image_size
+    image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    shape = ClipShape(
+        patch=vision.patch_size,
+        vision_width=vision.width,
+        vision_layers=vision.layers,
+        vision_heads=vision.width // vision.head_width,
+        vision_mlp_width=int(vision.width * vision.mlp_ratio),
+        text_width=text.width,
+        text_layers=text.layers,
+        text_heads=text.heads,
+        text_mlp_width=int(text.width * text.mlp_ratio),
+        embed_dim=config["embed_dim"],
+        context_length=text.context_length,
+        vocabulary=text.vocab_size,
+        reduced_vocabulary=False,
+        quick_gelu=bool(config.get("quick_gelu")),
+    )
+    return shape, patch_grid(image_size, patch=shape.patch, stride=shape.patch)
+
+
+def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
+    """Weights that open_clip has by `NAME:TAG`, or of a file, in the architecture of that name.
+
+    A plain name's configuration says GELU: which of its weights were trained with QuickGELU is said
+    by their tags, and in OpenAI's own files by the sizes beside the parameters.
+    """
+    architecture, tag = _open_clip_name(name)
+    expected, grid = _shape_of_config(architecture)
+    known = open_clip.get_pretrained_cfg(architecture, tag)
+    try:
+        file = Path(open_clip.download_pretrained(known) if known else tag).expanduser()
     except (RuntimeError, OSError, ValueError) as error:
-        raise MuvaError(
-            f"CLIP {name!r} could not be loaded ({error}): without network access, put the "
-            f"checkpoint on disk and give its path"
-        ) from error
-    if not isinstance(loaded, open_clip.CLIP) or not isinstance(loaded.visual, VisionTransformer):
-        raise MuvaError(f"CLIP {name!r}: expected a vision transformer with CLIP's own text tower")
-    shape = shape_of(loaded)
-    if tag == "openai" and not shape.quick_gelu:
-        raise AssertionError("open_clip built OpenAI's weights without QuickGELU")
+        raise _not_loaded(name, error) from error
+    weights = read_state_dict(file)
+    shape = clip_shape(
+        _parameters(weights), vision_heads=expected.vision_heads, text_heads=expected.text_heads
+    )
+    of_openai = any(key in weights for key in OPENAI_SIZES)
+    quick_gelu = expected.quick_gelu or bool(known.get("quick_gelu")) or of_openai
+    shape = ClipShape(**{**asdict(shape), "quick_gelu": quick_gelu})
+    _refuse_other_sizes(name, shape, expected)
+    positions = weights["visual.positional_embedding"]
+    return build_clip(
+        weights,
+        image_size=image_size,
+        stride=stride,
+        pretrained_grid=grid if len(positions) == grid[0] * grid[1] + 1 else None,
+        shape=shape,
+        mean=known.get("mean", OPENAI_MEAN),
+        std=known.get("std", OPENAI_STD),
+    )
+
+
+def _load_hub(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
+    """A hub's model, whose own configuration says what it is."""
+    try:
+        _shape_of_config(name)
+        loaded = open_clip.create_model(name, require_pretrained=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+    assert isinstance(loaded, open_clip.CLIP)
     mean, std = normalisation(loaded)
     return build_clip(
         loaded.state_dict(),
         image_size=image_size,
         stride=stride,
         pretrained_grid=_grid_of(loaded),
-        shape=shape,
+        shape=shape_of(loaded),
         mean=mean,
         std=std,
     )
+
+
+def _not_loaded(name: str, error: Exception) -> MuvaError:
+    return MuvaError(
+        f"CLIP {name!r} could not be loaded ({error}): without network access, put the checkpoint "
+        f"on disk and give its path"
+    )
+
+
+def _refuse_other_sizes(name: str, found: ClipShape, expected: ClipShape) -> None:
+    """The text's context and vocabulary are the weights' own; all else is the name's."""
+    free = ("context_length", "vocabulary", "reduced_vocabulary", "quick_gelu")
+    differing = [
+        f"{key} {value}, expected {getattr(expected, key)}"
+        for key, value in asdict(found).items()
+        if key not in free and value != getattr(expected, key)
+    ]
+    if differing:
+        raise MuvaError(
+            f"CLIP {name!r}: these weights are of another architecture: {'; '.join(differing)}"
+        )
+
+
+def _refuse_other_heads(path: Path, found: ClipShape) -> None:
+    """A file of a known architecture whose heads are not 64 wide: as many would load wrongly."""
+    for name in open_clip.list_models():
+        try:
+            known, _ = _shape_of_config(name)
+        except SettingsError:
+            continue
+        heads = (known.vision_heads, known.text_heads)
+        alike = ClipShape(
+            **{
+                **asdict(known),
+                "vision_heads": found.vision_heads,
+                "text_heads": found.text_heads,
+                "context_length": found.context_length,
+                "vocabulary": found.vocabulary,
+                "quick_gelu": found.quick_gelu,
+            }
+        )
+        if alike == found and heads != (found.vision_heads, found.text_heads):
+            raise MuvaError(
+                f"CLIP {path} has the sizes of {name}, which has {heads[0]} and {heads[1]} heads, "
+                f"not OpenAI's {found.vision_heads} and {found.text_heads}: name it, {name}:{path}"
+            )
+
+
+def _parameters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state_dict.items() if key not in NOT_PARAMETERS}
 
 
 def _first_block(transformer: nn.Module) -> ResidualAttentionBlock:

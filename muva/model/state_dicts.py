@@ -53,13 +53,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: expected a state dict of tensors, alone or under one of "
             f"{', '.join(CONTAINERS)}; found {found or 'an empty dict'}"
         )
-    return {_WRAPPERS.sub("", str(name), count=1): value for name, value in weights.items()}
+    return {
+        _WRAPPERS.sub("", str(name), count=1): torch.as_tensor(value)
+        for name, value in weights.items()
+    }
 
 
-def _weights_in(stored: Any) -> Mapping[str, Tensor] | None:
+def _weights_in(stored: Any) -> Mapping[str, Tensor | float] | None:
+    """Tensors, and numbers among them: OpenAI's sizes are saved as either."""
     if not isinstance(stored, Mapping) or not stored:
         return None
-    if all(isinstance(value, Tensor) for value in stored.values()):
+    are_tensors = [isinstance(value, Tensor) for value in stored.values()]
+    if any(are_tensors) and all(
+        isinstance(value, Tensor | int | float) for value in stored.values()
+    ):
         return stored
     for name in CONTAINERS:
         inner = stored.get(name)

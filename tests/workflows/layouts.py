@@ -24,9 +24,7 @@ def write_market1501(records: Iterable[Record], root: Path) -> Path:
 def write_cuhk03np(records: Iterable[Record], root: Path) -> Path:
     for number, record in enumerate(records):
         name = f"{record.pid:04d}_c{record.camid}_{number}.png"
-        png = io.BytesIO()
-        Image.open(io.BytesIO(record.read())).save(png, "PNG")
-        _write(root / "detected" / FOLDERS[record.split] / name, png.getvalue())
+        _write(root / "detected" / FOLDERS[record.split] / name, _encoded(record, "PNG"))
     return root
 
 
@@ -44,6 +42,32 @@ def write_msmt17(records: Iterable[Record], root: Path) -> Path:
     for name, lines in lists.items():
         (root / f"list_{name}.txt").write_text("\n".join(lines) + "\n")
     return root
+
+
+def write_cuhk02(records: Iterable[Record], root: Path) -> Path:
+    """People by turns in the five pairs; the first two cameras are a pair's first one."""
+    for number, record in enumerate(records):
+        assert record.camid is not None
+        folder = root / f"P{1 + record.pid % 5}" / f"cam{1 if record.camid < 3 else 2}"
+        _write(folder / f"{record.pid:03d}_{number}.png", _encoded(record, "PNG"))
+    return root
+
+
+def write_viper(records: Iterable[Record], root: Path) -> Path:
+    """The first image of each person in each of two cameras."""
+    seen: set[tuple[int, int]] = set()
+    for record in records:
+        if record.camid in (1, 2) and (record.pid, record.camid) not in seen:
+            seen.add((record.pid, record.camid))
+            folder = "cam_a" if record.camid == 1 else "cam_b"
+            _write(root / folder / f"{record.pid:03d}_45.bmp", _encoded(record, "BMP"))
+    return root
+
+
+def _encoded(record: Record, form: str) -> bytes:
+    content = io.BytesIO()
+    Image.open(io.BytesIO(record.read())).save(content, form)
+    return content.getvalue()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -62,7 +62,7 @@ def test_a_command_that_cannot_be_meant_is_refused(
         *(("models", verb) for verb in ("import", "list", "show")),
         *(("store", verb) for verb in ("list", "gc")),
         *((verb,) for verb in ("demo", "data", "experts", "ground", "masks", "models")),
-        *((verb,) for verb in ("train", "evaluate")),
+        *((verb,) for verb in ("train", "evaluate", "recipes")),
         *((verb,) for verb in ("run", "tune", "submit", "store", "ui")),
     ],
 )
