@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import open_clip
 import ray
 import torch
 
 from benchmarks.grounding_speed import crowd, shots
 from benchmarks.memory import memory_mb
+from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from muva.config import ModelConfig
 from muva.data.store import open_store
 from workflows.cluster import cpus, ray_cluster
@@ -50,7 +50,7 @@ class Work:
 
 
 WORKS = {
-    "ViT-B-16": Work(clip="ViT-B-16-quickgelu", config=ModelConfig(), images=2048, judged=True),
+    "ViT-B-16": Work(clip="ViT-B-16", config=ModelConfig(), images=2048, judged=True),
     "tiny": Work(
         clip="tiny",
         config=ModelConfig(clip="tiny", image_height=128, image_width=64, stride=8),
@@ -96,7 +96,7 @@ def measured(work: Work, folder: Path) -> dict[str, float]:
     model = UNTOUCHED + work.clip
     if work.clip != "tiny":  # random weights are as fast as others
         weights = folder / "random.pt"
-        torch.save(open_clip.create_model(work.clip).state_dict(), weights)
+        torch.save(openai_state_dict(random_clip(VIT_B_16), VIT_B_16), weights)
         model = UNTOUCHED + str(weights)
     session = Session(home=folder, store=open_store(folder / "store"), tracking_uri=None)
     given = {

@@ -144,29 +144,23 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
     features = _manifest_at(store, manifest["inputs"]["features"])
     if list(features["config"]["splits"]) == ["train"]:
         return None
-    datasets = [features["inputs"]["dataset"]]
-    model: dict[str, Any] = {"config": {}, "inputs": {}}
-    made_with: list[Any] = []
-    ablation = ""
+    made = _Made(inputs={})
     if "model" in features["inputs"]:
-        model = _manifest_at(store, features["inputs"]["model"])
-        prompts = _manifest_at(store, model["inputs"]["prompts"])
-        made_with = [
-            {key: value for key, value in one["config"].items() if key != "seed"}
-            for one in (model, prompts)
-        ]
-        ablation = ablation_of({**prompts["config"], **model["config"]})
-    sources = [address for role, address in model["inputs"].items() if role.startswith("source ")]
-    datasets += sources
+        made = _made(store, features["inputs"]["model"])
+    sources = [address for role, address in made.inputs.items() if role.startswith("source ")]
+    datasets = [features["inputs"]["dataset"], *sources]
     summary = manifest["summary"]
     target = artifact_at(store, datasets[0]).name
     method = artifact.name.removesuffix(f"-on-{target}")
+    notes = [made.ablation] if made.ablation and method == OURS else []
+    if "init" in made.inputs:  # whose sources are its as well
+        notes.append(f"begun from {artifact_at(store, made.inputs['init']).name}")
     return Result(
         sources=tuple(sorted(artifact_at(store, address).name for address in sources)),
         target=target,
-        method=f"{method}, {ablation}" if ablation and method == OURS else method,
-        seed=model["config"].get("seed"),
-        settings=fingerprint([made_with, manifest["config"]]),
+        method=", ".join([method, *notes]),
+        seed=made.seed,
+        settings=fingerprint([made.settings, manifest["config"]]),
         altered=tuple(
             sorted(
                 artifact_at(store, address).name
@@ -178,6 +172,32 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
         created=manifest["created"],
         mean_ap=summary["mean_ap"],
         rank1=summary["curve"]["1"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What a model was made of; nothing for a CLIP as it is."""
+
+    inputs: Mapping[str, str]
+    settings: Sequence[Any] = ()
+    """Besides the seed."""
+    seed: int | None = None
+    ablation: str = ""
+
+
+def _made(store: Store, address: str) -> _Made:
+    model = _manifest_at(store, address)
+    steps = [model]
+    if "prompts" in model["inputs"]:  # an imported model has none, nor sources that are known
+        steps.append(_manifest_at(store, model["inputs"]["prompts"]))
+    settings = [{k: v for k, v in one["config"].items() if k != "seed"} for one in steps]
+    trained = len(steps) == 2
+    return _Made(
+        inputs=model["inputs"],
+        settings=settings,
+        seed=model["config"]["seed"],
+        ablation=ablation_of({**settings[1], **settings[0]}) if trained else "",
     )
 
 

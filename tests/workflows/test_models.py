@@ -26,6 +26,7 @@ from muva.model.muva_model import MuvaModel, build_model
 from muva.retrieval import evaluate
 from tests.model.foreign_files import clip_reid_state, release_state, write
 from workflows.cli import main
+from workflows.compare import compared, results_in
 from workflows.train import TrainingInputs
 
 Run = Callable[..., Any]
@@ -113,6 +114,12 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     manifest = find_artifact(store, "models", "first").manifest()
     assert manifest is not None
     assert manifest["inputs"]["init"] == find_artifact(store, "models", "authors").address
+
+    run("evaluate", "first", "--targets", TARGET)
+    assert {(one.method, one.sources) for one in compared(results_in(store))} == {
+        ("authors", ()),  # what it learned from is not known
+        ("first, begun from authors", tuple(sorted(load_recipe(smoke_recipe).sources))),
+    }
 
     # Trained here on the same people: its classes are those of the next training on them.
     config = load_recipe(smoke_recipe)
