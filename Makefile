@@ -34,8 +34,9 @@ $(READY): requirements.lock
 demo: setup
 	$(BIN)/muva demo
 
+# Two at once: more would wait for each other's Ray clusters.
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,13 +117,13 @@ def measured(work: Work, folder: Path) -> dict[str, float]:
         seconds = time.perf_counter() - started_at
     bare = statistics.fmean([before, _bare_rate(model, work.config)])
     third = len(samples) // 3
-    first, last = max(samples[:third]), max(samples[-third:])
+    first, last = _peaks_mb(samples[:third]), _peaks_mb(samples[-third:])
     ours = work.images / seconds
     return {
         "bare": bare,
         "ours": ours,
         "share": ours / bare,
-        "memory_mb": max(samples),
+        "memory_mb": _peaks_mb(samples),
         "growth": last / first - 1,
     }
 
@@ -158,17 +158,14 @@ def _bare(model: str, config: ModelConfig) -> float:
 
 
 @contextmanager
-def _memory_of_workers() -> Iterator[list[float]]:
-    """RssAnon + RssShmem of all processes that embed, twice a second, in MB."""
+def _memory_of_workers() -> Iterator[list[dict[Path, float]]]:
+    """RssAnon + RssShmem of each process that embeds, twice a second, in MB."""
     samples, over = [], threading.Event()
 
     def watch() -> None:
         while not over.wait(0.5):
-            workers = [
-                path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if _embeds(path)
-            ]
-            if workers:
-                samples.append(sum(map(memory_mb, workers)))
+            lines = [line for line in Path("/proc").glob("[0-9]*/cmdline") if _embeds(line)]
+            samples.append({line.parent: memory_mb(line.parent) for line in lines})
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -177,6 +174,15 @@ def _memory_of_workers() -> Iterator[list[float]]:
     finally:
         over.set()
         thread.join()
+
+
+def _peaks_mb(samples: Sequence[Mapping[Path, float]]) -> float:
+    """The processes' own peaks together: they need not fall together."""
+    peaks: dict[Path, float] = {}
+    for sample in samples:
+        for worker, megabytes in sample.items():
+            peaks[worker] = max(megabytes, peaks.get(worker, 0.0))
+    return sum(peaks.values())
 
 
 def _embeds(command_line: Path) -> bool:

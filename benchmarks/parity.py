@@ -571,7 +571,7 @@ def retrieval_checks(path: Path) -> Iterator[Check]:
     ways: dict[str, bool | Reranking] = {"": False}
     if any(name.startswith("rerank_") for name in recording.arrays):
         reranking = ways["rerank_"] = recorded_reranking(recording)
-        reranked = reranked_distances(query, gallery[kept], **asdict(reranking))
+        reranked = reranked_distances(query, gallery[kept], settings=reranking)
         yield from recording.compare(
             "rerank_distance", reranked, RERANKED_DISTANCE_LIMIT, absolute=True
         )

@@ -59,7 +59,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _weights_in(stored: Any) -> Mapping[str, Tensor | float] | None:
+def _weights_in(stored: Any) -> Mapping[str, Tensor | int | float] | None:
     """Tensors, and numbers among them: OpenAI's sizes are saved as either."""
     if not isinstance(stored, Mapping) or not stored:
         return None
