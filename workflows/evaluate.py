@@ -28,7 +28,7 @@ from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
 from workflows.embedding import UNTOUCHED, Judged, features_step
 from workflows.evaluation_pictures import draw
-from workflows.progress import as_text, say
+from workflows.progress import as_text, say, track
 from workflows.ranking import FeatureParts
 from workflows.scoring import score_features, scored, summary_of
 from workflows.session import (
@@ -240,7 +240,8 @@ def _judge_model(
 
 def _judge_file(session: Session, file: Path, config: ExperimentConfig) -> TargetReport:
     features = read_features(file)
-    found = score_features(features, config.evaluation)
+    with track(f"rank for {len(features.queries)} queries of {file.name}") as progress:
+        found = score_features(features, config.evaluation, progress=progress.update)
     summary = summary_of(features, config.evaluation, found)
     report = _target_report(summary, seconds=0)
     with file.open("rb") as stored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -201,13 +201,18 @@ def summary_of(
 
 
 def score_features(
-    features: Features, config: EvaluationConfig, *, rerank: Encodings | bool | None = None
+    features: Features,
+    config: EvaluationConfig,
+    *,
+    rerank: Encodings | bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> RetrievalResult:
     """CMC at the settings' ranks and along the curve, mAP, mINP; in this process."""
     return evaluate(
         **features.retrieval_inputs(),
         ranks=_ranks_told(config),
         rerank=config.rerank if rerank is None else rerank,
+        progress=progress,
     )
 
 
