@@ -138,9 +138,11 @@ def compared(results: Sequence[Result]) -> list[Comparison]:
 
 
 def _result(store: Store, artifact: Artifact) -> Result | None:
-    """None for features of other programs, and for people who were held out of a training."""
+    """None for searches, and for people who were held out of a training."""
     manifest = artifact.manifest()
     assert manifest is not None
+    if "features" not in manifest["inputs"]:
+        return None
     features = _manifest_at(store, manifest["inputs"]["features"])
     if list(features["config"]["splits"]) == ["train"]:
         return None
@@ -293,9 +295,12 @@ def as_csv(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _as_table(lines: Sequence[Sequence[str]]) -> str:
-    table = Table(*COLUMNS, title="Per cent; ours less the paper's MUVA")
+    table = Table(title="Per cent; ours less the paper's MUVA")
+    filled = [place for place in range(len(COLUMNS)) if any(line[place] for line in lines)]
+    for place in filled:
+        table.add_column(COLUMNS[place], overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*(line[place] for place in filled))
     return as_text(table)
 
 
