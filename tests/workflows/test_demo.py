@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from tests.workflows.commands import finish, start
 
 
+@pytest.mark.timeout(600)  # minutes by itself, and another test beside it
 def test_the_demo_ends_with_a_table_and_a_report(smoke_recipe: Path, tmp_path: Path) -> None:
     words = ("demo", "--recipe", f"{smoke_recipe}")
     output = finish(start(tmp_path, *words), within_s=400)

@@ -17,6 +17,7 @@ from tests.workflows.commands import PATIENCE_S, finish, start, wait_for
 from workflows.cli import INTERRUPTED, main
 
 
+@pytest.mark.timeout(600)  # three trainings, minutes by themselves
 def test_a_training_killed_after_an_epoch_ends_with_the_same_weights(
     smoke_recipe: Path, tmp_path: Path
 ) -> None:
