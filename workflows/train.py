@@ -83,6 +83,8 @@ class Workers:
     count: int = 1
     cpus_each: int | None = None
     """None: the cluster's cores divided among them."""
+    micro_batch: int | None = None
+    """Images that each encodes at a time in stage 2, for memory's sake; None: its whole share."""
 
     @property
     def threads(self) -> int:
@@ -410,6 +412,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
         device=device,
         state=state,
         progress=_posting(task["board"], "batches") if leads else None,
+        micro_batch=task["micro_batch"],
     ):
         history.append({"epoch": report.epoch, **report.metrics})
         if leads:
@@ -425,6 +428,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
             "identities": model.identities,
             "feature_dim": model.feature_dim,
             "workers": ray.train.get_context().get_world_size(),
+            "micro_batch": task["micro_batch"],
             "precision": precision,
             "history": history,
         }
@@ -446,6 +450,7 @@ def _trainer(
             "artifact": artifact,
             "sources": [Path(uri).name for uri in inputs.datasets],
             "threads": workers.threads,
+            "micro_batch": workers.micro_batch,
             "board": board,
         },
         scaling_config=ray.train.ScalingConfig(
@@ -527,11 +532,21 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each. [all, divided]"
     )
+    @click.option(
+        "--micro-batch",
+        type=click.IntRange(min=1),
+        help="Images that each encodes at a time, with the same result. [its whole share]",
+    )
     @functools.wraps(verb)
     def with_workers(
-        *args: object, count: int, cpus_per_worker: int | None, **kwargs: object
+        *args: object,
+        count: int,
+        cpus_per_worker: int | None,
+        micro_batch: int | None,
+        **kwargs: object,
     ) -> Any:
-        return verb(*args, workers=Workers(count=count, cpus_each=cpus_per_worker), **kwargs)
+        workers = Workers(count=count, cpus_each=cpus_per_worker, micro_batch=micro_batch)
+        return verb(*args, workers=workers, **kwargs)
 
     return with_workers
 

@@ -14,6 +14,7 @@ from muva.config import ModelConfig, PromptConfig
 from muva.errors import MuvaError
 from muva.model.clip import shape_of
 from muva.model.image_encoder import ImageEncoder, ImageFeatures
+from muva.model.micro_batches import encode_in_micro_batches
 from muva.model.neck import BatchNormNeck
 from muva.model.text_encoder import TextEncoder
 
@@ -105,9 +106,18 @@ class MuvaModel(nn.Module):
         """Text features of all identities, as their contexts stand."""
         return torch.cat([self.text_encoder(chunk) for chunk in self.contexts.split(batch_size)])
 
-    def forward(self, images: Float[Tensor, " B 3 H W"]) -> TrainingOutputs:
-        """The forward pass of stage 2, with predicted masks; neck and classifier in float32."""
-        encoded = self.encode_images(images)
+    def forward(
+        self, images: Float[Tensor, " B 3 H W"], micro_batch: int | None = None
+    ) -> TrainingOutputs:
+        """The forward pass of stage 2, with predicted masks; neck and classifier in float32.
+
+        `micro_batch`: so many images are encoded at a time, which saves memory and costs a second
+        pass forward; the outputs and gradients are those of the whole batch.
+        """
+        if micro_batch is None:
+            encoded = self.encode_images(images)
+        else:
+            encoded = encode_in_micro_batches(self.encode_images, images, micro_batch)
         with torch.autocast(images.device.type, enabled=False):
             necked = self.neck(encoded.feature)
             logits = self.classifier(necked)

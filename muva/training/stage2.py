@@ -6,7 +6,7 @@ identities of every batch, the BN neck sees the whole batch, gradients are avera
 update their memory alike from all features.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from muva.training.optimisers import (
 from muva.training.report import EpochReport, State
 from muva.training.sampler import flip_draws, pk_batches, rank_share
 
+AfterStep = Callable[[Mapping[str, Tensor], VisualMemory], None]
+"""Sees a step's loss terms by name, of this worker's share, and the memory after it."""
+
 
 def train_image_encoder(
     *,
@@ -44,11 +47,14 @@ def train_image_encoder(
     device: torch.device,
     state: State | None = None,
     progress: Progress | None = None,
+    micro_batch: int | None = None,
+    after_step: AfterStep | None = None,
 ) -> Iterator[EpochReport]:
     """Train `model`, which holds the learned prompts, yielding after each epoch.
 
     `state` is a former report's state: training goes on behind its epoch, as if uninterrupted.
     `progress(done, total)` counts the batches of an epoch, those of the memory included.
+    `micro_batch`: so many images are encoded at a time, for memory's sake, with the same result.
     """
     precision = resolve_precision(settings.precision, device)
     model.to(device).contexts.requires_grad_(False)
@@ -80,9 +86,12 @@ def train_image_encoder(
                 settings=settings,
                 precision=precision,
                 scaler=scaler,
+                micro_batch=micro_batch,
             )
             step = {"loss": losses.total, **losses.terms()}
             terms.append({name: value.detach() for name, value in step.items()})
+            if after_step:
+                after_step(terms[-1], memory)
             count.step()
         metrics, step_losses = _epoch_means(terms, epoch)
         yield EpochReport(
@@ -138,15 +147,16 @@ def training_step(
     settings: Stage2Config,
     precision: Precision = "fp32",
     scaler: torch.amp.GradScaler | None = None,
+    micro_batch: int | None = None,
 ) -> tuple[TrainingOutputs, Stage2Losses]:
     """One step of a worker on its share of the batch: losses, Adam, then the memory's update.
 
     `model` is a MuvaModel in train mode, bare or wrapped for several workers. The gradients are
-    still there afterwards.
+    still there afterwards. `micro_batch`: see `MuvaModel.forward`.
     """
     scaler = scaler or torch.amp.GradScaler(images.device.type, enabled=False)
     with autocast(precision, images.device):
-        outputs: TrainingOutputs = model(images)
+        outputs: TrainingOutputs = model(images, micro_batch)
     compared = normalize(outputs.necked)
     losses = stage2_losses(
         outputs,

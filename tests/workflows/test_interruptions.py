@@ -77,6 +77,7 @@ def test_ctrl_c_in_an_import_leaves_nothing_that_counts_as_done(
         (["evaluate", "muva", "--targets", ","], 2, "expected names with commas between them"),
         (["demo", "--set", "variants=[clip]"], 2, "the demo shows MUVA with parts"),
         (["train", "--sources", "a", "--workers", "0"], 2, "--workers"),
+        (["train", "--sources", "a", "--micro-batch", "0"], 2, "--micro-batch"),
         (["fly"], 2, "No such command"),
     ],
 )

@@ -187,7 +187,7 @@ def test_features_of_another_program_score_alike(
     assert found["mean_ap"] == pytest.approx(report.targets[TARGET]["muva"].mean_ap, abs=1e-6)
 
 
-def test_the_number_of_workers_changes_no_loss(pipeline: Pipeline) -> None:
+def test_neither_workers_nor_micro_batches_change_a_loss(pipeline: Pipeline) -> None:
     one, config = pipeline.report, pipeline.config
     elsewhere = dataclasses.replace(
         open_session(home=pipeline.session.home / "two"), store=pipeline.session.store
@@ -198,11 +198,11 @@ def test_the_number_of_workers_changes_no_loss(pipeline: Pipeline) -> None:
         config,
         sources=[one.datasets[name] for name in config.sources],
         labels=[one.labels[name] for name in config.sources],
-        workers=Workers(count=2),
+        workers=Workers(count=2, micro_batch=3),
         name="muva",
     )
     assert two.model.uri == one.models["muva"]
-    assert two.encoder.summary["workers"] == 2
+    assert (two.encoder.summary["workers"], two.encoder.summary["micro_batch"]) == (2, 3)
     history = runs_history(pipeline)
     losses = [epoch["loss"] for epoch in two.encoder.summary["history"]]
     np.testing.assert_allclose(losses, history, rtol=1e-4)

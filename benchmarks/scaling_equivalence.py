@@ -1,0 +1,321 @@
+"""Whether several workers, and micro-batches, do in stage 2 what one worker does: step by step.
+
+    python -m benchmarks.scaling_equivalence [--json FILE] [--check]
+
+A small model learns for an epoch from noise, by the library's own loop, in processes of one thread
+that talk through gloo: one, two and four of them, and with micro-batches of three images. Printed
+are the largest differences to one worker with the whole batch: after every step of each loss term
+(mean over the workers), of the memory's centroids and of the BN neck's running statistics, and at
+the end of the weights. With --check the exit status is 1 where one is above its limit, or where
+the workers of one training do not end every step with the same memory, bit for bit.
+
+The key third of an attention's bias is printed but not judged: its true gradient is zero (it adds
+the same to all of a query's scores), so its steps are rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from muva.config import ModelConfig, PromptConfig, Stage2Config
+from muva.data.training_images import flip_part_masks
+from muva.model.clip import new_clip, token_ids_in
+from muva.model.distributed import mean_over_workers
+from muva.model.muva_model import MuvaModel, build_model
+from muva.model.prompts import prompt_texts
+from muva.training.memory import VisualMemory
+from muva.training.stage2 import train_image_encoder
+
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
+MICRO_BATCH = 3
+"""Of batches of eight, so the last micro-batch is smaller."""
+TRAININGS: dict[int, tuple[int | None, ...]] = {
+    1: (None, MICRO_BATCH),
+    2: (None, MICRO_BATCH),
+    4: (None,),
+}
+"""Workers -> micro-batches of their trainings; the first is what all others are compared with."""
+SEED = 5
+IDENTITIES, IMAGES_EACH = 8, 6
+PATCH = 8
+MODEL = ModelConfig(clip="small", image_height=48, image_width=24, stride=PATCH)
+SETTINGS = Stage2Config(
+    batch_size=8,
+    images_per_identity=2,
+    epochs=1,
+    lr=1e-4,
+    warmup_epochs=0,
+    milestones=(),
+    precision="fp32",
+)
+
+Numbers = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What one worker saw: numbers of each step by name, and weights before and after all."""
+
+    steps: list[Numbers]
+    """Loss terms over all workers by name, `centroids` and `statistics`."""
+    before: Numbers
+    after: Numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Largest absolute differences of a training to that of one worker with the whole batch."""
+
+    dtype: str
+    workers: int
+    micro_batch: int | None
+    limit: float
+    steps: list[dict[str, float]]
+    weights: float
+    key_biases: float
+    """Not judged."""
+    moved: float
+    """How far the weight that moved most went in the training compared with."""
+    workers_alike: bool
+    """Whether all workers had the same numbers after each step and the same weights."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every difference is within the limit; one that is not a number is not."""
+        judged = [self.weights, *(value for step in self.steps for value in step.values())]
+        return self.workers_alike and all(value <= self.limit for value in judged)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all trainings, print the comparisons; 1 if one is to pass and does not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--json", type=Path, help="write the differences to this file")
+    parser.add_argument("--check", action="store_true", help="end with 1 where a limit is missed")
+    arguments = parser.parse_args(argv)
+    comparisons = compare_all()
+    for comparison in comparisons:
+        print(table(comparison), end="\n\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(found) for found in comparisons], indent=1))
+    return int(arguments.check and not all(found.passed for found in comparisons))
+
+
+def compare_all(
+    trainings: Mapping[int, Sequence[int | None]] = TRAININGS,
+    dtypes: Sequence[torch.dtype] = tuple(LIMITS),
+) -> list[Comparison]:
+    """Every training but the first one, compared with it, in each precision."""
+    traces = {workers: traces_of(workers, sizes, dtypes) for workers, sizes in trainings.items()}
+    first = next((workers, sizes[0]) for workers, sizes in trainings.items())
+    return [
+        compare(
+            [of_worker[dtype, size] for of_worker in traces[workers]],
+            traces[first[0]][0][dtype, first[1]],
+            dtype=dtype,
+            micro_batch=size,
+        )
+        for dtype in dtypes
+        for workers, sizes in trainings.items()
+        for size in sizes
+        if (workers, size) != first
+    ]
+
+
+def compare(
+    found: Sequence[Trace], expected: Trace, *, dtype: torch.dtype, micro_batch: int | None
+) -> Comparison:
+    """One training, a trace per worker, beside another's trace."""
+    first = found[0]
+    weights = {name: apart(first.after[name], value) for name, value in expected.after.items()}
+    return Comparison(
+        dtype=str(dtype).removeprefix("torch."),
+        workers=len(found),
+        micro_batch=micro_batch,
+        limit=LIMITS[dtype],
+        steps=[
+            {name: apart(ours[name], value) for name, value in theirs.items()}
+            for ours, theirs in zip(first.steps, expected.steps, strict=True)
+        ],
+        weights=max(value for name, value in weights.items() if not name.endswith(KEYS)),
+        key_biases=max(value for name, value in weights.items() if name.endswith(KEYS)),
+        moved=max(
+            apart(expected.before[name], value)
+            for name, value in expected.after.items()
+            if not name.endswith(KEYS)
+        ),
+        workers_alike=all(
+            torch.equal(ours[name], value)
+            for other in found[1:]
+            for ours, theirs in zip(
+                [*other.steps, other.after], [*first.steps, first.after], strict=True
+            )
+            for name, value in theirs.items()
+        ),
+    )
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference."""
+    return float((ours - theirs).abs().max())
+
+
+def traces_of(
+    workers: int, micro_batches: Sequence[int | None], dtypes: Sequence[torch.dtype]
+) -> list[dict[tuple[torch.dtype, int | None], Trace]]:
+    """For each of so many workers the traces of these trainings."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_work, (workers, micro_batches, dtypes, folder), nprocs=workers)
+        return [
+            # Of our own processes: a trace is no bare tensor.
+            torch.load(Path(folder) / f"{rank}.pt", weights_only=False)
+            for rank in range(workers)
+        ]
+
+
+def _work(
+    rank: int,
+    workers: int,
+    micro_batches: Sequence[int | None],
+    dtypes: Sequence[torch.dtype],
+    folder: str,
+) -> None:
+    torch.set_num_threads(1)
+    # Of an argument of DistributedDataParallel, once a training and worker.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers
+    )
+    traces = {
+        (dtype, size): trace(dtype, micro_batch=size) for dtype in dtypes for size in micro_batches
+    }
+    torch.save(traces, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def trace(dtype: torch.dtype, *, micro_batch: int | None) -> Trace:
+    """An epoch of stage 2 as this worker sees it."""
+    model = small_model().to(dtype)
+    before = _weights(model)
+    steps: list[Numbers] = []
+
+    def record(terms: Mapping[str, Tensor], memory: VisualMemory) -> None:
+        means = mean_over_workers([float(value) for value in terms.values()])
+        numbers = dict(zip(terms, torch.tensor(means, dtype=torch.float64), strict=True))
+        numbers["centroids"] = memory.centroids
+        statistics = [model.bn_neck.get_buffer(f"running_{name}") for name in ("mean", "var")]
+        numbers["statistics"] = torch.cat(statistics)
+        steps.append(numbers)
+
+    for _ in train_image_encoder(
+        model=model,
+        images=Noise(dtype),
+        settings=SETTINGS,
+        seed=SEED,
+        device=torch.device("cpu"),
+        micro_batch=micro_batch,
+        after_step=record,
+    ):
+        pass
+    return Trace(steps=steps, before=before, after=_weights(model))
+
+
+KEYS = ".in_proj_bias of keys"
+
+
+def _weights(model: MuvaModel) -> Numbers:
+    """Copies of the weights; the attentions' biases of queries, keys and values apart."""
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        value = parameter.detach().clone()
+        if name.endswith(".in_proj_bias"):
+            for part, third in zip(("queries", "keys", "values"), value.chunk(3), strict=True):
+                weights[f"{name} of {part}"] = third.clone()
+        else:
+            weights[name] = value
+    return weights
+
+
+def small_model() -> MuvaModel:
+    """Two blocks of width 64 with three parts, random weights."""
+    clip = new_clip(
+        token_ids=token_ids_in(prompt_texts(MODEL.parts, PromptConfig())),
+        seed=SEED,
+        image_size=(MODEL.image_height, MODEL.image_width),
+        patch=PATCH,
+        vision_width=64,
+        vision_layers=2,
+        text_width=64,
+        text_layers=2,
+        embed_dim=32,
+    )
+    return build_model(clip, model=MODEL, prompts=PromptConfig(), identities=IDENTITIES, seed=SEED)
+
+
+class Noise:
+    """Training images of noise around a pattern for each identity, with random part masks.
+
+    `benchmarks.phases` has noise that is cheaper, but no image of its own for each index.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        generator = torch.Generator().manual_seed(SEED)
+        self.labels = np.repeat(np.arange(IDENTITIES), IMAGES_EACH)
+        size = (3, MODEL.image_height, MODEL.image_width)
+        patterns = torch.randn(IDENTITIES, *size, generator=generator)
+        noise = torch.randn(len(self.labels), *size, generator=generator)
+        self._images = (patterns[self.labels] + 0.5 * noise).to(dtype)
+        self._grid = (MODEL.image_height // PATCH, MODEL.image_width // PATCH)
+        shape = (len(self.labels), len(MODEL.parts), self._grid[0] * self._grid[1])
+        self._masks = torch.rand(shape, generator=generator) < 0.4
+
+    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `muva.training.images.TrainingImages`."""
+        images, masks = self._images[indices], self._masks[indices]
+        if flips is not None:
+            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+            mirrored = flip_part_masks(masks, grid=self._grid)
+            masks = torch.where(flips[:, None, None], mirrored, masks)
+        return images, masks
+
+
+def table(comparison: Comparison) -> str:
+    """A comparison for people: a line per step, and one for the end."""
+    names = list(comparison.steps[0])
+    size = comparison.micro_batch
+    what = f"{comparison.workers} worker{'s' if comparison.workers > 1 else ''}" + (
+        f", micro-batches of {size}" if size else ""
+    )
+    rows = [
+        [str(number), *(f"{step[name]:.1e}" for name in names)]
+        for number, step in enumerate(comparison.steps, start=1)
+    ]
+    lines = [
+        f"{comparison.dtype}, {what}: differences to one worker, limit {comparison.limit:.0e}: "
+        f"{'ok' if comparison.passed else 'FAIL'}",
+        "",
+        f"| step | {' | '.join(names)} |",
+        f"|---|{'---:|' * len(names)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"Weights at the end {comparison.weights:.1e} (they moved by up to {comparison.moved:.1e}),"
+        f" key biases {comparison.key_biases:.1e}; all workers "
+        f"{'alike, bit for bit' if comparison.workers_alike else 'DIFFER'}.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
