@@ -40,6 +40,7 @@ from muva.model.clip import check_clip, load_clip
 from muva.model.muva_model import MuvaModel, build_model, check_same_settings
 from muva.model.precision import resolve_precision
 from muva.models import described, find_model, store_bundle
+from muva.training.divergence import DivergedError
 from muva.training.images import image_features
 from muva.training.sampler import check_batches
 from muva.training.stage1 import learn_prompts
@@ -59,7 +60,7 @@ from workflows.session import (
     recipe_option,
     session_options,
 )
-from workflows.states import delete_states, newest_state, save_state
+from workflows.states import delete_states, newest_state, save_diverged, save_state
 from workflows.steps import Done, Step, Tell, do_step
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -127,6 +128,20 @@ class TrainingInputs:
     init: str | None
     """URI of a model to start from instead of CLIP."""
     config: ExperimentConfig
+
+    def as_json(self) -> dict[str, Any]:
+        """What `read` makes the same of."""
+        return {**vars(self), "config": self.config.model_dump(mode="json")}
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> TrainingInputs:
+        """Undo `as_json`."""
+        return cls(
+            datasets=tuple(stored["datasets"]),
+            labels=tuple(stored["labels"]),
+            init=stored["init"],
+            config=ExperimentConfig.model_validate(stored["config"]),
+        )
 
     def open(self, *, predicts_masks: bool) -> tuple[MuvaModel, TrainingImages]:
         """A fresh model for the sources' identities, and their images with part masks.
@@ -363,28 +378,43 @@ def _learn_prompts(
         progress=_posting(board, "features"),
     )
     saved_at = time.monotonic()
-    for report in learn_prompts(
+    epochs = learn_prompts(
         model=model,
         features=features,
         labels=images.labels,
         settings=settings,
         seed=inputs.config.seed,
         state=state,
-    ):
-        history.append({"epoch": report.epoch, **report.metrics})
-        board.post(("epoch", history[-1]))
-        if time.monotonic() - saved_at > SAVE_STATE_EVERY_S:
-            save_state(artifact, report, history)
-            saved_at = time.monotonic()
+    )
+    try:
+        for report in epochs:
+            history.append({"epoch": report.epoch, **report.metrics})
+            board.post(("epoch", history[-1]))
+            if time.monotonic() - saved_at > SAVE_STATE_EVERY_S:
+                save_state(artifact, report, history)
+                saved_at = time.monotonic()
+    except DivergedError as error:
+        raise save_diverged(artifact, error, made_from={"inputs": inputs.as_json()}) from error
     contexts = {"contexts": model.contexts.detach().cpu().contiguous()}
     artifact.store.write(artifact.key(CONTEXTS), save_tensors(contexts))
     return {"identities": model.identities, "precision": precision, "history": history}
+
+
+def learned_contexts(prompts: Artifact) -> torch.Tensor:
+    """The contexts (N, G, K, W) of a made prompts artifact."""
+    return load_tensors(prompts.store.read(prompts.key(CONTEXTS)))["contexts"]
 
 
 def _train_encoder(task: Mapping[str, Any]) -> None:
     """Stage 2 in each of Ray Train's workers."""
     try:
         _run_stage2(task)
+    except DivergedError as error:
+        # It is the same on all workers: the first one tells.
+        if ray.train.get_context().get_world_rank() == 0:
+            made_from = {"inputs": task["inputs"].as_json(), "prompts": task["prompts"].uri}
+            mistake = save_diverged(task["artifact"], error, made_from=made_from)
+            task["board"].post(("mistake", mistake))
     except MuvaError as mistake:
         # Ray would start the workers again, and they would end here again: the driver is told.
         task["board"].post(("mistake", mistake))
@@ -400,8 +430,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
     torch.set_num_threads(task["threads"])
     state, history = newest_state(artifact)
     model, images = inputs.open(predicts_masks=True)
-    contexts = load_tensors(prompts.store.read(prompts.key(CONTEXTS)))["contexts"]
-    model.contexts.data.copy_(contexts)
+    model.contexts.data.copy_(learned_contexts(prompts))
     for report in train_image_encoder(
         model=model,
         images=images,
