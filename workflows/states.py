@@ -86,7 +86,14 @@ def delete_states(artifact: Artifact) -> None:
 def _write(artifact: Artifact, folder: str, state: State) -> None:
     """A state under a folder of keys; the values, written last, make it whole."""
     with tempfile.TemporaryDirectory() as copy:
-        save_checkpoint(Path(copy), state)
+        try:
+            save_checkpoint(Path(copy), state)
+        except OSError as error:
+            raise MuvaError(
+                f"{artifact.uri}: {folder} could not be written aside in {copy}: {error}. The "
+                f"states before it are whole. Free some space there, or name another folder with "
+                f"TMPDIR, then start the same command again"
+            ) from error
         files = sorted(Path(copy).iterdir(), key=lambda file: file.name == VALUES)
         for file in files:
             artifact.store.write(artifact.key(folder, file.name), file.read_bytes())

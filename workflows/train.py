@@ -50,6 +50,7 @@ from workflows.board import Board, attend, gather
 from workflows.cluster import ANYWHERE, cpus, gpus, ray_cluster
 from workflows.data import datasets_of
 from workflows.ground import ground
+from workflows.masks import IMPORTED
 from workflows.progress import Track, as_text, say, track
 from workflows.session import (
     NAMES,
@@ -217,9 +218,18 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
 
     Raises:
         MuvaError: too few identities for a batch, more workers than can share it or than there is
-            room for, or a CLIP that nothing is known of.
+            room for, parts that no expert is asked for, or a CLIP that nothing is known of.
     """
     check_clip(config.model.clip)
+    grounding = config.grounding
+    if grounding is not None and grounding.expert != IMPORTED:
+        lacking = [part for part in config.model.parts if part not in grounding.phrases]
+        if lacking:
+            raise MuvaError(
+                f"model.parts names {', '.join(lacking)}, of which no label would tell: "
+                f"grounding.phrases has phrases for {', '.join(grounding.phrases)}. Give each "
+                "part one, or take the parts out of model.parts"
+            )
     with ray_cluster():
         workers.check()
     everyone = config.train_on == "all"
