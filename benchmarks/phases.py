@@ -253,6 +253,7 @@ class NoiseImages:
         self, config: ExperimentConfig, *, identities: int, each: int, grid: tuple[int, int]
     ):
         self.labels = np.repeat(np.arange(identities), each)
+        self.image_ids = [f"noise/{row}" for row in range(len(self.labels))]
         self._size = (config.model.image_height, config.model.image_width)
         self._grid = grid
         self._masks = None

@@ -273,6 +273,7 @@ class Noise:
     def __init__(self, dtype: torch.dtype):
         generator = torch.Generator().manual_seed(SEED)
         self.labels = np.repeat(np.arange(IDENTITIES), IMAGES_EACH)
+        self.image_ids = [f"noise/{row}" for row in range(len(self.labels))]
         size = (3, MODEL.image_height, MODEL.image_width)
         patterns = torch.randn(IDENTITIES, *size, generator=generator)
         noise = torch.randn(len(self.labels), *size, generator=generator)

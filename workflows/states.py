@@ -15,27 +15,26 @@ from muva.data.artifacts import Artifact
 from muva.errors import MuvaError
 from muva.models import local_copy
 from muva.training.checkpoints import VALUES, load_checkpoint, save_checkpoint
+from muva.training.divergence import DivergedError
 from muva.training.report import EpochReport, State
 
 STATES = "states"
+DIVERGED = "diverged"
+"""Beside the states: the one before a step whose loss was not finite."""
 KEPT = 2
 """The newest one, and one to fall back to."""
 
 History = list[dict[str, Any]]
 """Metrics per epoch, from the first."""
 
-_HISTORY = "history"
+_HISTORY, _MADE_FROM = "history", "made_from"
 _log = logging.getLogger(__name__)
 
 
 def save_state(artifact: Artifact, report: EpochReport, history: History) -> None:
     """Saves the state behind a reported epoch, with the metrics of all epochs so far."""
-    folder = f"{STATES}/{report.epoch:05d}"
-    with tempfile.TemporaryDirectory() as copy:
-        save_checkpoint(Path(copy), {**report.state(), _HISTORY: json.dumps(history)})
-        files = sorted(Path(copy).iterdir(), key=lambda file: file.name == VALUES)
-        for file in files:
-            artifact.store.write(artifact.key(folder, file.name), file.read_bytes())
+    state = {**report.state(), _HISTORY: json.dumps(history)}
+    _write(artifact, f"{STATES}/{report.epoch:05d}", state)
     for outdated in _saved(artifact)[:-KEPT]:
         _delete(artifact, outdated)
 
@@ -54,9 +53,50 @@ def newest_state(artifact: Artifact) -> tuple[State | None, History]:
     return None, []
 
 
+def save_diverged(artifact: Artifact, error: DivergedError, *, made_from: object) -> MuvaError:
+    """Keeps the state before a diverged step; the error with where it lies and what repeats it.
+
+    `made_from`: what building the same model again takes, as JSON.
+    """
+    _write(artifact, DIVERGED, {**error.state(), _MADE_FROM: json.dumps(made_from)})
+    return MuvaError(
+        f"{error} The state before the step is kept in {artifact.uri}/{DIVERGED}; "
+        f"`python -m workflows.diverged {artifact.uri}` repeats it, --set tries other settings"
+    )
+
+
+def diverged_state(artifact: Artifact) -> tuple[State, Any]:
+    """The state before a diverged step, and what it was made from; MuvaError when there is none."""
+    if not list(artifact.store.list(artifact.key(DIVERGED) + "/")):
+        raise MuvaError(
+            f"{artifact.uri}: there is no state of a step that diverged; expected the address of "
+            f"the prompts or the model in the error of such a training"
+        )
+    with local_copy(artifact, DIVERGED) as copy:
+        state = dict(load_checkpoint(copy))
+    return state, json.loads(str(state.pop(_MADE_FROM)))
+
+
 def delete_states(artifact: Artifact) -> None:
     """Removes all saved states: the artifact is made."""
     _delete(artifact, STATES)
+    _delete(artifact, DIVERGED)
+
+
+def _write(artifact: Artifact, folder: str, state: State) -> None:
+    """A state under a folder of keys; the values, written last, make it whole."""
+    with tempfile.TemporaryDirectory() as copy:
+        try:
+            save_checkpoint(Path(copy), state)
+        except OSError as error:
+            raise MuvaError(
+                f"{artifact.uri}: {folder} could not be written aside in {copy}: {error}. The "
+                f"states before it are whole. Free some space there, or name another folder with "
+                f"TMPDIR, then start the same command again"
+            ) from error
+        files = sorted(Path(copy).iterdir(), key=lambda file: file.name == VALUES)
+        for file in files:
+            artifact.store.write(artifact.key(folder, file.name), file.read_bytes())
 
 
 def _saved(artifact: Artifact) -> list[str]:

@@ -81,8 +81,6 @@ def do_step(
         if manifest is not None:
             say(f"{step.label}: exists, {step.artifact.address}")
             summary = manifest["summary"]
-            if step.artifact.kind in MEANT_BY_NAME:
-                step.artifact.be_meant()
         else:
             summary = work(tell)
             step.artifact.commit(
@@ -92,6 +90,8 @@ def do_step(
                 summary=summary,
                 seconds=round(time.monotonic() - started_at, 2),
             )
+        if step.artifact.kind in MEANT_BY_NAME:
+            step.artifact.be_meant()
         if run is not None:
             run.tags({ARTIFACT_TAG: step.artifact.address})
             report(run, summary)

@@ -40,6 +40,7 @@ from muva.model.clip import check_clip, load_clip
 from muva.model.muva_model import MuvaModel, build_model, check_same_settings
 from muva.model.precision import resolve_precision
 from muva.models import described, find_model, store_bundle
+from muva.training.divergence import DivergedError
 from muva.training.images import image_features
 from muva.training.sampler import check_batches
 from muva.training.stage1 import learn_prompts
@@ -49,6 +50,7 @@ from workflows.board import Board, attend, gather
 from workflows.cluster import ANYWHERE, cpus, gpus, ray_cluster
 from workflows.data import datasets_of
 from workflows.ground import ground
+from workflows.masks import IMPORTED
 from workflows.progress import Track, as_text, say, track
 from workflows.session import (
     NAMES,
@@ -59,7 +61,7 @@ from workflows.session import (
     recipe_option,
     session_options,
 )
-from workflows.states import delete_states, newest_state, save_state
+from workflows.states import delete_states, newest_state, save_diverged, save_state
 from workflows.steps import Done, Step, Tell, do_step
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -129,6 +131,20 @@ class TrainingInputs:
     init: str | None
     """URI of a model to start from instead of CLIP."""
     config: ExperimentConfig
+
+    def as_json(self) -> dict[str, Any]:
+        """What `read` makes the same of."""
+        return {**vars(self), "config": self.config.model_dump(mode="json")}
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> TrainingInputs:
+        """Undo `as_json`."""
+        return cls(
+            datasets=tuple(stored["datasets"]),
+            labels=tuple(stored["labels"]),
+            init=stored["init"],
+            config=ExperimentConfig.model_validate(stored["config"]),
+        )
 
     def open(self, *, predicts_masks: bool) -> tuple[MuvaModel, TrainingImages]:
         """A fresh model for the sources' identities, and their images with part masks.
@@ -204,9 +220,18 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
 
     Raises:
         MuvaError: too few identities for a batch, more workers than can share it or than there is
-            room for, or a CLIP that nothing is known of.
+            room for, parts that no expert is asked for, or a CLIP that nothing is known of.
     """
     check_clip(config.model.clip)
+    grounding = config.grounding
+    if grounding is not None and grounding.expert != IMPORTED:
+        lacking = [part for part in config.model.parts if part not in grounding.phrases]
+        if lacking:
+            raise MuvaError(
+                f"model.parts names {', '.join(lacking)}, of which no label would tell: "
+                f"grounding.phrases has phrases for {', '.join(grounding.phrases)}. Give each "
+                "part one, or take the parts out of model.parts"
+            )
     with ray_cluster():
         workers.check()
     everyone = config.train_on == "all"
@@ -365,28 +390,43 @@ def _learn_prompts(
         progress=_posting(board, "features"),
     )
     saved_at = time.monotonic()
-    for report in learn_prompts(
+    epochs = learn_prompts(
         model=model,
         features=features,
         labels=images.labels,
         settings=settings,
         seed=inputs.config.seed,
         state=state,
-    ):
-        history.append({"epoch": report.epoch, **report.metrics})
-        board.post(("epoch", history[-1]))
-        if time.monotonic() - saved_at > SAVE_STATE_EVERY_S:
-            save_state(artifact, report, history)
-            saved_at = time.monotonic()
+    )
+    try:
+        for report in epochs:
+            history.append({"epoch": report.epoch, **report.metrics})
+            board.post(("epoch", history[-1]))
+            if time.monotonic() - saved_at > SAVE_STATE_EVERY_S:
+                save_state(artifact, report, history)
+                saved_at = time.monotonic()
+    except DivergedError as error:
+        raise save_diverged(artifact, error, made_from={"inputs": inputs.as_json()}) from error
     contexts = {"contexts": model.contexts.detach().cpu().contiguous()}
     artifact.store.write(artifact.key(CONTEXTS), save_tensors(contexts))
     return {"identities": model.identities, "precision": precision, "history": history}
+
+
+def learned_contexts(prompts: Artifact) -> torch.Tensor:
+    """The contexts (N, G, K, W) of a made prompts artifact."""
+    return load_tensors(prompts.store.read(prompts.key(CONTEXTS)))["contexts"]
 
 
 def _train_encoder(task: Mapping[str, Any]) -> None:
     """Stage 2 in each of Ray Train's workers."""
     try:
         _run_stage2(task)
+    except DivergedError as error:
+        # It is the same on all workers: the first one tells.
+        if ray.train.get_context().get_world_rank() == 0:
+            made_from = {"inputs": task["inputs"].as_json(), "prompts": task["prompts"].uri}
+            mistake = save_diverged(task["artifact"], error, made_from=made_from)
+            task["board"].post(("mistake", mistake))
     except MuvaError as mistake:
         # Ray would start the workers again, and they would end here again: the driver is told.
         task["board"].post(("mistake", mistake))
@@ -402,8 +442,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
     torch.set_num_threads(task["threads"])
     state, history = newest_state(artifact)
     model, images = inputs.open(predicts_masks=True)
-    contexts = load_tensors(prompts.store.read(prompts.key(CONTEXTS)))["contexts"]
-    model.contexts.data.copy_(contexts)
+    model.contexts.data.copy_(learned_contexts(prompts))
     for report in train_image_encoder(
         model=model,
         images=images,

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -142,9 +142,13 @@ class Artifact:
         return self.store.create(self.key(MANIFEST), text.encode())
 
     def be_meant(self) -> None:
-        """Let its name mean this artifact, also where another of that name was made later."""
-        if find_artifact(self.store, self.kind, self.name) != self:
-            self.store.write(self.key(MEANT), _now().encode())
+        """Let its name mean this artifact, also where another of that name was made later.
+
+        Or where a clock that was set back, or another machine's, says so.
+        """
+        meant = find_artifact(self.store, self.kind, self.name)
+        if meant != self:
+            self.store.write(self.key(MEANT), _later_than(meant.meant_since()).encode())
 
     def meant_since(self) -> str:
         """When it was made or last made to be meant, ISO 8601; empty for a damaged one."""
@@ -250,6 +254,15 @@ def artifact_at(store: Store, address: str) -> Artifact:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _later_than(time: str) -> str:
+    """Now, or a moment after a time (ISO 8601) that this clock has yet to reach."""
+    now = _now()
+    if now > time:
+        return now
+    moment_after = datetime.fromisoformat(time) + timedelta(microseconds=1)
+    return moment_after.isoformat(timespec="microseconds")
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 
@@ -41,6 +41,15 @@ class _GatherBatch(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(world_size())[rank()]
+
+
+def on_any_worker(condition: Bool[Tensor, ""]) -> bool:
+    """Whether something holds on at least one worker: all get the same answer."""
+    if world_size() == 1:
+        return bool(condition)
+    somewhere = condition.to(torch.int32)
+    dist.all_reduce(somewhere, op=dist.ReduceOp.MAX)
+    return bool(somewhere)
 
 
 def mean_over_workers(values: Sequence[float]) -> list[float]:

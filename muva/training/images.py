@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from muva.model.distributed import rank, world_size
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast
+from muva.training.divergence import check_features
 
 Progress = Callable[[int, int], None]
 Batch = tuple[Tensor, Tensor | None]
@@ -26,6 +27,11 @@ class TrainingImages(Protocol):
     @property
     def labels(self) -> np.ndarray:
         """Identities (M,), int64, 0 to N - 1, each present."""
+        ...
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """The images' names, M of them, each once: errors name images by them."""
         ...
 
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
@@ -61,7 +67,8 @@ def image_features(
     """Features of all training images with their part masks, in eval mode, without augmentation.
 
     `necked`: after the BN neck and of unit length (the memory's); else before it (stage 1's). With
-    several workers each encodes its share and all get the whole.
+    several workers each encodes its share and all get the whole. Raises MuvaError that names the
+    images whose features are not finite.
     """
     count = len(images.labels)
     share = np.array_split(np.arange(count), world_size())[rank()]
@@ -82,4 +89,5 @@ def image_features(
     model.train(was_training)
     if world_size() > 1:
         dist.all_reduce(features)
+    check_features(features, images.image_ids)
     return features

@@ -18,6 +18,7 @@ from muva.config import Stage1Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.divergence import DivergedError, remedies
 from muva.training.memory import identity_centroids
 from muva.training.optimisers import (
     optimiser_state,
@@ -44,7 +45,8 @@ def learn_prompts(
 
     `features`: of all training images before the BN neck. `identities` learns only those (a
     contiguous share): its losses are their part of the whole batch's, to be summed over shares.
-    `state` is a former report's state, of the same share: training goes on behind its epoch.
+    `state` is a former report's state, of the same share: training goes on behind its epoch. A loss
+    that is not finite is a DivergedError, with a state for `repeat_prompt_loss`.
     """
     share = identities if identities is not None else range(model.identities)
     contexts = nn.Parameter(model.contexts.detach()[share.start : share.stop].clone())
@@ -66,7 +68,7 @@ def learn_prompts(
             epoch=epoch,
         )
         losses = []
-        for batch in batches:
+        for step, batch in enumerate(batches, start=1):
             loss = prompt_loss(
                 model,
                 contexts,
@@ -76,6 +78,15 @@ def learn_prompts(
                 first_identity=share.start,
                 precision=precision,
             )
+            if not loss.isfinite():  # before anything moves; the host waits, see divergence.py
+                state = {
+                    **_state(epoch, contexts, optimiser),
+                    "step": step,
+                    "first_identity": share.start,
+                    "labels": torch.as_tensor(labels[batch]),
+                    "centroids": centroids.to("cpu", copy=True),
+                }
+                raise _diverged(loss.item(), state, remedies("stage1", settings.lr, precision))
             prompt_step(loss, optimiser)
             losses.append(loss.detach())
         model.contexts.data[share.start : share.stop] = contexts.detach()
@@ -118,6 +129,45 @@ def prompt_step(loss: Float[Tensor, ""], optimiser: torch.optim.Optimizer) -> No
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
+
+
+def repeat_prompt_loss(
+    *, model: MuvaModel, settings: Stage1Config, state: State
+) -> Float[Tensor, ""]:
+    """The loss of the step that a DivergedError's state lies before, on the model's device.
+
+    `settings` may have another precision than the training had.
+    """
+    contexts, centroids, labels = (state.get(key) for key in ("contexts", "centroids", "labels"))
+    if not (
+        isinstance(contexts, Tensor)
+        and isinstance(centroids, Tensor)
+        and isinstance(labels, Tensor)
+    ):
+        raise MuvaError(
+            "this state is none of a step of stage 1: no contexts, centroids or labels in it; "
+            "expected one that a diverged training saved"
+        )
+    device = model.contexts.device
+    return prompt_loss(
+        model,
+        contexts.to(device),
+        centroids.to(device),
+        labels,
+        temperature=settings.temperature,
+        first_identity=int(torch.as_tensor(state["first_identity"])),
+        precision=resolve_precision(settings.precision, device),
+    )
+
+
+def _diverged(loss: float, state: State, remedy: str) -> DivergedError:
+    identities = sorted(set(torch.as_tensor(state["labels"]).tolist()))
+    return DivergedError(
+        f"stage 1 diverged in epoch {state['epoch']}, step {state['step']}: its loss is {loss}. "
+        f"The contexts are those before this step. Identities of the batch, as the training counts "
+        f"them: {', '.join(map(str, identities))}. {remedy}",
+        lambda: state,
+    )
 
 
 def _state(epoch: int, contexts: nn.Parameter, optimiser: torch.optim.Optimizer) -> State:

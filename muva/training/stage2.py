@@ -6,6 +6,7 @@ identities of every batch, the BN neck sees the whole batch, gradients are avera
 update their memory alike from all features.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -20,6 +21,13 @@ from muva.errors import MuvaError
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.divergence import (
+    DivergedError,
+    check_weights,
+    is_finite,
+    remedies,
+    told_losses,
+)
 from muva.training.images import Progress, TrainingImages, image_features, in_advance
 from muva.training.losses import Stage2Losses, stage2_losses
 from muva.training.memory import VisualMemory, identity_centroids
@@ -54,7 +62,8 @@ def train_image_encoder(
 
     `state` is a former report's state: training goes on behind its epoch, as if uninterrupted.
     `progress(done, total)` counts the batches of an epoch, those of the memory included.
-    `micro_batch`: so many images are encoded at a time, for memory's sake, with the same result.
+    `micro_batch`: so many images are encoded at a time, for memory's sake, with the same result. A
+    loss that is not finite is a DivergedError, on all workers, with a state for `repeat_step`.
     """
     precision = resolve_precision(settings.precision, device)
     model.to(device).contexts.requires_grad_(False)
@@ -74,7 +83,9 @@ def train_image_encoder(
         )
         terms: list[dict[str, Tensor]] = []
         model.train()
+        guard = _Guard(model, optimiser, scaler, memory, images, settings, seed, epoch)
         for (indices, _), (pixels, masks) in zip(batches, in_advance(images, batches), strict=True):
+            guard.before_step()
             _, losses = training_step(
                 trained,
                 images=pixels.to(device, non_blocking=True),
@@ -87,13 +98,19 @@ def train_image_encoder(
                 precision=precision,
                 scaler=scaler,
                 micro_batch=micro_batch,
+                check=guard.check,
             )
             step = {"loss": losses.total, **losses.terms()}
             terms.append({name: value.detach() for name, value in step.items()})
             if after_step:
                 after_step(terms[-1], memory)
             count.step()
-        metrics, step_losses = _epoch_means(terms, epoch)
+        metrics, step_losses = _epoch_means(terms)
+        check_weights(
+            _stage2_tensors(model).items(),
+            epoch=epoch,
+            remedy=remedies("stage2", settings.lr, precision),
+        )
         yield EpochReport(
             epoch=epoch,
             metrics={**metrics, "lr": lr},
@@ -148,11 +165,13 @@ def training_step(
     precision: Precision = "fp32",
     scaler: torch.amp.GradScaler | None = None,
     micro_batch: int | None = None,
+    check: Callable[[Stage2Losses], None] = lambda losses: None,
 ) -> tuple[TrainingOutputs, Stage2Losses]:
     """One step of a worker on its share of the batch: losses, Adam, then the memory's update.
 
     `model` is a MuvaModel in train mode, bare or wrapped for several workers. The gradients are
-    still there afterwards. `micro_batch`: see `MuvaModel.forward`.
+    still there afterwards. `micro_batch`: see `MuvaModel.forward`. `check` sees the losses before
+    any weight changes, and may raise.
     """
     scaler = scaler or torch.amp.GradScaler(images.device.type, enabled=False)
     with autocast(precision, images.device):
@@ -166,6 +185,7 @@ def training_step(
         memory_logits=memory.logits(compared),
         settings=settings,
     )
+    check(losses)
     optimiser.zero_grad()
     scaler.scale(losses.total).backward()
     scaler.step(optimiser)
@@ -174,15 +194,125 @@ def training_step(
     return outputs, losses
 
 
+def repeat_step(
+    *,
+    model: MuvaModel,
+    images: TrainingImages,
+    settings: Stage2Config,
+    device: torch.device,
+    state: State,
+) -> tuple[TrainingOutputs, Stage2Losses]:
+    """The step that a DivergedError's state lies before, done again by one process.
+
+    `model` holds the learned prompts and is changed as the step does. Several workers' batch is
+    taken as a whole. `settings` may have another precision than the training had.
+    """
+    model.to(device).contexts.requires_grad_(False)
+    precision = resolve_precision(settings.precision, device)
+    optimiser = stage2_optimiser(model, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    indices, flips, centroids = (state.get(key) for key in ("indices", "flips", "memory"))
+    if not (
+        isinstance(indices, Tensor) and isinstance(flips, Tensor) and isinstance(centroids, Tensor)
+    ):
+        raise MuvaError(
+            "this state is none of a step: no indices, flips or memory in it; expected one that a "
+            "diverged training saved"
+        )
+    epoch = _restore(model, optimiser, scaler, state) - 1
+    set_learning_rate(optimiser, stage2_lr(epoch, settings))
+    pixels, masks = images.batch(indices.numpy(), flips)
+    return training_step(
+        model.train(),
+        images=pixels.to(device),
+        labels=torch.as_tensor(images.labels[indices.numpy()], device=device),
+        part_masks=None if masks is None else masks.to(device),
+        prototypes=model.prototypes(),
+        memory=new_memory(centroids.to(device), settings),
+        optimiser=optimiser,
+        settings=settings,
+        precision=precision,
+        scaler=scaler,
+    )
+
+
+class _Guard:
+    """Watches an epoch's losses, and keeps what a forward pass changes: a step can be undone."""
+
+    def __init__(
+        self,
+        model: MuvaModel,
+        optimiser: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        memory: VisualMemory,
+        images: TrainingImages,
+        settings: Stage2Config,
+        seed: int,
+        epoch: int,
+    ):
+        self._model, self._optimiser, self._scaler = model, optimiser, scaler
+        self._memory, self._images, self._settings = memory, images, settings
+        self._seed, self._epoch, self._step = seed, epoch, 0
+        self._neck: dict[str, Tensor] = {}
+
+    def before_step(self) -> None:
+        """To be called before each step's forward pass, which moves the neck's statistics."""
+        self._step += 1
+        self._neck = {name: value.clone() for name, value in _neck_statistics(self._model).items()}
+
+    def check(self, losses: Stage2Losses) -> None:
+        """Raises DivergedError on all workers when the loss of any is not finite."""
+        if is_finite(losses.total):
+            return
+        settings, device = self._settings, losses.total.device
+        batches = _whole_batches(self._images.labels, settings, seed=self._seed, epoch=self._epoch)
+        indices, flips = batches[self._step - 1]
+        image_ids = [self._images.image_ids[int(index)] for index in indices]
+        precision = resolve_precision(settings.precision, device)
+        raise DivergedError(
+            f"stage 2 diverged in epoch {self._epoch}, step {self._step} of {len(batches)}: the "
+            f"loss is not finite ({told_losses({'loss': losses.total, **losses.terms()})}). The "
+            f"weights are those before this step. Images of the batch: {', '.join(image_ids)}. "
+            f"{remedies('stage2', settings.lr, precision)}",
+            lambda: {
+                **_state(self._epoch, self._model, self._optimiser, self._scaler),
+                **{f"model/{name}": value.cpu() for name, value in self._neck.items()},
+                "step": self._step,
+                "memory": self._memory.centroids.detach().to("cpu", copy=True),
+                "indices": torch.from_numpy(indices),
+                "flips": torch.from_numpy(flips),
+                "image_ids": json.dumps(image_ids),
+            },
+        )
+
+
 def _batches(
     labels: np.ndarray, settings: Stage2Config, *, seed: int, epoch: int
 ) -> list[tuple[np.ndarray, Tensor]]:
     """This worker's share of an epoch's batches: indices and which images are mirrored."""
-    per_identity = settings.images_per_identity
+
+    def ours(batch: np.ndarray) -> np.ndarray:
+        return rank_share(
+            batch,
+            rank=rank(),
+            world=world_size(),
+            images_per_identity=settings.images_per_identity,
+        )
+
+    return [
+        (ours(batch), torch.as_tensor(ours(flip)))
+        for batch, flip in _whole_batches(labels, settings, seed=seed, epoch=epoch)
+    ]
+
+
+def _whole_batches(
+    labels: np.ndarray, settings: Stage2Config, *, seed: int, epoch: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """An epoch's batches of all workers: indices and which images are mirrored."""
     batches = pk_batches(
         labels,
         batch_size=settings.batch_size,
-        images_per_identity=per_identity,
+        images_per_identity=settings.images_per_identity,
         seed=seed,
         epoch=epoch,
     )
@@ -193,14 +323,7 @@ def _batches(
         seed=seed,
         epoch=epoch,
     )
-
-    def ours(batch: np.ndarray) -> np.ndarray:
-        return rank_share(batch, rank=rank(), world=world_size(), images_per_identity=per_identity)
-
-    return [
-        (ours(batch), torch.as_tensor(ours(flip)))
-        for batch, flip in zip(batches, flips, strict=True)
-    ]
+    return list(zip(batches, flips, strict=True))
 
 
 class _Counter:
@@ -216,7 +339,7 @@ class _Counter:
 
 
 def _epoch_means(
-    terms: list[dict[str, Tensor]], epoch: int
+    terms: list[dict[str, Tensor]],
 ) -> tuple[dict[str, float], tuple[float, ...]]:
     """Means of the loss terms over steps and workers, and each step's total over the workers."""
     if not terms:
@@ -225,11 +348,6 @@ def _epoch_means(
     table = torch.stack([torch.stack([step[name] for name in names]) for step in terms])
     values = mean_over_workers(table.double().flatten().tolist())
     steps = np.reshape(values, (len(terms), len(names)))
-    if not np.isfinite(steps).all():
-        raise MuvaError(
-            f"stage 2 diverged in epoch {epoch}: a loss is not finite; lower stage2.lr, or set "
-            f"stage2.precision to fp32"
-        )
     return dict(zip(names, steps.mean(axis=0).tolist(), strict=True)), tuple(steps[:, 0].tolist())
 
 
@@ -270,7 +388,9 @@ def _restore(
     with torch.no_grad():
         for name, value in weights.items():
             tensors[name].copy_(torch.as_tensor(value))
-    restore_optimiser(optimiser, trained_parameters(model), _under("optimiser/", state))
+    moments = _under("optimiser/", state)
+    if moments or "step" not in state:  # none before the first step of all
+        restore_optimiser(optimiser, trained_parameters(model), moments)
     scale = dict(_under("scaler/", state))
     # There is none where the state comes from a device that trained in bf16 or float32.
     if scaler.is_enabled() and scale:
@@ -280,8 +400,12 @@ def _restore(
 
 def _stage2_tensors(model: MuvaModel) -> Mapping[str, Tensor]:
     """All that stage 2 changes: trained parameters and the neck's statistics."""
-    buffers = {f"bn_neck.{name}": value for name, value in model.bn_neck.named_buffers()}
-    return {**trained_parameters(model), **buffers}
+    return {**trained_parameters(model), **_neck_statistics(model)}
+
+
+def _neck_statistics(model: MuvaModel) -> dict[str, Tensor]:
+    """What the forward pass itself changes in train mode."""
+    return {f"bn_neck.{name}": value for name, value in model.bn_neck.named_buffers()}
 
 
 def _under(prefix: str, state: State) -> State:

@@ -110,6 +110,18 @@ def test_a_name_means_what_was_asked_for_last(store):
     assert find_artifact(store, "datasets", "mine") == latest
 
 
+def test_a_clock_that_was_set_back_changes_nothing_of_what_a_name_means(store, monkeypatch):
+    older = made(store, "models", "muva", seed=1)
+    monkeypatch.setattr("muva.data.artifacts._now", lambda: "2001-01-01T00:00:00.000000+00:00")
+    newer = made(store, "models", "muva", seed=2)
+    newer.be_meant()
+    assert find_artifact(store, "models", "muva") == newer
+    older.be_meant()
+    assert find_artifact(store, "models", "muva") == older
+    newer.be_meant()
+    assert find_artifact(store, "models", "muva") == newer
+
+
 def test_a_damaged_artifact_stands_in_no_ones_way(store):
     damaged, sound = (made(store, "datasets", "mine", seed=seed) for seed in (1, 2))
     store.write(damaged.key("manifest.json"), b"{")

@@ -90,6 +90,8 @@ def test_what_fills_no_batch_is_refused_before_there_are_images() -> None:
         check_batches(15, batch_size=64, images_per_identity=4)
     with pytest.raises(MuvaError, match="3 workers cannot share the 16 identities"):
         check_batches(20, batch_size=64, images_per_identity=4, world=3)
+    with pytest.raises(MuvaError, match="32 workers cannot share the 16 identities of a batch"):
+        check_batches(40, batch_size=64, images_per_identity=4, world=32)
 
 
 def test_too_few_identities_are_refused() -> None:

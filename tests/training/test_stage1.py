@@ -10,10 +10,12 @@ from muva.config import Stage1Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
+from muva.training.divergence import DivergedError
 from muva.training.images import image_features
 from muva.training.memory import identity_centroids
 from muva.training.report import EpochReport, State
-from muva.training.stage1 import learn_prompts, prompt_loss
+from muva.training.sampler import pk_batches
+from muva.training.stage1 import learn_prompts, prompt_loss, repeat_prompt_loss
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
 
@@ -105,6 +107,23 @@ def test_a_finished_state_leaves_nothing_to_do_but_gives_its_prompts() -> None:
     model = start()[0]
     assert run(model, features, labels, state=reports[-1].state()) == []
     assert torch.equal(model.contexts, whole.contexts)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_can_be_repeated(tmp_path) -> None:
+    model, features, labels = start()
+    flies_apart = SETTINGS.model_copy(update={"lr": 1e25, "warmup_epochs": 0})
+    with pytest.raises(DivergedError, match=r"epoch 1, step 2: its loss is nan") as stopped:
+        run(model, features, labels, settings=flies_apart)
+    batch = pk_batches(labels, batch_size=8, images_per_identity=2, seed=1, epoch=1)[1]
+    identities = ", ".join(map(str, sorted(set(labels[batch].tolist()))))
+    assert f"counts them: {identities}. Lower stage1.lr (it is 1e+25)" in str(stopped.value)
+    save_checkpoint(tmp_path, stopped.value.state())
+    state = load_checkpoint(tmp_path)
+    assert torch.as_tensor(state["contexts"]).isfinite().all()
+    again = repeat_prompt_loss(model=start()[0], settings=flies_apart, state=state)
+    assert not again.isfinite()
+    with pytest.raises(MuvaError, match="none of a step of stage 1"):
+        repeat_prompt_loss(model=model, settings=flies_apart, state={"epoch": 1})
 
 
 def test_a_state_of_other_sources_is_refused() -> None:

@@ -14,9 +14,17 @@ from muva.config import Stage2Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
+from muva.training.divergence import DivergedError, is_finite
 from muva.training.images import image_features
+from muva.training.optimisers import set_learning_rate, stage2_optimiser, trained_parameters
 from muva.training.report import EpochReport
-from muva.training.stage2 import train_image_encoder
+from muva.training.sampler import flip_draws, pk_batches
+from muva.training.stage2 import (
+    repeat_step,
+    train_image_encoder,
+    training_step,
+    visual_memory,
+)
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
 
@@ -122,11 +130,142 @@ def test_a_checkpoint_of_other_settings_is_refused() -> None:
         run(model, images, state={"contexts": torch.zeros(3)})
 
 
-def test_a_loss_that_is_not_finite_stops_the_training() -> None:
+FLIES_APART: dict[str, Any] = {"lr": 1e30, "warmup_epochs": 0, "epochs": 1}
+
+
+def diverged(model: MuvaModel, images: ToyImages, **changed: Any) -> DivergedError:
+    with pytest.raises(DivergedError) as stopped:
+        run(model, images, **{**FLIES_APART, **changed})
+    return stopped.value
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_at_its_step() -> None:
+    model, images = model_and_images()
+    error = diverged(model, images)
+    batch = pk_batches(images.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)[1]
+    named = ", ".join(f"toy/{row:04d}" for row in batch)
+    assert "epoch 1, step 2 of 2: the loss is not finite (loss nan, identity nan" in str(error)
+    assert f"Images of the batch: {named}. Lower stage2.lr (it is 1e+30)" in str(error)
+    assert all(value.isfinite().all() for value in trained_parameters(model).values())
+
+
+def test_a_diverged_training_leaves_what_repeats_its_step(tmp_path: Path) -> None:
+    model, images = model_and_images()
+    one_step = run_steps(*model_and_images(), steps=1)
+    save_checkpoint(tmp_path, diverged(model, images).state())
+    state = load_checkpoint(tmp_path)
+    for name, value in one_step.items():
+        assert torch.equal(torch.as_tensor(state[f"model/{name}"]), value), name
+    again, _ = model_and_images()
+    settings = Stage2Config(**{**SETTINGS, **FLIES_APART})
+    outputs, losses = repeat_step(
+        model=again, images=images, settings=settings, device=CPU, state=state
+    )
+    assert not losses.total.isfinite()
+    assert len(outputs.feature) == 8
+    with pytest.raises(MuvaError, match="none of a step: no indices"):
+        repeat_step(model=again, images=images, settings=settings, device=CPU, state={"epoch": 1})
+
+
+def run_steps(model: MuvaModel, images: ToyImages, *, steps: int) -> dict[str, Tensor]:
+    """Weights and statistics of the neck after so many steps of FLIES_APART, by hand."""
+    settings = Stage2Config(**{**SETTINGS, **FLIES_APART})
+    model.contexts.requires_grad_(False)
+    memory = visual_memory(model, images, settings, device=CPU, precision="fp32")
+    optimiser = stage2_optimiser(model, settings)
+    set_learning_rate(optimiser, settings.lr)
+    batches = pk_batches(images.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)
+    flips = flip_draws(len(batches), 8, probability=0.5, seed=5, epoch=1)
+    for batch, flip in list(zip(batches, flips, strict=True))[:steps]:
+        pixels, masks = images.batch(batch, torch.from_numpy(flip))
+        training_step(
+            model.train(),
+            images=pixels,
+            labels=torch.from_numpy(images.labels[batch]),
+            part_masks=masks,
+            prototypes=model.prototypes(),
+            memory=memory,
+            optimiser=optimiser,
+            settings=settings,
+        )
+    buffers = {f"bn_neck.{name}": value for name, value in model.bn_neck.named_buffers()}
+    return {
+        name: value.detach() for name, value in {**trained_parameters(model), **buffers}.items()
+    }
+
+
+def test_a_step_is_repeated_as_it_was() -> None:
+    model, images = model_and_images()
+    (report,) = run(model, images, epochs=1)
+    broken, spoilt = model_and_images()[0], SpoiltImages()
+    with pytest.raises(DivergedError, match=r"step 2 of 2") as stopped:
+        run(broken, spoilt, epochs=1)
+    _, losses = repeat_step(
+        model=model_and_images()[0],
+        images=images,
+        settings=Stage2Config(**SETTINGS),
+        device=CPU,
+        state=stopped.value.state(),
+    )
+    assert losses.total.item() == report.step_losses[1]
+
+
+class SpoiltImages(ToyImages):
+    """Every image of the second batch is broken."""
+
+    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        images, masks = super().batch(indices, flips)
+        second = pk_batches(self.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)[1]
+        spoilt = flips is not None and np.isin(indices, second).all()
+        return images * (torch.nan if spoilt else 1.0), masks
+
+
+def test_an_image_without_finite_features_is_named() -> None:
     model, images = model_and_images()
     images.images[3] = torch.nan
-    with pytest.raises(MuvaError, match=r"diverged in epoch 1: .* lower stage2\.lr"):
+    with pytest.raises(MuvaError, match=r"features of 1 of 24 .* for example of toy/0003\."):
         run(model, images)
+
+
+def test_an_epoch_that_ends_with_broken_weights_is_no_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, images = model_and_images()
+
+    def overflow(gradient: Tensor) -> Tensor:
+        return torch.full_like(gradient, torch.inf)
+
+    with torch.enable_grad():
+        model.classifier.weight.register_hook(overflow)
+    monkeypatch.setattr(
+        "muva.training.stage2.pk_batches", lambda *args, **named: pk_batches(*args, **named)[:1]
+    )
+    with pytest.raises(MuvaError, match=r"losses were finite, 1 tensors .*\(classifier\.weight\)"):
+        run(model, images)
+
+
+def test_a_gradient_that_overflows_in_half_precision_is_no_divergence() -> None:
+    model, images = model_and_images()
+    settings = Stage2Config(**{**SETTINGS, "epochs": 1})
+    pixels, masks = images.batch(np.arange(8), None)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+    model.contexts.requires_grad_(False)
+    before = model.classifier.weight.detach().clone()
+    _, losses = training_step(
+        model.train(),
+        images=pixels,
+        labels=torch.from_numpy(images.labels[:8]),
+        part_masks=masks,
+        prototypes=model.prototypes(),
+        memory=visual_memory(model, images, settings, device=CPU, precision="fp32"),
+        optimiser=stage2_optimiser(model, settings),
+        settings=settings,
+        scaler=scaler,
+        check=lambda losses: None if is_finite(losses.total) else pytest.fail("no divergence"),
+    )
+    assert losses.total.isfinite()
+    assert torch.equal(model.classifier.weight, before)
+    assert scaler.get_scale() < 2.0**127
 
 
 def test_progress_counts_every_batch_of_an_epoch() -> None:
@@ -166,14 +305,22 @@ def worker(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS
     )
     torch.save({dtype: outcome(dtype) for dtype in CASES}, Path(folder) / f"worker{rank}.pt")
+    error = diverged(*model_and_images())
+    Path(folder, f"worker{rank}.txt").write_text(str(error))
+    save_checkpoint(Path(folder, f"diverged{rank}"), error.state())
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[torch.dtype, Outcome]]:
+def workers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workers")
     spawn(worker, (str(folder),), nprocs=WORKERS)
-    return [torch.load(folder / f"worker{rank}.pt") for rank in range(WORKERS)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers(workers_folder: Path) -> list[dict[torch.dtype, Outcome]]:
+    return [torch.load(workers_folder / f"worker{rank}.pt") for rank in range(WORKERS)]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +337,7 @@ def test_two_workers_do_what_one_does(
         if dtype is torch.float64:
             torch.testing.assert_close(worker_features, features, rtol=1e-8, atol=1e-8)
             for name, value in weights.items():
-                # The key third of these has a true gradient of zero: its steps are rounding.
+                # The key second of these has a true gradient of zero: its steps are rounding.
                 if not name.endswith("in_proj_bias"):
                     torch.testing.assert_close(worker_weights[name], value, rtol=1e-8, atol=1e-8)
 
@@ -198,6 +345,21 @@ def test_two_workers_do_what_one_does(
 def test_all_workers_end_with_the_same_model(workers: list[dict[torch.dtype, Outcome]]) -> None:
     first, second = (of_worker[torch.float32][1] for of_worker in workers)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_all_workers_stop_at_the_same_step_with_all_images_named(workers_folder: Path) -> None:
+    _, images = model_and_images()
+    batch = pk_batches(images.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)[1]
+    first, second = ((workers_folder / f"worker{rank}.txt").read_text() for rank in range(WORKERS))
+    assert first == second
+    assert "step 2 of 2" in first
+    assert "worker 0: loss nan" in first and "worker 1: loss nan" in first
+    assert ", ".join(f"toy/{row:04d}" for row in batch) in first
+    states = [load_checkpoint(workers_folder / f"diverged{rank}") for rank in range(WORKERS)]
+    assert torch.equal(torch.as_tensor(states[0]["indices"]), torch.from_numpy(batch))
+    for name, value in states[0].items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, torch.as_tensor(states[1][name])), name
 
 
 def test_workers_that_cannot_share_a_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ class ToyImages:
     ):
         generator = torch.Generator().manual_seed(7)
         self.labels = np.repeat(np.arange(identities), images_each)
+        self.image_ids = [f"toy/{row:04d}" for row in range(len(self.labels))]
         patterns = torch.randn(identities, 3, *IMAGE_SIZE, generator=generator)
         noise = torch.randn(len(self.labels), 3, *IMAGE_SIZE, generator=generator)
         self.images = (patterns[self.labels] + 0.5 * noise).to(dtype)

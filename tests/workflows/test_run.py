@@ -241,6 +241,11 @@ def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
     cases: list[tuple[dict[str, object], int, str]] = [
         ({"stage1.batch_size": 64}, 1, "needs 16 identities, the training images show 12"),
         ({"stage2.batch_size": 12}, 2, "2 workers cannot share the 3 identities"),
+        (
+            {"grounding.phrases": {"head": "head"}},
+            1,
+            "model.parts names upper_body, legs, of which",
+        ),
         ({"model.clip": "ViT-B-16:laion"}, 1, "open_clip has no weights laion of ViT-B-16"),
     ]
     for changes, workers, message in cases:

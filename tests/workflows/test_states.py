@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from muva.config import Stage2Config
 from muva.data.artifacts import Artifact
 from muva.data.store import open_store
-from muva.training.report import EpochReport
+from muva.errors import MuvaError
+from muva.model.muva_model import MuvaModel
+from muva.training.report import EpochReport, State
+from muva.training.stage2 import train_image_encoder
+from tests.model.small import small_model
+from tests.training.toy_images import ToyImages
 from workflows.states import KEPT, STATES, delete_states, newest_state, save_state
 
 
@@ -71,6 +80,68 @@ def test_a_state_that_was_never_finished_gives_way_too(artifact: Artifact) -> No
     state, _ = newest_state(artifact)
     assert state is not None
     assert state["epoch"] == 1
+
+
+@pytest.mark.parametrize("written", [0, 1], ids=["tensors", "values"])
+def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    images = ToyImages()
+    settings = Stage2Config(
+        batch_size=8, images_per_identity=2, epochs=3, warmup_epochs=0, precision="fp32"
+    )
+
+    def training(model: MuvaModel, state: State | None = None) -> Iterator[EpochReport]:
+        return train_image_encoder(
+            model=model,
+            images=images,
+            settings=settings,
+            seed=5,
+            device=torch.device("cpu"),
+            state=state,
+        )
+
+    undisturbed, stopped, resumed = (small_model(identities=6) for _ in range(3))
+    losses = [report.step_losses for report in training(undisturbed)]
+    epochs = training(stopped)
+    save_state(artifact, next(epochs), [{"epoch": 1}])
+    left = written
+    flush = os.fsync
+
+    def fills_up(file: int) -> None:
+        nonlocal left
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left -= 1
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", fills_up)
+    with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* start the same"):
+        save_state(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
+    monkeypatch.undo()
+
+    state, history = newest_state(artifact)
+    assert history == [{"epoch": 1}]
+    rest = []
+    for report in training(resumed, state):
+        history.append({"epoch": report.epoch})
+        save_state(artifact, report, history)
+        rest.append(report.step_losses)
+    assert rest == losses[1:]
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert len(newest_state(artifact)[1]) == 3
+
+
+def test_a_clock_that_was_set_back_changes_nothing_of_which_state_is_the_newest(
+    artifact: Artifact,
+) -> None:
+    save(artifact, epochs=3)
+    for key in artifact.store.list(artifact.key(STATES, "00003")):
+        os.utime(artifact.store.path(key), (0, 0))
+    state, _ = newest_state(artifact)
+    assert state is not None
+    assert state["epoch"] == 3
 
 
 def test_a_made_artifact_keeps_no_states(artifact: Artifact) -> None:
