@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import ray
 import torch
 
 from benchmarks.grounding_speed import crowd, shots
-from benchmarks.memory import memory_mb
+from benchmarks.memory import again_and_again, memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from muva.config import ModelConfig
 from muva.data.store import open_store
@@ -160,20 +159,14 @@ def _bare(model: str, config: ModelConfig) -> float:
 @contextmanager
 def _memory_of_workers() -> Iterator[list[dict[Path, float]]]:
     """RssAnon + RssShmem of each process that embeds, twice a second, in MB."""
-    samples, over = [], threading.Event()
+    samples = []
 
-    def watch() -> None:
-        while not over.wait(0.5):
-            lines = [line for line in Path("/proc").glob("[0-9]*/cmdline") if _embeds(line)]
-            samples.append({line.parent: memory_mb(line.parent) for line in lines})
+    def look() -> None:
+        lines = [line for line in Path("/proc").glob("[0-9]*/cmdline") if _embeds(line)]
+        samples.append({line.parent: memory_mb(line.parent) for line in lines})
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with again_and_again(look, every_s=0.5):
         yield samples
-    finally:
-        over.set()
-        thread.join()
 
 
 def _peaks_mb(samples: Sequence[Mapping[Path, float]]) -> float:

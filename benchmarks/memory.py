@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,16 +11,28 @@ from pathlib import Path
 @contextmanager
 def peak_memory_mb() -> Iterator[list[float]]:
     """The highest anonymous and shared memory of this process while the block runs, as one item."""
-    peak, over = [memory_mb()], threading.Event()
+    peak = [memory_mb()]
+
+    def look() -> None:
+        peak[0] = max(peak[0], memory_mb())
+
+    with again_and_again(look, every_s=0.05):
+        yield peak
+
+
+@contextmanager
+def again_and_again(look: Callable[[], None], *, every_s: float) -> Iterator[None]:
+    """Calls a function in a thread of its own while the block runs."""
+    over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.05):
-            peak[0] = max(peak[0], memory_mb())
+        while not over.wait(every_s):
+            look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield peak
+        yield
     finally:
         over.set()
         thread.join()

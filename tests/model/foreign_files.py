@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,7 +18,8 @@ TEXT = ("transformer.", "positional_embedding", "ln_final.", "text_projection")
 
 def trained_model(**changed: object) -> MuvaModel:
     """A model whose every parameter and statistic is its own, as after a training."""
-    model = small_model(**{"identities": 5, "seed": 3, **changed}).eval()  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"identities": 5, "seed": 3, **changed}
+    model = small_model(**settings).eval()
     model.bn_neck.get_buffer("num_batches_tracked").fill_(100)
     generator = torch.Generator().manual_seed(11)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
