@@ -23,7 +23,7 @@ from tracking.names import experiment_name
 from workflows.cluster import ray_cluster
 from workflows.run import VARIANTS, pipeline_run, run_pipeline, tell_run
 from workflows.session import Session, open_session
-from workflows.train import Workers
+from workflows.workers import Workers
 
 Figures = dict[str, dict[str, list[float]]]
 """Target -> variant -> mAP of each seed, fractions."""

@@ -18,7 +18,7 @@ from muva.data.synthetic import BENCHMARK
 from tracking.names import experiment_name
 from workflows.cluster import ray_cluster
 from workflows.session import open_session
-from workflows.train import Workers
+from workflows.workers import Workers
 
 EXACT = "annotated"
 

@@ -38,7 +38,7 @@ from workflows.data import datasets_of
 from workflows.ground import ground
 from workflows.progress import say
 from workflows.session import open_session
-from workflows.train import TrainingInputs
+from workflows.training_inputs import TrainingInputs
 
 SOURCE = "syn-boulevard"
 TEST_PEOPLE = 8

@@ -21,9 +21,10 @@ from muva.errors import MuvaError
 from muva.training.report import State
 from muva.training.stage1 import repeat_prompt_loss
 from muva.training.stage2 import repeat_step
+from workflows.prompts import learned_contexts
 from workflows.session import json_option, override_option, print_result
 from workflows.states import diverged_state
-from workflows.train import TrainingInputs, learned_contexts
+from workflows.training_inputs import TrainingInputs
 
 Repeated = dict[str, Any]
 """Where the step is, each loss by name, and which images' features are not finite."""

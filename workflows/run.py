@@ -34,7 +34,8 @@ from workflows.session import (
     print_result,
     session_options,
 )
-from workflows.train import Workers, check_training, train, worker_options
+from workflows.train import check_training, train
+from workflows.workers import Workers, worker_options
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run

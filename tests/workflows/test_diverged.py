@@ -15,7 +15,7 @@ from muva.training.checkpoints import load_checkpoint
 from workflows.diverged import repeat_diverged
 from workflows.run import run_pipeline
 from workflows.session import open_session
-from workflows.train import Workers
+from workflows.workers import Workers
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from muva.retrieval import evaluate
 from tests.model.foreign_files import clip_reid_state, release_state, write
 from workflows.cli import main
 from workflows.compare import compared, results_in
-from workflows.train import TrainingInputs
+from workflows.training_inputs import TrainingInputs
 
 Run = Callable[..., Any]
 TARGET = "syn-station"

@@ -26,7 +26,8 @@ from workflows.evaluate import evaluate_on
 from workflows.ranking import FeatureParts
 from workflows.run import PipelineReport, pipeline_run, run_pipeline, tell_run
 from workflows.session import Session, open_session
-from workflows.train import Workers, train
+from workflows.train import train
+from workflows.workers import Workers
 
 TARGET = "syn-station"
 

@@ -12,8 +12,8 @@ from muva.errors import SettingsError
 from workflows.data import datasets_of
 from workflows.ground import ground
 from workflows.session import open_session
-from workflows.train import Workers
 from workflows.tune import OBJECTIVE, TrialInputs, distinct_points, search
+from workflows.workers import Workers
 
 
 def test_trials_are_judged_on_a_held_out_source_and_found_again(

@@ -1,0 +1,127 @@
+"""What a training process opens for itself: the sources' images with their masks, and a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import muva
+from muva.config import ExperimentConfig, ModelConfig
+from muva.data.artifacts import open_artifact
+from muva.data.protocols import Pool, pool
+from muva.data.shards import open_dataset
+from muva.data.training_images import TrainingImages
+from muva.grounding.labels import open_labels
+from muva.grounding.part_masks import patch_centres
+from muva.model.clip import load_clip
+from muva.model.muva_model import MuvaModel, build_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingInputs:
+    """What a training process opens for itself, by address: no data travel with the task."""
+
+    datasets: tuple[str, ...]
+    """URIs of the sources, in their order."""
+    labels: tuple[str, ...]
+    """URIs of their pseudo-labels; empty without parts."""
+    init: str | None
+    """URI of a model to start from instead of CLIP."""
+    config: ExperimentConfig
+
+    def as_json(self) -> dict[str, Any]:
+        """What `read` makes the same of."""
+        return {**vars(self), "config": self.config.model_dump(mode="json")}
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> TrainingInputs:
+        """Undo `as_json`."""
+        return cls(
+            datasets=tuple(stored["datasets"]),
+            labels=tuple(stored["labels"]),
+            init=stored["init"],
+            config=ExperimentConfig.model_validate(stored["config"]),
+        )
+
+    def open(self, *, predicts_masks: bool) -> tuple[MuvaModel, TrainingImages]:
+        """A fresh model for the sources' identities, and their images with part masks.
+
+        Stage 1 predicts no masks: its model has the predictor's default settings.
+        """
+        model = self.config.model
+        if not predicts_masks:
+            model = without_mask_settings(model)
+        pooled = pool(
+            [open_dataset(open_artifact(uri)) for uri in self.datasets],
+            everyone=self.config.train_on == "all",
+        )
+        size = (model.image_height, model.image_width)
+        fresh = build_model(
+            load_clip(model.clip, image_size=size, stride=model.stride),
+            model=model,
+            prompts=self.config.prompts,
+            identities=len(pooled.identities),
+            seed=self.config.seed,
+        )
+        if self.init is not None:
+            start = muva.load(self.init)
+            known = knows_the_same(
+                start.metadata, start.model.identities, self.datasets, fresh.identities
+            )
+            fresh.start_from(
+                start.model, mask_predictor=predicts_masks, classifier=known and predicts_masks
+            )
+        images = TrainingImages(
+            pooled,
+            height=model.image_height,
+            width=model.image_width,
+            mean=model.mean,
+            std=model.std,
+            part_masks=self._part_masks(pooled, model, fresh.clip_shape.patch)
+            if model.parts
+            else None,
+            grid=fresh.grid,
+        )
+        return fresh, images
+
+    def _part_masks(self, pooled: Pool, model: ModelConfig, patch: int) -> torch.Tensor:
+        """The pooled images' masks on the model's patch grid (M, R, L)."""
+        rows = patch_centres(model.image_height, patch=patch, stride=model.stride)
+        columns = patch_centres(model.image_width, patch=patch, stride=model.stride)
+        masks = []
+        for dataset, uri in zip(pooled.datasets, self.labels, strict=True):
+            labels = open_labels(open_artifact(uri), dataset=dataset)
+            masks.append(
+                labels.masks(
+                    pooled.image_ids_of(dataset),
+                    row_centres=rows,
+                    column_centres=columns,
+                    parts=model.parts,
+                )
+            )
+        return torch.cat(masks)
+
+
+def knows_the_same(
+    metadata: Mapping[str, Any], known: int, sources: Sequence[str], identities: int
+) -> bool:
+    """Whether a model's classes are the identities of these sources (URIs), in the same order.
+
+    Only a model that was trained here says so; of an imported one nobody knows whose they are.
+    """
+    return known == identities and metadata.get("sources") == [Path(uri).name for uri in sources]
+
+
+def without_mask_settings(model: ModelConfig) -> ModelConfig:
+    """The settings that stage 1 depends on: true masks replace the predictor's there.
+
+    So experiments that differ in nothing but gating or predictor share their prompts.
+    """
+    plain = ModelConfig()
+    unused = ("gating", "mask_max_value", "mask_temperature", "predictor_heads",
+              "predictor_layer_norm", "predictor_shortcut")  # fmt: skip
+    return model.model_copy(update={key: getattr(plain, key) for key in unused})
