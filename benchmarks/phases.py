@@ -26,7 +26,8 @@ from muva.data.training_images import flip_part_masks
 from muva.model.bundle import ImageLike, load_bundle, save_bundle
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import resolve_precision
-from muva.training.images import TrainingImages, image_features
+from muva.training.images import image_features
+from muva.training.loader import TrainingImages
 from muva.training.optimisers import trained_parameters
 from muva.training.stage1 import learn_prompts
 from muva.training.stage2 import train_image_encoder, visual_memory
@@ -264,7 +265,7 @@ class NoiseImages:
             self._masks = rows[:, :, None].expand(-1, -1, grid[1]).flatten(1)
 
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `muva.training.images.TrainingImages`."""
+        """See `muva.training.loader.TrainingImages`."""
         rng = np.random.default_rng(int(indices[0]))
         pixels = rng.standard_normal((len(indices), 3, *self._size), np.float32)
         if self._masks is None:

@@ -19,7 +19,6 @@ import argparse
 import json
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from muva.model.clip import new_clip, token_ids_in
 from muva.model.distributed import mean_over_workers
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.prompts import prompt_texts
+from muva.training.compute import Compute
 from muva.training.memory import VisualMemory
 from muva.training.stage2 import train_image_encoder
 
@@ -193,8 +193,6 @@ def _work(
     folder: str,
 ) -> None:
     torch.set_num_threads(1)
-    # Of an argument of DistributedDataParallel, once a training and worker.
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers
     )
@@ -225,7 +223,7 @@ def trace(dtype: torch.dtype, *, micro_batch: int | None) -> Trace:
         settings=SETTINGS,
         seed=SEED,
         device=torch.device("cpu"),
-        micro_batch=micro_batch,
+        compute=Compute(micro_batch=micro_batch),
         after_step=record,
     ):
         pass
@@ -283,7 +281,7 @@ class Noise:
         self._masks = torch.rand(shape, generator=generator) < 0.4
 
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `muva.training.images.TrainingImages`."""
+        """See `muva.training.loader.TrainingImages`."""
         images, masks = self._images[indices], self._masks[indices]
         if flips is not None:
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from collections.abc import Mapping
@@ -111,9 +112,9 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
         device=device,
         state=state,
         progress=posting(task["board"], "batches") if leads else None,
-        micro_batch=task["micro_batch"],
+        compute=task["compute"],
     ):
-        history.append({"epoch": report.epoch, **report.metrics})
+        history.append({"epoch": report.epoch, **report.metrics, **report.seconds})
         if leads:
             save_state(artifact, report, history)
             task["board"].post(("epoch", history[-1]))
@@ -127,7 +128,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
             "identities": model.identities,
             "feature_dim": model.feature_dim,
             "workers": ray.train.get_context().get_world_size(),
-            "micro_batch": task["micro_batch"],
+            "compute": dataclasses.asdict(task["compute"]),
             "precision": precision,
             "history": history,
         }
@@ -149,7 +150,7 @@ def _trainer(
             "artifact": artifact,
             "sources": [Path(uri).name for uri in inputs.datasets],
             "threads": workers.threads,
-            "micro_batch": workers.micro_batch,
+            "compute": workers.how,
             "board": board,
         },
         scaling_config=ray.train.ScalingConfig(

@@ -10,10 +10,13 @@ from typing import Any
 import click
 
 from muva.errors import MuvaError
+from muva.training.compute import Compute
 from workflows.cluster import cpus, gpus
 
 MOST_FAILURES = 3
 """Lost workers that a training survives; each costs what was done since the last saved state."""
+MOST_LOADERS = 8
+"""That a worker starts unless it is told."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,10 @@ class Workers:
     count: int = 1
     cpus_each: int | None = None
     """None: the cluster's cores divided among them."""
-    micro_batch: int | None = None
-    """Images that each encodes at a time in stage 2, for memory's sake; None: its whole share."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+    """How each computes stage 2: no setting of the result."""
+    loaders: int | None = None
+    """Processes of each that make batches; None: as many as it has cores to spare."""
 
     @property
     def threads(self) -> int:
@@ -38,6 +43,16 @@ class Workers:
                 f"{self.count} workers of {self.threads} cores each: this cluster has {cpus()} "
                 "cores in all; ask for fewer with --workers or --cpus-per-worker"
             )
+
+    @property
+    def how(self) -> Compute:
+        """How each computes, the number of its loaders decided.
+
+        Where processors compute, no core is idle, and a thread decodes faster than they learn.
+        """
+        spare = min(self.threads - 1, MOST_LOADERS) if self.use_gpu else 0
+        loaders = spare if self.loaders is None else self.loaders
+        return dataclasses.replace(self.compute, loaders=loaders)
 
     @property
     def use_gpu(self) -> bool:
@@ -64,15 +79,41 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(min=1),
         help="Images that each encodes at a time, with the same result. [its whole share]",
     )
+    @click.option(
+        "--activation-checkpointing",
+        is_flag=True,
+        help="Compute blocks again on the way back, for memory.",
+    )
+    @click.option("--compile", is_flag=True, help="torch.compile the blocks; needs a C++ compiler.")
+    @click.option("--channels-last", is_flag=True, help="Images pixel by pixel in memory.")
+    @click.option("--deterministic", is_flag=True, help="The same bits every time, also on a GPU.")
+    @click.option(
+        "--loaders",
+        type=click.IntRange(min=0),
+        help="Processes of each that decode images, 0: a thread. [0 without a GPU, else its other "
+        "cores]",
+    )
     @functools.wraps(verb)
     def with_workers(
         *args: object,
         count: int,
         cpus_per_worker: int | None,
+        loaders: int | None,
         micro_batch: int | None,
+        activation_checkpointing: bool,
+        compile: bool,
+        channels_last: bool,
+        deterministic: bool,
         **kwargs: object,
     ) -> Any:
-        workers = Workers(count=count, cpus_each=cpus_per_worker, micro_batch=micro_batch)
+        compute = Compute(
+            micro_batch=micro_batch,
+            activation_checkpointing=activation_checkpointing,
+            compile=compile,
+            channels_last=channels_last,
+            deterministic=deterministic,
+        )
+        workers = Workers(count=count, cpus_each=cpus_per_worker, compute=compute, loaders=loaders)
         return verb(*args, workers=workers, **kwargs)
 
     return with_workers

@@ -60,9 +60,14 @@ def normalised_pixels(
     pixels: np.ndarray, *, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32: (x / 255 - mean) / std, per channel."""
-    channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
-    return channels_first.sub_(_per_channel(mean)).div_(_per_channel(std)).contiguous()
+    count, height, width, channels = pixels.shape
+    normalised = torch.empty(count, channels, height, width)
+    # One by one: an image with its floats stays in the processor's cache, a batch does not.
+    for image, into in zip(torch.from_numpy(pixels), normalised, strict=True):
+        into.copy_(image.permute(2, 0, 1)).div_(255)
+        into.sub_(_per_channel(mean)).div_(_per_channel(std))
+    return normalised
 
 
 def _per_channel(values: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(values).view(1, 3, 1, 1)
+    return torch.tensor(values).view(3, 1, 1)

@@ -233,8 +233,17 @@ class Dataset:
             f"{self.artifact.address} of the store and import the data set again"
         )
 
+    @cached_property
+    def _files(self) -> dict[int, Path]:
+        """Shards whose local file is known: a bucket is asked once for each."""
+        return {}
+
     def _file(self, index: int) -> Path:
-        return self.artifact.store.path(self.artifact.key(self.shards[index].key))
+        known = self._files.get(index)
+        if known is None or not known.is_file():
+            known = self.artifact.store.path(self.artifact.key(self.shards[index].key))
+            self._files[index] = known
+        return known
 
 
 def open_dataset(artifact: Artifact) -> Dataset:

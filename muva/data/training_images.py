@@ -1,23 +1,26 @@
 """Training images of the pooled sources as batches for both stages, with their part masks.
 
-Decoded and resized once, images stay in memory as bytes up to a limit; the rest is decoded each
-time. A flip mirrors an image and its masks together.
+Decoded and resized once for all processes of a node, images are kept as bytes up to a limit; the
+rest is decoded each time. A flip mirrors an image and its masks together.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 
+from muva.data.decoded import NODE_BYTES, decoded_images
 from muva.data.images import decode_rgb, normalised_pixels, resized
 from muva.data.protocols import Pool, pool
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
-
-CACHE_BYTES = 4 * 2**30
 
 
 class TrainingImages:
@@ -36,7 +39,7 @@ class TrainingImages:
         std: tuple[float, float, float],
         part_masks: Tensor | None,
         grid: tuple[int, int],
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int = NODE_BYTES,
     ):
         if part_masks is not None and (
             part_masks.shape[0] != len(pooled.labels) or part_masks.shape[2] != grid[0] * grid[1]
@@ -52,9 +55,17 @@ class TrainingImages:
         self._size = (height, width)
         self._mean, self._std = mean, std
         self._grid = grid
-        kept = min(len(self), cache_bytes // (height * width * 3))
-        self._cache = np.empty((kept, height, width, 3), np.uint8)
-        self._cached = np.zeros(kept, bool)
+        self._decoded = decoded_images(
+            [
+                [dataset.fingerprint for dataset in pooled.datasets],
+                hashlib.sha256(np.stack([pooled.dataset_index, pooled.rows])).hexdigest(),
+                ("bicubic", PIL.__version__),
+            ],
+            count=len(self),
+            height=height,
+            width=width,
+            limit_bytes=cache_bytes,
+        )
 
     @classmethod
     def open(
@@ -67,7 +78,7 @@ class TrainingImages:
         std: tuple[float, float, float],
         part_masks: Tensor | None,
         grid: tuple[int, int],
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int = NODE_BYTES,
     ) -> TrainingImages:
         """The train splits of the data sets, pooled."""
         return cls(
@@ -84,36 +95,46 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that make batches, which need no names."""
+        nameless = dataclasses.replace(self._pool, image_ids=(), identities=())
+        return {**vars(self), "image_ids": [], "_pool": nameless}
+
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Normalised images (B, 3, H, W) and part masks (B, R, L), mirrored where told."""
         indices = np.asarray(indices)
-        pixels = normalised_pixels(self._pixels(indices), mean=self._mean, std=self._std)
-        masks = None if self.part_masks is None else self.part_masks[torch.from_numpy(indices)]
+        pixels = self._pixels(indices)
         if flips is not None and flips.any():
-            pixels = torch.where(flips[:, None, None, None], pixels.flip(3), pixels)
-            if masks is not None:
-                mirrored = flip_part_masks(masks, grid=self._grid)
-                masks = torch.where(flips[:, None, None], mirrored, masks)
-        return pixels, masks
+            mirrored = flips.numpy()
+            pixels[mirrored] = pixels[mirrored, :, ::-1]
+        normalised = normalised_pixels(pixels, mean=self._mean, std=self._std)
+        masks = None if self.part_masks is None else self.part_masks[torch.from_numpy(indices)]
+        if flips is not None and masks is not None:
+            masks = torch.where(
+                flips[:, None, None], flip_part_masks(masks, grid=self._grid), masks
+            )
+        return normalised, masks
 
     def _pixels(self, indices: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8."""
-        cacheable = indices < len(self._cache)
-        self._decode(np.unique([i for i in indices[cacheable] if not self._cached[i]]).astype(int))
         pixels = np.empty((len(indices), *self._size, 3), np.uint8)
-        pixels[cacheable] = self._cache[indices[cacheable]]
-        beyond = np.flatnonzero(~cacheable)
-        for place, image in zip(beyond, self._read(indices[beyond]), strict=True):
-            pixels[place] = image
+        absent: list[int] = []
+        for place, index in enumerate(indices):
+            image = self._decoded.read(index) if index < len(self._decoded) else None
+            if image is None:
+                absent.append(place)
+            else:
+                pixels[place] = image
+        read = self._read(np.unique(indices[absent]))
+        for index, image in read.items():
+            if index < len(self._decoded):
+                self._decoded.write(index, image)
+        for place in absent:
+            pixels[place] = read[int(indices[place])]
         return pixels
 
-    def _decode(self, indices: np.ndarray) -> None:
-        """Fill the cache at these indices."""
-        for index, image in zip(indices, self._read(indices), strict=True):
-            self._cache[index] = image
-            self._cached[index] = True
-
-    def _read(self, indices: np.ndarray) -> list[np.ndarray]:
+    def _read(self, indices: np.ndarray) -> dict[int, np.ndarray]:
+        """Index -> image, decoded and resized."""
         images: dict[int, np.ndarray] = {}
         height, width = self._size
         for number, dataset in enumerate(self._pool.datasets):
@@ -123,7 +144,7 @@ class TrainingImages:
                 images[int(index)] = resized(
                     decode_rgb(data), height=height, width=width, interpolation="bicubic"
                 )
-        return [images[int(index)] for index in indices]
+        return images
 
 
 def flip_part_masks(masks: Tensor, *, grid: tuple[int, int]) -> Tensor:

@@ -4,11 +4,14 @@ The class token and R part tokens lead the patches. True masks, when given, deci
 part sees, in every block; without them the mask predictor does (Sec. 3.2, 3.3).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import open_clip
 import torch
 from jaxtyping import Bool, Float
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from muva.config import ModelConfig
@@ -20,6 +23,9 @@ from muva.model.position_embedding import add_part_positions
 from muva.model.precision import at_least_float32
 
 PART_TOKEN_STD = 0.02
+
+Call = Callable[..., Any]
+"""Takes a function and what to call it with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +41,22 @@ class ImageFeatures:
     mask_probabilities: Float[Tensor, " blocks B R L"] | None = None
 
 
+def directly(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+    """Call the function."""
+    return function(*args, **named)
+
+
 class ImageEncoder(nn.Module):
-    """Images to features of the person and its parts; the modules of CLIP are open_clip's own."""
+    """Images to features of the person and its parts; the modules of CLIP are open_clip's own.
+
+    `call` runs each block; another one may compile it, or compute it again for its gradient.
+    """
+
+    call: Call
 
     def __init__(self, clip: open_clip.CLIP, settings: ModelConfig):
         super().__init__()
+        self.call = directly
         visual = vision_tower(clip)
         built_for = (*image_size_of(clip), visual.conv1.stride[0])
         if built_for != (settings.image_height, settings.image_width, settings.stride):
@@ -118,8 +135,8 @@ class ImageEncoder(nn.Module):
     ) -> Float[Tensor, " B F"]:
         *blocks, last = blocks_of(self.transformer)
         for block in blocks:
-            tokens = run_block(block, tokens, bias=bias)
-        return self._project(run_block(last, tokens, bias=bias, outputs=1 + self.parts))
+            tokens = self.call(run_block, block, tokens, bias=bias)
+        return self._project(self.call(run_block, last, tokens, bias=bias, outputs=1 + self.parts))
 
     def _run_blocks_predicting(
         self, tokens: Float[Tensor, " B T D"], predictor: MaskPredictor
@@ -127,21 +144,38 @@ class ImageEncoder(nn.Module):
         logits, probabilities = [], []
         blocks = blocks_of(self.transformer)
         for block, predict in zip(blocks, predictor.blocks, strict=True):
-            _, parts, patches = tokens.split([1, self.parts, self.grid[0] * self.grid[1]], dim=1)
-            estimate = predict(parts, patches)
-            logits.append(logits[-1] + estimate if logits else estimate)
-            probabilities.append(torch.sigmoid(logits[-1] / self.mask_temperature))
-            tokens = run_block(
+            tokens, block_logits, block_probabilities = self.call(
+                self._predict_and_run,
                 block,
+                predict,
                 tokens,
-                bias=attention_bias(self._gate(probabilities[-1])),
+                before=logits[-1] if logits else None,
                 outputs=1 + self.parts if block is blocks[-1] else None,
             )
+            logits.append(block_logits)
+            probabilities.append(block_probabilities)
         return ImageFeatures(
             feature=self._project(tokens),
             mask_logits=torch.stack(logits),
             mask_probabilities=torch.stack(probabilities),
         )
+
+    def _predict_and_run(
+        self,
+        block: ResidualAttentionBlock,
+        predict: nn.Module,
+        tokens: Float[Tensor, " B T D"],
+        *,
+        before: Float[Tensor, " B R L"] | None,
+        outputs: int | None,
+    ) -> tuple[Float[Tensor, " B outputs D"], Float[Tensor, " B R L"], Float[Tensor, " B R L"]]:
+        """A block's tokens, under the mask logits and probabilities that it is given with them."""
+        _, parts, patches = tokens.split([1, self.parts, self.grid[0] * self.grid[1]], dim=1)
+        estimate = predict(parts, patches)
+        logits = estimate if before is None else before + estimate
+        probabilities = torch.sigmoid(logits / self.mask_temperature)
+        bias = attention_bias(self._gate(probabilities))
+        return run_block(block, tokens, bias=bias, outputs=outputs), logits, probabilities
 
     def _gate(self, probabilities: Float[Tensor, " B R L"]) -> Float[Tensor, " B R L"]:
         if self.gating == "online":

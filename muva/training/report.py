@@ -1,7 +1,7 @@
 """What a training loop tells after each epoch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,3 +19,5 @@ class EpochReport:
     step_losses: tuple[float, ...]
     """The total loss of each step, over the whole batch of all workers."""
     state: Callable[[], State]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What the epoch's parts took here, by name: no two runs have the same."""

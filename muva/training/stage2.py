@@ -7,6 +7,7 @@ update their memory alike from all features.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -21,6 +22,7 @@ from muva.errors import MuvaError
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.compute import Compute, computing, out_of_memory_told
 from muva.training.divergence import (
     DivergedError,
     check_weights,
@@ -28,7 +30,8 @@ from muva.training.divergence import (
     remedies,
     told_losses,
 )
-from muva.training.images import Progress, TrainingImages, image_features, in_advance
+from muva.training.images import Progress, image_features
+from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
 from muva.training.memory import VisualMemory, identity_centroids
 from muva.training.optimisers import (
@@ -55,51 +58,93 @@ def train_image_encoder(
     device: torch.device,
     state: State | None = None,
     progress: Progress | None = None,
-    micro_batch: int | None = None,
+    compute: Compute | None = None,
     after_step: AfterStep | None = None,
 ) -> Iterator[EpochReport]:
     """Train `model`, which holds the learned prompts, yielding after each epoch.
 
     `state` is a former report's state: training goes on behind its epoch, as if uninterrupted.
-    `progress(done, total)` counts the batches of an epoch, those of the memory included.
-    `micro_batch`: so many images are encoded at a time, for memory's sake, with the same result. A
-    loss that is not finite is a DivergedError, on all workers, with a state for `repeat_step`.
+    `progress(done, total)` counts the batches of an epoch, those of the memory included. `compute`
+    changes speed and memory alone. A loss that is not finite is a DivergedError, on all workers,
+    with a state for `repeat_step`; a GPU without memory for a batch is a MuvaError.
     """
+    compute = compute or Compute()
+    with computing(model.image_encoder, compute):
+        yield from _epochs(
+            model, images, settings, seed, device, state, progress, compute, after_step
+        )
+
+
+def _epochs(
+    model: MuvaModel,
+    images: TrainingImages,
+    settings: Stage2Config,
+    seed: int,
+    device: torch.device,
+    state: State | None,
+    progress: Progress | None,
+    compute: Compute,
+    after_step: AfterStep | None,
+) -> Iterator[EpochReport]:
     precision = resolve_precision(settings.precision, device)
     model.to(device).contexts.requires_grad_(False)
     prototypes = model.prototypes()
     optimiser = stage2_optimiser(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     first_epoch = 1 if state is None else _restore(model, optimiser, scaler, state)
-    # Statistics of the neck are already those of the whole batch on every worker.
-    trained = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+    trained = _shared(model) if world_size() > 1 else model
+    loader = Loader(images, processes=compute.loaders)
+    share = settings.batch_size // world_size()
     for epoch in range(first_epoch, settings.epochs + 1):
         lr = stage2_lr(epoch, settings)
         set_learning_rate(optimiser, lr)
         batches = _batches(images.labels, settings, seed=seed, epoch=epoch)
-        count = _Counter(progress, -(-len(images.labels) // settings.batch_size) + len(batches))
-        memory = visual_memory(
-            model, images, settings, device=device, precision=precision, progress=count.step
-        )
+        passed = -(-len(images.labels) // compute.at_once(settings.batch_size))
+        count = _Counter(progress, passed + len(batches))
+        began_at, waited_s = time.perf_counter(), loader.waited_s
+        with out_of_memory_told(
+            compute,
+            batch=settings.batch_size,
+            precision=precision,
+            where=f"stage 2, features for the memory of epoch {epoch}",
+        ):
+            memory = visual_memory(
+                model,
+                images,
+                settings,
+                device=device,
+                precision=precision,
+                progress=count.step,
+                compute=compute,
+                loader=loader,
+            )
+        remembered_at = time.perf_counter()
         terms: list[dict[str, Tensor]] = []
         model.train()
         guard = _Guard(model, optimiser, scaler, memory, images, settings, seed, epoch)
-        for (indices, _), (pixels, masks) in zip(batches, in_advance(images, batches), strict=True):
+        made = zip(batches, loader.batches(batches), strict=True)
+        for step_number, ((indices, _), (pixels, masks)) in enumerate(made, start=1):
             guard.before_step()
-            _, losses = training_step(
-                trained,
-                images=pixels.to(device, non_blocking=True),
-                labels=torch.as_tensor(images.labels[indices], device=device),
-                part_masks=None if masks is None else masks.to(device, non_blocking=True),
-                prototypes=prototypes,
-                memory=memory,
-                optimiser=optimiser,
-                settings=settings,
+            with out_of_memory_told(
+                compute,
+                batch=share,
                 precision=precision,
-                scaler=scaler,
-                micro_batch=micro_batch,
-                check=guard.check,
-            )
+                where=f"stage 2, epoch {epoch}, step {step_number} of {len(batches)}",
+            ):
+                _, losses = training_step(
+                    trained,
+                    images=compute.pixels(pixels, device),
+                    labels=torch.as_tensor(images.labels[indices], device=device),
+                    part_masks=None if masks is None else masks.to(device, non_blocking=True),
+                    prototypes=prototypes,
+                    memory=memory,
+                    optimiser=optimiser,
+                    settings=settings,
+                    precision=precision,
+                    scaler=scaler,
+                    micro_batch=compute.micro_batch,
+                    check=guard.check,
+                )
             step = {"loss": losses.total, **losses.terms()}
             terms.append({name: value.detach() for name, value in step.items()})
             if after_step:
@@ -116,7 +161,29 @@ def train_image_encoder(
             metrics={**metrics, "lr": lr},
             step_losses=step_losses,
             state=lambda epoch=epoch: _state(epoch, model, optimiser, scaler),
+            seconds={
+                "memory_pass_s": remembered_at - began_at,
+                "steps_s": time.perf_counter() - remembered_at,
+                "waiting_s": loader.waited_s - waited_s,
+            },
         )
+
+
+def _shared(model: MuvaModel) -> nn.Module:
+    """The model whose gradients are the mean over all workers.
+
+    Every parameter that trains has a gradient in every step, so none is looked for, and nothing is
+    gained by telling that the graph is static. Buffers are not sent around: the neck's statistics
+    are those of the whole batch on each worker already. Gradients lie in the buckets that are
+    summed: a copy less of all of them.
+    """
+    return DistributedDataParallel(
+        model,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=False,
+        static_graph=False,
+    )
 
 
 def visual_memory(
@@ -127,6 +194,8 @@ def visual_memory(
     device: torch.device,
     precision: Precision,
     progress: Progress | None = None,
+    compute: Compute | None = None,
+    loader: Loader | None = None,
 ) -> VisualMemory:
     """The memory at an epoch's start: centroids of all training images as the model sees them."""
     features = image_features(
@@ -137,6 +206,8 @@ def visual_memory(
         precision=precision,
         necked=True,
         progress=progress,
+        compute=compute,
+        loader=loader,
     )
     labels = torch.as_tensor(images.labels, device=device)
     return new_memory(identity_centroids(features, labels, model.identities), settings)

@@ -1,6 +1,8 @@
 """Training images: pooled without mixing people, resized, flipped together with their masks."""
 
 import io
+import pickle
+import tempfile
 from dataclasses import asdict
 
 import numpy as np
@@ -48,6 +50,11 @@ def dataset(root, name: str, people: list[int], *, split: Split = "train") -> Da
     summary = write_shards(records, artifact=artifact, shard_bytes=8000)
     artifact.commit(format_version=1, config={}, inputs={}, summary=asdict(summary))
     return open_dataset(artifact)
+
+
+@pytest.fixture(autouse=True)
+def nodes_own_folder(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("node")))
 
 
 @pytest.fixture
@@ -104,6 +111,38 @@ def test_batches_are_the_images_asked_for_whatever_the_cache_holds(sources, cach
             expected = (expected_image(seed, **size) - mean) / std
             torch.testing.assert_close(image.double(), expected, atol=1e-6, rtol=0)
     assert torch.equal(images.batch(indices, None)[0], first)
+
+
+def test_images_that_travel_to_a_process_give_the_same_batches(sources):
+    grid = (4, 2)
+    masks = torch.rand(15, 3, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    images = TrainingImages.open(
+        sources, height=16, width=8, mean=HALF, std=HALF, part_masks=masks, grid=grid
+    )
+    travelled = pickle.loads(pickle.dumps(images))
+    indices, flips = np.array([2, 9, 2, 14]), torch.tensor([True, False, False, True])
+    for ours, theirs in zip(
+        travelled.batch(indices, flips), images.batch(indices, flips), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert len(images.image_ids) == 15 and not travelled.image_ids
+
+
+def test_an_image_is_decoded_once_for_all_who_train_on_it(sources, monkeypatch):
+    decoded = []
+
+    def counted(encoded):
+        decoded.append(encoded)
+        return decode_rgb(encoded)
+
+    monkeypatch.setattr("muva.data.training_images.decode_rgb", counted)
+    for _ in range(2):
+        images = TrainingImages.open(
+            sources, height=18, width=10, mean=HALF, std=HALF, part_masks=None, grid=(1, 1)
+        )
+        images.batch(np.array([3, 4, 3]), None)
+        images.batch(np.array([4, 5]), None)
+    assert len(decoded) == 3
 
 
 def test_a_flip_mirrors_image_and_masks_together(sources):

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_iter
 from muva.config import Stage2Config
 from muva.model.distributed import mean_over_workers
 from muva.model.muva_model import MuvaModel
+from muva.training.compute import Compute
 from muva.training.memory import VisualMemory, identity_centroids
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import new_memory, train_image_encoder, training_step
@@ -63,7 +64,7 @@ class Trace:
 
 
 def trace(
-    case: str, micro_batch: int | None, *, dtype: torch.dtype = torch.float64, **changed: Any
+    case: str, compute: Compute, *, dtype: torch.dtype = torch.float64, **changed: Any
 ) -> Trace:
     parts, model_settings, settings = CASES[case]
     model = small_model(identities=6, parts=parts, **model_settings).to(dtype)
@@ -88,27 +89,27 @@ def trace(
         settings=SETTINGS.model_copy(update={**settings, **changed}),
         seed=5,
         device=CPU,
-        micro_batch=micro_batch,
+        compute=compute,
         after_step=record,
     ):
         pass
     return Trace(steps, model.state_dict())
 
 
-def assert_same(found: Trace, expected: Trace) -> None:
+def assert_same(found: Trace, expected: Trace, *, limit: float = LIMIT) -> None:
     assert len(found.steps) == len(expected.steps) >= 4
     for ours, theirs in zip(found.steps, expected.steps, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=LIMIT, atol=LIMIT)
+        torch.testing.assert_close(ours, theirs, rtol=limit, atol=limit)
     for name, value in expected.weights.items():
         # The key third of these has a true gradient of zero: its steps are rounding.
         if not name.endswith("in_proj_bias"):
-            torch.testing.assert_close(found.weights[name], value, rtol=LIMIT, atol=LIMIT)
+            torch.testing.assert_close(found.weights[name], value, rtol=limit, atol=limit)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
 def test_one_worker_with_micro_batches_does_what_it_does_without(case: str, size: int) -> None:
-    assert_same(trace(case, size), trace(case, None))
+    assert_same(trace(case, Compute(micro_batch=size)), trace(case, Compute()))
 
 
 def worker(rank: int, folder: str) -> None:
@@ -116,7 +117,10 @@ def worker(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS
     )
-    traces = {(case, size): dataclasses.astuple(trace(case, size)) for case, size in TWO_WORKERS}
+    traces = {
+        (case, size): dataclasses.astuple(trace(case, Compute(micro_batch=size)))
+        for case, size in TWO_WORKERS
+    }
     torch.save(traces, Path(folder) / f"worker{rank}.pt")
     dist.destroy_process_group()
 
@@ -127,7 +131,7 @@ def test_two_workers_with_micro_batches_do_what_one_does_without(tmp_path: Path)
         traces = torch.load(tmp_path / f"worker{rank}.pt")
         assert set(traces) == set(TWO_WORKERS)
         for (case, _), found in traces.items():
-            assert_same(Trace(*found), trace(case, None))
+            assert_same(Trace(*found), trace(case, Compute()))
 
 
 def one_step(

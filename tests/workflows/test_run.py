@@ -20,6 +20,7 @@ from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
 from muva.retrieval.features import Features, write_features
+from muva.training.compute import Compute
 from workflows.cli import main
 from workflows.data import import_tree
 from workflows.evaluate import evaluate_on
@@ -188,7 +189,14 @@ def test_features_of_another_program_score_alike(
     assert found["mean_ap"] == pytest.approx(report.targets[TARGET]["muva"].mean_ap, abs=1e-6)
 
 
-def test_neither_workers_nor_micro_batches_change_a_loss(pipeline: Pipeline) -> None:
+def test_an_epochs_parts_are_timed(pipeline: Pipeline) -> None:
+    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    spent = {name: run.data.metrics[f"stage2/{name}"] for name in ("memory_pass_s", "steps_s")}
+    assert min(spent.values()) > 0
+    assert 0 <= run.data.metrics["stage2/waiting_s"] < sum(spent.values())
+
+
+def test_neither_workers_nor_loaders_nor_micro_batches_change_a_loss(pipeline: Pipeline) -> None:
     one, config = pipeline.report, pipeline.config
     elsewhere = dataclasses.replace(
         open_session(home=pipeline.session.home / "two"), store=pipeline.session.store
@@ -199,13 +207,15 @@ def test_neither_workers_nor_micro_batches_change_a_loss(pipeline: Pipeline) -> 
         config,
         sources=[one.datasets[name] for name in config.sources],
         labels=[one.labels[name] for name in config.sources],
-        workers=Workers(count=2, micro_batch=3),
+        workers=Workers(count=2, compute=Compute(micro_batch=3), loaders=1),
         name="muva",
     )
     assert two.model.uri == one.models["muva"]
-    assert (two.encoder.summary["workers"], two.encoder.summary["micro_batch"]) == (2, 3)
+    summary = two.encoder.summary
+    assert (summary["workers"], summary["compute"]["micro_batch"]) == (2, 3)
+    assert summary["compute"]["loaders"] == 1
     history = runs_history(pipeline)
-    losses = [epoch["loss"] for epoch in two.encoder.summary["history"]]
+    losses = [epoch["loss"] for epoch in summary["history"]]
     np.testing.assert_allclose(losses, history, rtol=1e-4)
 
 

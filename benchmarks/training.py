@@ -1,0 +1,399 @@
+"""Images per second of stage 2 beside the bare CLIP: `python -m benchmarks.training`.
+
+`rates`: ViT-B/16 with random weights at 256 x 128, three parts. The feature pass beside the visual
+tower's forward pass, a step (forward, losses, backward, Adam, memory) beside the tower's forward
+and backward, and a matrix product of the model's, in one process and by turns; medians. Batches are
+small, so that it takes minutes.
+`settings`: the same step with each setting of `Compute`, and with other forms of Adam, in a process
+of its own for its peak memory. Without the first step, which compiles and allocates.
+`precision`: the demo's tiny model learns from two synthetic domains and is judged on a third, in
+each precision, with the same seed.
+`--check` exits 1 when a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, normalize
+
+from benchmarks.memory import peak_memory_mb
+from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
+from benchmarks.phases import NoiseImages, best_device, device_name
+from muva.config import ExperimentConfig, load_recipe, with_settings
+from muva.data.artifacts import open_artifact
+from muva.model.clip import build_clip, vision_tower
+from muva.model.muva_model import MuvaModel, build_model
+from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.compute import Compute, computing
+from muva.training.images import image_features
+from muva.training.optimisers import stage2_optimiser
+from muva.training.stage2 import new_memory, training_step
+from workflows.cluster import ray_cluster
+from workflows.run import run_pipeline
+from workflows.session import open_session
+from workflows.workers import Workers
+
+LEAST_OF_BARE, LEAST_OF_FLOAT32 = 0.88, 3.0
+"""Goals: float32 beside the bare model's rate; bf16 beside our float32."""
+WORKS = ("rates", "settings", "precision")
+BATCH, ROUNDS = 16, 3
+IDENTITIES = 64
+PRODUCT = (3072, 768)
+"""Of the first layer of a block's MLP: out and in."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "float32": {"precision": "fp32"},
+    "bf16": {},
+    "micro-batches of 8": {"compute": Compute(micro_batch=8)},
+    "micro-batches of 4": {"compute": Compute(micro_batch=4)},
+    "activation checkpointing": {"compute": Compute(activation_checkpointing=True)},
+    "both, micro-batches of 4": {"compute": Compute(activation_checkpointing=True, micro_batch=4)},
+    "channels last": {"compute": Compute(channels_last=True)},
+    "deterministic": {"compute": Compute(deterministic=True)},
+    "compile": {"compute": Compute(compile=True)},
+    "Adam by foreach": {"adam": "foreach"},
+    "Adam in a loop": {"adam": "loop"},
+    "bf16, again": {},
+}
+"""In bf16 with fused Adam where not said otherwise; the last tells how steady the machine was."""
+
+TARGET, SOURCES = "syn-station", ["syn-boulevard", "syn-harbour"]
+EPOCHS = 4
+
+
+def main() -> int:
+    """Measure, print, and compare with the goals when asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
+    parser.add_argument("--one", choices=list(SETTINGS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one_setting(arguments.one, arguments.batch, arguments.rounds)))
+        return 0
+    found: dict[str, Any] = {"device": device_name(best_device()), "batch": arguments.batch}
+    print(f"batches of {arguments.batch}, on {found['device']}")
+    missed: list[str] = []
+    if "rates" in arguments.works:
+        found["rates"] = rates(arguments.batch, arguments.rounds)
+        print_rates(found["rates"])
+        missed = misses(found["rates"])
+    if "settings" in arguments.works:
+        print("\n| setting | steps, images/s | ratio | features, images/s | peak memory, MB |")
+        print("|---|---:|---:|---:|---:|")
+        found["settings"] = {}
+        for name in arguments.settings:
+            found["settings"][name] = _measured_apart(name, arguments.batch, arguments.rounds)
+            print_setting(name, found["settings"])
+    if "precision" in arguments.works:
+        with tempfile.TemporaryDirectory() as folder:
+            found["precision"] = precisions(Path(folder))
+        print_precisions(found["precision"])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    if arguments.check and missed:
+        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
+        return 1
+    return 0
+
+
+class Held:
+    """A batch of noise in memory, so that nothing but the model is timed."""
+
+    def __init__(self, config: ExperimentConfig, batch: int, grid: tuple[int, int]):
+        each = config.stage2.images_per_identity
+        noise = NoiseImages(config, identities=-(-batch // each), each=each, grid=grid)
+        self.labels = noise.labels[:batch]
+        self.image_ids = noise.image_ids[:batch]
+        self.pixels, self.masks = noise.batch(np.arange(batch), None)
+
+    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `muva.training.loader.TrainingImages`."""
+        rows = torch.from_numpy(indices)
+        return self.pixels[rows], None if self.masks is None else self.masks[rows]
+
+
+class Stage2:
+    """The model with all that a step takes."""
+
+    def __init__(self, batch: int, *, adam: str = "fused"):
+        self.config = load_recipe("base")
+        self.device = best_device()
+        self.model = build_model(
+            _random_clip(self.config),
+            model=self.config.model,
+            prompts=self.config.prompts,
+            identities=IDENTITIES,
+            seed=0,
+        ).to(self.device)
+        self.model.contexts.requires_grad_(False)
+        self.images = Held(self.config, batch, self.model.grid)
+        self._prototypes = self.model.prototypes()
+        self._optimiser = _adam(self.model, self.config, adam)
+        centroids = torch.randn(IDENTITIES, self.model.feature_dim, device=self.device)
+        self._memory = new_memory(normalize(centroids), self.config.stage2)
+
+    def features(self, precision: Precision, compute: Compute) -> None:
+        """The feature pass over the batch."""
+        image_features(
+            self.model,
+            self.images,
+            device=self.device,
+            batch_size=len(self.images.labels),
+            precision=precision,
+            necked=True,
+            compute=compute,
+        )
+
+    def step(self, precision: Precision, compute: Compute) -> None:
+        """One step on the batch."""
+        masks = self.images.masks
+        training_step(
+            self.model.train(),
+            images=compute.pixels(self.images.pixels, self.device),
+            labels=torch.as_tensor(self.images.labels, device=self.device),
+            part_masks=None if masks is None else masks.to(self.device),
+            prototypes=self._prototypes,
+            memory=self._memory,
+            optimiser=self._optimiser,
+            settings=self.config.stage2,
+            precision=precision,
+            micro_batch=compute.micro_batch,
+        )
+
+
+def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Precision -> way -> images per second; `product` is in 10^9 operations per second."""
+    ours = Stage2(batch)
+    device = ours.device
+    bare = vision_tower(_random_clip(ours.config)).to(device).train()
+    pixels = ours.images.pixels.to(device)
+    plain = Compute()
+
+    def forward(precision: Precision) -> None:
+        with torch.no_grad(), autocast(precision, device):
+            bare(pixels)
+
+    def backward(precision: Precision) -> None:
+        bare.zero_grad()
+        with autocast(precision, device):
+            feature = bare(pixels)
+        feature.float().square().mean().backward()
+
+    out, width = PRODUCT
+    tokens = torch.randn(batch * (1 + 3 + 128), width, device=device)
+    weight = torch.randn(out, width, device=device)
+    operations = 2 * len(tokens) * out * width
+    in_half = tokens.bfloat16(), weight.bfloat16()
+    found: dict[str, dict[str, float]] = {}
+    for precision in ("fp32", "bf16"):
+        factors = in_half if precision == "bf16" else (tokens, weight)
+        ways: dict[str, Callable[[], object]] = {
+            "product": lambda factors=factors: linear(*factors),
+            "bare forward": lambda p=precision: forward(p),
+            "feature pass": lambda p=precision: ours.features(p, plain),
+            "bare forward and backward": lambda p=precision: backward(p),
+            "step": lambda p=precision: ours.step(p, plain),
+        }
+        seconds = timed(ways, rounds=rounds, device=device)
+        found[precision] = {
+            way: (operations / 1e9 if way == "product" else batch) / spent
+            for way, spent in seconds.items()
+        }
+    return found
+
+
+def timed(
+    ways: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of each, by turns: what else the machine does hits all alike."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        for way, work in ways.items():
+            gc.collect()
+            started_at = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:  # what a process does once is not what is looked for
+                seconds[way].append(time.perf_counter() - started_at)
+    return {way: statistics.median(spent) for way, spent in seconds.items()}
+
+
+def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The goals that are missed, in words."""
+    full, half = found["fp32"], found["bf16"]
+    told = [
+        f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {LEAST_OF_BARE}"
+        for ours, bare in _PAIRS.items()
+        if full[ours] < LEAST_OF_BARE * full[bare]
+    ]
+    return told + [
+        f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {LEAST_OF_FLOAT32:g} "
+        f"(the product alone: {half['product'] / full['product']:.2f})"
+        for ours in _PAIRS
+        if half[ours] < LEAST_OF_FLOAT32 * full[ours]
+    ]
+
+
+_PAIRS = {"feature pass": "bare forward", "step": "bare forward and backward"}
+
+
+def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
+    """Images per second of steps and of the feature pass, and this process's peak memory."""
+    setting = SETTINGS[name]
+    stage2 = Stage2(batch, adam=setting.get("adam", "fused"))
+    compute = setting.get("compute", Compute())
+    precision = setting.get("precision", "bf16")
+    device = stage2.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with peak_memory_mb() as peak, computing(stage2.model.image_encoder, compute):
+        started_at = time.perf_counter()
+        stage2.step(precision, compute)
+        first_s = time.perf_counter() - started_at
+        ways = {
+            "features": lambda: stage2.features(precision, compute),
+            "steps": lambda: stage2.step(precision, compute),
+        }
+        seconds = timed(ways, rounds=rounds, device=device)
+    gpu = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+    return {
+        **{way: batch / spent for way, spent in seconds.items()},
+        "first_s": first_s,
+        "peak_mb": peak[0] if gpu is None else gpu,
+    }
+
+
+def _measured_apart(name: str, batch: int, rounds: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.training", "--one", name]
+    done = subprocess.run(
+        [*command, "--batch", str(batch), "--rounds", str(rounds)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def precisions(home: Path) -> dict[str, dict[str, Any]]:
+    """Precision -> the losses of stage 2's epochs, and mAP on a domain that nobody learned from."""
+    session = dataclasses.replace(open_session(home=home), tracking_uri=None)
+    found: dict[str, dict[str, Any]] = {}
+    with ray_cluster():
+        for precision in ("fp32", "bf16", "fp16"):
+            settings = {
+                "sources": SOURCES,
+                "targets": [TARGET],
+                "variants": ["muva"],
+                "tune": None,
+                "grounding.expert": "annotated",
+                "stage1.precision": precision,
+                "stage2.precision": precision,
+                "stage1.epochs": EPOCHS,
+                "stage2.epochs": EPOCHS,
+                "stage2.milestones": [EPOCHS],
+            }
+            config = with_settings(load_recipe("demo"), settings, where="demo")
+            report = run_pipeline(session, config, workers=Workers())
+            manifest = open_artifact(report.models["muva"]).manifest()
+            assert manifest is not None
+            history = manifest["summary"]["history"]
+            found[precision] = {
+                "losses": [epoch["loss"] for epoch in history],
+                "mean_ap": report.targets[TARGET]["muva"].mean_ap,
+                "rank1": report.targets[TARGET]["muva"].rank1,
+                "epoch": {
+                    name: statistics.median(epoch[name] for epoch in history)
+                    for name in ("memory_pass_s", "steps_s", "waiting_s")
+                },
+            }
+    return found
+
+
+def print_rates(found: Mapping[str, Mapping[str, float]]) -> None:
+    """The rates of `rates` for people."""
+    print("\n| precision | bare forward | feature pass | ratio | bare forward and backward | step "
+          "| ratio | product, 10^9/s |")  # fmt: skip
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for precision, of in found.items():
+        cells = [
+            f"{of[bare]:.2f} | {of[ours]:.2f} | {of[ours] / of[bare]:.2f}"
+            for ours, bare in _PAIRS.items()
+        ]
+        print(f"| {precision} | {' | '.join(cells)} | {of['product']:.0f} |")
+    gains = {way: found["bf16"][way] / found["fp32"][way] for way in found["fp32"]}
+    print("\nbf16 by float32: " + ", ".join(f"{way} {gain:.2f}" for way, gain in gains.items()))
+    print(f"auto here: {resolve_precision('auto', best_device())}", flush=True)
+
+
+def print_setting(name: str, found: Mapping[str, Mapping[str, float]]) -> None:
+    """A setting's row; the ratio is to bf16's steps."""
+    of, plain = found[name], found.get("bf16", found[name])
+    print(
+        f"| {name} | {of['steps']:.2f} | {of['steps'] / plain['steps']:.2f} | {of['features']:.2f} "
+        f"| {of['peak_mb']:.0f} |",
+        flush=True,
+    )
+
+
+def print_precisions(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each precision learned, beside float32."""
+    full = np.array(found["fp32"]["losses"])
+    print(f"\nTiny model, {' + '.join(SOURCES)} -> {TARGET}, {EPOCHS} epochs of each stage\n")
+    print("| precision | loss by epoch | furthest from float32 | mAP | rank-1 | memory pass, s | "
+          "steps, s | waiting, s |")  # fmt: skip
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for precision, of in found.items():
+        losses = np.array(of["losses"])
+        apart = float(np.abs(losses / full - 1).max())
+        spent = " | ".join(f"{value:.2f}" for value in of["epoch"].values())
+        print(
+            f"| {precision} | {', '.join(f'{loss:.3f}' for loss in losses)} | {apart:.2%} "
+            f"| {100 * of['mean_ap']:.1f} | {100 * of['rank1']:.1f} | {spent} |"
+        )
+
+
+def _random_clip(config: ExperimentConfig) -> open_clip.CLIP:
+    """ViT-B/16 with random weights: they are as fast as others."""
+    model = config.model
+    return build_clip(
+        openai_state_dict(random_clip(VIT_B_16), VIT_B_16),
+        image_size=(model.image_height, model.image_width),
+        stride=model.stride,
+    )
+
+
+def _adam(model: MuvaModel, config: ExperimentConfig, form: str) -> torch.optim.Optimizer:
+    ours = stage2_optimiser(model, config.stage2)
+    if form == "fused":
+        return ours
+    groups = [
+        {name: group[name] for name in ("params", "lr", "weight_decay")}
+        for group in ours.param_groups
+    ]
+    return torch.optim.Adam(groups, foreach=form == "foreach", fused=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

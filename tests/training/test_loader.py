@@ -1,0 +1,130 @@
+"""Batches are the same whoever makes them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from muva.config import Stage2Config
+from muva.data.store import LocalStore
+from muva.data.training_images import TrainingImages
+from muva.errors import MuvaError
+from muva.training.loader import Draw, Loader
+from muva.training.sampler import flip_draws, pk_batches
+from tests.data.test_training_images import HALF, dataset
+from tests.training.toy_images import ToyImages
+
+LOADERS = (0, 1, 2)
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingImages:
+    """Some of which are kept decoded."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
+    sources = [dataset(tmp_path, "town", [7, 3]), dataset(tmp_path, "city", [3, 5, 9])]
+    masks = torch.rand(15, 3, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    return TrainingImages.open(
+        sources,
+        height=16,
+        width=8,
+        mean=HALF,
+        std=HALF,
+        part_masks=masks,
+        grid=(4, 2),
+        cache_bytes=7 * 16 * 8 * 3,
+    )
+
+
+def draws(labels: np.ndarray, epoch: int) -> list[Draw]:
+    batches = pk_batches(labels, batch_size=4, images_per_identity=2, seed=1, epoch=epoch)
+    flips = flip_draws(len(batches), 4, probability=0.5, seed=1, epoch=epoch)
+    return [(batch, torch.from_numpy(flip)) for batch, flip in zip(batches, flips, strict=True)]
+
+
+def test_batches_are_the_same_for_any_number_of_loaders(images: TrainingImages) -> None:
+    lists = [[(np.arange(at, at + 5), None) for at in (0, 5, 10)]]
+    lists += [draws(images.labels, epoch) for epoch in (1, 2)]
+    state = torch.get_rng_state()
+    found: list[list[Tensor]] = []
+    for processes in LOADERS:
+        loader = Loader(images, processes=processes)
+        made = [batch for these in lists for batch in loader.batches(these)]
+        assert len(made) == sum(map(len, lists))
+        found.append([t.clone() for batch in made for t in batch if t is not None])
+        assert loader.waited_s > 0
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(others, found[0], strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("processes", LOADERS[:2])
+def test_who_leaves_a_list_early_begins_the_next_one_at_its_start(processes: int) -> None:
+    images = ToyImages()
+    loader = Loader(images, processes=processes)
+    assert next(loader.batches(draws(images.labels, 1))) is not None
+    following = draws(images.labels, 2)
+    made = list(loader.batches(following))
+    for (pixels, _), draw in zip(made, following, strict=True):
+        assert torch.equal(pixels, images.batch(*draw)[0])
+
+
+class Mistaken(ToyImages):
+    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        raise MuvaError("shard-00000.parquet is damaged")
+
+
+@pytest.mark.parametrize("processes", LOADERS[:2])
+def test_a_mistake_in_a_loader_is_told_as_it_is(processes: int) -> None:
+    images = Mistaken()
+    with pytest.raises(MuvaError, match=r"^shard-00000\.parquet is damaged$"):
+        list(Loader(images, processes=processes).batches(draws(images.labels, 1)))
+
+
+def test_a_bucket_is_asked_once_for_each_shard(
+    images: TrainingImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    path = LocalStore.path
+
+    def counted(store: LocalStore, key: str) -> Path:
+        asked.append(key)
+        return path(store, key)
+
+    monkeypatch.setattr(LocalStore, "path", counted)
+    images.batch(np.arange(9), None)
+    images.batch(np.arange(6, 15), None)
+    assert asked and len(asked) == len(set(asked))
+
+
+def test_sources_a_thousandfold_apart_and_people_seen_once() -> None:
+    """A source's share of an epoch is its share of the groups of K, not of the sources."""
+    large = np.repeat(np.arange(500), 4)
+    small = np.array([500])
+    once = np.arange(501, 511)
+    labels = np.concatenate([large, small, once])
+    settings = Stage2Config(batch_size=16, images_per_identity=4)
+    seen = np.concatenate(
+        [
+            batch
+            for epoch in range(1, 6)
+            for batch in pk_batches(
+                labels,
+                batch_size=settings.batch_size,
+                images_per_identity=settings.images_per_identity,
+                seed=0,
+                epoch=epoch,
+            )
+        ]
+    )
+    times = np.bincount(seen, minlength=len(labels)) / 5
+    # Each image of a person with K images comes once; an only image comes K times.
+    assert 0.95 < times[: len(large)].mean() <= 1
+    assert 3.5 < times[len(large) :].mean() <= 4
+    groups = 500 + 1 + 10
+    share = np.isin(seen, np.arange(len(large))).mean()
+    np.testing.assert_allclose(share, 500 / groups, atol=0.005)
