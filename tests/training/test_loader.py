@@ -86,7 +86,7 @@ def test_a_mistake_in_a_loader_is_told_as_it_is(processes: int) -> None:
 
 
 def test_a_bucket_is_asked_once_for_each_shard(
-    images: TrainingImages, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     path = LocalStore.path
@@ -96,9 +96,11 @@ def test_a_bucket_is_asked_once_for_each_shard(
         return path(store, key)
 
     monkeypatch.setattr(LocalStore, "path", counted)
-    images.batch(np.arange(9), None)
-    images.batch(np.arange(6, 15), None)
-    assert asked and len(asked) == len(set(asked))
+    town = dataset(tmp_path, "town", [7, 3])
+    town.rows()
+    for _ in range(2):
+        assert len(town.read_images(range(6))) == 6
+    assert len(asked) == len(town.shards)
 
 
 def test_sources_a_thousandfold_apart_and_people_seen_once() -> None:
