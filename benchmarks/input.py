@@ -60,7 +60,6 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muva-input-") as folder:
-        tempfile.tempdir = folder  # decoded images go with it
         # As large as others keep theirs: the crops of public data sets are 128 x 64 to 350 x 150.
         encoded = shots(height=300, width=140)
         dataset = crowd(
@@ -73,9 +72,9 @@ def main() -> int:
         pooled = pool([dataset])
         found = {
             "bytes": statistics.fmean(map(len, encoded)),
-            "rates": rates(pooled, encoded, arguments.rounds),
-            "memory": memory(pooled, arguments.epochs),
-            "waiting": waiting(pooled),
+            "rates": rates(pooled, encoded, arguments.rounds, Path(folder)),
+            "memory": memory(pooled, arguments.epochs, Path(folder)),
+            "waiting": waiting(pooled, Path(folder)),
         }
     rates_, watched, tiny = found["rates"], found["memory"], found["waiting"]
     print(f"{arguments.images} JPEGs of {found['bytes'] / 1000:.1f} kB on average\n")
@@ -123,15 +122,17 @@ def misses(found: dict) -> list[str]:
     return told
 
 
-def rates(pooled: Pool, encoded: Sequence[bytes], rounds: int) -> dict[str, dict[str, float]]:
+def rates(
+    pooled: Pool, encoded: Sequence[bytes], rounds: int, folder: Path
+) -> dict[str, dict[str, float]]:
     """Who makes batches -> way -> images per second."""
     cores = os.cpu_count() or 1
     found = {}
     for name, processes in (("thread", 0), (f"{cores} processes", cores)):
         seconds: dict[str, list[float]] = {}
         used = cores if processes else 1
-        cold = _opened(pooled, kept=False)
-        warm = _opened(pooled, kept=True)
+        cold = _opened(pooled, folder, kept=False)
+        warm = _opened(pooled, folder, kept=True)
         with _on_cores(used), multiprocessing.get_context("spawn").Pool(used) as bare:
             torch.set_num_threads(1)
             loaders = {kept: Loader(images, processes=processes)
@@ -158,9 +159,9 @@ def rates(pooled: Pool, encoded: Sequence[bytes], rounds: int) -> dict[str, dict
     return found
 
 
-def memory(pooled: Pool, epochs: int) -> dict[str, float]:
+def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
     """Anonymous and shared memory of this process and its loaders while epochs are read."""
-    images = _opened(pooled, kept=True)
+    images = _opened(pooled, folder, kept=True)
     loader = Loader(images, processes=2)
     began_at = time.perf_counter()
     _drain(loader, _in_order(images)[:1])
@@ -185,14 +186,21 @@ def memory(pooled: Pool, epochs: int) -> dict[str, float]:
     }
 
 
-def waiting(pooled: Pool) -> dict[str, float]:
+def waiting(pooled: Pool, folder: Path) -> dict[str, float]:
     """What share of a tiny training's time waits for batches: in its first epoch, and later."""
     clip = load_clip("tiny", image_size=(128, 64), stride=8)
     model = build_model(
         clip, model=TINY, prompts=PromptConfig(), identities=len(pooled.identities), seed=0
     )
     images = TrainingImages(
-        pooled, height=128, width=64, mean=MEAN, std=STD, part_masks=None, grid=(16, 8)
+        pooled,
+        height=128,
+        width=64,
+        mean=MEAN,
+        std=STD,
+        part_masks=None,
+        grid=(16, 8),
+        cache_folder=folder,
     )
     settings = Stage2Config(batch_size=BATCH, images_per_identity=EACH, epochs=2, milestones=())
     reports = train_image_encoder(
@@ -212,10 +220,17 @@ def waiting(pooled: Pool) -> dict[str, float]:
     }
 
 
-def _opened(pooled: Pool, *, kept: bool) -> TrainingImages:
+def _opened(pooled: Pool, folder: Path, *, kept: bool) -> TrainingImages:
     limit = {} if kept else {"cache_bytes": 0}
     return TrainingImages(
-        pooled, **SIZE, mean=MEAN, std=STD, part_masks=None, grid=(16, 8), **limit
+        pooled,
+        **SIZE,
+        mean=MEAN,
+        std=STD,
+        part_masks=None,
+        grid=(16, 8),
+        cache_folder=folder,
+        **limit,
     )
 
 

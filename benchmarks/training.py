@@ -60,10 +60,13 @@ PRODUCT = (3072, 768)
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "fp32"},
     "bf16": {},
-    "micro-batches of 8": {"compute": Compute(micro_batch=8)},
-    "micro-batches of 4": {"compute": Compute(micro_batch=4)},
+    "micro-batches of a half": {"micro_batches": 2},
+    "micro-batches of a quarter": {"micro_batches": 4},
     "activation checkpointing": {"compute": Compute(activation_checkpointing=True)},
-    "both, micro-batches of 4": {"compute": Compute(activation_checkpointing=True, micro_batch=4)},
+    "both, of a quarter": {
+        "compute": Compute(activation_checkpointing=True),
+        "micro_batches": 4,
+    },
     "channels last": {"compute": Compute(channels_last=True)},
     "deterministic": {"compute": Compute(deterministic=True)},
     "compile": {"compute": Compute(compile=True)},
@@ -74,7 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """In bf16 with fused Adam where not said otherwise; the last tells how steady the machine was."""
 
 TARGET, SOURCES = "syn-station", ["syn-boulevard", "syn-harbour"]
-EPOCHS = 4
+EPOCHS, PEOPLE = 3, 60
 
 
 def main() -> int:
@@ -264,6 +267,8 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
     setting = SETTINGS[name]
     stage2 = Stage2(batch, adam=setting.get("adam", "fused"))
     compute = setting.get("compute", Compute())
+    if "micro_batches" in setting:
+        compute = dataclasses.replace(compute, micro_batch=batch // setting["micro_batches"])
     precision = setting.get("precision", "bf16")
     device = stage2.device
     if device.type == "cuda":
@@ -306,6 +311,8 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
                 "sources": SOURCES,
                 "targets": [TARGET],
                 "variants": ["muva"],
+                "synthetic.train_people": PEOPLE,
+                "synthetic.test_people": PEOPLE,
                 "tune": None,
                 "grounding.expert": "annotated",
                 "stage1.precision": precision,

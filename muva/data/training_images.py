@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class TrainingImages:
     """M training images with dense labels and, where there are parts, masks (M, R, L).
 
     `part_masks` are in the order of `pool(datasets)`, row-major over `grid` (rows, columns).
+    `cache_bytes` and `cache_folder`: of the images kept decoded on this node, see `decoded_images`.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TrainingImages:
         part_masks: Tensor | None,
         grid: tuple[int, int],
         cache_bytes: int = NODE_BYTES,
+        cache_folder: Path | None = None,
     ):
         if part_masks is not None and (
             part_masks.shape[0] != len(pooled.labels) or part_masks.shape[2] != grid[0] * grid[1]
@@ -65,6 +68,7 @@ class TrainingImages:
             height=height,
             width=width,
             limit_bytes=cache_bytes,
+            folder=cache_folder,
         )
 
     @classmethod
@@ -79,6 +83,7 @@ class TrainingImages:
         part_masks: Tensor | None,
         grid: tuple[int, int],
         cache_bytes: int = NODE_BYTES,
+        cache_folder: Path | None = None,
     ) -> TrainingImages:
         """The train splits of the data sets, pooled."""
         return cls(
@@ -90,6 +95,7 @@ class TrainingImages:
             part_masks=part_masks,
             grid=grid,
             cache_bytes=cache_bytes,
+            cache_folder=cache_folder,
         )
 
     def __len__(self) -> int:
