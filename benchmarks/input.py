@@ -72,8 +72,8 @@ def main() -> int:
         pooled = pool([dataset])
         found = {
             "bytes": statistics.fmean(map(len, encoded)),
-            "rates": rates(pooled, encoded, arguments.rounds, Path(folder)),
             "memory": memory(pooled, arguments.epochs, Path(folder)),
+            "rates": rates(pooled, encoded, arguments.rounds, Path(folder)),
             "waiting": waiting(pooled, Path(folder)),
         }
     rates_, watched, tiny = found["rates"], found["memory"], found["waiting"]
@@ -166,6 +166,7 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
     began_at = time.perf_counter()
     _drain(loader, _in_order(images)[:1])
     start_s = time.perf_counter() - began_at
+    _drain(loader, _in_order(images))
     samples: list[float] = []
 
     def look() -> None:
@@ -177,7 +178,8 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
             _drain(loader, _in_order(images))
             _drain(loader, _sampled(images, epoch=epoch))
     third = len(samples) // 3
-    first, last = max(samples[:third]), max(samples[-third:])
+    # Not the peaks: how many batches are on their way at once is chance.
+    first, last = statistics.median(samples[:third]), statistics.median(samples[-third:])
     return {
         "start_s": start_s,
         "processes": processes,

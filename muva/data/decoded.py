@@ -66,7 +66,7 @@ class DecodedImages:
             return None
         at = self._first + index * self._image_bytes
         pixels = self._bytes[at : at + self._image_bytes]
-        if found != _THERE | zlib.crc32(pixels):
+        if found != _THERE | zlib.crc32(pixels.data):
             return None
         return pixels.reshape(self._shape)
 
@@ -74,7 +74,7 @@ class DecodedImages:
         """Keep an image. Where the disk is full no more are kept, which is logged once."""
         if self._full:
             return
-        content = np.ascontiguousarray(pixels)
+        content = np.ascontiguousarray(pixels).data.cast("B")
         total = np.uint64(_THERE | zlib.crc32(content))
         # Written, not stored through the map: a full disk is then an error and no signal.
         try:
@@ -139,8 +139,8 @@ def _make_room(ours: Path, left_bytes: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def _write_all(file: int, content: bytes | np.ndarray, at: int) -> None:
-    view = memoryview(content).cast("B")
+def _write_all(file: int, content: bytes | memoryview, at: int) -> None:
+    view = memoryview(content)
     while view:
         done = os.pwrite(file, view, at)
         view, at = view[done:], at + done

@@ -58,10 +58,11 @@ class TrainingImages:
         self._size = (height, width)
         self._mean, self._std = mean, std
         self._grid = grid
+        places = np.stack([pooled.dataset_index, pooled.rows])
         self._decoded = decoded_images(
             [
                 [dataset.fingerprint for dataset in pooled.datasets],
-                hashlib.sha256(np.stack([pooled.dataset_index, pooled.rows])).hexdigest(),
+                hashlib.sha256(places.tobytes()).hexdigest(),
                 ("bicubic", PIL.__version__),
             ],
             count=len(self),

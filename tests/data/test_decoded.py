@@ -73,15 +73,13 @@ def test_pixels_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
 def test_a_node_keeps_no_more_than_its_limit(tmp_path: Path) -> None:
     assert len(opened(tmp_path / "few", limit=10 * IMAGE_BYTES)) == 10
     one = 2 * os.statvfs(tmp_path).f_bsize  # a page of checksums, one of pixels
-    paths = []
-    for number in range(3):
-        images = opened(tmp_path, content=f"{number}")
+    kept = [opened(tmp_path, content=f"{number}") for number in range(3)]
+    for number, images in enumerate(kept):
         images.write(0, image(0))
-        paths.append(images.path)
         os.utime(images.path, (number, number))
     opened(tmp_path, content="new", count=1, limit=IMAGE_BYTES + 2 * one)
-    assert [path.exists() for path in paths] == [False, True, True]
-    np.testing.assert_array_equal(images.read(0), image(0))
+    assert [images.path.exists() for images in kept] == [False, True, True]
+    np.testing.assert_array_equal(kept[0].read(0), image(0))
 
 
 def test_a_full_disk_keeps_no_more_and_says_so_once(
