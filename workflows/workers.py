@@ -26,6 +26,8 @@ class Workers:
     count: int = 1
     cpus_each: int | None = None
     """None: the cluster's cores divided among them."""
+    keep_every: int | None = None
+    """Keep the training state of every so many epochs of stage 2 for good; None: of none."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     """How each computes stage 2: no setting of the result."""
     loaders: int | None = None
@@ -93,6 +95,12 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         help="Processes of each that decode images, 0: a thread. [0 without a GPU, else its other "
         "cores]",
     )
+    @click.option(
+        "--keep-every",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Keep the state of every N-th epoch of stage 2. [of none]",
+    )
     @functools.wraps(verb)
     def with_workers(
         *args: object,
@@ -104,6 +112,7 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         compile: bool,
         channels_last: bool,
         deterministic: bool,
+        keep_every: int | None,
         **kwargs: object,
     ) -> Any:
         compute = Compute(
@@ -113,7 +122,13 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
             channels_last=channels_last,
             deterministic=deterministic,
         )
-        workers = Workers(count=count, cpus_each=cpus_per_worker, compute=compute, loaders=loaders)
+        workers = Workers(
+            count=count,
+            cpus_each=cpus_per_worker,
+            compute=compute,
+            loaders=loaders,
+            keep_every=keep_every,
+        )
         return verb(*args, workers=workers, **kwargs)
 
     return with_workers

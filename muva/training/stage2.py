@@ -22,6 +22,7 @@ from muva.errors import MuvaError
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.checkpoints import check_settings, told_settings
 from muva.training.compute import Compute, computing, out_of_memory_told
 from muva.training.divergence import (
     DivergedError,
@@ -87,6 +88,9 @@ def _epochs(
     after_step: AfterStep | None,
 ) -> Iterator[EpochReport]:
     precision = resolve_precision(settings.precision, device)
+    sections = {"stage2": settings, "model": model.config, "seed": seed}
+    if state is not None:
+        check_settings(state, sections)
     model.to(device).contexts.requires_grad_(False)
     prototypes = model.prototypes()
     optimiser = stage2_optimiser(model, settings)
@@ -160,7 +164,10 @@ def _epochs(
             epoch=epoch,
             metrics={**metrics, "lr": lr},
             step_losses=step_losses,
-            state=lambda epoch=epoch: _state(epoch, model, optimiser, scaler),
+            state=lambda epoch=epoch: {
+                **_state(epoch, model, optimiser, scaler),
+                **told_settings(sections),
+            },
             seconds={
                 "memory_pass_s": remembered_at - began_at,
                 "steps_s": time.perf_counter() - remembered_at,
@@ -307,6 +314,30 @@ def repeat_step(
     )
 
 
+def load_weights(model: MuvaModel, state: State) -> int:
+    """Give a model the weights and the neck's statistics of a state; returns its epoch.
+
+    Raises MuvaError when it is a state of another model.
+    """
+    epoch = state.get("epoch")
+    weights = _under("model/", state)
+    tensors = _stage2_tensors(model)
+    wrong = [
+        name
+        for name in tensors.keys() | weights.keys()
+        if name not in tensors or getattr(weights.get(name), "shape", None) != tensors[name].shape
+    ]
+    if not isinstance(epoch, int) or wrong:
+        raise MuvaError(
+            f"this checkpoint is not one of stage 2 with these settings and sources: "
+            f"{', '.join(sorted(wrong)[:3]) or 'its epoch'} missing or of another shape"
+        )
+    with torch.no_grad():
+        for name, value in weights.items():
+            tensors[name].copy_(torch.as_tensor(value))
+    return epoch
+
+
 class _Guard:
     """Watches an epoch's losses, and keeps what a forward pass changes: a step can be undone."""
 
@@ -443,22 +474,7 @@ def _restore(
     scaler: torch.amp.GradScaler,
     state: State,
 ) -> int:
-    epoch = state.get("epoch")
-    weights = _under("model/", state)
-    tensors = _stage2_tensors(model)
-    wrong = [
-        name
-        for name in tensors.keys() | weights.keys()
-        if name not in tensors or getattr(weights.get(name), "shape", None) != tensors[name].shape
-    ]
-    if not isinstance(epoch, int) or wrong:
-        raise MuvaError(
-            f"this checkpoint is not one of stage 2 with these settings and sources: "
-            f"{', '.join(sorted(wrong)[:3]) or 'its epoch'} missing or of another shape"
-        )
-    with torch.no_grad():
-        for name, value in weights.items():
-            tensors[name].copy_(torch.as_tensor(value))
+    epoch = load_weights(model, state)
     moments = _under("optimiser/", state)
     if moments or "step" not in state:  # none before the first step of all
         restore_optimiser(optimiser, trained_parameters(model), moments)
