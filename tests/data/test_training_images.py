@@ -4,6 +4,7 @@ import io
 import pickle
 import tempfile
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def expected_image(seed: int, height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("cache_images", [0, 4, 100])
 def test_batches_are_the_images_asked_for_whatever_the_cache_holds(sources, cache_images):
-    size = {"height": 16, "width": 8}
+    size: dict[str, Any] = {"height": 16, "width": 8}
     images = TrainingImages.open(
         sources,
         **size,

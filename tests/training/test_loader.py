@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,8 @@ LOADERS = (0, 1, 2)
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingImages:
+def images(tmp_path: Path) -> TrainingImages:
     """Some of which are kept decoded."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
     sources = [dataset(tmp_path, "town", [7, 3]), dataset(tmp_path, "city", [3, 5, 9])]
     masks = torch.rand(15, 3, 8, generator=torch.Generator().manual_seed(0)) > 0.5
     return TrainingImages.open(
@@ -37,6 +35,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingImages:
         part_masks=masks,
         grid=(4, 2),
         cache_bytes=7 * 16 * 8 * 3,
+        cache_folder=tmp_path / "node",
     )
 
 
