@@ -23,8 +23,12 @@ Batch = tuple[Tensor, Tensor | None]
 Draw = tuple[np.ndarray, Tensor | None]
 """Which images a batch has, and which of them are mirrored."""
 
-_PRELOADED = ["muva.data.training_images"]
-"""What the process that loader processes are forked from imports once for all of them."""
+_PRELOADED = ["torch", "pyarrow.parquet", "PIL.Image"]
+"""What the process that loader processes are forked from imports once for all of them.
+
+Nothing of this project: that process does not know where a job has put its code, and would
+take another copy that is installed there.
+"""
 _PREFETCHED = 2
 """Batches that each process makes ahead."""
 
