@@ -31,23 +31,25 @@ _HISTORY, _MADE_FROM = "history", "made_from"
 _log = logging.getLogger(__name__)
 
 
-def save_state(artifact: Artifact, report: EpochReport, history: History) -> None:
+def save_state(
+    artifact: Artifact, report: EpochReport, history: History, *, folder: str = STATES
+) -> None:
     """Saves the state behind a reported epoch, with the metrics of all epochs so far."""
     state = {**report.state(), _HISTORY: json.dumps(history)}
-    _write(artifact, f"{STATES}/{report.epoch:05d}", state)
-    for outdated in _saved(artifact)[:-KEPT]:
+    _write(artifact, f"{folder}/{report.epoch:05d}", state)
+    for outdated in _saved(artifact, folder)[:-KEPT]:
         _delete(artifact, outdated)
 
 
-def newest_state(artifact: Artifact) -> tuple[State | None, History]:
+def newest_state(artifact: Artifact, *, folder: str = STATES) -> tuple[State | None, History]:
     """The newest whole state and the history up to it; None and nothing when there is none."""
-    for folder in reversed(_saved(artifact)):
+    for saved in reversed(_saved(artifact, folder)):
         try:
-            with local_copy(artifact, folder) as copy:
+            with local_copy(artifact, saved) as copy:
                 state = dict(load_checkpoint(copy))
             history = json.loads(str(state.pop(_HISTORY)))
         except (MuvaError, KeyError, ValueError) as error:
-            _log.warning("%s: %s is passed over: %s", artifact.uri, folder, error)
+            _log.warning("%s: %s is passed over: %s", artifact.uri, saved, error)
         else:
             return state, history
     return None, []
@@ -99,10 +101,10 @@ def _write(artifact: Artifact, folder: str, state: State) -> None:
             artifact.store.write(artifact.key(folder, file.name), file.read_bytes())
 
 
-def _saved(artifact: Artifact) -> list[str]:
-    prefix = artifact.key(STATES) + "/"
+def _saved(artifact: Artifact, folder: str) -> list[str]:
+    prefix = artifact.key(folder) + "/"
     names = {key.removeprefix(prefix).split("/")[0] for key in artifact.store.list(prefix)}
-    return [f"{STATES}/{name}" for name in sorted(names)]
+    return [f"{folder}/{name}" for name in sorted(names)]
 
 
 def _delete(artifact: Artifact, folder: str) -> None:
