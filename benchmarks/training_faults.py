@@ -126,12 +126,7 @@ def drive(home: str, stage: str, name: str, workers: str) -> int:
     session, config = _session(Path(home)), load_recipe(Path(home) / "faults.yaml")
     sources = [_named(session.store, "datasets", source) for source in config.sources]
     labels = [_named(session.store, "labels", source) for source in config.sources]
-    inputs = TrainingInputs(
-        datasets=tuple(source.uri for source in sources),
-        labels=tuple(label.uri for label in labels),
-        init=None,
-        config=config,
-    )
+    inputs = TrainingInputs.of(config, sources=sources, labels=labels)
     contents = [open_dataset(source).fingerprint for source in sources]
     processes = Workers(count=int(workers), cpus_each=1)
     with ray_cluster():

@@ -14,17 +14,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from muva.config import ExperimentConfig, ModelConfig, load_recipe
-from muva.data.artifacts import Artifact, check_name
-from muva.data.protocols import identities_to_learn
+from muva.data.artifacts import Artifact, check_name, open_artifact
 from muva.data.shards import open_dataset
+from muva.data.sources import Sources
 from muva.errors import MuvaError
+from muva.grounding.labels import labelled_parts
 from muva.model.clip import check_clip
 from muva.model.muva_model import check_same_settings
 from muva.models import described, find_model
 from muva.training.sampler import check_batches
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
-from workflows.encoder import encoder_step
+from workflows.encoder import HELD_OUT_ROLE, chosen_step, encoder_step
+from workflows.epochs import OnJudged
 from workflows.ground import ground
 from workflows.masks import IMPORTED
 from workflows.progress import as_text, say
@@ -49,19 +51,23 @@ class Trained:
 
     prompts: Done
     encoder: Done
+    """Its artifact is the model after its last epoch."""
+    chosen: Done | None
+    """The model of the epoch that was best on held-out sources, where some are held out."""
 
     @property
     def model(self) -> Artifact:
-        """The model bundle."""
-        return self.encoder.artifact
+        """The model bundle: the chosen one, where there is a choice."""
+        return (self.chosen or self.encoder).artifact
 
 
 def check_training(config: ExperimentConfig, sources: Sequence[Artifact], workers: Workers) -> None:
     """Tells before anything is computed what a training of all these sources would end with.
 
     Raises:
-        MuvaError: too few identities for a batch, more workers than can share it or than there is
-            room for, parts that no expert is asked for, or a CLIP that nothing is known of.
+        MuvaError: too few identities for a batch or to hold out, more workers than can share it or
+            than there is room for, parts that no expert is asked for, or a CLIP that nothing is
+            known of.
     """
     check_clip(config.model.clip)
     grounding = config.grounding
@@ -75,10 +81,9 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
             )
     with ray_cluster():
         workers.check()
-    everyone = config.train_on == "all"
-    identities = sum(
-        identities_to_learn(open_dataset(source), everyone=everyone) for source in sources
-    )
+    divided = Sources.of(sources, config)
+    divided.held_out()
+    identities = divided.identities()
     for stage, world in ((config.stage1, 1), (config.stage2, workers.count)):
         check_batches(
             identities,
@@ -86,6 +91,24 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
             images_per_identity=stage.images_per_identity,
             world=world,
         )
+
+
+def check_parts(config: ExperimentConfig, labels: Sequence[Artifact]) -> None:
+    """Raises MuvaError unless every source has labels of all the model's parts."""
+    known = {one.name: labelled_parts(one) for one in labels}
+    lacking = {
+        name: [part for part in config.model.parts if part not in parts]
+        for name, parts in known.items()
+    }
+    if not any(lacking.values()):
+        return
+    everywhere = [part for part in config.model.parts if all(part in p for p in known.values())]
+    told = "; ".join(f"{name} has {', '.join(parts)}" for name, parts in known.items())
+    raise MuvaError(
+        f"model.parts is {', '.join(config.model.parts)}, but not all sources have labels of each: "
+        f"{told}. All have {', '.join(everywhere) or 'none of them'}: ground the others with "
+        f"phrases for what they lack, or set model.parts=[{', '.join(everywhere)}]"
+    )
 
 
 def train(
@@ -97,23 +120,32 @@ def train(
     workers: Workers,
     name: str,
     init: Artifact | None = None,
+    on_judged: OnJudged | None = None,
 ) -> Trained:
-    """Both stages on these data sets; `labels` are their pseudo-labels, None without parts."""
+    """Both stages on these data sets; `labels` are their pseudo-labels, None without parts.
+
+    Who `config.validation` holds out is judged by and not learned from; `on_judged` gets the epoch
+    and the metrics of each judgement, as they come.
+    """
     check_training(config, sources, workers)
-    inputs = TrainingInputs(
-        datasets=tuple(source.uri for source in sources),
-        labels=tuple(label.uri for label in labels or ()),
-        init=init.uri if init else None,
-        config=config,
-    )
-    addresses = {f"source {i}": source.address for i, source in enumerate(sources)}
-    addresses |= {f"labels {i}": label.address for i, label in enumerate(labels or ())}
+    check_parts(config, labels or ())
+    inputs = TrainingInputs.of(config, sources=sources, labels=labels, init=init)
+    learned = [open_artifact(uri) for uri in inputs.sources.domains]
+    addresses = {f"source {i}": source.address for i, source in enumerate(learned)}
+    addresses |= {f"labels {i}": open_artifact(uri).address for i, uri in enumerate(inputs.labels)}
     if init is not None:
         addresses["init"] = init.address
-    contents = [open_dataset(source).fingerprint for source in sources]
+    if inputs.sources.held_out_domain is not None:
+        addresses[HELD_OUT_ROLE] = open_artifact(inputs.sources.held_out_domain).address
+    contents = [open_dataset(source).fingerprint for source in learned]
     prompts = prompts_step(session, inputs, addresses, contents, workers, name=name)
-    encoder = encoder_step(session, inputs, addresses, prompts, workers, name=name)
-    return Trained(prompts=prompts, encoder=encoder)
+    encoder = encoder_step(
+        session, inputs, addresses, prompts, workers, name=name, on_judged=on_judged
+    )
+    chosen = None
+    if config.validation is not None:
+        chosen = chosen_step(session, encoder)
+    return Trained(prompts=prompts, encoder=encoder, chosen=chosen)
 
 
 def _taken_over(
@@ -121,10 +153,13 @@ def _taken_over(
 ) -> list[dict[str, str]]:
     """What a training takes from the model that it starts from, and what it makes anew."""
     description = described(start)
-    everyone = config.train_on == "all"
-    identities = sum(identities_to_learn(open_dataset(s), everyone=everyone) for s in sources)
-    uris = [source.uri for source in sources]
-    known = knows_the_same(description["metadata"], description["identities"], uris, identities)
+    divided = Sources.of(sources, config)
+    known = knows_the_same(
+        description["metadata"],
+        description["identities"],
+        divided.domains,
+        divided.identities(),
+    )
     masks = ["part tokens", "mask predictor"] if config.model.parts else []
     rows = [(what, "taken", "") for what in ("image encoder", *masks, "BN neck")]
     why = "" if known else f"{description['identities']} there, of other people or of unknown ones"

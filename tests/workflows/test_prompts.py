@@ -37,12 +37,7 @@ def learn(ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPa
     found = datasets_of(session, config.sources, config.synthetic)
     sources = [done.artifact for done in found.values()]
     labels = [ground(session, source, config.grounding).artifact for source in sources]
-    inputs = TrainingInputs(
-        datasets=tuple(source.uri for source in sources),
-        labels=tuple(label.uri for label in labels),
-        init=None,
-        config=config,
-    )
+    inputs = TrainingInputs.of(config, sources=sources, labels=labels)
     contents = [open_dataset(source).fingerprint for source in sources]
 
     def stage1(name: str, workers: Workers) -> Done:
