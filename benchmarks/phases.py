@@ -26,10 +26,9 @@ from muva.data.training_images import flip_part_masks
 from muva.model.bundle import ImageLike, load_bundle, save_bundle
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import resolve_precision
-from muva.training.images import image_features
 from muva.training.loader import TrainingImages
 from muva.training.optimisers import trained_parameters
-from muva.training.stage1 import learn_prompts
+from muva.training.stage1 import image_centroids, learn_prompts
 from muva.training.stage2 import train_image_encoder, visual_memory
 
 PHASES = ("features", "prompts", "memory", "steps", "embedding")
@@ -100,16 +99,8 @@ def learn(
     """
     phases: dict[str, Phase] = {}
     model, images = open_stage["stage1"]()
-    precision = resolve_precision(config.stage1.precision, device)
     with measured(device) as pace:
-        features = image_features(
-            model.to(device),
-            images,
-            device=device,
-            batch_size=config.stage1.batch_size,
-            precision=precision,
-            progress=pace.tick,
-        )
+        centroids = image_centroids(model, images, config.stage1, device=device, progress=pace.tick)
     phases["features"] = pace.phase(len(images.labels), config.stage1.batch_size)
 
     people = config.stage1.batch_size // config.stage1.images_per_identity
@@ -118,7 +109,7 @@ def learn(
     with measured(device) as pace:
         for report in learn_prompts(
             model=model,
-            features=features,
+            centroids=centroids,
             labels=images.labels,
             settings=config.stage1,
             seed=config.seed,
@@ -129,7 +120,7 @@ def learn(
     phases["prompts"] = pace.phase(steps * people, steps * people // config.stage1.epochs)
     contexts = model.contexts.detach().cpu()
     unmoved = ["contexts"] if torch.equal(model.contexts, start) else []
-    del model, images, features, start
+    del model, images, centroids, start
 
     model, images = open_stage["stage2"]()
     model.contexts.data.copy_(contexts)

@@ -56,7 +56,7 @@ class Result:
     settings: str
     """A hash of what the model was made with, besides the seed."""
     number: str
-    """Which of a training's models: last epoch, or chosen on held-out sources."""
+    """Which of a training's models: last epoch, chosen on held-out sources, or another epoch."""
     altered: tuple[str, ...]
     """Its data sets that hold other images than were published."""
     reranked: bool
@@ -157,7 +157,7 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
     summary = manifest["summary"]
     target = artifact_at(store, datasets[0]).name
     method = artifact.name.removesuffix(f"-on-{target}")
-    if made.chosen:
+    if made.number == ON_SOURCES:
         method = method.removesuffix(f"-{CHOSEN}")
     notes = [made.ablation] if made.ablation and method == OURS else []
     if "init" in made.inputs:  # whose sources are its as well
@@ -168,7 +168,7 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
         method=", ".join([method, *notes]),
         seed=made.seed,
         settings=fingerprint([made.settings, manifest["config"]]),
-        number=ON_SOURCES if made.chosen else LAST_EPOCH,
+        number=made.number,
         altered=tuple(
             sorted(
                 artifact_at(store, address).name
@@ -192,14 +192,16 @@ class _Made:
     """Besides the seed."""
     seed: int | None = None
     ablation: str = ""
-    chosen: bool = False
-    """By held-out sources, among the epochs of a training."""
+    number: str = LAST_EPOCH
+    """Which of a training's models it is."""
 
 
 def _made(store: Store, address: str) -> _Made:
     model = _manifest_at(store, address)
-    chosen = TRAINING in model["inputs"]
-    if chosen:
+    number = LAST_EPOCH
+    if TRAINING in model["inputs"]:
+        kept = model["config"].get("epoch")
+        number = ON_SOURCES if kept is None else f"epoch {kept}"
         model = _manifest_at(store, model["inputs"][TRAINING])
     steps = [model]
     if "prompts" in model["inputs"]:  # an imported model has none, nor sources that are known
@@ -211,7 +213,7 @@ def _made(store: Store, address: str) -> _Made:
         settings=settings,
         seed=model["config"]["seed"],
         ablation=ablation_of({**settings[1], **settings[0]}) if trained else "",
-        chosen=chosen,
+        number=number,
     )
 
 

@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+import muva
 from muva.data.artifacts import Artifact, fingerprint
 from muva.errors import MuvaError
 from muva.model.bundle import BUNDLE_FORMAT
@@ -47,7 +48,7 @@ CHOSEN, CHOSEN_FORMAT = "chosen", 1
 HELD_OUT_ROLE = "held out"
 """Role of a source that is judged by as a whole, among the inputs of a model."""
 TRAINING = "training"
-"""Role of the training, among the inputs of a model that was chosen from its epochs."""
+"""Role of the training, among the inputs of a model that is one of its earlier epochs."""
 START_FORMAT = 2
 """What a training takes over from `--init`: 2 added the classifier."""
 
@@ -126,6 +127,40 @@ def chosen_step(session: Session, training: Done) -> Done:
         inputs={**made_from["inputs"], TRAINING: training.artifact.address},
     )
     return do_step(step, session=session, work=lambda _: {"verdict": verdict}, report=report)
+
+
+def epoch_step(session: Session, training: Artifact, epoch: int) -> Done:
+    """The model behind an epoch whose state `--keep-every` has kept, by the name `NAME-epoch-N`.
+
+    Raises MuvaError where that epoch was not kept, or for a model that is no training's last.
+    """
+    made_from = training.manifest()
+    if made_from is None or "prompts" not in made_from["inputs"] or TRAINING in made_from["inputs"]:
+        raise MuvaError(
+            f"{training.uri}: expected a model that `muva train` has left after its last epoch"
+        )
+    artifact = Artifact(
+        training.store,
+        "models",
+        f"{training.name}-epoch-{epoch}",
+        fingerprint([training.address, epoch]),
+    )
+
+    def work(_: object) -> dict[str, Any]:
+        state = saved_state(training, epoch)
+        bundle = muva.load(training.uri)
+        load_weights(bundle.model, state)
+        store_bundle(artifact, bundle.model, metadata={**bundle.metadata, "epoch": epoch})
+        return {"epoch": epoch}
+
+    step = Step(
+        label=f"{training.name} after epoch {epoch}",
+        artifact=artifact,
+        format_version=BUNDLE_FORMAT,
+        config={"epoch": epoch, "seed": made_from["config"]["seed"]},
+        inputs={**made_from["inputs"], TRAINING: training.address},
+    )
+    return do_step(step, session=session, work=work)
 
 
 def _train_encoder(task: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from muva.model.foreign.adopt import adopt, needs_clip
 from muva.model.foreign.fit import Given
 from muva.model.foreign.plain_clip import weights_file
 from muva.models import IMPORTED, described, find_model, store_bundle
+from workflows.encoder import epoch_step
 from workflows.progress import as_text, say, track
 from workflows.session import (
     Session,
@@ -245,6 +246,24 @@ def list_verb(as_json: bool, session: Session) -> None:
             str(row["feature_dim"]),
         )
     print_result(rows, as_json=as_json, text=as_text(table))
+
+
+@models_verb.command("epoch")
+@click.argument("model")
+@click.argument("epoch", type=click.IntRange(min=1))
+@json_option
+@session_options
+def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
+    """Make a model of an earlier EPOCH of MODEL, one that `--keep-every` has kept.
+
+    It is called MODEL-epoch-EPOCH. To choose among epochs by a target is to look at the target.
+
+    \b
+    muva models epoch muva 10
+    """
+    done = epoch_step(session, find_model(session.store, model), epoch)
+    uri = done.artifact.uri
+    print_result({"model": uri, **done.summary}, as_json=as_json, text=uri)
 
 
 @models_verb.command()

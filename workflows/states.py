@@ -35,22 +35,28 @@ _log = logging.getLogger(__name__)
 
 
 def save_state(
-    artifact: Artifact, report: EpochReport, history: History, *, keep: Collection[int] = ()
+    artifact: Artifact,
+    report: EpochReport,
+    history: History,
+    *,
+    folder: str = STATES,
+    keep: Collection[int] = (),
 ) -> None:
     """Saves the state behind a reported epoch, with the metrics of all epochs so far.
 
-    Of the others the one before stays, and those of the epochs to `keep`.
+    Of the others in `folder` the one before stays, and those of the epochs to `keep`.
     """
     state = {**report.state(), _HISTORY: json.dumps(history)}
-    _write(artifact, _folder(report.epoch), state)
-    for outdated in _saved(artifact)[:-KEPT]:
-        if outdated not in map(_folder, keep):
+    _write(artifact, _of_epoch(report.epoch, folder), state)
+    kept = [_of_epoch(epoch, folder) for epoch in keep]
+    for outdated in _saved(artifact, folder)[:-KEPT]:
+        if outdated not in kept:
             artifact.delete_part(outdated)
 
 
 def saved_state(artifact: Artifact, epoch: int) -> State:
     """The state behind an epoch; MuvaError where it was not kept, or is damaged."""
-    folder = _folder(epoch)
+    folder = _of_epoch(epoch)
     if folder not in _saved(artifact):
         kept = ", ".join(str(int(Path(one).name)) for one in _saved(artifact))
         raise MuvaError(
@@ -60,14 +66,14 @@ def saved_state(artifact: Artifact, epoch: int) -> State:
     return _read(artifact, folder)
 
 
-def newest_state(artifact: Artifact) -> tuple[State | None, History]:
+def newest_state(artifact: Artifact, *, folder: str = STATES) -> tuple[State | None, History]:
     """The newest whole state and the history up to it; None and nothing when there is none."""
-    for folder in reversed(_saved(artifact)):
+    for saved in reversed(_saved(artifact, folder)):
         try:
-            state = _read(artifact, folder)
+            state = _read(artifact, saved)
             history = json.loads(str(state.pop(_HISTORY)))
         except (MuvaError, KeyError, ValueError) as error:
-            _log.warning("%s: %s is passed over: %s", artifact.uri, folder, error)
+            _log.warning("%s: %s is passed over: %s", artifact.uri, saved, error)
         else:
             return state, history
     return None, []
@@ -99,7 +105,7 @@ def diverged_state(artifact: Artifact) -> tuple[State, Any]:
 def delete_states(artifact: Artifact, *, keep: Collection[int] = ()) -> None:
     """Removes the saved states but those of the epochs to `keep`: the artifact is made."""
     for folder in _saved(artifact):
-        if folder not in map(_folder, keep):
+        if folder not in map(_of_epoch, keep):
             artifact.delete_part(folder)
     artifact.delete_part(DIVERGED)
 
@@ -109,8 +115,8 @@ def _read(artifact: Artifact, folder: str) -> dict[str, Tensor | int | float | s
         return dict(load_checkpoint(copy))
 
 
-def _folder(epoch: int) -> str:
-    return f"{STATES}/{epoch:05d}"
+def _of_epoch(epoch: int, folder: str = STATES) -> str:
+    return f"{folder}/{epoch:05d}"
 
 
 def _write(artifact: Artifact, folder: str, state: State) -> None:
@@ -129,7 +135,7 @@ def _write(artifact: Artifact, folder: str, state: State) -> None:
             artifact.store.write(artifact.key(folder, file.name), file.read_bytes())
 
 
-def _saved(artifact: Artifact) -> list[str]:
-    prefix = artifact.key(STATES) + "/"
+def _saved(artifact: Artifact, folder: str = STATES) -> list[str]:
+    prefix = artifact.key(folder) + "/"
     names = {key.removeprefix(prefix).split("/")[0] for key in artifact.store.list(prefix)}
-    return [f"{STATES}/{name}" for name in sorted(names)]
+    return [f"{folder}/{name}" for name in sorted(names)]

@@ -1,4 +1,4 @@
-"""The processes that share a training's batches, and the options that say how many they are."""
+"""The processes that share a training, and the options that say how many they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from muva.errors import MuvaError
 from muva.training.compute import Compute
-from workflows.cluster import cpus, gpus
+from workflows.cluster import cpus, cpus_of_one_node, gpus
 
 MOST_FAILURES = 3
 """Lost workers that a training survives; each costs what was done since the last saved state."""
@@ -21,11 +21,11 @@ MOST_LOADERS = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The processes that share a training's batches."""
+    """The processes that share stage 1's identities and stage 2's batches."""
 
     count: int = 1
     cpus_each: int | None = None
-    """None: the cluster's cores divided among them."""
+    """None: the cluster's cores divided among them, and at most a node's."""
     keep_every: int | None = None
     """Keep the training state of every so many epochs of stage 2 for good; None: of none."""
     compute: Compute = dataclasses.field(default_factory=Compute)
@@ -36,7 +36,7 @@ class Workers:
     @property
     def threads(self) -> int:
         """Cores of each worker."""
-        return self.cpus_each or max(1, cpus() // self.count)
+        return self.cpus_each or max(1, min(cpus() // self.count, cpus_of_one_node()))
 
     def check(self) -> None:
         """Raises MuvaError when the cluster would never have room for them all."""
@@ -44,6 +44,11 @@ class Workers:
             raise MuvaError(
                 f"{self.count} workers of {self.threads} cores each: this cluster has {cpus()} "
                 "cores in all; ask for fewer with --workers or --cpus-per-worker"
+            )
+        if self.threads > cpus_of_one_node():
+            raise MuvaError(
+                f"workers of {self.threads} cores each: no node of this cluster has more than "
+                f"{cpus_of_one_node()}; ask for fewer with --cpus-per-worker"
             )
 
     @property
@@ -71,7 +76,7 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Processes that share a batch.",
+        help="Processes that share identities in stage 1, batches in stage 2.",
     )
     @click.option(
         "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each. [all, divided]"

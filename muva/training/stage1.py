@@ -1,11 +1,12 @@
 """Stage 1: learn a context per identity and grain against the identities' image centroids.
 
-Everything but the contexts is frozen, so the images are encoded once (`image_features`). Within a
+Everything but the contexts is frozen, so the images are encoded once (`image_centroids`). Within a
 P x K batch only P prompts differ: each is computed once and weighted by its count. Gradients of
 different identities never mix: given the schedule, identities can be learned in shares, and the
 shares together are what one run gives.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,8 @@ from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.checkpoints import check_settings, told_settings
 from muva.training.divergence import DivergedError, remedies
+from muva.training.images import Progress, image_features
+from muva.training.loader import TrainingImages
 from muva.training.memory import identity_centroids
 from muva.training.optimisers import (
     optimiser_state,
@@ -32,10 +35,42 @@ from muva.training.report import EpochReport, State
 from muva.training.sampler import pk_batches
 
 
+def image_centroids(
+    model: MuvaModel,
+    images: TrainingImages,
+    settings: Stage1Config,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Float[Tensor, " N F"]:
+    """What the prompts learn to match: the identities' mean features under the part masks."""
+    features = image_features(
+        model.to(device),
+        images,
+        device=device,
+        batch_size=settings.batch_size,
+        precision=resolve_precision(settings.precision, device),
+        progress=progress,
+    )
+    labels = torch.as_tensor(images.labels, device=device)
+    return identity_centroids(features, labels, model.identities)
+
+
+def identity_shares(labels: Int[np.ndarray, " M"], count: int) -> list[range]:
+    """The identities cut into so many contiguous shares with about as many images in each.
+
+    With fewer identities than that, some shares are empty.
+    """
+    images = np.bincount(labels).cumsum()
+    inner = np.searchsorted(images, images[-1] * np.arange(1, count) / count) + 1
+    ends = [0, *np.minimum(inner, len(images)).tolist(), len(images)]
+    return [range(start, max(start, end)) for start, end in itertools.pairwise(ends)]
+
+
 def learn_prompts(
     *,
     model: MuvaModel,
-    features: Float[Tensor, " M F"],
+    centroids: Float[Tensor, " N F"],
     labels: Int[np.ndarray, " M"],
     settings: Stage1Config,
     seed: int,
@@ -44,8 +79,9 @@ def learn_prompts(
 ) -> Iterator[EpochReport]:
     """Learn the contexts of `model` on the device it is on, yielding after each epoch.
 
-    `features`: of all training images before the BN neck. `identities` learns only those (a
-    contiguous share): its losses are their part of the whole batch's, to be summed over shares.
+    `centroids`: of the identities' features before the BN neck, see `image_centroids`.
+    `identities` learns only those (a contiguous share, see `identity_shares`): its losses are their
+    part of the whole batch's, to be summed over shares.
     `state` is a former report's state, of the same share: training goes on behind its epoch. A loss
     that is not finite is a DivergedError, with a state for `repeat_prompt_loss`.
     """
@@ -58,9 +94,7 @@ def learn_prompts(
         check_settings(state, sections)
     first_epoch = 1 if state is None else _restore(contexts, optimiser, state)
     model.contexts.data[share.start : share.stop] = contexts.detach()
-    centroids = identity_centroids(
-        features.to(contexts.device), torch.as_tensor(labels).to(contexts.device), model.identities
-    )
+    centroids = centroids.to(contexts.device)
     for epoch in range(first_epoch, settings.epochs + 1):
         lr = stage1_lr(epoch, settings)
         set_learning_rate(optimiser, lr)

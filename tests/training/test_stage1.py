@@ -11,11 +11,15 @@ from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
 from muva.training.divergence import DivergedError
-from muva.training.images import image_features
-from muva.training.memory import identity_centroids
 from muva.training.report import EpochReport, State
 from muva.training.sampler import pk_batches
-from muva.training.stage1 import learn_prompts, prompt_loss, repeat_prompt_loss
+from muva.training.stage1 import (
+    identity_shares,
+    image_centroids,
+    learn_prompts,
+    prompt_loss,
+    repeat_prompt_loss,
+)
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
 
@@ -25,12 +29,12 @@ SETTINGS = Stage1Config(batch_size=8, images_per_identity=2, epochs=4, lr=0.05, 
 
 def start(dtype: torch.dtype = torch.float32) -> tuple[MuvaModel, Tensor, np.ndarray]:
     model, images = small_model(identities=6).to(dtype), ToyImages(dtype=dtype)
-    return model, image_features(model, images, device=CPU, batch_size=5), images.labels
+    return model, image_centroids(model, images, SETTINGS, device=CPU), images.labels
 
 
 def run(
     model: MuvaModel,
-    features: Tensor,
+    centroids: Tensor,
     labels: np.ndarray,
     *,
     settings: Stage1Config = SETTINGS,
@@ -40,7 +44,7 @@ def run(
     return list(
         learn_prompts(
             model=model,
-            features=features,
+            centroids=centroids,
             labels=labels,
             settings=settings,
             seed=1,
@@ -51,9 +55,9 @@ def run(
 
 
 def test_prompts_learn_and_nothing_else_does() -> None:
-    model, features, labels = start()
+    model, centroids, labels = start()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    reports = run(model, features, labels, settings=SETTINGS.model_copy(update={"epochs": 12}))
+    reports = run(model, centroids, labels, settings=SETTINGS.model_copy(update={"epochs": 12}))
     assert reports[-1].metrics["loss"] < reports[0].metrics["loss"] - 0.05
     assert [report.epoch for report in reports] == list(range(1, 13))
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
@@ -61,8 +65,7 @@ def test_prompts_learn_and_nothing_else_does() -> None:
 
 
 def test_distinct_prompts_once_with_counts_is_every_entrys_mean() -> None:
-    model, features, labels = start()
-    centroids = identity_centroids(features, torch.as_tensor(labels), 6)
+    model, centroids, _ = start()
     batch = torch.tensor([5, 0, 5, 5, 2, 0])
     contexts = nn.Parameter(model.contexts.detach().clone())
     loss = prompt_loss(model, contexts, centroids, batch, temperature=0.5)
@@ -74,13 +77,13 @@ def test_distinct_prompts_once_with_counts_is_every_entrys_mean() -> None:
 
 
 def test_shares_of_identities_together_are_the_whole() -> None:
-    whole, features, labels = start(torch.float64)
-    reports = run(whole, features, labels)
-    shares = [range(1), range(1, 4), range(4, 6)]
+    whole, centroids, labels = start(torch.float64)
+    reports = run(whole, centroids, labels)
+    shares = [range(1), range(1, 4), range(4, 4), range(4, 6)]
     contexts, losses = [], []
     for share in shares:
         model = start(torch.float64)[0]
-        of_share = run(model, features, labels, identities=share)
+        of_share = run(model, centroids, labels, identities=share)
         contexts.append(model.contexts[share.start : share.stop])
         losses.append([report.metrics["loss"] for report in of_share])
     torch.testing.assert_close(torch.cat(contexts), whole.contexts, rtol=1e-9, atol=1e-9)
@@ -88,32 +91,47 @@ def test_shares_of_identities_together_are_the_whole() -> None:
     np.testing.assert_allclose(summed, [r.metrics["loss"] for r in reports], rtol=1e-12)
 
 
+def test_shares_follow_on_each_other_with_as_many_images_each_as_can_be() -> None:
+    images = np.array([3, 1, 1, 1, 9, 2, 4, 4, 1, 1])
+    labels = np.arange(10).repeat(images)
+    for count in range(1, 14):
+        shares = identity_shares(labels, count)
+        assert len(shares) == count
+        assert [identity for share in shares for identity in share] == list(range(10))
+        sizes = [images[share.start : share.stop].sum() for share in shares]
+        assert max(sizes) <= 27 / count + 9
+    assert identity_shares(labels, 2) == [range(5), range(5, 10)]
+    assert identity_shares(labels, 1) == [range(10)]
+
+
 def test_resuming_gives_what_an_uninterrupted_run_gives_bit_for_bit(tmp_path) -> None:
-    whole, features, labels = start()
-    reports = run(whole, features, labels)
+    whole, centroids, labels = start()
+    reports = run(whole, centroids, labels)
     stopped = start()[0]
-    loop = learn_prompts(model=stopped, features=features, labels=labels, settings=SETTINGS, seed=1)
+    loop = learn_prompts(
+        model=stopped, centroids=centroids, labels=labels, settings=SETTINGS, seed=1
+    )
     next(loop)
     save_checkpoint(tmp_path, next(loop).state())
     resumed = start()[0]
-    rest = run(resumed, features, labels, state=load_checkpoint(tmp_path))
+    rest = run(resumed, centroids, labels, state=load_checkpoint(tmp_path))
     assert [report.step_losses for report in rest] == [r.step_losses for r in reports[2:]]
     assert torch.equal(resumed.contexts, whole.contexts)
 
 
 def test_a_finished_state_leaves_nothing_to_do_but_gives_its_prompts() -> None:
-    whole, features, labels = start()
-    reports = run(whole, features, labels)
+    whole, centroids, labels = start()
+    reports = run(whole, centroids, labels)
     model = start()[0]
-    assert run(model, features, labels, state=reports[-1].state()) == []
+    assert run(model, centroids, labels, state=reports[-1].state()) == []
     assert torch.equal(model.contexts, whole.contexts)
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_can_be_repeated(tmp_path) -> None:
-    model, features, labels = start()
+    model, centroids, labels = start()
     flies_apart = SETTINGS.model_copy(update={"lr": 1e25, "warmup_epochs": 0})
     with pytest.raises(DivergedError, match=r"epoch 1, step 2: its loss is nan") as stopped:
-        run(model, features, labels, settings=flies_apart)
+        run(model, centroids, labels, settings=flies_apart)
     batch = pk_batches(labels, batch_size=8, images_per_identity=2, seed=1, epoch=1)[1]
     identities = ", ".join(map(str, sorted(set(labels[batch].tolist()))))
     assert f"counts them: {identities}. Lower stage1.lr (it is 1e+25)" in str(stopped.value)
@@ -127,9 +145,9 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_can_be_repeated(tmp_pat
 
 
 def test_a_state_of_other_sources_is_refused() -> None:
-    model, features, labels = start()
-    state = run(model, features, labels)[-1].state()
+    model, centroids, labels = start()
+    state = run(model, centroids, labels)[-1].state()
     with pytest.raises(MuvaError, match=r"shape \(6, .*expected \(2, "):
-        run(start()[0], features, labels, state=state, identities=range(2))
+        run(start()[0], centroids, labels, state=state, identities=range(2))
     with pytest.raises(MuvaError, match="not one of stage 1"):
-        run(start()[0], features, labels, state={"epoch": 3})
+        run(start()[0], centroids, labels, state={"epoch": 3})

@@ -23,7 +23,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.mark.parametrize(("stage", "lr", "workers"), [("stage1", 1e25, 1), ("stage2", 1e30, 2)])
+@pytest.mark.parametrize(
+    ("stage", "lr", "workers"), [("stage1", 1e25, 1), ("stage1", 2e25, 2), ("stage2", 1e30, 2)]
+)
 def test_a_training_that_diverges_keeps_what_repeats_its_step(
     ray_session: None, smoke_recipe: Path, home: Path, stage: str, lr: float, workers: int
 ) -> None:

@@ -23,6 +23,7 @@ from tests.workflows.commands import start, wait_for
 from workflows.board import Board
 from workflows.compare import LAST_EPOCH, ON_SOURCES, compared, results_in
 from workflows.data import datasets_of
+from workflows.encoder import epoch_step
 from workflows.ground import ground
 from workflows.judging import HELD_OUT, VERDICTS, best, judge, out_of_patience
 from workflows.run import run_pipeline
@@ -123,6 +124,23 @@ def test_states_are_kept_as_asked_and_nothing_else(training: Training) -> None:
     assert {key.split("/")[2] for key in artifact.store.list(artifact.address + "/")} == {
         "bundle", "manifest.json", "summary.json", "states"
     }  # fmt: skip
+
+
+def test_a_kept_epoch_becomes_a_model(training: Training) -> None:
+    last = training.trained.encoder.artifact
+    done = epoch_step(training.session, last, 2)
+    assert done.artifact.name == "muva-epoch-2"
+    model = muva.load(done.artifact.uri)
+    weights = saved_state(last, 2)
+    for name, value in model.model.named_parameters():
+        stored = weights.get(f"model/{name}")
+        assert stored is None or value.equal(torch.as_tensor(stored)), name
+    assert model.metadata == {**muva.load(last.uri).metadata, "epoch": 2}
+    with pytest.raises(MuvaError, match="no state of epoch 3 is kept"):
+        epoch_step(training.session, last, 3)
+    for other in (training.trained.model, done.artifact):
+        with pytest.raises(MuvaError, match="left after its last epoch"):
+            epoch_step(training.session, other, 2)
 
 
 def test_the_three_numbers_stay_apart(training: Training) -> None:

@@ -1,0 +1,382 @@
+"""Does a training survive what clusters do? `python -m benchmarks.training_faults --rounds 20`.
+
+On a small cluster of three nodes both stages are trained again and again; in each round, a moment
+after an epoch, both drawn from a fixed seed, a process of the stage, a node or the driver is killed
+with SIGKILL.
+The killed driver is started again, a lost node is replaced. What the stage ends with must be what
+the undisturbed training ended with: bit for bit with one worker, to rounding with two. In the end
+one training is begun by two workers, killed after an epoch, continued by one, killed and ended by
+two, in both stages: its losses must be those of two undisturbed workers, to rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+
+from muva.config import ExperimentConfig, load_recipe
+from muva.data.artifacts import Artifact, list_artifacts
+from muva.data.shards import open_dataset
+from muva.data.store import Store
+from muva.model.clip import new_clip, save_clip, token_ids_in
+from muva.model.prompts import prompt_texts
+from workflows.cluster import ray_cluster
+from workflows.data import datasets_of
+from workflows.encoder import encoder_step
+from workflows.ground import ground
+from workflows.prompts import CONTEXTS, prompts_step
+from workflows.session import Session, open_session
+from workflows.training_inputs import TrainingInputs
+from workflows.workers import Workers
+
+KINDS = ("process", "node", "driver")
+STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}
+"""Kind of artifact -> how a driver's line begins when the stage does."""
+TITLES = {"prompts": ("_learn_share", "_prepare"), "models": ("TrainWorker",)}
+"""Kind of artifact -> what is in the titles of the processes that make it."""
+WORKERS = (1, 2)
+PATIENCE_S = 240.0
+LATEST, AFTER_S = 0.8, 0.5
+"""Moments: up to so much of the epochs, and up to so many seconds after one."""
+CLOSE = 1e-4
+"""Of losses, relative, and of weights, which move by 1e-2, where two workers add up."""
+HEALTH = {
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+    "health_check_initial_delay_ms": 0,
+}
+"""A node is taken for lost after seconds without a sign of life, not after half a minute."""
+
+RECIPE = """
+name: faults
+seed: 0
+sources: [syn-harbour, syn-airport]
+synthetic: {{train_people: 8, test_people: 5, height: 64, width: 32}}
+model: {{clip: {clip}, image_height: 64, image_width: 32, stride: 8}}
+stage1: {{epochs: 100, batch_size: 32, lr: 1.0e-3, precision: fp32}}
+stage2: {{epochs: 5, batch_size: 16, lr: 1.0e-4, warmup_epochs: 0, precision: fp32}}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One disturbed training and how it ended."""
+
+    disturbed: str
+    stage: str
+    workers: int
+    after: int
+    """The epoch behind which it was, 0 while the stage was starting."""
+    epochs: int
+    """That the stage has."""
+    seconds: float
+    apart: float
+    """Largest difference of a weight to the undisturbed training's."""
+    right: bool
+
+
+def main() -> int:
+    """Run the rounds and print them; with --check 1 where one did not end as it must."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 where weights differ")
+    parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.drive:
+        return drive(*arguments.drive)
+    folder = Path(tempfile.mkdtemp(prefix="training-faults-"))
+    try:
+        figures = drills(folder, arguments.rounds, arguments.seed)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    rounds, elastic = figures["rounds"], figures["elastic"]
+    good = sum(one["right"] for one in rounds)
+    print(f"\n{good} of {len(rounds)} rounds ended with the right weights")
+    for stage, apart in elastic.items():
+        print(f"{stage}: 2, then 1, then 2 workers: losses {apart:.1e} from two undisturbed ones")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    wrong = good < len(rounds) or not all(apart <= CLOSE for apart in elastic.values())
+    return int(arguments.check and wrong)
+
+
+def drive(home: str, stage: str, name: str, workers: str) -> int:
+    """One stage of a training, as `muva train` does it; a process of its own, to be killed."""
+    session, config = _session(Path(home)), load_recipe(Path(home) / "faults.yaml")
+    sources = [_named(session.store, "datasets", source) for source in config.sources]
+    labels = [_named(session.store, "labels", source) for source in config.sources]
+    inputs = TrainingInputs.of(config, sources=sources, labels=labels)
+    contents = [open_dataset(source).fingerprint for source in sources]
+    processes = Workers(count=int(workers), cpus_each=1)
+    with ray_cluster():
+        # The second stage's rounds have the prompts of the undisturbed training.
+        of = name if stage == "prompts" else _undisturbed(1)
+        prompts = prompts_step(session, inputs, {}, contents, processes, name=of)
+        if stage == "models":
+            encoder_step(session, inputs, {}, prompts, processes, name=name)
+    return 0
+
+
+def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
+    """The rounds, then the training with changing numbers of workers."""
+    from ray.cluster_utils import Cluster
+
+    store, rng = _prepare(folder), np.random.default_rng(seed)
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
+    )
+    start = partial(Driver, str(cluster.address), str(folder))
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        for stage, workers in itertools.product(STAGES, WORKERS):
+            start(stage, _undisturbed(workers), workers).finish()
+        print(
+            "| round | killed | stage | workers | after epoch | seconds | weights apart | right |"
+        )
+        print("|---:|---|---:|---:|---:|---:|---:|---|")
+        cases = itertools.cycle(itertools.product(WORKERS, STAGES, KINDS))
+        results = []
+        for number, (workers, stage, kind) in zip(range(rounds), cases, strict=False):
+            one = _round(f"round-{number}", kind, stage, workers, start, cluster, nodes, store, rng)
+            results.append(dataclasses.asdict(one))
+            print(
+                f"| {number} | {kind} | {list(STAGES).index(stage) + 1} | {workers} | "
+                f"{one.after} of {one.epochs} | {one.seconds} | {one.apart:.1e} | "
+                f"{'yes' if one.right else 'NO'} |",
+                flush=True,
+            )
+        elastic = {stage: _elastic(start, store, stage) for stage in STAGES}
+    finally:
+        cluster.shutdown()
+    return {"rounds": results, "elastic": elastic}
+
+
+def _round(
+    name: str,
+    kind: str,
+    stage: str,
+    workers: int,
+    start: Callable[..., Driver],
+    cluster: Any,
+    nodes: list[Any],
+    store: Store,
+    rng: np.random.Generator,
+) -> Round:
+    """A stage during which one thing of a kind is killed; another try where it ended before."""
+    undisturbed = _named(store, stage, _undisturbed(workers))
+    epochs = len(_losses(undisturbed))
+    after = int(rng.uniform(0, LATEST) * epochs)
+    began_at = time.monotonic()
+    driver = start(stage, name, workers)
+    try:
+        driver.await_stage(stage)
+        driver.wait_for(lambda: _epochs(store, stage, name) >= after)
+        time.sleep(float(rng.uniform(0, AFTER_S)))
+        driver.wait_for(lambda: kind != "process" or _kill_process(stage, nodes, rng))
+    except TooLateError:
+        again = f"another-{name}"
+        return _round(again, kind, stage, workers, start, cluster, nodes, store, rng)
+    if kind == "node":
+        lost = nodes.pop(int(rng.integers(len(nodes))))
+        cluster.remove_node(lost, allow_graceful=False)
+        nodes.append(cluster.add_node(num_cpus=1))
+    elif kind == "driver":
+        driver.kill()
+        driver = start(stage, name, workers)
+    driver.finish()
+    apart = _apart(undisturbed, _named(store, stage, name))
+    return Round(
+        disturbed=kind,
+        stage=stage,
+        workers=workers,
+        after=after,
+        epochs=epochs,
+        seconds=round(time.monotonic() - began_at, 1),
+        apart=apart,
+        right=apart <= (CLOSE if workers > 1 else 0.0),
+    )
+
+
+class TooLateError(Exception):
+    """The driver was done before it was disturbed."""
+
+
+class Driver:
+    """A driver in a process group of its own, whose words are kept."""
+
+    def __init__(self, address: str, folder: str, stage: str, name: str, workers: int) -> None:
+        words = (folder, stage, name, str(workers))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.training_faults", "--drive", *words],
+            env={**os.environ, "RAY_ADDRESS": address},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._said: list[str] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        self._said.extend(self._process.stderr)
+
+    def said(self) -> str:
+        """All that it wrote for people so far."""
+        return "".join(self._said)
+
+    def await_stage(self, stage: str) -> None:
+        """Returns when it says that the stage begins."""
+        self.wait_for(
+            lambda: any(
+                line.startswith(STAGES[stage]) and line.rstrip().endswith("…")
+                for line in list(self._said)
+            )
+        )
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Returns when the condition holds; TooLateError when the driver has ended well before."""
+        ends_at = time.monotonic() + PATIENCE_S
+        while not condition():
+            if self._process.poll() == 0:
+                raise TooLateError
+            if self._process.poll() is not None or time.monotonic() > ends_at:
+                raise RuntimeError(f"the driver could not be disturbed: {self.said()[-3000:]}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL, to all its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def finish(self) -> None:
+        """Waits for its end; RuntimeError when it fails or does not come to one."""
+        try:
+            code = self._process.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = f"no end within {PATIENCE_S:.0f} s"
+        if code:
+            raise RuntimeError(f"the driver failed ({code}): {self.said()[-3000:]}")
+
+
+def _elastic(start: Callable[..., Driver], store: Store, stage: str) -> float:
+    """Two workers, killed after an epoch, one, killed again, two: how far losses are apart."""
+    name = f"elastic-{stage}"
+    for workers in (2, 1):
+        driver = start(stage, name, workers)
+        before = _epochs(store, stage, name)
+        driver.wait_for(lambda b=before: _epochs(store, stage, name) > b)
+        driver.kill()
+    start(stage, name, 2).finish()
+    found, expected = (_losses(_named(store, stage, of)) for of in (name, _undisturbed(2)))
+    assert len(found) == len(expected)
+    return float(np.abs(np.divide(found, expected) - 1).max())
+
+
+def _losses(made: Artifact) -> list[float]:
+    """The loss of each epoch."""
+    return [epoch["loss"] for epoch in (made.manifest() or {})["summary"]["history"]]
+
+
+def _epochs(store: Store, stage: str, name: str) -> int:
+    """The epoch of the newest state of a stage."""
+    states = [
+        int(key.split("/")[-2])
+        for key in store.list(f"{stage}/{name}-")
+        if "/states/" in key and key.endswith("state.json")
+    ]
+    return max(states, default=0)
+
+
+def _kill_process(stage: str, nodes: Sequence[Any], rng: np.random.Generator) -> bool:
+    """Kills one of the stage's processes, if there is one."""
+    pids = sorted(_processes(stage, nodes))
+    with contextlib.suppress(ProcessLookupError, ValueError):
+        os.kill(int(rng.choice(pids)), signal.SIGKILL)
+        return True
+    return False
+
+
+def _processes(stage: str, nodes: Sequence[Any]) -> Iterator[int]:
+    """The processes that these nodes started for the stage's work."""
+    raylets = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", [])}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            title = (folder / "cmdline").read_text(errors="replace")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in raylets and any(part in title for part in TITLES[stage]):
+                yield int(folder.name)
+
+
+def _apart(expected: Artifact, found: Artifact) -> float:
+    key = CONTEXTS if expected.kind == "prompts" else "bundle/model.safetensors"
+    weights, others = (load_tensors(one.store.read(one.key(key))) for one in (expected, found))
+    assert weights.keys() == others.keys()
+    differences = [
+        float((value.double() - others[name].double()).abs().max())
+        for name, value in weights.items()
+        if value.numel()
+    ]
+    return float(np.max(differences))
+
+
+def _prepare(folder: Path) -> Store:
+    """The recipe, its CLIP, data sets and pseudo-labels."""
+    texts = prompt_texts(("head", "upper_body", "legs"), ExperimentConfig().prompts)
+    clip = new_clip(
+        token_ids=token_ids_in(texts),
+        seed=0,
+        image_size=(64, 32),
+        vision_width=64,
+        vision_layers=2,
+        text_layers=2,
+        embed_dim=32,
+    )
+    save_clip(clip, folder / "clip", name="small")
+    (folder / "faults.yaml").write_text(RECIPE.format(clip=folder / "clip"))
+    session, config = _session(folder), load_recipe(folder / "faults.yaml")
+    assert config.grounding is not None
+    with ray_cluster():
+        for done in datasets_of(session, config.sources, config.synthetic).values():
+            ground(session, done.artifact, config.grounding)
+    return session.store
+
+
+def _session(home: Path) -> Session:
+    return dataclasses.replace(open_session(home=home), tracking_uri=None)
+
+
+def _named(store: Store, kind: str, name: str) -> Artifact:
+    return next(one for one in list_artifacts(store, kind) if one.name == name)
+
+
+def _undisturbed(workers: int) -> str:
+    return f"undisturbed-{workers}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())
