@@ -42,8 +42,9 @@ from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.compute import Compute, computing
 from muva.training.images import image_features
+from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
-from muva.training.stage2 import new_memory, training_step
+from muva.training.stage2 import training_step
 from workflows.cluster import ray_cluster
 from workflows.run import run_pipeline
 from workflows.session import open_session

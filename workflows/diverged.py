@@ -18,9 +18,9 @@ from torch import Tensor
 from muva.config import with_overrides
 from muva.data.artifacts import Artifact, open_artifact
 from muva.errors import MuvaError
+from muva.training.repeat import repeat_step
 from muva.training.report import State
 from muva.training.stage1 import repeat_prompt_loss
-from muva.training.stage2 import repeat_step
 from workflows.prompts import learned_contexts
 from workflows.session import json_option, override_option, print_result
 from workflows.states import diverged_state

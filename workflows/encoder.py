@@ -20,7 +20,8 @@ from muva.model.bundle import BUNDLE_FORMAT
 from muva.model.precision import resolve_precision
 from muva.models import store_bundle
 from muva.training.divergence import DivergedError
-from muva.training.stage2 import load_weights, train_image_encoder
+from muva.training.stage2 import train_image_encoder
+from muva.training.stage2_state import load_weights
 from workflows.board import Board, attend
 from workflows.cluster import ray_cluster
 from workflows.epochs import OnJudged, follow, posting, report_epochs

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from muva.config import Stage2Config
+
 
 def identity_centroids(
     features: Float[Tensor, " M F"], labels: Int[Tensor, " M"], identities: int
@@ -77,3 +79,13 @@ def _turns(labels: Sequence[int]) -> list[list[int]]:
             turns.append([])
         turns[turn].append(position)
     return turns
+
+
+def new_memory(centroids: Float[Tensor, " N F"], settings: Stage2Config) -> VisualMemory:
+    """A memory of these centroids, as the settings say."""
+    return VisualMemory(
+        centroids,
+        temperature=settings.memory_temperature,
+        momentum=settings.memory_momentum,
+        hard_update=settings.memory_hard_update,
+    )

@@ -9,10 +9,36 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
+from muva.config import Stage2Config
 from muva.errors import MuvaError
 
 IMAGES, FLIPS = 0, 1
 """Streams of random numbers within an epoch."""
+
+
+BatchDraw = tuple[np.ndarray, np.ndarray]
+"""Which images a batch has (B,), and which of them are mirrored (B,)."""
+
+
+def epoch_draws(
+    labels: Int[np.ndarray, " M"], settings: Stage2Config, *, seed: int, epoch: int
+) -> list[BatchDraw]:
+    """Stage 2's batches of one epoch, of all workers together, and their flips."""
+    batches = pk_batches(
+        labels,
+        batch_size=settings.batch_size,
+        images_per_identity=settings.images_per_identity,
+        seed=seed,
+        epoch=epoch,
+    )
+    flips = flip_draws(
+        len(batches),
+        settings.batch_size,
+        probability=settings.flip_probability,
+        seed=seed,
+        epoch=epoch,
+    )
+    return list(zip(batches, flips, strict=True))
 
 
 def pk_batches(

@@ -6,7 +6,6 @@ identities of every batch, the BN neck sees the whole batch, gradients are avera
 update their memory alike from all features.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -18,33 +17,28 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from muva.config import Stage2Config
-from muva.errors import MuvaError
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.checkpoints import check_settings, told_settings
 from muva.training.compute import Compute, computing, out_of_memory_told
 from muva.training.divergence import (
-    DivergedError,
     check_weights,
-    is_finite,
     remedies,
-    told_losses,
 )
+from muva.training.guard import Guard
 from muva.training.images import Progress, image_features
 from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
-from muva.training.memory import VisualMemory, identity_centroids
+from muva.training.memory import VisualMemory, identity_centroids, new_memory
 from muva.training.optimisers import (
-    optimiser_state,
-    restore_optimiser,
     set_learning_rate,
     stage2_lr,
     stage2_optimiser,
-    trained_parameters,
 )
 from muva.training.report import EpochReport, State
-from muva.training.sampler import flip_draws, pk_batches, rank_share
+from muva.training.sampler import BatchDraw, epoch_draws, rank_share
+from muva.training.stage2_state import restore_stage2, stage2_state, stage2_tensors
 
 AfterStep = Callable[[Mapping[str, Tensor], VisualMemory], None]
 """Sees a step's loss terms by name, of this worker's share, and the memory after it."""
@@ -95,16 +89,18 @@ def _epochs(
     prototypes = model.prototypes()
     optimiser = stage2_optimiser(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    first_epoch = 1 if state is None else _restore(model, optimiser, scaler, state)
+    first_epoch = 1
+    if state is not None:
+        first_epoch += restore_stage2(model, optimiser, scaler, state)
     trained = _shared(model) if world_size() > 1 else model
     loader = Loader(images, processes=compute.loaders)
     share = settings.batch_size // world_size()
     for epoch in range(first_epoch, settings.epochs + 1):
         lr = stage2_lr(epoch, settings)
         set_learning_rate(optimiser, lr)
-        batches = _batches(images.labels, settings, seed=seed, epoch=epoch)
+        draws = epoch_draws(images.labels, settings, seed=seed, epoch=epoch)
         passed = -(-len(images.labels) // compute.at_once(settings.batch_size))
-        count = _Counter(progress, passed + len(batches))
+        count = _Counter(progress, passed + len(draws))
         began_at, waited_s = time.perf_counter(), loader.waited_s
         with out_of_memory_told(
             compute,
@@ -125,15 +121,25 @@ def _epochs(
         remembered_at = time.perf_counter()
         terms: list[dict[str, Tensor]] = []
         model.train()
-        guard = _Guard(model, optimiser, scaler, memory, images, settings, seed, epoch)
-        made = zip(batches, loader.batches(batches), strict=True)
-        for step_number, ((indices, _), (pixels, masks)) in enumerate(made, start=1):
+        guard = Guard(
+            model=model,
+            optimiser=optimiser,
+            scaler=scaler,
+            memory=memory,
+            draws=draws,
+            image_ids=images.image_ids,
+            settings=settings,
+            epoch=epoch,
+        )
+        ours = [_ours(draw, settings) for draw in draws]
+        batches = zip(ours, loader.batches(ours), strict=True)
+        for number, ((indices, _), (pixels, masks)) in enumerate(batches, start=1):
             guard.before_step()
             with out_of_memory_told(
                 compute,
                 batch=share,
                 precision=precision,
-                where=f"stage 2, epoch {epoch}, step {step_number} of {len(batches)}",
+                where=f"stage 2, epoch {epoch}, step {number} of {len(draws)}",
             ):
                 _, losses = training_step(
                     trained,
@@ -156,7 +162,7 @@ def _epochs(
             count.step()
         metrics, step_losses = _epoch_means(terms)
         check_weights(
-            _stage2_tensors(model).items(),
+            stage2_tensors(model).items(),
             epoch=epoch,
             remedy=remedies("stage2", settings.lr, precision),
         )
@@ -165,7 +171,7 @@ def _epochs(
             metrics={**metrics, "lr": lr},
             step_losses=step_losses,
             state=lambda epoch=epoch: {
-                **_state(epoch, model, optimiser, scaler),
+                **stage2_state(epoch, model, optimiser, scaler),
                 **told_settings(sections),
             },
             seconds={
@@ -220,16 +226,6 @@ def visual_memory(
     return new_memory(identity_centroids(features, labels, model.identities), settings)
 
 
-def new_memory(centroids: Float[Tensor, " N F"], settings: Stage2Config) -> VisualMemory:
-    """A memory of these centroids, as the settings say."""
-    return VisualMemory(
-        centroids,
-        temperature=settings.memory_temperature,
-        momentum=settings.memory_momentum,
-        hard_update=settings.memory_hard_update,
-    )
-
-
 def training_step(
     model: nn.Module,
     *,
@@ -272,160 +268,18 @@ def training_step(
     return outputs, losses
 
 
-def repeat_step(
-    *,
-    model: MuvaModel,
-    images: TrainingImages,
-    settings: Stage2Config,
-    device: torch.device,
-    state: State,
-) -> tuple[TrainingOutputs, Stage2Losses]:
-    """The step that a DivergedError's state lies before, done again by one process.
-
-    `model` holds the learned prompts and is changed as the step does. Several workers' batch is
-    taken as a whole. `settings` may have another precision than the training had.
-    """
-    model.to(device).contexts.requires_grad_(False)
-    precision = resolve_precision(settings.precision, device)
-    optimiser = stage2_optimiser(model, settings)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    indices, flips, centroids = (state.get(key) for key in ("indices", "flips", "memory"))
-    if not (
-        isinstance(indices, Tensor) and isinstance(flips, Tensor) and isinstance(centroids, Tensor)
-    ):
-        raise MuvaError(
-            "this state is none of a step: no indices, flips or memory in it; expected one that a "
-            "diverged training saved"
-        )
-    epoch = _restore(model, optimiser, scaler, state) - 1
-    set_learning_rate(optimiser, stage2_lr(epoch, settings))
-    pixels, masks = images.batch(indices.numpy(), flips)
-    return training_step(
-        model.train(),
-        images=pixels.to(device),
-        labels=torch.as_tensor(images.labels[indices.numpy()], device=device),
-        part_masks=None if masks is None else masks.to(device),
-        prototypes=model.prototypes(),
-        memory=new_memory(centroids.to(device), settings),
-        optimiser=optimiser,
-        settings=settings,
-        precision=precision,
-        scaler=scaler,
-    )
-
-
-def load_weights(model: MuvaModel, state: State) -> int:
-    """Give a model the weights and the neck's statistics of a state; returns its epoch.
-
-    Raises MuvaError when it is a state of another model.
-    """
-    epoch = state.get("epoch")
-    weights = _under("model/", state)
-    tensors = _stage2_tensors(model)
-    wrong = [
-        name
-        for name in tensors.keys() | weights.keys()
-        if name not in tensors or getattr(weights.get(name), "shape", None) != tensors[name].shape
-    ]
-    if not isinstance(epoch, int) or wrong:
-        raise MuvaError(
-            f"this checkpoint is not one of stage 2 with these settings and sources: "
-            f"{', '.join(sorted(wrong)[:3]) or 'its epoch'} missing or of another shape"
-        )
-    with torch.no_grad():
-        for name, value in weights.items():
-            tensors[name].copy_(torch.as_tensor(value))
-    return epoch
-
-
-class _Guard:
-    """Watches an epoch's losses, and keeps what a forward pass changes: a step can be undone."""
-
-    def __init__(
-        self,
-        model: MuvaModel,
-        optimiser: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        memory: VisualMemory,
-        images: TrainingImages,
-        settings: Stage2Config,
-        seed: int,
-        epoch: int,
-    ):
-        self._model, self._optimiser, self._scaler = model, optimiser, scaler
-        self._memory, self._images, self._settings = memory, images, settings
-        self._seed, self._epoch, self._step = seed, epoch, 0
-        self._neck: dict[str, Tensor] = {}
-
-    def before_step(self) -> None:
-        """To be called before each step's forward pass, which moves the neck's statistics."""
-        self._step += 1
-        self._neck = {name: value.clone() for name, value in _neck_statistics(self._model).items()}
-
-    def check(self, losses: Stage2Losses) -> None:
-        """Raises DivergedError on all workers when the loss of any is not finite."""
-        if is_finite(losses.total):
-            return
-        settings, device = self._settings, losses.total.device
-        batches = _whole_batches(self._images.labels, settings, seed=self._seed, epoch=self._epoch)
-        indices, flips = batches[self._step - 1]
-        image_ids = [self._images.image_ids[int(index)] for index in indices]
-        precision = resolve_precision(settings.precision, device)
-        raise DivergedError(
-            f"stage 2 diverged in epoch {self._epoch}, step {self._step} of {len(batches)}: the "
-            f"loss is not finite ({told_losses({'loss': losses.total, **losses.terms()})}). The "
-            f"weights are those before this step. Images of the batch: {', '.join(image_ids)}. "
-            f"{remedies('stage2', settings.lr, precision)}",
-            lambda: {
-                **_state(self._epoch, self._model, self._optimiser, self._scaler),
-                **{f"model/{name}": value.cpu() for name, value in self._neck.items()},
-                "step": self._step,
-                "memory": self._memory.centroids.detach().to("cpu", copy=True),
-                "indices": torch.from_numpy(indices),
-                "flips": torch.from_numpy(flips),
-                "image_ids": json.dumps(image_ids),
-            },
-        )
-
-
-def _batches(
-    labels: np.ndarray, settings: Stage2Config, *, seed: int, epoch: int
-) -> list[tuple[np.ndarray, Tensor]]:
-    """This worker's share of an epoch's batches: indices and which images are mirrored."""
-
-    def ours(batch: np.ndarray) -> np.ndarray:
-        return rank_share(
-            batch,
+def _ours(draw: BatchDraw, settings: Stage2Config) -> tuple[np.ndarray, Tensor]:
+    """This worker's share of a batch."""
+    indices, flips = (
+        rank_share(
+            values,
             rank=rank(),
             world=world_size(),
             images_per_identity=settings.images_per_identity,
         )
-
-    return [
-        (ours(batch), torch.as_tensor(ours(flip)))
-        for batch, flip in _whole_batches(labels, settings, seed=seed, epoch=epoch)
-    ]
-
-
-def _whole_batches(
-    labels: np.ndarray, settings: Stage2Config, *, seed: int, epoch: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """An epoch's batches of all workers: indices and which images are mirrored."""
-    batches = pk_batches(
-        labels,
-        batch_size=settings.batch_size,
-        images_per_identity=settings.images_per_identity,
-        seed=seed,
-        epoch=epoch,
+        for values in draw
     )
-    flips = flip_draws(
-        len(batches),
-        settings.batch_size,
-        probability=settings.flip_probability,
-        seed=seed,
-        epoch=epoch,
-    )
-    return list(zip(batches, flips, strict=True))
+    return indices, torch.as_tensor(flips)
 
 
 class _Counter:
@@ -451,49 +305,3 @@ def _epoch_means(
     values = mean_over_workers(table.double().flatten().tolist())
     steps = np.reshape(values, (len(terms), len(names)))
     return dict(zip(names, steps.mean(axis=0).tolist(), strict=True)), tuple(steps[:, 0].tolist())
-
-
-def _state(
-    epoch: int, model: MuvaModel, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> State:
-    weights = {
-        f"model/{name}": value.detach().to("cpu", copy=True)
-        for name, value in _stage2_tensors(model).items()
-    }
-    moments = {
-        f"optimiser/{name}": value
-        for name, value in optimiser_state(optimiser, trained_parameters(model)).items()
-    }
-    scales = {f"scaler/{name}": value for name, value in scaler.state_dict().items()}
-    return {"epoch": epoch, **weights, **moments, **scales}
-
-
-def _restore(
-    model: MuvaModel,
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    state: State,
-) -> int:
-    epoch = load_weights(model, state)
-    moments = _under("optimiser/", state)
-    if moments or "step" not in state:  # none before the first step of all
-        restore_optimiser(optimiser, trained_parameters(model), moments)
-    scale = dict(_under("scaler/", state))
-    # There is none where the state comes from a device that trained in bf16 or float32.
-    if scaler.is_enabled() and scale:
-        scaler.load_state_dict(scale)
-    return epoch + 1
-
-
-def _stage2_tensors(model: MuvaModel) -> Mapping[str, Tensor]:
-    """All that stage 2 changes: trained parameters and the neck's statistics."""
-    return {**trained_parameters(model), **_neck_statistics(model)}
-
-
-def _neck_statistics(model: MuvaModel) -> dict[str, Tensor]:
-    """What the forward pass itself changes in train mode."""
-    return {f"bn_neck.{name}": value for name, value in model.bn_neck.named_buffers()}
-
-
-def _under(prefix: str, state: State) -> State:
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}

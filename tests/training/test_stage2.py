@@ -17,10 +17,10 @@ from muva.training.checkpoints import load_checkpoint, save_checkpoint
 from muva.training.divergence import DivergedError, is_finite
 from muva.training.images import image_features
 from muva.training.optimisers import set_learning_rate, stage2_optimiser, trained_parameters
+from muva.training.repeat import repeat_step
 from muva.training.report import EpochReport
 from muva.training.sampler import flip_draws, pk_batches
 from muva.training.stage2 import (
-    repeat_step,
     train_image_encoder,
     training_step,
     visual_memory,

@@ -1,0 +1,70 @@
+"""A step of stage 2 whose loss is not finite: watched for, told, and repeated.
+
+What a forward pass changes is kept until the loss is known, so that such a step can be undone.
+"""
+
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from muva.config import Stage2Config
+from muva.model.muva_model import MuvaModel
+from muva.model.precision import resolve_precision
+from muva.training.divergence import DivergedError, is_finite, remedies, told_losses
+from muva.training.losses import Stage2Losses
+from muva.training.memory import VisualMemory
+from muva.training.sampler import BatchDraw
+from muva.training.stage2_state import neck_statistics, stage2_state
+
+
+class Guard:
+    """Watches an epoch's losses."""
+
+    def __init__(
+        self,
+        *,
+        model: MuvaModel,
+        optimiser: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        memory: VisualMemory,
+        draws: Sequence[BatchDraw],
+        image_ids: Sequence[str],
+        settings: Stage2Config,
+        epoch: int,
+    ):
+        self._model, self._optimiser, self._scaler = model, optimiser, scaler
+        self._memory, self._settings = memory, settings
+        self._draws, self._image_ids = draws, image_ids
+        self._epoch, self._step = epoch, 0
+        self._neck: dict[str, Tensor] = {}
+
+    def before_step(self) -> None:
+        """To be called before each step's forward pass, which moves the neck's statistics."""
+        self._step += 1
+        self._neck = {name: value.clone() for name, value in neck_statistics(self._model).items()}
+
+    def check(self, losses: Stage2Losses) -> None:
+        """Raises DivergedError on all workers when the loss of any is not finite."""
+        if is_finite(losses.total):
+            return
+        settings, device = self._settings, losses.total.device
+        indices, flips = self._draws[self._step - 1]
+        image_ids = [self._image_ids[int(index)] for index in indices]
+        precision = resolve_precision(settings.precision, device)
+        raise DivergedError(
+            f"stage 2 diverged in epoch {self._epoch}, step {self._step} of {len(self._draws)}: "
+            f"the loss is not finite ({told_losses({'loss': losses.total, **losses.terms()})}). "
+            f"The weights are those before this step. Images of the batch: {', '.join(image_ids)}. "
+            f"{remedies('stage2', settings.lr, precision)}",
+            lambda: {
+                **stage2_state(self._epoch, self._model, self._optimiser, self._scaler),
+                **{f"model/{name}": value.cpu() for name, value in self._neck.items()},
+                "step": self._step,
+                "memory": self._memory.centroids.detach().to("cpu", copy=True),
+                "indices": torch.from_numpy(indices),
+                "flips": torch.from_numpy(flips),
+                "image_ids": json.dumps(image_ids),
+            },
+        )
