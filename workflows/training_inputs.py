@@ -66,6 +66,7 @@ class TrainingInputs:
             prompts=self.config.prompts,
             identities=len(pooled.identities),
             seed=self.config.seed,
+            domains=[domain for domain, _ in pooled.identities],
         )
         if self.init is not None:
             start = muva.load(self.init)
