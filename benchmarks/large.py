@@ -190,12 +190,7 @@ def _people(folder: Path, config: ExperimentConfig) -> tuple[TrainingInputs, lis
         imported = datasets_of(session, config.sources, config.synthetic)
         datasets = [done.artifact for done in imported.values()]
         labels = [ground(session, dataset, config.grounding).artifact for dataset in datasets]
-    inputs = TrainingInputs(
-        datasets=tuple(dataset.uri for dataset in datasets),
-        labels=tuple(label.uri for label in labels),
-        init=None,
-        config=config,
-    )
+    inputs = TrainingInputs.of(config, sources=datasets, labels=labels)
     dataset = open_dataset(datasets[0])
     rows = dataset.rows(splits=["query", "gallery"])
     return inputs, dataset.read_images(rows["row"].to_numpy())

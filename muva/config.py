@@ -256,6 +256,19 @@ class EvaluationConfig(Section):
     rerank: bool = False
 
 
+class ValidationConfig(Section):
+    """Judging a training by people of its sources that it does not learn from."""
+
+    domain: str = ""
+    """A source that is held out whole; empty: some identities of every source are."""
+    identities: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of each source's identities to hold out, where no domain is named."""
+    every: Count = 1
+    """Epochs of stage 2 from one judgement to the next; the last epoch is judged always."""
+    patience: Count | None = None
+    """Stop when so many judgements in a row were no better than the best before; null: never."""
+
+
 class TuneConfig(Section):
     """A search over settings, judged on source domains held out in turn."""
 
@@ -306,6 +319,8 @@ class ExperimentConfig(Section):
     prompts: PromptConfig = PromptConfig()
     stage1: Stage1Config = Stage1Config()
     stage2: Stage2Config = Stage2Config()
+    validation: ValidationConfig | None = None
+    """None, the paper's way: all sources are learned from, and the last epoch counts."""
     evaluation: EvaluationConfig = EvaluationConfig()
     tune: TuneConfig | None = None
 
@@ -332,6 +347,12 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"{', '.join(sorted(twice))} is a source and a target: a domain is judged only "
                 "by models that have not seen it, or else with same_domain=true"
+            )
+        held_out = self.validation.domain if self.validation else ""
+        if held_out and (held_out not in self.sources or len(self.sources) < 2):
+            raise ValueError(
+                f"validation.domain is {held_out}: expected one of two sources or more, found "
+                f"sources {', '.join(self.sources) or 'none'}; a target never chooses a model"
             )
         if self.train_on == "all" and twice:
             raise ValueError(
@@ -395,6 +416,15 @@ def to_yaml(config: Section) -> str:
 def shipped_recipes() -> list[str]:
     """The names of the recipes that come with the program, `base` first."""
     return sorted((file.stem for file in RECIPES.glob("*.yaml")), key=lambda n: (n != "base", n))
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted setting and its value, of sections within sections of plain data."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def differences(config: Section, base: Section) -> dict[str, Any]:

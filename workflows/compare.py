@@ -29,11 +29,12 @@ from muva.data.store import Store
 from muva.errors import MuvaError
 from muva.paper import FOUR, PROTOCOLS, Published, published_for, rows
 from tracking.names import experiment_name
+from workflows.encoder import CHOSEN, TRAINING
 from workflows.progress import as_text, say
 from workflows.session import Session, json_option, print_result, session_options
 
-LAST_EPOCH = "last epoch"
-"""The number that is compared: of the model after its last epoch, chosen by nothing."""
+LAST_EPOCH, ON_SOURCES = "last epoch", "chosen on held-out sources"
+"""Which of a training's models a number is of: the last, chosen by nothing, or the one chosen."""
 PAPER = "MUVA"
 OURS = "muva"
 """What its runs call the method."""
@@ -54,6 +55,8 @@ class Result:
     seed: int | None
     settings: str
     """A hash of what the model was made with, besides the seed."""
+    number: str
+    """Which of a training's models: last epoch, or chosen on held-out sources."""
     altered: tuple[str, ...]
     """Its data sets that hold other images than were published."""
     reranked: bool
@@ -70,7 +73,7 @@ class Comparison:
     target: str
     method: str
     number: str
-    """Which of the three: last epoch, chosen on sources, best on target."""
+    """As a result's."""
     seeds: int
     altered: tuple[str, ...]
     reranked: bool
@@ -108,10 +111,10 @@ def compared(results: Sequence[Result]) -> list[Comparison]:
     """The newest settings of each method on each target, the mean over their seeds."""
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in sorted(results, key=lambda result: result.created):
-        key = (result.sources, result.target, result.method, result.reranked)
+        key = (result.sources, result.target, result.method, result.number, result.reranked)
         groups.setdefault(key, []).append(result)
     made = []
-    for (sources, target, method, reranked), every in groups.items():
+    for (sources, target, method, number, reranked), every in groups.items():
         newest = every[-1]
         by_seed = {one.seed: one for one in every if one.settings == newest.settings}
         known = published_for(sources, target)
@@ -120,7 +123,7 @@ def compared(results: Sequence[Result]) -> list[Comparison]:
                 sources=sources,
                 target=target,
                 method=method,
-                number=LAST_EPOCH,
+                number=number,
                 seeds=len(by_seed),
                 altered=newest.altered,
                 reranked=reranked,
@@ -154,6 +157,8 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
     summary = manifest["summary"]
     target = artifact_at(store, datasets[0]).name
     method = artifact.name.removesuffix(f"-on-{target}")
+    if made.chosen:
+        method = method.removesuffix(f"-{CHOSEN}")
     notes = [made.ablation] if made.ablation and method == OURS else []
     if "init" in made.inputs:  # whose sources are its as well
         notes.append(f"begun from {artifact_at(store, made.inputs['init']).name}")
@@ -163,6 +168,7 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
         method=", ".join([method, *notes]),
         seed=made.seed,
         settings=fingerprint([made.settings, manifest["config"]]),
+        number=ON_SOURCES if made.chosen else LAST_EPOCH,
         altered=tuple(
             sorted(
                 artifact_at(store, address).name
@@ -186,10 +192,15 @@ class _Made:
     """Besides the seed."""
     seed: int | None = None
     ablation: str = ""
+    chosen: bool = False
+    """By held-out sources, among the epochs of a training."""
 
 
 def _made(store: Store, address: str) -> _Made:
     model = _manifest_at(store, address)
+    chosen = TRAINING in model["inputs"]
+    if chosen:
+        model = _manifest_at(store, model["inputs"][TRAINING])
     steps = [model]
     if "prompts" in model["inputs"]:  # an imported model has none, nor sources that are known
         steps.append(_manifest_at(store, model["inputs"]["prompts"]))
@@ -200,6 +211,7 @@ def _made(store: Store, address: str) -> _Made:
         settings=settings,
         seed=model["config"]["seed"],
         ablation=ablation_of({**settings[1], **settings[0]}) if trained else "",
+        chosen=chosen,
     )
 
 

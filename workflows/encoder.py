@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
@@ -18,20 +18,35 @@ from muva.model.bundle import BUNDLE_FORMAT
 from muva.model.precision import resolve_precision
 from muva.models import store_bundle
 from muva.training.divergence import DivergedError
-from muva.training.stage2 import train_image_encoder
+from muva.training.stage2 import load_weights, train_image_encoder
 from workflows.board import Board, attend
 from workflows.cluster import ray_cluster
-from workflows.epochs import follow, posting, report_epochs
+from workflows.epochs import OnJudged, follow, posting, report_epochs
+from workflows.judging import VERDICTS, Judging, best, validation_config
 from workflows.progress import track
 from workflows.prompts import learned_contexts
 from workflows.session import Session
-from workflows.states import delete_states, newest_state, save_diverged, save_state
+from workflows.states import (
+    delete_states,
+    newest_state,
+    save_diverged,
+    save_state,
+    saved_state,
+)
 from workflows.steps import Done, Step, Tell, do_step
 from workflows.training_inputs import TrainingInputs
 from workflows.workers import MOST_FAILURES, Workers
 
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.runs import Run
+
 SUMMARY = "summary.json"
 RAY_NOTES = "ray"
+CHOSEN, CHOSEN_FORMAT = "chosen", 1
+HELD_OUT_ROLE = "held out"
+"""Role of a source that is judged by as a whole, among the inputs of a model."""
+TRAINING = "training"
+"""Role of the training, among the inputs of a model that was chosen from its epochs."""
 START_FORMAT = 2
 """What a training takes over from `--init`: 2 added the classifier."""
 
@@ -44,6 +59,7 @@ def encoder_step(
     workers: Workers,
     *,
     name: str,
+    on_judged: OnJudged | None = None,
 ) -> Done:
     """The model of these sources and prompts, trained where it is not there."""
     config = inputs.config
@@ -54,6 +70,9 @@ def encoder_step(
     }
     if inputs.init is not None:
         settings["start"] = START_FORMAT
+    if config.validation is not None:
+        settings["validation"] = config.validation.model_dump(mode="json")
+        settings["held_out_domain"] = addresses.get(HELD_OUT_ROLE)
     address = fingerprint([settings, prompts.artifact.fingerprint])
     artifact = Artifact(session.store, "models", name, address)
 
@@ -61,10 +80,12 @@ def encoder_step(
         with ray_cluster(), track(f"stage 2 of {name}: image encoder") as progress:
             board = Board()
             trainer = _trainer(inputs, prompts.artifact, artifact, workers, board)
-            on_message = follow(progress, tell, "stage2", config.stage2.epochs)
+            on_message = follow(progress, tell, "stage2", config.stage2.epochs, on_judged)
             attend(trainer.fit, board=board, on_message=on_message)
         summary = json.loads(artifact.store.read(artifact.key(SUMMARY)))
-        delete_states(artifact)
+        delete_states(artifact, keep=_kept_for_good(config.stage2.epochs, workers.keep_every))
+        for notes in (VERDICTS, RAY_NOTES):
+            artifact.delete_part(notes)
         return summary
 
     step = Step(
@@ -75,6 +96,35 @@ def encoder_step(
         inputs={**addresses, "prompts": prompts.artifact.address},
     )
     return do_step(step, session=session, work=work, report=report_epochs("stage2"))
+
+
+def chosen_of(training: Artifact) -> Artifact:
+    """Where the epoch of a training lies that was best on held-out sources."""
+    return Artifact(
+        training.store,
+        "models",
+        f"{training.name}-{CHOSEN}",
+        fingerprint([training.address, CHOSEN_FORMAT]),
+    )
+
+
+def chosen_step(session: Session, training: Done) -> Done:
+    """The model of the epoch that a training's verdicts choose; the training has written it."""
+    verdict = best(training.summary["verdicts"])
+    made_from = training.artifact.manifest()
+    assert made_from is not None
+
+    def report(run: Run, summary: dict[str, Any]) -> None:
+        run.metrics({name: v for name, v in summary["verdict"].items() if name != "epoch"})
+
+    step = Step(
+        label=f"choice of {training.artifact.name}: epoch {verdict['epoch']}",
+        artifact=chosen_of(training.artifact),
+        format_version=BUNDLE_FORMAT,
+        config={"chosen": "on held-out sources", "seed": made_from["config"]["seed"]},
+        inputs={**made_from["inputs"], TRAINING: training.artifact.address},
+    )
+    return do_step(step, session=session, work=lambda _: {"verdict": verdict}, report=report)
 
 
 def _train_encoder(task: Mapping[str, Any]) -> None:
@@ -103,25 +153,41 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
     state, history = newest_state(artifact)
     model, images = inputs.open(predicts_masks=True)
     model.contexts.data.copy_(learned_contexts(prompts))
-    for report in train_image_encoder(
-        model=model,
-        images=images,
-        settings=inputs.config.stage2,
-        seed=inputs.config.seed,
-        device=device,
-        state=state,
-        progress=posting(task["board"], "batches") if leads else None,
-        micro_batch=task["micro_batch"],
-    ):
-        history.append({"epoch": report.epoch, **report.metrics})
-        if leads:
-            save_state(artifact, report, history)
-            task["board"].post(("epoch", history[-1]))
-        ray.train.report({"epoch": report.epoch, **report.metrics})
-    if leads:
-        store_bundle(
-            artifact, model, metadata={"sources": task["sources"], "prompts": prompts.address}
+    judging = Judging(inputs.config, artifact)
+    last = history[-1]["epoch"] if history else 0
+    judging.catch_up(last)
+    if state is not None and judging.ends(last):
+        load_weights(model, state)
+        epochs = iter(())
+    else:
+        epochs = train_image_encoder(
+            model=model,
+            images=images,
+            settings=inputs.config.stage2,
+            seed=inputs.config.seed,
+            device=device,
+            state=state,
+            progress=posting(task["board"], "batches") if leads else None,
+            micro_batch=task["micro_batch"],
         )
+    for report in epochs:
+        last = report.epoch
+        history.append({"epoch": last, **report.metrics})
+        if leads:
+            kept = [*judging.best_so_far(), *_kept_for_good(last, task["keep_every"])]
+            save_state(artifact, report, history, keep=kept)
+            task["board"].post(("epoch", history[-1]))
+        judging.report(last, report.metrics)
+        if judging.ends(last):
+            break
+    if leads:
+        metadata = {"sources": task["sources"], "prompts": prompts.address}
+        store_bundle(artifact, model, metadata={**metadata, "epoch": last})
+        verdicts = judging.verdicts(last)
+        if verdicts:
+            epoch = best(verdicts)["epoch"]
+            load_weights(model, saved_state(artifact, epoch))
+            store_bundle(chosen_of(artifact), model, metadata={**metadata, "epoch": epoch})
         precision = resolve_precision(inputs.config.stage2.precision, device)
         summary = {
             "identities": model.identities,
@@ -130,8 +196,14 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
             "micro_batch": task["micro_batch"],
             "precision": precision,
             "history": history,
+            "verdicts": verdicts,
         }
         artifact.store.write(artifact.key(SUMMARY), json.dumps(summary).encode())
+
+
+def _kept_for_good(epoch: int, every: int | None) -> list[int]:
+    """Epochs up to this one whose states stay when the training is done."""
+    return list(range(every, epoch + 1, every)) if every else []
 
 
 def _trainer(
@@ -147,9 +219,10 @@ def _trainer(
             "inputs": inputs,
             "prompts": prompts,
             "artifact": artifact,
-            "sources": [Path(uri).name for uri in inputs.datasets],
+            "sources": [Path(uri).name for uri in inputs.sources.domains],
             "threads": workers.threads,
             "micro_batch": workers.micro_batch,
+            "keep_every": workers.keep_every,
             "board": board,
         },
         scaling_config=ray.train.ScalingConfig(
@@ -163,4 +236,5 @@ def _trainer(
             storage_path=f"{artifact.uri}/{RAY_NOTES}",
             failure_config=ray.train.FailureConfig(max_failures=MOST_FAILURES),
         ),
+        validation_config=validation_config(inputs, artifact, workers, board),
     )

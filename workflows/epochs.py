@@ -17,8 +17,12 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
 
+OnJudged = Callable[[int, Mapping[str, float]], None]
+"""Gets an epoch and what it reached on held-out sources."""
+
+
 def follow(
-    progress: Track, tell: Tell, stage: str, epochs: int
+    progress: Track, tell: Tell, stage: str, epochs: int, on_judged: OnJudged | None = None
 ) -> Callable[[tuple[str, Any]], None]:
     """What the driver does with a training's messages: shows them, and writes epochs to MLflow."""
     epoch = 0
@@ -32,6 +36,10 @@ def follow(
             epoch = content["epoch"]
             tell(grouped(stage, _metrics(content)), epoch)
             progress.update(epoch, epochs, note=f"loss {content['loss']:.3f}")
+        elif kind == "verdict":
+            tell(_metrics(content), content["epoch"])
+            if on_judged is not None:
+                on_judged(content["epoch"], _metrics(content))
         else:
             done, total = content["done"], content["total"]
             progress.update(epoch, epochs, note=f"{kind} {done} of {total}")
@@ -58,6 +66,8 @@ def report_epochs(stage: str) -> Callable[[Run, dict[str, Any]], None]:
     def report(run: Run, summary: dict[str, Any]) -> None:
         for epoch in summary["history"]:
             run.metrics(grouped(stage, _metrics(epoch)), epoch["epoch"])
+        for verdict in summary.get("verdicts", ()):
+            run.metrics(_metrics(verdict), verdict["epoch"])
 
     return report
 

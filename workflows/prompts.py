@@ -49,6 +49,8 @@ def prompts_step(
     }
     if config.train_on != "train":
         settings["train_on"] = config.train_on
+    if inputs.sources.held_out_share:
+        settings["held_out_share"] = inputs.sources.held_out_share
     labels = [open_artifact(uri).address for uri in inputs.labels]
     made_from = [contents, labels, inputs.init and open_artifact(inputs.init).address]
     artifact = Artifact(session.store, "prompts", name, fingerprint([settings, made_from]))

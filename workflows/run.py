@@ -23,6 +23,7 @@ from tracking.source import command
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
 from workflows.embedding import UNTOUCHED
+from workflows.encoder import CHOSEN
 from workflows.evaluate import TargetReport, evaluate_on
 from workflows.ground import ground
 from workflows.progress import as_text, say
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
 
 VARIANTS = {"clip": "CLIP as it is", "global_only": "global-only", "muva": "MUVA"}
 """What is compared, in the words of the table."""
+_CHOSEN = f", {CHOSEN}"
 
 
 @dataclass(kw_only=True)
@@ -49,9 +51,10 @@ class PipelineReport:
     """What a pipeline found, and what it took."""
 
     targets: dict[str, dict[str, TargetReport]] = field(default_factory=dict)
-    """Target -> variant -> its retrieval results."""
+    """Target -> variant -> its retrieval results. Of a variant whose epochs were judged on held-out
+    sources there are two: after the last epoch (`muva`), and the epoch chosen (`muva, chosen`)."""
     models: dict[str, str] = field(default_factory=dict)
-    """Variant -> URI of its bundle, or `clip:NAME`."""
+    """Variant likewise -> URI of its bundle, or `clip:NAME`."""
     datasets: dict[str, Artifact] = field(default_factory=dict)
     labels: dict[str, Artifact] = field(default_factory=dict)
     """Source -> its pseudo-labels."""
@@ -82,14 +85,16 @@ def run_pipeline(session: Session, config: ExperimentConfig, *, workers: Workers
             report.note(f"ground {source.name}", done.seconds)
             report.labels[source.name] = done.artifact
     for variant in config.variants:
-        model = report.models[variant] = _model_of(session, config, variant, report, workers)
+        models = _models_of(session, config, variant, report, workers)
+        report.models |= models
         settings = variant_of(config, variant)
         for target in config.targets:
-            found = evaluate_on(
-                session, model, report.datasets[target], settings, name=_name_of(variant)
-            )
-            report.note(f"evaluate {variant} on {target}", found.seconds)
-            report.targets.setdefault(target, {})[variant] = found
+            for which, model in models.items():
+                found = evaluate_on(
+                    session, model, report.datasets[target], settings, name=_name_of(which)
+                )
+                report.note(f"evaluate {which} on {target}", found.seconds)
+                report.targets.setdefault(target, {})[which] = found
     return report
 
 
@@ -121,19 +126,22 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
 
 def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
     """Writes a pipeline's numbers, curves and description into its run."""
-    last = config.variants[-1]
+    last = list(report.models)[-1]
     for target, results in report.targets.items():
         found = results[last]
         run.metrics(
             retrieval_metrics(target, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp)
         )
-        curves = {VARIANTS[variant]: result.curve for variant, result in results.items()}
-        means = {VARIANTS[variant]: result.mean_ap for variant, result in results.items()}
+        curves = {told_variant(which): result.curve for which, result in results.items()}
+        means = {told_variant(which): result.mean_ap for which, result in results.items()}
         run.figure(f"cmc/{target}.png", cmc_plot(curves, title=f"CMC on {target}", mean_ap=means))
     run.describe(
         pipeline_description(
             {
-                target: {VARIANTS[v]: (found.mean_ap, found.rank1) for v, found in results.items()}
+                target: {
+                    told_variant(which): (found.mean_ap, found.rank1)
+                    for which, found in results.items()
+                }
                 for target, results in report.targets.items()
             },
             command=command(),
@@ -155,13 +163,20 @@ def results_table(config: ExperimentConfig, report: PipelineReport) -> Table:
     for target in report.targets:
         table.add_column(f"{target}\nmAP", justify="right")
         table.add_column("\nrank-1", justify="right")
-    for variant in config.variants:
+    for which in report.models:
         cells = []
         for results in report.targets.values():
-            found = results[variant]
+            found = results[which]
             cells += [f"{100 * found.mean_ap:.1f}", f"{100 * found.rank1:.1f}"]
-        table.add_row(VARIANTS[variant], *cells)
+        table.add_row(told_variant(which), *cells)
     return table
+
+
+def told_variant(which: str) -> str:
+    """A variant of a report in the words of tables and pictures."""
+    if which.endswith(_CHOSEN):
+        return f"{VARIANTS[which.removesuffix(_CHOSEN)]}, chosen on held-out sources"
+    return VARIANTS[which]
 
 
 def as_data(report: PipelineReport) -> dict[str, Any]:
@@ -179,16 +194,16 @@ def as_data(report: PipelineReport) -> dict[str, Any]:
     }
 
 
-def _model_of(
+def _models_of(
     session: Session,
     config: ExperimentConfig,
     variant: str,
     report: PipelineReport,
     workers: Workers,
-) -> str:
-    """The variant's model: trained where it is not there."""
+) -> dict[str, str]:
+    """The variant's model, trained where it is not there, and the chosen one where one is."""
     if variant == "clip":
-        return UNTOUCHED + config.model.clip
+        return {variant: UNTOUCHED + config.model.clip}
     settings = variant_of(config, variant)
     trained = train(
         session,
@@ -200,11 +215,14 @@ def _model_of(
     )
     report.note(f"stage 1 {variant}", trained.prompts.seconds)
     report.note(f"stage 2 {variant}", trained.encoder.seconds)
-    return trained.model.uri
+    models = {variant: trained.encoder.artifact.uri}
+    if trained.chosen is not None:
+        models[variant + _CHOSEN] = trained.chosen.artifact.uri
+    return models
 
 
 def _name_of(variant: str) -> str:
-    return variant.replace("_", "-")
+    return variant.replace("_", "-").replace(", ", "-")
 
 
 @click.command("run")

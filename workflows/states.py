@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from muva.data.artifacts import Artifact
 from muva.errors import MuvaError
@@ -31,20 +34,37 @@ _HISTORY, _MADE_FROM = "history", "made_from"
 _log = logging.getLogger(__name__)
 
 
-def save_state(artifact: Artifact, report: EpochReport, history: History) -> None:
-    """Saves the state behind a reported epoch, with the metrics of all epochs so far."""
+def save_state(
+    artifact: Artifact, report: EpochReport, history: History, *, keep: Collection[int] = ()
+) -> None:
+    """Saves the state behind a reported epoch, with the metrics of all epochs so far.
+
+    Of the others the one before stays, and those of the epochs to `keep`.
+    """
     state = {**report.state(), _HISTORY: json.dumps(history)}
-    _write(artifact, f"{STATES}/{report.epoch:05d}", state)
+    _write(artifact, _folder(report.epoch), state)
     for outdated in _saved(artifact)[:-KEPT]:
-        _delete(artifact, outdated)
+        if outdated not in map(_folder, keep):
+            artifact.delete_part(outdated)
+
+
+def saved_state(artifact: Artifact, epoch: int) -> State:
+    """The state behind an epoch; MuvaError where it was not kept, or is damaged."""
+    folder = _folder(epoch)
+    if folder not in _saved(artifact):
+        kept = ", ".join(str(int(Path(one).name)) for one in _saved(artifact))
+        raise MuvaError(
+            f"{artifact.uri}: no state of epoch {epoch} is kept, but of {kept or 'none'}. "
+            f"`--keep-every N` keeps those of every N-th epoch as a training goes on"
+        )
+    return _read(artifact, folder)
 
 
 def newest_state(artifact: Artifact) -> tuple[State | None, History]:
     """The newest whole state and the history up to it; None and nothing when there is none."""
     for folder in reversed(_saved(artifact)):
         try:
-            with local_copy(artifact, folder) as copy:
-                state = dict(load_checkpoint(copy))
+            state = _read(artifact, folder)
             history = json.loads(str(state.pop(_HISTORY)))
         except (MuvaError, KeyError, ValueError) as error:
             _log.warning("%s: %s is passed over: %s", artifact.uri, folder, error)
@@ -72,15 +92,25 @@ def diverged_state(artifact: Artifact) -> tuple[State, Any]:
             f"{artifact.uri}: there is no state of a step that diverged; expected the address of "
             f"the prompts or the model in the error of such a training"
         )
-    with local_copy(artifact, DIVERGED) as copy:
-        state = dict(load_checkpoint(copy))
+    state = _read(artifact, DIVERGED)
     return state, json.loads(str(state.pop(_MADE_FROM)))
 
 
-def delete_states(artifact: Artifact) -> None:
-    """Removes all saved states: the artifact is made."""
-    _delete(artifact, STATES)
-    _delete(artifact, DIVERGED)
+def delete_states(artifact: Artifact, *, keep: Collection[int] = ()) -> None:
+    """Removes the saved states but those of the epochs to `keep`: the artifact is made."""
+    for folder in _saved(artifact):
+        if folder not in map(_folder, keep):
+            artifact.delete_part(folder)
+    artifact.delete_part(DIVERGED)
+
+
+def _read(artifact: Artifact, folder: str) -> dict[str, Tensor | int | float | str]:
+    with local_copy(artifact, folder) as copy:
+        return dict(load_checkpoint(copy))
+
+
+def _folder(epoch: int) -> str:
+    return f"{STATES}/{epoch:05d}"
 
 
 def _write(artifact: Artifact, folder: str, state: State) -> None:
@@ -103,8 +133,3 @@ def _saved(artifact: Artifact) -> list[str]:
     prefix = artifact.key(STATES) + "/"
     names = {key.removeprefix(prefix).split("/")[0] for key in artifact.store.list(prefix)}
     return [f"{STATES}/{name}" for name in sorted(names)]
-
-
-def _delete(artifact: Artifact, folder: str) -> None:
-    for key in list(artifact.store.list(artifact.key(folder) + "/")):
-        artifact.store.delete(key)

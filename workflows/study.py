@@ -126,7 +126,7 @@ def study_of(
 ) -> Study:
     """The study of this space, search, experiment and sources."""
     search = settings.model_dump(mode="json", exclude=set(NOT_OF_THE_STUDY))
-    experiment = recipe.model_copy(update={"targets": (), "tune": None})
+    experiment = recipe.model_copy(update={"targets": (), "tune": None, "validation": None})
     config = {
         "space": space.as_data(),
         "search": search,

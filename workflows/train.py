@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from muva.config import ExperimentConfig, ModelConfig, load_recipe
-from muva.data.artifacts import Artifact, check_name
-from muva.data.protocols import identities_to_learn
+from muva.data.artifacts import Artifact, check_name, open_artifact
 from muva.data.shards import open_dataset
+from muva.data.sources import Sources
 from muva.errors import MuvaError
 from muva.model.clip import check_clip
 from muva.model.muva_model import check_same_settings
@@ -24,7 +24,8 @@ from muva.models import described, find_model
 from muva.training.sampler import check_batches
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
-from workflows.encoder import encoder_step
+from workflows.encoder import HELD_OUT_ROLE, chosen_step, encoder_step
+from workflows.epochs import OnJudged
 from workflows.ground import ground
 from workflows.masks import IMPORTED
 from workflows.progress import as_text, say
@@ -49,19 +50,23 @@ class Trained:
 
     prompts: Done
     encoder: Done
+    """Its artifact is the model after its last epoch."""
+    chosen: Done | None
+    """The model of the epoch that was best on held-out sources, where some are held out."""
 
     @property
     def model(self) -> Artifact:
-        """The model bundle."""
-        return self.encoder.artifact
+        """The model bundle: the chosen one, where there is a choice."""
+        return (self.chosen or self.encoder).artifact
 
 
 def check_training(config: ExperimentConfig, sources: Sequence[Artifact], workers: Workers) -> None:
     """Tells before anything is computed what a training of all these sources would end with.
 
     Raises:
-        MuvaError: too few identities for a batch, more workers than can share it or than there is
-            room for, parts that no expert is asked for, or a CLIP that nothing is known of.
+        MuvaError: too few identities for a batch or to hold out, more workers than can share it or
+            than there is room for, parts that no expert is asked for, or a CLIP that nothing is
+            known of.
     """
     check_clip(config.model.clip)
     grounding = config.grounding
@@ -75,10 +80,9 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
             )
     with ray_cluster():
         workers.check()
-    everyone = config.train_on == "all"
-    identities = sum(
-        identities_to_learn(open_dataset(source), everyone=everyone) for source in sources
-    )
+    divided = Sources.of(sources, config)
+    divided.held_out()
+    identities = divided.identities()
     for stage, world in ((config.stage1, 1), (config.stage2, workers.count)):
         check_batches(
             identities,
@@ -97,23 +101,31 @@ def train(
     workers: Workers,
     name: str,
     init: Artifact | None = None,
+    on_judged: OnJudged | None = None,
 ) -> Trained:
-    """Both stages on these data sets; `labels` are their pseudo-labels, None without parts."""
+    """Both stages on these data sets; `labels` are their pseudo-labels, None without parts.
+
+    Who `config.validation` holds out is judged by and not learned from; `on_judged` gets the epoch
+    and the metrics of each judgement, as they come.
+    """
     check_training(config, sources, workers)
-    inputs = TrainingInputs(
-        datasets=tuple(source.uri for source in sources),
-        labels=tuple(label.uri for label in labels or ()),
-        init=init.uri if init else None,
-        config=config,
-    )
-    addresses = {f"source {i}": source.address for i, source in enumerate(sources)}
-    addresses |= {f"labels {i}": label.address for i, label in enumerate(labels or ())}
+    inputs = TrainingInputs.of(config, sources=sources, labels=labels, init=init)
+    learned = [open_artifact(uri) for uri in inputs.sources.domains]
+    addresses = {f"source {i}": source.address for i, source in enumerate(learned)}
+    addresses |= {f"labels {i}": open_artifact(uri).address for i, uri in enumerate(inputs.labels)}
     if init is not None:
         addresses["init"] = init.address
-    contents = [open_dataset(source).fingerprint for source in sources]
+    if inputs.sources.held_out_domain is not None:
+        addresses[HELD_OUT_ROLE] = open_artifact(inputs.sources.held_out_domain).address
+    contents = [open_dataset(source).fingerprint for source in learned]
     prompts = prompts_step(session, inputs, addresses, contents, workers, name=name)
-    encoder = encoder_step(session, inputs, addresses, prompts, workers, name=name)
-    return Trained(prompts=prompts, encoder=encoder)
+    encoder = encoder_step(
+        session, inputs, addresses, prompts, workers, name=name, on_judged=on_judged
+    )
+    chosen = None
+    if config.validation is not None:
+        chosen = chosen_step(session, encoder)
+    return Trained(prompts=prompts, encoder=encoder, chosen=chosen)
 
 
 def _taken_over(
@@ -121,10 +133,13 @@ def _taken_over(
 ) -> list[dict[str, str]]:
     """What a training takes from the model that it starts from, and what it makes anew."""
     description = described(start)
-    everyone = config.train_on == "all"
-    identities = sum(identities_to_learn(open_dataset(s), everyone=everyone) for s in sources)
-    uris = [source.uri for source in sources]
-    known = knows_the_same(description["metadata"], description["identities"], uris, identities)
+    divided = Sources.of(sources, config)
+    known = knows_the_same(
+        description["metadata"],
+        description["identities"],
+        divided.domains,
+        divided.identities(),
+    )
     masks = ["part tokens", "mask predictor"] if config.model.parts else []
     rows = [(what, "taken", "") for what in ("image encoder", *masks, "BN neck")]
     why = "" if known else f"{description['identities']} there, of other people or of unknown ones"

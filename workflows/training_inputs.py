@@ -1,4 +1,7 @@
-"""What a training process opens for itself: the sources' images with their masks, and a model."""
+"""What a training process opens for itself: the sources' images with their masks, and a model.
+
+It has no way to a target's images: see `muva.data.sources`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ import torch
 
 import muva
 from muva.config import ExperimentConfig, ModelConfig
-from muva.data.artifacts import open_artifact
-from muva.data.protocols import Pool, pool
-from muva.data.shards import open_dataset
+from muva.data.artifacts import Artifact, open_artifact
+from muva.data.protocols import Pool
+from muva.data.sources import Sources
 from muva.data.training_images import TrainingImages
 from muva.grounding.labels import open_labels
 from muva.grounding.part_masks import patch_centres
@@ -25,23 +28,47 @@ from muva.model.muva_model import MuvaModel, build_model
 class TrainingInputs:
     """What a training process opens for itself, by address: no data travel with the task."""
 
-    datasets: tuple[str, ...]
-    """URIs of the sources, in their order."""
+    sources: Sources
     labels: tuple[str, ...]
-    """URIs of their pseudo-labels; empty without parts."""
+    """URIs of the pseudo-labels of the domains to learn from; empty without parts."""
     init: str | None
     """URI of a model to start from instead of CLIP."""
     config: ExperimentConfig
+    """Its targets are left out."""
+
+    @classmethod
+    def of(
+        cls,
+        config: ExperimentConfig,
+        *,
+        sources: Sequence[Artifact],
+        labels: Sequence[Artifact] | None,
+        init: Artifact | None = None,
+    ) -> TrainingInputs:
+        """Those of an experiment; `labels` are all the sources', None without parts."""
+        divided = Sources.of(sources, config)
+        labelled = dict(zip((source.uri for source in sources), labels or (), strict=False))
+        return cls(
+            sources=divided,
+            labels=tuple(labelled[uri].uri for uri in divided.domains) if labels else (),
+            init=init.uri if init else None,
+            config=config.model_copy(update={"targets": (), "tune": None}),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """What `read` makes the same of."""
-        return {**vars(self), "config": self.config.model_dump(mode="json")}
+        return {
+            **vars(self),
+            "sources": dataclasses.asdict(self.sources),
+            "config": self.config.model_dump(mode="json"),
+        }
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> TrainingInputs:
         """Undo `as_json`."""
+        sources = Sources(**stored["sources"])
         return cls(
-            datasets=tuple(stored["datasets"]),
+            sources=dataclasses.replace(sources, domains=tuple(sources.domains)),
             labels=tuple(stored["labels"]),
             init=stored["init"],
             config=ExperimentConfig.model_validate(stored["config"]),
@@ -55,23 +82,12 @@ class TrainingInputs:
         model = self.config.model
         if not predicts_masks:
             model = without_mask_settings(model)
-        pooled = pool(
-            [open_dataset(open_artifact(uri)) for uri in self.datasets],
-            everyone=self.config.train_on == "all",
-        )
-        size = (model.image_height, model.image_width)
-        fresh = build_model(
-            load_clip(model.clip, image_size=size, stride=model.stride),
-            model=model,
-            prompts=self.config.prompts,
-            identities=len(pooled.identities),
-            seed=self.config.seed,
-            domains=[domain for domain, _ in pooled.identities],
-        )
+        pooled = self.sources.pool()
+        fresh = self.fresh_model(identities=len(pooled.identities), model=model)
         if self.init is not None:
             start = muva.load(self.init)
             known = knows_the_same(
-                start.metadata, start.model.identities, self.datasets, fresh.identities
+                start.metadata, start.model.identities, self.sources.domains, fresh.identities
             )
             fresh.start_from(
                 start.model, mask_predictor=predicts_masks, classifier=known and predicts_masks
@@ -88,6 +104,25 @@ class TrainingInputs:
             grid=fresh.grid,
         )
         return fresh, images
+
+    def fresh_model(self, *, identities: int, model: ModelConfig | None = None) -> MuvaModel:
+        """A model that has learned nothing but what CLIP knows."""
+        model = model or self.config.model
+        size = (model.image_height, model.image_width)
+        prompts = self.config.prompts
+        domains = (
+            [domain for domain, _ in self.sources.pool().identities]
+            if prompts.differ_by_domain
+            else ()
+        )
+        return build_model(
+            load_clip(model.clip, image_size=size, stride=model.stride),
+            model=model,
+            prompts=prompts,
+            identities=identities,
+            seed=self.config.seed,
+            domains=domains,
+        )
 
     def _part_masks(self, pooled: Pool, model: ModelConfig, patch: int) -> torch.Tensor:
         """The pooled images' masks on the model's patch grid (M, R, L)."""

@@ -138,7 +138,8 @@ def search_verb(
         imports = datasets_of(session, config.sources, config.synthetic)
         sources = [done.artifact for done in imports.values()]
         for fold in range(folds_of(settings, len(sources))):
-            check_training(config, [*sources[:fold], *sources[fold + 1 :]], workers)
+            without = config.model_copy(update={"validation": None})
+            check_training(without, [*sources[:fold], *sources[fold + 1 :]], workers)
         labels = []
         if config.grounding is not None and config.model.parts:
             labels = [ground(session, source, config.grounding).artifact for source in sources]

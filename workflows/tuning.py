@@ -36,6 +36,7 @@ from workflows.trial import (
     Reached,
     TrialInputs,
     aims_of,
+    epochs_by_rung,
     folds_of,
     grounding_key,
     run_trial,
@@ -48,6 +49,8 @@ from workflows.workers import Workers
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
+SPARED = 4
+"""No trial is stopped in the first of so many parts of its first training."""
 MOST_AT_ONCE = 8
 """Trials that a cluster without GPUs is given at once unless more are asked for: each holds the
 images of its sources in memory."""
@@ -74,6 +77,11 @@ def check_search(config: ExperimentConfig) -> Search:
         raise SettingsError(
             f"Recipe {config.name}: a search trains on all sources but one and is judged on that "
             f"one; expected two sources or more, found {len(config.sources)}"
+        )
+    if settings.scheduler != "none" and any(s.name == "stage2.epochs" for s in space.settings):
+        raise SettingsError(
+            f"Recipe {config.name}: stage2.epochs is searched, and {settings.scheduler} compares "
+            "trials at equal epochs: take it out of the space, or search without a scheduler"
         )
     held_out = config.sources[: folds_of(settings, len(config.sources))]
     if settings.folds is not None and settings.folds > len(config.sources):
@@ -123,7 +131,7 @@ def search(
             every = _labels(session, config, chosen.space, sources, labels)
             trial_inputs = TrialInputs(
                 session=dataclasses.replace(session, tracking_uri=None, parent=None),
-                config=config.model_copy(update={"targets": (), "tune": None}),
+                config=config.model_copy(update={"targets": (), "tune": None, "validation": None}),
                 sources=tuple(sources),
                 labels=every,
                 workers=workers,
@@ -239,7 +247,7 @@ def _run(
                 num_samples=wanted,
                 max_concurrent_trials=concurrent,
                 search_alg=searcher,
-                scheduler=_scheduler(settings, rungs_of(settings, len(inputs.sources))),
+                scheduler=_scheduler(settings, inputs),
                 # A trial that is stopped in the midst ends with its process, and so do its workers.
                 reuse_actors=settings.scheduler == "none",
             ),
@@ -263,12 +271,14 @@ def _run(
         )
 
 
-def _scheduler(settings: TuneConfig, rungs: int) -> TrialScheduler | None:
-    """What stops trials that fall behind others at the same rung."""
+def _scheduler(settings: TuneConfig, inputs: TrialInputs) -> TrialScheduler | None:
+    """What stops trials that fall behind others at the same epoch of the same training."""
+    grace = max(1, epochs_by_rung(inputs.config, settings) // SPARED)
+    rungs = rungs_of(inputs.config, settings, len(inputs.sources))
     if settings.scheduler == "asha":
-        return ASHAScheduler(time_attr="rung", max_t=rungs, grace_period=1, reduction_factor=2)
+        return ASHAScheduler(time_attr="rung", max_t=rungs, grace_period=grace, reduction_factor=2)
     if settings.scheduler == "median":
-        return MedianStoppingRule(time_attr="rung", grace_period=1, min_samples_required=3)
+        return MedianStoppingRule(time_attr="rung", grace_period=grace, min_samples_required=3)
     return None
 
 

@@ -23,6 +23,8 @@ class Workers:
     count: int = 1
     cpus_each: int | None = None
     """None: the cluster's cores divided among them."""
+    keep_every: int | None = None
+    """Keep the training state of every so many epochs of stage 2 for good; None: of none."""
     micro_batch: int | None = None
     """Images that each encodes at a time in stage 2, for memory's sake; None: its whole share."""
 
@@ -64,15 +66,24 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(min=1),
         help="Images that each encodes at a time, with the same result. [its whole share]",
     )
+    @click.option(
+        "--keep-every",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Keep the state of every N-th epoch of stage 2. [of none]",
+    )
     @functools.wraps(verb)
     def with_workers(
         *args: object,
         count: int,
         cpus_per_worker: int | None,
         micro_batch: int | None,
+        keep_every: int | None,
         **kwargs: object,
     ) -> Any:
-        workers = Workers(count=count, cpus_each=cpus_per_worker, micro_batch=micro_batch)
+        workers = Workers(
+            count=count, cpus_each=cpus_per_worker, micro_batch=micro_batch, keep_every=keep_every
+        )
         return verb(*args, workers=workers, **kwargs)
 
     return with_workers

@@ -86,6 +86,11 @@ class Artifact:
         """The store's key of a part of the artifact."""
         return "/".join([self.address, *parts])
 
+    def delete_part(self, part: str) -> None:
+        """Remove all under a part of it."""
+        for key in list(self.store.list(self.key(part) + "/")):
+            self.store.delete(key)
+
     def manifest(self, *, format_version: int | None = None) -> dict[str, Any] | None:
         """What `commit` wrote, None while unfinished.
 

@@ -6,8 +6,9 @@ Identities of different domains are different people; a pool numbers them all.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -45,10 +46,16 @@ class Pool:
         return [self.image_ids[place].removeprefix(f"{dataset.name}/") for place in here]
 
 
-def pool(datasets: Sequence[Dataset], *, everyone: bool = False) -> Pool:
+def pool(
+    datasets: Sequence[Dataset],
+    *,
+    everyone: bool = False,
+    without: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Pool:
     """The train splits together; MuvaError for a domain given twice or without training images.
 
-    `everyone`: the people of query and gallery too, but neither junk nor distractors.
+    `everyone`: the people of query and gallery too, but neither junk nor distractors. `without`:
+    domain -> pids that are left out.
     """
     names = [dataset.name for dataset in datasets]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -61,7 +68,8 @@ def pool(datasets: Sequence[Dataset], *, everyone: bool = False) -> Pool:
     labels, dataset_index, rows = [], [], []
     for index, dataset in enumerate(datasets):
         table = dataset.rows(["image_id", "pid"], splits=SPLITS if everyone else ["train"])
-        table = table.filter(pa.array(~np.isin(table["pid"].to_numpy(), _nobody(dataset))))
+        absent = [*_nobody(dataset), *without.get(dataset.name, ())]
+        table = table.filter(pa.array(~np.isin(table["pid"].to_numpy(), absent)))
         if not len(table):
             raise MuvaError(
                 f"{dataset.name} has no training images (splits: "
@@ -81,15 +89,6 @@ def pool(datasets: Sequence[Dataset], *, everyone: bool = False) -> Pool:
         rows=np.concatenate(rows),
         image_ids=tuple(image_ids),
     )
-
-
-def identities_to_learn(dataset: Dataset, *, everyone: bool = False) -> int:
-    """How many identities `pool` takes of a data set, by its summary."""
-    splits = dataset.summary.splits
-    train = splits["train"]["identities"] if "train" in splits else 0
-    if not everyone or "gallery" not in splits:
-        return train
-    return train + splits["gallery"]["identities"] - len(set(_nobody(dataset)) - {JUNK_PID})
 
 
 def _nobody(dataset: Dataset) -> list[int]:

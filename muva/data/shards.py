@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from muva.config import PARTS
 from muva.data.artifacts import MANIFEST, Artifact
 from muva.data.images import UnreadableImageError, decode_rgb
-from muva.data.records import JUNK_PID, SPLITS, Box, Record
+from muva.data.records import JUNK_PID, SPLITS, Box, Record, Split
 from muva.errors import MuvaError
 
 SHARD_FORMAT = 1
@@ -138,6 +138,8 @@ class Dataset:
 
     artifact: Artifact
     summary: DatasetSummary
+    visible: tuple[Split, ...] = SPLITS
+    """Splits whose rows and images can be read; the others are as good as not there."""
 
     @property
     def name(self) -> str:
@@ -157,7 +159,7 @@ class Dataset:
     def rows(
         self, columns: Sequence[str] = ROW_COLUMNS, *, splits: Sequence[str] | None = None
     ) -> pa.Table:
-        """The rows of these splits (all of them by default) with these columns and `row`."""
+        """The rows of these splits (all visible ones by default) with these columns and `row`."""
         tables = [
             self.read_shard(index, columns, splits=splits) for index in range(len(self.shards))
         ]
@@ -176,9 +178,9 @@ class Dataset:
             table = pq.read_table(self._file(index), columns=list(needed))
         first = int(self._first_rows[index])
         table = table.append_column("row", pa.array(np.arange(first, first + len(table))))
-        if splits is not None:
-            inside = np.isin(table["split"].to_numpy(), list(splits))
-            table = table.filter(pa.array(inside))
+        wanted = self.visible if splits is None else [s for s in splits if s in self.visible]
+        if set(wanted) != set(SPLITS):
+            table = table.filter(pa.array(np.isin(table["split"].to_numpy(), wanted)))
         return table.select([*columns, "row"])
 
     def read_images(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
@@ -186,6 +188,11 @@ class Dataset:
         wanted = np.asarray(rows, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self._first_rows[-1]):
             raise IndexError(f"{self.name} has rows 0 to {self._first_rows[-1] - 1}")
+        if self.visible != SPLITS and not np.isin(wanted, self._visible_rows).all():
+            raise MuvaError(
+                f"{self.name}: an image was asked for that is none of {', '.join(self.visible)}: "
+                "nothing else of this data set may be read here"
+            )
         images: list[bytes] = [b""] * len(wanted)
         shard_of, row_of = self.places_of(wanted)
         for shard in np.unique(shard_of):
@@ -218,6 +225,10 @@ class Dataset:
     def _first_rows(self) -> np.ndarray:
         """Row number of each shard's first row, and the number of all rows."""
         return np.cumsum([0, *(shard.rows for shard in self.shards)])
+
+    @cached_property
+    def _visible_rows(self) -> np.ndarray:
+        return self.rows([])["row"].to_numpy()
 
     @contextmanager
     def _explained(self, index: int) -> Iterator[None]:

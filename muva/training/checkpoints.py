@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from muva.config import Section, flat
 from muva.errors import MuvaError
 from muva.training.report import State
 
 FORMAT_VERSION = 1
 TENSORS, VALUES = "state.safetensors", "state.json"
+SETTINGS = "settings"
+Settings = Mapping[str, Section | int]
+"""Section or single setting by name."""
 
 
 def save_checkpoint(folder: Path, state: State) -> None:
@@ -31,6 +37,38 @@ def save_checkpoint(folder: Path, state: State) -> None:
     beside = folder / f"{VALUES}.part"
     beside.write_text(json.dumps(description, indent=2) + "\n")
     beside.replace(folder / VALUES)
+
+
+def told_settings(settings: Settings) -> dict[str, str]:
+    """What a state says of the settings that it was trained with."""
+    return {SETTINGS: json.dumps(_plain(settings))}
+
+
+def check_settings(state: State, settings: Settings) -> None:
+    """Raises MuvaError, which names them, where a state was trained with other settings.
+
+    A state that tells none is taken as it is.
+    """
+    if SETTINGS not in state:
+        return
+    theirs = dict(flat(json.loads(str(state[SETTINGS]))))
+    changed = [
+        f"{name} is {value}, of the checkpoint {theirs[name]}"
+        for name, value in flat(_plain(settings))
+        if theirs.get(name, value) != value
+    ]
+    if changed:
+        raise MuvaError(
+            f"this checkpoint is of a training with other settings: {'; '.join(changed)}. Set "
+            f"them alike to go on from it, or start without it"
+        )
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    return {
+        name: value.model_dump(mode="json") if isinstance(value, Section) else value
+        for name, value in settings.items()
+    }
 
 
 def load_checkpoint(folder: Path) -> State:

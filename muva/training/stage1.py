@@ -18,6 +18,7 @@ from muva.config import Stage1Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.checkpoints import check_settings, told_settings
 from muva.training.divergence import DivergedError, remedies
 from muva.training.memory import identity_centroids
 from muva.training.optimisers import (
@@ -52,6 +53,9 @@ def learn_prompts(
     contexts = nn.Parameter(model.contexts.detach()[share.start : share.stop].clone())
     precision = resolve_precision(settings.precision, contexts.device)
     optimiser = stage1_optimiser(contexts, settings)
+    sections = {"stage1": settings, "prompts": model.prompt_config, "seed": seed}
+    if state is not None:
+        check_settings(state, sections)
     first_epoch = 1 if state is None else _restore(contexts, optimiser, state)
     model.contexts.data[share.start : share.stop] = contexts.detach()
     centroids = identity_centroids(
@@ -95,7 +99,10 @@ def learn_prompts(
             epoch=epoch,
             metrics={"loss": float(np.mean(step_losses)) if losses else 0.0, "lr": lr},
             step_losses=step_losses,
-            state=lambda epoch=epoch: _state(epoch, contexts, optimiser),
+            state=lambda epoch=epoch: {
+                **_state(epoch, contexts, optimiser),
+                **told_settings(sections),
+            },
         )
 
 

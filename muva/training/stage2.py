@@ -21,6 +21,7 @@ from muva.errors import MuvaError
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.checkpoints import check_settings, told_settings
 from muva.training.divergence import (
     DivergedError,
     check_weights,
@@ -66,6 +67,9 @@ def train_image_encoder(
     loss that is not finite is a DivergedError, on all workers, with a state for `repeat_step`.
     """
     precision = resolve_precision(settings.precision, device)
+    sections = {"stage2": settings, "model": model.config, "seed": seed}
+    if state is not None:
+        check_settings(state, sections)
     model.to(device).contexts.requires_grad_(False)
     prototypes = model.prototypes()
     optimiser = stage2_optimiser(model, settings)
@@ -115,7 +119,10 @@ def train_image_encoder(
             epoch=epoch,
             metrics={**metrics, "lr": lr},
             step_losses=step_losses,
-            state=lambda epoch=epoch: _state(epoch, model, optimiser, scaler),
+            state=lambda epoch=epoch: {
+                **_state(epoch, model, optimiser, scaler),
+                **told_settings(sections),
+            },
         )
 
 
@@ -234,6 +241,30 @@ def repeat_step(
         precision=precision,
         scaler=scaler,
     )
+
+
+def load_weights(model: MuvaModel, state: State) -> int:
+    """Give a model the weights and the neck's statistics of a state; returns its epoch.
+
+    Raises MuvaError when it is a state of another model.
+    """
+    epoch = state.get("epoch")
+    weights = _under("model/", state)
+    tensors = _stage2_tensors(model)
+    wrong = [
+        name
+        for name in tensors.keys() | weights.keys()
+        if name not in tensors or getattr(weights.get(name), "shape", None) != tensors[name].shape
+    ]
+    if not isinstance(epoch, int) or wrong:
+        raise MuvaError(
+            f"this checkpoint is not one of stage 2 with these settings and sources: "
+            f"{', '.join(sorted(wrong)[:3]) or 'its epoch'} missing or of another shape"
+        )
+    with torch.no_grad():
+        for name, value in weights.items():
+            tensors[name].copy_(torch.as_tensor(value))
+    return epoch
 
 
 class _Guard:
@@ -372,22 +403,7 @@ def _restore(
     scaler: torch.amp.GradScaler,
     state: State,
 ) -> int:
-    epoch = state.get("epoch")
-    weights = _under("model/", state)
-    tensors = _stage2_tensors(model)
-    wrong = [
-        name
-        for name in tensors.keys() | weights.keys()
-        if name not in tensors or getattr(weights.get(name), "shape", None) != tensors[name].shape
-    ]
-    if not isinstance(epoch, int) or wrong:
-        raise MuvaError(
-            f"this checkpoint is not one of stage 2 with these settings and sources: "
-            f"{', '.join(sorted(wrong)[:3]) or 'its epoch'} missing or of another shape"
-        )
-    with torch.no_grad():
-        for name, value in weights.items():
-            tensors[name].copy_(torch.as_tensor(value))
+    epoch = load_weights(model, state)
     moments = _under("optimiser/", state)
     if moments or "step" not in state:  # none before the first step of all
         restore_optimiser(optimiser, trained_parameters(model), moments)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from muva.config import Stage2Config
+from muva.config import PARTS, Stage2Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
@@ -124,8 +124,13 @@ def test_a_checkpoint_of_other_settings_is_refused() -> None:
     model, images = model_and_images()
     (report,) = run(model, images, epochs=1)
     global_only, plain = model_and_images(parts=0)
-    with pytest.raises(MuvaError, match="not one of stage 2 with these settings"):
+    with pytest.raises(MuvaError, match=r"model.parts is \[\], of the checkpoint \['head'"):
         run(global_only, plain, state=report.state())
+    differing = "stage2.lr is 0.5, of the checkpoint 0.0001; stage2.decay is 0.3, of the check"
+    with pytest.raises(MuvaError, match=differing):
+        run(model, images, lr=0.5, decay=0.3, epochs=1, state=report.state())
+    with pytest.raises(MuvaError, match="not one of stage 2 with these settings"):
+        run(small_model(identities=7, parts=PARTS), images, epochs=1, state=report.state())
     with pytest.raises(MuvaError, match="not one of stage 2"):
         run(model, images, state={"contexts": torch.zeros(3)})
 

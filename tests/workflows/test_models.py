@@ -16,7 +16,7 @@ import torch
 
 import muva
 from muva.config import load_recipe
-from muva.data.artifacts import find_artifact, list_artifacts
+from muva.data.artifacts import find_artifact, list_artifacts, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
@@ -123,17 +123,16 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
 
     # Trained here on the same people: its classes are those of the next training on them.
     config = load_recipe(smoke_recipe)
-    inputs = TrainingInputs(
-        datasets=tuple(find_artifact(store, "datasets", name).uri for name in config.sources),
-        labels=tuple(find_artifact(store, "labels", name).uri for name in config.sources),
-        init=first["model"],
-        config=config,
+    inputs = TrainingInputs.of(
+        config,
+        sources=[find_artifact(store, "datasets", name) for name in config.sources],
+        labels=[find_artifact(store, "labels", name) for name in config.sources],
+        init=open_artifact(first["model"]),
     )
     again, _ = inputs.open(predicts_masks=True)
     assert torch.equal(again.classifier.weight, trained.classifier.weight)
-    swapped = dataclasses.replace(
-        inputs, datasets=inputs.datasets[::-1], labels=inputs.labels[::-1]
-    )
+    other_way = dataclasses.replace(inputs.sources, domains=inputs.sources.domains[::-1])
+    swapped = dataclasses.replace(inputs, sources=other_way, labels=inputs.labels[::-1])
     other, _ = swapped.open(predicts_masks=True)
     assert not torch.equal(other.classifier.weight, trained.classifier.weight)
     assert torch.equal(other.image_encoder.proj, trained.image_encoder.proj)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from workflows.trial import (
     DEVIATION,
     MEAN,
     WORST,
+    Found,
     Reached,
     TrialInputs,
     aims_of,
@@ -150,15 +152,17 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place)
         search="grid",
         concurrent_trials=1,
         aim="worst",
+        stage2_epochs=2,
     )
     states = {trial["state"] for trial in found.summary["trials"]}
     assert states == {"complete", "stopped"}
     by_number = sorted(found.summary["trials"], key=lambda trial: trial["number"])
     first = by_number[0]
+    assert list(first["rungs"]) == ["1", "2", "3", "4"], "two epochs of two trainings"
     for trial in by_number[1:]:
         if trial["state"] == "stopped":
-            assert list(trial["rungs"]) == ["1"]
-            assert trial["rungs"]["1"] <= first["rungs"]["1"]
+            last = list(trial["rungs"])[-1]
+            assert trial["rungs"][last] <= first["rungs"][last]
     for trial in by_number:
         domains = [v for k, v in trial["metrics"].items() if k in DOMAINS]
         assert trial["metrics"][WORST] == min(domains)
@@ -259,15 +263,15 @@ def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
 
 
 def test_a_trials_figures_are_means_over_seeds_and_domains() -> None:
-    reached = {"a/mAP": [0.2, 0.4], "a/rank-1": [0.5, 0.7], "b/mAP": [0.6], "b/rank-1": [1.0]}
-    half = metrics_of(reached, [{"a": 0.2, "b": 0.6}, {"a": 0.4}])
+    def of(domain: str, seed: int, mean_ap: float) -> Found:
+        return Found(domain=domain, seed=seed, mean_ap=mean_ap, rank1=1.0)
+
+    half = metrics_of([of("a", 0, 0.2), of("b", 0, 0.6), of("a", 1, 0.4)])
     assert half["a/mAP"] == pytest.approx(0.3)
     assert half[MEAN] == pytest.approx(0.45)
     assert half[WORST] == pytest.approx(0.3)
     assert DEVIATION not in half, "the second seed was not judged on all domains yet"
-    whole = metrics_of(
-        reached | {"b/mAP": [0.6, 0.8]}, [{"a": 0.2, "b": 0.6}, {"a": 0.4, "b": 0.8}]
-    )
+    whole = metrics_of([of("a", 0, 0.2), of("b", 0, 0.6), of("a", 1, 0.4), of("b", 1, 0.8)])
     assert whole[DEVIATION] == pytest.approx(0.2 / 2**0.5)
 
 
@@ -276,21 +280,13 @@ def test_every_domain_is_held_out_with_every_seed(
 ) -> None:
     asked: list[tuple[str, int, list[str]]] = []
 
-    class Found:
-        mean_ap, rank1 = 0.5, 0.75
-
-    class Model:
-        uri = "nowhere"
-
-    class Trained:
-        model = Model()
-
     def train(session: Session, config: ExperimentConfig, *, sources: Any, **kwargs: Any) -> Any:
         asked.append((kwargs["name"], config.seed, [source.name for source in sources]))
-        return Trained()
+        return SimpleNamespace(encoder=SimpleNamespace(artifact=place.sources[0]))
 
     monkeypatch.setattr("workflows.trial.train", train)
-    monkeypatch.setattr("workflows.trial.evaluate_on", lambda *args, **kwargs: Found())
+    found = SimpleNamespace(mean_ap=0.5, rank1=0.75)
+    monkeypatch.setattr("workflows.trial.evaluate_on", lambda *args, **kwargs: found)
     inputs = TrialInputs(
         session=place.session,
         config=place.config,
@@ -350,6 +346,10 @@ def test_what_is_saved_is_every_use_of_a_step_but_the_first() -> None:
         ({"tune.space": "mask"}, "did you mean masks"),
         ({"sources": ["syn-harbour"]}, "expected two sources or more, found 1"),
         ({"tune.folds": 3}, "3 folds, and there are 2 sources"),
+        (
+            {"tune.space": {"stage2.epochs": [1, 2]}, "tune.scheduler": "asha"},
+            "asha compares trials at equal epochs",
+        ),
         ({"tune.aim": "median"}, "aim median: no trial reports it: expected mean, worst, both"),
         ({"tune.aim": "syn-station", "tune.folds": 2}, "held out: syn-harbour, syn-airport"),
         ({"tune.aim": "both", "tune.folds": 1}, "mean and worst domain are the same"),

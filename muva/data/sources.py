@@ -1,0 +1,142 @@
+"""What learning and choosing may open of the world: the training images of source domains.
+
+Whoever holds `Sources` reaches no target: it names source domains alone, and of those it gives data
+sets in which only the images to learn from can be read. Some may be held out of learning, to judge
+by: a share of every domain's identities, or a domain as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from muva.config import ExperimentConfig
+from muva.data.artifacts import Artifact, open_artifact
+from muva.data.protocols import Pool, pool, query_gallery
+from muva.data.records import SPLITS
+from muva.data.shards import Dataset, open_dataset
+from muva.errors import MuvaError
+
+FEWEST_HELD_OUT = 2
+"""Identities of a domain to judge by: with one, every answer is right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """People of a source domain that nothing is learned from."""
+
+    dataset: Dataset
+    """Only its images to learn from can be read."""
+    rows: pa.Table
+    """image_id, pid, camid, row and split: the first image of each pid and camera is a query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Source domains by address, and who of them is held out."""
+
+    domains: tuple[str, ...]
+    """URIs of the data sets to learn from, in order."""
+    everyone: bool = False
+    """Learn from the people of query and gallery too."""
+    held_out_share: float = 0.0
+    """Share of each domain's training identities to judge by instead."""
+    held_out_domain: str | None = None
+    """URI of a further source domain to judge by."""
+
+    @classmethod
+    def of(cls, datasets: Sequence[Artifact], config: ExperimentConfig) -> Sources:
+        """These data sets as an experiment's section `validation` divides them."""
+        chosen = config.validation
+        domains = {open_dataset(dataset).name: dataset.uri for dataset in datasets}
+        held_out = None
+        if chosen is not None and chosen.domain:
+            if chosen.domain not in domains or len(domains) < 2:
+                raise MuvaError(
+                    f"validation.domain is {chosen.domain}: expected one of two sources or more, "
+                    f"found {', '.join(domains)}"
+                )
+            held_out = domains.pop(chosen.domain)
+        return cls(
+            domains=tuple(domains.values()) if held_out else tuple(d.uri for d in datasets),
+            everyone=config.train_on == "all",
+            held_out_share=chosen.identities if chosen and not held_out else 0.0,
+            held_out_domain=held_out,
+        )
+
+    def pool(self) -> Pool:
+        """The images to learn from; MuvaError as `muva.data.protocols.pool`."""
+        datasets = [self._open(uri) for uri in self.domains]
+        without = {dataset.name: self._held_out_pids(dataset) for dataset in datasets}
+        return pool(datasets, everyone=self.everyone, without=without)
+
+    def identities(self) -> int:
+        """How many there are to learn."""
+        return len(self.pool().identities)
+
+    def held_out(self) -> list[HeldOut]:
+        """Those to judge by, a domain each, in order; empty where nobody is held out.
+
+        Raises MuvaError where a domain has too few people to hold out.
+        """
+        if self.held_out_domain is not None:
+            dataset = self._open(self.held_out_domain)
+            return [HeldOut(dataset=dataset, rows=query_gallery(_people(dataset)))]
+        if not self.held_out_share:
+            return []
+        found = []
+        for uri in self.domains:
+            dataset = self._open(uri)
+            rows = _people(dataset)
+            chosen = np.isin(rows["pid"].to_numpy(), self._held_out_pids(dataset))
+            found.append(HeldOut(dataset=dataset, rows=query_gallery(rows.filter(chosen))))
+        return found
+
+    def _open(self, uri: str) -> Dataset:
+        visible = SPLITS if self.everyone and uri in self.domains else ("train",)
+        return replace(open_dataset(open_artifact(uri)), visible=visible)
+
+    def _held_out_pids(self, dataset: Dataset) -> np.ndarray:
+        """A share of those whom another camera has seen, drawn by a hash of domain and pid.
+
+        So they are the same whatever else is pooled, and with whatever seed.
+        """
+        if not self.held_out_share:
+            return np.empty(0, np.int64)
+        rows = _people(dataset)
+        pids = np.unique(rows["pid"].to_numpy())
+        wanted = max(FEWEST_HELD_OUT, round(self.held_out_share * len(pids)))
+        eligible = _with_a_match(rows)
+        if len(eligible) < FEWEST_HELD_OUT or wanted >= len(pids):
+            raise MuvaError(
+                f"{dataset.name}: {wanted} of its {len(pids)} training identities would be held "
+                f"out to judge by, and {len(eligible)} have a match to be found (an image of "
+                f"another camera): expected at least {FEWEST_HELD_OUT} of those, and some left to "
+                f"learn from. Hold a whole source out with validation.domain, or set "
+                f"validation=null"
+            )
+        drawn = sorted(eligible.tolist(), key=lambda pid: _hash(f"{dataset.name}/{pid}"))
+        return np.array(sorted(drawn[:wanted]), np.int64)
+
+
+def _people(dataset: Dataset) -> pa.Table:
+    return dataset.rows(["image_id", "pid", "camid", "split"], splits=["train"])
+
+
+def _with_a_match(rows: pa.Table) -> np.ndarray:
+    """Pids seen by two cameras, or on two images where cameras are unknown."""
+    pids = rows["pid"].to_numpy()
+    if rows["camid"].null_count:
+        known, images = np.unique(pids, return_counts=True)
+        return known[images > 1]
+    pairs = np.unique(np.stack([pids, rows["camid"].to_numpy()]), axis=1)
+    known, cameras = np.unique(pairs[0], return_counts=True)
+    return known[cameras > 1]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
