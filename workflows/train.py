@@ -18,6 +18,7 @@ from muva.data.artifacts import Artifact, check_name, open_artifact
 from muva.data.shards import open_dataset
 from muva.data.sources import Sources
 from muva.errors import MuvaError
+from muva.grounding.labels import labelled_parts
 from muva.model.clip import check_clip
 from muva.model.muva_model import check_same_settings
 from muva.models import described, find_model
@@ -92,6 +93,24 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
         )
 
 
+def check_parts(config: ExperimentConfig, labels: Sequence[Artifact]) -> None:
+    """Raises MuvaError unless every source has labels of all the model's parts."""
+    known = {one.name: labelled_parts(one) for one in labels}
+    lacking = {
+        name: [part for part in config.model.parts if part not in parts]
+        for name, parts in known.items()
+    }
+    if not any(lacking.values()):
+        return
+    everywhere = [part for part in config.model.parts if all(part in p for p in known.values())]
+    told = "; ".join(f"{name} has {', '.join(parts)}" for name, parts in known.items())
+    raise MuvaError(
+        f"model.parts is {', '.join(config.model.parts)}, but not all sources have labels of each: "
+        f"{told}. All have {', '.join(everywhere) or 'none of them'}: ground the others with "
+        f"phrases for what they lack, or set model.parts=[{', '.join(everywhere)}]"
+    )
+
+
 def train(
     session: Session,
     config: ExperimentConfig,
@@ -109,6 +128,7 @@ def train(
     and the metrics of each judgement, as they come.
     """
     check_training(config, sources, workers)
+    check_parts(config, labels or ())
     inputs = TrainingInputs.of(config, sources=sources, labels=labels, init=init)
     learned = [open_artifact(uri) for uri in inputs.sources.domains]
     addresses = {f"source {i}": source.address for i, source in enumerate(learned)}

@@ -8,8 +8,9 @@ by: a share of every domain's identities, or a domain as a whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from muva.data.artifacts import Artifact, open_artifact
 from muva.data.protocols import Pool, pool, query_gallery
 from muva.data.records import SPLITS
 from muva.data.shards import Dataset, open_dataset
+from muva.data.store import Store
 from muva.errors import MuvaError
 
 FEWEST_HELD_OUT = 2
@@ -140,3 +142,59 @@ def _with_a_match(rows: pa.Table) -> np.ndarray:
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+class SourcesOnly:
+    """A store in which no data set can be touched but these sources: what a search is given."""
+
+    def __init__(self, store: Store, sources: Sequence[Artifact]):
+        self.uri = store.uri
+        self._store = store
+        self._addresses = tuple(f"{source.address}/" for source in sources)
+
+    def read(self, key: str) -> bytes:
+        """See `muva.data.store.Store`; so the other methods."""
+        return self._store.read(self._checked(key))
+
+    def write(self, key: str, data: bytes) -> None:
+        """See `Store`."""
+        self._store.write(self._checked(key), data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See `Store`."""
+        return self._store.create(self._checked(key), data)
+
+    def exists(self, key: str) -> bool:
+        """See `Store`."""
+        return self._store.exists(self._checked(key))
+
+    def size(self, key: str) -> int:
+        """See `Store`."""
+        return self._store.size(self._checked(key))
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Store`; the keys of other data sets are left out."""
+        return (key for key in self._store.list(prefix) if self._may(key))
+
+    def delete(self, key: str) -> None:
+        """See `Store`."""
+        self._store.delete(self._checked(key))
+
+    def path(self, key: str) -> Path:
+        """See `Store`."""
+        return self._store.path(self._checked(key))
+
+    def sweep(self, *, older_than_s: float) -> int:
+        """See `Store`."""
+        return self._store.sweep(older_than_s=older_than_s)
+
+    def _may(self, key: str) -> bool:
+        return not key.startswith("datasets/") or key.startswith(self._addresses)
+
+    def _checked(self, key: str) -> str:
+        if not self._may(key):
+            raise MuvaError(
+                f"store {self.uri}: {key} is of no source: what learns and chooses reaches no "
+                "other data set"
+            )
+        return key

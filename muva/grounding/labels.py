@@ -246,6 +246,18 @@ class LabelSet:
         return np.ix_(rows, columns)
 
 
+def labelled_parts(artifact: Artifact) -> tuple[str, ...]:
+    """The parts that a complete artifact has labels of; no label is read."""
+    return tuple(_summary(artifact)["parts"])
+
+
+def _summary(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest(format_version=LABEL_FORMAT)
+    if manifest is None:
+        raise MuvaError(f"{artifact.uri} is unfinished. Start `muva ground` again")
+    return manifest["summary"]
+
+
 def open_labels(
     artifact: Artifact, *, dataset: Dataset, shards: Sequence[int] | None = None
 ) -> LabelSet:
@@ -253,10 +265,7 @@ def open_labels(
 
     Raises MuvaError if they are another data set's, and for labels that are missing or damaged.
     """
-    manifest = artifact.manifest(format_version=LABEL_FORMAT)
-    if manifest is None:
-        raise MuvaError(f"{artifact.uri} is unfinished. Start `muva ground` again")
-    summary = manifest["summary"]
+    summary = _summary(artifact)
     if summary["dataset_fingerprint"] != dataset.fingerprint:
         raise MuvaError(
             f"{artifact.uri} holds labels of {summary['dataset']} with the content "

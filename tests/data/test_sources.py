@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from muva.config import ExperimentConfig
-from muva.data.artifacts import Artifact
+from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.data.records import Record, Split
 from muva.data.shards import open_dataset, write_shards
-from muva.data.sources import FEWEST_HELD_OUT, Sources
+from muva.data.sources import FEWEST_HELD_OUT, Sources, SourcesOnly
 from muva.data.store import open_store
 from muva.errors import MuvaError
 
@@ -125,6 +125,34 @@ def test_all_people_are_learned_from_only_where_asked(town_and_city: list[Artifa
     everyone = experiment(identities=0.25).model_copy(update={"train_on": "all"})
     sources = Sources.of(town_and_city, everyone)
     assert sources.identities() == 2 * (PEOPLE - PEOPLE // 4 + 5)
+
+
+def test_a_store_for_sources_reaches_no_other_data_set(
+    town_and_city: list[Artifact], tmp_path: Path
+) -> None:
+    target = domain(tmp_path, "unseen")
+    whole = open_store(tmp_path)
+    limited = SourcesOnly(whole, town_and_city)
+    secret = target.key("manifest.json")
+    attempts: list[Callable[[], object]] = [
+        lambda: limited.read(secret),
+        lambda: limited.write(secret, b""),
+        lambda: limited.create(secret, b""),
+        lambda: limited.exists(secret),
+        lambda: limited.size(secret),
+        lambda: limited.path(secret),
+        lambda: limited.delete(secret),
+        lambda: open_dataset(replace(target, store=limited)),
+        lambda: find_artifact(limited, "datasets", "unseen"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(MuvaError, match=r"is of no source|no datasets 'unseen'"):
+            attempt()
+    assert {artifact.name for artifact in list_artifacts(limited)} == {"town", "city"}
+    assert open_dataset(target).summary.images, "nothing happened to it"
+    limited.write("models/a-1/x", b"1")
+    assert whole.read("models/a-1/x") == limited.read("models/a-1/x") == b"1"
+    assert open_dataset(replace(town_and_city[0], store=limited)).name == "town"
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from mlflow.entities import Run as MlflowRun
 
 import muva
 from muva.config import ExperimentConfig, load_recipe, with_settings
-from muva.data.artifacts import list_artifacts, open_artifact
+from muva.data.artifacts import Artifact, list_artifacts, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
+from muva.data.store import open_store
 from muva.errors import MuvaError
+from muva.grounding.labels import LABEL_FORMAT
 from muva.retrieval.features import Features, write_features
 from workflows.cli import main
 from workflows.data import import_tree
@@ -26,7 +28,7 @@ from workflows.evaluate import evaluate_on
 from workflows.ranking import FeatureParts
 from workflows.run import PipelineReport, pipeline_run, run_pipeline, tell_run
 from workflows.session import Session, open_session
-from workflows.train import train
+from workflows.train import check_parts, train
 from workflows.workers import Workers
 
 TARGET = "syn-station"
@@ -259,3 +261,21 @@ def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
 def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> None:
     with pytest.raises(MuvaError, match="1000 workers of 1 cores"):
         Workers(count=1000).check()
+
+
+@pytest.mark.parametrize(
+    ("parts_of_second", "remedy"),
+    [(("upper_body", "legs"), r"upper_body: .* set model.parts=\[upper_body\]"), ((), "none of")],
+)
+def test_sources_whose_labels_share_too_few_parts_are_refused(
+    parts_of_second: tuple[str, ...], remedy: str, tmp_path: Path
+) -> None:
+    labels = []
+    for name, parts in (("town", ("head", "upper_body")), ("city", parts_of_second)):
+        artifact = Artifact(open_store(tmp_path), "labels", name, "0" * 16)
+        artifact.commit(format_version=LABEL_FORMAT, config={}, inputs={}, summary={"parts": parts})
+        labels.append(artifact)
+    config = load_recipe("base", overrides=["model.parts=[head, upper_body]"])
+    with pytest.raises(MuvaError, match=rf"town has head, upper_body; city has .*{remedy}"):
+        check_parts(config, labels)
+    check_parts(config, labels[:1])
