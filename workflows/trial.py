@@ -174,7 +174,7 @@ def _trained_and_judged(
     domain = held_out.name
     places = range(len(inputs.sources))
     if on_epoch is None:  # else the training judges by the source that it does not learn from
-        places = [place for place in places if inputs.sources[place] != held_out]
+        places = [place for place in places if inputs.sources[place].name != domain]
     else:
         config = with_settings(config, {"validation": {"domain": domain}}, where=config.name)
 

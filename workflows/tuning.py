@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from muva.config import ExperimentConfig, TuneConfig, with_settings
 from muva.data.artifacts import Artifact
+from muva.data.sources import SourcesOnly
 from muva.errors import MuvaError, SettingsError
 from muva.search_space import Space, space_for
 from workflows.cluster import cpus, gpus, ray_cluster
@@ -129,10 +130,11 @@ def search(
         computed = len(finished) < _wanted(chosen)
         if computed:
             every = _labels(session, config, chosen.space, sources, labels)
+            store = SourcesOnly(session.store, sources)
             trial_inputs = TrialInputs(
-                session=dataclasses.replace(session, tracking_uri=None, parent=None),
+                session=dataclasses.replace(session, store=store, tracking_uri=None, parent=None),
                 config=config.model_copy(update={"targets": (), "tune": None, "validation": None}),
-                sources=tuple(sources),
+                sources=tuple(dataclasses.replace(source, store=store) for source in sources),
                 labels=every,
                 workers=workers,
             )

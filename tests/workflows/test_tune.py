@@ -76,6 +76,7 @@ def place(ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPa
     return Place(session=session, config=config, sources=sources, labels=labels)
 
 
+@pytest.mark.timeout(600)  # minutes by itself, and another test beside it
 def test_trials_are_judged_on_a_held_out_source_and_found_again(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +144,7 @@ def _shown_and_written(
     assert (best.sources, best.targets) == (place.config.sources, place.config.targets)
 
 
+@pytest.mark.timeout(600)  # minutes by itself, and another test beside it
 def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place) -> None:
     found = place.search(
         space={"model.gating": ["offline", "online"], "stage2.mask_loss": ["bce+dice", "mse"]},
@@ -255,6 +257,21 @@ def test_trials_at_once_fit_in_the_cluster(ray_session: None, smoke_recipe: Path
     assert (alone, workers.threads) == (1, cores)
     with pytest.raises(MuvaError, match="ask for fewer"):
         at_once(settings, Workers(count=cores + 1))
+
+
+def test_a_trial_reaches_no_data_set_but_the_sources(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[TrialInputs] = []
+    monkeypatch.setattr("workflows.tuning._run", lambda *args: given.append(args[3]))
+    place.search(space={"stage2.mask_weight": [7.0]})
+    (inputs,) = given
+    with pytest.raises(MuvaError, match="is of no source"):
+        inputs.session.store.read("datasets/syn-station-0123456789abcdef/manifest.json")
+    assert inputs.config.targets == ()
+    assert [source.manifest() for source in inputs.sources] == [
+        source.manifest() for source in place.sources
+    ]
 
 
 def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
