@@ -260,6 +260,8 @@ def _run(
                 stop=deadline,
             ),
         ).fit()
+    if searcher.running and not deadline.passed():
+        raise KeyboardInterrupt  # Tune ends on Ctrl-C as if it were done
     if results.num_errors:
         raise MuvaError(
             f"{results.num_errors} of {len(results)} trials failed; the first: "
@@ -353,7 +355,7 @@ class _Searcher(Searcher):
         self._aims, self._deadline, self._progress = chosen.aims, deadline, progress
         self._wanted = _wanted(chosen)
         self._records = dict(before)
-        self._running: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.running: dict[str, tuple[int, dict[str, Any]]] = {}
         self._rungs: dict[str, dict[int, float]] = {}
         self._show()
 
@@ -370,13 +372,13 @@ class _Searcher(Searcher):
             return Searcher.FINISHED
         number, params = drawn
         self._study.begin(number, params)
-        self._running[trial_id] = drawn
+        self.running[trial_id] = drawn
         self._rungs[trial_id] = {}
         return {"number": number, "params": params}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Remembers what was reached at a rung."""
-        number, _ = self._running[trial_id]
+        number, _ = self.running[trial_id]
         self._rungs[trial_id][result["rung"]] = result[self._aims[0]]
         self._points.report(number, result["rung"], result)
 
@@ -384,7 +386,7 @@ class _Searcher(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Keeps the record of a trial that came to its end, or that fell behind."""
-        number, params = self._running.pop(trial_id)
+        number, params = self.running.pop(trial_id)
         rungs = self._rungs.pop(trial_id)
         told = json.loads(result["told"]) if result and "told" in result else None
         reached = Reached(**told["reached"]) if told else None

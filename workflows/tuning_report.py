@@ -19,7 +19,7 @@ from workflows.trial import DEVIATION, MEAN, WORST
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
-ENOUGH = 4
+ENOUGH = 8
 """Complete trials from which on the settings' importance is told."""
 COLUMNS = 4
 """Searched settings up to which each has a column of its own."""

@@ -25,7 +25,7 @@ from workflows.data import datasets_of
 from workflows.ground import ground
 from workflows.session import Session, open_session
 from workflows.steps import Done
-from workflows.study import find_study, pareto, ranked, reuse
+from workflows.study import find_study, pareto, ranked, reuse, study_of
 from workflows.trial import (
     DEVIATION,
     MEAN,
@@ -39,7 +39,7 @@ from workflows.trial import (
     run_trial,
 )
 from workflows.tuning import _Deadline, at_once, check_search, search
-from workflows.tuning_report import reuse_text
+from workflows.tuning_report import importance, reuse_text
 from workflows.workers import Workers
 
 
@@ -321,6 +321,30 @@ def test_every_domain_is_held_out_with_every_seed(
     ]
     assert [one.rung for one in reports] == [1, 2, 3, 4]
     assert [one.complete for one in reports] == [False, False, False, True]
+
+
+def test_the_setting_that_decides_is_the_important_one(smoke_recipe: Path, tmp_path: Path) -> None:
+    space = {
+        "model.gating": ["offline", "online"],
+        "model.mask_max_value": {"choice": [1.0, 10.0], "when": {"model.gating": "online"}},
+        "stage2.mask_loss": ["bce+dice", "mse"],
+    }
+    config = with_settings(load_recipe(smoke_recipe), {"tune.space": space}, where="test")
+    chosen = check_search(config)
+    store = open_session(home=tmp_path).store
+    study = study_of(store, config, chosen.settings, chosen.space, aims=chosen.aims, inputs={})
+    trials = [
+        {
+            **record(number, 0.5 if point["stage2.mask_loss"] == "mse" else 0.1, 0.1),
+            "params": point,
+        }
+        for number, point in enumerate([*chosen.space.points()] * 2)
+    ]
+    shares = importance(study, trials)
+    assert next(iter(shares)) == "stage2.mask_loss"
+    assert shares["stage2.mask_loss"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert importance(study, trials[:3]) == {}, "too few"
 
 
 def record(number: int, mean: float, worst: float, state: str = "complete") -> dict[str, Any]:
