@@ -247,8 +247,8 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
         "search_s": round(search_s, 1),
         "reuse": summary["reuse"],
         "best": {"trial": best["number"], "params": best["params"], "metrics": best["metrics"]},
-        "held_out": _compared(held_out),
-        "target": _compared(on_target),
+        "held_out": compared(held_out),
+        "target": compared(on_target),
     }
 
 
@@ -280,7 +280,7 @@ def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int)
     return values
 
 
-def _compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Means, deviations between seeds, and the gain of the best on the default; fractions."""
     told: dict[str, Any] = {
         name: {
