@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,8 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
 
 SPARED = 4
 """No trial is stopped in the first of so many parts of its first training."""
+LEAVES_AFTER_S = 3.0
+"""A trial that is stopped in the midst ends its process so soon: Tune has heard of it by then."""
 MOST_AT_ONCE = 8
 """Trials that a cluster without GPUs is given at once unless more are asked for: each holds the
 images of its sources in memory."""
@@ -301,7 +304,16 @@ def _trial(point: Mapping[str, Any], *, inputs: TrialInputs, settings: TuneConfi
         # As text, for Tune would make a metric of each number in it.
         ray_tune.report({**reached.metrics, "rung": reached.rung, "told": json.dumps(told)})
 
-    run_trial(params, inputs=inputs, settings=settings, report=report)
+    try:
+        run_trial(params, inputs=inputs, settings=settings, report=report)
+    except SystemExit:  # Tune stops the trial
+        if settings.scheduler != "none":
+            # Ray would let the process wait for the training that it has begun; its workers end
+            # when it does.
+            leaving = threading.Timer(LEAVES_AFTER_S, os._exit, [0])
+            leaving.daemon = True
+            leaving.start()
+        raise
 
 
 def _given(inputs: TrialInputs, settings: TuneConfig, params: Mapping[str, Any]) -> list[UsedStep]:
