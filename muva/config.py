@@ -112,15 +112,32 @@ def patch_size(clip: str) -> int | None:
     return int(named.group(1)) if named else None
 
 
+DOMAIN = "{domain}"
+"""In a domain context: the domain's name."""
+
+
 class PromptConfig(Section):
     """The learnable prompts, one per identity and grain."""
 
     template: Literal["universal", "part-agnostic"] = "universal"
     domain_context: str = ""
-    """Text after a comma at the end of each prompt, for example `taken at night`."""
+    """Text after a comma at the end of each prompt, for example `taken at night`; `{domain}` in it
+    stands for the name of an identity's data set, in words."""
+    domain_contexts: dict[str, str] = Field(default_factory=dict)
+    """Data set -> the context of its identities instead."""
     context_tokens: Count = 4
     context_std: Positive = 0.002
     """Standard deviation of the contexts' normal start."""
+
+    @property
+    def differ_by_domain(self) -> bool:
+        """Whether identities of different domains have different prompts."""
+        return bool(self.domain_contexts) or DOMAIN in self.domain_context
+
+    def context_of(self, domain: str) -> str:
+        """The context of a domain's identities."""
+        text = self.domain_contexts.get(domain, self.domain_context)
+        return text.replace(DOMAIN, domain.removeprefix("syn-").replace("-", " "))
 
 
 class TrainingConfig(Section):
@@ -173,6 +190,10 @@ class Stage2Config(TrainingConfig):
     decay: Fraction = 0.1
     label_smoothing: Fraction = 0.1
     mask_loss: Literal["bce+dice", "mse"] = "bce+dice"
+    mask_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the cross-entropy or squared error of the masks in the sum of the losses."""
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the Dice loss, which `bce+dice` has."""
     i2t_normalised: bool = False
     i2t_temperature: Positive = 1.0
     memory_hard_update: bool = True
@@ -251,18 +272,29 @@ class ValidationConfig(Section):
 class TuneConfig(Section):
     """A search over settings, judged on source domains held out in turn."""
 
-    trials: Count = 4
-    concurrent_trials: Count = 1
-    space: dict[str, list[bool | int | float | str]] = {
+    space: str | dict[str, Any] = {
         "model.gating": ["offline", "online"],
         "stage2.mask_loss": ["bce+dice", "mse"],
         "prompts.template": ["universal", "part-agnostic"],
     }
-    """Dotted setting -> the values it may take."""
-    folds: Count = 1
-    """How many of the sources are held out in turn; a trial's value is the mean over them."""
-    stage1_epochs: Count = 2
-    stage2_epochs: Count = 2
+    """A shipped space's name, a YAML file, or dotted setting -> values, as `muva.spaces` reads."""
+    trials: Count = 4
+    concurrent_trials: Count | None = None
+    """None: as many as the cluster has room for."""
+    budget_hours: Positive | None = None
+    """After so long no trial begins or goes on; the same command goes on with them."""
+    aim: str = "mean"
+    """Over the held-out domains: `mean`, `worst`, `both` of these, or the name of one domain."""
+    folds: Count | None = None
+    """How many of the sources are held out in turn; None: each."""
+    seeds: Count = 1
+    """How many times each trial is trained; its value is the mean."""
+    search: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
+    scheduler: Literal["none", "asha", "median"] = "none"
+    """What stops trials that fall behind the others at the same point."""
+    stage1_epochs: Count | None = None
+    """None: the recipe's, as for `stage2_epochs`."""
+    stage2_epochs: Count | None = None
 
 
 class ExperimentConfig(Section):
@@ -304,6 +336,12 @@ class ExperimentConfig(Section):
             values = getattr(self, key)
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} names one twice: {', '.join(values)}")
+        for domain in self.prompts.domain_contexts:
+            if self.sources and domain not in self.sources:
+                raise ValueError(
+                    f"prompts.domain_contexts names {domain}, which is no source: expected some of "
+                    f"{', '.join(self.sources)}{_closest(domain, self.sources)}"
+                )
         twice = set(self.sources) & set(self.targets)
         if twice and not self.same_domain:
             raise ValueError(

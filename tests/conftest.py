@@ -97,6 +97,7 @@ stage1: {{epochs: 2, batch_size: 16}}
 stage2: {{epochs: 2, batch_size: 16, lr: 1.0e-4, precision: fp32}}
 tune:
   trials: 2
+  folds: 1
   stage1_epochs: 1
   stage2_epochs: 1
   space: {{model.gating: [offline, online]}}

@@ -31,7 +31,8 @@ from workflows.session import (
     session_options,
 )
 from workflows.submit import address_of_environment, submit_and_follow
-from workflows.tune import check_search, search, trials_table
+from workflows.tuning import check_search, search
+from workflows.tuning_report import trials_table
 from workflows.workers import Workers, worker_options
 
 

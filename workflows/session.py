@@ -17,6 +17,7 @@ from muva.data.store import Store, open_store
 
 if TYPE_CHECKING:
     from tracking.runs import Run, RunRef
+    from workflows.shared_steps import SharedSteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Session:
     """None where nothing is tracked: inside a trial, whose driver writes for it."""
     experiment: str = "muva"
     parent: RunRef | None = None
+    shared: SharedSteps | None = None
+    """Where others may do the same steps at the same time: inside a trial."""
 
     @contextmanager
     def run(

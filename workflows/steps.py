@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,16 @@ def do_step(
     `report` writes into the step's run what the finished summary holds, also when the step is
     skipped, so that a run which lost something on the way is completed.
     """
-    started_at = time.monotonic() - spent_s
+    shared = session.shared
     manifest = step.artifact.manifest(format_version=step.format_version)
-    with session.run(step.label, key=step.artifact.address, params=step.config) as run:
+    waits = manifest is None and shared is not None
+    with (
+        shared.claim(step.artifact.address) if waits and shared else nullcontext(),
+        session.run(step.label, key=step.artifact.address, params=step.config) as run,
+    ):
+        started_at = time.monotonic() - spent_s
+        if waits:  # another may have made it meanwhile
+            manifest = step.artifact.manifest(format_version=step.format_version)
 
         def tell(metrics: Mapping[str, float], epoch: int | None) -> None:
             if run is not None:
@@ -80,16 +88,19 @@ def do_step(
 
         if manifest is not None:
             say(f"{step.label}: exists, {step.artifact.address}")
-            summary = manifest["summary"]
+            summary, took_s = manifest["summary"], manifest["seconds"]
         else:
             summary = work(tell)
+            took_s = round(time.monotonic() - started_at, 2)
             step.artifact.commit(
                 format_version=step.format_version,
                 config=dict(step.config),
                 inputs=dict(step.inputs),
                 summary=summary,
-                seconds=round(time.monotonic() - started_at, 2),
+                seconds=took_s,
             )
+        if shared is not None:
+            shared.note(step.label, step.artifact.address, took_s or 0.0)
         if step.artifact.kind in MEANT_BY_NAME:
             step.artifact.be_meant()
         if run is not None:

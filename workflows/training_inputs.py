@@ -109,12 +109,19 @@ class TrainingInputs:
         """A model that has learned nothing but what CLIP knows."""
         model = model or self.config.model
         size = (model.image_height, model.image_width)
+        prompts = self.config.prompts
+        domains = (
+            [domain for domain, _ in self.sources.pool().identities]
+            if prompts.differ_by_domain
+            else ()
+        )
         return build_model(
             load_clip(model.clip, image_size=size, stride=model.stride),
             model=model,
-            prompts=self.config.prompts,
+            prompts=prompts,
             identities=identities,
             seed=self.config.seed,
+            domains=domains,
         )
 
     def _part_masks(self, pooled: Pool, model: ModelConfig, patch: int) -> torch.Tensor:

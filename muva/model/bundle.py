@@ -170,6 +170,7 @@ def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) 
         "model": model.config.model_dump(mode="json"),
         "prompts": model.prompt_config.model_dump(mode="json"),
         "identities": model.identities,
+        **({"domains": model.domains} if model.prompt_config.differ_by_domain else {}),
         "feature_dim": model.feature_dim,
         "metadata": dict(metadata),
     }
@@ -189,6 +190,7 @@ def load_bundle(folder: Path) -> Bundle:
         prompts = PromptConfig.model_validate(description["prompts"])
         shape = ClipShape(**description["clip"])
         identities, metadata = description["identities"], description["metadata"]
+        domains = description.get("domains", ())
     except (ValidationError, KeyError, TypeError) as error:
         raise MuvaError(
             f"model bundle {folder}: {DESCRIPTION} does not describe a model of this version of "
@@ -200,7 +202,9 @@ def load_bundle(folder: Path) -> Bundle:
     token_ids = weights.get("text_encoder.token_embedding.token_ids_used")
     if token_ids is not None:
         clip.get_buffer("token_embedding.token_ids_used").copy_(token_ids)
-    model = build_model(clip, model=config, prompts=prompts, identities=identities, seed=0)
+    model = build_model(
+        clip, model=config, prompts=prompts, identities=identities, seed=0, domains=domains
+    )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

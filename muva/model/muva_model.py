@@ -2,11 +2,12 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import open_clip
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -54,13 +55,16 @@ class MuvaModel(nn.Module):
         model: ModelConfig,
         prompts: PromptConfig,
         identities: int,
+        domains: Sequence[str] = (),
     ):
+        """`domains`: each identity's domain; only prompts that differ by domain need them."""
         super().__init__()
         self.config = model
         self.prompt_config = prompts
         self.clip_shape = shape_of(clip)
         self.image_encoder = ImageEncoder(clip, model)
-        self.text_encoder = TextEncoder(clip, parts=model.parts, prompts=prompts)
+        self.text_encoder = TextEncoder(clip, parts=model.parts, prompts=prompts, domains=domains)
+        self.domains = tuple(domains)
         grains = 1 + len(model.parts)
         contexts = torch.empty(identities, grains, prompts.context_tokens, self.text_encoder.width)
         self.contexts = nn.Parameter(nn.init.normal_(contexts, std=prompts.context_std))
@@ -97,14 +101,19 @@ class MuvaModel(nn.Module):
         """What images are compared by: predicted masks, after the BN neck, of unit length."""
         return normalize(self.neck(self.encode_images(images).feature))
 
-    def text_features(self, contexts: Float[Tensor, " n G K W"]) -> Float[Tensor, " n F"]:
-        """Text features of identities with these contexts."""
-        return self.text_encoder(contexts)
+    def text_features(
+        self, contexts: Float[Tensor, " n G K W"], identities: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n F"]:
+        """Text features of these identities (None: all) with these contexts."""
+        return self.text_encoder(contexts, identities)
 
     @torch.no_grad()
     def prototypes(self, batch_size: int = 256) -> Float[Tensor, " N F"]:
         """Text features of all identities, as their contexts stand."""
-        return torch.cat([self.text_encoder(chunk) for chunk in self.contexts.split(batch_size)])
+        everyone = torch.arange(self.identities, device=self.contexts.device)
+        return torch.cat(
+            [self.text_encoder(self.contexts[ids], ids) for ids in everyone.split(batch_size)]
+        )
 
     def forward(
         self, images: Float[Tensor, " B 3 H W"], micro_batch: int | None = None
@@ -197,8 +206,9 @@ def build_model(
     prompts: PromptConfig,
     identities: int,
     seed: int,
+    domains: Sequence[str] = (),
 ) -> MuvaModel:
     """A model on this CLIP, whose modules it takes over; what is new starts from the seed."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        return MuvaModel(clip, model=model, prompts=prompts, identities=identities)
+        return MuvaModel(clip, model=model, prompts=prompts, identities=identities, domains=domains)

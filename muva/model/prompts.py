@@ -25,13 +25,19 @@ CONTEXT_START = 5
 """Position of the first placeholder: after the start token and the four words of the prefix."""
 
 
-def prompt_texts(parts: Sequence[Part], prompts: PromptConfig) -> list[str]:
-    """The texts of the person and of these parts, in this order."""
+def prompt_texts(
+    parts: Sequence[Part], prompts: PromptConfig, *, context: str | None = None
+) -> list[str]:
+    """The texts of the person and of these parts, in this order.
+
+    `context`: of the identities' domain; None: the settings' one for all.
+    """
     # CLIP's tokeniser reads `*,` as one token: without a noun, the comma of a domain context gives
     # way to the last context token. The ids are what the tokeniser makes of the whole text.
     nouns = [PERSON, *(PART_NOUNS[part] for part in parts)]
     opening = " ".join([PREFIX, *[PLACEHOLDER] * prompts.context_tokens])
-    ending = f", {prompts.domain_context}" if prompts.domain_context else ""
+    context = prompts.domain_context if context is None else context
+    ending = f", {context}" if context else ""
     if prompts.template == "part-agnostic":
         return [opening + ending for _ in nouns]
     return [f"{opening} {noun}{ending}" for noun in nouns]

@@ -12,26 +12,53 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from muva.config import Part, PromptConfig
+from muva.errors import MuvaError
 from muva.model.attention import blocks_of, run_block
 from muva.model.precision import at_least_float32
 from muva.model.prompts import CONTEXT_START, prompt_texts, tokenise
 
 
 class TextEncoder(nn.Module):
-    """Contexts of identities to text features of the person and its parts."""
+    """Contexts of identities to text features of the person and its parts.
 
-    token_ids: Tensor
+    Where prompts differ by domain, `domains` is the domain of each identity.
+    """
 
-    def __init__(self, clip: open_clip.CLIP, *, parts: Sequence[Part], prompts: PromptConfig):
+    token_ids_by_domain: Tensor
+    """(domain contexts, G, T)."""
+    domain_of: Tensor
+    """(N,): each identity's place among the domain contexts; (0,) where all have the same."""
+
+    def __init__(
+        self,
+        clip: open_clip.CLIP,
+        *,
+        parts: Sequence[Part],
+        prompts: PromptConfig,
+        domains: Sequence[str] = (),
+    ):
         super().__init__()
+        if prompts.differ_by_domain and not domains:
+            raise MuvaError(
+                "the prompts differ by domain, and whose identities these are is not known: set "
+                "prompts.domain_contexts={} and a prompts.domain_context without {domain}"
+            )
         self.token_embedding = clip.get_submodule("token_embedding")
         self.positional_embedding = clip.get_parameter("positional_embedding")
         self.transformer = clip.get_submodule("transformer")
         self.ln_final = clip.get_submodule("ln_final")
         self.text_projection = clip.get_parameter("text_projection")
         self.context_tokens = prompts.context_tokens
-        token_ids = tokenise(prompt_texts(parts, prompts), context_length=clip.context_length)
-        self.register_buffer("token_ids", token_ids, persistent=False)
+        of_identities = [prompts.context_of(domain) for domain in domains]
+        known = list(dict.fromkeys(of_identities)) or [prompts.domain_context]
+        texts = [text for one in known for text in prompt_texts(parts, prompts, context=one)]
+        token_ids = tokenise(texts, context_length=clip.context_length)
+        self.register_buffer(
+            "token_ids_by_domain", token_ids.unflatten(0, (len(known), -1)), persistent=False
+        )
+        places = [known.index(one) for one in of_identities] if len(known) > 1 else []
+        domain_of = torch.tensor(places, dtype=torch.int64)
+        self.register_buffer("domain_of", domain_of, persistent=False)
         self.requires_grad_(False)
 
     @property
@@ -39,24 +66,37 @@ class TextEncoder(nn.Module):
         """The width of a context token."""
         return self.positional_embedding.shape[1]
 
-    def forward(self, contexts: Float[Tensor, " N G K W"]) -> Float[Tensor, " N F"]:
-        """Text features of identities: those of their G prompts, concatenated."""
-        identities, grains = contexts.shape[:2]
-        ends = self.token_ids.argmax(dim=1)
-        words = self.token_ids[:, : int(ends.max()) + 1]
-        before = self.token_embedding(words[:, :CONTEXT_START])
-        after = self.token_embedding(words[:, CONTEXT_START + self.context_tokens :])
-        shared = (identities, -1, -1, -1)
+    @property
+    def token_ids(self) -> Tensor:
+        """The prompts' token ids (G, T), of the first domain where they differ."""
+        return self.token_ids_by_domain[0]
+
+    def forward(
+        self, contexts: Float[Tensor, " n G K W"], identities: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n F"]:
+        """Text features of identities: those of their G prompts, concatenated.
+
+        `identities` says whose contexts these are; None: those of all, in order.
+        """
+        count, grains = contexts.shape[:2]
+        ends = self.token_ids_by_domain.argmax(dim=2)
+        words = self.token_ids_by_domain[:, :, : int(ends.max()) + 1]
+        before = self.token_embedding(words[:, :, :CONTEXT_START])
+        after = self.token_embedding(words[:, :, CONTEXT_START + self.context_tokens :])
+        if len(self.domain_of):
+            domain = self.domain_of if identities is None else self.domain_of[identities]
+            before, after, ends = before[domain], after[domain], ends[domain]
+        shared = (count, -1, -1, -1)
         prompts = torch.cat([before.expand(shared), contexts, after.expand(shared)], dim=2)
         features = _encode_embedded(
             prompts.flatten(0, 1),
-            ends.repeat(identities),
+            ends.expand(count, -1).flatten(),
             positions=self.positional_embedding,
             transformer=self.transformer,
             ln_final=self.ln_final,
             projection=self.text_projection,
         )
-        return at_least_float32(features.view(identities, grains * features.shape[1]))
+        return at_least_float32(features.view(count, grains * features.shape[1]))
 
 
 def encode_text(

@@ -1,4 +1,4 @@
-"""The losses of stage 2 (Eq. 8 to 13), each a function of its own; their sum has weights of 1."""
+"""The losses of stage 2 (Eq. 8 to 13), each a function of its own; they are summed."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ DICE_SMOOTHING = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Losses:
-    """The terms of a step and their sum; a term that the settings leave out is None."""
+    """The terms of a step, as weighted in their sum; one that the settings leave out is None."""
 
     identity: Float[Tensor, ""]
     image_to_text: Float[Tensor, ""]
@@ -51,7 +51,8 @@ def stage2_losses(
             mask = mask_squared_error(outputs.mask_probabilities, part_masks)
         else:
             mask = mask_cross_entropy(outputs.mask_logits, part_masks)
-            dice = dice_loss(outputs.mask_probabilities, part_masks)
+            dice = settings.dice_weight * dice_loss(outputs.mask_probabilities, part_masks)
+        mask = settings.mask_weight * mask
     text_logits = image_to_text_logits(
         outputs.feature,
         prototypes,

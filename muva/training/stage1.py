@@ -159,7 +159,7 @@ def prompt_loss(
     ours = (present >= first_identity) & (present < first_identity + len(contexts))
     present, counts = present[ours].to(contexts.device), counts[ours].to(contexts)
     with autocast(precision, contexts.device):
-        text = model.text_features(contexts[present - first_identity])
+        text = model.text_features(contexts[present - first_identity], present)
     text = normalize(text)
     losses = cross_entropy(text @ centroids.T / temperature, present, reduction="none")
     return (losses * counts).sum() / len(labels)

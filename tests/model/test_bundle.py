@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from muva.config import PromptConfig
 from muva.errors import MuvaError
 from muva.model.bundle import load_bundle, save_bundle, untouched_clip
 from muva.model.clip import save_clip
-from tests.model.small import IMAGE_SIZE, PATCH, small_clip, small_model
+from muva.model.muva_model import build_model
+from tests.model.small import IMAGE_SIZE, PATCH, small_clip, small_config, small_model
 
 METADATA = {"sources": ["a", "b"], "fingerprint": "0123456789abcdef"}
 
@@ -48,6 +50,21 @@ def test_a_bundle_embeds_as_the_model_that_was_saved(folder: Path) -> None:
     assert bundle.feature_dim == 4 * 32
     for name, value in model.state_dict().items():
         assert torch.equal(bundle.model.state_dict()[name], value), name
+
+
+def test_prompts_that_differ_by_domain_are_those_that_were_saved(tmp_path: Path) -> None:
+    prompts = PromptConfig(domain_context="taken at night", domain_contexts={"b": ""})
+    domains = ["a", "b", "a"]
+    model = build_model(
+        small_clip(), model=small_config(), prompts=prompts, identities=3, seed=0, domains=domains
+    )
+    save_bundle(model.eval(), tmp_path / "bundle", metadata=METADATA)
+    loaded = load_bundle(tmp_path / "bundle").model
+    assert torch.equal(loaded.prototypes(), model.prototypes())
+    model.contexts.data.copy_(model.contexts[:1].expand_as(model.contexts).clone())
+    night, other, again = model.prototypes()
+    assert torch.equal(night, again)
+    assert not torch.equal(night, other)
 
 
 def test_every_kind_of_image_gives_the_same_feature(folder: Path, tmp_path: Path) -> None:

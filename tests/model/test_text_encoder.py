@@ -67,3 +67,30 @@ def test_texts_on_their_own_length_are_those_on_the_whole_length() -> None:
 def test_a_domain_context_that_is_too_long_is_refused() -> None:
     with pytest.raises(MuvaError, match="shorten the text, for a prompt its domain context"):
         TextEncoder(small_clip(), parts=PARTS, prompts=PromptConfig(domain_context="night " * 30))
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        PromptConfig(domain_context="at night", domain_contexts={"b": ""}),
+        PromptConfig(domain_contexts={"a": "at night", "b": ""}),
+    ],
+)
+def test_each_domains_identities_have_its_context(prompts: PromptConfig) -> None:
+    clip = small_clip().eval()
+    encoder = TextEncoder(clip, parts=PARTS, prompts=prompts, domains=["a", "b", "a"])
+    contexts = torch.randn(3, 3, 4, 64)
+    features = encoder(contexts)
+    for context, ids in (("at night", [0, 2]), ("", [1])):
+        alone = TextEncoder(clip, parts=PARTS, prompts=PromptConfig(domain_context=context))
+        torch.testing.assert_close(features[ids], alone(contexts[ids]), rtol=1e-4, atol=1e-5)
+    some = torch.tensor([2, 1])
+    torch.testing.assert_close(encoder(contexts[some], some), features[some], rtol=1e-4, atol=1e-5)
+
+
+def test_a_domain_context_may_name_the_domain() -> None:
+    prompts = PromptConfig(domain_context="at the {domain}", domain_contexts={"b": "by night"})
+    assert prompts.context_of("syn-old-harbour") == "at the old harbour"
+    assert prompts.context_of("b") == "by night"
+    with pytest.raises(MuvaError, match="whose identities these are is not known"):
+        TextEncoder(small_clip(), parts=PARTS, prompts=prompts)

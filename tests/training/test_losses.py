@@ -72,3 +72,14 @@ def test_the_temperature_divides_the_text_logits_normalised_or_not() -> None:
     cosines = image_to_text_logits(features, prototypes, normalised=True, temperature=0.5)
     expected = torch.cosine_similarity(features[:, None], prototypes[None], dim=2) / 0.5
     torch.testing.assert_close(cosines, expected)
+
+
+def test_weights_scale_the_mask_terms_alone() -> None:
+    plain, weighted = losses_of(), losses_of(mask_weight=0.5, dice_weight=3.0)
+    assert plain.mask is not None and plain.dice is not None
+    expected = {**plain.terms(), "mask": 0.5 * plain.mask, "dice": 3.0 * plain.dice}
+    torch.testing.assert_close(weighted.terms(), expected)
+    torch.testing.assert_close(weighted.total, sum(expected.values(), torch.zeros(())))
+    squared, halved = (losses_of(mask_loss="mse", mask_weight=weight) for weight in (1.0, 0.5))
+    assert squared.mask is not None
+    torch.testing.assert_close(halved.mask, 0.5 * squared.mask)

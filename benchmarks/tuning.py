@@ -1,0 +1,298 @@
+"""What a search over settings costs and gains: `python -m benchmarks.tuning`.
+
+reuse: the space of masks, its trials' steps against every trial on its own, from images to figures.
+concurrency: trials two at once, a core each, against one after the other with all cores.
+study: a search on synthetic sources, its best trial trained anew with other seeds beside the
+default, on the held-out sources and, only then, on a target that nothing before has opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from muva.config import ExperimentConfig, load_recipe, with_settings
+from muva.data.artifacts import Artifact
+from tracking.names import experiment_name
+from workflows.cluster import cpus, ray_cluster
+from workflows.data import datasets_of
+from workflows.evaluate import evaluate_on
+from workflows.ground import ground
+from workflows.progress import say
+from workflows.session import Session, open_session
+from workflows.study import best_of, find_study, reuse
+from workflows.train import train
+from workflows.trial import Reached, TrialInputs, grounding_key, run_trial, trial_config
+from workflows.tuning import search
+from workflows.workers import Workers
+
+WORKS = ("reuse", "concurrency", "study")
+LEAST_SAVED = 0.6
+"""Of the space of masks' compute, by reuse."""
+MOST_OF_SEQUENTIAL = 0.6
+"""Two trials at once on two cores, in units of one after the other."""
+OWN_KINDS = ("prompts", "models", "features", "metrics")
+"""What a trial makes; data and labels it is given."""
+
+
+def main() -> int:
+    """Measure, then print; with --check 1 where a bound is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--space", default="all", help="that the study searches")
+    parser.add_argument("--trials", type=int, default=40, help="of the study")
+    parser.add_argument("--people", type=int, default=32, help="that a domain shows for training")
+    parser.add_argument("--epochs", type=int, default=4, help="of both stages")
+    parser.add_argument("--folds", type=int, default=2, help="that the study holds out")
+    parser.add_argument("--seeds", type=int, default=3, help="of the default and the best trial")
+    parser.add_argument("--home", type=Path, help="kept, to go on from there [a new folder]")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is missed")
+    arguments = parser.parse_args()
+    config = load_recipe(arguments.recipe)
+    sizes = {
+        "synthetic.train_people": arguments.people,
+        "synthetic.test_people": arguments.people,
+        "tune.stage1_epochs": arguments.epochs,
+        "tune.stage2_epochs": arguments.epochs,
+        "stage2.milestones": [],
+    }
+    config = with_settings(config, sizes, where=arguments.recipe)
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        home = arguments.home or Path(temporary)
+        with ray_cluster():
+            if "reuse" in arguments.works:
+                figures["reuse"] = measured_reuse(home / "reuse", config)
+            if "concurrency" in arguments.works:
+                figures["concurrency"] = measured_concurrency(home, config)
+            if "study" in arguments.works:
+                changes = {
+                    "tune.space": arguments.space,
+                    "tune.trials": arguments.trials,
+                    "tune.folds": arguments.folds,
+                    "tune.concurrent_trials": None,
+                }
+                studied = with_settings(config, changes, where=arguments.recipe)
+                figures["study"] = measured_study(home / "study", studied, seeds=arguments.seeds)
+    print(json.dumps(figures, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    missed = missing(figures)
+    if arguments.check and missed:
+        print("\n".join(missed), file=sys.stderr)
+        return 1
+    return 0
+
+
+def missing(figures: Mapping[str, Any]) -> list[str]:
+    """The bounds that the figures miss, in words."""
+    told = []
+    saved = figures.get("reuse", {}).get("saved", 1.0)
+    if saved < LEAST_SAVED:
+        told.append(f"reuse saves {saved:.2f} of the compute, expected {LEAST_SAVED}")
+    share = figures.get("concurrency", {}).get("of_sequential", 0.0)
+    if share > MOST_OF_SEQUENTIAL:
+        told.append(f"two at once take {share:.2f} of the time, expected {MOST_OF_SEQUENTIAL}")
+    gain = figures.get("study", {}).get("held_out", {}).get("gain", 1.0)
+    if gain <= 0:
+        told.append(f"the search gains {gain:+.4f} on held-out sources")
+    return told
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Sources with their pseudo-labels, in a home of their own."""
+
+    session: Session
+    config: ExperimentConfig
+    sources: list[Artifact]
+    labels: list[Artifact]
+
+    def search(self, workers: Workers, **changes: Any) -> dict[str, Any]:
+        """The summary of a search with these settings of it."""
+        changed = {f"tune.{key}": value for key, value in changes.items()}
+        config = with_settings(self.config, changed, where=self.config.name)
+        done = search(
+            self.session, config, sources=self.sources, labels=self.labels, workers=workers
+        )
+        return done.summary
+
+    def trial(self, params: Mapping[str, Any], *, seeds: int) -> Reached:
+        """A trial by itself, in this process."""
+        settings = self.config.tune
+        assert settings is not None
+        grounding = trial_config(self.config, settings, params).grounding
+        assert grounding is not None
+        labels = [ground(self.session, source, grounding).artifact for source in self.sources]
+        inputs = TrialInputs(
+            session=dataclasses.replace(self.session, tracking_uri=None),
+            config=self.config.model_copy(update={"targets": (), "tune": None}),
+            sources=tuple(self.sources),
+            labels={grounding_key(grounding): tuple(labels)},
+            workers=Workers(),
+        )
+        reached: list[Reached] = []
+        seeded = settings.model_copy(update={"seeds": seeds})
+        run_trial(params, inputs=inputs, settings=seeded, report=reached.append)
+        return reached[-1]
+
+
+def prepared(home: Path, config: ExperimentConfig) -> Sources:
+    """The recipe's sources, rendered and grounded."""
+    session = open_session(home=home, experiment=experiment_name(f"{config.name}-tuning"))
+    sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
+    assert config.grounding is not None
+    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    return Sources(session=session, config=config, sources=sources, labels=labels)
+
+
+def measured_reuse(home: Path, config: ExperimentConfig, *, trials: int = 10) -> dict[str, Any]:
+    """What the space of masks' trials share, by the seconds that the steps' manifests tell.
+
+    One trial is also run in a home of its own, which shows what a trial alone takes in fact.
+    """
+    place = prepared(home, config)
+    began_at = time.monotonic()
+    summary = place.search(Workers(), space="masks", trials=trials, folds=1, concurrent_trials=1)
+    took_s = time.monotonic() - began_at
+    records = find_study(place.session.store, summary["study"]).finished()
+    own = [
+        {"steps": [s for s in record["steps"] if s["address"].split("/")[0] in OWN_KINDS]}
+        for record in records
+    ]
+    alone_s = statistics.fmean(sum(s["seconds"] for s in record["steps"]) for record in records)
+    with tempfile.TemporaryDirectory() as other:
+        began_at = time.monotonic()
+        alone = prepared(Path(other), config)
+        alone.search(Workers(), space="masks", trials=1, folds=1, concurrent_trials=1)
+        measured_s = time.monotonic() - began_at
+    return {
+        **summary["reuse"],
+        "trials": trials,
+        "search_s": round(took_s, 1),
+        "saved_without_data_and_labels": reuse(own)["saved"],
+        "a_trial_alone_s": {"by_manifests": round(alone_s, 1), "measured": round(measured_s, 1)},
+    }
+
+
+def measured_concurrency(
+    home: Path, config: ExperimentConfig, *, trials: int = 4
+) -> dict[str, Any]:
+    """The seconds of the same trials, one after the other with all cores, and two at once.
+
+    They differ in what stage 2 learns by, so all but the prompts is each trial's own.
+    """
+    cores = cpus()
+    space = {"stage2.mask_weight": [0.5, 1.0, 2.0, 4.0][:trials]}
+    seconds = {}
+    for name, at_once in (("sequential", 1), ("two at once", 2)):
+        place = prepared(home / name.replace(" ", "-"), config)
+        workers = Workers(cpus_each=max(1, cores // at_once))
+        say(f"{name}: {trials} trials, {workers.cpus_each} cores each")
+        began_at = time.monotonic()
+        place.search(
+            workers,
+            space=space,
+            search="grid",
+            trials=trials,
+            folds=1,
+            concurrent_trials=at_once,
+        )
+        seconds[name] = round(time.monotonic() - began_at, 1)
+    return {
+        "cores": cores,
+        "trials": trials,
+        "seconds": seconds,
+        "of_sequential": round(seconds["two at once"] / seconds["sequential"], 3),
+    }
+
+
+def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[str, Any]:
+    """What the best of a search gains on the default, on held-out sources and on the target.
+
+    Both are trained anew with seeds that the search did not use, for its best value is the best of
+    many; on the target with all sources and a trial's epochs.
+    """
+    place = prepared(home, config)
+    began_at = time.monotonic()
+    summary = place.search(Workers())
+    search_s = time.monotonic() - began_at
+    study = find_study(place.session.store, summary["study"])
+    best = best_of(study, study.finished())
+    fresh = config.model_copy(update={"seed": config.seed + 1000})
+    again = dataclasses.replace(place, config=fresh)
+    held_out, on_target = {}, {}
+    for name, params in (("default", {}), ("best", best["params"])):
+        say(f"{name}: {seeds} seeds on held-out sources")
+        held_out[name] = again.trial(params, seeds=seeds).by_seed
+    for name, params in (("default", {}), ("best", best["params"])):
+        say(f"{name}: {seeds} seeds on {', '.join(config.targets)}")
+        on_target[name] = _judged_on_targets(again, params, seeds=seeds)
+    return {
+        "trials": len(summary["trials"]),
+        "states": {
+            state: sum(trial["state"] == state for trial in summary["trials"])
+            for state in ("complete", "stopped")
+        },
+        "search_s": round(search_s, 1),
+        "reuse": summary["reuse"],
+        "best": {"trial": best["number"], "params": best["params"], "metrics": best["metrics"]},
+        "held_out": compared(held_out),
+        "target": compared(on_target),
+    }
+
+
+def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int) -> list[float]:
+    """Mean mAP over the targets, of each seed: learned on all sources."""
+    settings = place.config.tune
+    assert settings is not None
+    session = place.session
+    targets = datasets_of(session, place.config.targets, place.config.synthetic).values()
+    values = []
+    for seed in range(seeds):
+        config = trial_config(place.config, settings, params)
+        config = config.model_copy(update={"seed": config.seed + seed})
+        assert config.grounding is not None
+        labels = [ground(session, s, config.grounding).artifact for s in place.sources]
+        trained = train(
+            session,
+            config,
+            sources=place.sources,
+            labels=labels if config.model.parts else None,
+            workers=Workers(),
+            name="tuned" if params else "default",
+        )
+        found = [
+            evaluate_on(session, trained.model.uri, one.artifact, config, name="tuning")
+            for one in targets
+        ]
+        values.append(statistics.fmean(one.mean_ap for one in found))
+    return values
+
+
+def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Means, deviations between seeds, and the gain of the best on the default; fractions."""
+    told: dict[str, Any] = {
+        name: {
+            "mean_ap": round(statistics.fmean(one), 4),
+            "deviation": round(statistics.stdev(one), 4) if len(one) > 1 else None,
+            "by_seed": [round(value, 4) for value in one],
+        }
+        for name, one in values.items()
+    }
+    told["gain"] = round(told["best"]["mean_ap"] - told["default"]["mean_ap"], 4)
+    return told
+
+
+if __name__ == "__main__":
+    sys.exit(main())

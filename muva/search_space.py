@@ -1,0 +1,477 @@
+"""Search spaces: which settings of an experiment are searched, over what, and on what condition.
+
+A space is a YAML file: a shipped one by name, or a path. `space_for` reads one, checks every value
+as a recipe's would be, and refuses what no trial would use; it knows no search method.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from muva.config import Count, ExperimentConfig, Section, patch_size, with_settings
+from muva.errors import SettingsError
+from muva.model.clip import check_clip, load_clip, shape_of
+
+SPACES = Path(__file__).parent / "spaces"
+SEARCHED = ("grounding", "model", "prompts", "stage1", "stage2")
+"""Sections whose settings may be searched: what a trial trains with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Some values, of any kind that a recipe may hold."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The values where a search method can tell them apart, as JSON where it cannot."""
+        return tuple(label(value) for value in self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A setting that is searched."""
+
+    name: str
+    values: Choice | Range
+    when: Mapping[str, tuple[Any, ...]]
+    """Other searched setting -> its values under which this one is drawn; else it is the base's."""
+
+    def drawn_beside(self, point: Mapping[str, Any]) -> bool:
+        """Whether it is drawn, given the values of the settings before it."""
+        return all(name in point and point[name] in values for name, values in self.when.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What is searched. Settings stand behind those that their conditions name."""
+
+    name: str
+    settings: tuple[Setting, ...]
+    slow: tuple[str, ...] = ()
+    """Settings that keep their values for `every` trials, which share what is made before them."""
+    every: int = 1
+    left_out: tuple[str, ...] = ()
+    """Optional settings whose conditions do not hold for this base."""
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Every point in order, the slow settings changing last; an error where one is a range."""
+        for setting in self.settings:
+            if isinstance(setting.values, Range):
+                raise SettingsError(
+                    f"Space {self.name}: {setting.name} is a range, which has no list of points: "
+                    f"expected choices alone. Name some values, `{setting.name}: [A, B]`, or "
+                    "search by another method"
+                )
+        yield from _points(self.settings, {})
+
+    @property
+    def finite(self) -> bool:
+        """Whether it has choices alone."""
+        return all(isinstance(setting.values, Choice) for setting in self.settings)
+
+    def as_data(self) -> dict[str, Any]:
+        """All that tells it from another space, as JSON."""
+        return {
+            "settings": {
+                one.name: {**vars(one.values), "when": dict(one.when)} for one in self.settings
+            },
+            "slow": list(self.slow),
+            "every": self.every,
+        }
+
+
+def label(value: Any) -> Any:
+    """The value itself where it is a plain one, else its JSON."""
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return value if plain else json.dumps(value, sort_keys=True)
+
+
+def shipped_spaces() -> list[str]:
+    """The names of the spaces that come with the program."""
+    return sorted(file.stem for file in SPACES.glob("*.yaml"))
+
+
+def space_for(space: str | Path | Mapping[str, Any], config: ExperimentConfig) -> Space:
+    """The space of that name, file or content (its `settings`), as it is for a base experiment.
+
+    Raises:
+        SettingsError: a key, setting or value that is unknown or impossible; a setting that changes
+            nothing a trial is judged by, or whose condition never holds.
+    """
+    if isinstance(space, Mapping):
+        name, where = config.name, f"{config.name}, tune.space"
+        file = _parsed({"settings": dict(space)}, where=where)
+    else:
+        name, where = Path(space).stem, f"{config.name} with the space {space}"
+        file = _parsed(_read(space), where=where)
+    if not file.settings:
+        raise SettingsError(f"Recipe {where} names no setting to search")
+    return _checked(file, config, name=name, where=where)
+
+
+class _Entry(Section):
+    """What a file says of a setting."""
+
+    choice: list[Any] | None = None
+    range: tuple[float, float] | None = None
+    log: bool = False
+    integer: bool = False
+    unit: Literal["patch"] | None = None
+    """The values are in units of the CLIP's patch, and whole pixels in the end."""
+    when: dict[str, Any] = Field(default_factory=dict)
+    optional: bool = False
+    """Left out, not refused, where its condition cannot hold."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> _Entry:
+        if (self.choice is None) == (self.range is None):
+            raise ValueError("expected either choice: [A, B] or range: [LOW, HIGH]")
+        if self.choice is not None and (self.log or self.integer):
+            raise ValueError("log and integer are of a range: a choice has its values as they are")
+        if self.choice == []:
+            raise ValueError("names no value")
+        if self.range is not None:
+            low, high = self.range
+            if not low < high or (self.log and low <= 0):
+                above = " above 0" if self.log else ""
+                raise ValueError(f"range {[low, high]}: expected two ascending numbers{above}")
+            if self.unit is not None:
+                raise ValueError("unit is of a choice")
+            if self.integer and not (low.is_integer() and high.is_integer()):
+                raise ValueError(f"range {[low, high]}: expected whole numbers, for it is integer")
+        return self
+
+
+class _Slow(Section):
+    settings: list[str]
+    every: Count
+
+
+class _File(Section):
+    """A space as it is written."""
+
+    description: str = ""
+    settings: dict[str, _Entry] = Field(default_factory=dict)
+    slow: _Slow | None = None
+
+
+def _read(space: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's content over that of those that it extends; `NAME: null` takes a setting out."""
+    path = _path_of(space)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: expected a YAML file of a search space: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: expected `settings: {{NAME: [A, B]}}`, found {content!r}")
+    extended = content.pop("extends", [])
+    merged: dict[str, Any] = {"settings": {}}
+    for other in [extended] if isinstance(extended, str) else extended:
+        if not isinstance(other, str) or path in within:
+            raise SettingsError(
+                f"{path}: extends {other!r}: expected the names of other spaces, or paths of YAML "
+                "files, that do not extend this one"
+            )
+        there = path.parent / other if Path(other).suffix else other
+        merged = _over(merged, _read(there, within=(*within, path)))
+    return _over(merged, content)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {**(below.get("settings") or {}), **(above.get("settings") or {})}
+    kept = {name: entry for name, entry in settings.items() if entry is not None}
+    return {**below, **above, "settings": kept}
+
+
+def _path_of(space: str | Path) -> Path:
+    path = Path(space)
+    if path.suffix in {".yaml", ".yml"} or path.parent != Path():
+        if path.is_file():
+            return path
+        raise SettingsError(f"Space {space}: expected a YAML file, found none at {path.resolve()}")
+    shipped = SPACES / f"{space}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = shipped_spaces()
+    raise SettingsError(
+        f"Space {space}: expected one of {', '.join(names)}, or the path of a YAML file"
+        f"{_meant(str(space), names)}. `muva tune --recipe RECIPE` searches a recipe's own section"
+    )
+
+
+def _parsed(content: Mapping[str, Any], *, where: str) -> _File:
+    settings = content.get("settings")
+    if isinstance(settings, Mapping):  # `NAME: [A, B]` is short for a choice
+        entries = {
+            name: {"choice": entry} if isinstance(entry, list) else entry
+            for name, entry in settings.items()
+        }
+        content = {**content, "settings": entries}
+    try:
+        return _File.model_validate(content)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            place = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":
+                section = {1: _File, 3: _Entry}.get(len(problem["loc"]), _Slow)
+                known = [*section.model_fields, *(["extends"] if section is _File else [])]
+                lines.append(
+                    f"{place}: there is no such key; expected {', '.join(known)}"
+                    f"{_meant(str(problem['loc'][-1]), known)}"
+                )
+                continue
+            place = place.removeprefix("settings.")
+            told = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            if problem["type"] == "model_type":
+                told = "expected [A, B], or {range: [LOW, HIGH]} and the like"
+            value = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+            separator = " " if told.startswith("names") else ": "
+            lines.append(f"{place}{separator}{told}{value}")
+        raise SettingsError(f"Recipe {where}:\n  " + "\n  ".join(lines)) from error
+
+
+def _checked(file: _File, config: ExperimentConfig, *, name: str, where: str) -> Space:
+    base = config.model_dump(mode="json")
+    entries = dict(file.settings)
+    for setting in entries:
+        section = setting.split(".")[0]
+        if section not in SEARCHED and section in base:
+            reason = (
+                "is noise; --seeds trains each trial several times"
+                if setting == "seed"
+                else "changes nothing that a trial is judged by"
+            )
+            raise SettingsError(
+                f"Recipe {where}: {setting} {reason}: expected a setting of {', '.join(SEARCHED)}"
+            )
+    values = {
+        setting: _values(setting, entry, config, where=where) for setting, entry in entries.items()
+    }
+    conditions: dict[str, dict[str, tuple[Any, ...]]] = {}
+    left_out = []
+    for setting, entry in entries.items():
+        when, never = _conditions(setting, entry, values, config, where=where)
+        if never and not entry.optional:
+            raise SettingsError(f"Recipe {where}: {setting} would never be searched: {never}")
+        if never:
+            left_out.append(f"{setting} ({never})")
+        else:
+            conditions[setting] = when
+    ordered = _in_order({s: list(conditions[s]) for s in conditions}, _slow_of(file, where), where)
+    settings = tuple(Setting(name=one, values=values[one], when=conditions[one]) for one in ordered)
+    space = Space(
+        name=name,
+        settings=settings,
+        slow=tuple(one for one in _slow_of(file, where) if one in conditions),
+        every=file.slow.every if file.slow else 1,
+        left_out=tuple(left_out),
+    )
+    if not settings:
+        raise SettingsError(f"Recipe {where}: no setting is left to search: {'; '.join(left_out)}")
+    _refuse_unused(space, config, where)
+    return space
+
+
+def _values(setting: str, entry: _Entry, config: ExperimentConfig, *, where: str) -> Choice | Range:
+    """The entry's values, each of them one that the experiment may have."""
+    if entry.range is not None:
+        low, high = (int(end) if entry.integer else end for end in entry.range)
+        values: Choice | Range = Range(low=low, high=high, log=entry.log, integer=entry.integer)
+        tried: Sequence[Any] = (low, high)
+    else:
+        tried = entry.choice or []
+        if entry.unit == "patch":
+            patch = _patch_of(config)
+            tried = [round(share * patch) for share in tried]
+        labels = [json.dumps(value, sort_keys=True, default=str) for value in tried]
+        if len(set(labels)) < len(labels):
+            raise SettingsError(
+                f"Recipe {where}: {setting} names a value twice: {', '.join(labels)}"
+            )
+        values = Choice(values=tuple(tried))
+    for value in tried:
+        changed = with_settings(config, {setting: value}, where=where)
+        check_clip(changed.model.clip)
+    return values
+
+
+def _patch_of(config: ExperimentConfig) -> int:
+    """The patch of the experiment's CLIP in pixels."""
+    model = config.model
+    told = patch_size(model.clip)
+    if told is not None:
+        return told
+    size = (model.image_height, model.image_width)
+    return shape_of(load_clip(model.clip, image_size=size, stride=model.stride)).patch
+
+
+def _conditions(
+    setting: str,
+    entry: _Entry,
+    values: Mapping[str, Choice | Range],
+    config: ExperimentConfig,
+    *,
+    where: str,
+) -> tuple[dict[str, tuple[Any, ...]], str]:
+    """The conditions on other searched settings, and why they can never hold ('' if they can)."""
+    when: dict[str, tuple[Any, ...]] = {}
+    for other, wanted in entry.when.items():
+        several = wanted if isinstance(wanted, list) and wanted else [wanted]
+        for value in several:
+            with_settings(config, {other: value}, where=f"{where}, {setting}, when")
+        found = values.get(other)
+        if other == setting or found is None:
+            here = _setting_of(config, other)
+            if here not in several:
+                return {}, (
+                    f"{other} is {here!r}, and its condition expects "
+                    f"{' or '.join(map(repr, several))}. Take it out, search {other} too, or "
+                    f"choose another value with --set {other}=…"
+                )
+            continue
+        if isinstance(found, Range):
+            raise SettingsError(
+                f"Recipe {where}: {setting} depends on {other}, which is a range: expected a choice"
+            )
+        common = tuple(value for value in several if value in found.values)
+        if not common:
+            return {}, (
+                f"its condition expects {other} to be {' or '.join(map(repr, several))}, and the "
+                f"search gives it {', '.join(map(repr, found.values))}"
+            )
+        when[other] = common
+    return when, ""
+
+
+def _setting_of(config: ExperimentConfig, dotted: str) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for step in dotted.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def _slow_of(file: _File, where: str) -> list[str]:
+    if file.slow is None:
+        return []
+    for setting in file.slow.settings:
+        if setting not in file.settings:
+            raise SettingsError(
+                f"Recipe {where}: slow.settings names {setting}, which is not searched: expected "
+                f"some of {', '.join(file.settings)}{_meant(setting, list(file.settings))}"
+            )
+    return file.slow.settings
+
+
+def _in_order(depends: Mapping[str, list[str]], slow: Sequence[str], where: str) -> list[str]:
+    """The slow settings first; each behind what it depends on."""
+    waiting = sorted(depends, key=lambda setting: setting not in slow)
+    ordered: list[str] = []
+    while waiting:
+        ready = next((s for s in waiting if set(depends[s]) <= set(ordered)), None)
+        if ready is None:
+            raise SettingsError(
+                f"Recipe {where}: the conditions of {', '.join(waiting)} depend on each other in a "
+                "circle"
+            )
+        ordered.append(ready)
+        waiting.remove(ready)
+    return ordered
+
+
+Rule = tuple[str, Callable[[Any], bool], str]
+"""Another setting, whether a value of it lets this one be used, and the condition in words."""
+
+_PARTS: Rule = ("model.parts", bool, "names a part")
+_NEEDS: dict[str, list[Rule]] = {
+    "grounding": [_PARTS],
+    "model.part_token_init": [_PARTS],
+    "model.gating": [_PARTS],
+    "model.mask_max_value": [_PARTS, ("model.gating", "online".__eq__, "is online")],
+    "model.mask_temperature": [_PARTS],
+    "model.predictor_heads": [_PARTS],
+    "model.predictor_layer_norm": [_PARTS],
+    "model.predictor_shortcut": [_PARTS],
+    "stage2.mask_loss": [_PARTS],
+    "stage2.mask_weight": [_PARTS],
+    "stage2.dice_weight": [_PARTS, ("stage2.mask_loss", "bce+dice".__eq__, "is bce+dice")],
+    "stage2.predictor_lr_factor": [_PARTS],
+}
+"""Section or setting -> when a training reads it."""
+
+
+def _refuse_unused(space: Space, config: ExperimentConfig, where: str) -> None:
+    """Trials that differ in what none of them reads would be the same trial twice."""
+    known = {setting.name: setting for setting in space.settings}
+    for setting in space.settings:
+        section = setting.name.split(".")[0]
+        for other, used, words in _NEEDS.get(setting.name, _NEEDS.get(section, [])):
+            possible = _possible(other, setting, known, config)
+            if not any(used(value) for value in possible):
+                raise SettingsError(
+                    f"Recipe {where}: {setting.name} would change nothing: it is read where "
+                    f"{other} {words}, found {', '.join(map(repr, possible))}. Take it out, or let "
+                    f"{other} be another"
+                )
+            unused = [value for value in possible if not used(value)]
+            if unused:
+                wanted = [value for value in possible if used(value)]
+                told = json.dumps(wanted if len(wanted) > 1 else wanted[0])
+                raise SettingsError(
+                    f"Recipe {where}: {setting.name} would change nothing where {other} is "
+                    f"{', '.join(map(repr, unused))}: it is read where {other} {words}. Give it "
+                    f"the condition when: {{{other}: {told}}}"
+                )
+
+
+def _possible(
+    other: str, setting: Setting, known: Mapping[str, Setting], config: ExperimentConfig
+) -> list[Any]:
+    """The values that another setting may have where this one is drawn."""
+    if other in setting.when:
+        return list(setting.when[other])
+    found = known.get(other)
+    if found is None:
+        return [_setting_of(config, other)]
+    values = list(found.values.values) if isinstance(found.values, Choice) else []
+    return [*values, _setting_of(config, other)] if found.when else values
+
+
+def _points(settings: Sequence[Setting], point: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if not settings:
+        yield point
+        return
+    first, *others = settings
+    if not first.drawn_beside(point):
+        yield from _points(others, point)
+        return
+    assert isinstance(first.values, Choice)
+    yield from itertools.chain.from_iterable(
+        _points(others, {**point, first.name: value}) for value in first.values.values
+    )
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
