@@ -243,7 +243,7 @@ def test_an_epoch_that_ends_with_broken_weights_is_no_epoch(
     with torch.enable_grad():
         model.classifier.weight.register_hook(overflow)
     monkeypatch.setattr(
-        "muva.training.stage2.pk_batches", lambda *args, **named: pk_batches(*args, **named)[:1]
+        "muva.training.sampler.pk_batches", lambda *args, **named: pk_batches(*args, **named)[:1]
     )
     with pytest.raises(MuvaError, match=r"losses were finite, 1 tensors .*\(classifier\.weight\)"):
         run(model, images)
