@@ -36,7 +36,7 @@ demo: setup
 
 # Two at once: more would wait for each other's Ray clusters.
 test: setup
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .
