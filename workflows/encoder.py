@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util import get_current_placement_group
 
 import muva
 from muva.data.artifacts import Artifact, fingerprint
@@ -48,7 +46,6 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
 
 SUMMARY = "summary.json"
 RAY_NOTES = "ray"
-ABORTED_WITHIN_S = 30.0
 CHOSEN, CHOSEN_FORMAT = "chosen", 1
 HELD_OUT_ROLE = "held out"
 """Role of a source that is judged by as a whole, among the inputs of a model."""
@@ -88,7 +85,14 @@ def encoder_step(
             board = Board()
             trainer = _trainer(inputs, prompts.artifact, artifact, workers, board)
             on_message = follow(progress, tell, "stage2", config.stage2.epochs, on_judged)
-            _attended(trainer, board, on_message)
+
+            def hear(message: tuple[str, Any]) -> None:
+                if message[0] != "group":
+                    on_message(message)
+                elif session.shared is not None:  # within a trial, which may be stopped
+                    session.shared.watch(message[1])
+
+            attend(trainer.fit, board=board, on_message=hear)
         summary = json.loads(artifact.store.read(artifact.key(SUMMARY)))
         delete_states(artifact, keep=_kept_for_good(config.stage2.epochs, workers.keep_every))
         for notes in (VERDICTS, RAY_NOTES):
@@ -189,6 +193,8 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
     prompts: Artifact = task["prompts"]
     artifact: Artifact = task["artifact"]
     leads = ray.train.get_context().get_world_rank() == 0
+    if leads:
+        task["board"].post(("group", get_current_placement_group()))
     device = ray.train.torch.get_device()
     torch.set_num_threads(task["threads"])
     state, history = newest_state(artifact)
@@ -242,47 +248,6 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
         artifact.store.write(artifact.key(SUMMARY), json.dumps(summary).encode())
 
 
-class _TellsController(ray.train.UserCallback):
-    """Tells the board, once, whom to ask for a training's end."""
-
-    def __init__(self, board: Board):
-        self._board, self._told = board, False
-
-    def after_report(self, *_: object, **__: object) -> None:
-        """In the controller's own process."""
-        if not self._told:
-            self._board.post(("controller", ray.get_runtime_context().current_actor))
-            self._told = True
-
-
-def _attended(
-    trainer: ray.train.torch.TorchTrainer,
-    board: Board,
-    on_message: Callable[[tuple[str, Any]], None],
-) -> None:
-    """Trains; whoever stops waiting, as a trial that fell behind does, ends the workers too.
-
-    Ray Train itself looks after that only where one cluster runs on a machine.
-    """
-    controller: Any = None
-
-    def hear(message: tuple[str, Any]) -> None:
-        nonlocal controller
-        kind, content = message
-        if kind == "controller":
-            controller = content
-        else:
-            on_message(message)
-
-    try:
-        attend(trainer.fit, board=board, on_message=hear)
-    except BaseException:
-        if controller is not None:
-            with suppress(RayActorError, GetTimeoutError):  # it ends itself, or is gone
-                ray.get(controller.abort.remote(), timeout=ABORTED_WITHIN_S)
-        raise
-
-
 def _kept_for_good(epoch: int, every: int | None) -> list[int]:
     """Epochs up to this one whose states stay when the training is done."""
     return list(range(every, epoch + 1, every)) if every else []
@@ -317,7 +282,6 @@ def _trainer(
             name=uuid.uuid4().hex,
             storage_path=f"{artifact.uri}/{RAY_NOTES}",
             failure_config=ray.train.FailureConfig(max_failures=MOST_FAILURES),
-            callbacks=[_TellsController(board)],
         ),
         validation_config=validation_config(inputs, artifact, workers, board),
     )

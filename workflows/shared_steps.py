@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from workflows.orphans import Orphans
 
 RENEWED_EVERY_S = 2.0
 SILENT_S = 20.0
@@ -71,6 +74,12 @@ class SharedSteps:
         while not done.wait(self._renewed_every_s):
             self._claims.claim.remote(address, holder)
 
+    def watch(self, group: PlacementGroup) -> None:
+        """Has a placement group removed when this process, an actor's, is dead."""
+        actor_id = ray.get_runtime_context().get_actor_id()
+        if actor_id is not None:
+            self._claims.watch.remote(actor_id, group)
+
     def note(self, label: str, address: str, seconds: float) -> None:
         """Remembers that this process used a step."""
         self.used.append(UsedStep(label=label, address=address, seconds=seconds))
@@ -91,6 +100,7 @@ class Claims:
 
     def __init__(self, *, silent_s: float) -> None:
         self._silent_s = silent_s
+        self._orphans = Orphans()
         self._holders: dict[str, tuple[str, float]] = {}
 
     def claim(self, address: str, holder: str) -> bool:
@@ -101,6 +111,10 @@ class Claims:
             return False
         self._holders[address] = holder, now
         return True
+
+    def watch(self, actor_id: str, group: PlacementGroup) -> None:
+        """Removes a placement group when the actor is dead."""
+        self._orphans.watch(actor_id, group)
 
     def free(self, address: str, holder: str) -> None:
         """Ends a claim."""
