@@ -149,7 +149,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place)
     found = place.search(
         space={"model.gating": ["offline", "online"], "stage2.mask_loss": ["bce+dice", "mse"]},
         trials=3,
-        folds=2,
+        folds=1,
         scheduler="asha",
         search="grid",
         concurrent_trials=1,
@@ -160,7 +160,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place)
     assert states == {"complete", "stopped"}
     by_number = sorted(found.summary["trials"], key=lambda trial: trial["number"])
     first = by_number[0]
-    assert list(first["rungs"]) == ["1", "2", "3", "4"], "two epochs of two trainings"
+    assert list(first["rungs"]) == ["1", "2"], "two epochs of one training"
     for trial in by_number[1:]:
         if trial["state"] == "stopped":
             last = list(trial["rungs"])[-1]
