@@ -277,7 +277,7 @@ class TuneConfig(Section):
         "stage2.mask_loss": ["bce+dice", "mse"],
         "prompts.template": ["universal", "part-agnostic"],
     }
-    """A shipped space's name, a YAML file, or dotted setting -> values, as `muva.spaces` reads."""
+    """A shipped space, a YAML file, or dotted setting -> values: see `muva.search_space`."""
     trials: Count = 4
     concurrent_trials: Count | None = None
     """None: as many as the cluster has room for."""

@@ -15,9 +15,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from muva.errors import MuvaError
+from workflows.cluster import with_the_driver
 
 POLL_S = 0.5
 
@@ -62,9 +62,7 @@ def _messages_of(cluster: str, job: str) -> Any:
     step, each step's tasks would wait for new processes and what they import.
     """
     del cluster, job
-    # It lives and ends with the driver: another node may go.
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Messages).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=with_the_driver())(_Messages).remote()
 
 
 def gather(

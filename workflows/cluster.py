@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workflows.ray_head import OBJECT_STORE_BYTES, ensure_token
 
@@ -75,6 +77,11 @@ def _connected() -> Iterator[None]:
 def _idle_processes() -> dict[str, int]:
     cores = os.cpu_count() or 1
     return {"num_workers_soft_limit": max(1, cores // 2)} if cores <= FEW_CORES else {}
+
+
+def with_the_driver() -> Any:
+    """Where an actor is that lives and ends with the driver: another node may go."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def cpus() -> int:

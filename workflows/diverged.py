@@ -21,6 +21,7 @@ from muva.errors import MuvaError
 from muva.training.repeat import repeat_step
 from muva.training.report import State
 from muva.training.stage1 import repeat_prompt_loss
+from workflows.epochs import device_here
 from workflows.prompts import learned_contexts
 from workflows.session import json_option, override_option, print_result
 from workflows.states import diverged_state
@@ -38,7 +39,7 @@ def repeat_diverged(artifact: Artifact, *, overrides: Sequence[str] = ()) -> Rep
     state, made_from = diverged_state(artifact)
     inputs = TrainingInputs.read(made_from["inputs"])
     config = with_overrides(inputs.config, overrides, where=artifact.uri)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     place: Repeated = {"epoch": state["epoch"], "step": state["step"]}
     model, images = inputs.open(predicts_masks=artifact.kind == "models")
     if artifact.kind == "prompts":

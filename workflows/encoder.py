@@ -221,7 +221,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
         last = report.epoch
         history.append({"epoch": last, **report.metrics, **report.seconds})
         if leads:
-            kept = [*judging.best_so_far(), *_kept_for_good(last, task["keep_every"])]
+            kept = [*judging.best_so_far(last), *_kept_for_good(last, task["keep_every"])]
             save_state(artifact, report, history, keep=kept)
             task["board"].post(("epoch", history[-1]))
         judging.report(last, report.metrics)

@@ -136,6 +136,7 @@ class Judging:
     def __init__(self, config: ExperimentConfig, artifact: Artifact):
         self._settings, self._epochs = config.validation, config.stage2.epochs
         self._artifact = artifact
+        self._known: dict[int, Verdict] = {}
         self._leads = ray.train.get_context().get_world_rank() == 0
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -175,9 +176,9 @@ class Judging:
         """
         return [self._awaited(one) for one in self._asked(epoch)]
 
-    def best_so_far(self) -> list[int]:
-        """The epoch that would be chosen now: its state is to be kept."""
-        known = [self._read(one) for one in self._asked(self._epochs)]
+    def best_so_far(self, epoch: int) -> list[int]:
+        """The epoch up to this one that would be chosen now: its state is to be kept."""
+        known = [self._read(one) for one in self._asked(epoch)]
         found = [verdict for verdict in known if verdict is not None and HELD_OUT in verdict]
         return [best(found)["epoch"]] if found else []
 
@@ -208,10 +209,13 @@ class Judging:
         return verdict
 
     def _read(self, epoch: int) -> Verdict | None:
-        try:
-            return json.loads(self._artifact.store.read(_key(self._artifact, epoch)))
-        except MissingKeyError:
-            return None
+        if epoch not in self._known:
+            try:
+                stored = self._artifact.store.read(_key(self._artifact, epoch))
+            except MissingKeyError:
+                return None
+            self._known[epoch] = json.loads(stored)
+        return self._known[epoch]
 
 
 def _write(artifact: Artifact, epoch: int, verdict: Verdict) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from workflows.cluster import with_the_driver
 from workflows.orphans import Orphans
 
 RENEWED_EVERY_S = 2.0
@@ -43,11 +43,7 @@ class SharedSteps:
     """
 
     def __init__(self, *, silent_s: float = SILENT_S) -> None:
-        # It lives and ends with the driver: another node may go.
-        here: Any = NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        kind = ray.remote(num_cpus=0, scheduling_strategy=here)(Claims)
+        kind = ray.remote(num_cpus=0, scheduling_strategy=with_the_driver())(Claims)
         self._claims: Any = kind.remote(silent_s=silent_s)
         self._renewed_every_s = min(RENEWED_EVERY_S, silent_s / 4)
         self.used: list[UsedStep] = []
