@@ -51,7 +51,7 @@ from workflows.workers import Workers
 KINDS = ("process", "node", "driver")
 STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}
 """Kind of artifact -> how a driver's line begins when the stage does."""
-TITLES = {"prompts": ("_learn_share", "_prepare"), "models": ("TrainWorker",)}
+TITLES = {"prompts": ("_learn_share", "_prepare"), "models": ("TrainWorker", "_train_alone")}
 """Kind of artifact -> what is in the titles of the processes that make it."""
 WORKERS = (1, 2)
 PATIENCE_S = 240.0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -23,8 +24,8 @@ from muva.models import store_bundle
 from muva.training.divergence import DivergedError
 from muva.training.stage2 import train_image_encoder
 from muva.training.stage2_state import load_weights
-from workflows.board import Board, attend
-from workflows.cluster import ray_cluster
+from workflows.board import Board, attend, gather
+from workflows.cluster import ANYWHERE, ray_cluster
 from workflows.epochs import OnJudged, follow, posting, report_epochs
 from workflows.judging import VERDICTS, Judging, best, validation_config
 from workflows.progress import track
@@ -83,7 +84,6 @@ def encoder_step(
     def work(tell: Tell) -> dict[str, Any]:
         with ray_cluster(), track(f"stage 2 of {name}: image encoder") as progress:
             board = Board()
-            trainer = _trainer(inputs, prompts.artifact, artifact, workers, board)
             on_message = follow(progress, tell, "stage2", config.stage2.epochs, on_judged)
 
             def hear(message: tuple[str, Any]) -> None:
@@ -92,7 +92,7 @@ def encoder_step(
                 elif session.shared is not None:  # within a trial, which may be stopped
                     session.shared.watch(message[1])
 
-            attend(trainer.fit, board=board, on_message=hear)
+            _train(inputs, prompts.artifact, artifact, workers, board=board, on_message=hear)
         summary = json.loads(artifact.store.read(artifact.key(SUMMARY)))
         delete_states(artifact, keep=_kept_for_good(config.stage2.epochs, workers.keep_every))
         for notes in (VERDICTS, RAY_NOTES):
@@ -181,10 +181,10 @@ def _train_encoder(task: Mapping[str, Any]) -> None:
         if ray.train.get_context().get_world_rank() == 0:
             made_from = {"inputs": task["inputs"].as_json(), "prompts": task["prompts"].uri}
             mistake = save_diverged(task["artifact"], error, made_from=made_from)
-            task["board"].post(("mistake", mistake))
+            task["board"].post(("mistake", mistake), wait=True)
     except MuvaError as mistake:
         # Ray would start the workers again, and they would end here again: the driver is told.
-        task["board"].post(("mistake", mistake))
+        task["board"].post(("mistake", mistake), wait=True)
 
 
 def _run_stage2(task: Mapping[str, Any]) -> None:
@@ -193,8 +193,9 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
     prompts: Artifact = task["prompts"]
     artifact: Artifact = task["artifact"]
     leads = ray.train.get_context().get_world_rank() == 0
-    if leads:
-        task["board"].post(("group", get_current_placement_group()))
+    group = get_current_placement_group()
+    if leads and group is not None:
+        task["board"].post(("group", group))
     device = ray.train.torch.get_device()
     torch.set_num_threads(task["threads"])
     state, history = newest_state(artifact)
@@ -253,25 +254,42 @@ def _kept_for_good(epoch: int, every: int | None) -> list[int]:
     return list(range(every, epoch + 1, every)) if every else []
 
 
-def _trainer(
+def _train(
     inputs: TrainingInputs,
     prompts: Artifact,
     artifact: Artifact,
     workers: Workers,
+    *,
     board: Board,
-) -> ray.train.torch.TorchTrainer:
-    return ray.train.torch.TorchTrainer(
+    on_message: Callable[[tuple[str, Any]], None],
+) -> None:
+    """Trains by a Ray Train group; a single worker on processors needs none, only a task.
+
+    The task's process goes on to the next one, where a group is two new processes and what they
+    import: ten seconds that searches of short trials would mostly consist of.
+    """
+    task = {
+        "inputs": inputs,
+        "prompts": prompts,
+        "artifact": artifact,
+        "sources": [Path(uri).name for uri in inputs.sources.domains],
+        "threads": workers.threads,
+        "compute": workers.how,
+        "keep_every": workers.keep_every,
+        "board": board,
+    }
+    validation = validation_config(inputs, artifact, workers, board)
+    if workers.count == 1 and not workers.use_gpu and validation is None:
+        alone = _train_alone.options(num_cpus=workers.threads).remote(task)
+        try:
+            gather([alone], board=board, on_message=on_message)
+        except BaseException:
+            ray.cancel(alone, force=True)
+            raise
+        return
+    trainer = ray.train.torch.TorchTrainer(
         _train_encoder,
-        train_loop_config={
-            "inputs": inputs,
-            "prompts": prompts,
-            "artifact": artifact,
-            "sources": [Path(uri).name for uri in inputs.sources.domains],
-            "threads": workers.threads,
-            "compute": workers.how,
-            "keep_every": workers.keep_every,
-            "board": board,
-        },
+        train_loop_config=task,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.use_gpu,
@@ -283,5 +301,16 @@ def _trainer(
             storage_path=f"{artifact.uri}/{RAY_NOTES}",
             failure_config=ray.train.FailureConfig(max_failures=MOST_FAILURES),
         ),
-        validation_config=validation_config(inputs, artifact, workers, board),
+        validation_config=validation,
     )
+    attend(trainer.fit, board=board, on_message=on_message)
+
+
+@ray.remote(max_retries=MOST_FAILURES, scheduling_strategy=ANYWHERE)
+def _train_alone(task: Mapping[str, Any]) -> None:
+    """Stage 2 in this process, by Ray Train's local mode."""
+    ray.train.torch.TorchTrainer(
+        _train_encoder,
+        train_loop_config=task,
+        scaling_config=ray.train.ScalingConfig(num_workers=0),
+    ).fit()

@@ -151,12 +151,15 @@ class Judging:
             ray.train.report(told, checkpoint=checkpoint, validation=True)
 
     def catch_up(self, epoch: int) -> None:
-        """Has judged what a training that was killed behind this epoch was waiting for."""
+        """Has judged what a training that ended behind this epoch was waiting for, or ended by."""
         if self._settings is None:
             return
         waiting: list[int] = []
         if self._leads:
-            waiting = [one for one in self._asked(epoch) if self._read(one) is None]
+            waiting = [one for one in self._asked(epoch) if HELD_OUT not in (self._read(one) or {})]
+        for one in waiting:
+            self._known.pop(one, None)
+            self._artifact.store.delete(_key(self._artifact, one))
         for one in broadcast_from_rank_zero(waiting):
             self.report(one, {})
 

@@ -103,6 +103,11 @@ class Points:
         else:
             self._study.tell(trial, [values[aim] for aim in self._aims])
 
+    @property
+    def nothing(self) -> dict[str, float]:
+        """What a trial is worth that diverged: nobody is recognised."""
+        return dict.fromkeys(self._aims, 0.0)
+
     def notes(self, number: int) -> dict[str, Any]:
         """What the sampler keeps of a running trial, as JSON: its generation."""
         frozen = self._study.get_trials(deepcopy=False)[self._asked[number].number]
@@ -144,10 +149,11 @@ class Points:
 
     def _as_told(self, record: Mapping[str, Any]) -> optuna.trial.FrozenTrial:
         """A record as the sampler would have been told of it."""
-        states = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
-        state = states[record["state"]]
-        if state == TrialState.PRUNED and len(self._aims) > 1:
-            state = TrialState.FAIL
+        state, metrics = TrialState.COMPLETE, record["metrics"]
+        if record["state"] == "diverged":
+            metrics = self.nothing
+        elif record["state"] == "stopped":
+            state = TrialState.FAIL if len(self._aims) > 1 else TrialState.PRUNED
         distributions = {
             setting.name: distribution(setting)
             for setting in self._space.settings
@@ -158,9 +164,7 @@ class Points:
             state=state,
             params={name: label(record["params"][name]) for name in distributions},
             distributions=distributions,
-            values=[record["metrics"][aim] for aim in self._aims]
-            if state == TrialState.COMPLETE
-            else None,
+            values=[metrics[aim] for aim in self._aims] if state == TrialState.COMPLETE else None,
             intermediate_values=reached if len(self._aims) == 1 else {},
             system_attrs=record["notes"],
         )

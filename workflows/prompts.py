@@ -22,6 +22,7 @@ from muva.config import Stage1Config
 from muva.data.artifacts import Artifact, fingerprint, open_artifact
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, resolve_precision
+from muva.training.compute import Compute
 from muva.training.divergence import DivergedError
 from muva.training.loader import TrainingImages
 from muva.training.report import EpochReport
@@ -146,7 +147,8 @@ def _learn(
     def done(task: Any, jobs: Sequence[Share | None]) -> list[Any]:
         threads = max(1, min(cores // len(jobs), cpus_of_one_node()))
         remote = task.options(num_cpus=threads, num_gpus=min(1, gpus()))
-        running = [remote.remote(inputs, artifact, job, threads, board) for job in jobs]
+        how = workers.how
+        running = [remote.remote(inputs, artifact, job, threads, how, board) for job in jobs]
         try:
             return gather(running, board=board, on_message=on_message)
         except BaseException:
@@ -181,16 +183,26 @@ def _begun_in(artifact: Artifact) -> int:
 
 @ray.remote(max_retries=MOST_FAILURES, scheduling_strategy=ANYWHERE)
 def _prepare(
-    inputs: TrainingInputs, artifact: Artifact, _: None, threads: int, board: Board
+    inputs: TrainingInputs,
+    artifact: Artifact,
+    _: None,
+    threads: int,
+    compute: Compute,
+    board: Board,
 ) -> None:
     """What the shares have in common."""
     torch.set_num_threads(threads)
-    _centroids(inputs, artifact, *inputs.open(predicts_masks=False), board)
+    _centroids(inputs, artifact, *inputs.open(predicts_masks=False), compute, board)
 
 
 @ray.remote(max_retries=MOST_FAILURES, scheduling_strategy=ANYWHERE)
 def _learn_share(
-    inputs: TrainingInputs, artifact: Artifact, share: Share, threads: int, board: Board
+    inputs: TrainingInputs,
+    artifact: Artifact,
+    share: Share,
+    threads: int,
+    compute: Compute,
+    board: Board,
 ) -> Learned | None:
     """Learns a share of the identities from its last state on; None when it diverged."""
     # Set here, for sums depend on it and Ray may reuse a process that had another number.
@@ -203,7 +215,7 @@ def _learn_share(
     if state is not None and state["epoch"] == settings.epochs:
         return Learned(torch.as_tensor(state["contexts"]), history, precision)
     model, images = inputs.open(predicts_masks=False)
-    centroids = _centroids(inputs, artifact, model, images, board)
+    centroids = _centroids(inputs, artifact, model, images, compute, board)
     identities = identity_shares(images.labels, share.count)[share.index]
     epochs = learn_prompts(
         model=model.to(device_here()),
@@ -238,6 +250,7 @@ def _centroids(
     artifact: Artifact,
     model: MuvaModel,
     images: TrainingImages,
+    compute: Compute,
     board: Board,
 ) -> torch.Tensor:
     """The identities' centroids (N, F): kept ones, so that all shares have the same, or new ones.
@@ -253,6 +266,7 @@ def _centroids(
         inputs.config.stage1,
         device=device_here(),
         progress=posting(board, "features"),
+        compute=compute,
     )
     kept = {"centroids": centroids.cpu()}
     report = EpochReport(epoch=0, metrics={}, step_losses=(), state=lambda: kept)

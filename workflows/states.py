@@ -18,7 +18,7 @@ from muva.data.artifacts import Artifact
 from muva.errors import MuvaError
 from muva.models import local_copy
 from muva.training.checkpoints import VALUES, load_checkpoint, save_checkpoint
-from muva.training.divergence import DivergedError
+from muva.training.divergence import DivergedError, NotFiniteError
 from muva.training.report import EpochReport, State
 
 STATES = "states"
@@ -79,13 +79,13 @@ def newest_state(artifact: Artifact, *, folder: str = STATES) -> tuple[State | N
     return None, []
 
 
-def save_diverged(artifact: Artifact, error: DivergedError, *, made_from: object) -> MuvaError:
+def save_diverged(artifact: Artifact, error: DivergedError, *, made_from: object) -> NotFiniteError:
     """Keeps the state before a diverged step; the error with where it lies and what repeats it.
 
     `made_from`: what building the same model again takes, as JSON.
     """
     _write(artifact, DIVERGED, {**error.state(), _MADE_FROM: json.dumps(made_from)})
-    return MuvaError(
+    return NotFiniteError(
         f"{error} The state before the step is kept in {artifact.uri}/{DIVERGED}; "
         f"`python -m workflows.diverged {artifact.uri}` repeats it, --set tries other settings"
     )

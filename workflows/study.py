@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from muva.config import ExperimentConfig, TuneConfig, with_settings
 from muva.data.artifacts import Artifact, artifact_at, find_artifact, fingerprint, list_artifacts
@@ -17,7 +17,7 @@ from muva.data.store import Store
 from muva.errors import MuvaError
 from muva.search_space import Space
 from workflows.shared_steps import UsedStep
-from workflows.trial import Reached
+from workflows.trial import Reached, State
 
 STUDY_FORMAT = 1
 TRIAL_FORMAT = 1
@@ -30,7 +30,8 @@ NOT_OF_THE_STUDY = ("trials", "budget_hours", "concurrent_trials", "space")
 """Settings of a search that may differ when it goes on; the space is told whole."""
 
 Record = dict[str, Any]
-"""A trial: number, params, state, metrics, by_seed, rungs, seconds, steps, notes."""
+"""A trial: number, params, state, diverged, metrics, by_seed, rungs, seconds, steps, notes."""
+_ORDER: tuple[State, ...] = ("complete", "stopped", "diverged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +186,11 @@ def record_of(
     notes: Mapping[str, Any],
 ) -> Record:
     """What is kept of a trial that ended with its last report."""
-    state: Literal["complete", "stopped"] = "complete" if reached.complete else "stopped"
     return {
         "number": number,
         "params": dict(params),
-        "state": state,
+        "state": reached.state,
+        "diverged": reached.diverged,
         "metrics": reached.metrics,
         "by_seed": reached.by_seed,
         "rungs": {str(rung): value for rung, value in rungs.items()},
@@ -200,7 +201,7 @@ def record_of(
 
 
 def ranked(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
-    """The complete trials, best first, then the stopped ones, furthest first.
+    """The complete trials, best first, then the stopped and the diverged ones.
 
     By the first aim; with two, those that no other beats in both come before the others.
     """
@@ -208,7 +209,8 @@ def ranked(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
     def place(record: Record) -> tuple[Any, ...]:
         complete = record["state"] == "complete"
         beaten = complete and len(aims) > 1 and not _unbeaten(record, records, aims)
-        return not complete, beaten, -record["metrics"].get(aims[0], 0.0), record["number"]
+        value = record["metrics"].get(aims[0], 0.0)
+        return _ORDER.index(record["state"]), beaten, -value, record["number"]
 
     return sorted(records, key=place)
 

@@ -10,11 +10,12 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from muva.config import ExperimentConfig, GroundingConfig, TuneConfig, with_settings
 from muva.data.artifacts import Artifact, fingerprint
 from muva.errors import SettingsError
+from muva.training.divergence import NotFiniteError
 from workflows.evaluate import evaluate_on
 from workflows.session import Session
 from workflows.train import train
@@ -41,6 +42,10 @@ class TrialInputs:
     workers: Workers
 
 
+State = Literal["complete", "stopped", "diverged"]
+"""How a trial ended."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reached:
     """How far a trial has come."""
@@ -54,6 +59,15 @@ class Reached:
     by_seed: list[float]
     """Mean mAP of each seed, over the domains that it was judged on."""
     seconds: float
+    diverged: str | None = None
+    """Why there is no more: a loss that was not finite. It has no metrics then."""
+
+    @property
+    def state(self) -> State:
+        """What a trial is of which this is the last report."""
+        if self.diverged is not None:
+            return "diverged"
+        return "complete" if self.complete else "stopped"
 
 
 def folds_of(settings: TuneConfig, sources: int) -> int:
@@ -120,7 +134,8 @@ def run_trial(
     """Trains and judges, and reports after each training; the last report is the complete one.
 
     All domains are held out with the first seed before any is with the next. With a scheduler it
-    reports each epoch too, as judged beside the training.
+    reports each epoch too, as judged beside the training. A training that diverges ends the trial
+    with a report that says why: that is what its settings come to.
     """
     began_at = time.monotonic()
     config = trial_config(inputs.config, settings, params)
@@ -143,19 +158,33 @@ def run_trial(
 
     for training in range(trainings):
         seed, fold = divmod(training, folds)
-        latest = _trained_and_judged(
-            config.model_copy(update={"seed": config.seed + seed}),
-            inputs=inputs,
-            labels=labels,
-            held_out=inputs.sources[fold],
-            seed=seed,
-            on_epoch=None
-            if settings.scheduler == "none"
-            # The last one is told by the evaluation behind it.
-            else lambda epoch, latest, before=training * epochs: (
-                tell(latest, before + epoch) if epoch < epochs else None
-            ),
-        )
+        try:
+            latest = _trained_and_judged(
+                config.model_copy(update={"seed": config.seed + seed}),
+                inputs=inputs,
+                labels=labels,
+                held_out=inputs.sources[fold],
+                seed=seed,
+                on_epoch=None
+                if settings.scheduler == "none"
+                # The last one is told by the evaluation behind it.
+                else lambda epoch, latest, before=training * epochs: (
+                    tell(latest, before + epoch) if epoch < epochs else None
+                ),
+            )
+        except NotFiniteError as error:
+            seconds = round(time.monotonic() - began_at, 1)
+            report(
+                Reached(
+                    rung=training * epochs,
+                    complete=False,
+                    metrics={},
+                    by_seed=[],
+                    seconds=seconds,
+                    diverged=str(error),
+                )
+            )
+            return
         tell(latest, (training + 1) * epochs, complete=training + 1 == trainings)
         found.append(latest)
 

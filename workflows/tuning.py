@@ -45,7 +45,7 @@ from workflows.trial import (
     rungs_of,
     trial_config,
 )
-from workflows.tuning_report import tell_study
+from workflows.tuning_report import short, tell_study
 from workflows.workers import Workers
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -301,8 +301,11 @@ def _trial(point: Mapping[str, Any], *, inputs: TrialInputs, settings: TuneConfi
     def report(reached: Reached) -> None:
         steps = [dataclasses.asdict(step) for step in shared.used]
         told = {"reached": dataclasses.asdict(reached), "steps": steps}
+        metrics = reached.metrics
+        if reached.diverged is not None:  # Tune insists on the metric, and its scheduler compares
+            metrics = dict.fromkeys(aims_of(settings, [s.name for s in inputs.sources]), 0.0)
         # As text, for Tune would make a metric of each number in it.
-        ray_tune.report({**reached.metrics, "rung": reached.rung, "told": json.dumps(told)})
+        ray_tune.report({**metrics, "rung": reached.rung, "told": json.dumps(told)})
 
     try:
         run_trial(params, inputs=inputs, settings=settings, report=report)
@@ -314,6 +317,12 @@ def _trial(point: Mapping[str, Any], *, inputs: TrialInputs, settings: TuneConfi
             leaving.daemon = True
             leaving.start()
         raise
+
+
+def _told(result: Mapping[str, Any]) -> tuple[Reached, list[UsedStep]]:
+    """What `_trial` reported."""
+    told = json.loads(result["told"])
+    return Reached(**told["reached"]), [UsedStep(**step) for step in told["steps"]]
 
 
 def _given(inputs: TrialInputs, settings: TuneConfig, params: Mapping[str, Any]) -> list[UsedStep]:
@@ -390,6 +399,8 @@ class _Searcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Remembers what was reached at a rung."""
+        if _told(result)[0].diverged is not None:
+            return
         number, _ = self.running[trial_id]
         self._rungs[trial_id][result["rung"]] = result[self._aims[0]]
         self._points.report(number, result["rung"], result)
@@ -400,24 +411,28 @@ class _Searcher(Searcher):
         """Keeps the record of a trial that came to its end, or that fell behind."""
         number, params = self.running.pop(trial_id)
         rungs = self._rungs.pop(trial_id)
-        told = json.loads(result["told"]) if result and "told" in result else None
-        reached = Reached(**told["reached"]) if told else None
-        cut_off = self._deadline.passed() and not (reached and reached.complete)
-        if told is None or reached is None or error or cut_off:
+        if error or not result or "told" not in result:
             self._points.tell(number, None, stopped=False)
             return
-        if reached.rung not in rungs:  # a report that ends a trial is told here alone
+        reached, steps = _told(result)
+        if self._deadline.passed() and reached.state == "stopped":
+            self._points.tell(number, None, stopped=False)
+            return
+        if reached.diverged is not None:
+            say(f"Trial {number}, {short(params)}: {reached.diverged}")
+        elif reached.rung not in rungs:  # a report that ends a trial is told here alone
             rungs[reached.rung] = reached.metrics[self._aims[0]]
             self._points.report(number, reached.rung, reached.metrics)
         record = record_of(
             number,
             params,
             reached,
-            steps=[UsedStep(**step) for step in told["steps"]],
+            steps=steps,
             rungs=rungs,
             notes=self._points.notes(number),
         )
-        self._points.tell(number, reached.metrics, stopped=not reached.complete)
+        values = reached.metrics if reached.diverged is None else self._points.nothing
+        self._points.tell(number, values, stopped=reached.state == "stopped")
         self._study.finish(record)
         self._records[number] = record
         _tell_trial(self._session, self._study, record)
@@ -454,3 +469,5 @@ def _write_trial(run: Run, record: Record, place: Artifact) -> None:
     for rung, value in record["rungs"].items():
         run.metrics({"held-out/by-rung": value}, int(rung))
     run.tags({ARTIFACT_TAG: place.address, "state": record["state"]})
+    if record["state"] == "diverged":
+        run.describe(record["diverged"])

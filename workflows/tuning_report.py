@@ -95,8 +95,8 @@ def trials_table(summary: Mapping[str, Any]) -> Table:
             values = [short(params)]
         note = "*" if trial["number"] in unbeaten else ""
         reached = [_per_cent(trial["metrics"].get(aim)) for aim in shown]
-        if trial["state"] == "stopped":
-            reached[0] += " stopped"
+        if trial["state"] != "complete":
+            reached[0] = f"{reached[0]} {trial['state']}".strip()
         if several:
             reached.append(_per_cent(trial["metrics"].get(DEVIATION)))
         table.add_row(

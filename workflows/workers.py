@@ -29,7 +29,7 @@ class Workers:
     keep_every: int | None = None
     """Keep the training state of every so many epochs of stage 2 for good; None: of none."""
     compute: Compute = dataclasses.field(default_factory=Compute)
-    """How each computes stage 2: no setting of the result."""
+    """How each computes, stage 1 its features alone: no setting of the result."""
     loaders: int | None = None
     """Processes of each that make batches; None: as many as it has cores to spare."""
 

@@ -1,4 +1,4 @@
-"""Encoded images -> pixels: the one place where images are decoded, resized and normalised."""
+"""Encoded images -> pixels: the one place where images are decoded and resized."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import struct
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from muva.errors import MuvaError
 
@@ -54,20 +52,3 @@ def resized(
 ) -> np.ndarray:
     """Pixels (height, width, 3), uint8, antialiased where they become fewer."""
     return np.asarray(image.resize((width, height), _RESAMPLING[interpolation]))
-
-
-def normalised_pixels(
-    pixels: np.ndarray, *, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32: (x / 255 - mean) / std, per channel."""
-    count, height, width, channels = pixels.shape
-    normalised = torch.empty(count, channels, height, width)
-    # One by one: an image with its floats stays in the processor's cache, a batch does not.
-    for image, into in zip(torch.from_numpy(pixels), normalised, strict=True):
-        into.copy_(image.permute(2, 0, 1)).div_(255)
-        into.sub_(_per_channel(mean)).div_(_per_channel(std))
-    return normalised
-
-
-def _per_channel(values: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(values).view(3, 1, 1)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from muva.data.decoded import NODE_BYTES, decoded_images
-from muva.data.images import decode_rgb, normalised_pixels, resized
+from muva.data.images import decode_rgb, resized
+from muva.data.normalised import normalised_levels, normalised_pixels
 from muva.data.protocols import Pool, pool
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
@@ -109,49 +110,62 @@ class TrainingImages:
 
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Normalised images (B, 3, H, W) and part masks (B, R, L), mirrored where told."""
+        pixels, masks = self._batch(indices, flips)
+        return normalised_pixels(pixels, mean=self._mean, std=self._std), masks
+
+    def compact(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same with pixels as bytes, a quarter as large: to be sent on, then `expanded`."""
+        pixels, masks = self._batch(indices, flips)
+        return torch.from_numpy(pixels), masks
+
+    def expanded(self, pixels: Tensor) -> Tensor:
+        """The normalised images (B, 3, H, W) of a compact batch's bytes, on the device they are."""
+        if pixels.device.type == "cpu":
+            return normalised_pixels(pixels.numpy(), mean=self._mean, std=self._std)
+        return normalised_levels(pixels.permute(0, 3, 1, 2), mean=self._mean, std=self._std)
+
+    def _batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[np.ndarray, Tensor | None]:
+        """Pixels (B, H, W, 3) uint8, and masks."""
         indices = np.asarray(indices)
         pixels = self._pixels(indices)
         if flips is not None and flips.any():
             mirrored = flips.numpy()
             pixels[mirrored] = pixels[mirrored, :, ::-1]
-        normalised = normalised_pixels(pixels, mean=self._mean, std=self._std)
         masks = None if self.part_masks is None else self.part_masks[torch.from_numpy(indices)]
         if flips is not None and masks is not None:
             masks = torch.where(
                 flips[:, None, None], flip_part_masks(masks, grid=self._grid), masks
             )
-        return normalised, masks
+        return pixels, masks
 
     def _pixels(self, indices: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8."""
         pixels = np.empty((len(indices), *self._size, 3), np.uint8)
-        absent: list[int] = []
-        for place, index in enumerate(indices):
+        absent: dict[int, list[int]] = {}
+        for place, index in enumerate(indices.tolist()):
             image = self._decoded.read(index) if index < len(self._decoded) else None
             if image is None:
-                absent.append(place)
+                absent.setdefault(index, []).append(place)
             else:
                 pixels[place] = image
-        read = self._read(np.unique(indices[absent]))
-        for index, image in read.items():
-            if index < len(self._decoded):
-                self._decoded.write(index, image)
-        for place in absent:
-            pixels[place] = read[int(indices[place])]
+        self._decode(absent, pixels)
         return pixels
 
-    def _read(self, indices: np.ndarray) -> dict[int, np.ndarray]:
-        """Index -> image, decoded and resized."""
-        images: dict[int, np.ndarray] = {}
+    def _decode(self, absent: dict[int, list[int]], pixels: np.ndarray) -> None:
+        """Images that are nowhere decoded: index -> their places in the batch."""
         height, width = self._size
+        indices = np.array(list(absent), np.int64)
         for number, dataset in enumerate(self._pool.datasets):
             here = indices[self._pool.dataset_index[indices] == number]
             encoded = dataset.read_images(self._pool.rows[here])
-            for index, data in zip(here, encoded, strict=True):
-                images[int(index)] = resized(
+            for index, data in zip(here.tolist(), encoded, strict=True):
+                image = resized(
                     decode_rgb(data), height=height, width=width, interpolation="bicubic"
                 )
-        return images
+                for place in absent[index]:
+                    pixels[place] = image
+                if index < len(self._decoded):
+                    self._decoded.write(index, image)
 
 
 def flip_part_masks(masks: Tensor, *, grid: tuple[int, int]) -> Tensor:

@@ -20,7 +20,11 @@ from muva.model.precision import Precision
 from muva.training.report import State
 
 
-class DivergedError(MuvaError):
+class NotFiniteError(MuvaError):
+    """Features, a loss or weights of a training are not finite, and will not be the next time."""
+
+
+class DivergedError(NotFiniteError):
     """A step's loss is not finite. `state()` is the state before that step, from all workers."""
 
     def __init__(self, message: str, state: Callable[[], State]):
@@ -53,12 +57,12 @@ def remedies(stage: str, lr: float, precision: Precision) -> str:
 
 
 def check_features(features: Float[Tensor, " M F"], image_ids: Sequence[str]) -> None:
-    """Raises MuvaError that names the images whose features are not finite."""
+    """Raises NotFiniteError that names the images whose features are not finite."""
     finite = features.isfinite().all(dim=1)
     if finite.all():
         return
     wrong = (~finite).nonzero().flatten().tolist()
-    raise MuvaError(
+    raise NotFiniteError(
         f"the features of {len(wrong)} of {len(image_ids)} training images are not finite, for "
         f"example of {', '.join(image_ids[int(i)] for i in wrong[:3])}. Of all: are the weights "
         f"sound? Of some: look at these images and, if they are sound, set precision to fp32"
@@ -66,13 +70,13 @@ def check_features(features: Float[Tensor, " M F"], image_ids: Sequence[str]) ->
 
 
 def check_weights(weights: Iterable[tuple[str, Tensor]], *, epoch: int, remedy: str) -> None:
-    """Raises MuvaError when an epoch ends with weights that are not finite, though its losses were.
+    """Raises NotFiniteError when an epoch ends with weights that are not, though its losses were.
 
     Such an epoch must not become a state to resume from.
     """
     wrong = [name for name, value in weights if not value.isfinite().all()]
     if wrong:
-        raise MuvaError(
+        raise NotFiniteError(
             f"stage 2 diverged in epoch {epoch}: its losses were finite, {len(wrong)} tensors of "
             f"weights are not ({', '.join(wrong[:3])}): a gradient overflowed. No state of this "
             f"epoch is kept. {remedy}"

@@ -36,10 +36,10 @@ def image_features(
 
     `necked`: after the BN neck and of unit length (the memory's); else before it (stage 1's). With
     several workers each encodes its share and all get the whole. `loader`: of these images, where
-    there is one already. Raises MuvaError that names the images whose features are not finite.
+    there is one already. Raises NotFiniteError that names the images whose features are not finite.
     """
     compute = compute or Compute()
-    loader = loader or Loader(images, processes=compute.loaders)
+    loader = loader or Loader(images, processes=compute.loaders, device=device)
     size = compute.at_once(batch_size)
     count = len(images.labels)
     share = np.array_split(np.arange(count), world_size())[rank()]

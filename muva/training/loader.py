@@ -52,15 +52,32 @@ class TrainingImages(Protocol):
         ...
 
 
+@runtime_checkable
+class CompactImages(Protocol):
+    """Training images whose batches have a smaller form, for the way between processes."""
+
+    def compact(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
+        """Images and part masks as `batch` gives them, the images in that form."""
+        ...
+
+    def expanded(self, pixels: Tensor) -> Tensor:
+        """The normalised images (B, 3, H, W) of a compact batch, on the device that it is on."""
+        ...
+
+
 class Loader:
     """Makes the batches of some images, one list of draws after the other.
 
     `processes`: so many make them, and live until the loader is no longer used; 0: a thread does,
-    which is enough where images are decoded faster than they are computed on.
+    which is enough where images are decoded faster than they are computed on. What processes make
+    is sent as bytes and normalised on `device`.
     """
 
-    def __init__(self, images: TrainingImages, *, processes: int = 0):
+    def __init__(
+        self, images: TrainingImages, *, processes: int = 0, device: torch.device | None = None
+    ):
         self._images = images
+        self._device = device
         self._draws: list[Draw] = []
         self._processes: DataLoader[Batch | MuvaError] | None = None
         self.waited_s = 0.0
@@ -95,7 +112,13 @@ class Loader:
                 return
             if isinstance(batch, MuvaError):
                 raise batch
-            yield batch
+            yield batch if self._processes is None else self._expanded(batch)
+
+    def _expanded(self, batch: Batch) -> Batch:
+        if not isinstance(self._images, CompactImages):
+            return batch
+        pixels, masks = batch
+        return self._images.expanded(pixels.to(self._device, non_blocking=True)), masks
 
 
 def _by_thread(make: Callable[..., Batch], draws: Sequence[Draw]) -> Iterator[Batch]:
@@ -126,11 +149,11 @@ class _Drawn(Dataset[Batch | MuvaError]):
     """
 
     def __init__(self, images: TrainingImages):
-        self._images = images
+        self._make = images.compact if isinstance(images, CompactImages) else images.batch
 
     def __getitem__(self, draw: Draw) -> Batch | MuvaError:
         try:
-            return self._images.batch(*draw)
+            return self._make(*draw)
         except MuvaError as mistake:
             return mistake
 

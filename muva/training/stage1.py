@@ -20,6 +20,7 @@ from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.checkpoints import check_settings, told_settings
+from muva.training.compute import Compute
 from muva.training.divergence import DivergedError, remedies
 from muva.training.images import Progress, image_features
 from muva.training.loader import TrainingImages
@@ -42,6 +43,7 @@ def image_centroids(
     *,
     device: torch.device,
     progress: Progress | None = None,
+    compute: Compute | None = None,
 ) -> Float[Tensor, " N F"]:
     """What the prompts learn to match: the identities' mean features under the part masks."""
     features = image_features(
@@ -51,6 +53,7 @@ def image_centroids(
         batch_size=settings.batch_size,
         precision=resolve_precision(settings.precision, device),
         progress=progress,
+        compute=compute,
     )
     labels = torch.as_tensor(images.labels, device=device)
     return identity_centroids(features, labels, model.identities)

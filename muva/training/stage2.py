@@ -22,20 +22,13 @@ from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.checkpoints import check_settings, told_settings
 from muva.training.compute import Compute, computing, out_of_memory_told
-from muva.training.divergence import (
-    check_weights,
-    remedies,
-)
+from muva.training.divergence import check_weights, remedies
 from muva.training.guard import Guard
 from muva.training.images import Progress, image_features
 from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
 from muva.training.memory import VisualMemory, identity_centroids, new_memory
-from muva.training.optimisers import (
-    set_learning_rate,
-    stage2_lr,
-    stage2_optimiser,
-)
+from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
 from muva.training.report import EpochReport, State
 from muva.training.sampler import BatchDraw, epoch_draws, rank_share
 from muva.training.stage2_state import restore_stage2, stage2_state, stage2_tensors
@@ -93,7 +86,7 @@ def _epochs(
     if state is not None:
         first_epoch += restore_stage2(model, optimiser, scaler, state)
     trained = _shared(model) if world_size() > 1 else model
-    loader = Loader(images, processes=compute.loaders)
+    loader = Loader(images, processes=compute.loaders, device=device)
     share = settings.batch_size // world_size()
     for epoch in range(first_epoch, settings.epochs + 1):
         lr = stage2_lr(epoch, settings)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from muva.data.artifacts import Artifact
-from muva.data.images import UnreadableImageError, decode_rgb, normalised_pixels, resized
+from muva.data.images import UnreadableImageError, decode_rgb, resized
+from muva.data.normalised import normalised_levels, normalised_pixels
 from muva.data.protocols import pool, query_gallery
 from muva.data.records import Record, Split, first_per_camera
 from muva.data.shards import Dataset, open_dataset, write_shards
@@ -142,6 +143,15 @@ def test_an_image_is_decoded_once_for_all_who_train_on_it(sources, monkeypatch):
         images.batch(np.array([3, 4, 3]), None)
         images.batch(np.array([4, 5]), None)
     assert len(decoded) == 3
+
+
+def test_levels_that_are_looked_up_are_those_of_the_formula():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 3), dtype=np.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)
+    here = normalised_pixels(pixels, mean=mean, std=std)
+    on_a_gpu = normalised_levels(torch.from_numpy(pixels).permute(0, 3, 1, 2), mean=mean, std=std)
+    assert torch.equal(here, on_a_gpu)
+    assert here.is_contiguous()
 
 
 def test_a_flip_mirrors_image_and_masks_together(sources):

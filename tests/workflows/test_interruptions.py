@@ -9,37 +9,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
 
 from muva.data.artifacts import list_artifacts
 from muva.data.store import open_store
-from tests.workflows.commands import PATIENCE_S, finish, start, wait_for
+from tests.workflows.commands import PATIENCE_S, finish, start
 from workflows.cli import INTERRUPTED, main
-
-
-@pytest.mark.timeout(600)  # three trainings, minutes by themselves
-def test_a_training_killed_after_an_epoch_ends_with_the_same_weights(
-    smoke_recipe: Path, tmp_path: Path
-) -> None:
-    words = ("train", "--recipe", f"{smoke_recipe}", "--set", "stage2.epochs=4")
-    finish(start(tmp_path / "undisturbed", *words))
-    killed = start(tmp_path / "killed", *words)
-    store = tmp_path / "killed" / "store"
-    wait_for(lambda: list(store.glob("models/*/states/*/state.json")), killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not list_artifacts(open_store(store), "models"), "half a training counts as none"
-
-    output = finish(start(tmp_path / "killed", *words))
-
-    assert "stage 1 of muva: exists" in output
-    weights = [
-        load_file(next((tmp_path / home / "store").glob("models/*/bundle/model.safetensors")))
-        for home in ("undisturbed", "killed")
-    ]
-    assert weights[0].keys() == weights[1].keys()
-    for name, value in weights[0].items():
-        assert value.equal(weights[1][name]), name
 
 
 def test_ctrl_c_in_an_import_leaves_nothing_that_counts_as_done(

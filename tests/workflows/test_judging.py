@@ -221,6 +221,7 @@ def test_patience_ends_with_verdicts_no_better_than_before(
 def test_a_judged_training_that_is_killed_ends_as_it_would_have(
     training: Training, smoke_recipe: Path, tmp_path: Path
 ) -> None:
+    """Also where a judgement had failed: it is asked for anew."""
     words = ["train", "--recipe", f"{smoke_recipe}", "--workers", "2", "--keep-every", "2"]
     killed = start(tmp_path, *words, *(word for one in JUDGED for word in ("--set", one)))
     wait_for(lambda: list(tmp_path.glob("store/models/*/verdicts/*.json")), killed)
@@ -229,6 +230,8 @@ def test_a_judged_training_that_is_killed_ends_as_it_would_have(
     session = open_session(home=tmp_path)
     (begun,) = list_artifacts(session.store, "models", unfinished=True)
     assert begun.manifest() is None
+    failed = {"mistake": "a disk was full"}
+    begun.store.write(begun.key(VERDICTS, "00001.json"), json.dumps(failed).encode())
 
     trained = train(
         session,
@@ -242,6 +245,13 @@ def test_a_judged_training_that_is_killed_ends_as_it_would_have(
     assert trained.encoder.artifact.address == begun.address
     assert not trained.prompts.computed
     assert without_times(trained.encoder.summary) == without_times(training.trained.encoder.summary)
+    ended, undisturbed = (
+        muva.load(one.encoder.artifact.uri).model.state_dict()
+        for one in (trained, training.trained)
+    )
+    assert ended.keys() == undisturbed.keys()
+    for weight, value in ended.items():
+        assert value.equal(undisturbed[weight]), weight
 
 
 def without_times(summary: dict[str, Any]) -> dict[str, Any]:

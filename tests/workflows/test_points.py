@@ -23,25 +23,26 @@ def demo() -> ExperimentConfig:
 
 
 def records(points: Points, *, aims: tuple[str, ...], most: int = 1000) -> list[dict[str, Any]]:
-    """So many trials with chance values; each third is stopped."""
+    """So many trials with chance values; each third is stopped, each fifth has diverged."""
     made = []
     values_of = random.Random(0)
     while len(made) < most and (drawn := points.next()) is not None:
         number, params = drawn
         values = {aim: values_of.random() for aim in aims}
         points.report(number, 1, values)
-        stopped = number % 3 == 2
+        state = ("complete", "complete", "stopped")[number % 3] if number % 5 != 4 else "diverged"
         made.append(
             {
                 "number": number,
                 "params": params,
-                "state": "stopped" if stopped else "complete",
-                "metrics": values,
+                "state": state,
+                "metrics": values if state != "diverged" else {},
                 "rungs": {"1": values[aims[0]]},
                 "notes": points.notes(number),
             }
         )
-        points.tell(number, values, stopped=stopped)
+        told = values if state != "diverged" else points.nothing
+        points.tell(number, told, stopped=state == "stopped")
     return made
 
 

@@ -16,16 +16,16 @@ from mlflow import MlflowClient
 from ray._private.state import actors
 
 from muva.config import ExperimentConfig, TuneConfig, load_recipe, with_settings
-from muva.data.artifacts import Artifact, list_artifacts
-from muva.data.store import open_store
+from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.errors import MuvaError, SettingsError
-from tests.workflows.commands import finish, start, wait_for
+from muva.training.divergence import NotFiniteError
+from tests.workflows.commands import start, wait_for
 from workflows.cli import main
 from workflows.data import datasets_of
 from workflows.ground import ground
 from workflows.session import Session, open_session
 from workflows.steps import Done
-from workflows.study import find_study, pareto, ranked, reuse, study_of
+from workflows.study import best_of, find_study, pareto, ranked, reuse, study_of
 from workflows.trial import (
     DEVIATION,
     MEAN,
@@ -193,34 +193,36 @@ def _actors_alive(name: str) -> list[str]:
 
 @pytest.mark.timeout(600)  # minutes by itself, and another test beside it
 def test_a_killed_search_goes_on_with_the_trials_that_it_has(
-    smoke_recipe: Path, tmp_path: Path
+    place: Place, smoke_recipe: Path, tmp_path: Path
 ) -> None:
-    space = "{stage2.mask_loss: [bce+dice, mse], stage2.mask_weight: [1.0, 2.0]}"
-    words = ("tune", "--recipe", f"{smoke_recipe}", "--trials", "3", "--concurrent", "1")
-    words = (*words, "--set", f"tune.space={space}")
-    killed = start(tmp_path, *words)
+    tune = {"trials": 2, "concurrent_trials": 1, "space": {"stage2.mask_loss": ["bce+dice", "mse"]}}
+    words = (word for key, value in tune.items() for word in ("--set", f"tune.{key}={value}"))
+    killed = start(tmp_path, "tune", "--recipe", f"{smoke_recipe}", *words)
     metrics = tmp_path / "store" / "metrics"
     wait_for(lambda: list(metrics.glob("trial-smoke-*/manifest.json")), killed)
     # The next one has begun.
     wait_for(lambda: len(list(metrics.glob("trial-smoke-*/begun.json"))) == 2, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    store = open_store(tmp_path / "store")
-    study = find_study(store, None)
+    session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
+    study = find_study(session.store, None)
     (first,), (begun,) = study.finished(), study.begun()
-    made = {artifact.address: artifact.manifest() for artifact in list_artifacts(store)}
+    made = {artifact.address: artifact.manifest() for artifact in list_artifacts(session.store)}
 
-    output = finish(start(tmp_path, *words))
+    again = dataclasses.replace(place, session=session, sources=[], labels=[])
+    for one in place.sources:
+        again.sources.append(find_artifact(session.store, "datasets", one.name))
+        again.labels.append(find_artifact(session.store, "labels", one.name))
+    found = again.search(**tune)
 
+    assert found.artifact.address == study.artifact.address
     trials = study.finished()
-    assert [trial["number"] for trial in trials] == [0, 1, 2]
+    assert [trial["number"] for trial in trials] == [0, 1]
     assert trials[0] == first
-    assert trials[1]["params"] == begun["params"]
-    assert len({str(trial["params"]) for trial in trials}) == 3
+    assert trials[1]["params"] == begun["params"] != first["params"]
     for address, manifest in made.items():
-        assert {a.address: a for a in list_artifacts(store)}[address].manifest() == manifest
-    assert len(list_artifacts(store, "models")) == 3
-    assert "Steps that trials shared" in output
+        assert {a.address: a for a in list_artifacts(session.store)}[address].manifest() == manifest
+    assert len(list_artifacts(session.store, "models")) == 2
 
 
 def test_a_budget_runs_by_a_clock_that_does_not_jump(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +245,22 @@ def test_a_budget_that_is_over_starts_no_trial(place: Place) -> None:
     found = place.search(space={"stage2.mask_weight": [5.0, 6.0]}, budget_hours=1e-9)
     assert found.summary["trials"] == []
     assert reuse_text(found.summary["reuse"]) == "No step was used yet."
+
+
+def test_a_trial_that_diverges_ends_and_the_search_goes_on(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"stage1.lr": [1e25], "stage1.precision": ["fp32"]}
+    found = place.search(space=space, trials=1)
+    (trial,) = found.summary["trials"]
+    assert (trial["state"], trial["metrics"]) == ("diverged", {})
+    assert "stage 1 diverged in epoch" in trial["diverged"]
+    assert "stage 1 diverged in epoch" in capsys.readouterr().err
+    (run,) = (run for run in place.runs() if run.data.tags.get("state") == "diverged")
+    assert run.data.tags["mlflow.note.content"] == trial["diverged"]
+    assert not place.search(space=space, trials=1).computed, "it would diverge again"
+    with pytest.raises(MuvaError, match="no trial is complete yet"):
+        best_of(find_study(place.session.store, found.artifact.address), [trial])
 
 
 def test_trials_at_once_fit_in_the_cluster(ray_session: None, smoke_recipe: Path) -> None:
@@ -299,6 +317,8 @@ def test_every_domain_is_held_out_with_every_seed(
 
     def train(session: Session, config: ExperimentConfig, *, sources: Any, **kwargs: Any) -> Any:
         asked.append((kwargs["name"], config.seed, [source.name for source in sources]))
+        if len(asked) > 4:
+            raise NotFiniteError("its loss is nan")
         return SimpleNamespace(encoder=SimpleNamespace(artifact=place.sources[0]))
 
     monkeypatch.setattr("workflows.trial.train", train)
@@ -321,6 +341,10 @@ def test_every_domain_is_held_out_with_every_seed(
     ]
     assert [one.rung for one in reports] == [1, 2, 3, 4]
     assert [one.complete for one in reports] == [False, False, False, True]
+
+    run_trial({}, inputs=inputs, settings=TuneConfig(), report=reports.append)
+    assert (reports[-1].rung, reports[-1].state) == (0, "diverged")
+    assert reports[-1].diverged == "its loss is nan"
 
 
 def test_the_setting_that_decides_is_the_important_one(smoke_recipe: Path, tmp_path: Path) -> None:
