@@ -307,7 +307,7 @@ def _train(
 
 
 @ray.remote(max_retries=MOST_FAILURES, scheduling_strategy=ANYWHERE)
-def _train_alone(task: Mapping[str, Any]) -> None:
+def _train_alone(task: dict[str, Any]) -> None:
     """Stage 2 in this process, by Ray Train's local mode."""
     ray.train.torch.TorchTrainer(
         _train_encoder,
