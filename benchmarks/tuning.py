@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact
 from tracking.names import experiment_name
@@ -51,6 +53,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--space", default="all", help="that the study searches")
     parser.add_argument("--trials", type=int, default=40, help="of the study")
+    parser.add_argument("--timed-trials", type=int, default=40, help="of concurrency")
     parser.add_argument("--people", type=int, default=32, help="that a domain shows for training")
     parser.add_argument("--epochs", type=int, default=4, help="of both stages")
     parser.add_argument("--folds", type=int, default=2, help="that the study holds out")
@@ -75,7 +78,9 @@ def main() -> int:
             if "reuse" in arguments.works:
                 figures["reuse"] = measured_reuse(home / "reuse", config)
             if "concurrency" in arguments.works:
-                figures["concurrency"] = measured_concurrency(home, config)
+                figures["concurrency"] = measured_concurrency(
+                    home, config, trials=arguments.timed_trials
+                )
             if "study" in arguments.works:
                 changes = {
                     "tune.space": arguments.space,
@@ -186,16 +191,15 @@ def measured_reuse(home: Path, config: ExperimentConfig, *, trials: int = 10) ->
     }
 
 
-def measured_concurrency(
-    home: Path, config: ExperimentConfig, *, trials: int = 4
-) -> dict[str, Any]:
+def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -> dict[str, Any]:
     """The seconds of the same trials one after the other and two at once.
 
-    They differ in what stage 2 learns by, so all but the prompts is each trial's own.
+    They differ in what stage 2 learns by, so all but the prompts is each trial's own. What starts a
+    search, processes and prompts, takes as long whether one or two wait for it.
     """
     cores = cpus()
     half = max(1, cores // 2)
-    space = {"stage2.mask_weight": [0.5, 1.0, 2.0, 4.0][:trials]}
+    space = {"stage2.mask_weight": np.geomspace(0.25, 4.0, trials).round(6).tolist()}
     ways = {
         "sequential": (1, half),
         "two at once": (2, half),
