@@ -256,7 +256,7 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
         "trials": len(summary["trials"]),
         "states": {
             state: sum(trial["state"] == state for trial in summary["trials"])
-            for state in ("complete", "stopped", "diverged")
+            for state in ("complete", "stopped", "failed")
         },
         "search_s": round(search_s, 1),
         "reuse": summary["reuse"],

@@ -7,6 +7,7 @@ as a recipe's would be, and refuses what no trial would use; it knows no search 
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from pydantic import Field, ValidationError, model_validator
 from muva.config import Count, ExperimentConfig, Section, patch_size, with_settings
 from muva.errors import SettingsError
 from muva.model.clip import check_clip, load_clip, shape_of
+from muva.model.image_encoder import check_part_tokens
+from muva.model.position_embedding import patch_grid
 
 SPACES = Path(__file__).parent / "spaces"
 SEARCHED = ("grounding", "model", "prompts", "stage1", "stage2")
@@ -128,6 +131,18 @@ def space_for(space: str | Path | Mapping[str, Any], config: ExperimentConfig) -
     if not file.settings:
         raise SettingsError(f"Recipe {where} names no setting to search")
     return _checked(file, config, name=name, where=where)
+
+
+def impossible(point: Mapping[str, Any], config: ExperimentConfig) -> str:
+    """Why an experiment cannot have all these settings together; empty where it can."""
+    try:
+        model = with_settings(config, point, where=config.name).model
+        size = (model.image_height, model.image_width)
+        rows, _ = patch_grid(size, patch=_patch_of(config), stride=model.stride)
+        check_part_tokens(model, rows=rows)
+    except SettingsError as error:
+        return str(error)
+    return ""
 
 
 class _Entry(Section):
@@ -323,8 +338,12 @@ def _patch_of(config: ExperimentConfig) -> int:
     told = patch_size(model.clip)
     if told is not None:
         return told
-    size = (model.image_height, model.image_width)
-    return shape_of(load_clip(model.clip, image_size=size, stride=model.stride)).patch
+    return _loaded_patch(model.clip, (model.image_height, model.image_width), model.stride)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded_patch(clip: str, size: tuple[int, int], stride: int) -> int:
+    return shape_of(load_clip(clip, image_size=size, stride=stride)).patch
 
 
 def _conditions(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
@@ -47,9 +47,14 @@ class Points:
         trials: int,
         finished: Sequence[Mapping[str, Any]] = (),
         started: Sequence[Mapping[str, Any]] = (),
+        possible: Callable[[Point], bool] = lambda point: True,
     ) -> None:
-        """`finished`: records of trials (`workflows.study`); `started`: those that were cut off."""
+        """`finished`: records of trials (`workflows.study`); `started`: those that were cut off.
+
+        `possible`: whether a point's settings go together; no other is given.
+        """
         self._space, self._aims, self._trials = space, tuple(aims), trials
+        self._possible = possible
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             directions=[StudyDirection.MAXIMIZE] * len(self._aims),
@@ -105,7 +110,7 @@ class Points:
 
     @property
     def nothing(self) -> dict[str, float]:
-        """What a trial is worth that diverged: nobody is recognised."""
+        """What a trial is worth that failed: nobody is recognised."""
         return dict.fromkeys(self._aims, 0.0)
 
     def notes(self, number: int) -> dict[str, Any]:
@@ -122,13 +127,13 @@ class Points:
         for fixed in ([slow] if slow else []) + [{}]:
             for _ in range(DRAWS):
                 trial, point = self._ask(fixed)
-                if _key(point) not in self._seen:
+                if _key(point) not in self._seen and self._possible(point):
                     return trial, point
                 self._study.tell(trial, state=TrialState.FAIL)
         return self._enumerated(self._space.points()) if self._space.finite else None
 
     def _enumerated(self, points: Iterator[Point]) -> tuple[optuna.Trial, Point] | None:
-        unseen = next((point for point in points if _key(point) not in self._seen), None)
+        unseen = next((p for p in points if _key(p) not in self._seen and self._possible(p)), None)
         return None if unseen is None else self._ask(unseen)
 
     def _keep_slow(self, number: int, point: Point) -> None:
@@ -150,7 +155,7 @@ class Points:
     def _as_told(self, record: Mapping[str, Any]) -> optuna.trial.FrozenTrial:
         """A record as the sampler would have been told of it."""
         state, metrics = TrialState.COMPLETE, record["metrics"]
-        if record["state"] == "diverged":
+        if record["state"] == "failed":
             metrics = self.nothing
         elif record["state"] == "stopped":
             state = TrialState.FAIL if len(self._aims) > 1 else TrialState.PRUNED

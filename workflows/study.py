@@ -30,8 +30,8 @@ NOT_OF_THE_STUDY = ("trials", "budget_hours", "concurrent_trials", "space")
 """Settings of a search that may differ when it goes on; the space is told whole."""
 
 Record = dict[str, Any]
-"""A trial: number, params, state, diverged, metrics, by_seed, rungs, seconds, steps, notes."""
-_ORDER: tuple[State, ...] = ("complete", "stopped", "diverged")
+"""A trial: number, params, state, failed, metrics, by_seed, rungs, seconds, steps, notes."""
+_ORDER: tuple[State, ...] = ("complete", "stopped", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def record_of(
         "number": number,
         "params": dict(params),
         "state": reached.state,
-        "diverged": reached.diverged,
+        "failed": reached.failed,
         "metrics": reached.metrics,
         "by_seed": reached.by_seed,
         "rungs": {str(rung): value for rung, value in rungs.items()},
@@ -201,7 +201,7 @@ def record_of(
 
 
 def ranked(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
-    """The complete trials, best first, then the stopped and the diverged ones.
+    """The complete trials, best first, then the stopped and the failed ones.
 
     By the first aim; with two, those that no other beats in both come before the others.
     """

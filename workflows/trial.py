@@ -42,7 +42,7 @@ class TrialInputs:
     workers: Workers
 
 
-State = Literal["complete", "stopped", "diverged"]
+State = Literal["complete", "stopped", "failed"]
 """How a trial ended."""
 
 
@@ -59,14 +59,15 @@ class Reached:
     by_seed: list[float]
     """Mean mAP of each seed, over the domains that it was judged on."""
     seconds: float
-    diverged: str | None = None
-    """Why there is no more: a loss that was not finite. It has no metrics then."""
+    failed: str | None = None
+    """Why there is no more: the training diverged, or its settings do not go together. There are no
+    metrics then."""
 
     @property
     def state(self) -> State:
         """What a trial is of which this is the last report."""
-        if self.diverged is not None:
-            return "diverged"
+        if self.failed is not None:
+            return "failed"
         return "complete" if self.complete else "stopped"
 
 
@@ -134,8 +135,8 @@ def run_trial(
     """Trains and judges, and reports after each training; the last report is the complete one.
 
     All domains are held out with the first seed before any is with the next. With a scheduler it
-    reports each epoch too, as judged beside the training. A training that diverges ends the trial
-    with a report that says why: that is what its settings come to.
+    reports each epoch too, as judged beside the training. A training that diverges, or that its
+    settings do not allow, ends the trial with a report that says why.
     """
     began_at = time.monotonic()
     config = trial_config(inputs.config, settings, params)
@@ -172,7 +173,7 @@ def run_trial(
                     tell(latest, before + epoch) if epoch < epochs else None
                 ),
             )
-        except NotFiniteError as error:
+        except (NotFiniteError, SettingsError) as error:
             seconds = round(time.monotonic() - began_at, 1)
             report(
                 Reached(
@@ -181,7 +182,7 @@ def run_trial(
                     metrics={},
                     by_seed=[],
                     seconds=seconds,
-                    diverged=str(error),
+                    failed=str(error),
                 )
             )
             return

@@ -25,7 +25,7 @@ from muva.config import ExperimentConfig, TuneConfig, with_settings
 from muva.data.artifacts import Artifact
 from muva.data.sources import SourcesOnly
 from muva.errors import MuvaError, SettingsError
-from muva.search_space import Space, space_for
+from muva.search_space import Space, impossible, space_for
 from workflows.cluster import cpus, gpus, ray_cluster
 from workflows.ground import ground
 from workflows.points import Points
@@ -67,6 +67,11 @@ class Search:
     space: Space
     settings: TuneConfig
     aims: tuple[str, ...]
+    config: ExperimentConfig
+
+    def possible(self, point: Mapping[str, Any]) -> bool:
+        """Whether a point's settings go together."""
+        return not impossible(point, self.config)
 
 
 def check_search(config: ExperimentConfig) -> Search:
@@ -75,8 +80,11 @@ def check_search(config: ExperimentConfig) -> Search:
     if settings is None:
         raise SettingsError(f"Recipe {config.name}: expected a section tune, found none")
     space = space_for(settings.space, config)
-    if settings.search == "grid":
-        next(space.points())
+    if space.finite or settings.search == "grid":
+        reasons = (impossible(point, config) for point in space.points())
+        first = next(reasons)
+        if first and all(reasons):
+            raise SettingsError(f"Recipe {config.name}: no point of the space is possible: {first}")
     if len(config.sources) < 2:
         raise SettingsError(
             f"Recipe {config.name}: a search trains on all sources but one and is judged on that "
@@ -93,7 +101,8 @@ def check_search(config: ExperimentConfig) -> Search:
             f"Recipe {config.name}: {settings.folds} folds, and there are {len(config.sources)} "
             "sources to hold out"
         )
-    return Search(space=space, settings=settings, aims=aims_of(settings, held_out))
+    aims = aims_of(settings, held_out)
+    return Search(space=space, settings=settings, aims=aims, config=config)
 
 
 def search(
@@ -185,7 +194,7 @@ def _wanted(chosen: Search) -> int:
     trials = chosen.settings.trials
     if not chosen.space.finite:
         return trials
-    return sum(1 for _ in islice(chosen.space.points(), trials))
+    return sum(1 for _ in islice(filter(chosen.possible, chosen.space.points()), trials))
 
 
 def _labels(
@@ -236,6 +245,7 @@ def _run(
             trials=wanted,
             finished=finished,
             started=study.begun(),
+            possible=chosen.possible,
         )
         before = {record["number"]: record for record in finished}
         searcher = _Searcher(session, study, points, inputs, chosen, deadline, progress, before)
@@ -302,7 +312,7 @@ def _trial(point: Mapping[str, Any], *, inputs: TrialInputs, settings: TuneConfi
         steps = [dataclasses.asdict(step) for step in shared.used]
         told = {"reached": dataclasses.asdict(reached), "steps": steps}
         metrics = reached.metrics
-        if reached.diverged is not None:  # Tune insists on the metric, and its scheduler compares
+        if reached.failed is not None:  # Tune insists on the metric, and its scheduler compares
             metrics = dict.fromkeys(aims_of(settings, [s.name for s in inputs.sources]), 0.0)
         # As text, for Tune would make a metric of each number in it.
         ray_tune.report({**metrics, "rung": reached.rung, "told": json.dumps(told)})
@@ -399,7 +409,7 @@ class _Searcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Remembers what was reached at a rung."""
-        if _told(result)[0].diverged is not None:
+        if _told(result)[0].failed is not None:
             return
         number, _ = self.running[trial_id]
         self._rungs[trial_id][result["rung"]] = result[self._aims[0]]
@@ -418,8 +428,8 @@ class _Searcher(Searcher):
         if self._deadline.passed() and reached.state == "stopped":
             self._points.tell(number, None, stopped=False)
             return
-        if reached.diverged is not None:
-            say(f"Trial {number}, {short(params)}: {reached.diverged}")
+        if reached.failed is not None:
+            say(f"Trial {number}, {short(params)}: {reached.failed}")
         elif reached.rung not in rungs:  # a report that ends a trial is told here alone
             rungs[reached.rung] = reached.metrics[self._aims[0]]
             self._points.report(number, reached.rung, reached.metrics)
@@ -431,7 +441,7 @@ class _Searcher(Searcher):
             rungs=rungs,
             notes=self._points.notes(number),
         )
-        values = reached.metrics if reached.diverged is None else self._points.nothing
+        values = reached.metrics if reached.failed is None else self._points.nothing
         self._points.tell(number, values, stopped=reached.state == "stopped")
         self._study.finish(record)
         self._records[number] = record
@@ -469,5 +479,5 @@ def _write_trial(run: Run, record: Record, place: Artifact) -> None:
     for rung, value in record["rungs"].items():
         run.metrics({"held-out/by-rung": value}, int(rung))
     run.tags({ARTIFACT_TAG: place.address, "state": record["state"]})
-    if record["state"] == "diverged":
-        run.describe(record["diverged"])
+    if record["state"] == "failed":
+        run.describe(record["failed"])

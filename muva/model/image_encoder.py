@@ -41,6 +41,17 @@ class ImageFeatures:
     mask_probabilities: Float[Tensor, " blocks B R L"] | None = None
 
 
+def check_part_tokens(settings: ModelConfig, *, rows: int) -> None:
+    """Raises SettingsError for part tokens that begin as bands of patches which do not divide."""
+    parts = len(settings.parts)
+    if parts and settings.part_token_init == "patch_avg" and rows % parts:
+        raise SettingsError(
+            f"model.part_token_init patch_avg cuts the patch grid into {parts} equal bands, one "
+            f"per part; its {rows} rows do not divide by {parts}: choose random or cls, or another "
+            "stride (at 256 x 128, stride 12 gives 21 rows)"
+        )
+
+
 def directly(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
     """Call the function."""
     return function(*args, **named)
@@ -78,6 +89,7 @@ class ImageEncoder(nn.Module):
         self.ln_post = visual.ln_post
         self.proj = visual.get_parameter("proj")
 
+        check_part_tokens(settings, rows=self.grid[0])
         self.part_tokens = self._new_part_tokens()
         self.mask_predictor = None
         if self.parts:
@@ -111,12 +123,6 @@ class ImageEncoder(nn.Module):
         if self.part_token_init == "random":
             tokens = torch.empty(self.parts, len(self.class_embedding))
             return nn.Parameter(nn.init.trunc_normal_(tokens, std=PART_TOKEN_STD))
-        if self.grid[0] % self.parts:
-            raise SettingsError(
-                f"model.part_token_init patch_avg cuts the patch grid into {self.parts} equal "
-                f"bands, one per part; its {self.grid[0]} rows do not divide by {self.parts}: "
-                f"choose random or cls, or another stride (at 256 x 128, stride 12 gives 21 rows)"
-            )
         return None
 
     def _embed(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B T D"]:

@@ -7,7 +7,7 @@ import pytest
 
 from muva.config import ExperimentConfig, load_recipe
 from muva.errors import SettingsError
-from muva.search_space import Space, space_for
+from muva.search_space import Space, impossible, space_for
 from workflows.points import Method, Points
 
 SMALL = {
@@ -23,25 +23,25 @@ def demo() -> ExperimentConfig:
 
 
 def records(points: Points, *, aims: tuple[str, ...], most: int = 1000) -> list[dict[str, Any]]:
-    """So many trials with chance values; each third is stopped, each fifth has diverged."""
+    """So many trials with chance values; each third is stopped, each fifth has failed."""
     made = []
     values_of = random.Random(0)
     while len(made) < most and (drawn := points.next()) is not None:
         number, params = drawn
         values = {aim: values_of.random() for aim in aims}
         points.report(number, 1, values)
-        state = ("complete", "complete", "stopped")[number % 3] if number % 5 != 4 else "diverged"
+        state = ("complete", "complete", "stopped")[number % 3] if number % 5 != 4 else "failed"
         made.append(
             {
                 "number": number,
                 "params": params,
                 "state": state,
-                "metrics": values if state != "diverged" else {},
+                "metrics": values if state != "failed" else {},
                 "rungs": {"1": values[aims[0]]},
                 "notes": points.notes(number),
             }
         )
-        told = values if state != "diverged" else points.nothing
+        told = values if state != "failed" else points.nothing
         points.tell(number, told, stopped=state == "stopped")
     return made
 
@@ -112,3 +112,28 @@ def test_a_range_has_no_grid(demo: ExperimentConfig) -> None:
     space: Space = space_for("masks", demo)
     with pytest.raises(SettingsError, match="is a range, which has no list of points"):
         Points(space, method="grid", aims=("a",), seed=0, trials=3).next()
+
+
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_settings_that_do_not_go_together_are_not_tried(
+    method: Method, demo: ExperimentConfig
+) -> None:
+    """Part tokens as bands: the demo's grid has 16 rows, or 21 with the smaller stride."""
+    rows = {8: 16, 6: 21}
+    space = space_for("masks", demo)
+    points = Points(
+        space,
+        method=method,
+        aims=("a",),
+        seed=0,
+        trials=60,
+        possible=lambda point: not impossible(point, demo),
+    )
+    made = records(points, aims=("a",))
+    assert len(made) == 60
+    bands = [one["params"] for one in made if one["params"]["model.part_token_init"] == "patch_avg"]
+    assert bands
+    for params in bands:
+        assert rows[params["model.stride"]] % len(params["model.parts"]) == 0
+    told = impossible({"model.part_token_init": "patch_avg"}, demo)
+    assert "16 rows do not divide by 3" in told

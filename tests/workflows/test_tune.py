@@ -253,11 +253,11 @@ def test_a_trial_that_diverges_ends_and_the_search_goes_on(
     space = {"stage1.lr": [1e25], "stage1.precision": ["fp32"]}
     found = place.search(space=space, trials=1)
     (trial,) = found.summary["trials"]
-    assert (trial["state"], trial["metrics"]) == ("diverged", {})
-    assert "stage 1 diverged in epoch" in trial["diverged"]
+    assert (trial["state"], trial["metrics"]) == ("failed", {})
+    assert "stage 1 diverged in epoch" in trial["failed"]
     assert "stage 1 diverged in epoch" in capsys.readouterr().err
-    (run,) = (run for run in place.runs() if run.data.tags.get("state") == "diverged")
-    assert run.data.tags["mlflow.note.content"] == trial["diverged"]
+    (run,) = (run for run in place.runs() if run.data.tags.get("state") == "failed")
+    assert run.data.tags["mlflow.note.content"] == trial["failed"]
     assert not place.search(space=space, trials=1).computed, "it would diverge again"
     with pytest.raises(MuvaError, match="no trial is complete yet"):
         best_of(find_study(place.session.store, found.artifact.address), [trial])
@@ -343,8 +343,8 @@ def test_every_domain_is_held_out_with_every_seed(
     assert [one.complete for one in reports] == [False, False, False, True]
 
     run_trial({}, inputs=inputs, settings=TuneConfig(), report=reports.append)
-    assert (reports[-1].rung, reports[-1].state) == (0, "diverged")
-    assert reports[-1].diverged == "its loss is nan"
+    assert (reports[-1].rung, reports[-1].state) == (0, "failed")
+    assert reports[-1].failed == "its loss is nan"
 
 
 def test_the_setting_that_decides_is_the_important_one(smoke_recipe: Path, tmp_path: Path) -> None:
