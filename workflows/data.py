@@ -24,6 +24,7 @@ from muva.data.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
 from muva.errors import MuvaError, SettingsError, closest
 from workflows.board import Board, gather
 from workflows.cluster import ray_cluster
+from workflows.forget import forget_verb
 from workflows.progress import as_text, say, track
 from workflows.session import (
     Session,
@@ -466,3 +467,6 @@ def _warn(dataset: Dataset) -> None:
         )
     if not dataset.summary.cameras_known:
         say("Cameras are unknown: each query will ignore only its own image.")
+
+
+data_verb.add_command(forget_verb)

@@ -98,7 +98,7 @@ def decoded_images(
 
     `content`: all that the pixels depend on. Other files make room where that is needed.
     """
-    folder = folder or Path(tempfile.gettempdir()) / f"muva-{os.getuid()}"
+    folder = folder or _folder()
     kept = min(count, limit_bytes // (height * width * 3))
     name = hashlib.sha256(repr((content, kept, height, width)).encode()).hexdigest()[:32]
     path = folder / f"{name}{_SUFFIX}"
@@ -114,6 +114,16 @@ def decoded_images(
     images = DecodedImages(path, count=kept, height=height, width=width)
     os.utime(path)
     return images
+
+
+def forget_decoded_images(folder: Path | None = None) -> None:
+    """Removes all decoded images of this node; who trains on them keeps them until the end."""
+    for file in (folder or _folder()).glob(f"*{_SUFFIX}"):
+        file.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"muva-{os.getuid()}"
 
 
 def _opened(path: Path, count: int, height: int, width: int) -> DecodedImages:

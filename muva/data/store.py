@@ -405,6 +405,12 @@ def checked_key(key: str) -> str:
     return key
 
 
+def forget_local_copies() -> None:
+    """Removes the copies of buckets' content that this user has on this machine."""
+    for copy in _cache_folder().glob("*"):
+        copy.unlink(missing_ok=True)
+
+
 def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muva" / "s3"
 
