@@ -3,6 +3,8 @@
 #   make demo     the whole workflow on synthetic people
 #   make test     the tests
 #   make check    format, lint, types, import contracts, tests: what must pass before a change lands
+#   make test-browser  MLflow's pages as people see them, in Chromium
+#   make docs     the documentation as a site, in site/; a link that leads nowhere fails
 #   make bench    parity with the authors' numbers, and the speed of rendering
 #   make check-large  the paper's recipe at full size for a few steps: minutes, and gigabytes
 #
@@ -13,11 +15,11 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check check-large format bench lock clean
+.PHONY: setup demo docs test test-browser check check-large format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,9s/^# \{0,3\}//p' Makefile
+	@sed -n '3,11s/^# \{0,3\}//p' Makefile
 
 setup: $(READY)
 
@@ -37,6 +39,12 @@ demo: setup
 # Two at once: more would wait for each other's Ray clusters.
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-browser: setup
+	$(BIN)/pytest -m browser tests/browser
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: setup
 	$(BIN)/ruff format --check .

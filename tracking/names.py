@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 
-def experiment_name(recipe: str) -> str:
-    """The experiment that holds a recipe's runs."""
-    return f"muva/{recipe}"
+def experiment_name(protocol: str) -> str:
+    """The experiment that holds the runs of a protocol, or of a recipe by itself."""
+    return f"muva/{protocol}"
 
 
 def pipeline_name(recipe: str, *, sources: Sequence[str], targets: Sequence[str]) -> str:
-    """A parent run's name: `demo: syn-boulevard + syn-harbour -> syn-station`."""
-    return f"{recipe}: {' + '.join(sources)} -> {' + '.join(targets)}"
+    """A parent run's name: `syn-boulevard+syn-harbour -> syn-station · demo`."""
+    return f"{'+'.join(sources)} -> {'+'.join(targets)} · {recipe}"
 
 
 def retrieval_metrics(

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tracking.privacy import fit_to_show
+
 if TYPE_CHECKING:  # imported where it draws: workers import this file and draw nothing
     from matplotlib.figure import Figure
 
@@ -153,6 +155,50 @@ def part_mask_sheet(
     return sheet
 
 
+def attention_sheet(
+    images: Sequence[Picture],
+    attention: np.ndarray,
+    *,
+    grid: tuple[int, int],
+    tokens: Sequence[str],
+    title: str = "Attention",
+    subtitle: str = "",
+    people_per_row: int = 3,
+) -> Image.Image:
+    """Images, each followed by itself as each token looks at it: the brighter, the more.
+
+    attention: (images, tokens, patches), row-major over the patch grid. Each token's picture has a
+    scale of its own, up to what it attends to most.
+    """
+    shape = (len(images), len(tokens), grid[0] * grid[1])
+    if attention.shape != shape:
+        raise ValueError(f"attention: received the shape {attention.shape}, expected {shape}")
+    width, height = _PERSON
+    views = 1 + len(tokens)
+    people_per_row = min(people_per_row, len(images))
+    group_width = views * width + (views - 1) * 4
+    top = _header_height(subtitle) + 8
+    rows = -(-len(images) // people_per_row)
+    sheet, draw = _sheet(
+        2 * _MARGIN + people_per_row * (group_width + 2 * _GAP) - 2 * _GAP,
+        top + rows * (height + _CAPTION_LINE + _GAP) - _GAP + _MARGIN,
+        title=title,
+        subtitle=subtitle,
+    )
+    for number, image in enumerate(images):
+        column, row = number % people_per_row, number // people_per_row
+        x = _MARGIN + column * (group_width + 2 * _GAP)
+        y = top + row * (height + _CAPTION_LINE + _GAP)
+        fitted = _stretched(image)
+        sheet.paste(fitted, (x, y))
+        for view, name in enumerate(tokens, start=1):
+            at = x + view * (width + 4)
+            sheet.paste(_heated(fitted, attention[number, view - 1].reshape(grid)), (at, y))
+            middle = (at + width // 2, y + height + 12)
+            _text(draw, middle, name.replace("_", " "), size=13, colour=MUTED, anchor="mm")
+    return sheet
+
+
 def boxed_image(
     image: Picture,
     boxes: Mapping[str, tuple[float, float, float, float]],
@@ -161,14 +207,14 @@ def boxed_image(
     height: int = 512,
 ) -> Image.Image:
     """An image with the boxes of its parts (x0, y0, x1, y1 as fractions) in their colours."""
-    whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    whole = _pil(image)
     width = max(1, round(whole.width * height / whole.height))
     left, top = _MARGIN, _MARGIN + 34
     legend = sum(34 + 2 * _GAP + int(_font(14).getlength(part)) for part in parts)
     sheet = Image.new("RGB", (2 * _MARGIN + max(width, legend), top + height + _MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     _legend(draw, (_MARGIN, _MARGIN), parts)
-    sheet.paste(whole.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), (left, top))
+    sheet.paste(whole.resize((width, height), Image.Resampling.BICUBIC), (left, top))
     for part, (x0, y0, x1, y1) in boxes.items():
         corners = (
             left + round(x0 * (width - 1)),
@@ -358,6 +404,16 @@ def _masked(image: Image.Image, mask: np.ndarray, grid: tuple[int, int]) -> Imag
     return canvas
 
 
+def _heated(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The image in grey under a map (rows, columns) of how much each patch counts."""
+    import matplotlib
+
+    scaled = heat / max(float(heat.max()), 1e-12)
+    colours = (255 * matplotlib.colormaps["inferno"](scaled)[..., :3]).astype(np.uint8)
+    paint = Image.fromarray(colours).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.blend(image.convert("L").convert("RGB"), paint, _MASK_STRENGTH)
+
+
 def _draw_outlines(
     draw: ImageDraw.ImageDraw,
     mask: np.ndarray,
@@ -399,7 +455,8 @@ def _stretched(image: Picture) -> Image.Image:
 
 
 def _pil(image: Picture) -> Image.Image:
-    return (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    return fit_to_show(picture.convert("RGB"))
 
 
 def _text(

@@ -38,6 +38,8 @@ from tracking.addresses import (
     reached_client,
     sqlite_file,
 )
+from tracking.lineage import Context, UsedDataset, UsedModel, log_model
+from tracking.privacy import people
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
 from tracking.redaction import redact
 from tracking.source import left_behind, source_tags
@@ -55,6 +57,8 @@ _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
 _RUNS_A_PAGE = 1000
 _FIGURE_DPI = 150
+_PICTURES = (".png", ".jpg", ".jpeg", ".html")
+"""What a run's files with pictures of people end with; pages have them inside."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +196,62 @@ class Run:
     def __init__(self, ref: RunRef, client: MlflowClient) -> None:
         self.ref = ref
         self._client = client
+        self._kept: list[tuple[dict[str, float], int | None]] = []
 
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Writes metrics; see `log_metrics`."""
-        _log_metrics(self._client, self.ref.run_id, values, step)
+    def metrics(
+        self,
+        values: Mapping[str, float],
+        step: int | None = None,
+        *,
+        model_id: str | None = None,
+        dataset: UsedDataset | None = None,
+    ) -> None:
+        """Writes metrics; see `log_metrics`. They are also those of the model on the data set."""
+        _log_metrics(self._client, self.ref.run_id, values, step, model_id, dataset)
+
+    def tell(self, values: Mapping[str, float], step: int | None) -> None:
+        """Writes metrics while work goes on, which no silence of MLflow shall end.
+
+        What cannot be written now is kept, and written with what comes later, or at the end.
+        """
+        self._kept.append((dict(values), step))
+        try:
+            reached_client(self.ref.tracking_uri)  # asks a server once, and does not wait for it
+            self._write_kept()
+        except (MuvaError, MlflowException, SQLAlchemyError, OSError) as error:
+            if len(self._kept) == 1:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                logging.getLogger(__name__).warning(
+                    "MLflow takes no metrics at the moment; they are kept and written later: %s",
+                    redact(reason),
+                )
+
+    def _write_kept(self) -> None:
+        while self._kept:
+            values, step = self._kept[0]
+            self.metrics(values, step)
+            del self._kept[0]
+
+    def system_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Writes what a machine is doing, under the names that MLflow has a page for."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(f"system/{key}", value, now, step) for key, value in values.items()]
+        for batch in _batches(metrics, _METRICS_A_BATCH):
+            self._client.log_batch(self.ref.run_id, metrics=batch, synchronous=True)
+
+    def used(self, *datasets: UsedDataset, context: Context) -> None:
+        """Notes the data sets as the run's inputs; once, however often it is said."""
+        self._client.log_inputs(self.ref.run_id, [one.as_input(context) for one in datasets])
+
+    def model(self, model: UsedModel, *, made: bool) -> str:
+        """Notes a model as the run's output (`made`) or input; the id of its logged model."""
+        return log_model(
+            self._client,
+            model,
+            experiment_id=self.ref.experiment_id,
+            run_id=self.ref.run_id,
+            made=made,
+        )
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags, over earlier values."""
@@ -241,7 +297,9 @@ class Run:
         self._client.log_figure(self.ref.run_id, figure, path, save_kwargs=look)
 
     def picture(self, path: str, picture: np.ndarray | Image.Image) -> None:
-        """Writes a picture: PIL, or uint8 (H, W, 3)."""
+        """Writes a picture of people, PIL or uint8 (H, W, 3), unless none shall be shown."""
+        if people() == "hidden":
+            return
         self._client.log_image(self.ref.run_id, picture, artifact_file=path)
 
     def artifact(self, file: Path | str, folder: str | None = None) -> None:
@@ -250,6 +308,7 @@ class Run:
 
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
         """Closes the run, with the reason if it did not end well."""
+        self._write_kept()
         if reason is not None:
             self.tags({REASON_TAG: reason})
         self._client.set_terminated(self.ref.run_id, status)
@@ -316,6 +375,42 @@ def runs_with_tag(tracking_uri: str | None, tag: str) -> list[TaggedRun]:
         ]
 
 
+def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> list[str]:
+    """The values of a tag on the run of this id, or the newest of this name, and on its children.
+
+    None where there is no such run.
+    """
+    runs = runs_with_tag(tracking_uri, KEY_TAG)
+    named = [one for one in runs if reference in (one.ref.run_id, one.name)]
+    if not named:
+        return []
+    run = named[-1]
+    assert tracking_uri is not None
+    with failures_explained(run.ref.tracking_uri):
+        client = reached_client(run.ref.tracking_uri)
+        found, waiting = [], [client.get_run(run.ref.run_id)]
+        while waiting:
+            one = waiting.pop()
+            if tag in one.data.tags:
+                found.append(one.data.tags[tag])
+            below = f"tags.`{_PARENT_TAG}` = '{one.info.run_id}'"
+            waiting += _search(client, [one.info.experiment_id], below)
+        return found
+
+
+def has_pictures(ref: RunRef) -> bool:
+    """Whether there is a picture among a run's artifacts."""
+    client = attached_client(ref.tracking_uri)
+    waiting: list[str | None] = [None]
+    while waiting:
+        for file in client.list_artifacts(ref.run_id, waiting.pop()):
+            if file.is_dir:
+                waiting.append(file.path)
+            elif Path(file.path).suffix in _PICTURES:
+                return True
+    return False
+
+
 def _search(client: MlflowClient, experiments: list[str], filters: str) -> Iterator[MlflowRun]:
     page = None
     while page is None or page.token:
@@ -330,13 +425,31 @@ def _search(client: MlflowClient, experiments: list[str], filters: str) -> Itera
 
 
 def _log_metrics(
-    client: MlflowClient, run_id: str, values: Mapping[str, float], step: int | None
+    client: MlflowClient,
+    run_id: str,
+    values: Mapping[str, float],
+    step: int | None,
+    model_id: str | None = None,
+    dataset: UsedDataset | None = None,
 ) -> None:
     metrics = [
         metric
         for key, value in values.items()
         if (metric := _unwritten(client, run_id, key, float(value), step))
     ]
+    if model_id is not None or dataset is not None:
+        metrics = [
+            Metric(
+                one.key,
+                one.value,
+                one.timestamp,
+                one.step,
+                model_id=model_id,
+                dataset_name=dataset.name if dataset else None,
+                dataset_digest=dataset.fingerprint if dataset else None,
+            )
+            for one in metrics
+        ]
     for batch in _batches(metrics, _METRICS_A_BATCH):
         client.log_batch(run_id, metrics=batch, synchronous=True)
 

@@ -23,6 +23,7 @@ VERBS = {
     "recipes": "The settings that are shipped, and what differs in them",
     "run": "A recipe from data to numbers",
     "compare": "What was reached here, beside what was published",
+    "promote": "The best model by held-out sources as champion in MLflow's registry",
     "tune": "Search settings on held-out source domains",
     "submit": "Run a verb on a Ray cluster",
     "store": "What artifacts exist, and which can go",

@@ -146,12 +146,12 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
     assert manifest is not None
     if "features" not in manifest["inputs"]:
         return None
-    features = _manifest_at(store, manifest["inputs"]["features"])
+    features = manifest_at(store, manifest["inputs"]["features"])
     if list(features["config"]["splits"]) == ["train"]:
         return None
-    made = _Made(inputs={})
+    made = Made(inputs={})
     if "model" in features["inputs"]:
-        made = _made(store, features["inputs"]["model"])
+        made = made_of(store, features["inputs"]["model"])
     sources = [address for role, address in made.inputs.items() if role.startswith("source ")]
     datasets = [features["inputs"]["dataset"], *sources]
     summary = manifest["summary"]
@@ -173,7 +173,7 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
             sorted(
                 artifact_at(store, address).name
                 for address in datasets
-                if _manifest_at(store, address)["config"].get("altered")
+                if manifest_at(store, address)["config"].get("altered")
             )
         ),
         reranked=summary["reranked"],
@@ -184,7 +184,7 @@ def _result(store: Store, artifact: Artifact) -> Result | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Made:
+class Made:
     """What a model was made of; nothing for a CLIP as it is."""
 
     inputs: Mapping[str, str]
@@ -196,19 +196,20 @@ class _Made:
     """Which of a training's models it is."""
 
 
-def _made(store: Store, address: str) -> _Made:
-    model = _manifest_at(store, address)
+def made_of(store: Store, address: str) -> Made:
+    """What the model of an address was made of."""
+    model = manifest_at(store, address)
     number = LAST_EPOCH
     if TRAINING in model["inputs"]:
         kept = model["config"].get("epoch")
         number = ON_SOURCES if kept is None else f"epoch {kept}"
-        model = _manifest_at(store, model["inputs"][TRAINING])
+        model = manifest_at(store, model["inputs"][TRAINING])
     steps = [model]
     if "prompts" in model["inputs"]:  # an imported model has none, nor sources that are known
-        steps.append(_manifest_at(store, model["inputs"]["prompts"]))
+        steps.append(manifest_at(store, model["inputs"]["prompts"]))
     settings = [{k: v for k, v in one["config"].items() if k != "seed"} for one in steps]
     trained = len(steps) == 2
-    return _Made(
+    return Made(
         inputs=model["inputs"],
         settings=settings,
         seed=model["config"]["seed"],
@@ -246,7 +247,8 @@ def ablation_of(settings: Mapping[str, Mapping[str, Any]]) -> str:
     return next((name for name, changes in _ablations().items() if changes == here), "")
 
 
-def _manifest_at(store: Store, address: str) -> dict[str, Any]:
+def manifest_at(store: Store, address: str) -> dict[str, Any]:
+    """The manifest of an artifact; KeyError where it is gone."""
     manifest = artifact_at(store, address).manifest()
     if manifest is None:
         raise KeyError(f"{address}, which it was made from, is gone")
@@ -328,20 +330,33 @@ def _rows_of(protocol: str) -> dict[tuple[tuple[str, ...], str], str]:
 
 
 @click.command("compare")
-@click.argument("protocol", required=False, type=click.Choice(list(PROTOCOLS)))
+@click.argument("what", nargs=-1, metavar="[PROTOCOL | RUN RUN]")
 @click.option("--form", type=click.Choice(["table", "markdown", "csv"]), default="table")
 @json_option
 @session_options
-def compare_verb(protocol: str | None, form: str, as_json: bool, session: Session) -> None:
+def compare_verb(what: tuple[str, ...], form: str, as_json: bool, session: Session) -> None:
     """Put what was reached here beside what was published, for PROTOCOL or for all there is.
 
     All figures of ours are of the last epoch: nothing was chosen on a target. Data sets with * hold
     other images than were published.
 
+    Or explain how two runs differ: in settings, in figures with 95 % intervals of the difference,
+    in the queries that flipped. RUN is a run in MLflow, by id or name, or a model's name.
+
     \b
     muva compare
     muva compare single-source --form markdown
+    muva compare global-only muva
     """
+    if len(what) == 2:
+        _explain(session, what[0], what[1], as_json=as_json)
+        return
+    protocol = what[0] if what else None
+    if len(what) > 2 or (protocol is not None and protocol not in PROTOCOLS):
+        raise click.UsageError(
+            f"Expected nothing, one protocol ({', '.join(PROTOCOLS)}), or two runs, found "
+            f"{' '.join(what)}"
+        )
     found = compared(results_in(session.store))
     if protocol is not None:
         wanted = _rows_of(protocol)
@@ -363,6 +378,18 @@ def compare_verb(protocol: str | None, form: str, as_json: bool, session: Sessio
         for one in found
     ]
     print_result(data, as_json=as_json, text=forms[form](lines))
+
+
+def _explain(session: Session, first: str, second: str, *, as_json: bool) -> None:
+    from workflows.compare_runs import difference_text, differences_between
+
+    found = differences_between(session, first, second)
+    sides = [first, second] if first != second else ["first", "second"]
+    print_result(
+        [dataclasses.asdict(one) for one in found],
+        as_json=as_json,
+        text="\n\n".join(difference_text(one, sides=sides) for one in found),
+    )
 
 
 def _tell(session: Session, found: Sequence[Comparison], lines: Sequence[Sequence[str]]) -> None:

@@ -20,9 +20,17 @@ from muva.errors import MuvaError, SettingsError
 from tracking.names import experiment_name
 from tracking.redaction import redact
 from workflows.cluster import ray_cluster
+from workflows.node_metrics import watched_nodes
 from workflows.progress import as_text, say
 from workflows.ray_head import head_for_a_while
-from workflows.run import as_data, pipeline_run, results_table, run_pipeline, tell_run
+from workflows.run import (
+    as_data,
+    map_domains,
+    pipeline_run,
+    results_table,
+    run_pipeline,
+    tell_run,
+)
 from workflows.session import (
     Session,
     json_option,
@@ -71,8 +79,9 @@ def demo_verb(
     say(f"Settings: {folder / 'config.yaml'}")
     with pipeline_run(session, config) as run:
         inside = session.within(run)
-        with ray_cluster():
+        with ray_cluster(), watched_nodes(run):
             report = run_pipeline(inside, config, workers=workers)
+            map_domains(inside, config, report)
             tuned = search(
                 inside,
                 config,

@@ -79,7 +79,7 @@ def features_step(
 ) -> Done:
     """The features of the judged images by a model: a URI, or `clip:NAME`."""
     dataset = open_dataset(judged.dataset)
-    settings = {"model": _model_settings(model, config), "splits": judged.splits}
+    settings = {"model": model_settings(model, config), "splits": judged.splits}
     artifact = Artifact(
         session.store,
         "features",
@@ -129,7 +129,7 @@ def features_step(
     return do_step(step, session=dataclasses.replace(session, tracking_uri=None), work=work)
 
 
-def _model_settings(model: str, config: ModelConfig) -> Any:
+def model_settings(model: str, config: ModelConfig) -> Any:
     """What the features depend on besides the images."""
     if not model.startswith(UNTOUCHED):
         return open_artifact(model).address

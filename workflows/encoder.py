@@ -16,7 +16,7 @@ import torch
 from ray.util import get_current_placement_group
 
 import muva
-from muva.data.artifacts import Artifact, fingerprint
+from muva.data.artifacts import Artifact, fingerprint, open_artifact
 from muva.errors import MuvaError
 from muva.model.bundle import BUNDLE_FORMAT
 from muva.model.precision import resolve_precision
@@ -28,6 +28,8 @@ from workflows.board import Board, attend, gather
 from workflows.cluster import ANYWHERE, ray_cluster
 from workflows.epochs import OnJudged, follow, posting, report_epochs
 from workflows.judging import VERDICTS, Judging, best, validation_config
+from workflows.lineage import used_dataset, used_model
+from workflows.mask_pictures import draw_masks, is_shown, masks_of
 from workflows.progress import track
 from workflows.prompts import learned_contexts
 from workflows.session import Session
@@ -87,17 +89,38 @@ def encoder_step(
             on_message = follow(progress, tell, "stage2", config.stage2.epochs, on_judged)
 
             def hear(message: tuple[str, Any]) -> None:
-                if message[0] != "group":
+                kind, content = message
+                if kind == "masks":
+                    if tell.run is not None:
+                        draw_masks(tell.run, content, config.model.parts)
+                elif kind != "group":
                     on_message(message)
                 elif session.shared is not None:  # within a trial, which may be stopped
-                    session.shared.watch(message[1])
+                    session.shared.watch(content)
 
-            _train(inputs, prompts.artifact, artifact, workers, board=board, on_message=hear)
+            _train(
+                inputs,
+                prompts.artifact,
+                artifact,
+                workers,
+                board=board,
+                on_message=hear,
+                shows=tell.run is not None,
+            )
         summary = json.loads(artifact.store.read(artifact.key(SUMMARY)))
         delete_states(artifact, keep=_kept_for_good(config.stage2.epochs, workers.keep_every))
         for notes in (VERDICTS, RAY_NOTES):
             artifact.delete_part(notes)
         return summary
+
+    def report(run: Run, summary: dict[str, Any]) -> None:
+        report_epochs("stage2")(run, summary)
+        run.metrics(_cost(summary))
+        run.used(*map(used_dataset, map(open_artifact, inputs.sources.domains)), context="training")
+        if inputs.sources.held_out_domain is not None:
+            held_out = open_artifact(inputs.sources.held_out_domain)
+            run.used(used_dataset(held_out), context="held out")
+        run.model(used_model(artifact.uri), made=True)
 
     step = Step(
         label=f"stage 2 of {name}",
@@ -106,7 +129,18 @@ def encoder_step(
         config=settings,
         inputs={**addresses, "prompts": prompts.artifact.address},
     )
-    return do_step(step, session=session, work=work, report=report_epochs("stage2"))
+    return do_step(step, session=session, work=work, report=report)
+
+
+def _cost(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Hours of the devices that it took; none for a model of before they were told."""
+    if "device" not in summary:
+        return {}
+    spent_s = sum(epoch["memory_pass_s"] + epoch["steps_s"] for epoch in summary["history"])
+    hours = spent_s / 3600 * summary["workers"]
+    if summary["device"] == "cpu":
+        return {"cost/core-hours": hours * summary["threads"]}
+    return {"cost/gpu-hours": hours}
 
 
 def chosen_of(training: Artifact) -> Artifact:
@@ -126,7 +160,9 @@ def chosen_step(session: Session, training: Done) -> Done:
     assert made_from is not None
 
     def report(run: Run, summary: dict[str, Any]) -> None:
-        run.metrics({name: v for name, v in summary["verdict"].items() if name != "epoch"})
+        model_id = run.model(used_model(step.artifact.uri), made=True)
+        verdict = {name: v for name, v in summary["verdict"].items() if name != "epoch"}
+        run.metrics(verdict, model_id=model_id)
 
     step = Step(
         label=f"choice of {training.artifact.name}: epoch {verdict['epoch']}",
@@ -169,7 +205,11 @@ def epoch_step(session: Session, training: Artifact, epoch: int) -> Done:
         config={"epoch": epoch, "seed": made_from["config"]["seed"]},
         inputs={**made_from["inputs"], TRAINING: training.address},
     )
-    return do_step(step, session=session, work=work)
+
+    def report(run: Run, _: dict[str, Any]) -> None:
+        run.model(used_model(artifact.uri), made=True)
+
+    return do_step(step, session=session, work=work, report=report)
 
 
 def _train_encoder(task: Mapping[str, Any]) -> None:
@@ -225,6 +265,9 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
             kept = [*judging.best_so_far(last), *_kept_for_good(last, task["keep_every"])]
             save_state(artifact, report, history, keep=kept)
             task["board"].post(("epoch", history[-1]))
+            shown = task["shows"] and is_shown(last, inputs.config.stage2.epochs)
+            if shown and (masks := masks_of(last, model, images, device)):
+                task["board"].post(("masks", masks))
         judging.report(last, report.metrics)
         if judging.ends(last):
             break
@@ -241,6 +284,8 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
             "identities": model.identities,
             "feature_dim": model.feature_dim,
             "workers": ray.train.get_context().get_world_size(),
+            "threads": task["threads"],
+            "device": device.type,
             "compute": dataclasses.asdict(task["compute"]),
             "precision": precision,
             "history": history,
@@ -262,11 +307,13 @@ def _train(
     *,
     board: Board,
     on_message: Callable[[tuple[str, Any]], None],
+    shows: bool,
 ) -> None:
     """Trains by a Ray Train group; a single worker on processors needs none, only a task.
 
     The task's process goes on to the next one, where a group is two new processes and what they
-    import: ten seconds that searches of short trials would mostly consist of.
+    import: ten seconds that searches of short trials would mostly consist of. `shows`: pictures of
+    masks are wanted.
     """
     task = {
         "inputs": inputs,
@@ -277,6 +324,7 @@ def _train(
         "compute": workers.how,
         "keep_every": workers.keep_every,
         "board": board,
+        "shows": shows,
     }
     validation = validation_config(inputs, artifact, workers, board)
     if workers.count == 1 and not workers.use_gpu and validation is None:

@@ -28,6 +28,7 @@ from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
 from workflows.embedding import UNTOUCHED, Judged, features_step
 from workflows.evaluation_pictures import draw
+from workflows.lineage import used_dataset, used_model
 from workflows.progress import as_text, say, track
 from workflows.ranking import FeatureParts
 from workflows.scoring import score_features, scored, summary_of
@@ -109,10 +110,14 @@ def evaluate_on(
     def report(run: Run, summary: dict[str, Any]) -> None:
         found = _target_report(summary, seconds=0)
         run.tags({"target": dataset.name, "method": name})
+        on = used_dataset(target)
+        run.used(on, context="held out" if held_out else "evaluation")
         run.metrics(
             retrieval_metrics(
                 dataset.name, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp
-            )
+            ),
+            model_id=run.model(used_model(model), made=False),
+            dataset=on,
         )
         draw(run, model, judged, artifact, found.camera_pairs)
 

@@ -16,14 +16,20 @@ from muva.data.shards import open_dataset
 from muva.model.bundle import Bundle
 from muva.retrieval.scores import CameraPair
 from tracking.heat_map import heat_map
-from tracking.pictures import Person, RankedQuery, part_mask_sheet, ranked_gallery
+from tracking.pictures import (
+    Person,
+    RankedQuery,
+    attention_sheet,
+    part_mask_sheet,
+    ranked_gallery,
+)
 from workflows.embedding import UNTOUCHED, Judged
 from workflows.scoring import QueryScores, shown_queries
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
-SHOWN_MASKS = 12
+SHOWN_MASKS, SHOWN_ATTENTION = 12, 6
 
 
 def draw(
@@ -39,6 +45,7 @@ def draw(
         bundle = muva.load(model)
         if bundle.model.config.parts:
             run.picture("predicted-masks.png", _mask_sheet(judged, rows, bundle))
+        run.picture("attention.png", _attention_sheet(judged, rows, bundle))
 
 
 def _camera_map(target: str, pairs: Sequence[CameraPair]) -> Figure:
@@ -93,9 +100,27 @@ def _gallery_sheets(judged: Judged, rows: pa.Table, kept: QueryScores) -> dict[s
     return sheets
 
 
+def _attention_sheet(judged: Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
+    """Where the class token and the part tokens look in the last block."""
+    images = judged.images(_some(rows, SHOWN_ATTENTION)["row"].to_numpy())
+    return attention_sheet(
+        images,
+        bundle.attention(images),
+        grid=bundle.model.grid,
+        tokens=["person", *bundle.model.config.parts],
+        title=f"Attention of each token, {open_dataset(judged.dataset).name}",
+        subtitle="Last block, mean over heads",
+    )
+
+
+def _some(rows: pa.Table, count: int) -> pa.Table:
+    """So many of them, evenly spaced."""
+    return rows.take(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
+
+
 def _mask_sheet(judged: Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
     """Some images under the masks that the last block's predictor gives."""
-    chosen = rows.take(np.linspace(0, len(rows) - 1, min(SHOWN_MASKS, len(rows))).astype(int))
+    chosen = _some(rows, SHOWN_MASKS)
     images = judged.images(chosen["row"].to_numpy())
     masks = bundle.predicted_masks(images)
     return part_mask_sheet(

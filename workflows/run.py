@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from muva.config import ExperimentConfig, load_recipe, to_yaml, with_overrides, with_settings
+from muva.config import (
+    ExperimentConfig,
+    differences,
+    load_recipe,
+    to_yaml,
+    with_overrides,
+    with_settings,
+)
 from muva.data.artifacts import Artifact, fingerprint, list_artifacts
 from muva.data.benchmarks import BENCHMARKS
 from muva.errors import MuvaError, SettingsError
@@ -22,10 +29,12 @@ from tracking.pictures import cmc_plot
 from tracking.source import command
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
+from workflows.domain_map import domain_map_step
 from workflows.embedding import UNTOUCHED
 from workflows.encoder import CHOSEN
 from workflows.evaluate import TargetReport, evaluate_on
 from workflows.ground import ground
+from workflows.node_metrics import watched_nodes
 from workflows.progress import as_text, say
 from workflows.session import (
     NAMES,
@@ -111,7 +120,7 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
     with session.run(
         f"{name} · seed {config.seed}",
         key=f"pipeline-{fingerprint(config)}",
-        params=config.model_dump(mode="json"),
+        params=told_settings(config),
         tags={
             "recipe": config.name,
             "source": " + ".join(config.sources),
@@ -122,6 +131,32 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
         if run is not None:
             run.text("config.yaml", to_yaml(config))
         yield run
+
+
+ALWAYS_TOLD = (
+    "seed",
+    "model.clip",
+    "model.parts",
+    "model.gating",
+    "stage1.epochs",
+    "stage2.epochs",
+    "stage2.lr",
+    "stage2.batch_size",
+)
+"""Settings that every pipeline's run has among its parameters, so that runs can be compared."""
+
+
+def told_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """A pipeline's parameters in MLflow: those, and what differs from `base`; all are in a file."""
+    told = differences(config, load_recipe("base"))
+    told = {name: value for name, value in told.items() if not name.startswith(("tune", "name"))}
+    whole = config.model_dump(mode="json")
+    for name in ALWAYS_TOLD:
+        value: Any = whole
+        for step in name.split("."):
+            value = value[step]
+        told[name] = value
+    return told
 
 
 def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
@@ -147,6 +182,15 @@ def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None
             command=command(),
         )
     )
+
+
+def map_domains(session: Session, config: ExperimentConfig, report: PipelineReport) -> None:
+    """Where images of all domains lie, before training and by the last model."""
+    last = list(report.models)[-1]
+    models = {"clip": UNTOUCHED + config.model.clip, _name_of(last): report.models[last]}
+    datasets = list(report.datasets.values())
+    done = domain_map_step(session, models, datasets, config.model, name=_name_of(last))
+    report.note("map of domains", done.seconds)
 
 
 def variant_of(config: ExperimentConfig, variant: str) -> ExperimentConfig:
@@ -275,9 +319,12 @@ def run_verb(
     reports, tables = [], []
     for config in configs:
         say(to_yaml(config))
-        within = dataclasses.replace(session, experiment=experiment_name(config.name))
-        with ray_cluster(), pipeline_run(within, config) as run:
+        within = dataclasses.replace(
+            session, experiment=experiment_name(recipe if recipe in PROTOCOLS else config.name)
+        )
+        with ray_cluster(), pipeline_run(within, config) as run, watched_nodes(run):
             report = run_pipeline(within.within(run), config, workers=workers)
+            map_domains(within.within(run), config, report)
             if run is not None:
                 tell_run(run, config, report)
         reports.append(as_data(report))

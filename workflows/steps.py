@@ -52,8 +52,16 @@ class Done:
     computed: bool
 
 
-Tell = Callable[[Mapping[str, float], int | None], None]
-"""Takes metrics and their step (epoch) while the work goes on."""
+@dataclass(frozen=True)
+class Tell:
+    """Writes to a step's run while the work goes on; nowhere where nothing is tracked."""
+
+    run: Run | None
+
+    def __call__(self, metrics: Mapping[str, float], epoch: int | None) -> None:
+        """Metrics, and the epoch that they are of."""
+        if self.run is not None:
+            self.run.tell(metrics, epoch)
 
 
 def do_step(
@@ -82,15 +90,11 @@ def do_step(
         if waits:  # another may have made it meanwhile
             manifest = step.artifact.manifest(format_version=step.format_version)
 
-        def tell(metrics: Mapping[str, float], epoch: int | None) -> None:
-            if run is not None:
-                run.metrics(metrics, epoch)
-
         if manifest is not None:
             say(f"{step.label}: exists, {step.artifact.address}")
             summary, took_s = manifest["summary"], manifest["seconds"]
         else:
-            summary = work(tell)
+            summary = work(Tell(run))
             took_s = round(time.monotonic() - started_at, 2)
             step.artifact.commit(
                 format_version=step.format_version,

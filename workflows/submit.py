@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-PASSED_ON = ("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI")
+PASSED_ON = ("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI", "MUVA_PEOPLE")
 """Variables that mean the same to the job as they do here."""
 _CHATTY = (
     "ray.dashboard.modules.job.sdk",

@@ -68,6 +68,26 @@ def run_block(
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
+def attention_weights(
+    block: ResidualAttentionBlock,
+    tokens: Float[Tensor, " B T D"],
+    *,
+    bias: Float[Tensor, " B T T"] | None = None,
+    outputs: int,
+) -> Float[Tensor, " B outputs T"]:
+    """How much the first tokens attend to all in `run_block`: each row sums to 1, mean of heads."""
+    attention, width = block.attn, tokens.shape[-1]
+    normed = block.ln_1(tokens)
+    weight, shift = attention.in_proj_weight, attention.in_proj_bias
+    query = linear(normed[:, :outputs], weight[:width], shift[:width])
+    key = linear(normed, weight[width : 2 * width], shift[width : 2 * width])
+    query, key = (split_heads(one, attention.num_heads) for one in (query, key))
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    if bias is not None:
+        scores = scores + bias[:, None, :outputs]
+    return scores.softmax(dim=-1).mean(dim=1)
+
+
 def _attend(
     query: Float[Tensor, " B heads queries d"],
     key: Float[Tensor, " B heads T d"],

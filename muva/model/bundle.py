@@ -157,6 +157,11 @@ class Bundle(Embedder):
             raise MuvaError("a global-only model (parts: []) predicts no part masks")
         return (encoded.mask_probabilities[-1] > 0.5).cpu().numpy()
 
+    @torch.inference_mode()
+    def attention(self, images: Sequence[ImageLike]) -> Float[np.ndarray, " B G L"]:
+        """How much the class token and each part token attend to the patches in the last block."""
+        return self.model.image_encoder.attention(self.pixels(images)).cpu().numpy()
+
 
 def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) -> None:
     """Write a model and its description; `metadata` is JSON, for example its provenance."""

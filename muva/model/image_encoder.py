@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from muva.config import ModelConfig
 from muva.errors import SettingsError
-from muva.model.attention import attention_bias, blocks_of, hard_gate, run_block
+from muva.model.attention import (
+    attention_bias,
+    attention_weights,
+    blocks_of,
+    hard_gate,
+    run_block,
+)
 from muva.model.clip import image_size_of, vision_tower
 from muva.model.mask_predictor import MaskPredictor
 from muva.model.position_embedding import add_part_positions
@@ -114,6 +120,28 @@ class ImageEncoder(nn.Module):
                 feature=self._run_blocks(tokens, bias=attention_bias(hard_gate(part_masks)))
             )
         return self._run_blocks_predicting(tokens, self.mask_predictor)
+
+    @torch.no_grad()
+    def attention(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B G L"]:
+        """How much the class token and each part token attend to the patches in the last block.
+
+        The mean over heads; what a row lacks to 1 goes to the leading tokens.
+        """
+        seen: list[Tensor] = []
+
+        def looking(function: Callable[..., Any], block: Any, *args: Any, **named: Any) -> Any:
+            result = function(block, *args, **named)
+            if (outputs := named.get("outputs")) is not None:
+                bias = named["bias"] if "bias" in named else attention_bias(self._gate(result[2]))
+                seen.append(attention_weights(block, args[-1], bias=bias, outputs=outputs))
+            return result
+
+        before, self.call = self.call, looking
+        try:
+            self(images)
+        finally:
+            self.call = before
+        return seen[0][:, :, 1 + self.parts :]
 
     def _new_part_tokens(self) -> nn.Parameter | None:
         if not self.parts:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from muva.errors import SettingsError
+from muva.model.attention import attention_bias
 from muva.model.mask_predictor import PartCrossAttention
 from muva.model.muva_model import MuvaModel
 from tests.model.small import IMAGE_SIZE, small_clip, small_model
@@ -142,3 +143,39 @@ def test_bf16_gives_float32_features_close_to_float32s(changed: dict[str, Any]) 
             predicted = model.encode_images(images())
     assert half.dtype == predicted.feature.dtype == torch.float32
     assert (half - full).abs().max() < 0.03 * full.abs().max()
+
+
+@pytest.mark.parametrize("gating", ["offline", "online"])
+@torch.no_grad()
+def test_attention_is_what_pytorchs_own_module_tells(gating: str) -> None:
+    model = small_model(gating=gating).eval()
+    encoder = model.image_encoder
+    seen: list[tuple[Any, torch.Tensor]] = []
+    before = encoder.call
+
+    def looking(function: Any, block: Any, *args: Any, **named: Any) -> Any:
+        seen.append((block, args[-1]))
+        return function(block, *args, **named)
+
+    encoder.call = looking
+    probabilities = predicted(model)[1][-1]
+    encoder.call = before
+    block, tokens = seen[-1]
+    bias = attention_bias(encoder._gate(probabilities))
+    normed = block.ln_1(tokens)
+    heads = block.attn.num_heads
+    _, weights = block.attn(
+        normed, normed, normed, attn_mask=bias.repeat_interleave(heads, 0), need_weights=True
+    )
+
+    found = encoder.attention(images())
+
+    torch.testing.assert_close(found, weights[:, :4, 4:])
+    assert found.shape == (2, 4, PATCHES)
+    assert (found[:, 1:][~(probabilities > 0.5)] == 0).all() or gating == "online"
+
+
+def test_attention_of_a_model_without_parts_is_the_class_tokens() -> None:
+    found = small_model(parts=()).eval().image_encoder.attention(images())
+    assert found.shape == (2, 1, PATCHES)
+    assert (found.sum(dim=-1) <= 1).all() and (found > 0).all()

@@ -53,5 +53,5 @@ def test_metrics_have_the_projects_names_and_stay_fractions() -> None:
 
 
 def test_names_read_from_sources_to_targets() -> None:
-    assert pipeline_name("demo", sources=["a", "b"], targets=["c"]) == "demo: a + b -> c"
+    assert pipeline_name("demo", sources=["a", "b"], targets=["c"]) == "a+b -> c · demo"
     assert experiment_name("demo") == "muva/demo"

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from muva.errors import SettingsError
+from tracking.domain_map import domain_plot
 from tracking.pictures import (
     PART_COLOURS,
     RIGHT,
     WRONG,
     Person,
     RankedQuery,
+    attention_sheet,
     cmc_plot,
     part_mask_sheet,
     ranked_gallery,
@@ -121,3 +124,53 @@ def test_the_numbers_of_many_ranks_do_not_run_into_each_other() -> None:
     assert list(axes.get_xticks()) == [1, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
     (axes,) = cmc_plot({"MUVA": {1: 0.5, 5: 0.7, 10: 0.8, 20: 0.9}}).axes
     assert list(axes.get_xticks()) == [1, 5, 10, 20]
+
+
+def test_each_token_has_a_picture_that_is_bright_where_it_looks() -> None:
+    attention = np.zeros((1, 2, 128))
+    attention[0, 0, :8] = 0.2  # the first row of patches
+    attention[0, 1, -8:] = 0.01
+    sheet = attention_sheet([GREY], attention, grid=(16, 8), tokens=["person", "legs"])
+    pixels = np.asarray(sheet).astype(int)
+    top = int(np.flatnonzero((pixels[:, 40] == 128).all(-1))[0])
+    for view, bright in ((1, slice(0, 6)), (2, slice(202, 208))):
+        left = 32 + view * 108
+        shown = pixels[top : top + 208, left : left + 104].sum(axis=-1)
+        dark = shown[60:140]
+        assert shown[bright].min() > dark.max()
+
+
+def test_attention_of_another_grid_is_refused_with_both_shapes() -> None:
+    with pytest.raises(ValueError, match=r"received the shape \(1, 1, 9\), expected \(1, 1, 128\)"):
+        attention_sheet([GREY], np.zeros((1, 1, 9)), grid=(16, 8), tokens=["person"])
+
+
+def test_a_domain_map_has_a_panel_for_each_model_and_a_colour_for_each_domain() -> None:
+    places = np.random.default_rng(0).random((6, 2))
+    figure = domain_plot({"CLIP": (["a", "b"] * 3, places), "MUVA": (["a", "b"] * 3, places)})
+    assert [axes.get_title() for axes in figure.axes] == ["CLIP", "MUVA"]
+    for axes in figure.axes:
+        drawn = [np.asarray(points.get_offsets()) for points in axes.collections]
+        np.testing.assert_array_equal(drawn, [places[0::2], places[1::2]])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_blurred_people_keep_their_colours_and_nothing_finer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fine = np.zeros((128, 64, 3), np.uint8)
+    fine[::2] = 255
+    shown, blurred = [], []
+    for asked, kept in (("shown", shown), ("blurred", blurred)):
+        monkeypatch.setenv("MUVA_PEOPLE", asked)
+        sheet = ranked_gallery([RankedQuery(query=Person(image=fine, pid=1), matches=[])])
+        kept.append(np.asarray(sheet).astype(int)[120:300, 45:95])
+    assert np.abs(np.diff(shown[0], axis=0)).max() > 100
+    assert np.abs(np.diff(blurred[0], axis=0)).max() < 5
+    assert abs(blurred[0].mean() - 127) < 5
+
+
+def test_another_word_than_those_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUVA_PEOPLE", "blured")
+    with pytest.raises(SettingsError, match="expected one of shown, blurred, hidden"):
+        ranked_gallery([RankedQuery(query=person(1), matches=[])])

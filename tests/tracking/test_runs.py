@@ -361,3 +361,13 @@ def test_a_relative_database_means_the_same_in_any_folder(
     assert tracker.tracking_uri == f"sqlite:///{tmp_path / 'runs of today' / 'mlflow.db'}"
     assert (tmp_path / "runs of today" / "mlflow.db").exists()
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_no_picture_of_people_is_written_where_they_are_hidden(
+    tracker: Tracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tracker.open(name="evaluate", key="evaluate")
+    monkeypatch.setenv("MUVA_PEOPLE", "hidden")
+    run.picture("ranked-gallery.png", np.zeros((4, 4, 3), np.uint8))
+    run.figure("cmc.png", Figure())
+    assert [file.path for file in client.list_artifacts(run.ref.run_id)] == ["cmc.png"]

@@ -119,10 +119,46 @@ def test_pictures_and_settings_are_beside_the_numbers(pipeline: Pipeline) -> Non
         str(run.info.run_name): {file.path for file in client.list_artifacts(run.info.run_id)}
         for run in runs_of(pipeline.session)
     }
-    assert {"ranked-gallery.png", "predicted-masks.png"} <= names[f"evaluate muva on {TARGET}"]
+    pictures = {"ranked-gallery.png", "predicted-masks.png", "attention.png"}
+    assert pictures <= names[f"evaluate muva on {TARGET}"]
     assert "pseudo-labels.png" in names["ground syn-harbour"]
-    parent = next(name for name in names if name.startswith("smoke:"))
+    stage2 = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    masks = client.list_artifacts(stage2.info.run_id, "masks")
+    assert [file.path for file in masks] == ["masks/epoch-001.png", "masks/epoch-002.png"]
+    parent = f"syn-harbour+syn-airport -> {TARGET} · smoke · seed 0"
     assert {"cmc", "config.yaml"} <= names[parent]
+
+
+def test_models_are_ranked_by_what_they_reached_on_the_target(pipeline: Pipeline) -> None:
+    client = MlflowClient(pipeline.session.tracking_uri)
+    experiment = client.get_experiment_by_name(pipeline.session.experiment)
+    assert experiment is not None
+    ranked = client.search_logged_models(
+        [experiment.experiment_id],
+        order_by=[{"field_name": f"metrics.{TARGET}/mAP", "ascending": False}],
+    )
+    results = pipeline.report.targets[TARGET]
+    reached = sorted((found.mean_ap for found in results.values()), reverse=True)
+    assert [
+        metric.value for one in ranked for metric in one.metrics or [] if metric.key.endswith("mAP")
+    ] == pytest.approx(reached)
+    stage2 = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    assert stage2.inputs is not None
+    assert {one.dataset.name for one in stage2.inputs.dataset_inputs} == {
+        "syn-harbour", "syn-airport"
+    }  # fmt: skip
+    assert stage2.data.metrics["cost/core-hours"] > 0
+
+
+def test_a_pipelines_parameters_are_few_and_tell_it_from_others(pipeline: Pipeline) -> None:
+    parent = next(
+        run for run in runs_of(pipeline.session) if "mlflow.parentRunId" not in run.data.tags
+    )
+    params = parent.data.params
+    assert {"seed", "model.clip", "stage2.lr", "stage2.epochs", "sources"} <= params.keys()
+    assert params["stage1.epochs"] == "2"
+    assert len(params) < 40
+    assert not [name for name in params if name.startswith("tune")]
 
 
 def test_a_model_opens_in_one_call_and_embeds_as_the_pipeline_did(pipeline: Pipeline) -> None:

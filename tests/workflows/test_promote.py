@@ -1,0 +1,80 @@
+"""Champion and challenger: by held-out sources alone, and only among models that they judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muva.data.artifacts import Artifact, fingerprint
+from muva.errors import MuvaError
+from tests.data.test_training_images import dataset
+from workflows.judging import HELD_OUT
+from workflows.promote import promote
+from workflows.session import Session, open_session
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return open_session(home=tmp_path, store=str(tmp_path))
+
+
+def model(
+    session: Session,
+    name: str,
+    value: float | None,
+    *,
+    sources: tuple[str, ...] = ("town",),
+    share: float = 0.2,
+) -> Artifact:
+    """A training's manifest, its last epoch being worth `value` on held-out identities."""
+    artifact = Artifact(session.store, "models", name, fingerprint([name, sources, share]))
+    addresses = {}
+    for number, source in enumerate(sources):
+        people = {"town": [3, 5], "city": [4, 6]}[source]
+        made = dataset(Path(session.store.uri), source, people)
+        addresses[f"source {number}"] = made.artifact.address
+    config: dict[str, Any] = {"seed": 0}
+    if value is not None:
+        config["validation"] = {"identities": share, "every": 1}
+    artifact.commit(
+        format_version=1,
+        config=config,
+        inputs=addresses,
+        summary={"verdicts": [{"epoch": 1, HELD_OUT: 0.01}, {"epoch": 2, HELD_OUT: value}]},
+    )
+    return artifact
+
+
+def holders(after: dict[str, Any]) -> dict[str, str | None]:
+    return {alias: one and one["address"] for alias, one in after.items()}
+
+
+def test_the_better_one_on_held_out_sources_is_the_champion(session: Session) -> None:
+    first, worse, better = (model(session, n, v) for n, v in
+                            (("first", 0.4), ("worse", 0.3), ("better", 0.5)))  # fmt: skip
+    assert holders(promote(session, first, name="muva")) == {
+        "champion": first.address, "challenger": None
+    }  # fmt: skip
+    assert holders(promote(session, worse, name="muva")) == {
+        "champion": first.address, "challenger": worse.address
+    }  # fmt: skip
+    for _ in range(2):  # again changes nothing
+        assert holders(promote(session, better, name="muva")) == {
+            "champion": better.address, "challenger": first.address
+        }  # fmt: skip
+
+
+def test_a_model_that_nobody_was_held_out_from_is_refused(session: Session) -> None:
+    with pytest.raises(MuvaError, match="not judged on held-out sources"):
+        promote(session, model(session, "blind", None), name="muva")
+
+
+@pytest.mark.parametrize("changes", [{"sources": ("city",)}, {"share": 0.5}])
+def test_values_of_other_people_are_not_compared(session: Session, changes: Any) -> None:
+    promote(session, model(session, "first", 0.4), name="muva")
+    other = model(session, "other", 0.9, **changes)
+    with pytest.raises(MuvaError, match="judged by other people than the champion"):
+        promote(session, other, name="muva")
+    assert holders(promote(session, other, name="elsewhere"))["champion"] == other.address

@@ -1,0 +1,104 @@
+"""What a run used and made: data sets as its inputs, models as MLflow's logged models.
+
+A model artifact has one logged model, found again by its address whoever asks; what is measured on
+a data set is tied to both, so `search_logged_models` ranks models by a target's mAP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset as MlflowDataset
+from mlflow.entities import (
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+)
+
+from tracking.recordable import recordable_tags
+from tracking.redaction import redact
+
+ADDRESS_TAG = "muva.artifact"
+MODEL_TYPE = "muva"
+_CONTEXT_TAG = "mlflow.data.context"
+
+Context = Literal["training", "evaluation", "held out"]
+"""What a data set was used for; MLflow shows it beside the name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedDataset:
+    """A data set as a run's input."""
+
+    name: str
+    fingerprint: str
+    """Of its rows; at most 36 characters."""
+    uri: str = field(repr=False)
+    counts: Mapping[str, Mapping[str, int]]
+    """Split -> images, identities, cameras."""
+
+    def as_input(self, context: Context) -> DatasetInput:
+        """In MLflow's terms."""
+        columns = ["image_id", "pid", "camid", "split", "image"]
+        dataset = MlflowDataset(
+            name=self.name,
+            digest=self.fingerprint,
+            source_type="muva",
+            source=json.dumps({"uri": redact(self.uri)}),
+            schema=json.dumps({"columns": columns}),
+            profile=json.dumps(self.counts),
+        )
+        return DatasetInput(dataset, [InputTag(_CONTEXT_TAG, context)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedModel:
+    """A model artifact, as MLflow shall know it."""
+
+    name: str
+    address: str
+    """The artifact's, or `clip:NAME`."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def logged_model(client: MlflowClient, address: str) -> LoggedModel | None:
+    """The logged model of an artifact, in whichever experiment it is."""
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    found = client.search_logged_models(
+        experiments, filter_string=f"tags.`{ADDRESS_TAG}` = '{address}'", max_results=1
+    )
+    return found[0] if found else None
+
+
+def log_model(
+    client: MlflowClient, model: UsedModel, *, experiment_id: str, run_id: str, made: bool
+) -> str:
+    """The id of the model's logged model, made where there is none; the run's output, or input.
+
+    `made`: by this run.
+    """
+    there = logged_model(client, model.address)
+    if there is None:
+        there = client.create_logged_model(
+            experiment_id,
+            name=model.name,
+            source_run_id=run_id if made else None,
+            tags=recordable_tags({**model.tags, ADDRESS_TAG: model.address}),
+            params={name: redact(value) for name, value in model.params.items()},
+            model_type=MODEL_TYPE,
+        )
+        client.finalize_logged_model(there.model_id, "READY")
+    if not made:
+        client.log_inputs(run_id, models=[LoggedModelInput(there.model_id)])
+        return there.model_id
+    outputs = client.get_run(run_id).outputs
+    if outputs is None or there.model_id not in [one.model_id for one in outputs.model_outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(there.model_id, 0)])
+    return there.model_id

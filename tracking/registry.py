@@ -1,0 +1,100 @@
+"""MLflow's model registry: versions of models, and who is champion and challenger.
+
+A version is found again by the address of the model it is of. What it was judged by is kept with
+it, for two values can be compared only where they are of the same people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from tracking.lineage import ADDRESS_TAG
+from tracking.recordable import recordable_tags
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+_VALUE_TAG = "held-out.mAP"
+_JUDGED_BY_TAG = "muva.judged_by"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    """Of the registered model."""
+    number: str
+    address: str
+    """The model artifact's."""
+    value: float
+    """mAP on held-out sources, a fraction."""
+    judged_by: str
+    """Tells whom the value is of: only values of the same people can be compared."""
+
+
+class Registry:
+    """The versions of one registered model."""
+
+    def __init__(self, client: MlflowClient, name: str) -> None:
+        """Registers the name where it is new."""
+        self._client, self._name = client, name
+        try:
+            client.get_registered_model(name)
+        except MlflowException:
+            client.create_registered_model(
+                name,
+                description="Person re-identification models; `muva promote` moves the aliases.",
+            )
+
+    def holder(self, alias: str) -> Version | None:
+        """The version that an alias is of."""
+        try:
+            return _version(self._client.get_model_version_by_alias(self._name, alias))
+        except MlflowException:
+            return None
+
+    def registered(
+        self, *, model_id: str, run_id: str, address: str, value: float, judged_by: str
+    ) -> Version:
+        """The version of a model: the one that is there, or a new one."""
+        there = self._client.search_model_versions(f"name = '{self._name}'")
+        for one in there:
+            if one.tags.get(ADDRESS_TAG) == address:
+                return _version(one)
+        made = self._client.create_model_version(
+            self._name,
+            source=self._source(model_id),
+            run_id=run_id,
+            model_id=model_id,
+            tags=recordable_tags(
+                {ADDRESS_TAG: address, _VALUE_TAG: str(value), _JUDGED_BY_TAG: judged_by}
+            ),
+        )
+        return _version(made)
+
+    def give(self, alias: str, version: Version | None) -> None:
+        """Moves an alias; None takes it away."""
+        if version is not None:
+            self._client.set_registered_model_alias(self._name, alias, version.number)
+        elif self.holder(alias) is not None:
+            self._client.delete_registered_model_alias(self._name, alias)
+
+    def _source(self, model_id: str) -> str:
+        """Where the model's files are. A server looks the model up itself; a database cannot."""
+        model = self._client.get_logged_model(model_id)
+        if self._client.tracking_uri.startswith(("http://", "https://")):
+            return model.model_uri
+        return model.artifact_location
+
+
+def _version(found: ModelVersion) -> Version:
+    return Version(
+        name=found.name,
+        number=str(found.version),
+        address=found.tags[ADDRESS_TAG],
+        value=float(found.tags[_VALUE_TAG]),
+        judged_by=found.tags[_JUDGED_BY_TAG],
+    )

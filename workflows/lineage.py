@@ -1,0 +1,60 @@
+"""Data sets and models in the terms in which MLflow is told of them.
+
+MLflow is imported where a run is written: by the driver alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from muva.data.artifacts import Artifact, open_artifact
+from muva.data.shards import open_dataset
+from workflows.embedding import UNTOUCHED
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.lineage import UsedDataset, UsedModel
+
+
+def used_dataset(artifact: Artifact) -> UsedDataset:
+    """A data set as a run's input."""
+    from tracking.lineage import UsedDataset
+
+    dataset = open_dataset(artifact)
+    return UsedDataset(
+        name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        uri=artifact.uri,
+        counts=dataset.summary.splits,
+    )
+
+
+def used_model(model: str) -> UsedModel:
+    """A model, by its URI or as `clip:NAME`."""
+    from tracking.lineage import UsedModel
+
+    if model.startswith(UNTOUCHED):
+        name = re.sub(r"[^\w-]+", "-", model)
+        return UsedModel(name=name, address=name, params={"clip": model.removeprefix(UNTOUCHED)})
+    artifact = open_artifact(model)
+    manifest: Mapping[str, Any] = artifact.manifest() or {"config": {}, "inputs": {}}
+    sources = [
+        address.split("/")[-1].rpartition("-")[0]
+        for role, address in manifest["inputs"].items()
+        if role.startswith("source ")
+    ]
+    settings = manifest["config"].get("model", {})
+    params = {
+        "sources": " + ".join(sources),
+        "clip": str(settings.get("clip", "")),
+        "parts": ", ".join(settings.get("parts", ())),
+        "seed": str(manifest["config"].get("seed", "")),
+        "epoch": str(manifest["config"].get("epoch", "")),
+    }
+    return UsedModel(
+        name=re.sub(r"[^\w-]+", "-", artifact.name),
+        address=artifact.address,
+        params={name: value for name, value in params.items() if value},
+        tags={"uri": artifact.uri},
+    )

@@ -1,0 +1,81 @@
+"""How the predicted masks grow during stage 2: the same few images, behind some of its epochs.
+
+A worker predicts, and sends the masks; the driver draws them beside the expert's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from muva.data.training_images import TrainingImages
+from muva.model.muva_model import MuvaModel
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.runs import Run
+
+SHOWN_IMAGES, MOST_PICTURES = 4, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Of some training images, behind an epoch."""
+
+    epoch: int
+    images: np.ndarray
+    """(images, H, W, 3), uint8."""
+    expert: np.ndarray
+    """(images, R, L), bool, as is `predicted`: those of the last block."""
+    predicted: np.ndarray
+    grid: tuple[int, int]
+
+
+def is_shown(epoch: int, epochs: int) -> bool:
+    """Whether an epoch of so many has a picture: the first, the last, and some between them."""
+    every = -(-epochs // MOST_PICTURES)
+    return epoch % every == 0 or epoch in (1, epochs)
+
+
+@torch.no_grad()
+def masks_of(
+    epoch: int, model: MuvaModel, images: TrainingImages, device: torch.device
+) -> Masks | None:
+    """The masks that a model predicts now, without a change to it; None where it has no parts."""
+    if not model.config.parts:
+        return None
+    count = len(images)
+    chosen = np.unique(np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(int))
+    pixels, expert = images.compact(chosen, None)
+    assert expert is not None
+    was_training = model.training
+    model.eval()
+    encoded = model.encode_images(images.expanded(pixels.to(device)))
+    model.train(was_training)
+    assert encoded.mask_probabilities is not None
+    return Masks(
+        epoch=epoch,
+        images=pixels.numpy(),
+        expert=expert.numpy(),
+        predicted=(encoded.mask_probabilities[-1] > 0.5).cpu().numpy(),
+        grid=model.grid,
+    )
+
+
+def draw_masks(run: Run, masks: Masks, parts: Sequence[str]) -> None:
+    """The picture of an epoch, `masks/epoch-003.png`."""
+    from tracking.pictures import part_mask_sheet
+
+    sheet = part_mask_sheet(
+        list(masks.images),
+        {"expert": masks.expert, "predicted": masks.predicted},
+        grid=masks.grid,
+        parts=parts,
+        title=f"Part masks after epoch {masks.epoch}",
+        subtitle="Training images; the last block's prediction beside the expert's boxes",
+        people_per_row=2,
+    )
+    run.picture(f"masks/epoch-{masks.epoch:03d}.png", sheet)
