@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 import muva
 from muva.errors import MuvaError
@@ -35,7 +35,7 @@ class ImagesToFeatures(PythonModel):
         """Open the bundle that lies among the model's artifacts."""
         self._bundle = muva.load(context.artifacts[BUNDLE]).to(os.environ.get(DEVICE, "cpu"))
 
-    def predict(
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> np.ndarray:
         """Features (B, F) of unit length, float32, of a table's column `image`.

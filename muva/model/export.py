@@ -80,6 +80,9 @@ class RetrievalGraph(nn.Module):
     `half`: the image encoder in float16; images, neck and features stay float32.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, bundle: Bundle, *, takes: Takes = "normalised", half: bool = False):
         super().__init__()
         self.image_encoder = copy.deepcopy(bundle.model.image_encoder).cpu()
@@ -295,7 +298,7 @@ def _write_torchscript(
     graph: RetrievalGraph, images: Tensor, file: Path, description: Mapping[str, Any]
 ) -> None:
     with _quiet(), torch.inference_mode(False), torch.no_grad():
-        traced = torch.jit.trace(graph, (images,), check_trace=False)
+        traced: Any = torch.jit.trace(graph, (images,), check_trace=False)
         traced.save(f"{file}", _extra_files={"muva.json": json.dumps(description)})
 
 

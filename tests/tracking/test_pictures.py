@@ -69,6 +69,7 @@ def test_a_search_marks_right_and_wrong_where_the_person_is_known() -> None:
     assert one > 1000
     assert count(known, RIGHT) == 2 * one
     assert count(known, WRONG) > 1000
+    assert count(search_sheet(GREY, [found(7)] * 5, pid=7, per_row=2), RIGHT) == 5 * one
     unknown = search_sheet(GREY, [found(7), found(8)])
     assert count(unknown, RIGHT) == count(unknown, WRONG) == 0
 

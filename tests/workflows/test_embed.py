@@ -14,10 +14,13 @@ from PIL import Image
 
 import muva
 from muva.data.artifacts import Artifact
+from muva.data.images import decode_rgb
+from muva.data.shards import open_dataset
 from muva.data.store import open_store
 from muva.data.synthetic import render
 from muva.model.bundle import BUNDLE_FORMAT
 from muva.models import store_bundle
+from muva.retrieval.features import read_features
 from tests.model.small import small_model
 from workflows.cli import main
 
@@ -86,6 +89,52 @@ def test_a_folder_becomes_features_and_what_cannot_be_read_is_named(
     assert recorded["model"] == found["model"]
     assert (recorded["image_height"], recorded["image_width"]) == (48, 24)
     assert (recorded["feature_dim"], recorded["folder"]) == (128, f"{crops}")
+
+
+def test_a_data_set_becomes_features_that_evaluation_takes(
+    ray_session: None, run: Run, home: Path, tmp_path: Path
+) -> None:
+    size = ("synthetic.train_people=3", "synthetic.test_people=4")
+    overrides = [word for setting in size for word in ("--set", setting)]
+    recipe = ("--recipe", "demo", *overrides)
+    run("data", "import", "syn-station", *recipe)
+    out = tmp_path / "station.parquet"
+    found = run("embed", "syn-station", "--model", "mine", "--out", f"{out}")
+    assert found["people_known"]
+    [artifact] = (home / "store" / "datasets").iterdir()
+    dataset = open_dataset(
+        Artifact(open_store(home / "store"), "datasets", *artifact.name.rsplit("-", 1))
+    )
+    rows = dataset.rows(["image_id", "pid", "camid", "split"], splits=["query", "gallery"])
+    features = read_features(out)
+    assert features.ids.tolist() == rows["image_id"].to_pylist()
+    assert features.pids.tolist() == rows["pid"].to_pylist()
+    assert features.split is not None
+    assert features.split.tolist() == rows["split"].to_pylist()
+    images = [decode_rgb(image) for image in dataset.read_images(rows["row"].to_numpy())]
+    bundle = muva.load(found["model"])
+    np.testing.assert_allclose(features.features, bundle.embed(images), atol=1e-6)
+
+    ours = run("evaluate", "mine", "--targets", "syn-station", *recipe)["syn-station"]
+    theirs = run("evaluate", "--features", f"{out}", "--recipe", "demo")["station"]
+    for figure in ("mean_ap", "mean_inp", "curve", "camera_pairs"):
+        assert theirs[figure] == ours[figure]
+
+    learned = run("embed", "syn-station", "--model", "mine", "--out", f"{out}", "--split", "train")
+    train = dataset.rows(["image_id"], splits=["train"])
+    assert learned["images"] == len(train)
+    assert read_features(out).split is None
+
+    asked = train["image_id"][0].as_py()
+    sheet = tmp_path / "ranked.png"
+    answer = run("search", "--query", asked, "--gallery", f"{out}", "--sheet", f"{sheet}")
+    assert answer["query"]["pid"] == features_pid(out, asked)
+    assert sheet.stat().st_size > 10_000
+
+
+def features_pid(file: Path, image_id: str) -> int:
+    features = read_features(file)
+    return int(features.pids[features.ids.tolist().index(image_id)])
 
 
 def test_a_search_ranks_the_gallery_by_cosine(run: Run, crops: Path, tmp_path: Path) -> None:

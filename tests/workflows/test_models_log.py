@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel, load_model
 from PIL import Image
 
 import muva
@@ -78,14 +78,14 @@ def tracking_uri(home: Path) -> str:
 
 
 @pytest.fixture
-def loaded(logged: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.pyfunc.PyFuncModel:
+def loaded(logged: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> PyFuncModel:
     """The model, as whoever knows nothing but its address and the database loads it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(home))
-    return mlflow.pyfunc.load_model(logged)
+    return load_model(logged)
 
 
 def test_every_form_of_an_image_gives_the_bundles_features(
-    loaded: mlflow.pyfunc.PyFuncModel, home: Path, people: list[Path]
+    loaded: PyFuncModel, home: Path, people: list[Path]
 ) -> None:
     expected = muva.load(home / "store" / "models" / NAME).embed(people)
     encoded = [file.read_bytes() for file in people]
@@ -119,7 +119,7 @@ def test_every_form_of_an_image_gives_the_bundles_features(
     ],
 )
 def test_a_caller_is_told_what_is_wrong_with_an_image(
-    image: Any, explanation: str, loaded: mlflow.pyfunc.PyFuncModel, people: list[Path]
+    image: Any, explanation: str, loaded: PyFuncModel, people: list[Path]
 ) -> None:
     with pytest.raises(MlflowException, match=explanation) as refused:
         loaded.predict(pd.DataFrame({"image": [f"{people[0]}", image]}))
