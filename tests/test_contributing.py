@@ -21,7 +21,7 @@ from muva.grounding.experts import EXPERTS, ExpertInfo, choose_expert
 from workflows.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ("CONTRIBUTING.md", "clusters/README.md", "docs/mlflow.md")
+GUIDES = ("CONTRIBUTING.md", "clusters/README.md", "docs/mlflow.md", "docs/using-the-model.md")
 
 
 @pytest.fixture

@@ -64,6 +64,17 @@ class RankedQuery:
     average_precision: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An image that a search found: uint8 (H, W, 3) or PIL."""
+
+    image: Picture
+    name: str
+    similarity: float
+    pid: int | None = None
+    camid: int | None = None
+
+
 def ranked_gallery(
     queries: Sequence[RankedQuery], *, title: str = "Ranked gallery", subtitle: str = ""
 ) -> Image.Image:
@@ -92,14 +103,69 @@ def ranked_gallery(
         y = top + number * row_height
         ap = row.average_precision
         note = "" if ap is None or math.isnan(ap) else f"AP {100 * ap:.0f} %"
-        _card(sheet, draw, row.query, at=(_MARGIN, y), colour=INK, note=note)
+        _person(sheet, draw, row.query, at=(_MARGIN, y), colour=INK, note=note)
         x = left - 2 * _GAP + 4
         draw.line((x, y, x, y + height + _CAPTION - 6), fill=FAINT, width=2)
         for column, match in enumerate(row.matches):
             right = match.pid == row.query.pid
             at = (left + column * (width + _GAP), y)
-            _card(sheet, draw, match, at=at, colour=RIGHT if right else WRONG)
+            _person(sheet, draw, match, at=at, colour=RIGHT if right else WRONG)
             _badge(draw, (at[0] + width - 13, at[1] + 13), right=right)
+    return sheet
+
+
+def search_sheet(
+    query: Picture,
+    found: Sequence[Found],
+    *,
+    pid: int | None = None,
+    title: str = "Search",
+    subtitle: str = "",
+    per_row: int = 10,
+) -> Image.Image:
+    """A query and what was found for it, the most similar first, in rows.
+
+    Above each: its rank; under it: its similarity, then its pid and camera, or its name where the
+    pid is unknown. Right and wrong are marked where the query's `pid` and theirs are known.
+    """
+    width, height = _CARD
+    per_row = max(1, min(per_row, len(found)))
+    left = _MARGIN + width + 3 * _GAP
+    top = _header_height(subtitle) + 30
+    row_height = height + _CAPTION + _GAP + 26
+    rows = max(1, -(-len(found) // per_row))
+    sheet, draw = _sheet(
+        left + per_row * (width + _GAP) - _GAP + _MARGIN,
+        top + rows * row_height - _GAP - 26 + _MARGIN,
+        title=title,
+        subtitle=subtitle,
+    )
+    _text(draw, (_MARGIN + width // 2, top - 18), "query", size=14, colour=MUTED, anchor="mm")
+    name = "" if pid is None else f"{pid:04d}"
+    _card(sheet, draw, query, at=(_MARGIN, top), colour=INK, title=name)
+    x = left - 2 * _GAP + 4
+    draw.line((x, top, x, top + (rows - 1) * row_height + height), fill=FAINT, width=2)
+    for number, one in enumerate(found):
+        row, column = divmod(number, per_row)
+        at = (left + column * (width + _GAP), top + row * row_height)
+        middle = (at[0] + width // 2, at[1] - 18)
+        _text(draw, middle, str(number + 1), size=14, colour=MUTED, anchor="mm")
+        told = pid is not None and one.pid is not None
+        colour = MUTED if not told else RIGHT if one.pid == pid else WRONG
+        below = _shortened(one.name, size=12, longest=width)
+        if one.pid is not None:
+            below = f"{one.pid:04d}" + ("" if one.camid is None else f"  ·  cam {one.camid}")
+        _card(
+            sheet,
+            draw,
+            one.image,
+            at=at,
+            colour=colour,
+            title=f"{one.similarity:.3f}",
+            below=below,
+        )
+        if told:
+            _badge(draw, (at[0] + width - 13, at[1] + 13), right=one.pid == pid)
     return sheet
 
 
@@ -335,7 +401,7 @@ def _header_height(subtitle: str) -> int:
     return _MARGIN + (62 if subtitle else 40)
 
 
-def _card(
+def _person(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
     person: Person,
@@ -344,15 +410,30 @@ def _card(
     colour: str,
     note: str = "",
 ) -> None:
-    """An image in a border, its pid and camera below."""
+    """A person's card, pid and camera below."""
+    camera = "" if person.camid is None else f"cam {person.camid}"
+    below = "  ·  ".join(part for part in (camera, note) if part)
+    title = f"{person.pid:04d}"
+    _card(sheet, draw, person.image, at=at, colour=colour, title=title, below=below)
+
+
+def _card(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    image: Picture,
+    *,
+    at: tuple[int, int],
+    colour: str,
+    title: str,
+    below: str = "",
+) -> None:
+    """An image in a border, two lines below it."""
     x, y = at
     width, height = _CARD
     draw.rounded_rectangle((x, y, x + width - 1, y + height - 1), radius=8, fill=colour)
-    sheet.paste(_fitted(person.image, _PERSON), (x + _BORDER, y + _BORDER))
-    camera = "" if person.camid is None else f"cam {person.camid}"
+    sheet.paste(_fitted(image, _PERSON), (x + _BORDER, y + _BORDER))
     middle = x + width // 2
-    _text(draw, (middle, y + height + 12), f"{person.pid:04d}", size=14, colour=INK, anchor="mm")
-    below = "  ·  ".join(part for part in (camera, note) if part)
+    _text(draw, (middle, y + height + 12), title, size=14, colour=INK, anchor="mm")
     _text(draw, (middle, y + height + 29), below, size=12, colour=MUTED, anchor="mm")
 
 

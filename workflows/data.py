@@ -34,6 +34,7 @@ from workflows.session import (
     recipe_option,
     session_options,
 )
+from workflows.sheets import write_sheet
 from workflows.steps import Done, Step, do_step
 
 
@@ -434,13 +435,7 @@ def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None
         f"{len(report.quarantined)} set aside, {len(report.duplicates)} duplicates",
     ]
     if sheet is not None:
-        try:
-            sample_sheet(dataset).save(sheet)
-        except (OSError, ValueError) as error:
-            raise MuvaError(
-                f"The sheet {sheet} cannot be written ({error}): expected a name that ends in .png "
-                "or .jpg, in a folder that is there"
-            ) from error
+        write_sheet(sheet, sample_sheet(dataset))
         facts.append(f"sheet: {sheet}")
     print_result(dataclasses.asdict(report), as_json=as_json, text="\n".join(facts))
 

@@ -1,4 +1,4 @@
-"""`muva models`: checkpoints of other programs as models of ours, and what models there are.
+"""`muva models`: checkpoints of other programs as models of ours, what models there are, MLflow's.
 
 An imported model is an artifact like a trained one: evaluated, started from and opened alike. Its
 address is made of the file's bytes and the settings it was read with.
@@ -27,7 +27,8 @@ from muva.model.foreign import FORMS, fit_checkpoint
 from muva.model.foreign.adopt import adopt, needs_clip
 from muva.model.foreign.fit import Given
 from muva.model.foreign.plain_clip import weights_file
-from muva.models import IMPORTED, described, find_model, store_bundle
+from muva.models import BUNDLE, IMPORTED, described, find_model, local_copy, store_bundle
+from tracking.redaction import redact
 from workflows.encoder import epoch_step
 from workflows.progress import as_text, say, track
 from workflows.session import (
@@ -38,7 +39,7 @@ from workflows.session import (
     recipe_option,
     session_options,
 )
-from workflows.steps import Done, Step, do_step
+from workflows.steps import ARTIFACT_TAG, Done, Step, do_step
 
 IMPORT_VERSION = 1
 """Raised when the same file comes out as another model."""
@@ -141,7 +142,7 @@ def _identity(clip: str) -> list[str]:
 
 @click.group("models")
 def models_verb() -> None:
-    """Import checkpoints of other programs, list and show models.
+    """Import checkpoints of other programs, list and show models, log one into MLflow.
 
     \b
     muva models import ViT-B-16_60.pth --name clip-reid
@@ -264,6 +265,47 @@ def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
     done = epoch_step(session, find_model(session.store, model), epoch)
     uri = done.artifact.uri
     print_result({"model": uri, **done.summary}, as_json=as_json, text=uri)
+
+
+@models_verb.command("log")
+@click.argument("model")
+@json_option
+@session_options
+def log_verb(model: str, as_json: bool, session: Session) -> None:
+    """Log MODEL into MLflow, which loads it in Python and serves it over HTTP.
+
+    It takes a table with a column image (paths, encoded bytes, base64 or pixels) and gives the
+    features. One that is logged already is found again.
+
+    \b
+    muva models log muva
+    mlflow models serve -m models:/m-… --env-manager local --host 127.0.0.1 --port 5001
+    """
+    from tracking.models import log_model
+
+    artifact = find_model(session.store, model)
+    facts = described(artifact)
+    key = f"log {artifact.address}"
+    with (
+        session.run(f"log model {artifact.name}", key=key, params=facts["model"]) as run,
+        local_copy(artifact, BUNDLE) as folder,
+    ):
+        assert run is not None
+        run.tags({ARTIFACT_TAG: artifact.address})
+        uri = log_model(
+            run,
+            folder,
+            name=artifact.name,
+            address=artifact.address,
+            feature_dim=facts["feature_dim"],
+        )
+        tracking_uri = run.ref.tracking_uri
+    serve = f"mlflow models serve -m {uri} --env-manager local --host 127.0.0.1 --port 5001"
+    print_result(
+        {"mlflow_model": uri, "model": artifact.uri, "run_id": run.ref.run_id},
+        as_json=as_json,
+        text=f"{uri}\nMLFLOW_TRACKING_URI={redact(tracking_uri)} {serve}",
+    )
 
 
 @models_verb.command()

@@ -155,7 +155,7 @@ class ImageEncoder(nn.Module):
 
     def _embed(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B T D"]:
         patches = self.conv1(images).flatten(2).mT
-        batch = len(patches)
+        batch = patches.shape[0]  # not len(): an exported graph would keep that as a constant
         leading = [self.class_embedding.expand(batch, 1, -1)]
         if self.part_tokens is not None:
             leading.append(self.part_tokens.expand(batch, -1, -1))

@@ -13,6 +13,7 @@ import math
 import struct
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -141,6 +142,21 @@ def write_features(path: Path, features: Features) -> None:
 
 def read_features(path: Path) -> Features:
     """The features in a file; MuvaError that names what is missing, damaged or contradictory."""
+    columns = read_columns(path)
+    return Features(
+        features=columns["features"],
+        ids=columns["ids"],
+        pids=columns["pids"],
+        camids=columns.get("camids"),
+        split=columns.get("split"),
+    )
+
+
+def read_columns(path: Path, *, needed: Sequence[str] = _NEEDED) -> dict[str, np.ndarray]:
+    """What a file holds under the five names, checked as in `read_features`; it has those needed.
+
+    Only `features` and `ids` must be needed.
+    """
     form = _form(path)
     if not path.is_file():
         raise MuvaError(f"features {path}: there is no such file")
@@ -148,14 +164,18 @@ def read_features(path: Path) -> Features:
         columns = _from_npz(path) if form == ".npz" else _from_parquet(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise MuvaError(f"features {path}: cannot be read: {error}") from error
-    missing = [name for name in _NEEDED if name not in columns]
+    missing = [name for name in needed if name not in columns]
     if missing:
         raise MuvaError(
-            f"features {path}: expected {', '.join(_NEEDED)} and, where known, "
-            f"{', '.join(_OPTIONAL)}; {', '.join(missing)} missing, found "
+            f"features {path}: expected {', '.join(needed)} and, where known, "
+            f"{', '.join(_known(needed))}; {', '.join(missing)} missing, found "
             f"{', '.join(columns) or 'nothing'}"
         )
     return _checked(columns, path)
+
+
+def _known(needed: Sequence[str]) -> list[str]:
+    return [name for name in (*_NEEDED, *_OPTIONAL) if name not in needed]
 
 
 def _form(path: Path) -> str:
@@ -260,7 +280,8 @@ def _matrix(file: pq.ParquetFile) -> np.ndarray:
     return matrix
 
 
-def _checked(columns: dict[str, np.ndarray], path: Path) -> Features:
+def _checked(columns: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The columns in the types of `Features`."""
     features = columns["features"]
     if features.ndim != 2 or features.dtype.kind != "f" or not len(features):
         raise MuvaError(
@@ -289,10 +310,8 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> Features:
         )
     if (columns.get("camids", np.zeros(1)) < 0).any():
         raise MuvaError(f"features {path}: camids must not be negative; leave them out if unknown")
-    return Features(
-        features=features,
-        ids=ids,
-        pids=columns["pids"].astype(np.int64),
-        camids=columns["camids"].astype(np.int64) if "camids" in columns else None,
-        split=split,
-    )
+    numbers = {
+        name: columns[name].astype(np.int64) for name in ("pids", "camids") if name in columns
+    }
+    texts = {"ids": ids} if split is None else {"ids": ids, "split": split}
+    return {"features": features, **numbers, **texts}

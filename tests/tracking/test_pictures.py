@@ -12,12 +12,14 @@ from tracking.pictures import (
     PART_COLOURS,
     RIGHT,
     WRONG,
+    Found,
     Person,
     RankedQuery,
     attention_sheet,
     cmc_plot,
     part_mask_sheet,
     ranked_gallery,
+    search_sheet,
 )
 
 GREY = np.full((128, 64, 3), 128, np.uint8)
@@ -58,6 +60,31 @@ def test_images_of_any_shape_and_queries_of_any_length_make_a_gallery() -> None:
 def test_a_gallery_without_queries_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="at least one query"):
         ranked_gallery([])
+
+
+def found(pid: int | None) -> Found:
+    return Found(image=GREY, name="cam1/0007.jpg", similarity=0.5, pid=pid)
+
+
+def test_a_search_marks_right_and_wrong_where_the_person_is_known() -> None:
+    one = count(search_sheet(GREY, [found(7)], pid=7), RIGHT)
+    known = search_sheet(GREY, [found(7), found(8), found(7), found(None)], pid=7)
+    assert one > 1000
+    assert count(known, RIGHT) == 2 * one
+    assert count(known, WRONG) > 1000
+    assert count(search_sheet(GREY, [found(7)] * 5, pid=7, per_row=2), RIGHT) == 5 * one
+    unknown = search_sheet(GREY, [found(7), found(8)])
+    assert count(unknown, RIGHT) == count(unknown, WRONG) == 0
+
+
+def test_what_a_search_found_fills_rows() -> None:
+    def sheet(images: int) -> Image.Image:
+        return search_sheet(GREY, [found(None)] * images, per_row=4)
+
+    assert sheet(4).height == sheet(1).height
+    assert sheet(5).height > sheet(4).height + 208
+    assert sheet(5).width == sheet(4).width > sheet(3).width
+    assert search_sheet(GREY, []).height == sheet(1).height
 
 
 def test_patches_are_painted_where_the_mask_has_them() -> None:

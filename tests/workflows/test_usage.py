@@ -62,10 +62,10 @@ def test_a_command_that_cannot_be_meant_is_refused(
     [
         *(("data", verb) for verb in ("import", "list", "check", "show")),
         *(("masks", verb) for verb in ("report", "show", "refine", "import", "export")),
-        *(("models", verb) for verb in ("import", "list", "show")),
+        *(("models", verb) for verb in ("import", "list", "epoch", "log", "show")),
         *(("store", verb) for verb in ("list", "gc")),
         *((verb,) for verb in ("demo", "data", "experts", "ground", "masks", "models")),
-        *((verb,) for verb in ("train", "evaluate", "recipes")),
+        *((verb,) for verb in ("train", "evaluate", "embed", "search", "export", "recipes")),
         *(("tune", verb) for verb in ("search", "show", "best")),
         *((verb,) for verb in ("run", "tune", "submit", "store", "ui")),
     ],

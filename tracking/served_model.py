@@ -1,0 +1,104 @@
+"""What MLflow runs to use a logged model: a column of images in, their features out.
+
+A copy of this file lies in the model instead of a pickle (MLflow's models from code); MLflow runs
+it where it loads or serves the model, and `muva` must be installed there. Nothing imports it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+import muva
+from muva.errors import MuvaError
+
+COLUMN, BUNDLE = "image", "bundle"
+DEVICE = "MUVA_DEVICE"
+"""Environment variable: where images are embedded, `cpu` or `cuda`."""
+_LONGEST_PATH = 4096
+
+
+class ImagesToFeatures(PythonModel):
+    """The model's bundle, opened once."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the bundle that lies among the model's artifacts."""
+        self._bundle = muva.load(context.artifacts[BUNDLE]).to(os.environ.get(DEVICE, "cpu"))
+
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> np.ndarray:
+        """Features (B, F) of unit length, float32, of a table's column `image`.
+
+        An image is a path, encoded bytes, the same in base64, or pixels (height, width, 3) from 0
+        to 255, as an array or as lists. Raises MlflowException, which a server answers as a
+        mistake of the caller's.
+        """
+        try:
+            column = list(model_input[COLUMN])
+        except (KeyError, IndexError, TypeError) as error:
+            raise _mistake(f"expected a table with the column {COLUMN}") from error
+        try:
+            return self._bundle.embed([as_image(row, value) for row, value in enumerate(column)])
+        except MuvaError as error:
+            raise _mistake(str(error)) from error
+
+
+def as_image(row: int, value: Any) -> Path | bytes | np.ndarray:
+    """A cell of the table as `Embedder.embed` takes it."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, Path):
+        return value
+    if isinstance(value, str):
+        return _file(value) or _decoded(row, value)
+    return _pixels(row, value)
+
+
+def _file(text: str) -> Path | None:
+    """The file that a text names, if there is one."""
+    try:
+        path = Path(text)
+        return path if len(text) < _LONGEST_PATH and path.is_file() else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None
+
+
+def _decoded(row: int, text: str) -> bytes:
+    try:
+        return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _mistake(
+            f"row {row}: {text[:80]!r} is neither a file here nor base64 of an encoded image"
+        ) from error
+
+
+def _pixels(row: int, value: Any) -> np.ndarray:
+    try:
+        pixels = np.array(value.tolist() if isinstance(value, np.ndarray) else value)
+    except ValueError:
+        pixels = np.empty(0)
+    whole = pixels.dtype.kind in "iu" and pixels.ndim == 3 and pixels.shape[-1] == 3
+    if not whole or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 255:
+        raise _mistake(
+            f"row {row}: expected a path, encoded bytes, base64, or whole numbers from 0 to 255 of "
+            f"shape (height, width, 3); found {type(value).__name__} of shape {pixels.shape}"
+        )
+    return pixels.astype(np.uint8)
+
+
+def _mistake(text: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(f"Images to embed: {text}")
+
+
+set_model(ImagesToFeatures())
