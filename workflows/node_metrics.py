@@ -87,7 +87,7 @@ def _gpu_figures() -> dict[str, float]:
     figures = {}
     for number in range(pynvml.nvmlDeviceGetCount()):
         device = pynvml.nvmlDeviceGetHandleByIndex(number)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(device)
         figures[f"gpu_{number}_memory_usage_percentage"] = 100 * memory.used / memory.total
         figures[f"gpu_{number}_utilization_percentage"] = float(
             pynvml.nvmlDeviceGetUtilizationRates(device).gpu

@@ -329,7 +329,7 @@ def opened(file: Path, *, form: Form, graph: RetrievalGraph) -> Callable[[Tensor
         session = onnxruntime.InferenceSession(
             f"{file}", options, providers=["CPUExecutionProvider"]
         )
-        return lambda images: session.run([OUTPUT], {INPUT: images.numpy()})[0]
+        return lambda images: np.asarray(session.run([OUTPUT], {INPUT: images.numpy()})[0])
     if form == "torchscript":
         with _quiet():
             module = torch.jit.load(f"{file}", map_location="cpu")

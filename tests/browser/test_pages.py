@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -41,7 +42,7 @@ class Site:
     """MLflow's pages over what a pipeline left."""
 
     address: str
-    page: playwright.Page
+    page: Any
     client: MlflowClient
     experiment: str
     parent: MlflowRun
@@ -106,7 +107,7 @@ def site(
 
 
 def test_the_table_of_runs_shows_the_pipeline_by_name(site: Site) -> None:
-    name = site.parent.info.run_name
+    name = f"{site.parent.info.run_name}"
     assert name == f"syn-harbour+syn-airport -> {TARGET} · smoke · seed 0"
     site.open(f"experiments/{site.experiment}/runs", shows=name)
     site.keep("mlflow-runs")

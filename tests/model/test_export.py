@@ -61,7 +61,7 @@ def run(file: Path, form: Form, images: np.ndarray, build: MuvaModel) -> np.ndar
     """The file's features; bare weights are put into another model of the same build."""
     if form == "onnx":
         session = onnxruntime.InferenceSession(f"{file}", providers=["CPUExecutionProvider"])
-        return session.run(None, {session.get_inputs()[0].name: images})[0]
+        return np.asarray(session.run(None, {session.get_inputs()[0].name: images})[0])
     with torch.no_grad():
         if form == "torchscript":
             return torch.jit.load(f"{file}")(torch.from_numpy(images)).numpy()

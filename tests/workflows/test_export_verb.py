@@ -65,7 +65,7 @@ def onnx_features(file: Path, batch: np.ndarray) -> np.ndarray:
     given, told = session.get_inputs()[0], session.get_outputs()[0]
     assert given.shape[1:] == [3, *IMAGE_SIZE]
     assert given.type == "tensor(float)"
-    return session.run([told.name], {given.name: batch})[0]
+    return np.asarray(session.run([told.name], {given.name: batch})[0])
 
 
 def torchscript_features(file: Path, batch: np.ndarray) -> np.ndarray:
