@@ -25,6 +25,8 @@ VERBS = {
     "compare": "What was reached here, beside what was published",
     "tune": "Search settings on held-out source domains",
     "submit": "Run a verb on a Ray cluster",
+    "jobs": "What runs there, what it says, and its runs in MLflow",
+    "doctor": "Whether machines, store and MLflow are ready, before it costs something",
     "store": "What artifacts exist, and which can go",
     "ui": "Browse the results in MLflow",
 }
