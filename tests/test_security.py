@@ -93,13 +93,16 @@ def test_words_of_a_submitted_command_stay_words(monkeypatch: pytest.MonkeyPatch
     sent: list[str] = []
 
     class Client:
+        def list_jobs(self) -> list[object]:
+            return []
+
         def submit_job(self, *, entrypoint: str, **rest: object) -> None:
             sent.append(entrypoint)
 
         def get_address(self) -> str:
             return "http://127.0.0.1:8265"
 
-    monkeypatch.setattr("workflows.submit.jobs_client", lambda address: Client())
+    monkeypatch.setattr("workflows.submit.jobs_client", lambda cluster: Client())
     evil = ["run", "demo; touch /tmp/x", "$(id)", "`id`", "--set", "seed=1 && id"]
     submit_job(evil, upload=False)
     (entrypoint,) = sent

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -67,6 +68,37 @@ def reached_client(tracking_uri: str) -> MlflowClient:
             "Expected one of this MLflow version that can be written to; name another with "
             "--tracking-uri, or bring an older one up to date with `mlflow db upgrade`."
         ) from error
+
+
+def check_reachable(tracking_uri: str) -> None:
+    """Asks without changing anything: no experiment, no database is made.
+
+    Raises:
+        MuvaError: nothing answers there, or the place cannot be written to.
+    """
+    uri = absolute_uri(tracking_uri)
+    file = sqlite_file(uri)
+    if file is not None:
+        place = file if file.exists() else next(p for p in file.parents if p.exists())
+        if not os.access(place, os.W_OK):
+            raise MuvaError(
+                f"MLflow's database {file}: {place} cannot be written to. Name another place with "
+                "--tracking-uri"
+            )
+        return
+    with failures_explained(uri):
+        if uri.startswith("http"):
+            _check_answer(uri)
+            _client(uri).search_experiments(max_results=1)
+            return
+        try:
+            with create_engine(uri).connect():
+                return
+        except ImportError as error:
+            raise MuvaError(
+                f"MLflow's database {redact(uri)}: {error}. Install its driver, or put `mlflow "
+                "server` before it"
+            ) from error
 
 
 def attached_client(tracking_uri: str) -> MlflowClient:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tracking.redaction import redact
+from tracking.source import job_in_markdown
 
 
 def describe(
@@ -17,7 +18,7 @@ def describe(
     """A run's description.
 
     results: row (a method) -> column (a metric's key) -> fraction; facts: name -> value, shown as
-    a list; command: what reproduces the run.
+    a list; command: what reproduces the run. A Ray job that the process runs in is named too.
     """
     paragraphs = [summary]
     if results:
@@ -26,6 +27,8 @@ def describe(
         paragraphs.append("\n".join(f"- **{name}**: {value}" for name, value in facts.items()))
     if command:
         paragraphs.append(f"Reproduce with\n\n```bash\n{command}\n```")
+    if job := job_in_markdown():
+        paragraphs.append(f"Ray job: {job}")
     return redact("\n\n".join(paragraphs))
 
 

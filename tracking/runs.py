@@ -354,8 +354,13 @@ def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = 
     _log_metrics(attached_client(ref.tracking_uri), ref.run_id, values, step)
 
 
-def runs_with_tag(tracking_uri: str | None, tag: str) -> list[TaggedRun]:
-    """The runs of all experiments that have the tag; none where nothing has been tracked yet."""
+def runs_with_tag(
+    tracking_uri: str | None, tag: str, *, value: str | None = None
+) -> list[TaggedRun]:
+    """The runs of all experiments that have the tag, with this value if one is given.
+
+    None where nothing has been tracked yet.
+    """
     if tracking_uri is None:
         return []
     uri = absolute_uri(tracking_uri)
@@ -365,13 +370,14 @@ def runs_with_tag(tracking_uri: str | None, tag: str) -> list[TaggedRun]:
     with failures_explained(uri):
         client = reached_client(uri)
         experiments = [found.experiment_id for found in client.search_experiments()]
+        wanted = f"tags.`{tag}` LIKE '%'" if value is None else f"tags.`{tag}` = '{value}'"
         return [
             TaggedRun(
                 name=run.info.run_name or "",
                 value=run.data.tags[tag],
                 ref=RunRef(uri, run.info.experiment_id, run.info.run_id),
             )
-            for run in _search(client, experiments, f"tags.`{tag}` LIKE '%'")
+            for run in _search(client, experiments, wanted)
         ]
 
 

@@ -17,6 +17,10 @@ COMMIT_VARIABLE = "MUVA_COMMIT"
 """The commit of code that was sent to a cluster without its repository; `-dirty` when changed."""
 JOB_VARIABLE = "MUVA_JOB"
 """The id of the Ray job that the process runs in."""
+JOB_LINK_VARIABLE = "MUVA_JOB_LINK"
+"""The job's page in Ray's dashboard, as whoever submitted it reaches it."""
+JOB_TAG = "muva.ray_job"
+JOB_LINK_TAG = "muva.ray_job_link"
 
 _CODE = Path(__file__).resolve().parent.parent
 _HOST_TAG = "muva.host"
@@ -38,8 +42,16 @@ def source_tags() -> dict[str, str]:
         tags["muva.uncommitted_changes"] = str(revision.endswith("-dirty")).lower()
     if job := os.environ.get(JOB_VARIABLE):
         tags["mlflow.source.type"] = "JOB"
-        tags["muva.ray_job"] = job
+        tags[JOB_TAG] = job
+        if link := os.environ.get(JOB_LINK_VARIABLE):
+            tags[JOB_LINK_TAG] = link
     return tags
+
+
+def job_in_markdown() -> str | None:
+    """The Ray job that the process runs in, with a link to its page; None outside of one."""
+    job, link = os.environ.get(JOB_VARIABLE), os.environ.get(JOB_LINK_VARIABLE)
+    return f"[{job}]({link})" if job and link else job
 
 
 def command() -> str:

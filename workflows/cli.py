@@ -29,6 +29,8 @@ VERBS = {
     "promote": "The best model by held-out sources as champion in MLflow's registry",
     "tune": "Search settings on held-out source domains",
     "submit": "Run a verb on a Ray cluster",
+    "jobs": "What runs there, what it says, and its runs in MLflow",
+    "doctor": "Whether machines, store and MLflow are ready, before it costs something",
     "store": "What artifacts exist, and which can go",
     "ui": "Browse the results in MLflow",
 }

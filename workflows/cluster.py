@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workflows.ray_head import OBJECT_STORE_BYTES, ensure_token
+from workflows.waiting import WAIT_VARIABLE, resources, wait_for
 
 FEW_CORES = 4
 """On so few, an idle process or two outlive a training. Ray keeps as many as there are cores
@@ -56,6 +57,8 @@ def _results_kept_apart() -> Iterator[None]:
 def _connected() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        if wanted := os.environ.get(WAIT_VARIABLE):
+            wait_for(resources(wanted))
     else:
         ensure_token()
         # It warns that it asks for a token by default, which is what is wanted.

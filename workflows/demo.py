@@ -20,6 +20,8 @@ from muva.errors import MuvaError, SettingsError
 from tracking.names import experiment_name
 from tracking.redaction import redact
 from workflows.cluster import ray_cluster
+from workflows.cluster_settings import ClusterSettings
+from workflows.job_client import address_of_environment
 from workflows.node_metrics import watched_nodes
 from workflows.progress import as_text, say
 from workflows.ray_head import head_for_a_while
@@ -38,7 +40,7 @@ from workflows.session import (
     print_result,
     session_options,
 )
-from workflows.submit import address_of_environment, submit_and_follow
+from workflows.submit import submit_and_follow
 from workflows.tuning import check_search, search
 from workflows.tuning_report import trials_table
 from workflows.workers import Workers, worker_options
@@ -129,7 +131,7 @@ def _submit_evaluation(model: str, config: ExperimentConfig, session: Session) -
         argv += ["--tracking-uri", tracking_uri]
     say(f"submit evaluate {Path(model).name} as a Ray job …")
     with nullcontext() if address_of_environment() else head_for_a_while() as address:
-        code = submit_and_follow(argv, address=address, upload=False)
+        code = submit_and_follow(argv, cluster=ClusterSettings(address=address), upload=False)
     if code:
         raise MuvaError(
             f"The job that evaluates {model} ended with exit code {code}; its log is above. "

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.cli import INTERRUPTED
+from workflows.job_client import job_details
 from workflows.progress import console
-from workflows.ray_head import AUTH_MODE
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -54,7 +54,7 @@ def how_to_return(client: JobSubmissionClient, job: str) -> str:
     return (
         "The job goes on.\n"
         f"  follow it: muva submit --address {address} --attach {job}\n"
-        f"  stop it:   {AUTH_MODE}=token ray job stop --address {address} {job}"
+        f"  stop it:   muva jobs stop --address {address} {job}"
     )
 
 
@@ -105,16 +105,11 @@ def _details(client: JobSubmissionClient, job: str) -> JobDetails:
     silence: Exception | None = None
     for _ in range(ATTEMPTS):
         try:
-            return client.get_job_info(job)
-        except RuntimeError as error:
-            raise MuvaError(
-                f"No job {job} at {redact(client.get_address())}: expected one of those that `ray "
-                f"job list` shows. Ray says: {redact(str(error))}"
-            ) from error
+            return job_details(client, job)
         except requests.RequestException as error:
             silence = error
             time.sleep(RETRY_S)
     raise MuvaError(
         f"The Ray cluster at {redact(client.get_address())} does not answer any more. Whether the "
-        f"job goes on is not known: `muva submit --attach {job}` tells once it answers again."
+        f"job goes on is not known: `muva jobs show {job}` tells once it answers again."
     ) from silence

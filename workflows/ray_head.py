@@ -25,12 +25,10 @@ from pathlib import Path
 from muva.errors import MuvaError
 from workflows.ports import HOST, usable_port
 
-AUTH_MODE = "RAY_AUTH_MODE"
+AUTH_MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 USUAL_ADDRESS = f"http://{HOST}:8265"
-TOKEN_PLACES = (
-    "in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
-)
+TOKEN_PLACES = f"in {TOKEN}, in the file that {TOKEN_PATH} names, or in ~/.ray/auth_token"
 START_S = 90.0
 ANSWER_S = 5.0
 OBJECT_STORE_BYTES = 256 * 1024**2
@@ -55,7 +53,7 @@ def find_head() -> str | None:
     another person's.
     """
     for address in (_recorded_address(), USUAL_ADDRESS):
-        if address and _status(address) == 401 and _status(address, authorisation()) == 200:
+        if address and answer(address) == 401 and answer(address, authorisation()) == 200:
             return address
     return None
 
@@ -113,7 +111,7 @@ def start_head(*, outlives: bool = True) -> Head:
         )
     head = Head(address=f"http://{HOST}:{port}", pid=process.pid)
     deadline = time.monotonic() + START_S
-    while _status(head.address, authorisation()) != 200:
+    while answer(head.address, authorisation()) != 200:
         if process.poll() is not None or time.monotonic() > deadline:
             process.terminate()
             last = "\n".join(said.read_text(errors="replace").strip().splitlines()[-5:])
@@ -126,11 +124,28 @@ def start_head(*, outlives: bool = True) -> Head:
 
 def authorisation() -> dict[str, str]:
     """The header that carries the token; empty when there is none."""
-    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = os.environ.get(TOKEN, "").strip()
+    file = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
     if not token and file.is_file():
         token = file.read_text().strip()
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return bearer(token) if token else {}
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The header that carries this token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def answer(address: str, headers: dict[str, str] | None = None) -> int | None:
+    """The HTTP status of Ray's answer, or None when nothing answers."""
+    request = urllib.request.Request(f"{address}/api/version", headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answered:
+            return answered.status
+    except urllib.error.HTTPError as refusal:
+        return refusal.code
+    except (OSError, ValueError):
+        return None
 
 
 def ensure_token() -> None:
@@ -168,18 +183,6 @@ def _temporary_folder() -> str:
 def _path_with_this_python() -> str:
     """For jobs that say `python`: an environment need not be activated to be used."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-
-
-def _status(address: str, headers: dict[str, str] | None = None) -> int | None:
-    """The HTTP status of Ray's answer, or None when nothing answers."""
-    request = urllib.request.Request(f"{address}/api/version", headers=headers or {})
-    try:
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-            return answer.status
-    except urllib.error.HTTPError as refusal:
-        return refusal.code
-    except OSError:
-        return None
 
 
 def _record() -> Path:

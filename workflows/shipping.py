@@ -7,15 +7,19 @@ environment.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from muva.errors import MuvaError
 
 PACKAGES = ("muva", "workflows", "tracking")
 RECIPES = {".yaml", ".yml"}
+LOCK = "requirements.lock"
+_CACHE = "__pycache__"
+_LEFT_OUT = (_CACHE, ".*")
 
 
 def code_folder() -> Path:
@@ -24,15 +28,15 @@ def code_folder() -> Path:
 
 
 def ship(argv: Sequence[str], *, into: Path) -> Path:
-    """Copies the packages, and the recipe files that the command names, into a folder.
+    """Copies the packages, the lock, and the recipe files that the command names, into a folder.
 
     Raises:
         MuvaError: a recipe file is not below the folder in which the command was typed.
     """
     for name in PACKAGES:
-        shutil.copytree(
-            _package(name), into / name, ignore=shutil.ignore_patterns("__pycache__", ".*")
-        )
+        shutil.copytree(_package(name), into / name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    if (lock := code_folder() / LOCK).is_file():
+        shutil.copyfile(lock, into / LOCK)
     for recipe in _recipes(argv):
         if recipe.is_absolute() or ".." in recipe.parts:
             raise MuvaError(
@@ -43,6 +47,24 @@ def ship(argv: Sequence[str], *, into: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(recipe, target)
     return into
+
+
+def code_fingerprint(argv: Sequence[str]) -> str:
+    """16 hex characters that stand for the packages and the recipe files that the command names."""
+    digest = hashlib.sha256()
+    for name, file in _files(argv):
+        digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _files(argv: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    for package in PACKAGES:
+        folder = _package(package)
+        for file in sorted(folder.rglob("*")):
+            parts = file.relative_to(folder).parts
+            if file.is_file() and not any(part[0] == "." or part == _CACHE for part in parts):
+                yield "/".join([package, *parts]), file
+    yield from ((str(recipe), recipe) for recipe in _recipes(argv))
 
 
 def _recipes(argv: Sequence[str]) -> list[Path]:

@@ -1,79 +1,95 @@
 """`muva submit`: any verb as a job on a Ray cluster, followed until it ends.
 
-Ray is imported inside the functions: it decides at its first import whether it uses tokens, and
-what calls these functions may have to say so first.
+A job's id is made of what it runs: whoever submits the same thing while it runs follows that job
+instead of starting a second one.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
+import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from muva.data.artifacts import fingerprint
 from muva.errors import MuvaError
 from tracking.redaction import redact
-from tracking.source import COMMIT_VARIABLE, JOB_VARIABLE, commit
+from tracking.source import COMMIT_VARIABLE, JOB_LINK_VARIABLE, JOB_VARIABLE, commit
 from workflows.cli import VERBS
+from workflows.cluster_settings import ClusterSettings, cluster_options
 from workflows.follow import follow_job, how_to_return
-from workflows.progress import console
-from workflows.ray_head import AUTH_MODE, TOKEN_PLACES, authorisation, find_head, start_head
+from workflows.job_client import address_of_environment, jobs_client
+from workflows.progress import say
 from workflows.session import json_option, print_result
-from workflows.shipping import code_folder, ship
+from workflows.shipping import code_fingerprint, code_folder, ship
+from workflows.waiting import WAIT_VARIABLE, resources
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 PASSED_ON = ("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI", "MUVA_PEOPLE")
 """Variables that mean the same to the job as they do here."""
-_CHATTY = (
-    "ray.dashboard.modules.job.sdk",
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray._private.runtime_env.packaging",
+COMMAND, COMMIT, KEY, ATTEMPT, TRACKING = (
+    f"muva.{name}" for name in ("command", "commit", "key", "attempt", "tracking_uri")
 )
-"""What tells of every request and upload."""
+"""What a job's metadata tells. Ray takes it at submission and never changes it, so the MLflow run,
+which is not there yet, is found by its tag that names the job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job on a cluster."""
+
+    client: JobSubmissionClient
+    job: str
+    started: bool
+    """False: the same thing ran there already."""
 
 
 @click.command("submit", context_settings={"ignore_unknown_options": True})
-@click.option(
-    "--address", help="The cluster's dashboard, http://HOST:PORT. [RAY_ADDRESS, or local]"
-)
+@cluster_options
 @click.option("--follow/--detach", default=True, show_default=True, help="Stay until the job ends.")
 @click.option(
     "--upload/--in-place",
     default=None,
     help="Send this code along, or run it where it is. [--upload with an address]",
 )
+@click.option(
+    "--wait-for",
+    metavar="GPU=4,CPU=16",
+    help="Begin when the cluster has so much; an autoscaler is asked for it.",
+)
 @click.option("--attach", metavar="JOB", help="Follow a job that was submitted before.")
 @json_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def submit_verb(
-    address: str | None,
+    cluster: ClusterSettings,
     follow: bool,
     upload: bool | None,
+    wait_for: str | None,
     attach: str | None,
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run a verb as a job on a Ray cluster; starts one here when there is none.
 
-    The exit code is the job's. On a cluster of other machines, name stores and MLflow by addresses
-    that they can reach: s3://bucket/prefix, http://host:port.
+    The exit code is the job's. The same command, code and store while the job runs: it is followed,
+    not started again. On a cluster of other machines, name stores and MLflow by addresses that they
+    can reach: s3://bucket/prefix, http://host:port.
 
     \b
     muva submit -- run demo
     muva submit --detach --json -- run demo
+    muva submit --cluster laptop -- run demo
     muva submit --address http://head:8265 -- train --sources a,b --store s3://people/store
-    muva submit --attach muva-run-1a2b3c4d
+    muva submit --attach muva-run-0123456789abcdef-1
     """
     if as_json and (follow or attach is not None):
         raise click.UsageError(
@@ -83,34 +99,46 @@ def submit_verb(
     if attach is not None:
         if command:
             raise click.UsageError("--attach follows a job that exists: it takes no verb.")
-        raise click.exceptions.Exit(follow_job(jobs_client(address), attach))
+        raise click.exceptions.Exit(follow_job(jobs_client(cluster), attach))
     if not command or command[0] not in VERBS:
         said = f"{command[0]} is no verb" if command else "Which verb?"
         raise click.UsageError(f"{said}: expected one of {', '.join(VERBS)} after --")
+    if wait_for is not None:
+        cluster = cluster.model_copy(update={"wait_for": resources(wait_for)})
     if follow:
-        raise click.exceptions.Exit(submit_and_follow(command, address=address, upload=upload))
-    client, job = submit_job(command, address=address, upload=upload)
-    told = {"job": job, "address": redact(client.get_address())}
-    print_result(told, as_json=as_json, text=how_to_return(client, job))
+        raise click.exceptions.Exit(submit_and_follow(command, cluster=cluster, upload=upload))
+    submission = submit_job(command, cluster=cluster, upload=upload)
+    told = {
+        "job": submission.job,
+        "address": redact(submission.client.get_address()),
+        "started": submission.started,
+    }
+    text = how_to_return(submission.client, submission.job)
+    print_result(told, as_json=as_json, text=text)
 
 
 def submit_and_follow(
-    argv: Sequence[str], *, address: str | None = None, upload: bool | None = None
+    argv: Sequence[str],
+    *,
+    cluster: ClusterSettings | None = None,
+    upload: bool | None = None,
 ) -> int:
     """Runs `muva ARGV` as a job, prints what it says, and returns its exit code.
 
     Arguments and errors are those of `submit_job`.
     """
-    return follow_job(*submit_job(argv, address=address, upload=upload))
+    submission = submit_job(argv, cluster=cluster, upload=upload)
+    return follow_job(submission.client, submission.job)
 
 
 def submit_job(
-    argv: Sequence[str], *, address: str | None = None, upload: bool | None = None
-) -> tuple[JobSubmissionClient, str]:
-    """Runs `muva ARGV` as a job; gives the cluster's client and the job's id.
+    argv: Sequence[str],
+    *,
+    cluster: ClusterSettings | None = None,
+    upload: bool | None = None,
+) -> Submission:
+    """Runs `muva ARGV` as a job, or finds the one that does so already.
 
-    address: a dashboard's URL; None takes `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else a head on
-    this machine, which is started if need be.
     upload: the code is copied to the cluster, and the job runs in that copy; otherwise the job runs
     in this folder with this environment, which must be the cluster's machine. None uploads when an
     address is given.
@@ -118,6 +146,7 @@ def submit_job(
     Raises:
         MuvaError: the cluster does not answer or refuses, or the command holds a secret.
     """
+    cluster = cluster or ClusterSettings()
     typed = shlex.join(argv)
     if redact(typed) != typed:
         raise MuvaError(
@@ -125,125 +154,137 @@ def submit_job(
             "command is shown to everyone who sees the cluster. Put it into the cluster's "
             "environment instead."
         )
-    elsewhere = bool(address or address_of_environment())
-    client = jobs_client(address)
-    job = f"muva-{argv[0]}-{secrets.token_hex(4)}"
-    environment = _environment(job)
-    if elsewhere if upload is None else upload:
-        with tempfile.TemporaryDirectory(prefix="muva-job-") as folder:
-            shipped = ship(argv, into=Path(folder))
+    elsewhere = bool(cluster.address or address_of_environment())
+    chosen = upload if upload is not None else cluster.upload
+    copied = elsewhere if chosen is None else chosen
+    client = jobs_client(cluster)
+    variables = _passed_on(cluster)
+    key = _key(argv, variables, copied=copied)
+    job, attempt, earlier = _next_job(client, f"muva-{argv[0]}-{key}")
+    if earlier == _RUNNING:
+        say(f"Job {job} at {redact(client.get_address())} runs this already: not started again.")
+        return Submission(client=client, job=job, started=False)
+    if earlier is not None:
+        say(f"The same command has run here before ({earlier}): this is attempt {attempt}.")
+    metadata = {
+        COMMAND: f"muva {typed}",
+        KEY: key,
+        ATTEMPT: str(attempt),
+        TRACKING: _tracking_uri(argv, variables, copied=copied),
+        COMMIT: commit(),
+    }
+    environment = _environment(job, client, variables)
+    with tempfile.TemporaryDirectory(prefix="muva-job-") as folder:
+        if copied:
+            runtime_env = {"working_dir": str(ship(argv, into=Path(folder)))}
             command = f"python -m workflows.cli {typed}"
-            _submit(client, job, command, {"working_dir": str(shipped), "env_vars": environment})
-    else:
-        here = shlex.quote(str(Path.cwd()))
-        command = f"cd {here} && exec {shlex.quote(sys.executable)} -m workflows.cli {typed}"
-        environment["PYTHONPATH"] = _path_with(code_folder())
-        _submit(client, job, command, {"env_vars": environment})
-    console.print(f"Job {job} at {redact(client.get_address())}", soft_wrap=True)
-    return client, job
+        else:
+            runtime_env = {}
+            here = shlex.quote(str(Path.cwd()))
+            command = f"cd {here} && exec {shlex.quote(sys.executable)} -m workflows.cli {typed}"
+            environment["PYTHONPATH"] = _path_with(code_folder())
+        started = _submit(
+            client,
+            job,
+            command,
+            runtime_env={**runtime_env, "env_vars": environment},
+            metadata={name: value for name, value in metadata.items() if value},
+        )
+    say(f"Job {job} at {redact(client.get_address())}")
+    return Submission(client=client, job=job, started=started)
 
 
-def jobs_client(address: str | None) -> JobSubmissionClient:
-    """The client of a cluster's Jobs API, with the token; see `submit_and_follow` for the address.
-
-    Raises:
-        MuvaError: nothing answers there, or it refuses the token.
-    """
-    import requests
-
-    if address is None:
-        # As Ray understands its own variables: HOST:PORT is not the dashboard's there.
-        url = address_of_environment() or find_head() or _started_head()
-    else:
-        url = address if "://" in address else f"http://{address}"
-    headers = authorisation()
-    with _ray_environment(token=bool(headers)):
-        from ray.exceptions import AuthenticationError
-        from ray.job_submission import JobSubmissionClient
-
-        for chatty in _CHATTY:
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        try:
-            return JobSubmissionClient(url, headers=headers)
-        except AuthenticationError as error:
-            complaint = "refuses the token" if headers else "asks for a token, and there is none"
-            raise MuvaError(
-                f"The Ray cluster at {redact(url)} {complaint}: expected the cluster's own "
-                f"{TOKEN_PLACES}."
-            ) from error
-        except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
-            raise MuvaError(
-                f"No Ray cluster takes jobs at {redact(url)}: {redact(str(error))} Expected its "
-                "dashboard's address, http://HOST:8265 unless it was changed. Start one on this "
-                "machine with `muva submit` without --address."
-            ) from error
+_RUNNING = "running"
 
 
-def _started_head() -> str:
-    console.print("No Ray cluster on this machine: starting one …")
-    head = start_head()
-    console.print(
-        f"Ray runs at {head.address}, guarded by your Ray token, and goes on after this command. "
-        f"Stop it with: kill {head.pid}",
-        soft_wrap=True,
-    )
-    return head.address
+def _key(argv: Sequence[str], variables: Mapping[str, str], *, copied: bool) -> str:
+    """16 hex characters that stand for all that decides what the job does."""
+    place = None if copied else [str(Path.cwd()), sys.executable]
+    return fingerprint([list(argv), dict(variables), code_fingerprint(argv), place])
+
+
+def _next_job(client: JobSubmissionClient, name: str) -> tuple[str, int, str | None]:
+    """The id to submit under, its attempt, and how the one before it ended, or that it runs."""
+    attempts = {}
+    for found in client.list_jobs():
+        match = re.fullmatch(rf"{re.escape(name)}-(\d+)", found.submission_id or "")
+        if match:
+            attempts[int(match.group(1))] = found.status
+    if not attempts:
+        return f"{name}-1", 1, None
+    last = max(attempts)
+    if not attempts[last].is_terminal():
+        return f"{name}-{last}", last, _RUNNING
+    return f"{name}-{last + 1}", last + 1, attempts[last].value.lower()
 
 
 def _submit(
-    client: JobSubmissionClient, job: str, command: str, runtime_env: dict[str, Any]
-) -> None:
+    client: JobSubmissionClient,
+    job: str,
+    command: str,
+    *,
+    runtime_env: dict[str, Any],
+    metadata: dict[str, str],
+) -> bool:
+    """Whether it was submitted; False where another command did so in this moment."""
     try:
-        client.submit_job(entrypoint=command, submission_id=job, runtime_env=runtime_env)
+        client.submit_job(
+            entrypoint=command, submission_id=job, runtime_env=runtime_env, metadata=metadata
+        )
     except RuntimeError as error:
+        if "already exists" in str(error):
+            return False
         raise MuvaError(
             f"The Ray cluster at {redact(client.get_address())} did not take the job: "
             f"{redact(str(error))}"
         ) from error
+    return True
 
 
-def _environment(job: str) -> dict[str, str]:
-    """The job's variables. They are kept with the job, so one with a secret stays here."""
-    variables = {JOB_VARIABLE: job, "PYTHONUNBUFFERED": "1"}
+def _passed_on(cluster: ClusterSettings) -> dict[str, str]:
+    """What the job is told. It is kept with the job, so a variable with a secret stays here."""
+    here = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    passed = {}
+    if cluster.wait_for:
+        here[WAIT_VARIABLE] = ",".join(f"{name}={n}" for name, n in cluster.wait_for.items())
+    for name, value in {**here, **cluster.variables()}.items():
+        if redact(value) == value:
+            passed[name] = value
+        else:
+            say(f"{name} holds a secret and stays here: set it on the cluster.")
+    return passed
+
+
+def _environment(
+    job: str, client: JobSubmissionClient, variables: Mapping[str, str]
+) -> dict[str, str]:
+    own = {
+        JOB_VARIABLE: job,
+        JOB_LINK_VARIABLE: f"{redact(client.get_address())}/#/jobs/{job}",
+        "PYTHONUNBUFFERED": "1",
+    }
     if revision := commit():
-        variables[COMMIT_VARIABLE] = revision
-    for name in PASSED_ON:
-        if value := os.environ.get(name):
-            if redact(value) == value:
-                variables[name] = value
-            else:
-                console.print(f"{name} holds a secret and stays here: set it on the cluster.")
-    return variables
+        own[COMMIT_VARIABLE] = revision
+    return {**own, **variables}
 
 
-def address_of_environment() -> str | None:
-    """The cluster that Ray's own variables name."""
-    return next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), None)
+def _tracking_uri(argv: Sequence[str], variables: Mapping[str, str], *, copied: bool) -> str | None:
+    """Where the job's runs are, as far as can be told here."""
+    if uri := _typed(argv, "--tracking-uri") or variables.get("MLFLOW_TRACKING_URI"):
+        return uri
+    home = _typed(argv, "--home") or variables.get("MUVA_HOME") or "runs"
+    return None if copied else f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+
+
+def _typed(argv: Sequence[str], option: str) -> str | None:
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
 
 
 def _path_with(folder: Path) -> str:
     inherited = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(folder), inherited]) if inherited else str(folder)
-
-
-@contextmanager
-def _ray_environment(*, token: bool) -> Iterator[None]:
-    """What Ray reads of the environment while a client is made; afterwards it is as it was.
-
-    Ray lets its address variables win over the address that it is given. Whether it uses tokens it
-    decides when it is first imported, or when it starts a cluster: a variable that stayed would
-    tell a cluster that is started later something else than the process that starts it.
-    """
-    kept = {name: os.environ.get(name) for name in (*ADDRESS_VARIABLES, AUTH_MODE)}
-    for name in ADDRESS_VARIABLES:
-        os.environ.pop(name, None)
-    if token:
-        os.environ.setdefault(AUTH_MODE, "token")
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

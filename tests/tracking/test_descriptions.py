@@ -1,3 +1,5 @@
+import pytest
+
 from tracking.descriptions import describe, pipeline_description, results_table
 from tracking.names import experiment_name, grouped, pipeline_name, retrieval_metrics
 
@@ -55,3 +57,11 @@ def test_metrics_have_the_projects_names_and_stay_fractions() -> None:
 def test_names_read_from_sources_to_targets() -> None:
     assert pipeline_name("demo", sources=["a", "b"], targets=["c"]) == "a+b -> c · demo"
     assert experiment_name("demo") == "muva/demo"
+
+
+def test_a_run_within_a_ray_job_links_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUVA_JOB", "muva-run-0-1")
+    assert describe("Three domains.").endswith("Ray job: muva-run-0-1")
+    monkeypatch.setenv("MUVA_JOB_LINK", "http://head:8265/#/jobs/muva-run-0-1")
+    linked = "[muva-run-0-1](http://head:8265/#/jobs/muva-run-0-1)"
+    assert describe("Three domains.").endswith(f"Ray job: {linked}")

@@ -14,16 +14,25 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from muva.errors import MuvaError
 from tests.workflows.commands import heeding_ctrl_c
+from workflows.cluster_settings import ClusterSettings
 from workflows.follow import follow_job
+from workflows.job_client import jobs_client
+from workflows.jobs import jobs_verb
 from workflows.ray_head import Head, authorisation, find_head, start_head
 from workflows.shipping import code_folder, ship
-from workflows.submit import jobs_client, submit_and_follow, submit_job, submit_verb
+from workflows.submit import submit_and_follow, submit_job, submit_verb
+
+
+def at(head: Head) -> ClusterSettings:
+    return ClusterSettings(address=head.address)
+
 
 CLI = [sys.executable, "-m", "workflows.cli"]
 
@@ -65,7 +74,7 @@ def jobs(head: Head) -> Iterator[dict[str, str]]:
         "endless": "echo first; sleep 600",
         "stopped": "sleep 600",
     }
-    client = jobs_client(head.address)
+    client = jobs_client(at(head))
     submitted = {name: client.submit_job(entrypoint=script) for name, script in scripts.items()}
     yield submitted
     client.stop_job(submitted["endless"])
@@ -87,14 +96,14 @@ def test_a_head_that_takes_another_token_is_not_ours(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another-persons-token")
     assert find_head() != head.address
     with pytest.raises(MuvaError, match="refuses the token"):
-        jobs_client(head.address)
+        jobs_client(at(head))
 
 
 @pytest.mark.parametrize(("name", "code"), [("success", 0), ("failure", 7), ("killed", 137)])
 def test_the_log_is_shown_whole_and_the_exit_code_is_the_jobs(
     head: Head, jobs: dict[str, str], capsys: pytest.CaptureFixture, name: str, code: int
 ) -> None:
-    client = jobs_client(head.address)
+    client = jobs_client(at(head))
     assert follow_job(client, jobs[name]) == code
     shown = capsys.readouterr().out
     assert [line for line in shown.splitlines() if line in {"first", "last"}] == ["first", "last"]
@@ -107,7 +116,7 @@ def test_a_verb_runs_in_this_folder_and_returns_its_code(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my runs").mkdir()
     # No database there: the verb fails after it has looked in the right folder.
-    assert submit_and_follow(["ui", "--home", "my runs"], address=head.address, upload=False) == 1
+    assert submit_and_follow(["ui", "--home", "my runs"], cluster=at(head), upload=False) == 1
     assert f"No runs at {tmp_path}/my runs/mlflow.db" in capsys.readouterr().out
 
 
@@ -120,12 +129,12 @@ def test_a_verb_runs_in_a_copy_of_the_code_with_the_recipe_it_names(
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text("name: mine\n")
     (tmp_path / "people.jpg").write_bytes(b"x" * 1000)
-    code = submit_and_follow(["ui", "--home", "recipes/mine.yaml"], address=head.address)
+    code = submit_and_follow(["ui", "--home", "recipes/mine.yaml"], cluster=at(head))
     said = capsys.readouterr()
     assert code == 2
     # The file is there, in the copy; the verb complains that it is no folder.
     assert "Directory 'recipes/mine.yaml' is a file" in said.out
-    client = jobs_client(head.address)
+    client = jobs_client(at(head))
     job = max(client.list_jobs(), key=lambda job: job.start_time or 0)
     assert job.runtime_env is not None
     variables = job.runtime_env["env_vars"]
@@ -152,12 +161,12 @@ def test_ctrl_c_ends_the_following_and_not_the_job(head: Head, jobs: dict[str, s
     _, said = follower.communicate(timeout=10)
     assert follower.returncode == 130
     assert f"--attach {job}" in said
-    assert f"job stop --address {head.address} {job}" in said
-    assert jobs_client(head.address).get_job_status(job).value == "RUNNING"
+    assert f"jobs stop --address {head.address} {job}" in said
+    assert jobs_client(at(head)).get_job_status(job).value == "RUNNING"
 
 
 def test_a_stopped_job_is_a_failure(head: Head, jobs: dict[str, str]) -> None:
-    client = jobs_client(head.address)
+    client = jobs_client(at(head))
     while client.get_job_status(jobs["stopped"]).value == "PENDING":
         time.sleep(0.2)
     client.stop_job(jobs["stopped"])
@@ -169,10 +178,78 @@ def test_without_an_address_the_running_head_is_found(head: Head) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "starting" not in done.stderr
-    job = re.search(rf"^Job (muva-ui-\w+) at {head.address}$", done.stderr, re.MULTILINE)
+    job = re.search(rf"^Job (muva-ui-\w+-1) at {head.address}$", done.stderr, re.MULTILINE)
     assert job is not None
-    assert json.loads(done.stdout) == {"job": job.group(1), "address": head.address}
-    assert job.group(1) in {details.submission_id for details in jobs_client(None).list_jobs()}
+    assert json.loads(done.stdout) == {
+        "job": job.group(1),
+        "address": head.address,
+        "started": True,
+    }
+    assert job.group(1) in {
+        details.submission_id for details in jobs_client(ClusterSettings()).list_jobs()
+    }
+
+
+def test_the_same_thing_twice_is_one_job_while_it_runs_and_another_attempt_afterwards(
+    head: Head, capfd: pytest.CaptureFixture
+) -> None:
+    command = ["data", "list", "--store", "s3://people/store-of-the-same-thing"]
+    first = submit_job(command, cluster=at(head))
+    again = submit_job(command, cluster=at(head))
+    assert first.started
+    assert not again.started
+    assert again.job == first.job
+    assert "not started again" in capfd.readouterr().err
+    assert submit_job([*command, "--json"], cluster=at(head)).job != first.job
+    code = follow_job(first.client, first.job)
+    assert code == 1  # there is no such bucket
+    later = submit_job(command, cluster=at(head))
+    assert later.started
+    assert (first.job[-2:], later.job) == ("-1", f"{first.job[:-2]}-2")
+    assert "(failed): this is attempt 2" in capfd.readouterr().err
+    metadata = later.client.get_job_info(later.job).metadata
+    assert metadata is not None
+    assert metadata["muva.command"] == f"muva {' '.join(command)}"
+    assert metadata["muva.attempt"] == "2"
+
+
+def test_of_two_who_submit_in_the_same_moment_one_starts_the_job(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["experts", "--json"]
+    first = submit_job(command, cluster=at(head))
+    # Neither has seen the other's job when it looks.
+    monkeypatch.setattr("workflows.submit._next_job", lambda client, name: (first.job, 1, None))
+    second = submit_job(command, cluster=at(head))
+    assert (second.job, second.started) == (first.job, False)
+
+
+def told(*words: str) -> Any:
+    done = CliRunner().invoke(jobs_verb, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_jobs_are_listed_shown_and_stopped(head: Head) -> None:
+    client = jobs_client(at(head))
+    job = client.submit_job(entrypoint="echo hello; sleep 600")
+    where = ("--address", head.address, "--json")
+    assert job in {each["job"] for each in told("list", *where)}
+    while "hello" not in told("logs", *where, job)["log"]:
+        time.sleep(0.2)
+    shown = told("show", *where, job)
+    assert shown["status"] == "running"
+    assert shown["runs"] == []
+    assert "--tracking-uri" in shown["complaint"]
+    assert told("stop", *where, job)["status"] == "stopped"
+    stopped = CliRunner().invoke(jobs_verb, ["stop", "--address", head.address, job])
+    assert "stopped already" in stopped.stdout
+
+
+def test_jobs_verbs_name_a_job_that_is_not_there(head: Head) -> None:
+    for verb in ("logs", "show", "stop"):
+        with pytest.raises(MuvaError, match=r"No job muva-none at .*`muva jobs list`"):
+            told(verb, "--address", head.address, "muva-none")
 
 
 def test_the_token_is_neither_printed_nor_kept_with_a_job(
@@ -180,7 +257,7 @@ def test_the_token_is_neither_printed_nor_kept_with_a_job(
 ) -> None:
     token = authorisation()["Authorization"].removeprefix("Bearer ")
     assert len(token) == 64
-    submit_job(["ui", "--help"], address=head.address)
+    submit_job(["ui", "--help"], cluster=at(head))
     shown = capfd.readouterr()
     request = urllib.request.Request(f"{head.address}/api/jobs/", headers=authorisation())
     with urllib.request.urlopen(request) as answer:
@@ -191,17 +268,19 @@ def test_the_token_is_neither_printed_nor_kept_with_a_job(
 
 def test_an_unknown_job_is_named(head: Head) -> None:
     with pytest.raises(MuvaError, match=f"No job muva-none at {head.address}"):
-        follow_job(jobs_client(head.address), "muva-none")
+        follow_job(jobs_client(at(head)), "muva-none")
 
 
 def test_a_cluster_that_is_not_there_is_named(environment: None) -> None:
     with pytest.raises(MuvaError, match=r"No Ray cluster takes jobs at http://127\.0\.0\.1:9"):
-        submit_and_follow(["ui"], address="127.0.0.1:9")
+        submit_and_follow(["ui"], cluster=ClusterSettings(address="127.0.0.1:9"))
 
 
 def test_a_secret_in_the_command_is_not_sent() -> None:
     with pytest.raises(MuvaError, match=r"Not submitted: .*--hub-token '?\*\*\*") as refusal:
-        submit_and_follow(["train", "--hub-token", "hunter2"], address="127.0.0.1:9")
+        submit_and_follow(
+            ["train", "--hub-token", "hunter2"], cluster=ClusterSettings(address="127.0.0.1:9")
+        )
     assert "hunter2" not in str(refusal.value)
 
 
@@ -224,6 +303,7 @@ def test_only_the_packages_and_the_recipe_are_shipped(
         "workflows",
         "tracking",
         "mine.yaml",
+        "requirements.lock",
     }
     assert (shipped / "workflows" / "cli.py").read_bytes() == (
         code_folder() / "workflows" / "cli.py"
@@ -246,6 +326,6 @@ def test_rays_variables_are_as_they_were_once_a_client_is_made(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
-    assert jobs_client(head.address).get_address() == head.address
+    assert jobs_client(at(head)).get_address() == head.address
     assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:9"
     assert "RAY_AUTH_MODE" not in os.environ

@@ -35,6 +35,12 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
         (("evaluate", "clip:", "--targets", "mine"), "nor a name that open_clip knows"),
         (("evaluate", "clip:ViT-B-16:x", "--targets", "mine"), "no weights x of ViT-B-16"),
         (("submit", "--json", "--", "run", "demo"), "with --detach"),
+        (("submit", "--cluster", "a", "--address", "b", "--", "run", "demo"), "one of the two"),
+        (("submit", "--cluster", "nowhere", "--", "run", "demo"), "there is none of that name"),
+        (("submit", "--address", "gs://head", "--", "run", "demo"), "http://HOST:PORT"),
+        (("submit", "--wait-for", "GPUs", "--", "run", "demo"), "expected NAME=COUNT"),
+        (("jobs", "logs", "--follow", "--json", "job"), "one of the two"),
+        (("doctor", "--set", "seed=1"), "name it with --recipe"),
         (("store", "list", "--store", "gs://bucket"), "found the scheme gs"),
         (("store", "list", "--tracking-uri", "gs://bucket"), "expected sqlite:///FILE"),
     ],
@@ -66,8 +72,9 @@ def test_a_command_that_cannot_be_meant_is_refused(
         *(("store", verb) for verb in ("list", "gc")),
         *((verb,) for verb in ("demo", "data", "experts", "ground", "masks", "models")),
         *((verb,) for verb in ("train", "evaluate", "embed", "search", "export", "recipes")),
+        *(("jobs", verb) for verb in ("list", "logs", "stop", "show")),
         *(("tune", verb) for verb in ("search", "show", "best")),
-        *((verb,) for verb in ("run", "tune", "submit", "store", "ui")),
+        *((verb,) for verb in ("run", "tune", "submit", "jobs", "doctor", "store", "ui")),
     ],
 )
 def test_every_verbs_help_has_an_example(

@@ -1,0 +1,98 @@
+"""clusters/compose.yaml by Compose's own fields, and what it opens to whom."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+
+from tests.clusters.fields import CLUSTERS, ROOT, documents, misfits
+
+LISTING = "compose_fields.json"
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    (file,) = documents("compose.yaml")
+    return file
+
+
+def test_every_field_is_one_that_compose_knows(compose: dict[str, Any]) -> None:
+    assert misfits(compose, "Compose", LISTING) == []
+    wrong = copy.deepcopy(compose)
+    wrong["services"]["head"]["port"] = ["8265"]
+    wrong["services"]["head"]["depends_on"]["mlflow"] = {}
+    assert len(misfits(wrong, "Compose", LISTING)) == 2
+
+
+def test_it_is_a_head_two_workers_and_what_they_need(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert set(services) == {
+        "head",
+        "worker",
+        "mlflow",
+        "postgres",
+        "s3",
+        "bucket",
+        "prometheus",
+    }
+    assert services["worker"]["deploy"]["replicas"] == 2
+    for name, service in services.items():
+        wanted = service.get("depends_on", {})
+        assert set(wanted) <= set(services), name
+        if isinstance(wanted, dict):
+            healthy = {n for n, how in wanted.items() if how["condition"] == "service_healthy"}
+            assert all("healthcheck" in services[each] for each in healthy), name
+        volumes = [volume.split(":")[0] for volume in service.get("volumes", [])]
+        for volume in volumes:
+            known = (
+                (CLUSTERS / volume).is_file() if volume[0] == "." else volume in compose["volumes"]
+            )
+            assert known, volume
+
+
+def test_only_loopback_is_published(compose: dict[str, Any]) -> None:
+    published = [port for each in compose["services"].values() for port in each.get("ports", [])]
+    assert len(published) == 3
+    assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in published)
+
+
+def test_ray_asks_for_the_token_which_is_a_file_and_no_variable(compose: dict[str, Any]) -> None:
+    for name in ("head", "worker"):
+        environment = compose["services"][name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+        assert "RAY_AUTH_TOKEN" not in environment
+        assert compose["services"][name]["secrets"] == ["ray_token"]
+    passwords = re.findall(
+        r"^.*(?:PASSWORD|SECRET).*$", (CLUSTERS / "compose.yaml").read_text(), re.M
+    )
+    assert passwords
+    assert all(re.search(r"\$\{\w+_PASSWORD:\?", line) for line in passwords)
+
+
+def test_the_rules_read_counters_that_the_code_has() -> None:
+    code = (ROOT / "workflows" / "expert_pool.py").read_text()
+    counters = set(re.findall(r'Metric\(\s*"(\w+)"', code))
+    gauges = set(re.findall(r'Gauge\(\s*"(\w+)"', code))
+    assert counters
+    assert gauges
+    exported = {f"ray_{name}_total" for name in counters} | {f"ray_{name}" for name in gauges}
+    (rules,) = documents("prometheus-rules.yaml")
+    read = set()
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            read |= set(re.findall(r"\bray_muva\w+", rule["expr"]))
+    assert read == exported
+
+
+def test_prometheus_looks_where_ray_tells_its_figures(compose: dict[str, Any]) -> None:
+    (prometheus,) = documents("prometheus.yaml")
+    (job,) = prometheus["scrape_configs"]
+    (looked_up,) = job["dns_sd_configs"]
+    assert set(looked_up["names"]) == {"head", "worker"}
+    for name in looked_up["names"]:
+        command = compose["services"][name]["command"]
+        assert f"--metrics-export-port={looked_up['port']}" in command

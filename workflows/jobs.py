@@ -1,0 +1,184 @@
+"""`muva jobs`: the jobs of a Ray cluster, what they say, and the MLflow runs that they wrote."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from muva.errors import MuvaError
+from tracking.redaction import redact
+from workflows.cluster_settings import ClusterSettings, cluster_options
+from workflows.follow import follow_job
+from workflows.job_client import job_details, jobs_client
+from workflows.progress import as_text
+from workflows.session import json_option, print_result
+from workflows.submit import ATTEMPT, COMMAND, COMMIT, KEY, TRACKING
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+STOP_S = 60.0
+"""How long a job may take to end once it was told to; Ray kills it before."""
+
+
+@click.group("jobs")
+def jobs_verb() -> None:
+    """See and stop the jobs of a Ray cluster.
+
+    \b
+    muva jobs list
+    muva jobs logs --cluster laptop JOB
+    muva jobs stop --address http://head:8265 JOB
+    """
+
+
+@jobs_verb.command("list")
+@cluster_options
+@json_option
+def list_verb(cluster: ClusterSettings, as_json: bool) -> None:
+    """List the jobs, the newest first.
+
+    \b
+    muva jobs list
+    muva jobs list --cluster laptop --json
+    """
+    found = jobs_client(cluster).list_jobs()
+    submitted = [told_of(details) for details in found if details.submission_id]
+    submitted.sort(key=lambda job: job["started"] or "", reverse=True)
+    table = Table("job", "status", "started", "took", "command")
+    for job in submitted:
+        row = (job["job"], job["status"], job["started"] or "", _took(job), job["command"])
+        table.add_row(*map(escape, row))
+    print_result(submitted, as_json=as_json, text=as_text(table) if submitted else "No jobs yet.")
+
+
+@jobs_verb.command("logs")
+@cluster_options
+@click.option("--follow", is_flag=True, help="Stay until it ends; the exit code is the job's.")
+@json_option
+@click.argument("job")
+def logs_verb(cluster: ClusterSettings, follow: bool, as_json: bool, job: str) -> None:
+    """Print what a job has said.
+
+    \b
+    muva jobs logs muva-run-0123456789abcdef-1
+    muva jobs logs --follow muva-run-0123456789abcdef-1
+    """
+    if follow and as_json:
+        raise click.UsageError("--follow and --json: expected one of the two.")
+    client = jobs_client(cluster)
+    if follow:
+        raise click.exceptions.Exit(follow_job(client, job))
+    details = job_details(client, job)
+    log = client.get_job_logs(job)
+    told = {"job": job, "status": details.status.value.lower(), "log": log}
+    print_result(told, as_json=as_json, text=log.removesuffix("\n"))
+
+
+@jobs_verb.command("stop")
+@cluster_options
+@json_option
+@click.argument("job")
+def stop_verb(cluster: ClusterSettings, as_json: bool, job: str) -> None:
+    """Stop a job, and wait until it has ended. What it has finished stays.
+
+    \b
+    muva jobs stop muva-run-0123456789abcdef-1
+    """
+    client = jobs_client(cluster)
+    ran = not job_details(client, job).status.is_terminal()
+    if ran:
+        client.stop_job(job)
+    ends_at = time.monotonic() + STOP_S
+    while not (details := job_details(client, job)).status.is_terminal():
+        if time.monotonic() > ends_at:
+            raise MuvaError(
+                f"Job {job} was told to stop: expected its end, found that it still runs after "
+                f"{STOP_S:.0f} s. `muva jobs show {job}` tells how it is"
+            )
+        time.sleep(0.3)
+    told = told_of(details)
+    said = f"Job {job}: {told['status']}"
+    print_result(told, as_json=as_json, text=said if ran else f"{said} already")
+
+
+@jobs_verb.command("show")
+@cluster_options
+@click.option(
+    "--tracking-uri", help="MLflow, where the job does not tell: sqlite:///FILE or http://SERVER."
+)
+@json_option
+@click.argument("job")
+def show_verb(cluster: ClusterSettings, tracking_uri: str | None, as_json: bool, job: str) -> None:
+    """What a job runs, how it is, and its runs in MLflow.
+
+    \b
+    muva jobs show muva-run-0123456789abcdef-1
+    """
+    told = told_of(job_details(jobs_client(cluster), job))
+    told["tracking_uri"] = tracking_uri or cluster.tracking_uri or told["tracking_uri"]
+    runs, complaint = _runs_of(job, told["tracking_uri"])
+    told["runs"] = runs
+    lines = [f"{name}: {value}" for name, value in told.items() if value and name != "runs"]
+    lines += [f"run: {run['name']}  {run['link']}" for run in runs]
+    if complaint:
+        lines.append(f"runs: {complaint}")
+    print_result({**told, "complaint": complaint}, as_json=as_json, text="\n".join(lines))
+
+
+def told_of(details: JobDetails) -> dict[str, Any]:
+    """A job as plain data. Times are ISO 8601 in UTC."""
+    metadata = details.metadata or {}
+    return {
+        "job": details.submission_id,
+        "status": details.status.value.lower(),
+        "exit_code": details.driver_exit_code,
+        "message": redact(details.message or ""),
+        "started": _time(details.start_time),
+        "ended": _time(details.end_time),
+        "command": redact(metadata.get(COMMAND) or details.entrypoint),
+        "attempt": metadata.get(ATTEMPT),
+        "key": metadata.get(KEY),
+        "commit": metadata.get(COMMIT),
+        "tracking_uri": metadata.get(TRACKING),
+    }
+
+
+def _runs_of(job: str, tracking_uri: str | None) -> tuple[list[dict[str, str]], str]:
+    """The job's runs, and why they cannot be told if so."""
+    if tracking_uri is None:
+        return [], "where they are is not known here; name it with --tracking-uri"
+    from tracking.runs import runs_with_tag
+    from tracking.source import JOB_TAG
+    from tracking.ui import run_link
+
+    try:
+        found = runs_with_tag(tracking_uri, JOB_TAG, value=job)
+    except MuvaError as error:
+        return [], str(error)
+    served = tracking_uri.startswith("http")
+    runs = []
+    for run in found:
+        place = f"{run.ref.run_id} of {redact(tracking_uri)}"
+        link = run_link(tracking_uri, run.ref) if served else place
+        runs.append({"name": run.name, "run_id": run.ref.run_id, "link": link})
+    return runs, ""
+
+
+def _time(milliseconds: int | None) -> str | None:
+    if not milliseconds:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _took(job: dict[str, Any]) -> str:
+    if job["started"] is None:
+        return ""
+    end = datetime.fromisoformat(job["ended"]) if job["ended"] else datetime.now(UTC)
+    seconds = (end - datetime.fromisoformat(job["started"])).total_seconds()
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
