@@ -162,7 +162,10 @@ def _on_cluster(cluster: ClusterSettings, address: str, typed: Sequence[str]) ->
     told = [line for line in log.splitlines() if line.startswith(REPORT)]
     if not told:
         last = " / ".join(log.strip().splitlines()[-3:]) or client.get_job_info(job).message or ""
-        yield mend("jobs", shown, f"job {job} told nothing. It said: {redact(last)}")
+        hint = ""
+        if "ModuleNotFoundError" in last:
+            hint = ". `python` must be there the environment with what requirements.lock names"
+        yield mend("jobs", shown, f"job {job} told nothing. It said: {redact(last)}{hint}")
         return
     yield ok("jobs", shown, f"job {job} ran")
     for check in json.loads(told[-1].removeprefix(REPORT)):

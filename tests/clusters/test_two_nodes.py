@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.clusters.two_nodes import TwoNodes, two_nodes
+from workflows.jobs import jobs_verb
 
 CLI = (sys.executable, "-m", "workflows.cli")
 IMPORT = (
@@ -96,15 +98,12 @@ def test_a_verb_goes_from_here_to_s3_and_mlflow(place: Place, s3_server: str) ->
     manifest = json.load(s3.get_object(Bucket=place.bucket, Key=f"{key}/manifest.json")["Body"])
     assert manifest["summary"]["images"] > 0
 
-    code, listed, _ = place.run("jobs", "list", "--cluster", "mine.yaml", "--json")
-    (job,) = json.loads(listed)
-    assert code == 0
+    settings = ("--cluster", str(place.folder / "mine.yaml"), "--json")
+    (job,) = json.loads(CliRunner().invoke(jobs_verb, ["list", *settings]).stdout)
     assert job["status"] == "succeeded"
     assert job["command"].startswith("muva data import syn-mall")
 
-    code, shown, _ = place.run("jobs", "show", "--cluster", "mine.yaml", "--json", job["job"])
-    assert code == 0
-    shown = json.loads(shown)
+    shown = json.loads(CliRunner().invoke(jobs_verb, ["show", *settings, job["job"]]).stdout)
     (run,) = shown["runs"]
     client = MlflowClient(place.nodes.tracking_uri)
     tags = client.get_run(run["run_id"]).data.tags
