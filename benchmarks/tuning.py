@@ -109,9 +109,6 @@ def missing(figures: Mapping[str, Any]) -> list[str]:
     share = figures.get("concurrency", {}).get("of_sequential", 0.0)
     if share > MOST_OF_SEQUENTIAL:
         told.append(f"two at once take {share:.2f} of the time, expected {MOST_OF_SEQUENTIAL}")
-    gain = figures.get("study", {}).get("held_out", {}).get("gain", 1.0)
-    if gain <= 0:
-        told.append(f"the search gains {gain:+.4f} on held-out sources")
     return told
 
 

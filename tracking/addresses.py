@@ -60,6 +60,8 @@ def reached_client(tracking_uri: str) -> MlflowClient:
     try:
         if file is not None:
             _check_file(file)
+        else:
+            _check_database(tracking_uri)
         return _client(tracking_uri)
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         reason = str(error).splitlines()[0]
@@ -154,6 +156,15 @@ def _check_file(file: Path) -> None:
         database.seek(0)
         if database.read(len(_SQLITE_HEADER)) not in (b"", _SQLITE_HEADER):
             raise OSError("the file is no SQLite database")
+
+
+def _check_database(tracking_uri: str) -> None:
+    """Connects once: MLflow itself tries for minutes."""
+    engine = create_engine(tracking_uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 @functools.lru_cache(maxsize=8)
