@@ -57,9 +57,6 @@ class Site:
         """A picture of the page, where pictures are wanted."""
         if folder := os.environ.get("MUVA_SCREENSHOTS"):
             self.page.wait_for_timeout(1500)
-            if (assistant := self.page.get_by_text("MLflow Assistant")).count():
-                assistant.first.locator("xpath=ancestor::div[3]//button").last.click()
-                self.page.wait_for_timeout(500)
             self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
     def run(self, name: str) -> MlflowRun:
