@@ -72,9 +72,9 @@ def logged_model(client: MlflowClient, address: str) -> LoggedModel | None:
     """The logged model of an artifact, in whichever experiment it is."""
     experiments = [found.experiment_id for found in client.search_experiments()]
     found = client.search_logged_models(
-        experiments, filter_string=f"tags.`{ADDRESS_TAG}` = '{address}'", max_results=1
+        experiments, filter_string=f"tags.`{ADDRESS_TAG}` = '{address}'"
     )
-    return found[0] if found else None
+    return next((one for one in found if one.model_type == MODEL_TYPE), None)
 
 
 def log_model(

@@ -21,11 +21,12 @@ from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
 
 from tracking.addresses import attached_client
+from tracking.lineage import ADDRESS_TAG
 from tracking.runs import Run
 
 SCRIPT = Path(__file__).with_name("served_model.py")
-ADDRESS_TAG = "muva.artifact"
-"""Of a logged model: the artifact that it is made of."""
+SERVED_TYPE = "features of images"
+"""Type of the logged models that can be served; those of trainings and evaluations have no files."""
 
 
 def log_model(run: Run, bundle: Path, *, name: str, address: str, feature_dim: int) -> str:
@@ -42,7 +43,7 @@ def log_model(run: Run, bundle: Path, *, name: str, address: str, feature_dim: i
         name=name,
         source_run_id=run.ref.run_id,
         tags={ADDRESS_TAG: address},
-        model_type="features of images",
+        model_type=SERVED_TYPE,
     )
     status = LoggedModelStatus.FAILED
     try:
@@ -83,7 +84,11 @@ def _ready(client: MlflowClient, experiment_id: str, address: str) -> str | None
     found = client.search_logged_models(
         [experiment_id], filter_string=f"tags.`{ADDRESS_TAG}` = '{address}'"
     )
-    ready = [one.model_id for one in found if one.status == LoggedModelStatus.READY]
+    ready = [
+        one.model_id
+        for one in found
+        if one.status == LoggedModelStatus.READY and one.model_type == SERVED_TYPE
+    ]
     return ready[0] if ready else None
 
 

@@ -31,6 +31,8 @@ from muva.data.synthetic import render
 from muva.model.bundle import BUNDLE_FORMAT
 from muva.models import store_bundle
 from tests.model.small import small_model
+from tracking.lineage import UsedModel
+from tracking.runs import Tracker
 from workflows.cli import main
 from workflows.ports import HOST, usable_port
 
@@ -145,6 +147,17 @@ def test_a_logged_model_holds_no_pickle_and_is_logged_once(
     assert (
         stored == (home / "store" / "models" / NAME / "bundle" / "model.safetensors").read_bytes()
     )
+
+
+def test_a_model_that_was_judged_before_is_logged_with_its_files(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Tracker(tracking_uri(home), "muva").open(name="evaluate", key="evaluate") as run:
+        judged = run.model(UsedModel(name="small", address=f"models/{NAME}"), made=False)
+    told = log(home, capsys)
+    assert told["mlflow_model"] != f"models:/{judged}"
+    model = MlflowClient(tracking_uri(home)).get_logged_model(told["mlflow_model"].split("/")[-1])
+    assert (Path(model.artifact_location.removeprefix("file://")) / "MLmodel").is_file()
 
 
 def test_the_model_is_served_over_http(logged: str, home: Path, people: list[Path]) -> None:
