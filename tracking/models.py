@@ -26,7 +26,7 @@ from tracking.runs import Run
 
 SCRIPT = Path(__file__).with_name("served_model.py")
 SERVED_TYPE = "features of images"
-"""Type of the logged models that can be served; those of trainings and evaluations have no files."""
+"""Type of logged models that can be served; those of trainings and evaluations have no files."""
 
 
 def log_model(run: Run, bundle: Path, *, name: str, address: str, feature_dim: int) -> str:
