@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from benchmarks.tuning import compared, missing
@@ -11,19 +9,16 @@ def test_bounds_that_are_missed_are_named() -> None:
     met = {
         "reuse": {"saved": 0.6},
         "concurrency": {"of_sequential": 0.6},
-        "study": {"held_out": {"gain": 0.01}},
     }
     assert missing(met) == []
     assert missing({}) == []
-    missed: dict[str, Any] = {
-        "reuse": {"saved": 0.59},
-        "concurrency": {"of_sequential": 0.61},
-        "study": {"held_out": {"gain": 0.0}},
-    }
-    told = missing(missed)
-    assert [word in line for word, line in zip(("0.59", "0.61", "+0.0"), told, strict=True)] == [
-        True
-    ] * 3
+    reuse, concurrency = missing({"reuse": {"saved": 0.59}, "concurrency": {"of_sequential": 0.61}})
+    assert "0.59" in reuse
+    assert "0.61" in concurrency
+
+
+def test_a_search_that_gains_nothing_is_no_fault_of_the_search() -> None:
+    assert missing({"study": {"held_out": {"gain": -0.01}}}) == []
 
 
 def test_the_gain_stands_beside_the_deviation_between_seeds() -> None:
