@@ -13,8 +13,6 @@ from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
-from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
@@ -25,51 +23,38 @@ from tracking.lineage import ADDRESS_TAG
 from tracking.runs import Run
 
 SCRIPT = Path(__file__).with_name("served_model.py")
-SERVED_TYPE = "features of images"
-"""Type of logged models that can be served; those of trainings and evaluations have no files."""
+_COMPLETE_TAG = "muva.servable"
+"""Set when all files are there; a logged model is made before it has any."""
 
 
-def log_model(run: Run, bundle: Path, *, name: str, address: str, feature_dim: int) -> str:
-    """Logs a model bundle, a folder, with this run as its source; gives `models:/ID`.
+def add_files(run: Run, model_id: str, bundle: Path, *, address: str, feature_dim: int) -> None:
+    """Puts a model's bundle, a folder, into its logged model, which MLflow then loads and serves.
 
-    A model of that address that the run's experiment has already is not logged twice.
+    A logged model that has its files already is left as it is.
     """
     client = attached_client(run.ref.tracking_uri)
-    known = _ready(client, run.ref.experiment_id, address)
-    if known is not None:
-        return f"models:/{known}"
-    made = client.create_logged_model(
-        run.ref.experiment_id,
-        name=name,
-        source_run_id=run.ref.run_id,
-        tags={ADDRESS_TAG: address},
-        model_type=SERVED_TYPE,
-    )
-    status = LoggedModelStatus.FAILED
-    try:
-        with tempfile.TemporaryDirectory() as folder, _quiet():
-            named, saved = Path(folder) / "bundle", Path(folder) / "model"
-            shutil.copytree(bundle, named)  # MLflow takes over the folder's name, and no links
-            mlflow.pyfunc.save_model(
-                saved,
-                mlflow_model=Model(
-                    artifact_path=made.artifact_location,
-                    run_id=run.ref.run_id,
-                    model_uuid=made.model_id,
-                    model_id=made.model_id,
-                ),
-                python_model=f"{SCRIPT}",
-                artifacts={"bundle": f"{named}"},
-                signature=signature(feature_dim),
-                pip_requirements=[_requirement()],
-                metadata={ADDRESS_TAG: address},
-            )
-            client.log_model_artifacts(made.model_id, f"{saved}")
-        client.log_outputs(run.ref.run_id, [LoggedModelOutput(made.model_id, step=0)])
-        status = LoggedModelStatus.READY
-    finally:
-        client.finalize_logged_model(made.model_id, status)
-    return f"models:/{made.model_id}"
+    model = client.get_logged_model(model_id)
+    if _COMPLETE_TAG in model.tags:
+        return
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        named, saved = Path(folder) / "bundle", Path(folder) / "model"
+        shutil.copytree(bundle, named)  # MLflow takes over the folder's name, and no links
+        mlflow.pyfunc.save_model(
+            saved,
+            mlflow_model=Model(
+                artifact_path=model.artifact_location,
+                run_id=run.ref.run_id,
+                model_uuid=model_id,
+                model_id=model_id,
+            ),
+            python_model=f"{SCRIPT}",
+            artifacts={"bundle": f"{named}"},
+            signature=signature(feature_dim),
+            pip_requirements=[_requirement()],
+            metadata={ADDRESS_TAG: address},
+        )
+        client.log_model_artifacts(model_id, f"{saved}")
+    client.set_logged_model_tags(model_id, {_COMPLETE_TAG: "true"})
 
 
 def signature(feature_dim: int) -> ModelSignature:
@@ -78,18 +63,6 @@ def signature(feature_dim: int) -> ModelSignature:
         inputs=Schema([ColSpec(AnyType(), "image")]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, feature_dim))]),
     )
-
-
-def _ready(client: MlflowClient, experiment_id: str, address: str) -> str | None:
-    found = client.search_logged_models(
-        [experiment_id], filter_string=f"tags.`{ADDRESS_TAG}` = '{address}'"
-    )
-    ready = [
-        one.model_id
-        for one in found
-        if one.status == LoggedModelStatus.READY and one.model_type == SERVED_TYPE
-    ]
-    return ready[0] if ready else None
 
 
 def _requirement() -> str:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.shards import open_dataset
+from muva.models import BUNDLE, described, local_copy
 from workflows.embedding import UNTOUCHED
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.lineage import UsedDataset, UsedModel
+    from tracking.runs import Run
 
 
 def used_dataset(artifact: Artifact) -> UsedDataset:
@@ -58,3 +60,14 @@ def used_model(model: str) -> UsedModel:
         params={name: value for name, value in params.items() if value},
         tags={"uri": artifact.uri},
     )
+
+
+def served_model(run: Run, model: Artifact) -> str:
+    """The id of a model's logged model, with the files by which MLflow loads and serves it."""
+    from tracking.models import add_files
+
+    feature_dim = described(model)["feature_dim"]
+    model_id = run.model(used_model(model.uri), made=False)
+    with local_copy(model, BUNDLE) as bundle:
+        add_files(run, model_id, bundle, address=model.address, feature_dim=feature_dim)
+    return model_id

@@ -27,9 +27,10 @@ from muva.model.foreign import FORMS, fit_checkpoint
 from muva.model.foreign.adopt import adopt, needs_clip
 from muva.model.foreign.fit import Given
 from muva.model.foreign.plain_clip import weights_file
-from muva.models import BUNDLE, IMPORTED, described, find_model, local_copy, store_bundle
+from muva.models import IMPORTED, described, find_model, store_bundle
 from tracking.redaction import redact
 from workflows.encoder import epoch_step
+from workflows.lineage import served_model
 from workflows.progress import as_text, say, track
 from workflows.session import (
     Session,
@@ -281,24 +282,13 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
     muva models log muva
     mlflow models serve -m models:/m-… --env-manager local --host 127.0.0.1 --port 5001
     """
-    from tracking.models import log_model
-
     artifact = find_model(session.store, model)
-    facts = described(artifact)
+    settings = described(artifact)["model"]
     key = f"log {artifact.address}"
-    with (
-        session.run(f"log model {artifact.name}", key=key, params=facts["model"]) as run,
-        local_copy(artifact, BUNDLE) as folder,
-    ):
+    with session.run(f"log model {artifact.name}", key=key, params=settings) as run:
         assert run is not None
         run.tags({ARTIFACT_TAG: artifact.address})
-        uri = log_model(
-            run,
-            folder,
-            name=artifact.name,
-            address=artifact.address,
-            feature_dim=facts["feature_dim"],
-        )
+        uri = f"models:/{served_model(run, artifact)}"
         tracking_uri = run.ref.tracking_uri
     serve = f"mlflow models serve -m {uri} --env-manager local --host 127.0.0.1 --port 5001"
     print_result(

@@ -17,7 +17,7 @@ from muva.errors import MuvaError
 from muva.models import find_model
 from workflows.encoder import HELD_OUT_ROLE, TRAINING
 from workflows.judging import HELD_OUT
-from workflows.lineage import used_model
+from workflows.lineage import served_model
 from workflows.session import Session, json_option, print_result, session_options
 
 
@@ -80,7 +80,7 @@ def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:
         f"promote {model.name}", key=f"promotion-{name}-{model.address}", params={}
     ) as run:
         assert run is not None
-        model_id = run.model(used_model(model.uri), made=False)
+        model_id = served_model(run, model)
         with failures_explained(run.ref.tracking_uri):
             registry = Registry(reached_client(run.ref.tracking_uri), name)
             champion = registry.holder(CHAMPION)
@@ -124,7 +124,8 @@ def _told(name: str, after: dict[str, Any]) -> str:
 def promote_verb(model: str, name: str, as_json: bool, session: Session) -> None:
     """Register MODEL in MLflow, as champion if it beats the one there is on held-out sources.
 
-    Otherwise it is the challenger. A champion that is beaten becomes the challenger.
+    Otherwise it is the challenger. A champion that is beaten becomes the challenger. MLflow loads
+    and serves the best by `models:/NAME@champion`.
 
     \b
     muva promote muva-chosen

@@ -137,7 +137,7 @@ def test_a_logged_model_holds_no_pickle_and_is_logged_once(
     run = client.get_run(first["run_id"])
     [model] = client.search_logged_models([run.info.experiment_id])
     assert f"models:/{model.model_id}" == first["mlflow_model"]
-    assert model.source_run_id == first["run_id"]
+    assert [one.model_id for one in run.inputs.model_inputs] == [model.model_id]
     assert model.tags["muva.artifact"] == f"models/{NAME}"
     folder = Path(model.artifact_location.removeprefix("file://"))
     names = {path.name for path in folder.rglob("*") if path.is_file()}
@@ -155,7 +155,7 @@ def test_a_model_that_was_judged_before_is_logged_with_its_files(
     with Tracker(tracking_uri(home), "muva").open(name="evaluate", key="evaluate") as run:
         judged = run.model(UsedModel(name="small", address=f"models/{NAME}"), made=False)
     told = log(home, capsys)
-    assert told["mlflow_model"] != f"models:/{judged}"
+    assert told["mlflow_model"] == f"models:/{judged}"
     model = MlflowClient(tracking_uri(home)).get_logged_model(told["mlflow_model"].split("/")[-1])
     assert (Path(model.artifact_location.removeprefix("file://")) / "MLmodel").is_file()
 

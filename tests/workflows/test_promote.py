@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from mlflow.pyfunc import load_model
 
+import muva
 from muva.data.artifacts import Artifact, fingerprint
+from muva.data.synthetic import render
 from muva.errors import MuvaError
+from muva.models import find_model, store_bundle
 from tests.data.test_training_images import dataset
+from tests.model.small import small_model
 from workflows.judging import HELD_OUT
 from workflows.promote import promote
 from workflows.session import Session, open_session
@@ -28,7 +35,7 @@ def model(
     sources: tuple[str, ...] = ("town",),
     share: float = 0.2,
 ) -> Artifact:
-    """A training's manifest, its last epoch being worth `value` on held-out identities."""
+    """A model whose training's last epoch was worth `value` on held-out identities."""
     artifact = Artifact(session.store, "models", name, fingerprint([name, sources, share]))
     addresses = {}
     for number, source in enumerate(sources):
@@ -38,6 +45,7 @@ def model(
     config: dict[str, Any] = {"seed": 0}
     if value is not None:
         config["validation"] = {"identities": share, "every": 1}
+    store_bundle(artifact, small_model(seed=len(name)), metadata={})
     artifact.commit(
         format_version=1,
         config=config,
@@ -64,6 +72,22 @@ def test_the_better_one_on_held_out_sources_is_the_champion(session: Session) ->
         assert holders(promote(session, better, name="muva")) == {
             "champion": better.address, "challenger": first.address
         }  # fmt: skip
+
+
+def test_mlflow_loads_the_champion_by_its_alias(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("first", 0.4), ("better", 0.5)):
+        promote(session, model(session, name, value), name="muva")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(session.tracking_uri))
+    person = render("syn-harbour", pid=1, camid=1, index=0, height=96, width=48).image
+    served = load_model("models:/muva@champion").predict(pd.DataFrame({"image": [person]}))
+    better, first = (
+        muva.load(find_model(session.store, name).uri).embed([person])
+        for name in ("better", "first")
+    )
+    np.testing.assert_allclose(served, better, atol=1e-6)
+    assert not np.allclose(served, first, atol=1e-2)
 
 
 def test_a_model_that_nobody_was_held_out_from_is_refused(session: Session) -> None:
