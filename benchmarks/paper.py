@@ -204,6 +204,14 @@ def work_of(one: PaperRow, *, images: Mapping[str, int]) -> dict[str, int | None
         for everyone in (one.row.protocol == "classical", True)
     )
     counts = BENCHMARKS[one.target].counts
+    embedded = _total([counts[split].images for split in ("query", "gallery")])
+    return phase_work(config, grounded=grounded, learned=learned, embedded=embedded)
+
+
+def phase_work(
+    config: ExperimentConfig, *, grounded: int | None, learned: int | None, embedded: int | None
+) -> dict[str, int | None]:
+    """How much each phase of a recipe has to do with so many images, see `work_of`."""
     return {
         GROUNDING: grounded,
         "features": learned,
@@ -212,7 +220,7 @@ def work_of(one: PaperRow, *, images: Mapping[str, int]) -> dict[str, int | None
         else config.stage1.epochs * (learned // config.stage1.images_per_identity),
         "memory": None if learned is None else config.stage2.epochs * learned,
         "steps": None if learned is None else config.stage2.epochs * learned,
-        "embedding": _total([counts[split].images for split in ("query", "gallery")]),
+        "embedding": embedded,
     }
 
 

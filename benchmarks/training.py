@@ -41,7 +41,7 @@ from muva.model.clip import build_clip, vision_tower
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.compute import Compute, computing
-from muva.training.images import image_features
+from muva.training.images import dataset_centroids
 from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import training_step
@@ -159,7 +159,7 @@ class Stage2:
 
     def features(self, precision: Precision, compute: Compute) -> None:
         """The feature pass over the batch."""
-        image_features(
+        dataset_centroids(
             self.model,
             self.images,
             device=self.device,

@@ -11,7 +11,7 @@ Gradients that overflow under fp16 are no divergence: the scaler leaves such a s
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from muva.errors import MuvaError
@@ -56,9 +56,8 @@ def remedies(stage: str, lr: float, precision: Precision) -> str:
     return f"Lower {stage}.lr (it is {lr:g}), or set {stage}.precision to fp32 (it is {precision})"
 
 
-def check_features(features: Float[Tensor, " M F"], image_ids: Sequence[str]) -> None:
+def check_features(finite: Bool[Tensor, " M"], image_ids: Sequence[str]) -> None:
     """Raises NotFiniteError that names the images whose features are not finite."""
-    finite = features.isfinite().all(dim=1)
     if finite.all():
         return
     wrong = (~finite).nonzero().flatten().tolist()

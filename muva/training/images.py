@@ -1,4 +1,4 @@
-"""Features of all training images under their pseudo-label masks: stage 1's and the memory's."""
+"""Centroids of all training images under their pseudo-label masks: stage 1's and the memory's."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,13 @@ from muva.model.precision import Precision, autocast
 from muva.training.compute import Compute
 from muva.training.divergence import check_features
 from muva.training.loader import Loader, TrainingImages
+from muva.training.memory import mean_directions
 
 Progress = Callable[[int, int], None]
 
 
 @torch.no_grad()
-def image_features(
+def dataset_centroids(
     model: MuvaModel,
     images: TrainingImages,
     *,
@@ -31,22 +32,24 @@ def image_features(
     progress: Progress | None = None,
     compute: Compute | None = None,
     loader: Loader | None = None,
-) -> Float[Tensor, " M F"]:
-    """Features of all training images with their part masks, in eval mode, without augmentation.
+) -> Float[Tensor, " N F"]:
+    """The mean feature of each identity, of unit length, over all M training images.
 
-    `necked`: after the BN neck and of unit length (the memory's); else before it (stage 1's). With
-    several workers each encodes its share and all get the whole. `loader`: of these images, where
-    there is one already. Raises NotFiniteError that names the images whose features are not finite.
+    These are encoded with their part masks, in eval mode, without augmentation; `necked`: after the
+    BN neck and of unit length (the memory's), else before it (stage 1's). Features are added up as
+    they come and never kept. With several workers each encodes its share and all get the whole.
+    `loader`: of these images, where there is one already. Raises NotFiniteError that names the
+    images whose features are not finite.
     """
     compute = compute or Compute()
     loader = loader or Loader(images, processes=compute.loaders, device=device)
     size = compute.at_once(batch_size)
-    count = len(images.labels)
-    share = np.array_split(np.arange(count), world_size())[rank()]
+    labels = torch.as_tensor(images.labels, device=device)
+    share = np.array_split(np.arange(len(labels)), world_size())[rank()]
     batches = [(share[at : at + size], None) for at in range(0, len(share), size)]
-    features = torch.zeros(
-        count, model.feature_dim, device=device, dtype=model.classifier.weight.dtype
-    )
+    dtype = model.classifier.weight.dtype
+    sums = torch.zeros(model.identities, model.feature_dim, device=device, dtype=dtype)
+    finite = torch.ones(len(labels), device=device, dtype=torch.int8)
     was_training = model.training
     model.eval()
     for done, (pixels, part_masks) in enumerate(loader.batches(batches)):
@@ -54,11 +57,14 @@ def image_features(
             masks = None if part_masks is None else part_masks.to(device)
             encoded = model.encode_images(compute.pixels(pixels, device), masks)
         feature = normalize(model.neck(encoded.feature)) if necked else encoded.feature
-        features[torch.as_tensor(batches[done][0], device=device)] = feature
+        rows = torch.as_tensor(batches[done][0], device=device)
+        sums.index_add_(0, labels[rows], feature.to(dtype))
+        finite[rows] = feature.isfinite().all(dim=1).to(finite.dtype)
         if progress:
             progress(done + 1, len(batches))
     model.train(was_training)
     if world_size() > 1:
-        dist.all_reduce(features)
-    check_features(features, images.image_ids)
-    return features
+        dist.all_reduce(sums)
+        dist.all_reduce(finite, dist.ReduceOp.MIN)
+    check_features(finite.bool(), images.image_ids)
+    return mean_directions(sums, labels)

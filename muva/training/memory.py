@@ -15,7 +15,14 @@ def identity_centroids(
 ) -> Float[Tensor, " N F"]:
     """The mean feature of each identity, of unit length."""
     sums = features.new_zeros(identities, features.shape[1]).index_add_(0, labels, features)
-    counts = labels.bincount(minlength=identities).clamp(min=1)
+    return mean_directions(sums, labels)
+
+
+def mean_directions(
+    sums: Float[Tensor, " N F"], labels: Int[Tensor, " M"]
+) -> Float[Tensor, " N F"]:
+    """The mean of each identity's features, by their sum, of unit length."""
+    counts = labels.bincount(minlength=len(sums)).clamp(min=1)
     return normalize(sums / counts[:, None])
 
 

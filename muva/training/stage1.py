@@ -22,9 +22,8 @@ from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.checkpoints import check_settings, told_settings
 from muva.training.compute import Compute
 from muva.training.divergence import DivergedError, remedies
-from muva.training.images import Progress, image_features
+from muva.training.images import Progress, dataset_centroids
 from muva.training.loader import TrainingImages
-from muva.training.memory import identity_centroids
 from muva.training.optimisers import (
     optimiser_state,
     restore_optimiser,
@@ -46,7 +45,7 @@ def image_centroids(
     compute: Compute | None = None,
 ) -> Float[Tensor, " N F"]:
     """What the prompts learn to match: the identities' mean features under the part masks."""
-    features = image_features(
+    return dataset_centroids(
         model.to(device),
         images,
         device=device,
@@ -55,8 +54,6 @@ def image_centroids(
         progress=progress,
         compute=compute,
     )
-    labels = torch.as_tensor(images.labels, device=device)
-    return identity_centroids(features, labels, model.identities)
 
 
 def identity_shares(labels: Int[np.ndarray, " M"], count: int) -> list[range]:

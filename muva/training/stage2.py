@@ -24,10 +24,10 @@ from muva.training.checkpoints import check_settings, told_settings
 from muva.training.compute import Compute, computing, out_of_memory_told
 from muva.training.divergence import check_weights, remedies
 from muva.training.guard import Guard
-from muva.training.images import Progress, image_features
+from muva.training.images import Progress, dataset_centroids
 from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
-from muva.training.memory import VisualMemory, identity_centroids, new_memory
+from muva.training.memory import VisualMemory, new_memory
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
 from muva.training.report import EpochReport, State
 from muva.training.sampler import BatchDraw, epoch_draws, rank_share
@@ -204,7 +204,7 @@ def visual_memory(
     loader: Loader | None = None,
 ) -> VisualMemory:
     """The memory at an epoch's start: centroids of all training images as the model sees them."""
-    features = image_features(
+    centroids = dataset_centroids(
         model,
         images,
         device=device,
@@ -215,8 +215,7 @@ def visual_memory(
         compute=compute,
         loader=loader,
     )
-    labels = torch.as_tensor(images.labels, device=device)
-    return new_memory(identity_centroids(features, labels, model.identities), settings)
+    return new_memory(centroids, settings)
 
 
 def training_step(

@@ -15,7 +15,7 @@ from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
 from muva.training.divergence import DivergedError, is_finite
-from muva.training.images import image_features
+from muva.training.images import dataset_centroids
 from muva.training.optimisers import set_learning_rate, stage2_optimiser, trained_parameters
 from muva.training.repeat import repeat_step
 from muva.training.report import EpochReport
@@ -301,7 +301,7 @@ Outcome = tuple[list[float], dict[str, Tensor], Tensor]
 def outcome(dtype: torch.dtype) -> Outcome:
     model, images = model_and_images(dtype=dtype)
     losses = step_losses(run(model, images, epochs=5, **CASES[dtype]))
-    return losses, model.state_dict(), image_features(model, images, device=CPU, batch_size=5)
+    return losses, model.state_dict(), dataset_centroids(model, images, device=CPU, batch_size=5)
 
 
 def worker(rank: int, folder: str) -> None:
