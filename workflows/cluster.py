@@ -15,9 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from workflows.ray_head import OBJECT_STORE_BYTES, ensure_token
 from workflows.waiting import WAIT_VARIABLE, resources, wait_for
 
-FEW_CORES = 4
-"""On so few, an idle process or two outlive a training. Ray keeps as many as there are cores
-without work, so none then, and each step after it would wait for new ones and their imports."""
+IDLE_MS = 60_000
+"""How long a process without work is kept. Ray ends it after a second where there are as many
+processes as cores, actors counted, and the next task would wait for a new one and its imports."""
 
 ANYWHERE = "DEFAULT"
 """Where tasks run that a trial starts too: Tune would keep them to what the trial itself holds."""
@@ -67,7 +67,7 @@ def _connected() -> Iterator[None]:
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config=_idle_processes(),
+            _system_config={"idle_worker_killing_time_threshold_ms": IDLE_MS},
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -75,11 +75,6 @@ def _connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _idle_processes() -> dict[str, int]:
-    cores = os.cpu_count() or 1
-    return {"num_workers_soft_limit": max(1, cores // 2)} if cores <= FEW_CORES else {}
 
 
 def with_the_driver() -> Any:
