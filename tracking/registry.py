@@ -6,11 +6,13 @@ it, for two values can be compared only where they are of the same people.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from tracking.lineage import ADDRESS_TAG
 from tracking.recordable import recordable_tags
@@ -73,6 +75,7 @@ class Registry:
                 {ADDRESS_TAG: address, _VALUE_TAG: str(value), _JUDGED_BY_TAG: judged_by}
             ),
         )
+        self._note(model_id, made)
         return _version(made)
 
     def give(self, alias: str, version: Version | None) -> None:
@@ -81,6 +84,15 @@ class Registry:
             self._client.set_registered_model_alias(self._name, alias, version.number)
         elif self.holder(alias) is not None:
             self._client.delete_registered_model_alias(self._name, alias)
+
+    def _note(self, model_id: str, made: ModelVersion) -> None:
+        """Lets the model's page show the version: a server does so itself, a database does not."""
+        tags = self._client.get_logged_model(model_id).tags
+        noted = json.loads(tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+        version = {"name": self._name, "version": made.version}
+        if version not in noted:
+            told = json.dumps([*noted, version])
+            self._client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: told})
 
     def _source(self, model_id: str) -> str:
         """Where the model's files are. A server looks the model up itself; a database cannot."""

@@ -12,12 +12,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from workflows.ray_head import OBJECT_STORE_BYTES, ensure_token
+from workflows.ray_head import IDLE_MS, IDLE_SETTING, OBJECT_STORE_BYTES, ensure_token
 from workflows.waiting import WAIT_VARIABLE, resources, wait_for
-
-IDLE_MS = 60_000
-"""How long a process without work is kept. Ray ends it after a second where there are as many
-processes as cores, actors counted, and the next task would wait for a new one and its imports."""
 
 ANYWHERE = "DEFAULT"
 """Where tasks run that a trial starts too: Tune would keep them to what the trial itself holds."""
@@ -67,7 +63,7 @@ def _connected() -> Iterator[None]:
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config={"idle_worker_killing_time_threshold_ms": IDLE_MS},
+            _system_config={IDLE_SETTING: IDLE_MS},
             log_to_driver=False,
             logging_level=logging.WARNING,
         )

@@ -1,4 +1,4 @@
-"""Data sets and models in the terms in which MLflow is told of them.
+"""Data sets and models in the terms in which MLflow is told of them; a recipe's settings too.
 
 MLflow is imported where a run is written: by the driver alone.
 """
@@ -9,14 +9,41 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from muva.config import ExperimentConfig, differences, load_recipe
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.shards import open_dataset
 from muva.models import BUNDLE, described, local_copy
 from workflows.embedding import UNTOUCHED
 
+ALWAYS_TOLD = (
+    "seed",
+    "model.clip",
+    "model.parts",
+    "model.gating",
+    "stage1.epochs",
+    "stage2.epochs",
+    "stage2.lr",
+    "stage2.batch_size",
+)
+"""Settings that every pipeline's run has among its parameters, so that runs can be compared."""
+NOT_TOLD = ("tune", "name", "description")
+
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.lineage import UsedDataset, UsedModel
     from tracking.runs import Run
+
+
+def told_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Parameters of a pipeline or search: those, and what differs from `base`; all are in a file."""
+    told = differences(config, load_recipe("base"))
+    told = {name: value for name, value in told.items() if not name.startswith(NOT_TOLD)}
+    whole = config.model_dump(mode="json")
+    for name in ALWAYS_TOLD:
+        value: Any = whole
+        for step in name.split("."):
+            value = value[step]
+        told[name] = value
+    return told
 
 
 def used_dataset(artifact: Artifact) -> UsedDataset:

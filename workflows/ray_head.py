@@ -31,6 +31,9 @@ USUAL_ADDRESS = f"http://{HOST}:8265"
 TOKEN_PLACES = f"in {TOKEN}, in the file that {TOKEN_PATH} names, or in ~/.ray/auth_token"
 START_S = 90.0
 ANSWER_S = 5.0
+IDLE_SETTING, IDLE_MS = "idle_worker_killing_time_threshold_ms", 60_000
+"""How long a process without work is kept. Ray ends it after a second where there are as many
+processes as cores, actors counted, and the next task would wait for a new one and its imports."""
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Enough for what the verbs pass through it: references, reports, small tables."""
 
@@ -104,7 +107,12 @@ def start_head(*, outlives: bool = True) -> Head:
     with said.open("wb") as log:
         process = subprocess.Popen(
             [*RAY, "start", "--head", "--block", *options],
-            env={**os.environ, AUTH_MODE: "token", "PATH": _path_with_this_python()},
+            env={
+                **os.environ,
+                AUTH_MODE: "token",
+                "PATH": _path_with_this_python(),
+                f"RAY_{IDLE_SETTING}": f"{IDLE_MS}",
+            },
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=outlives,

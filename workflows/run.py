@@ -13,7 +13,6 @@ from rich.table import Table
 
 from muva.config import (
     ExperimentConfig,
-    differences,
     load_recipe,
     to_yaml,
     with_overrides,
@@ -34,6 +33,7 @@ from workflows.embedding import UNTOUCHED
 from workflows.encoder import CHOSEN
 from workflows.evaluate import TargetReport, evaluate_on
 from workflows.ground import ground
+from workflows.lineage import told_settings, used_dataset, used_model
 from workflows.node_metrics import watched_nodes
 from workflows.progress import as_text, say
 from workflows.session import (
@@ -133,35 +133,13 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
         yield run
 
 
-ALWAYS_TOLD = (
-    "seed",
-    "model.clip",
-    "model.parts",
-    "model.gating",
-    "stage1.epochs",
-    "stage2.epochs",
-    "stage2.lr",
-    "stage2.batch_size",
-)
-"""Settings that every pipeline's run has among its parameters, so that runs can be compared."""
-
-
-def told_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """A pipeline's parameters in MLflow: those, and what differs from `base`; all are in a file."""
-    told = differences(config, load_recipe("base"))
-    told = {name: value for name, value in told.items() if not name.startswith(("tune", "name"))}
-    whole = config.model_dump(mode="json")
-    for name in ALWAYS_TOLD:
-        value: Any = whole
-        for step in name.split("."):
-            value = value[step]
-        told[name] = value
-    return told
-
-
 def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
-    """Writes a pipeline's numbers, curves and description into its run."""
+    """Writes a pipeline's numbers, curves, origins and description into its run."""
     last = list(report.models)[-1]
+    for names, context in ((config.sources, "training"), (config.targets, "evaluation")):
+        run.used(*(used_dataset(report.datasets[name]) for name in names), context=context)
+    for model in report.models.values():
+        run.model(used_model(model), made=not model.startswith(UNTOUCHED))
     for target, results in report.targets.items():
         found = results[last]
         run.metrics(

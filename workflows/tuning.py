@@ -28,6 +28,7 @@ from muva.errors import MuvaError, SettingsError
 from muva.search_space import Space, impossible, space_for
 from workflows.cluster import cpus, gpus, ray_cluster
 from workflows.ground import ground
+from workflows.lineage import told_settings, used_dataset
 from workflows.points import Points
 from workflows.progress import Track, say, track
 from workflows.session import Session
@@ -131,10 +132,11 @@ def search(
     with session.run(
         f"tune {study.artifact.name.removeprefix('study-')}",
         key=study.artifact.address,
-        params={"tune": chosen.settings.model_dump(mode="json"), **study.config},
+        params={"tune": chosen.settings.model_dump(mode="json"), **told_settings(config)},
     ) as run:
         if run is not None:
             run.tags({ARTIFACT_TAG: study.artifact.address})
+            run.used(*map(used_dataset, sources), context="training")
         inside = session.within(run)
         finished = study.finished()
         for record in finished:

@@ -35,6 +35,8 @@ pytestmark = [
 ]
 TARGET = "syn-station"
 PATIENCE_MS = 60_000
+OPENED_ONCE = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
+"""Where MLflow keeps that its assistant has opened by itself, over a third of the page."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,13 @@ class Site:
     def open(self, path: str, *, shows: str) -> None:
         """Goes to a page and waits until it shows a text."""
         view = "&" if "?" in path else "?"
+        self.page.goto("about:blank")  # a change of what follows # alone keeps what was opened
         self.page.goto(f"{self.address}/#/{path}{view}workflowType=machine_learning")
-        self.page.get_by_text(shows).first.wait_for(timeout=PATIENCE_MS)
+        try:
+            self.page.get_by_text(shows).first.wait_for(timeout=PATIENCE_MS)
+        except playwright.TimeoutError:
+            self.keep("not-shown")
+            raise
 
     def keep(self, name: str) -> None:
         """A picture of the page, where pictures are wanted."""
@@ -97,7 +104,8 @@ def site(
         playwright.sync_playwright() as browsers,
     ):
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page = browser.new_page(viewport={"width": 1600, "height": 1200})
+        page.add_init_script(f"localStorage.setItem('{OPENED_ONCE}', 'true')")
         page.set_default_timeout(PATIENCE_MS)
         yield Site(address, page, client, ref.experiment_id, client.get_run(ref.run_id))
         browser.close()
@@ -107,6 +115,9 @@ def test_the_table_of_runs_shows_the_pipeline_by_name(site: Site) -> None:
     name = f"{site.parent.info.run_name}"
     assert name == f"syn-harbour+syn-airport -> {TARGET} · smoke · seed 0"
     site.open(f"experiments/{site.experiment}/runs", shows=name)
+    site.page.locator("[col-id*='Run Name'] button").first.click()
+    for text in ("stage 2 of muva", f"evaluate muva on {TARGET}", "tune smoke"):
+        site.page.get_by_text(text).first.wait_for()
     site.keep("mlflow-runs")
 
 
@@ -115,6 +126,7 @@ def test_a_parent_has_its_numbers_and_its_children(site: Site) -> None:
     site.open(path, shows="Recognition of people in camera networks")
     for text in ("Child runs", "stage 2 of muva", f"{TARGET}/mAP", "Reproduce with"):
         site.page.get_by_text(text).first.wait_for()
+    site.page.get_by_text("syn-harbour (").first.wait_for()  # what it learned from
     site.keep("mlflow-run")
 
 
@@ -133,6 +145,7 @@ def test_charts_are_grouped_by_domain(site: Site) -> None:
         f"experiments/{site.experiment}/runs?compareRunsMode=CHART",
         shows=TARGET,
     )
+    site.page.get_by_text(TARGET, exact=True).last.scroll_into_view_if_needed()
     site.keep("mlflow-charts")
 
 
@@ -160,6 +173,11 @@ def test_pictures_are_shown(site: Site, run: str, picture: str) -> None:
 
 def test_models_are_ranked_and_the_champion_is_marked(site: Site) -> None:
     site.open(f"experiments/{site.experiment}/models", shows="muva-chosen")
+    for text in (
+        f"{TARGET} (",
+        "muva-smoke",
+    ):  # by whom it was judged, and what it is registered as
+        site.page.get_by_text(text).first.wait_for()
     site.keep("mlflow-models")
     site.open("models/muva-smoke", shows="champion")
     site.keep("mlflow-registry")
