@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
 
 
 def told_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Parameters of a pipeline or search: those, and what differs from `base`; all are in a file."""
+    """Parameters of a pipeline or search: those, and what differs from `base`."""
     told = differences(config, load_recipe("base"))
     told = {name: value for name, value in told.items() if not name.startswith(NOT_TOLD)}
     whole = config.model_dump(mode="json")

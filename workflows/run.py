@@ -136,8 +136,9 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
 def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
     """Writes a pipeline's numbers, curves, origins and description into its run."""
     last = list(report.models)[-1]
-    for names, context in ((config.sources, "training"), (config.targets, "evaluation")):
-        run.used(*(used_dataset(report.datasets[name]) for name in names), context=context)
+    used = {name: used_dataset(artifact) for name, artifact in report.datasets.items()}
+    run.used(*map(used.__getitem__, config.sources), context="training")
+    run.used(*map(used.__getitem__, config.targets), context="evaluation")
     for model in report.models.values():
         run.model(used_model(model), made=not model.startswith(UNTOUCHED))
     for target, results in report.targets.items():
