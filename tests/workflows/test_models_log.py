@@ -137,6 +137,7 @@ def test_a_logged_model_holds_no_pickle_and_is_logged_once(
     run = client.get_run(first["run_id"])
     [model] = client.search_logged_models([run.info.experiment_id])
     assert f"models:/{model.model_id}" == first["mlflow_model"]
+    assert run.inputs is not None
     assert [one.model_id for one in run.inputs.model_inputs] == [model.model_id]
     assert model.tags["muva.artifact"] == f"models/{NAME}"
     folder = Path(model.artifact_location.removeprefix("file://"))
