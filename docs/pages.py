@@ -54,9 +54,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_nav(nav: Navigation, *, config: MkDocsConfig, files: Files) -> Navigation:
-    """Puts clusters, notes and the reference behind the pages that mkdocs.yml names."""
+    """Puts notes and the reference behind the pages that mkdocs.yml names."""
     named = {page.file.src_uri for page in nav.pages}
-    for title, folder in (("Clusters", "clusters/"), ("Notes", "notes/"), ("Reference", REFERENCE)):
+    for title, folder in (("Notes", "notes/"), ("Reference", REFERENCE)):
         pages = [
             Page(None, file, config)
             for file in files.documentation_pages()
