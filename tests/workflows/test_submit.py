@@ -176,6 +176,26 @@ def test_a_stopped_job_is_a_failure(head: Head, jobs: dict[str, str]) -> None:
     assert follow_job(client, jobs["stopped"]) == 1
 
 
+def test_a_job_that_ray_has_lost_is_to_be_submitted_again(
+    head: Head, capfd: pytest.CaptureFixture
+) -> None:
+    client = jobs_client(at(head))
+    entrypoint = "echo begun; sleep 600"
+    job = client.submit_job(entrypoint=entrypoint)
+    while "begun" not in client.get_job_logs(job):
+        time.sleep(0.2)
+    (shell,) = [
+        one
+        for one in psutil.Process(head.pid).children(recursive=True)
+        if one.cmdline()[-1:] == [entrypoint]
+    ]
+    supervisor = shell.parent()
+    assert supervisor is not None
+    supervisor.kill()
+    assert follow_job(client, job) == 1
+    assert "Submit the same command again" in capfd.readouterr().err
+
+
 def test_without_an_address_the_running_head_is_found(head: Head) -> None:
     command = [*CLI, "submit", "--detach", "--json", "--", "ui", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
