@@ -74,7 +74,7 @@ class Outcome:
     exit_codes: list[int]
     """Of the submissions, in order."""
     said: str
-    """The last line of the first submission."""
+    """The error of the first submission, or its last line."""
     apart: float | None
     """Largest difference of a reported number to the undisturbed pipeline's; None: no report."""
     reused: int
@@ -491,8 +491,10 @@ class Submission:
         return self._log.read_text(errors="replace")
 
     def last_line(self) -> str:
-        """Of what it has said."""
-        return next((line for line in reversed(self.said().splitlines()) if line.strip()), "")
+        """Its error, or else the last line of what it has said."""
+        lines = [line for line in self.said().splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("Error: ")]
+        return (errors or lines or [""])[-1]
 
     def report(self) -> dict[str, Any]:
         """What the verb printed as JSON; empty where it did not come so far."""
