@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import http.client
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 DISTURBANCES = ("500", "503", "slow", "cut before", "cut within")
 SLOW_S = 0.5
 _HOP = {"connection", "transfer-encoding", "keep-alive"}
 """Headers that are said anew on each way."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that are gone: they are killed here."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Disturber:
@@ -85,8 +96,7 @@ def disturbed_server(upstream: str, disturber: Disturber) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             """Nothing: the benchmark prints a table."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -11,6 +11,7 @@ import http.client
 import logging
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ _LONGEST_REASON = 300
 _SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
 """How long a tracking server may take to say that it is there."""
+_ASKED_EVERY_S = 2.0
 
 
 def absolute_uri(tracking_uri: str) -> str:
@@ -51,10 +53,13 @@ def absolute_uri(tracking_uri: str) -> str:
     return f"sqlite:///{file}"
 
 
-def reached_client(tracking_uri: str) -> MlflowClient:
-    """The client of a server that answers, or of a database, created when it is SQLite."""
+def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
+    """The client of a server that answers, or of a database, created when it is SQLite.
+
+    within_s: how long a server may take until it answers.
+    """
     if tracking_uri.startswith("http"):
-        _check_answer(tracking_uri)
+        _await_answer(tracking_uri, within_s)
         return _client(tracking_uri)
     file = sqlite_file(tracking_uri)
     try:
@@ -173,6 +178,22 @@ def _client(tracking_uri: str) -> MlflowClient:
     for chatty in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=tracking_uri)
+
+
+def _await_answer(server: str, within_s: float) -> None:
+    ends_at, told = time.monotonic() + within_s, False
+    while True:
+        try:
+            return _check_answer(server)
+        except MuvaError as silence:
+            if time.monotonic() >= ends_at:
+                raise
+            if not told:
+                told = True
+                logging.getLogger(__name__).warning(
+                    "Waiting %.0f s at most for MLflow's server: %s", within_s, silence
+                )
+            time.sleep(_ASKED_EVERY_S)
 
 
 def _check_answer(server: str) -> None:

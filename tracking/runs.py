@@ -8,13 +8,15 @@ writes to two runs could not tell them apart.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -57,6 +59,8 @@ _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
 _RUNS_A_PAGE = 1000
 _FIGURE_DPI = 150
+_FAILURES = (MuvaError, MlflowException, SQLAlchemyError, OSError)
+"""What MLflow's silence comes as."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".html")
 """What a run's files with pictures of people end with; pages have them inside."""
 
@@ -83,16 +87,18 @@ class TaggedRun:
 class Tracker:
     """The runs of one experiment."""
 
-    def __init__(self, tracking_uri: str, experiment: str) -> None:
+    def __init__(self, tracking_uri: str, experiment: str, *, within_s: float = 0.0) -> None:
         """Creates the experiment (and a SQLite database) where there is none.
 
         Runs that a dead process of this machine left open are closed as failed.
+
+        within_s: how long a server that is away may take to come back.
 
         Raises:
             MuvaError: the server does not answer, or the address is of a kind MLflow cannot use.
         """
         self.tracking_uri = absolute_uri(tracking_uri)
-        self._client = reached_client(self.tracking_uri)
+        self._client = reached_client(self.tracking_uri, within_s=within_s)
         self.experiment_id = self._experiment(experiment)
         self._close_abandoned()
 
@@ -196,7 +202,8 @@ class Run:
     def __init__(self, ref: RunRef, client: MlflowClient) -> None:
         self.ref = ref
         self._client = client
-        self._kept: list[tuple[dict[str, float], int | None]] = []
+        self._kept: list[Callable[[], None]] = []
+        self._kept_figures: list[Metric] = []
 
     def metrics(
         self,
@@ -214,11 +221,18 @@ class Run:
 
         What cannot be written now is kept, and written with what comes later, or at the end.
         """
-        self._kept.append((dict(values), step))
+        self._keep(partial(self.metrics, dict(values), step))
+
+    def show(self, path: str, picture: np.ndarray | Image.Image) -> None:
+        """Writes a picture of people as `tell` writes metrics; see `picture`."""
+        self._keep(partial(self.picture, path, picture))
+
+    def _keep(self, write: Callable[[], None]) -> None:
+        self._kept.append(write)
         try:
             reached_client(self.ref.tracking_uri)  # asks a server once, and does not wait for it
             self._write_kept()
-        except (MuvaError, MlflowException, SQLAlchemyError, OSError) as error:
+        except _FAILURES as error:
             if len(self._kept) == 1:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.getLogger(__name__).warning(
@@ -228,16 +242,26 @@ class Run:
 
     def _write_kept(self) -> None:
         while self._kept:
-            values, step = self._kept[0]
-            self.metrics(values, step)
+            self._kept[0]()
             del self._kept[0]
 
     def system_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Writes what a machine is doing, under the names that MLflow has a page for."""
+        """Writes what a machine is doing, under the names that MLflow has a page for.
+
+        They are kept as those of `tell` are, with the time at which they came.
+        """
         now = int(time.time() * 1000)
-        metrics = [Metric(f"system/{key}", value, now, step) for key, value in values.items()]
-        for batch in _batches(metrics, _METRICS_A_BATCH):
+        self._kept_figures += [
+            Metric(f"system/{key}", value, now, step) for key, value in values.items()
+        ]
+        with contextlib.suppress(*_FAILURES):
+            reached_client(self.ref.tracking_uri)
+            self._write_kept_figures()
+
+    def _write_kept_figures(self) -> None:
+        while batch := self._kept_figures[:_METRICS_A_BATCH]:
             self._client.log_batch(self.ref.run_id, metrics=batch, synchronous=True)
+            del self._kept_figures[: len(batch)]
 
     def used(self, *datasets: UsedDataset, context: Context) -> None:
         """Notes the data sets as the run's inputs; once, however often it is said."""
@@ -309,6 +333,7 @@ class Run:
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
         """Closes the run, with the reason if it did not end well."""
         self._write_kept()
+        self._write_kept_figures()
         if reason is not None:
             self.tags({REASON_TAG: reason})
         self._client.set_terminated(self.ref.run_id, status)

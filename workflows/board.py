@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from muva.errors import MuvaError
 from workflows.cluster import with_the_driver
+from workflows.room import Room
 
 POLL_S = 0.5
 
@@ -66,11 +67,16 @@ def _messages_of(cluster: str, job: str) -> Any:
 
 
 def gather(
-    references: Sequence[ray.ObjectRef], *, board: Board, on_message: Callable[[Any], None]
+    references: Sequence[ray.ObjectRef],
+    *,
+    board: Board,
+    on_message: Callable[[Any], None],
+    room: Room | None = None,
 ) -> list[Any]:
     """The tasks' results in order; messages are handed on while they run.
 
-    The first task that fails ends the waiting: its `MuvaError` is raised as it was in the task.
+    The first task that fails ends the waiting: its `MuvaError` is raised as it was in the task. So
+    does a cluster that has no `room` for them any more.
     """
     pending = list(references)
     while pending:
@@ -78,6 +84,8 @@ def gather(
         for message in board.drain():
             on_message(message)
         results(finished)
+        if room is not None:
+            room.look()
     return results(references)
 
 
@@ -91,8 +99,12 @@ def results(references: Sequence[ray.ObjectRef]) -> list[Any]:
         raise
 
 
-def attend(work: Callable[[], Any], *, board: Board, on_message: Callable[[Any], None]) -> Any:
+def attend(
+    work: Callable[[], Any], *, board: Board, on_message: Callable[[Any], None], room: Room
+) -> Any:
     """Runs blocking `work` beside the reading of the board and returns its result.
+
+    A cluster that has no `room` for it any more ends the waiting.
 
     The work has a thread of its own: Ray Train's `fit` replaces the main thread's handler of
     Ctrl-C by one that ends the process with success, and does not put it back.
@@ -112,6 +124,7 @@ def attend(work: Callable[[], Any], *, board: Board, on_message: Callable[[Any],
         thread.join(POLL_S)
         for message in board.drain():
             on_message(message)
+        room.look()
     if failure:
         raise failure[0]
     return outcome[0]

@@ -32,6 +32,7 @@ from workflows.lineage import used_dataset, used_model
 from workflows.mask_pictures import draw_masks, is_shown, masks_of
 from workflows.progress import track
 from workflows.prompts import learned_contexts
+from workflows.room import Room
 from workflows.session import Session
 from workflows.states import (
     delete_states,
@@ -326,11 +327,12 @@ def _train(
         "board": board,
         "shows": shows,
     }
+    room = Room(processes=workers.count, cpus=task["threads"], gpus=int(workers.use_gpu))
     validation = validation_config(inputs, artifact, workers, board)
     if workers.count == 1 and not workers.use_gpu and validation is None:
         alone = _train_alone.options(num_cpus=workers.threads).remote(task)
         try:
-            gather([alone], board=board, on_message=on_message)
+            gather([alone], board=board, on_message=on_message, room=room)
         except BaseException:
             ray.cancel(alone, force=True)
             raise
@@ -351,7 +353,7 @@ def _train(
         ),
         validation_config=validation,
     )
-    attend(trainer.fit, board=board, on_message=on_message)
+    attend(trainer.fit, board=board, on_message=on_message, room=room)
 
 
 @ray.remote(max_retries=MOST_FAILURES, scheduling_strategy=ANYWHERE)

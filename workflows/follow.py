@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.cli import INTERRUPTED
-from workflows.job_client import job_details
-from workflows.progress import console
+from workflows.job_client import SilentClusterError, UnknownJobError, answering, job_details
+from workflows.progress import console, say
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 POLL_S = 0.5
 RETRY_S = 2.0
-ATTEMPTS = 10
-"""How often a cluster that does not answer is asked again, `RETRY_S` apart."""
+SILENCE_S = 60.0
+"""For so long a cluster that does not answer is asked again, `RETRY_S` apart."""
 
 
 def follow_job(client: JobSubmissionClient, job: str) -> int:
@@ -29,7 +29,7 @@ def follow_job(client: JobSubmissionClient, job: str) -> int:
     again where it broke.
 
     Raises:
-        MuvaError: the cluster has no such job, or does not answer any more.
+        MuvaError: the cluster has no such job, has lost it, or does not answer any more.
     """
     try:
         details = asyncio.run(_followed(client, job))
@@ -40,7 +40,9 @@ def follow_job(client: JobSubmissionClient, job: str) -> int:
     if details.status.value == "SUCCEEDED":
         return 0
     if details.driver_exit_code is None:
-        console.print(redact(details.message or ""), markup=False)
+        console.print(redact(details.message or ""), markup=False, soft_wrap=True)
+        if details.status.value == "FAILED":  # Ray's doing, not the verb's
+            say("Submit the same command again: what was finished is not computed again.")
         return 1
     # Ended by a signal: as a shell gives it.
     return (
@@ -77,11 +79,13 @@ async def _followed(client: JobSubmissionClient, job: str) -> JobDetails:
     Ray's stream of the log ends seconds after the job; the job's state says so at once.
     """
     log = _Log()
+    details = job_details(client, job)
     stream = asyncio.create_task(_stream(client, job, log))
-    while not (details := await asyncio.to_thread(_details, client, job)).status.is_terminal():
+    while not details.status.is_terminal():
         await asyncio.sleep(POLL_S)
+        details = await asyncio.to_thread(_details, client, job)
     stream.cancel()
-    log.show(await asyncio.to_thread(client.get_job_logs, job))
+    log.show(await asyncio.to_thread(_whole_log, client, job))
     return details
 
 
@@ -95,21 +99,37 @@ async def _stream(client: JobSubmissionClient, job: str, log: _Log) -> None:
                 log.show(text, start=start)
                 start += len(text)
             return
-        except (RuntimeError, aiohttp.ClientError):
+        except (RuntimeError, OSError, aiohttp.ClientError):
             await asyncio.sleep(RETRY_S)  # and a new connection tells all from the start
 
 
 def _details(client: JobSubmissionClient, job: str) -> JobDetails:
-    import requests
-
-    silence: Exception | None = None
-    for _ in range(ATTEMPTS):
+    """What the cluster knows of a job that it has known before; a silence is waited out."""
+    silent_since = time.monotonic()
+    while True:
         try:
             return job_details(client, job)
-        except requests.RequestException as error:
-            silence = error
+        except UnknownJobError as error:
+            raise MuvaError(
+                f"The Ray cluster at {redact(client.get_address())} was started anew, and the job "
+                f"{job} ended with the one before: it is not known there any more. Submit the "
+                "same command again; what was finished is kept in the store and not computed again."
+            ) from error
+        except SilentClusterError as error:
+            if time.monotonic() - silent_since > SILENCE_S:
+                raise MuvaError(
+                    f"The Ray cluster at {redact(client.get_address())} has not answered for "
+                    f"{SILENCE_S:.0f} s: its head is lost, or the way to it. Once it answers, "
+                    "submit the same command again: a job that still runs is followed, and "
+                    "otherwise goes on from what was finished."
+                ) from error
             time.sleep(RETRY_S)
-    raise MuvaError(
-        f"The Ray cluster at {redact(client.get_address())} does not answer any more. Whether the "
-        f"job goes on is not known: `muva jobs show {job}` tells once it answers again."
-    ) from silence
+
+
+def _whole_log(client: JobSubmissionClient, job: str) -> str:
+    """The log of a job that has ended; a line about it where the cluster does not give it."""
+    try:
+        with answering(client):
+            return client.get_job_logs(job)
+    except SilentClusterError as error:
+        return f"The end of the log is missing: {error}\n"

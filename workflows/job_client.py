@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muva.errors import MuvaError
 from tracking.redaction import redact
@@ -28,6 +28,11 @@ _CHATTY = (
     "ray._private.runtime_env.packaging",
 )
 """What tells of every request and upload."""
+ANSWER_S = (10.0, 60.0)
+"""How long a cluster may take to be reached, and to answer. A machine that is lost refuses nothing:
+without these, whoever asks it would wait for ever."""
+_NOT_FOUND = "status code 404"
+_LONGEST_REASON = 300
 
 
 def jobs_client(cluster: ClusterSettings) -> JobSubmissionClient:
@@ -48,10 +53,16 @@ def jobs_client(cluster: ClusterSettings) -> JobSubmissionClient:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
+        class Client(JobSubmissionClient):
+            """Ray's, which by itself waits for an answer as long as it takes."""
+
+            def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
+                return super()._do_request(method, endpoint, **{"timeout": ANSWER_S, **arguments})
+
         for chatty in _CHATTY:
             logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
-            return JobSubmissionClient(url, headers=headers)
+            return Client(url, headers=headers)
         except AuthenticationError as error:
             complaint = "refuses the token" if headers else "asks for a token, and there is none"
             raise MuvaError(
@@ -66,6 +77,45 @@ def jobs_client(cluster: ClusterSettings) -> JobSubmissionClient:
             ) from error
 
 
+class SilentClusterError(MuvaError):
+    """A cluster gave no answer, or none that can be used."""
+
+
+class UnknownJobError(MuvaError):
+    """A cluster knows no job of an id."""
+
+
+@contextmanager
+def answering(client: JobSubmissionClient) -> Iterator[None]:
+    """What goes wrong on the way to a cluster within the block, as a MuvaError.
+
+    Raises:
+        SilentClusterError: the cluster does not answer, or its answer is a fault.
+        MuvaError: it does not take the token.
+    """
+    from ray.exceptions import AuthenticationError
+
+    where = redact(client.get_address())
+    try:
+        yield
+    except AuthenticationError as error:
+        raise MuvaError(
+            f"The Ray cluster at {where} does not take the token that it took before: was it "
+            "started anew with another one? Expected the cluster's own."
+        ) from error
+    except (OSError, RuntimeError) as error:  # OSError: all of requests' errors
+        raise SilentClusterError(
+            f"The Ray cluster at {where} does not answer: {last_line(error)}. Expected its "
+            "dashboard; once its head runs, the same command may be given again."
+        ) from error
+
+
+def last_line(error: Exception) -> str:
+    """What an error comes to: Ray's dashboard sends whole tracebacks."""
+    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:_LONGEST_REASON].rstrip(".")
+
+
 def token_header(cluster: ClusterSettings) -> dict[str, str]:
     """The header with the cluster's token; empty where there is none."""
     token = token_of(cluster)
@@ -76,15 +126,19 @@ def job_details(client: JobSubmissionClient, job: str) -> JobDetails:
     """What the cluster knows of a job.
 
     Raises:
-        MuvaError: it knows none of that id.
+        UnknownJobError: it knows none of that id.
+        SilentClusterError: it does not answer.
     """
-    try:
-        return client.get_job_info(job)
-    except RuntimeError as error:
-        raise MuvaError(
-            f"No job {job} at {redact(client.get_address())}: expected one of those that `muva "
-            f"jobs list` shows. Ray says: {redact(str(error))}"
-        ) from error
+    with answering(client):
+        try:
+            return client.get_job_info(job)
+        except RuntimeError as error:
+            if _NOT_FOUND not in str(error):
+                raise
+            raise UnknownJobError(
+                f"No job {job} at {redact(client.get_address())}: expected one of those that "
+                f"`muva jobs list` shows. Ray says: {last_line(error)}"
+            ) from error
 
 
 def address_of_environment() -> str | None:

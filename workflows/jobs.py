@@ -14,7 +14,7 @@ from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.cluster_settings import ClusterSettings, cluster_options
 from workflows.follow import follow_job
-from workflows.job_client import job_details, jobs_client
+from workflows.job_client import answering, job_details, jobs_client
 from workflows.progress import as_text
 from workflows.session import json_option, print_result
 from workflows.submit import ATTEMPT, COMMAND, COMMIT, KEY, TRACKING
@@ -47,7 +47,9 @@ def list_verb(cluster: ClusterSettings, as_json: bool) -> None:
     muva jobs list
     muva jobs list --cluster laptop --json
     """
-    found = jobs_client(cluster).list_jobs()
+    client = jobs_client(cluster)
+    with answering(client):
+        found = client.list_jobs()
     submitted = [told_of(details) for details in found if details.submission_id]
     submitted.sort(key=lambda job: job["started"] or "", reverse=True)
     table = Table("job", "status", "started", "took", "command")
@@ -75,7 +77,8 @@ def logs_verb(cluster: ClusterSettings, follow: bool, as_json: bool, job: str) -
     if follow:
         raise click.exceptions.Exit(follow_job(client, job))
     details = job_details(client, job)
-    log = client.get_job_logs(job)
+    with answering(client):
+        log = client.get_job_logs(job)
     told = {"job": job, "status": details.status.value.lower(), "log": log}
     print_result(told, as_json=as_json, text=log.removesuffix("\n"))
 
@@ -93,7 +96,8 @@ def stop_verb(cluster: ClusterSettings, as_json: bool, job: str) -> None:
     client = jobs_client(cluster)
     ran = not job_details(client, job).status.is_terminal()
     if ran:
-        client.stop_job(job)
+        with answering(client):
+            client.stop_job(job)
     ends_at = time.monotonic() + STOP_S
     while not (details := job_details(client, job)).status.is_terminal():
         if time.monotonic() > ends_at:

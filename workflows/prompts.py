@@ -31,6 +31,7 @@ from workflows.board import Board, gather
 from workflows.cluster import ANYWHERE, cpus, cpus_of_one_node, gpus, ray_cluster
 from workflows.epochs import device_here, follow, posting, report_epochs
 from workflows.progress import Track, track
+from workflows.room import Room
 from workflows.session import Session
 from workflows.states import (
     STATES,
@@ -148,9 +149,11 @@ def _learn(
         threads = max(1, min(cores // len(jobs), cpus_of_one_node()))
         remote = task.options(num_cpus=threads, num_gpus=min(1, gpus()))
         how = workers.how
+        # Shares that are not learned at once are learned one after the other.
+        room = Room(processes=1, cpus=threads, gpus=min(1, gpus()))
         running = [remote.remote(inputs, artifact, job, threads, how, board) for job in jobs]
         try:
-            return gather(running, board=board, on_message=on_message)
+            return gather(running, board=board, on_message=on_message, room=room)
         except BaseException:
             for one in running:
                 ray.cancel(one, force=True)

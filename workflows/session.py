@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tracking.runs import Run, RunRef
     from workflows.shared_steps import SharedSteps
 
+AWAY_S = 240.0
+"""How long MLflow's server may be away when a step of a pipeline begins: as long as MLflow's own
+client tries, so that a step that ends and one that begins wait alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
@@ -50,8 +54,11 @@ class Session:
         from tracking.addresses import failures_explained
         from tracking.runs import Tracker
 
+        # In the midst of a pipeline a server that is away is waited for; before it, a wrong address
+        # is told at once.
+        within_s = AWAY_S if self.parent is not None else 0.0
         with failures_explained(self.tracking_uri):
-            tracker = Tracker(self.tracking_uri, self.experiment)
+            tracker = Tracker(self.tracking_uri, self.experiment, within_s=within_s)
             opened = tracker.open(name=name, key=key, parent=self.parent, params=params, tags=tags)
             with opened as run:
                 yield run

@@ -25,16 +25,19 @@ from tracking.source import COMMIT_VARIABLE, JOB_LINK_VARIABLE, JOB_VARIABLE, co
 from workflows.cli import VERBS
 from workflows.cluster_settings import ClusterSettings, cluster_options
 from workflows.follow import follow_job, how_to_return
-from workflows.job_client import address_of_environment, jobs_client
+from workflows.job_client import address_of_environment, answering, jobs_client
 from workflows.progress import say
 from workflows.session import json_option, print_result
 from workflows.shipping import code_fingerprint, code_folder, ship
-from workflows.waiting import WAIT_VARIABLE, resources
+from workflows.waiting import WAIT_LIMIT_VARIABLE, WAIT_VARIABLE, resources
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-PASSED_ON = ("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI", "MUVA_PEOPLE")
+PASSED_ON = (
+    *("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI", "MUVA_PEOPLE"),
+    WAIT_LIMIT_VARIABLE,
+)
 """Variables that mean the same to the job as they do here."""
 COMMAND, COMMIT, KEY, ATTEMPT, TRACKING = (
     f"muva.{name}" for name in ("command", "commit", "key", "attempt", "tracking_uri")
@@ -206,7 +209,9 @@ def _key(argv: Sequence[str], variables: Mapping[str, str], *, copied: bool) -> 
 def _next_job(client: JobSubmissionClient, name: str) -> tuple[str, int, str | None]:
     """The id to submit under, its attempt, and how the one before it ended, or that it runs."""
     attempts = {}
-    for found in client.list_jobs():
+    with answering(client):
+        jobs = client.list_jobs()
+    for found in jobs:
         match = re.fullmatch(rf"{re.escape(name)}-(\d+)", found.submission_id or "")
         if match:
             attempts[int(match.group(1))] = found.status
@@ -227,17 +232,18 @@ def _submit(
     metadata: dict[str, str],
 ) -> bool:
     """Whether it was submitted; False where another command did so in this moment."""
-    try:
-        client.submit_job(
-            entrypoint=command, submission_id=job, runtime_env=runtime_env, metadata=metadata
-        )
-    except RuntimeError as error:
-        if "already exists" in str(error):
-            return False
-        raise MuvaError(
-            f"The Ray cluster at {redact(client.get_address())} did not take the job: "
-            f"{redact(str(error))}"
-        ) from error
+    with answering(client):
+        try:
+            client.submit_job(
+                entrypoint=command, submission_id=job, runtime_env=runtime_env, metadata=metadata
+            )
+        except RuntimeError as error:
+            if "already exists" in str(error):
+                return False
+            raise MuvaError(
+                f"The Ray cluster at {redact(client.get_address())} did not take the job: "
+                f"{redact(str(error))}"
+            ) from error
     return True
 
 

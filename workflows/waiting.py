@@ -6,6 +6,7 @@ then.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 
@@ -14,8 +15,24 @@ from workflows.progress import say
 
 WAIT_VARIABLE = "MUVA_WAIT_FOR"
 """What a job's cluster must have before its work begins: `GPU=4,CPU=16`."""
+WAIT_LIMIT_VARIABLE = "MUVA_WAIT_S"
 WAIT_S = 1800.0
-"""How long an autoscaler may take to start machines."""
+"""How long machines may take to come, asked for or lost, unless that variable says otherwise."""
+
+
+def wait_limit_s() -> float:
+    """For how many seconds machines are waited for.
+
+    Raises:
+        SettingsError: the variable is no number of seconds.
+    """
+    told = os.environ.get(WAIT_LIMIT_VARIABLE) or str(WAIT_S)
+    try:
+        return max(0.0, float(told))
+    except ValueError as error:
+        raise SettingsError(
+            f"{WAIT_LIMIT_VARIABLE}={told}: expected seconds, for example 3600"
+        ) from error
 
 
 def resources(text: str) -> dict[str, int]:
@@ -30,8 +47,10 @@ def resources(text: str) -> dict[str, int]:
     return {name: int(count) for name, _, count in pairs}
 
 
-def wait_for(wanted: Mapping[str, int], *, within_s: float = WAIT_S) -> None:
+def wait_for(wanted: Mapping[str, int], *, within_s: float | None = None) -> None:
     """Asks the autoscaler for resources, and waits until the cluster has as many in all.
+
+    within_s: how long; None: `wait_limit_s`.
 
     Once they are there nothing keeps them but the work: what is idle may go.
 
@@ -50,6 +69,7 @@ def wait_for(wanted: Mapping[str, int], *, within_s: float = WAIT_S) -> None:
     shown = ", ".join(f"{count} {name}" for name, count in wanted.items())
     say(f"Waiting until the cluster has {shown} …")
     request_resources(bundles=[{name: 1} for name, count in wanted.items() for _ in range(count)])
+    within_s = wait_limit_s() if within_s is None else within_s
     ends_at = time.monotonic() + within_s
     try:
         while still := missing():

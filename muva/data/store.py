@@ -285,7 +285,8 @@ class S3Store:
             pages = self._connected().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for entry in page.get("Contents", []):
-                    yield entry["Key"].removeprefix(self._prefix)
+                    if not entry["Key"].endswith("/"):
+                        yield entry["Key"].removeprefix(self._prefix)
 
     def delete(self, key: str) -> None:
         """See `Store`."""
@@ -310,10 +311,21 @@ class S3Store:
             return copy
 
     def sweep(self, *, older_than_s: float) -> int:
-        """See `Store`: a PUT that breaks off leaves nothing, one in parts leaves those."""
+        """See `Store`: a PUT that breaks off leaves nothing, one in parts leaves those.
+
+        Programs that know folders, Ray Train among them, leave empty objects named like one.
+        """
         removed = 0
         with self._explained("list", "broken-off uploads"):
             client = self._connected()
+            pages = client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for entry in page.get("Contents", []):
+                    key = entry["Key"]
+                    folder = key.endswith("/") and key != self._prefix and entry["Size"] == 0
+                    if folder and time.time() - entry["LastModified"].timestamp() > older_than_s:
+                        client.delete_object(Bucket=self._bucket, Key=key)
+                        removed += 1
             pages = client.get_paginator("list_multipart_uploads")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for upload in page.get("Uploads", []):

@@ -62,7 +62,11 @@ def two_nodes(home: Path, environment: Mapping[str, str]) -> Iterator[TwoNodes]:
         re.sub(r"\b(6379|8265|5000)\b", lambda found: str(ports[found.group()]), line)
         for line in page_commands()
     ]
-    nodes = [line.split()[2:] for line in lines if line.startswith("ray start")]
+    nodes = [
+        line.replace("--temp-dir=/tmp", f"--temp-dir={home}").split()[2:]
+        for line in lines
+        if line.startswith("ray start")
+    ]
     (server,) = [line.removesuffix("&") for line in lines if " mlflow server " in line]
     address = f"http://{HOST}:{ports['8265']}"
     tracking_uri = f"http://{HOST}:{ports['5000']}"

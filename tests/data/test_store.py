@@ -207,6 +207,25 @@ def test_what_is_large_goes_in_parts_and_broken_off_ones_are_swept(s3, monkeypat
     store_module._transfers.cache_clear()
 
 
+def test_what_others_leave_for_folders_is_no_key_and_is_swept(s3):
+    from boto3.session import Session
+    from pyarrow.fs import S3FileSystem
+
+    bucket, _, prefix = s3.uri.removeprefix("s3://").partition("/")
+    S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"]).create_dir(
+        f"{bucket}/{prefix}/models/muva/ray"
+    )
+    client = Session().client("s3")
+    client.put_object(Bucket=bucket, Key=f"{prefix}/", Body=b"")  # a person's
+    s3.write("models/muva/ray/notes.json", b"{}")
+    assert list(s3.list()) == ["models/muva/ray/notes.json"]
+    s3.delete("models/muva/ray/notes.json")
+    assert s3.sweep(older_than_s=3600) == 0
+    assert s3.sweep(older_than_s=-60) > 0
+    left = client.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
+    assert [entry["Key"] for entry in left] == [f"{prefix}/"]
+
+
 def test_a_server_that_refuses_delays_and_cuts_is_asked_again(s3, s3_server, monkeypatch):
     disturber = Disturber(seed=0, share=0.3)
     monkeypatch.setattr(disturbed, "SLOW_S", 0.05)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from muva.errors import MuvaError
 from tests.workflows.commands import heeding_ctrl_c
+from workflows import follow
 from workflows.cluster_settings import ClusterSettings
 from workflows.follow import follow_job
 from workflows.job_client import jobs_client
@@ -173,6 +176,26 @@ def test_a_stopped_job_is_a_failure(head: Head, jobs: dict[str, str]) -> None:
     assert follow_job(client, jobs["stopped"]) == 1
 
 
+def test_a_job_that_ray_has_lost_is_to_be_submitted_again(
+    head: Head, capfd: pytest.CaptureFixture
+) -> None:
+    client = jobs_client(at(head))
+    entrypoint = "echo begun; sleep 600"
+    job = client.submit_job(entrypoint=entrypoint)
+    while "begun" not in client.get_job_logs(job):
+        time.sleep(0.2)
+    (shell,) = [
+        one
+        for one in psutil.Process(head.pid).children(recursive=True)
+        if one.cmdline()[-1:] == [entrypoint]
+    ]
+    supervisor = shell.parent()
+    assert supervisor is not None
+    supervisor.kill()
+    assert follow_job(client, job) == 1
+    assert "Submit the same command again" in capfd.readouterr().err
+
+
 def test_without_an_address_the_running_head_is_found(head: Head) -> None:
     command = [*CLI, "submit", "--detach", "--json", "--", "ui", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -269,6 +292,37 @@ def test_the_token_is_neither_printed_nor_kept_with_a_job(
 def test_an_unknown_job_is_named(head: Head) -> None:
     with pytest.raises(MuvaError, match=f"No job muva-none at {head.address}"):
         follow_job(jobs_client(at(head)), "muva-none")
+
+
+def test_a_job_that_the_cluster_has_lost_is_to_be_submitted_again(head: Head) -> None:
+    client = jobs_client(at(head))
+    with pytest.raises(MuvaError, match=r"was started anew.*muva-none.*[Ss]ubmit the same command"):
+        follow._details(client, "muva-none")
+
+
+def test_a_head_that_falls_silent_ends_the_following(
+    head: Head, jobs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.job_client.ANSWER_S", (0.5, 0.5))
+    monkeypatch.setattr("workflows.follow.SILENCE_S", 2.0)
+    monkeypatch.setattr("workflows.follow.RETRY_S", 0.2)
+    client = jobs_client(at(head))
+    (dashboard,) = [
+        one
+        for one in psutil.Process(head.pid).children(recursive=True)
+        if any(word.endswith("dashboard/dashboard.py") for word in one.cmdline())
+    ]
+    threading.Timer(2.0, dashboard.suspend).start()  # as a machine that is lost: nothing refuses
+    began_at = time.monotonic()
+    try:
+        with pytest.raises(MuvaError, match=r"not answered for 2 s.*submit the same command"):
+            follow_job(client, jobs["endless"])
+        with pytest.raises(MuvaError, match=r"No Ray cluster takes jobs at .*timed out"):
+            submit_job(["ui", "--help"], cluster=at(head))
+    finally:
+        dashboard.resume()
+    assert time.monotonic() - began_at < 20
+    assert not client.get_job_status(jobs["endless"]).is_terminal()
 
 
 def test_a_cluster_that_is_not_there_is_named(environment: None) -> None:

@@ -1,0 +1,571 @@
+"""Does a submitted pipeline survive outages? `python -m benchmarks.pipeline_faults --check`.
+
+On a cluster of two nodes with tokens, with MLflow's server and S3, a small pipeline is submitted
+undisturbed, and then once for each outage with a store and MLflow runs of its own. What it reports
+in the end must be what the undisturbed one reports, its runs in MLflow must be closed and have
+every epoch; where a submission ends without a result it must say what to do, and the same command
+must finish without a step that was finished before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.disturbed_server import Disturber, disturbed_server
+from muva.config import ExperimentConfig
+from muva.data.artifacts import list_artifacts
+from muva.data.store import Store, open_store
+from muva.model.clip import new_clip, save_clip, token_ids_in
+from muva.model.prompts import prompt_texts
+from tracking.addresses import reached_client
+from workflows.ports import HOST, usable_port
+from workflows.ray_head import RAY, answer, authorisation, ensure_token
+from workflows.waiting import WAIT_LIMIT_VARIABLE
+
+ROOT = Path(__file__).resolve().parents[1]
+START_S, PATIENCE_S = 180.0, 900.0
+AWAY_S = 60.0
+"""How long MLflow's server is gone."""
+REPLACED_AFTER_S, WAIT_FOR_NODES_S = 10.0, 60.0
+S3_SHARE = 0.15
+"""Of S3's requests that are disturbed in its outage."""
+CLOSE = 1e-4
+"""Of reported numbers, which two workers add up."""
+RECIPE = """
+name: outages
+seed: 0
+sources: [syn-harbour, syn-airport]
+targets: [syn-station]
+variants: [muva]
+synthetic: {{train_people: 8, test_people: 5, height: 64, width: 32}}
+model: {{clip: {clip}, image_height: 64, image_width: 32, stride: 8}}
+stage1: {{epochs: 20, batch_size: 32, lr: 1.0e-3, precision: fp32}}
+stage2: {{epochs: {epochs}, batch_size: 16, lr: 1.0e-4, warmup_epochs: 0, precision: fp32}}
+"""
+EPOCHS = {"stage1": 20, "stage2": 12}
+COMMAND = ("run", "outages.yaml", "--json")
+BUCKET = "people"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a pipeline ended."""
+
+    outage: str
+    seconds: float
+    exit_codes: list[int]
+    """Of the submissions, in order."""
+    said: str
+    """The error of the first submission, or its last line."""
+    apart: float | None
+    """Largest difference of a reported number to the undisturbed pipeline's; None: no report."""
+    reused: int
+    """Steps that the last submission found finished."""
+    computed: int
+    """Steps that it computed."""
+    faults: list[str]
+    """What was not as it must be."""
+
+
+def main() -> int:
+    """Submit the pipelines and print how they end; with --check 1 where one does not as it must."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=OUTAGES, help="these outages alone")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 where one does not end well")
+    parser.add_argument("--keep", action="store_true", help="leave logs and stores where they are")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then too
+    folder = Path(tempfile.mkdtemp(prefix="mv", dir="/tmp"))  # short, for Ray's sockets
+    try:
+        outcomes = drills(folder, arguments.only or list(OUTAGES))
+    finally:
+        if arguments.keep:
+            print(f"Kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    if arguments.json:
+        told = [dataclasses.asdict(one) for one in outcomes]
+        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+    bad = [one for one in outcomes if one.faults]
+    print(f"\n{len(outcomes) - len(bad)} of {len(outcomes)} pipelines ended as they must")
+    for one in bad:
+        print(f"{one.outage}: {'; '.join(one.faults)}")
+    return int(bool(arguments.check and bad))
+
+
+def drills(folder: Path, names: list[str]) -> list[Outcome]:
+    """The undisturbed pipeline, then one for each of these outages."""
+    outcomes = []
+    print("| outage | seconds | exit codes | apart | steps reused, computed | said |")
+    print("|---|---:|---|---:|---:|---|", flush=True)
+    with place(folder) as where:
+        undisturbed: dict[str, float] = {}
+        for name in ("none", *names):
+            began_at = time.monotonic()
+            where.disturber.share = 0.0
+            for service in (where.tracking, where.head, where.second):
+                service.start()
+            pipeline = Pipeline(where, name)
+            try:
+                OUTAGES.get(name, undisturbed_run)(where, pipeline)
+            except NotDisturbedError:
+                pipeline.stop()
+                for service in (where.second, where.head):  # and the job with them
+                    service.kill()
+            undisturbed = undisturbed or pipeline.numbers()
+            one = pipeline.outcome(undisturbed, seconds=time.monotonic() - began_at)
+            outcomes.append(one)
+            apart = "" if one.apart is None else f"{one.apart:.1e}"
+            print(
+                f"| {name} | {one.seconds:.0f} | {', '.join(map(str, one.exit_codes))} | {apart} | "
+                f"{one.reused}, {one.computed} | {one.said} |",
+                flush=True,
+            )
+    return outcomes
+
+
+def undisturbed_run(where: Place, pipeline: Pipeline) -> None:
+    """Nothing happens."""
+    pipeline.submit().finish()
+
+
+def node_replaced(where: Place, pipeline: Pipeline) -> None:
+    """The second node is lost in stage 2, and another one comes."""
+    submission = pipeline.submit()
+    submission.wait_for(lambda: pipeline.epochs("models") >= 2)
+    where.second.kill()
+    time.sleep(REPLACED_AFTER_S)
+    where.second.start()
+    submission.finish()
+
+
+def node_gone(where: Place, pipeline: Pipeline) -> None:
+    """The second node is lost in stage 2, and none comes: the rest is for one worker."""
+    submission = pipeline.submit()
+    submission.wait_for(lambda: pipeline.epochs("models") >= 2)
+    where.second.kill()
+    submission.finish()
+    pipeline.submit(workers=1).finish()
+
+
+def mlflow_away(where: Place, pipeline: Pipeline) -> None:
+    """MLflow's server is gone for a minute, from the midst of stage 2 on."""
+    submission = pipeline.submit()
+    submission.wait_for(lambda: pipeline.epochs("models") >= 2)
+    where.tracking.kill()
+    time.sleep(AWAY_S)
+    where.tracking.start()
+    submission.finish()
+
+
+def s3_disturbed(where: Place, pipeline: Pipeline) -> None:
+    """S3 delays, refuses and cuts requests all through."""
+    where.disturber.share = S3_SHARE
+    pipeline.submit().finish()
+
+
+def head_restarted(where: Place, pipeline: Pipeline) -> None:
+    """The head is lost in stage 2, and with the second node started again where it was."""
+    submission = pipeline.submit()
+    submission.wait_for(lambda: pipeline.epochs("models") >= 2)
+    where.head.kill()
+    where.second.kill()
+    where.head.start()
+    where.second.start()
+    submission.finish()
+    pipeline.submit().finish()
+
+
+OUTAGES: dict[str, Callable[[Place, Pipeline], None]] = {
+    "node": node_replaced,
+    "node-gone": node_gone,
+    "mlflow": mlflow_away,
+    "s3": s3_disturbed,
+    "head": head_restarted,
+}
+
+
+class NotDisturbedError(Exception):
+    """A submission ended, or stood still, before its outage."""
+
+
+class Service:
+    """A command that serves, in a process group of its own; it can be lost and started again."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        ready: Callable[[], bool],
+    ) -> None:
+        self._command, self._environment, self._log = command, dict(environment), log
+        self._ready = ready
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it is ready; nothing is done where it runs."""
+        if self._process is not None:
+            return
+        with self._log.open("ab") as said:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        ends_at = time.monotonic() + START_S
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > ends_at:
+                raise RuntimeError(f"it does not start: {self._log.read_text()[-3000:]}")
+            time.sleep(0.3)
+
+    def kill(self) -> None:
+        """SIGKILL to it and to all that it has started, as when a machine is lost."""
+        if self._process is None:
+            return
+        main = psutil.Process(self._process.pid)
+        main.suspend()  # nothing is started meanwhile
+        for one in (main, *main.children(recursive=True)):
+            try:
+                one.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        self._process.wait()
+        self._process = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """The cluster and its services."""
+
+    folder: Path
+    address: str
+    tracking_uri: str
+    head: Service
+    second: Service
+    tracking: Service
+    disturber: Disturber
+
+
+@contextmanager
+def place(folder: Path) -> Iterator[Place]:
+    """All of it for the length of the block, which is a person's too: home folder and variables."""
+    from boto3.session import Session
+
+    for name in [name for name in os.environ if name.startswith(("RAY_", "MUVA_", "MLFLOW_"))]:
+        del os.environ[name]
+    disturber = Disturber(seed=0, share=0.0)
+    with ExitStack() as stack:
+        direct = stack.enter_context(_s3())
+        disturbed = stack.enter_context(disturbed_server(direct, disturber))
+        os.environ |= {
+            "HOME": str(folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_TMPDIR": str(folder),
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+            "AWS_ENDPOINT_URL": direct,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            WAIT_LIMIT_VARIABLE: f"{WAIT_FOR_NODES_S:.0f}",
+        }
+        ensure_token()
+        Session().client("s3").create_bucket(Bucket=BUCKET)
+        environment = {**os.environ, "AWS_ENDPOINT_URL": disturbed}
+        environment.pop("PYTHONPATH", None)  # a job has the code that is sent along
+        head_port, dashboard, mlflow = (usable_port(0) for _ in range(3))
+        address, tracking_uri = f"http://{HOST}:{dashboard}", f"http://{HOST}:{mlflow}"
+        common = (
+            *("--block", "--num-cpus=1", "--object-store-memory=100000000"),
+            *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
+        )
+        head = (
+            *("--head", f"--port={head_port}", f"--dashboard-host={HOST}"),
+            *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={usable_port(0)}"),
+            "--disable-usage-stats",
+        )
+        where = Place(
+            folder=folder,
+            address=address,
+            tracking_uri=tracking_uri,
+            disturber=disturber,
+            head=Service(
+                [*RAY, "start", *head, *common],
+                environment=environment,
+                log=folder / "head.log",
+                ready=lambda: answer(address, authorisation()) == 200 and _nodes(address) >= 1,
+            ),
+            second=Service(
+                [
+                    *(*RAY, "start", f"--address={HOST}:{head_port}", *common),
+                    # Of its own: each node puts the jobs' code there anew, under those that run.
+                    f"--temp-dir={folder}/2",
+                ],
+                environment=environment,
+                log=folder / "second.log",
+                ready=lambda: _nodes(address) == 2,
+            ),
+            tracking=Service(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", f"--host={HOST}"),
+                    *(f"--port={mlflow}", "--workers=1"),
+                    f"--backend-store-uri=sqlite:///{folder}/mlflow.db",
+                    f"--artifacts-destination={folder}/mlartifacts",
+                ],
+                environment={**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                log=folder / "mlflow.log",
+                ready=lambda: _answers(f"{tracking_uri}/health"),
+            ),
+        )
+        _write_recipe(folder)
+        for service in (where.tracking, where.head, where.second):
+            stack.callback(service.kill)
+            service.start()
+        yield where
+
+
+class Pipeline:
+    """What is submitted, with a store and an experiment of its own."""
+
+    def __init__(self, where: Place, name: str) -> None:
+        self._where, self._name = where, name
+        self._store_uri = f"s3://{BUCKET}/{name}"
+        self.store: Store = open_store(self._store_uri)
+        self._submissions: list[Submission] = []
+        self._there: set[str] = set()
+        self._disturbed = True
+        recipe = (where.folder / "outages.yaml").read_text()
+        self._folder = where.folder / name
+        self._folder.mkdir()
+        renamed = recipe.replace("name: outages", f"name: outages-{name}")
+        (self._folder / "outages.yaml").write_text(renamed)
+        (self._folder / "cluster.yaml").write_text(
+            f"address: {where.address}\nstore: {self._store_uri}\n"
+            f"tracking_uri: {where.tracking_uri}\n"
+        )
+
+    def submit(self, *, workers: int = 2) -> Submission:
+        """`muva submit`, which follows."""
+        self._there = {one.address for one in self._finished()}
+        verb = (*COMMAND, "--workers", str(workers))
+        words = ("submit", "--cluster", "cluster.yaml", "--", *verb)
+        log = self._folder / f"submission-{len(self._submissions) + 1}.log"
+        submission = Submission(words, folder=self._folder, log=log)
+        self._submissions.append(submission)
+        return submission
+
+    def stop(self) -> None:
+        """Ends a submission that could not be disturbed."""
+        self._disturbed = False
+        self._submissions[-1].finish(within_s=0)
+
+    def epochs(self, kind: str) -> int:
+        """The epoch of the newest state of a stage, 0 before there is one."""
+        states = [
+            int(key.split("/")[-2])
+            for key in self.store.list(f"{kind}/")
+            if "/states/" in key and key.endswith("state.json")
+        ]
+        return max(states, default=0)
+
+    def numbers(self) -> dict[str, float]:
+        """What the last submission reports: `target/variant/metric` -> value."""
+        report = self._submissions[-1].report()
+        return {
+            f"{target}/{variant}/{metric}": value
+            for target, variants in report.get("targets", {}).items()
+            for variant, metrics in variants.items()
+            for metric, value in metrics.items()
+        }
+
+    def outcome(self, undisturbed: Mapping[str, float], *, seconds: float) -> Outcome:
+        """How it ended, once all submissions have."""
+        last, found = self._submissions[-1], self.numbers()
+        apart = None
+        if found.keys() == undisturbed.keys() and found:
+            apart = max(abs(found[name] - undisturbed[name]) for name in found)
+        reused = self._there & set(re.findall(r": exists, (\S+)", last.said()))
+        return Outcome(
+            outage=self._name,
+            seconds=round(seconds, 1),
+            exit_codes=[one.code for one in self._submissions],
+            said=self._submissions[0].last_line(),
+            apart=apart,
+            reused=len(reused),
+            computed=len(self._finished()) - len(self._there),
+            faults=list(self._faults(apart)),
+        )
+
+    def _finished(self) -> list[Any]:
+        kinds = {key.split("/")[0] for key in self.store.list()}
+        return [
+            one
+            for kind in sorted(kinds)
+            for one in list_artifacts(self.store, kind)
+            if one.manifest() is not None
+        ]
+
+    def _faults(self, apart: float | None) -> Iterator[str]:
+        *earlier, last = self._submissions
+        if not self._disturbed:
+            yield "it was not disturbed"
+        if last.code != 0:
+            yield f"the last submission ended with {last.code}"
+        if apart is None or apart > CLOSE:
+            yield f"its numbers are apart by {apart}"
+        for one in self._submissions:
+            if "Traceback (most recent call last)" in one.said():
+                yield "a traceback was shown"
+        for one in earlier:
+            if one.code == 0:
+                yield "a submission without a result ended with 0"
+            if "again" not in one.last_line():
+                yield "it was not said what to do"
+        yield from self._faults_of_runs()
+
+    def _faults_of_runs(self) -> Iterator[str]:
+        """An open run, or one without all epochs or with one twice."""
+        client = reached_client(self._where.tracking_uri)
+        experiment = client.get_experiment_by_name(f"muva/outages-{self._name}")
+        if experiment is None:
+            yield "there are no runs"
+            return
+        for run in client.search_runs([experiment.experiment_id], max_results=1000):
+            name = run.info.run_name
+            if run.info.status != "FINISHED":
+                yield f"run {name} is {run.info.status}"
+            for stage, epochs in EPOCHS.items():
+                if name == f"{stage[:5]} {stage[5:]} of muva":
+                    points = client.get_metric_history(run.info.run_id, f"{stage}/loss")
+                    steps = sorted(point.step for point in points)
+                    if steps != list(range(1, epochs + 1)):
+                        yield f"run {name} has the epochs {steps}"
+
+
+class Submission:
+    """A `muva submit` that follows its job, and what it has said."""
+
+    def __init__(self, words: tuple[str, ...], *, folder: Path, log: Path) -> None:
+        self._log = log
+        with log.open("wb") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "workflows.cli", *words],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def code(self) -> int:
+        """Its exit code, once it has ended."""
+        return self._process.returncode
+
+    def said(self) -> str:
+        """All of it so far."""
+        return self._log.read_text(errors="replace")
+
+    def last_line(self) -> str:
+        """Its error, or else the last line of what it has said."""
+        lines = [line for line in self.said().splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("Error: ")]
+        return (errors or lines or [""])[-1]
+
+    def report(self) -> dict[str, Any]:
+        """What the verb printed as JSON; empty where it did not come so far."""
+        found = re.search(r"^\{$.*?^\}$", self.said(), re.DOTALL | re.MULTILINE)
+        return json.loads(found.group()) if found else {}
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Returns when the condition holds; NotDisturbedError when it never does."""
+        ends_at = time.monotonic() + PATIENCE_S
+        while not condition():
+            if self._process.poll() is not None or time.monotonic() > ends_at:
+                raise NotDisturbedError
+            time.sleep(0.1)
+
+    def finish(self, within_s: float = PATIENCE_S) -> None:
+        """Returns when it has ended; after so long it is killed: it hangs."""
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _write_recipe(folder: Path) -> None:
+    """The recipe and the CLIP that it names, on a disk that all nodes have."""
+    texts = prompt_texts(("head", "upper_body", "legs"), ExperimentConfig().prompts)
+    clip = new_clip(
+        token_ids=token_ids_in(texts),
+        seed=0,
+        image_size=(64, 32),
+        vision_width=64,
+        vision_layers=2,
+        text_layers=2,
+        embed_dim=32,
+    )
+    save_clip(clip, folder / "clip", name="small")
+    recipe = RECIPE.format(clip=folder / "clip", epochs=EPOCHS["stage2"])
+    (folder / "outages.yaml").write_text(recipe)
+
+
+@contextmanager
+def _s3() -> Iterator[str]:
+    """The address of a server that speaks S3's protocol."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = ThreadedMotoServer(ip_address=HOST, port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _nodes(address: str) -> int:
+    """The nodes that are alive, as the head sees it."""
+    request = urllib.request.Request(f"{address}/nodes?view=summary", headers=authorisation())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answered:
+            nodes = json.load(answered)["data"]["summary"]
+    except OSError:
+        return 0
+    return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
