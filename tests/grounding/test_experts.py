@@ -132,6 +132,15 @@ def test_weights_are_pinned_by_their_content(checkpoints: Path, tmp_path: Path) 
     assert chosen(folder, "owlv2").revision != revision
 
 
+def test_a_hub_that_is_out_of_reach_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", f"{tmp_path}")
+    with pytest.raises(MuvaError, match=r"the hub does not answer .* name the folder with --set"):
+        choose_expert(GroundingConfig(expert="grounding-dino"))
+
+
 def test_weights_that_are_not_what_they_should_be_are_named(
     checkpoints: Path, tmp_path: Path
 ) -> None:

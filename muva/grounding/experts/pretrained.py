@@ -180,6 +180,7 @@ def _processor(kind: Any, weights: Weights) -> Any:
 
 
 def _commit(place: str, revision: str) -> str:
+    from httpx2 import HTTPError  # the hub's own client, whose errors it lets through
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -192,7 +193,7 @@ def _commit(place: str, revision: str) -> str:
             f"expert's weights {place}: the hub has none at {revision} for you ({error}). Is the "
             "name right, and does HF_TOKEN give access?"
         ) from error
-    except (OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         reason = error
     else:
         reason = ValueError("the hub names no commit")
