@@ -143,9 +143,22 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 @contextmanager
 def failures_explained(tracking_uri: str) -> Iterator[None]:
     """What goes wrong at MLflow's end within the block, as a MuvaError."""
+    with _explained(tracking_uri, MlflowException, SQLAlchemyError):
+        yield
+
+
+@contextmanager
+def uploads_explained(tracking_uri: str) -> Iterator[None]:
+    """The same where files go to MLflow: a refusal or a full disk comes as an OSError then."""
+    with _explained(tracking_uri, MlflowException, SQLAlchemyError, OSError):
+        yield
+
+
+@contextmanager
+def _explained(tracking_uri: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except kinds as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MuvaError(
             f"MLflow at {redact(tracking_uri)} failed: {redact(reason)[:_LONGEST_REASON]}. "

@@ -13,7 +13,11 @@ import re
 MASK = "***"
 
 _WORD = r"(?:token|password|passwd|secret(?:[._-]?key)?|api[._-]?key|access[._-]?key(?:[._-]?id)?)"
-_NAME = re.compile(rf"(?:^|[._/-]){_WORD}$", re.IGNORECASE)
+_NAME = re.compile(
+    rf"(?:^|[._/-]){_WORD}$|(?:password|passwd|passphrase)$|[._-](?:pwd|pass)$|"
+    r"[._-](?:connection[._-]?string|(?:private|account|storage|shared)[._-]?key)$",
+    re.IGNORECASE,
+)
 _VALUE = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s"',;&]+)"""
 _ASSIGNMENT = re.compile(
     rf"""(?<![\w.-])([\w.-]*(?:{_WORD}|pwd|sig|signature)["']?\s*[=:]\s*){_VALUE}""", re.IGNORECASE

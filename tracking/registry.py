@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from muva.errors import MuvaError
 from tracking.lineage import ADDRESS_TAG
 from tracking.recordable import recordable_tags
 
+_ABSENT = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
+"""How stores say that there is no such model, or no such alias of it."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 _VALUE_TAG = "held-out.mAP"
 _JUDGED_BY_TAG = "muva.judged_by"
@@ -45,17 +53,19 @@ class Registry:
         self._client, self._name = client, name
         try:
             client.get_registered_model(name)
-        except MlflowException:
+        except MlflowException as error:
+            _only_absent(error)
             client.create_registered_model(
                 name,
                 description="Person re-identification models; `muva promote` moves the aliases.",
             )
 
     def holder(self, alias: str) -> Version | None:
-        """The version that an alias is of."""
+        """The version that an alias is of; MuvaError for one that was not registered here."""
         try:
             return _version(self._client.get_model_version_by_alias(self._name, alias))
-        except MlflowException:
+        except MlflowException as error:
+            _only_absent(error)
             return None
 
     def registered(
@@ -102,7 +112,20 @@ class Registry:
         return model.artifact_location
 
 
+def _only_absent(error: MlflowException) -> None:
+    """Raises what is no absence: a server that fails must not be taken for an empty registry."""
+    if error.error_code not in _ABSENT:
+        raise error
+
+
 def _version(found: ModelVersion) -> Version:
+    missing = {ADDRESS_TAG, _VALUE_TAG, _JUDGED_BY_TAG} - found.tags.keys()
+    if missing:
+        raise MuvaError(
+            f"version {found.version} of the registered model {found.name} has no "
+            f"{', '.join(sorted(missing))}: expected one that `muva promote` made. Take its alias "
+            "away in MLflow, or register by another name with --as"
+        )
     return Version(
         name=found.name,
         number=str(found.version),

@@ -39,6 +39,7 @@ from tracking.addresses import (
     failures_explained,
     reached_client,
     sqlite_file,
+    uploads_explained,
 )
 from tracking.lineage import Context, UsedDataset, UsedModel, log_model
 from tracking.privacy import people
@@ -308,7 +309,8 @@ class Run:
 
     def text(self, path: str, content: str) -> None:
         """Writes a text file among the run's artifacts; one of that path is replaced."""
-        self._client.log_text(self.ref.run_id, redact(content), path)
+        with uploads_explained(self.ref.tracking_uri):
+            self._client.log_text(self.ref.run_id, redact(content), path)
 
     def yaml(self, path: str, value: Any) -> None:
         """Writes settings (mappings, pydantic sections) as a YAML file."""
@@ -318,17 +320,20 @@ class Run:
     def figure(self, path: str, figure: matplotlib.figure.Figure) -> None:
         """Writes a matplotlib figure as a picture."""
         look = {"dpi": _FIGURE_DPI, "facecolor": "white"}
-        self._client.log_figure(self.ref.run_id, figure, path, save_kwargs=look)
+        with uploads_explained(self.ref.tracking_uri):
+            self._client.log_figure(self.ref.run_id, figure, path, save_kwargs=look)
 
     def picture(self, path: str, picture: np.ndarray | Image.Image) -> None:
         """Writes a picture of people, PIL or uint8 (H, W, 3), unless none shall be shown."""
         if people() == "hidden":
             return
-        self._client.log_image(self.ref.run_id, picture, artifact_file=path)
+        with uploads_explained(self.ref.tracking_uri):
+            self._client.log_image(self.ref.run_id, picture, artifact_file=path)
 
     def artifact(self, file: Path | str, folder: str | None = None) -> None:
         """Copies a file among the run's artifacts, into a folder of them if one is named."""
-        self._client.log_artifact(self.ref.run_id, str(file), folder)
+        with uploads_explained(self.ref.tracking_uri):
+            self._client.log_artifact(self.ref.run_id, str(file), folder)
 
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
         """Closes the run, with the reason if it did not end well."""
@@ -352,9 +357,11 @@ class Run:
             return
         try:
             self._fail(error)
-        except (MlflowException, SQLAlchemyError, OSError) as failure:
+        except _FAILURES as failure:
             # What stopped the work matters more than that MLflow could not be told.
-            logging.getLogger(__name__).warning("MLflow was not told of the failure: %s", failure)
+            logging.getLogger(__name__).warning(
+                "MLflow was not told of the failure: %s", redact(str(failure))
+            )
 
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import traceback
 
 import click
 
 from muva.errors import MuvaError, SettingsError
+from tracking.redaction import redact
 from workflows.progress import console
 
 VERBS = {
@@ -91,6 +93,9 @@ def main(argv: list[str] | None = None) -> None:
             "Interrupted. What was finished is kept; the same command goes on from there."
         )
         code = INTERRUPTED
+    except Exception:  # a fault of ours: as Python would tell it, but for secrets
+        console.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

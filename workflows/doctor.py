@@ -22,7 +22,13 @@ from muva.errors import MuvaError
 from tracking.redaction import redact
 from tracking.source import JOB_VARIABLE
 from workflows.cluster_settings import ClusterSettings, cluster_options
-from workflows.job_client import ADDRESS_VARIABLES, jobs_client, token_header
+from workflows.job_client import (
+    ADDRESS_VARIABLES,
+    answering,
+    job_details,
+    jobs_client,
+    token_header,
+)
 from workflows.node_checks import NodeReport, node_report, versions
 from workflows.progress import say
 from workflows.ray_head import answer, find_head
@@ -51,6 +57,7 @@ from workflows.submit import submit_job
 
 if TYPE_CHECKING:
     import ray
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 NODE_S = 120.0
 """How long a node may take to answer: its first process imports much."""
@@ -147,21 +154,15 @@ def _on_cluster(cluster: ClusterSettings, address: str, typed: Sequence[str]) ->
     except MuvaError as error:
         yield mend("jobs", shown, str(error))
         return
-    client, job = submission.client, submission.job
-    ends_at = time.monotonic() + JOB_S
-    while not client.get_job_status(job).is_terminal():
-        if time.monotonic() > ends_at:
-            yield mend(
-                "jobs",
-                shown,
-                f"job {job} has not ended after {JOB_S:.0f} s: `muva jobs logs {job}` tells why",
-            )
-            return
-        time.sleep(0.3)
-    log = client.get_job_logs(job)
+    job = submission.job
+    try:
+        details, log = _ended(submission.client, job)
+    except MuvaError as error:
+        yield mend("jobs", shown, str(error))
+        return
     told = [line for line in log.splitlines() if line.startswith(REPORT)]
     if not told:
-        last = " / ".join(log.strip().splitlines()[-3:]) or client.get_job_info(job).message or ""
+        last = " / ".join(log.strip().splitlines()[-3:]) or details.message or ""
         hint = ""
         if "ModuleNotFoundError" in last:
             hint = ". `python` must be there the environment with what requirements.lock names"
@@ -170,6 +171,19 @@ def _on_cluster(cluster: ClusterSettings, address: str, typed: Sequence[str]) ->
     yield ok("jobs", shown, f"job {job} ran")
     for check in json.loads(told[-1].removeprefix(REPORT)):
         yield Check(**check)
+
+
+def _ended(client: JobSubmissionClient, job: str) -> tuple[JobDetails, str]:
+    """A job that has ended, and its log."""
+    ends_at = time.monotonic() + JOB_S
+    while not (details := job_details(client, job)).status.is_terminal():
+        if time.monotonic() > ends_at:
+            raise MuvaError(
+                f"job {job} has not ended after {JOB_S:.0f} s: `muva jobs logs {job}` tells why"
+            )
+        time.sleep(0.3)
+    with answering(client):
+        return details, client.get_job_logs(job)
 
 
 def _inside(session: Session, config: ExperimentConfig | None) -> list[Check]:

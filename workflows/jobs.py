@@ -125,9 +125,9 @@ def show_verb(cluster: ClusterSettings, tracking_uri: str | None, as_json: bool,
     muva jobs show muva-run-0123456789abcdef-1
     """
     told = told_of(job_details(jobs_client(cluster), job))
-    told["tracking_uri"] = tracking_uri or cluster.tracking_uri or told["tracking_uri"]
-    runs, complaint = _runs_of(job, told["tracking_uri"])
-    told["runs"] = runs
+    place = tracking_uri or cluster.tracking_uri or told["tracking_uri"]
+    runs, complaint = _runs_of(job, place)
+    told |= {"tracking_uri": place and redact(place), "runs": runs}
     lines = [f"{name}: {value}" for name, value in told.items() if value and name != "runs"]
     lines += [f"run: {run['name']}  {run['link']}" for run in runs]
     if complaint:

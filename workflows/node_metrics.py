@@ -86,13 +86,23 @@ def _gpu_figures() -> dict[str, float]:
         return {}
     figures = {}
     for number in range(pynvml.nvmlDeviceGetCount()):
-        device = pynvml.nvmlDeviceGetHandleByIndex(number)
-        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(device)
-        figures[f"gpu_{number}_memory_usage_percentage"] = 100 * memory.used / memory.total
-        figures[f"gpu_{number}_utilization_percentage"] = float(
-            pynvml.nvmlDeviceGetUtilizationRates(device).gpu
-        )
+        for name, figure in _GPU_FIGURES.items():
+            with contextlib.suppress(pynvml.NVMLError):  # not every card tells everything
+                device = pynvml.nvmlDeviceGetHandleByIndex(number)
+                figures[f"gpu_{number}_{name}_percentage"] = figure(device)
     return figures
+
+
+def _memory_used(device: Any) -> float:
+    memory: Any = pynvml.nvmlDeviceGetMemoryInfo(device)
+    return 100 * memory.used / memory.total
+
+
+def _utilization(device: Any) -> float:
+    return float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
+
+
+_GPU_FIGURES = {"memory_usage": _memory_used, "utilization": _utilization}
 
 
 def _watch(run: Run, over: threading.Event, every_s: float) -> None:

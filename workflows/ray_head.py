@@ -16,11 +16,14 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from muva.errors import MuvaError
 from workflows.ports import HOST, usable_port
@@ -51,14 +54,33 @@ class Head:
 def find_head() -> str | None:
     """The address of a running head of ours on this machine, or None.
 
-    Looks at the one that was started last and at Ray's usual port. Ours are those that refuse a
-    request without the token and take one with it: on a shared machine the usual port may be
-    another person's.
+    Looks at the one that was started last and at Ray's usual port. Ours are those of this user that
+    refuse a request without the token and take one with it: on a shared machine another person may
+    listen there, who must not get the token.
     """
     for address in (_recorded_address(), USUAL_ADDRESS):
-        if address and answer(address) == 401 and answer(address, authorisation()) == 200:
+        if address is None or not _is_of_this_user(address):
+            continue
+        if answer(address) == 401 and answer(address, authorisation()) == 200:
             return address
     return None
+
+
+def _is_of_this_user(address: str) -> bool:
+    """Whether who listens there runs as this user; False where the system does not tell."""
+    port = urllib.parse.urlsplit(address).port
+    try:
+        listeners = [
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+            and connection.laddr
+            and connection.laddr.port == port
+        ]
+        users = {psutil.Process(pid).uids().real if pid else None for pid in listeners}
+    except psutil.Error:
+        return False
+    return users == {os.getuid()}
 
 
 @contextmanager

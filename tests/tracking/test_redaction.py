@@ -65,10 +65,26 @@ def test_a_secret_of_the_environment_is_masked_wherever_it_stands(
 
 
 def test_names_of_secrets_are_told_from_names_of_settings() -> None:
-    assert names_secret("hub.auth_token")
-    assert names_secret("AWS_SECRET_ACCESS_KEY")
-    assert not names_secret("prompts.context_tokens")
-    assert not names_secret("model.part_token_init")
+    for secret in (
+        "hub.auth_token",
+        "AWS_SECRET_ACCESS_KEY",
+        "PGPASSWORD",
+        "MYSQL_PWD",
+        "DB_PASS",
+        "SSH_PRIVATE_KEY",
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+    ):
+        assert names_secret(secret), secret
+    for setting in (
+        "prompts.context_tokens",
+        "model.part_token_init",
+        "PWD",
+        "OLDPWD",
+        "SSH_ASKPASS",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ):
+        assert not names_secret(setting), setting
 
 
 def test_the_command_can_be_pasted_and_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.pyfunc import load_model
 
 import muva
@@ -88,6 +91,31 @@ def test_mlflow_loads_the_champion_by_its_alias(
     )
     np.testing.assert_allclose(served, better, atol=1e-6)
     assert not np.allclose(served, first, atol=1e-2)
+
+
+def test_a_registry_that_fails_is_not_taken_for_an_empty_one(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = model(session, "first", 0.4)
+    promote(session, first, name="muva")
+
+    def refused(*_: Any) -> None:
+        raise MlflowException("403 Forbidden", error_code=PERMISSION_DENIED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_model_version_by_alias", refused)
+        with pytest.raises(MuvaError, match="403 Forbidden"):
+            promote(session, model(session, "worse", 0.1), name="muva")
+    assert holders(promote(session, first, name="muva"))["champion"] == first.address
+
+
+def test_a_champion_that_was_registered_by_hand_is_told(session: Session) -> None:
+    promote(session, model(session, "first", 0.4), name="muva")
+    client = MlflowClient(str(session.tracking_uri))
+    [version] = client.search_model_versions("name = 'muva'")
+    client.delete_model_version_tag("muva", version.version, "held-out.mAP")
+    with pytest.raises(MuvaError, match="expected one that `muva promote` made"):
+        promote(session, model(session, "second", 0.5), name="muva")
 
 
 def test_a_model_that_nobody_was_held_out_from_is_refused(session: Session) -> None:

@@ -93,6 +93,16 @@ def test_the_head_takes_nothing_without_the_token(head: Head, home: Path) -> Non
     assert token.stat().st_mode & 0o077 == 0
 
 
+def test_who_listens_as_another_user_is_asked_nothing(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("workflows.ray_head.answer", lambda address, *_: asked.append(address))
+    monkeypatch.setattr("os.getuid", lambda: -1)
+    assert find_head() is None
+    assert asked == []
+
+
 def test_a_head_that_takes_another_token_is_not_ours(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +274,8 @@ def test_jobs_are_listed_shown_and_stopped(head: Head) -> None:
     assert shown["status"] == "running"
     assert shown["runs"] == []
     assert "--tracking-uri" in shown["complaint"]
+    elsewhere = told("show", *where, "--tracking-uri", "http://me:s3cr3t@127.0.0.1:9", job)
+    assert "s3cr3t" not in json.dumps(elsewhere)
     assert told("stop", *where, job)["status"] == "stopped"
     stopped = CliRunner().invoke(jobs_verb, ["stop", "--address", head.address, job])
     assert "stopped already" in stopped.stdout
