@@ -62,7 +62,13 @@ def _judged_by(model: Artifact, training: dict[str, Any], validation: dict[str, 
 
 
 def _content(model: Artifact, address: str) -> str:
-    return open_dataset(artifact_at(model.store, address)).fingerprint
+    dataset = artifact_at(model.store, address)
+    if dataset.manifest() is None:
+        raise MuvaError(
+            f"{model.address} learned from {address}, which is in the store no more: nothing tells "
+            "whom it was judged by. Import the data set again, or promote a model trained since"
+        )
+    return open_dataset(dataset).fingerprint
 
 
 def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:

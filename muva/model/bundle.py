@@ -38,7 +38,7 @@ BUNDLE_FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
 
 Encoder = Callable[[Tensor], Tensor]
-ImageLike = Image.Image | np.ndarray | bytes | Path
+ImageLike = Image.Image | np.ndarray | bytes | Path | str
 
 
 @dataclass(kw_only=True)
@@ -314,7 +314,7 @@ def _rgb(image: ImageLike) -> Image.Image:
             )
         return Image.fromarray(image)
     try:
-        return decode_rgb(image if isinstance(image, bytes) else image.read_bytes())
+        return decode_rgb(image if isinstance(image, bytes) else Path(image).read_bytes())
     except (UnreadableImageError, OSError) as error:
         what = f"an image of {len(image)} bytes" if isinstance(image, bytes) else str(image)
         raise MuvaError(f"{what}: {error}") from error

@@ -78,10 +78,11 @@ def test_every_kind_of_image_gives_the_same_feature(folder: Path, tmp_path: Path
         np.asarray(picture()),
         stream.getvalue(),
         tmp_path / "image.png",
+        f"{tmp_path / 'image.png'}",
     ]
     features = bundle.embed(images, batch_size=2)
-    assert features.dtype == np.float32 and features.shape == (5, bundle.feature_dim)
-    np.testing.assert_allclose(features, features[:1].repeat(5, axis=0), atol=1e-6)
+    assert features.dtype == np.float32 and features.shape == (6, bundle.feature_dim)
+    np.testing.assert_allclose(features, features[:1].repeat(6, axis=0), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-6)
     assert np.array_equal(bundle.embed(images, batch_size=2, decoders=3), features)
     assert bundle.embed([]).shape == (0, bundle.feature_dim)
