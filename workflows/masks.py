@@ -36,6 +36,7 @@ from muva.grounding.release import base_name, by_base_name, grid_of, read_releas
 from muva.grounding.rules import RULES, RULES_VERSION, apply_rules, check_rules
 from tracking.mask_report import MaskFigures, mask_report
 from tracking.pictures import boxed_image, part_mask_sheet
+from tracking.privacy import people
 from workflows.mask_figures import (
     label_scores,
     mask_figures,
@@ -44,7 +45,7 @@ from workflows.mask_figures import (
 )
 from workflows.progress import as_text, track
 from workflows.session import NAMES, Session, json_option, print_result, session_options
-from workflows.steps import Done, Step, do_step
+from workflows.steps import ARTIFACT_TAG, Done, Step, do_step
 
 IMPORTED = "imported"
 """In place of an expert's name: labels that came from elsewhere."""
@@ -165,12 +166,14 @@ def report(
     _write(file, page.encode())
     key = f"{chosen.artifact.address}/report"
     params = {"labels": chosen.artifact.address, "dataset": data.name}
-    with session.run(f"masks of {data.name}", key=key, params=params) as run:
+    tags = {ARTIFACT_TAG: chosen.artifact.address}
+    with session.run(f"masks of {data.name}", key=key, params=params, tags=tags) as run:
         if run is not None:
             run.metrics(figures.metrics())
             for name, picture in pictures.items():
                 run.picture(f"{name}.png", picture)
-            run.artifact(file)
+            if people() != "hidden":  # the page has the pictures inside
+                run.artifact(file)
     print_result(
         {"report": str(file), **dataclasses.asdict(figures)},
         as_json=as_json,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
 ARTIFACT_TAG = "muva.artifact"
-"""Tag of a run that made or used an artifact: its address. What no run names can go."""
+"""Tag of a run that made or used an artifact, or began to make it: its address. What no run names
+can go."""
 
 
 MEANT_BY_NAME = ("datasets", "models")
@@ -84,7 +85,12 @@ def do_step(
     waits = manifest is None and shared is not None
     with (
         shared.claim(step.artifact.address) if waits and shared else nullcontext(),
-        session.run(step.label, key=step.artifact.address, params=step.config) as run,
+        session.run(
+            step.label,
+            key=step.artifact.address,
+            params=step.config,
+            tags={ARTIFACT_TAG: step.artifact.address},
+        ) as run,
     ):
         started_at = time.monotonic() - spent_s
         if waits:  # another may have made it meanwhile
@@ -108,7 +114,6 @@ def do_step(
         if step.artifact.kind in MEANT_BY_NAME:
             step.artifact.be_meant()
         if run is not None:
-            run.tags({ARTIFACT_TAG: step.artifact.address})
             report(run, summary)
     return Done(
         artifact=step.artifact,

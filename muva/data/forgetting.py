@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from muva.config import PARTS
 from muva.data.artifacts import Artifact, fingerprint
@@ -17,43 +18,52 @@ _AT_ONCE = 64
 """Images that are read together: as many as lie together."""
 
 
-def without_people(dataset: Dataset, pids: Collection[int]) -> Artifact:
-    """The complete artifact of a data set without the people of these pids.
+@dataclass(frozen=True)
+class Remainder:
+    """What a data set is without the people of some pids; it lies beside the data set."""
 
-    It is written beside the one there is, which stays. Its address is a hash of the old one and of
-    who is gone; how many that are is all that its manifest tells of them. Names of images that were
-    set aside at the import are not taken over. Raises MuvaError where a split would be left empty.
-    """
-    manifest = dataset.artifact.manifest(format_version=SHARD_FORMAT)
-    assert manifest is not None
-    gone = sorted({int(pid) for pid in pids})
-    artifact = Artifact(
-        dataset.artifact.store,
-        "datasets",
-        dataset.artifact.name,
-        fingerprint([dataset.artifact.address, gone]),
-    )
-    records = [record for record in _records(dataset) if record.pid not in gone]
-    summary = write_shards(records, artifact=artifact)
-    if trials := read_trials(dataset):
-        left = {record.image_id for record in records}
-        kept = [
-            replace(
-                trial,
-                query=tuple(one for one in trial.query if one in left),
-                gallery=tuple(one for one in trial.gallery if one in left),
-            )
-            for trial in trials
-        ]
-        write_trials(artifact, kept)
-    before = manifest["config"].get("people_forgotten", 0)
-    artifact.commit(
-        format_version=SHARD_FORMAT,
-        config={**manifest["config"], "people_forgotten": before + len(gone)},
-        inputs={},
-        summary=asdict(summary),
-    )
-    return artifact
+    dataset: Dataset
+    pids: Collection[int]
+
+    @property
+    def artifact(self) -> Artifact:
+        """Where it is: the address is a hash of the data set's and of who is gone."""
+        old = self.dataset.artifact
+        gone = fingerprint([old.address, self._gone])
+        return Artifact(old.store, "datasets", old.name, gone)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """For its manifest: the data set's own, and how many people are gone, but not who."""
+        manifest = self.dataset.artifact.manifest(format_version=SHARD_FORMAT)
+        assert manifest is not None
+        before = manifest["config"].get("people_forgotten", 0)
+        return {**manifest["config"], "people_forgotten": before + len(self._gone)}
+
+    def write(self) -> dict[str, Any]:
+        """Writes it, and returns its manifest's summary; committing is left to the caller.
+
+        Names of images that were set aside at the import are not taken over. Raises MuvaError where
+        a split would be left empty.
+        """
+        records = [record for record in _records(self.dataset) if record.pid not in self._gone]
+        summary = write_shards(records, artifact=self.artifact)
+        if trials := read_trials(self.dataset):
+            left = {record.image_id for record in records}
+            kept = [
+                replace(
+                    trial,
+                    query=tuple(one for one in trial.query if one in left),
+                    gallery=tuple(one for one in trial.gallery if one in left),
+                )
+                for trial in trials
+            ]
+            write_trials(self.artifact, kept)
+        return asdict(summary)
+
+    @property
+    def _gone(self) -> list[int]:
+        return sorted({int(pid) for pid in self.pids})
 
 
 def _records(dataset: Dataset) -> Iterator[Record]:

@@ -26,6 +26,7 @@ from muva.grounding.part_masks import patch_centres
 from workflows.cli import main
 from workflows.ground import ground
 from workflows.session import Session, open_session
+from workflows.steps import ARTIFACT_TAG
 
 HOME = "home"
 ROWS, COLUMNS = (patch_centres(count, patch=1, stride=1) for count in (8, 4))
@@ -97,6 +98,7 @@ def test_a_report_says_what_the_labels_hold_on_a_page_of_its_own_and_in_mlflow(
     client = MlflowClient(session.tracking_uri)
     [run] = client.search_runs(["1"], "attributes.run_name = 'masks of syn-station'")
     assert run.data.metrics["found/head"] == figures["parts"][0]["found"]
+    assert run.data.tags[ARTIFACT_TAG] == figures["labels"]
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {
         Path(figures["report"]).name,
@@ -104,6 +106,21 @@ def test_a_report_says_what_the_labels_hold_on_a_page_of_its_own_and_in_mlflow(
         "least-trusted.png",
         "distributions.png",
     } <= files
+
+
+def test_a_page_with_people_stays_out_of_mlflow_where_they_are_hidden(
+    session: Session,
+    town: Dataset,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MUVA_PEOPLE", "hidden")
+    figures = masks(capsys, "report", town.name, "--json")
+    client = MlflowClient(session.tracking_uri)
+    [run] = client.search_runs(["1"], "attributes.run_name = 'masks of syn-station'")
+    assert run.data.metrics["found/head"] == figures["parts"][0]["found"]
+    assert client.list_artifacts(run.info.run_id) == []
+    assert Path(figures["report"]).exists()
 
 
 def test_rules_make_labels_of_their_own_that_training_can_ask_for(

@@ -8,9 +8,10 @@ import pytest
 from mlflow import MlflowClient
 
 from muva.data.artifacts import Artifact
+from tracking.runs import runs_with_tag
 from workflows.cli import main
 from workflows.session import Session, open_session
-from workflows.steps import Step, do_step
+from workflows.steps import ARTIFACT_TAG, Step, do_step
 
 
 def make(session: Session, kind: str, name: str, *, inputs: dict[str, str]) -> Artifact:
@@ -65,6 +66,34 @@ def test_gc_keeps_what_a_run_uses_and_what_that_was_made_from(
     muva(capsys, "store", "gc", "--yes", "--all", *home)
     assert not list(session.store.list())
     assert muva(capsys, "store", "gc", *home)["artifacts"] == []
+
+
+def test_a_run_that_failed_names_what_it_was_to_make_and_keeps_nothing_unfinished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = open_session(home=tmp_path)
+    made = make(session, "datasets", "people", inputs={})
+    broken = Artifact(session.store, "models", "muva", "0123456789abcdef")
+
+    def work(_: object) -> dict[str, Any]:
+        session.store.write(broken.key("states", "epoch"), b"x")
+        raise RuntimeError("the power is gone")
+
+    step = Step(
+        label="muva",
+        artifact=broken,
+        format_version=1,
+        config={},
+        inputs={"source 0": made.address},
+    )
+    with pytest.raises(RuntimeError):
+        do_step(step, session=session, work=work)
+    tagged = {run.value: run.name for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG)}
+    assert tagged == {made.address: "people", broken.address: "muva"}
+
+    proposed = muva(capsys, "store", "gc", "--yes", "--home", f"{tmp_path}")
+    assert [row["address"] for row in proposed["artifacts"]] == [broken.address]
+    assert made.manifest() is not None
 
 
 def test_an_unknown_kind_is_a_usage_error(
