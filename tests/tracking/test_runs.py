@@ -363,6 +363,21 @@ def test_a_relative_database_means_the_same_in_any_folder(
     assert not (tmp_path / "mlruns").exists()
 
 
+def test_a_file_that_mlflow_does_not_take_is_explained_without_its_password(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError("413 Client Error for url: http://me:s3cr3t@tracking:5000/artifacts")
+
+    monkeypatch.setattr(MlflowClient, "log_text", refused)
+    with (
+        pytest.raises(MuvaError, match="failed: 413 Client Error") as told,
+        tracker.open(name="large", key="large") as run,
+    ):
+        run.text("large.txt", "large")
+    assert "s3cr3t" not in str(told.value)
+
+
 def test_no_picture_of_people_is_written_where_they_are_hidden(
     tracker: Tracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,3 +86,17 @@ def test_every_verbs_help_has_an_example(
     usage, _, rest = capsys.readouterr().out.partition("\n")
     assert f"muva {' '.join(verb)}" in usage
     assert f"muva {' '.join(verb)}" in rest
+
+
+def test_a_fault_of_the_program_is_traced_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault() -> None:
+        raise RuntimeError("no answer from http://me:s3cr3t@tracking:5000")
+
+    monkeypatch.setattr("workflows.recipes.described_recipes", fault)
+    with pytest.raises(SystemExit, match="1"):
+        main(["recipes"])
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "described_recipes()" in told
+    assert "s3cr3t" not in told
