@@ -30,11 +30,9 @@ from typing import Any
 import psutil
 
 from benchmarks.disturbed_server import Disturber, disturbed_server
-from muva.config import ExperimentConfig
+from benchmarks.small_clip import write_small_clip
 from muva.data.artifacts import list_artifacts
 from muva.data.store import Store, open_store
-from muva.model.clip import new_clip, save_clip, token_ids_in
-from muva.model.prompts import prompt_texts
 from tracking.addresses import reached_client
 from workflows.ports import HOST, usable_port
 from workflows.ray_head import RAY, answer, authorisation, ensure_token
@@ -148,10 +146,16 @@ def undisturbed_run(where: Place, pipeline: Pipeline) -> None:
     pipeline.submit().finish()
 
 
-def node_replaced(where: Place, pipeline: Pipeline) -> None:
-    """The second node is lost in stage 2, and another one comes."""
+def _in_stage_2(pipeline: Pipeline) -> Submission:
+    """The pipeline submitted, and the second epoch of its image encoder over."""
     submission = pipeline.submit()
     submission.wait_for(lambda: pipeline.epochs("models") >= 2)
+    return submission
+
+
+def node_replaced(where: Place, pipeline: Pipeline) -> None:
+    """The second node is lost in stage 2, and another one comes."""
+    submission = _in_stage_2(pipeline)
     where.second.kill()
     time.sleep(REPLACED_AFTER_S)
     where.second.start()
@@ -160,8 +164,7 @@ def node_replaced(where: Place, pipeline: Pipeline) -> None:
 
 def node_gone(where: Place, pipeline: Pipeline) -> None:
     """The second node is lost in stage 2, and none comes: the rest is for one worker."""
-    submission = pipeline.submit()
-    submission.wait_for(lambda: pipeline.epochs("models") >= 2)
+    submission = _in_stage_2(pipeline)
     where.second.kill()
     submission.finish()
     pipeline.submit(workers=1).finish()
@@ -169,8 +172,7 @@ def node_gone(where: Place, pipeline: Pipeline) -> None:
 
 def mlflow_away(where: Place, pipeline: Pipeline) -> None:
     """MLflow's server is gone for a minute, from the midst of stage 2 on."""
-    submission = pipeline.submit()
-    submission.wait_for(lambda: pipeline.epochs("models") >= 2)
+    submission = _in_stage_2(pipeline)
     where.tracking.kill()
     time.sleep(AWAY_S)
     where.tracking.start()
@@ -185,8 +187,7 @@ def s3_disturbed(where: Place, pipeline: Pipeline) -> None:
 
 def head_restarted(where: Place, pipeline: Pipeline) -> None:
     """The head is lost in stage 2, and with the second node started again where it was."""
-    submission = pipeline.submit()
-    submission.wait_for(lambda: pipeline.epochs("models") >= 2)
+    submission = _in_stage_2(pipeline)
     where.head.kill()
     where.second.kill()
     where.head.start()
@@ -317,7 +318,7 @@ def place(folder: Path) -> Iterator[Place]:
                 [*RAY, "start", *head, *common],
                 environment=environment,
                 log=folder / "head.log",
-                ready=lambda: answer(address, authorisation()) == 200 and _nodes(address) >= 1,
+                ready=lambda: answer(address, authorisation()) == 200 and alive_nodes(address) >= 1,
             ),
             second=Service(
                 [
@@ -327,7 +328,7 @@ def place(folder: Path) -> Iterator[Place]:
                 ],
                 environment=environment,
                 log=folder / "second.log",
-                ready=lambda: _nodes(address) == 2,
+                ready=lambda: alive_nodes(address) == 2,
             ),
             tracking=Service(
                 [
@@ -520,17 +521,7 @@ class Submission:
 
 def _write_recipe(folder: Path) -> None:
     """The recipe and the CLIP that it names, on a disk that all nodes have."""
-    texts = prompt_texts(("head", "upper_body", "legs"), ExperimentConfig().prompts)
-    clip = new_clip(
-        token_ids=token_ids_in(texts),
-        seed=0,
-        image_size=(64, 32),
-        vision_width=64,
-        vision_layers=2,
-        text_layers=2,
-        embed_dim=32,
-    )
-    save_clip(clip, folder / "clip", name="small")
+    write_small_clip(folder / "clip")
     recipe = RECIPE.format(clip=folder / "clip", epochs=EPOCHS["stage2"])
     (folder / "outages.yaml").write_text(recipe)
 
@@ -556,7 +547,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _nodes(address: str) -> int:
+def alive_nodes(address: str) -> int:
     """The nodes that are alive, as the head sees it."""
     request = urllib.request.Request(f"{address}/nodes?view=summary", headers=authorisation())
     try:

@@ -33,12 +33,11 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
-from muva.config import ExperimentConfig, load_recipe
+from benchmarks.small_clip import write_small_clip
+from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
 from muva.data.shards import open_dataset
 from muva.data.store import Store
-from muva.model.clip import new_clip, save_clip, token_ids_in
-from muva.model.prompts import prompt_texts
 from workflows.cluster import ray_cluster
 from workflows.data import datasets_of
 from workflows.encoder import encoder_step
@@ -345,17 +344,7 @@ def _apart(expected: Artifact, found: Artifact) -> float:
 
 def _prepare(folder: Path) -> Store:
     """The recipe, its CLIP, data sets and pseudo-labels."""
-    texts = prompt_texts(("head", "upper_body", "legs"), ExperimentConfig().prompts)
-    clip = new_clip(
-        token_ids=token_ids_in(texts),
-        seed=0,
-        image_size=(64, 32),
-        vision_width=64,
-        vision_layers=2,
-        text_layers=2,
-        embed_dim=32,
-    )
-    save_clip(clip, folder / "clip", name="small")
+    write_small_clip(folder / "clip")
     (folder / "faults.yaml").write_text(RECIPE.format(clip=folder / "clip"))
     session, config = _session(folder), load_recipe(folder / "faults.yaml")
     assert config.grounding is not None

@@ -21,10 +21,10 @@ from mlflow.entities import (
     LoggedModelOutput,
 )
 
+from tracking.names import ARTIFACT_TAG
 from tracking.recordable import recordable_tags
 from tracking.redaction import redact
 
-ADDRESS_TAG = "muva.artifact"
 MODEL_TYPE = "muva"
 _CONTEXT_TAG = "mlflow.data.context"
 
@@ -72,7 +72,7 @@ def logged_model(client: MlflowClient, address: str) -> LoggedModel | None:
     """The logged model of an artifact, in whichever experiment it is."""
     experiments = [found.experiment_id for found in client.search_experiments()]
     found = client.search_logged_models(
-        experiments, filter_string=f"tags.`{ADDRESS_TAG}` = '{address}'"
+        experiments, filter_string=f"tags.`{ARTIFACT_TAG}` = '{address}'"
     )
     return next((one for one in found if one.model_type == MODEL_TYPE), None)
 
@@ -90,7 +90,7 @@ def log_model(
             experiment_id,
             name=model.name,
             source_run_id=run_id if made else None,
-            tags=recordable_tags({**model.tags, ADDRESS_TAG: model.address}),
+            tags=recordable_tags({**model.tags, ARTIFACT_TAG: model.address}),
             params={name: redact(value) for name, value in model.params.items()},
             model_type=MODEL_TYPE,
         )

@@ -19,7 +19,7 @@ from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
 
 from tracking.addresses import attached_client
-from tracking.lineage import ADDRESS_TAG
+from tracking.names import ARTIFACT_TAG
 from tracking.runs import Run
 
 SCRIPT = Path(__file__).with_name("served_model.py")
@@ -27,15 +27,16 @@ _COMPLETE_TAG = "muva.servable"
 """Set when all files are there; a logged model is made before it has any."""
 
 
-def add_files(run: Run, model_id: str, bundle: Path, *, address: str, feature_dim: int) -> None:
-    """Puts a model's bundle, a folder, into its logged model, which MLflow then loads and serves.
+def has_files(run: Run, model_id: str) -> bool:
+    """Whether a logged model has all its files."""
+    client = attached_client(run.ref.tracking_uri)
+    return _COMPLETE_TAG in client.get_logged_model(model_id).tags
 
-    A logged model that has its files already is left as it is.
-    """
+
+def add_files(run: Run, model_id: str, bundle: Path, *, address: str, feature_dim: int) -> None:
+    """Puts a model's bundle, a folder, into its logged model: MLflow then loads and serves it."""
     client = attached_client(run.ref.tracking_uri)
     model = client.get_logged_model(model_id)
-    if _COMPLETE_TAG in model.tags:
-        return
     with tempfile.TemporaryDirectory() as folder, _quiet():
         named, saved = Path(folder) / "bundle", Path(folder) / "model"
         shutil.copytree(bundle, named)  # MLflow takes over the folder's name, and no links
@@ -51,7 +52,7 @@ def add_files(run: Run, model_id: str, bundle: Path, *, address: str, feature_di
             artifacts={"bundle": f"{named}"},
             signature=signature(feature_dim),
             pip_requirements=[_requirement()],
-            metadata={ADDRESS_TAG: address},
+            metadata={ARTIFACT_TAG: address},
         )
         client.log_model_artifacts(model_id, f"{saved}")
     client.set_logged_model_tags(model_id, {_COMPLETE_TAG: "true"})

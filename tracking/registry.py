@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from muva.errors import MuvaError
-from tracking.lineage import ADDRESS_TAG
+from tracking.names import ARTIFACT_TAG
 from tracking.recordable import recordable_tags
 
 _ABSENT = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
@@ -74,7 +74,7 @@ class Registry:
         """The version of a model: the one that is there, or a new one."""
         there = self._client.search_model_versions(f"name = '{self._name}'")
         for one in there:
-            if one.tags.get(ADDRESS_TAG) == address:
+            if one.tags.get(ARTIFACT_TAG) == address:
                 return _version(one)
         made = self._client.create_model_version(
             self._name,
@@ -82,7 +82,7 @@ class Registry:
             run_id=run_id,
             model_id=model_id,
             tags=recordable_tags(
-                {ADDRESS_TAG: address, _VALUE_TAG: str(value), _JUDGED_BY_TAG: judged_by}
+                {ARTIFACT_TAG: address, _VALUE_TAG: str(value), _JUDGED_BY_TAG: judged_by}
             ),
         )
         self._note(model_id, made)
@@ -119,7 +119,7 @@ def _only_absent(error: MlflowException) -> None:
 
 
 def _version(found: ModelVersion) -> Version:
-    missing = {ADDRESS_TAG, _VALUE_TAG, _JUDGED_BY_TAG} - found.tags.keys()
+    missing = {ARTIFACT_TAG, _VALUE_TAG, _JUDGED_BY_TAG} - found.tags.keys()
     if missing:
         raise MuvaError(
             f"version {found.version} of the registered model {found.name} has no "
@@ -129,7 +129,7 @@ def _version(found: ModelVersion) -> Version:
     return Version(
         name=found.name,
         number=str(found.version),
-        address=found.tags[ADDRESS_TAG],
+        address=found.tags[ARTIFACT_TAG],
         value=float(found.tags[_VALUE_TAG]),
         judged_by=found.tags[_JUDGED_BY_TAG],
     )

@@ -91,10 +91,11 @@ def used_model(model: str) -> UsedModel:
 
 def served_model(run: Run, model: Artifact) -> str:
     """The id of a model's logged model, with the files by which MLflow loads and serves it."""
-    from tracking.models import add_files
+    from tracking.models import add_files, has_files
 
     feature_dim = described(model)["feature_dim"]
     model_id = run.model(used_model(model.uri), made=False)
-    with local_copy(model, BUNDLE) as bundle:
-        add_files(run, model_id, bundle, address=model.address, feature_dim=feature_dim)
+    if not has_files(run, model_id):  # a bundle may be far away, and large
+        with local_copy(model, BUNDLE) as bundle:
+            add_files(run, model_id, bundle, address=model.address, feature_dim=feature_dim)
     return model_id

@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from muva.data.artifacts import Artifact
+from tracking.names import ARTIFACT_TAG
 from workflows.progress import say
 from workflows.session import Session
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
-
-ARTIFACT_TAG = "muva.artifact"
-"""Tag of a run that made or used an artifact, or began to make it: its address. What no run names
-can go."""
 
 
 MEANT_BY_NAME = ("datasets", "models")

@@ -6,7 +6,6 @@ Ports are free ones, and every command stays in the foreground, so that it can b
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -15,12 +14,12 @@ import signal
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.pipeline_faults import alive_nodes
 from tests.clusters.fields import CLUSTERS
 from workflows.ports import HOST, usable_port
 from workflows.ray_head import RAY, answer, authorisation, ensure_token
@@ -82,7 +81,7 @@ def two_nodes(home: Path, environment: Mapping[str, str]) -> Iterator[TwoNodes]:
             said = home / f"node-{index}.log"
             processes.append(stack.enter_context(_process(command, inherited, said)))
             _wait(lambda: answer(address, authorisation()) == 200, said)
-        _wait(lambda: _nodes(address) == len(nodes), home / "node-1.log")
+        _wait(lambda: alive_nodes(address) == len(nodes), home / "node-1.log")
         _wait(lambda: answer(tracking_uri) is not None, home / "mlflow.log")
         kind = "postgresql" if database else "sqlite"
         try:
@@ -180,13 +179,3 @@ def _wait(there: Callable[[], bool], said: Path) -> None:
     while not there():
         assert time.monotonic() < ends_at, said.read_text()[-3000:]
         time.sleep(0.3)
-
-
-def _nodes(address: str) -> int:
-    request = urllib.request.Request(f"{address}/nodes?view=summary", headers=authorisation())
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answered:
-            nodes = json.load(answered)["data"]["summary"]
-    except OSError:
-        return 0
-    return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
