@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 ARTIFACT_TAG = "muva.artifact"
-"""Tag of a run that made or used an artifact, or began to make it: its address; of a logged model: that
-of the artifact that it is. What no run names can go."""
+"""Tag of a run that made or used an artifact, or began to make it: its address; of a logged model:
+that of the artifact that it is. What no run names can go."""
 
 
 def experiment_name(protocol: str) -> str:
