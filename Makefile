@@ -3,6 +3,7 @@
 #   make demo     the whole workflow on synthetic people
 #   make test     the tests
 #   make check    format, lint, types, import contracts, tests: what must pass before a change lands
+#   make test-gpu the tests that need a GPU, which `make test` leaves out where there is none
 #   make test-browser  MLflow's pages as people see them, in Chromium
 #   make docs     the documentation as a site, in site/; a link that leads nowhere fails
 #   make bench    parity with the authors' numbers, and the speed of rendering
@@ -15,11 +16,11 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo docs test test-browser check check-large format bench lock clean
+.PHONY: setup demo docs test test-gpu test-browser check check-large format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,11s/^# \{0,3\}//p' Makefile
+	@sed -n '3,12s/^# \{0,3\}//p' Makefile
 
 setup: $(READY)
 
@@ -39,6 +40,9 @@ demo: setup
 # Two at once: more would wait for each other's Ray clusters.
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: setup
+	$(BIN)/pytest tests/gpu
 
 test-browser: setup
 	$(BIN)/pytest -m browser tests/browser

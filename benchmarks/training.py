@@ -4,8 +4,9 @@
 tower's forward pass, a step (forward, losses, backward, Adam, memory) beside the tower's forward
 and backward, and a matrix product of the model's, in one process and by turns; medians. Batches are
 small, so that it takes minutes.
-`settings`: the same step with each setting of `Compute`, and with other forms of Adam, in a process
-of its own for its peak memory. Without the first step, which compiles and allocates.
+`settings`: the same step with each setting of `Compute`, and with other forms of Adam; on
+processors in a process of its own for its peak memory, which a GPU tells by itself. Without the
+first step, which compiles and allocates.
 `precision`: the demo's tiny model learns from two synthetic domains and is judged on a third, in
 each precision, with the same seed.
 `--check` exits 1 when a goal is missed.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import json
 import statistics
@@ -57,10 +59,13 @@ BATCH, ROUNDS = 16, 3
 IDENTITIES = 64
 PRODUCT = (3072, 768)
 """Of the first layer of a block's MLP: out and in."""
+PRODUCTS = 10
+"""At once: a GPU is done with one before it has been asked for."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "fp32"},
     "bf16": {},
+    "fp16": {"precision": "fp16"},
     "micro-batches of a half": {"micro_batches": 2},
     "micro-batches of a quarter": {"micro_batches": 4},
     "activation checkpointing": {"compute": Compute(activation_checkpointing=True)},
@@ -71,6 +76,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "channels last": {"compute": Compute(channels_last=True)},
     "deterministic": {"compute": Compute(deterministic=True)},
     "compile": {"compute": Compute(compile=True)},
+    "CUDA graphs": {"compute": Compute(cuda_graphs=True)},
+    "CUDA graphs, float32": {"compute": Compute(cuda_graphs=True), "precision": "fp32"},
+    "CUDA graphs, compile": {"compute": Compute(cuda_graphs=True, compile=True)},
     "Adam by foreach": {"adam": "foreach"},
     "Adam in a loop": {"adam": "loop"},
     "bf16, again": {},
@@ -87,7 +95,9 @@ def main() -> int:
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument(
+        "--settings", nargs="+", choices=list(SETTINGS), help="[all; fp16 on GPUs alone]"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--one", choices=list(SETTINGS), help=argparse.SUPPRESS)
@@ -106,8 +116,9 @@ def main() -> int:
         print("\n| setting | steps, images/s | ratio | features, images/s | peak memory, MB |")
         print("|---|---:|---:|---:|---:|")
         found["settings"] = {}
-        for name in arguments.settings:
-            found["settings"][name] = _measured_apart(name, arguments.batch, arguments.rounds)
+        for name in arguments.settings or settings_here():
+            measure = one_setting if best_device().type == "cuda" else _measured_apart
+            found["settings"][name] = measure(name, arguments.batch, arguments.rounds)
             print_setting(name, found["settings"])
     if "precision" in arguments.works:
         with tempfile.TemporaryDirectory() as folder:
@@ -121,19 +132,28 @@ def main() -> int:
     return 0
 
 
-class Held:
-    """A batch of noise in memory, so that nothing but the model is timed."""
+def settings_here() -> list[str]:
+    """All that this device can show: processors have no fp16 products worth measuring."""
+    return [name for name in SETTINGS if name != "fp16" or best_device().type == "cuda"]
 
-    def __init__(self, config: ExperimentConfig, batch: int, grid: tuple[int, int]):
+
+class Held:
+    """A batch of noise on the device, so that nothing but the model is timed."""
+
+    def __init__(
+        self, config: ExperimentConfig, batch: int, grid: tuple[int, int], device: torch.device
+    ):
         each = config.stage2.images_per_identity
         noise = NoiseImages(config, identities=-(-batch // each), each=each, grid=grid)
         self.labels = noise.labels[:batch]
         self.image_ids = noise.image_ids[:batch]
-        self.pixels, self.masks = noise.batch(np.arange(batch), None)
+        pixels, masks = noise.batch(np.arange(batch), None)
+        self.pixels = pixels.to(device)
+        self.masks = None if masks is None else masks.to(device)
 
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `muva.training.loader.TrainingImages`."""
-        rows = torch.from_numpy(indices)
+        rows = torch.from_numpy(indices).to(self.pixels.device)
         return self.pixels[rows], None if self.masks is None else self.masks[rows]
 
 
@@ -151,11 +171,12 @@ class Stage2:
             seed=0,
         ).to(self.device)
         self.model.contexts.requires_grad_(False)
-        self.images = Held(self.config, batch, self.model.grid)
+        self.images = Held(self.config, batch, self.model.grid, self.device)
         self._prototypes = self.model.prototypes()
         self._optimiser = _adam(self.model, self.config, adam)
         centroids = torch.randn(IDENTITIES, self.model.feature_dim, device=self.device)
         self._memory = new_memory(normalize(centroids), self.config.stage2)
+        self._scaler = torch.amp.GradScaler(self.device.type)
 
     def features(self, precision: Precision, compute: Compute) -> None:
         """The feature pass over the batch."""
@@ -171,17 +192,17 @@ class Stage2:
 
     def step(self, precision: Precision, compute: Compute) -> None:
         """One step on the batch."""
-        masks = self.images.masks
         training_step(
             self.model.train(),
             images=compute.pixels(self.images.pixels, self.device),
             labels=torch.as_tensor(self.images.labels, device=self.device),
-            part_masks=None if masks is None else masks.to(self.device),
+            part_masks=self.images.masks,
             prototypes=self._prototypes,
             memory=self._memory,
             optimiser=self._optimiser,
             settings=self.config.stage2,
             precision=precision,
+            scaler=self._scaler if precision == "fp16" else None,
             micro_batch=compute.micro_batch,
         )
 
@@ -191,8 +212,9 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
     ours = Stage2(batch)
     device = ours.device
     bare = vision_tower(_random_clip(ours.config)).to(device).train()
-    pixels = ours.images.pixels.to(device)
+    pixels = ours.images.pixels
     plain = Compute()
+    graphed = Compute(cuda_graphs=device.type == "cuda")
 
     def forward(precision: Precision) -> None:
         with torch.no_grad(), autocast(precision, device):
@@ -207,19 +229,20 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
     out, width = PRODUCT
     tokens = torch.randn(batch * (1 + 3 + 128), width, device=device)
     weight = torch.randn(out, width, device=device)
-    operations = 2 * len(tokens) * out * width
+    operations = PRODUCTS * 2 * len(tokens) * out * width
     in_half = tokens.bfloat16(), weight.bfloat16()
     found: dict[str, dict[str, float]] = {}
     for precision in ("fp32", "bf16"):
         factors = in_half if precision == "bf16" else (tokens, weight)
         ways: dict[str, Callable[[], object]] = {
-            "product": lambda factors=factors: linear(*factors),
+            "product": lambda factors=factors: [linear(*factors) for _ in range(PRODUCTS)],
             "bare forward": lambda p=precision: forward(p),
             "feature pass": lambda p=precision: ours.features(p, plain),
             "bare forward and backward": lambda p=precision: backward(p),
-            "step": lambda p=precision: ours.step(p, plain),
+            "step": lambda p=precision: ours.step(p, graphed),
         }
-        seconds = timed(ways, rounds=rounds, device=device)
+        with computing(ours.model.image_encoder, graphed):
+            seconds = timed(ways, rounds=rounds, device=device)
         found[precision] = {
             way: (operations / 1e9 if way == "product" else batch) / spent
             for way, spent in seconds.items()
@@ -273,6 +296,8 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
     precision = setting.get("precision", "bf16")
     device = stage2.device
     if device.type == "cuda":
+        gc.collect()  # what the setting before has left
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     with peak_memory_mb() as peak, computing(stage2.model.image_encoder, compute):
         started_at = time.perf_counter()
@@ -386,10 +411,15 @@ def _random_clip(config: ExperimentConfig) -> open_clip.CLIP:
     """ViT-B/16 with random weights: they are as fast as others."""
     model = config.model
     return build_clip(
-        openai_state_dict(random_clip(VIT_B_16), VIT_B_16),
+        _random_weights(),
         image_size=(model.image_height, model.image_width),
         stride=model.stride,
     )
+
+
+@functools.cache
+def _random_weights() -> dict[str, Tensor]:
+    return openai_state_dict(random_clip(VIT_B_16), VIT_B_16)
 
 
 def _adam(model: MuvaModel, config: ExperimentConfig, form: str) -> torch.optim.Optimizer:

@@ -39,7 +39,7 @@ class Workers:
         return self.cpus_each or max(1, min(cpus() // self.count, cpus_of_one_node()))
 
     def check(self) -> None:
-        """Raises MuvaError when the cluster would never have room for them all."""
+        """Raises MuvaError when the cluster would never have room for them all, or no GPU."""
         if self.count * self.threads > cpus():
             raise MuvaError(
                 f"{self.count} workers of {self.threads} cores each: this cluster has {cpus()} "
@@ -49,6 +49,12 @@ class Workers:
             raise MuvaError(
                 f"workers of {self.threads} cores each: no node of this cluster has more than "
                 f"{cpus_of_one_node()}; ask for fewer with --cpus-per-worker"
+            )
+
+        if self.compute.cuda_graphs and not (self.count == 1 and self.use_gpu):
+            raise MuvaError(
+                f"--cuda-graphs records the pass of one worker on a GPU; here are {self.count} "
+                f"workers and {gpus()} GPUs: leave the option out"
             )
 
     @property
@@ -92,6 +98,9 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         help="Compute blocks again on the way back, for memory.",
     )
     @click.option("--compile", is_flag=True, help="torch.compile the blocks; needs a C++ compiler.")
+    @click.option(
+        "--cuda-graphs", is_flag=True, help="Record the passes of one worker on a GPU, and replay."
+    )
     @click.option("--channels-last", is_flag=True, help="Images pixel by pixel in memory.")
     @click.option("--deterministic", is_flag=True, help="The same bits every time, also on a GPU.")
     @click.option(
@@ -115,6 +124,7 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         micro_batch: int | None,
         activation_checkpointing: bool,
         compile: bool,
+        cuda_graphs: bool,
         channels_last: bool,
         deterministic: bool,
         keep_every: int | None,
@@ -125,6 +135,7 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
             activation_checkpointing=activation_checkpointing,
             compile=compile,
             channels_last=channels_last,
+            cuda_graphs=cuda_graphs,
             deterministic=deterministic,
         )
         workers = Workers(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from muva.model.image_encoder import ImageFeatures
+from muva.model.precision import autocast_without_cache
 
 
 def encode_in_micro_batches(
@@ -27,7 +28,8 @@ def encode_in_micro_batches(
     """
     if size < 1:
         raise ValueError(f"a micro-batch has at least one image, not {size}")
-    with _autocast_without_cache(images.device.type):
+    # To a copy of the weights that all share, gradients would be summed in half precision.
+    with autocast_without_cache(images.device.type):
         encoded: list[ImageFeatures] = [
             checkpoint(encode, few, use_reentrant=False, preserve_rng_state=False)
             for few in images.split(size)
@@ -36,19 +38,6 @@ def encode_in_micro_batches(
         feature=torch.cat([few.feature for few in encoded]),
         mask_logits=_joined([few.mask_logits for few in encoded]),
         mask_probabilities=_joined([few.mask_probabilities for few in encoded]),
-    )
-
-
-def _autocast_without_cache(device: str) -> torch.autocast:
-    """The autocast in force; each micro-batch casts the weights for itself.
-
-    Gradients to a copy that all share would be summed in half precision.
-    """
-    return torch.autocast(
-        device,
-        dtype=torch.get_autocast_dtype(device),
-        enabled=torch.is_autocast_enabled(device),
-        cache_enabled=False,
     )
 
 

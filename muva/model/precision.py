@@ -1,5 +1,7 @@
 """The number format of heavy products: float32, or bfloat16 where the hardware is fast at it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -35,3 +37,25 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Run the products within at this precision; float32 means no autocast."""
     dtype = LOW_PRECISION.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def autocast_without_cache(device: str) -> torch.autocast:
+    """The autocast in force on this type of device, with weights cast wherever they are used."""
+    return torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    )
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Convolutions in float32 with all its bits; cuDNN takes ten of them (TF32) unless told."""
+    convolution = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    before = convolution.fp32_precision
+    convolution.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolution.fp32_precision = before

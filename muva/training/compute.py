@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from muva.errors import MuvaError
 from muva.model.image_encoder import Call, ImageEncoder
 from muva.model.precision import Precision
+from muva.training.cuda_graphs import GraphedEncoder
 
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """cuBLAS needs workspaces of a fixed size to give the same sums twice."""
@@ -35,6 +36,8 @@ class Compute:
     """Blocks go through torch.compile: at first it takes its time, and a C++ compiler."""
     channels_last: bool = False
     """Images lie in memory pixel by pixel."""
+    cuda_graphs: bool = False
+    """One worker's training pass is recorded once and replayed: see `cuda_graphs`."""
     deterministic: bool = False
     """Only algorithms that give the same bits every time, where the device has others."""
     loaders: int = 0
@@ -56,8 +59,13 @@ class Compute:
 def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
     """The encoder's blocks run as these settings say for the length of the block.
 
-    Raises MuvaError where torch.compile does not work.
+    Raises MuvaError for CUDA graphs of micro-batches, and where torch.compile does not work.
     """
+    if compute.cuda_graphs and compute.micro_batch is not None:
+        raise MuvaError(
+            "--cuda-graphs replays the pass of a whole batch, --micro-batch cuts the batch: leave "
+            "out one of them"
+        )
     before = encoder.call
     call = before
     if compute.compile:
@@ -66,7 +74,11 @@ def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
         call = _checkpointed(call)
     encoder.call = call
     try:
-        with _deterministic(compute.deterministic), _compile_explained(compute.compile):
+        with (
+            _deterministic(compute.deterministic),
+            _compile_explained(compute.compile),
+            _graphed(encoder, compute.cuda_graphs),
+        ):
             yield
     finally:
         encoder.call = before
@@ -89,6 +101,8 @@ def out_of_memory_told(
             ways.append(f"--micro-batch {at_once // 2} (the same result, a second pass forward)")
         if not compute.activation_checkpointing:
             ways.append("--activation-checkpointing (the same result, a second pass forward)")
+        if compute.cuda_graphs:
+            ways.append("no --cuda-graphs, which keep the memory of a pass")
         if precision == "fp32":
             ways.append("--set stage2.precision=bf16, or fp16 where the GPU has no bf16")
         ways.append("more --workers, which share a batch")
@@ -105,6 +119,19 @@ def _used() -> str:
         return ""
     peak, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
     return f" ({peak / 1e9:.1f} GB at most so far, of the GPU's {total / 1e9:.1f} GB)"
+
+
+@contextmanager
+def _graphed(encoder: ImageEncoder, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    before = encoder.forward
+    encoder.forward = GraphedEncoder(encoder)
+    try:
+        yield
+    finally:
+        encoder.forward = before
 
 
 def _compiled(call: Call) -> Call:

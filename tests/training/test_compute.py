@@ -24,6 +24,7 @@ from muva.errors import MuvaError
 from muva.model.image_encoder import ImageFeatures, directly
 from muva.model.muva_model import MuvaModel
 from muva.training.compute import Compute, computing
+from muva.training.cuda_graphs import GraphedEncoder, InTensors
 from muva.training.optimisers import trained_parameters
 from muva.training.report import EpochReport
 from muva.training.stage2 import train_image_encoder
@@ -90,8 +91,51 @@ def test_without_a_compiler_the_error_says_so(
         train(small_model(identities=6, parts=PARTS), ToyImages(), compute=Compute(compile=True))
 
 
+def test_a_recorded_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded on a processor, where a graph is the pass itself: what is recorded, and what not."""
+    sizes: list[int] = []
+
+    def record(self: GraphedEncoder, images: Tensor) -> Any:
+        sizes.append(len(images))
+        return InTensors(self._encoder, self._encode)
+
+    for case in CASES:
+        expected = trace(case, Compute())
+        with monkeypatch.context() as patched:
+            patched.setattr(GraphedEncoder, "_record", record)
+            assert_same(trace(case, Compute(cuda_graphs=True)), expected)
+    assert sizes == [SETTINGS.batch_size] * len(CASES)
+
+
+def test_a_batch_in_another_precision_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[bool] = []
+
+    def record(self: GraphedEncoder, images: Tensor) -> Any:
+        kinds.append(torch.is_autocast_enabled("cpu"))
+        return InTensors(self._encoder, self._encode)
+
+    monkeypatch.setattr(GraphedEncoder, "_record", record)
+    model = small_model(identities=6, parts=PARTS)
+    with computing(model.image_encoder, Compute(cuda_graphs=True)):
+        for precision in ("fp32", "bf16", "fp32", "bf16"):
+            one_step(model, None, precision=precision)
+    assert kinds == [False, True]
+
+
+def test_cuda_graphs_are_refused_where_they_cannot_be() -> None:
+    model = small_model(identities=6, parts=PARTS)
+    with pytest.raises(MuvaError, match=r"on a CUDA GPU, not of 1 on cpu: leave cuda_graphs out"):
+        train(model, ToyImages(), compute=Compute(cuda_graphs=True))
+    with pytest.raises(MuvaError, match=r"--micro-batch cuts the batch: leave out one of them"):
+        train(model, ToyImages(), compute=Compute(cuda_graphs=True, micro_batch=4))
+
+
 def test_the_encoder_is_as_it_was_after_a_training() -> None:
     model = small_model(parts=PARTS)
+    forward = model.image_encoder.forward
+    with computing(model.image_encoder, Compute(cuda_graphs=True)):
+        assert model.image_encoder.forward != forward
+    assert model.image_encoder.forward == forward
     compute = Compute(activation_checkpointing=True, deterministic=True)
     with computing(model.image_encoder, compute):
         assert model.image_encoder.call is not directly
@@ -144,6 +188,7 @@ def train(
     images: ToyImages,
     *,
     compute: Compute | None = None,
+    device: torch.device = CPU,
     after_step: Any = None,
     **settings: Any,
 ) -> list[EpochReport]:
@@ -153,7 +198,7 @@ def train(
             images=images,
             settings=Stage2Config(**{**SETTINGS.model_dump(), **settings}),
             seed=5,
-            device=CPU,
+            device=device,
             compute=compute,
             after_step=after_step,
         )

@@ -64,7 +64,12 @@ class Trace:
 
 
 def trace(
-    case: str, compute: Compute, *, dtype: torch.dtype = torch.float64, **changed: Any
+    case: str,
+    compute: Compute,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device = CPU,
+    **changed: Any,
 ) -> Trace:
     parts, model_settings, settings = CASES[case]
     model = small_model(identities=6, parts=parts, **model_settings).to(dtype)
@@ -78,8 +83,8 @@ def trace(
                     name: torch.tensor(mean, dtype=torch.float64)
                     for name, mean in zip(terms, means, strict=True)
                 },
-                "memory": memory.centroids,
-                **{name: value.clone() for name, value in model.bn_neck.named_buffers()},
+                "memory": memory.centroids.cpu(),
+                **{name: value.to(CPU, copy=True) for name, value in model.bn_neck.named_buffers()},
             }
         )
 
@@ -88,12 +93,12 @@ def trace(
         images=ToyImages(parts=len(parts), dtype=dtype),
         settings=SETTINGS.model_copy(update={**settings, **changed}),
         seed=5,
-        device=CPU,
+        device=device,
         compute=compute,
         after_step=record,
     ):
         pass
-    return Trace(steps, model.state_dict())
+    return Trace(steps, model.cpu().state_dict())
 
 
 def assert_same(found: Trace, expected: Trace, *, limit: float = LIMIT) -> None:

@@ -20,7 +20,7 @@ from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.data.sources import Sources
 from muva.errors import MuvaError
-from tests.workflows.commands import start, wait_for
+from tests.workflows.commands import copy_inputs, start, wait_for
 from workflows.board import Board
 from workflows.compare import LAST_EPOCH, ON_SOURCES, compared, results_in
 from workflows.data import datasets_of
@@ -222,6 +222,7 @@ def test_a_judged_training_that_is_killed_ends_as_it_would_have(
     training: Training, smoke_recipe: Path, tmp_path: Path
 ) -> None:
     """Also where a judgement had failed: it is asked for anew."""
+    copy_inputs(training.session.home, tmp_path)
     words = ["train", "--recipe", f"{smoke_recipe}", "--workers", "2", "--keep-every", "2"]
     killed = start(tmp_path, *words, *(word for one in JUDGED for word in ("--set", one)))
     wait_for(lambda: list(tmp_path.glob("store/models/*/verdicts/*.json")), killed)

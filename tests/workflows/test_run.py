@@ -309,6 +309,11 @@ def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> Non
         Workers(count=1000).check()
 
 
+def test_passes_are_recorded_where_there_is_a_gpu_for_one_worker(ray_session: None) -> None:
+    with pytest.raises(MuvaError, match=r"--cuda-graphs .* 2 workers .*: leave the option out"):
+        Workers(count=2, cpus_each=1, compute=Compute(cuda_graphs=True)).check()
+
+
 @pytest.mark.parametrize(
     ("parts_of_second", "remedy"),
     [(("upper_body", "legs"), r"upper_body: .* set model.parts=\[upper_body\]"), ((), "none of")],

@@ -19,7 +19,7 @@ from muva.config import ExperimentConfig, TuneConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.errors import MuvaError, SettingsError
 from muva.training.divergence import NotFiniteError
-from tests.workflows.commands import start, wait_for
+from tests.workflows.commands import copy_inputs, start, wait_for
 from workflows.cli import main
 from workflows.data import datasets_of
 from workflows.ground import ground
@@ -197,6 +197,7 @@ def test_a_killed_search_goes_on_with_the_trials_that_it_has(
 ) -> None:
     tune = {"trials": 2, "concurrent_trials": 1, "space": {"stage2.mask_loss": ["bce+dice", "mse"]}}
     words = (word for key, value in tune.items() for word in ("--set", f"tune.{key}={value}"))
+    copy_inputs(place.session.home, tmp_path)
     killed = start(tmp_path, "tune", "--recipe", f"{smoke_recipe}", *words)
     metrics = tmp_path / "store" / "metrics"
     wait_for(lambda: list(metrics.glob("trial-smoke-*/manifest.json")), killed)
