@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from muva.config import ExperimentConfig, load_recipe, with_settings
-from muva.data.artifacts import Artifact
+from muva.data.artifacts import Artifact, list_artifacts
 from tracking.names import experiment_name
 from workflows.cluster import cpus, ray_cluster
 from workflows.data import datasets_of
@@ -192,7 +192,8 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
     """The seconds of the same trials one after the other and two at once.
 
     They differ in what stage 2 learns by, so all but the prompts is each trial's own. What starts a
-    search, processes and prompts, takes as long whether one or two wait for it.
+    search, processes and prompts, takes as long whether one or two wait for it. `a_model_s`: what a
+    trial's training took, which tells how much trials on neighbouring cores slow each other.
     """
     cores = cpus()
     half = max(1, cores // 2)
@@ -202,7 +203,7 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
         "two at once": (2, half),
         "sequential, all cores each": (1, cores),
     }
-    seconds = {}
+    seconds, a_model_s = {}, {}
     for name, (at_once, cores_each) in ways.items():
         place = prepared(home / name.replace(" ", "-").replace(",", ""), config)
         workers = Workers(cpus_each=cores_each)
@@ -217,10 +218,13 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
             concurrent_trials=at_once,
         )
         seconds[name] = round(time.monotonic() - began_at, 1)
+        made = [model.manifest() for model in list_artifacts(place.session.store, "models")]
+        a_model_s[name] = round(statistics.fmean(one["seconds"] for one in made if one), 2)
     return {
         "cores": cores,
         "trials": trials,
         "seconds": seconds,
+        "a_model_s": a_model_s,
         "of_sequential": round(seconds["two at once"] / seconds["sequential"], 3),
         "of_sequential_with_all_cores": round(
             seconds["two at once"] / seconds["sequential, all cores each"], 3

@@ -71,8 +71,9 @@ def validation_config(
 ) -> ray.train.ValidationConfig | None:
     """How Ray Train judges; None where nobody is held out.
 
-    It has a GPU of its own where there is one more than workers. Else it takes no cores that are
-    counted: a training holds all there are, and would wait for its own end.
+    It has a GPU of its own where there is one more than workers, else it shares the first of its
+    node. It takes no cores that are counted: a training holds all there are, and would wait for its
+    own end.
     """
     if inputs.config.validation is None:
         return None
@@ -95,7 +96,7 @@ def judge(
         epoch = json.loads((Path(folder) / POINTER).read_text())["epoch"]
     torch.set_num_threads(1)  # sums depend on it, and the training has the cores
     try:
-        metrics = _judged(inputs, artifact, epoch)
+        metrics = _judged_where_there_is_room(inputs, artifact, epoch)
     except MuvaError as mistake:
         # The training waits for a verdict: it tells the driver.
         _write(artifact, epoch, {"mistake": str(mistake)})
@@ -105,10 +106,22 @@ def judge(
     return metrics
 
 
-def _judged(inputs: TrainingInputs, artifact: Artifact, epoch: int) -> dict[str, float]:
+def _judged_where_there_is_room(
+    inputs: TrainingInputs, artifact: Artifact, epoch: int
+) -> dict[str, float]:
+    """On the GPU, or on processors where the training beside it has all of the GPU's memory."""
+    try:
+        return _judged(inputs, artifact, epoch, device_here())
+    except torch.OutOfMemoryError:
+        return _judged(inputs, artifact, epoch, torch.device("cpu"))
+
+
+def _judged(
+    inputs: TrainingInputs, artifact: Artifact, epoch: int, device: torch.device
+) -> dict[str, float]:
     state = saved_state(artifact, epoch)
     identities = torch.as_tensor(state["model/classifier.weight"]).shape[0]
-    model = inputs.fresh_model(identities=identities).to(device_here())
+    model = inputs.fresh_model(identities=identities).to(device)
     load_weights(model, state)
     embedder = embedder_of(model.eval(), metadata={})
     metrics: dict[str, float] = {}

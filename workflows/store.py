@@ -22,7 +22,6 @@ from muva.data.artifacts import (
 )
 from muva.errors import MuvaError
 from tracking.redaction import redact
-from tracking.runs import runs_with_tag
 from workflows.progress import as_text, say
 from workflows.session import Session, json_option, print_result, session_options
 from workflows.steps import ARTIFACT_TAG
@@ -110,6 +109,8 @@ def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
 
 
 def _users(session: Session) -> dict[str, list[str]]:
+    from tracking.runs import runs_with_tag
+
     users: dict[str, list[str]] = defaultdict(list)
     for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG):
         users[run.value].append(run.name)

@@ -21,6 +21,7 @@ from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.data.sources import Sources
 from muva.errors import MuvaError
 from tests.workflows.commands import copy_inputs, start, wait_for
+from workflows import judging
 from workflows.board import Board
 from workflows.compare import LAST_EPOCH, ON_SOURCES, compared, results_in
 from workflows.data import datasets_of
@@ -179,17 +180,45 @@ def test_a_judgement_that_fails_is_told_to_the_training(training: Training, tmp_
     nothing = Artifact(training.session.store, "models", "nothing", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
     (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    threads = torch.get_num_threads()
-    judge(
-        ray.train.Checkpoint.from_directory(tmp_path),
-        inputs=inputs,
-        artifact=nothing,
-        board=Board(),
-    )
-    torch.set_num_threads(threads)
+    judge_here(tmp_path, inputs, nothing)
     verdict = json.loads(nothing.store.read(nothing.key(VERDICTS, "00003.json")))
     assert "no state of epoch 3 is kept" in verdict["mistake"]
     nothing.delete_part(VERDICTS)
+
+
+def test_beside_a_training_that_fills_the_gpu_processors_judge(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def judged(device: torch.device) -> dict[str, float]:
+        tried.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return {HELD_OUT: 0.5}
+
+    monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
+    monkeypatch.setattr(judging, "_judged", lambda *given: judged(given[-1]))
+    artifact = Artifact(training.session.store, "models", "full", "0" * 16)
+    inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
+    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
+    found = judge_here(tmp_path, inputs, artifact)
+    assert tried == ["cuda", "cpu"] and found == {HELD_OUT: 0.5}
+    artifact.delete_part(VERDICTS)
+
+
+def judge_here(folder: Path, inputs: TrainingInputs, artifact: Artifact) -> dict[str, float]:
+    """In this process, whose threads stay as many as they are."""
+    threads = torch.get_num_threads()
+    try:
+        return judge(
+            ray.train.Checkpoint.from_directory(folder),
+            inputs=inputs,
+            artifact=artifact,
+            board=Board(),
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def verdicts(*values: float) -> list[dict[str, float]]:
