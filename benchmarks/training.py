@@ -117,7 +117,7 @@ def main() -> int:
         print("|---|---:|---:|---:|---:|")
         found["settings"] = {}
         for name in arguments.settings or settings_here():
-            measure = one_setting if best_device().type == "cuda" else _measured_apart
+            measure = one_setting if _together(name) else _measured_apart
             found["settings"][name] = measure(name, arguments.batch, arguments.rounds)
             print_setting(name, found["settings"])
     if "precision" in arguments.works:
@@ -314,6 +314,12 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
         "first_s": first_s,
         "peak_mb": peak[0] if gpu is None else gpu,
     }
+
+
+def _together(name: str) -> bool:
+    """Whether a setting may share this process: cuBLAS reads once whether to be deterministic."""
+    deterministic = SETTINGS[name].get("compute", Compute()).deterministic
+    return best_device().type == "cuda" and not deterministic
 
 
 def _measured_apart(name: str, batch: int, rounds: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 
 from tracking.names import grouped
 from workflows.board import Board
-from workflows.progress import Track
+from workflows.progress import Track, say
 from workflows.steps import Tell
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -32,6 +32,9 @@ def follow(
         kind, content = message
         if kind == "mistake":
             raise content
+        if kind == "note":
+            say(content)
+            return
         if kind == "epoch":
             epoch = content["epoch"]
             tell(grouped(stage, _metrics(content)), epoch)

@@ -96,7 +96,7 @@ def judge(
         epoch = json.loads((Path(folder) / POINTER).read_text())["epoch"]
     torch.set_num_threads(1)  # sums depend on it, and the training has the cores
     try:
-        metrics = _judged_where_there_is_room(inputs, artifact, epoch)
+        metrics = _judged_where_there_is_room(inputs, artifact, epoch, board)
     except MuvaError as mistake:
         # The training waits for a verdict: it tells the driver.
         _write(artifact, epoch, {"mistake": str(mistake)})
@@ -107,13 +107,26 @@ def judge(
 
 
 def _judged_where_there_is_room(
-    inputs: TrainingInputs, artifact: Artifact, epoch: int
+    inputs: TrainingInputs, artifact: Artifact, epoch: int, board: Board
 ) -> dict[str, float]:
     """On the GPU, or on processors where the training beside it has all of the GPU's memory."""
-    try:
-        return _judged(inputs, artifact, epoch, device_here())
-    except torch.OutOfMemoryError:
-        return _judged(inputs, artifact, epoch, torch.device("cpu"))
+    device = device_here()
+    if device.type == "cuda":
+        try:
+            return _judged(inputs, artifact, epoch, device)
+        except RuntimeError as error:
+            if not _lacks_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        note = f"Epoch {epoch} is judged on processors: the GPU has no memory left beside training"
+        board.post(("note", note))
+    return _judged(inputs, artifact, epoch, torch.device("cpu"))
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had none for tensors, for itself when it was first used, or for cuBLAS."""
+    told = str(error)
+    return "out of memory" in told or "CUBLAS_STATUS_ALLOC_FAILED" in told
 
 
 def _judged(

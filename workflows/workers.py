@@ -39,7 +39,10 @@ class Workers:
         return self.cpus_each or max(1, min(cpus() // self.count, cpus_of_one_node()))
 
     def check(self) -> None:
-        """Raises MuvaError when the cluster would never have room for them all, or no GPU."""
+        """Raises MuvaError when the cluster would never have room for them all.
+
+        Nor may CUDA graphs be asked for of several workers, or of a cluster without GPUs.
+        """
         if self.count * self.threads > cpus():
             raise MuvaError(
                 f"{self.count} workers of {self.threads} cores each: this cluster has {cpus()} "
@@ -50,7 +53,6 @@ class Workers:
                 f"workers of {self.threads} cores each: no node of this cluster has more than "
                 f"{cpus_of_one_node()}; ask for fewer with --cpus-per-worker"
             )
-
         if self.compute.cuda_graphs and not (self.count == 1 and self.use_gpu):
             raise MuvaError(
                 f"--cuda-graphs records the pass of one worker on a GPU; here are {self.count} "

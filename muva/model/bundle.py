@@ -32,7 +32,7 @@ from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.errors import MuvaError
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
 from muva.model.muva_model import MuvaModel, build_model
-from muva.model.precision import Precision, autocast
+from muva.model.precision import Precision, autocast, exact_convolutions
 
 BUNDLE_FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
@@ -252,7 +252,7 @@ def untouched_clip(name: str, *, image_height: int, image_width: int, stride: in
 
 
 def _class_token(clip: open_clip.CLIP, images: Tensor) -> Tensor:
-    return clip.encode_image(images).float()
+    return exact_convolutions(clip.encode_image, images).float()
 
 
 def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:

@@ -154,7 +154,7 @@ class ImageEncoder(nn.Module):
         return None
 
     def _embed(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B T D"]:
-        patches = self._patches(images).flatten(2).mT
+        patches = exact_convolutions(self.conv1, images).flatten(2).mT
         batch = patches.shape[0]  # not len(): an exported graph would keep that as a constant
         leading = [self.class_embedding.expand(batch, 1, -1)]
         if self.part_tokens is not None:
@@ -163,12 +163,6 @@ class ImageEncoder(nn.Module):
             leading.append(patches.unflatten(1, (self.parts, -1)).mean(dim=2))
         tokens = torch.cat([*leading, patches], dim=1)
         return self.ln_pre(tokens + self.positional_embedding)
-
-    def _patches(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B D rows columns"]:
-        if images.device.type != "cuda":
-            return self.conv1(images)
-        with exact_convolutions():
-            return self.conv1(images)
 
     def _run_blocks(
         self, tokens: Float[Tensor, " B T D"], bias: Float[Tensor, " B T T"] | None

@@ -1,7 +1,6 @@
 """The number format of heavy products: float32, or bfloat16 where the hardware is fast at it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -49,13 +48,17 @@ def autocast_without_cache(device: str) -> torch.autocast:
     )
 
 
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """Convolutions in float32 with all its bits; cuDNN takes ten of them (TF32) unless told."""
+def exact_convolutions(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """`function(images)`, in which float32 convolutions keep all bits.
+
+    On GPUs cuDNN multiplies by ten of them (TF32) unless it is told otherwise.
+    """
+    if images.device.type != "cuda":
+        return function(images)
     convolution = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     before = convolution.fp32_precision
     convolution.fp32_precision = "ieee"
     try:
-        yield
+        return function(images)
     finally:
         convolution.fp32_precision = before

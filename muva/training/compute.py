@@ -4,6 +4,7 @@ They change losses by rounding at most, so no artifact's address depends on them
 brings is measured by `python -m benchmarks.training`.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How the image encoder is computed."""
+    """How the image encoder is computed. MuvaError for CUDA graphs of micro-batches."""
 
     micro_batch: int | None = None
     """Images that are encoded at a time, for memory's sake; None: a worker's whole share."""
@@ -42,6 +43,13 @@ class Compute:
     """Only algorithms that give the same bits every time, where the device has others."""
     loaders: int = 0
     """Processes that make batches; 0: a thread of this one."""
+
+    def __post_init__(self) -> None:
+        if self.cuda_graphs and self.micro_batch is not None:
+            raise MuvaError(
+                "--cuda-graphs replays the pass of a whole batch, --micro-batch cuts the batch: "
+                "leave out one of them"
+            )
 
     def pixels(
         self, images: Float[Tensor, " B 3 H W"], device: torch.device
@@ -59,13 +67,8 @@ class Compute:
 def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
     """The encoder's blocks run as these settings say for the length of the block.
 
-    Raises MuvaError for CUDA graphs of micro-batches, and where torch.compile does not work.
+    Raises MuvaError where torch.compile does not work.
     """
-    if compute.cuda_graphs and compute.micro_batch is not None:
-        raise MuvaError(
-            "--cuda-graphs replays the pass of a whole batch, --micro-batch cuts the batch: leave "
-            "out one of them"
-        )
     before = encoder.call
     call = before
     if compute.compile:
@@ -97,12 +100,15 @@ def out_of_memory_told(
     except torch.OutOfMemoryError as error:
         at_once = compute.at_once(batch)
         ways = []
+        if compute.cuda_graphs:
+            ways.append(
+                "no --cuda-graphs, which keep a pass's memory and go with neither micro-batches "
+                "nor several workers"
+            )
         if at_once > 1:
             ways.append(f"--micro-batch {at_once // 2} (the same result, a second pass forward)")
         if not compute.activation_checkpointing:
             ways.append("--activation-checkpointing (the same result, a second pass forward)")
-        if compute.cuda_graphs:
-            ways.append("no --cuda-graphs, which keep the memory of a pass")
         if precision == "fp32":
             ways.append("--set stage2.precision=bf16, or fp16 where the GPU has no bf16")
         ways.append("more --workers, which share a batch")
@@ -126,12 +132,15 @@ def _graphed(encoder: ImageEncoder, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = encoder.forward
+    own = vars(encoder).get("forward")
     encoder.forward = GraphedEncoder(encoder)
     try:
         yield
     finally:
-        encoder.forward = before
+        del encoder.forward
+        if own is not None:
+            encoder.forward = own
+        gc.collect()  # recorded passes are in cycles, and hold a GPU's memory
 
 
 def _compiled(call: Call) -> Call:

@@ -43,7 +43,7 @@ class GraphedEncoder:
             return self._encode(images, part_masks)
         device = images.device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        kind = (images.shape, images.stride(), images.dtype, half)
+        kind = (images.device, images.shape, images.stride(), images.dtype, half)
         if kind not in self._recorded:
             self._recorded[kind] = self._record(images)
         outputs = self._recorded[kind](images)
@@ -58,7 +58,7 @@ class GraphedEncoder:
         # Gradients are added up on the stream of the recording, on purpose.
         set_warn_on_accumulate_grad_stream_mismatch(False)
         # What is recorded casts the weights in every replay: a cache would keep the first ones.
-        with autocast_without_cache(images.device.type):
+        with torch.cuda.device(images.device), autocast_without_cache(images.device.type):
             recorded = torch.cuda.make_graphed_callables(
                 InTensors(self._encoder, self._encode), (images.clone(),)
             )

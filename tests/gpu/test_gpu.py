@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 import muva
 from muva.config import Stage1Config, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
+from muva.model.bundle import untouched_clip
 from muva.model.precision import resolve_precision
 from muva.training.compute import Compute
 from muva.training.stage1 import image_centroids, learn_prompts
@@ -74,7 +76,7 @@ def test_stage_1_learns_what_the_processor_learns() -> None:
     torch.testing.assert_close(*contexts, rtol=1e-9, atol=1e-9)
 
 
-def test_float32_is_float32() -> None:
+def test_float32_is_float32(small_clip: Path) -> None:
     """Not the ten bits that a GPU multiplies by where it is allowed to."""
     images, _ = ToyImages(dtype=torch.float64).batch(np.arange(8), None)
     model = small_model(identities=6, parts=PARTS).eval()
@@ -82,6 +84,11 @@ def test_float32_is_float32() -> None:
         exact = model.double().retrieval_features(images)
         found = model.float().to(GPU).retrieval_features(images.float().to(GPU)).cpu()
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6)
+
+    clip = untouched_clip(f"{small_clip}", image_height=64, image_width=32, stride=8)
+    pixels = interpolate(images.float(), size=(64, 32)).clamp(0, 1)
+    here = clip.embed_pixels(pixels)
+    np.testing.assert_allclose(clip.to("cuda").embed_pixels(pixels), here, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -129,10 +136,11 @@ def test_two_deterministic_trainings_agree_bit_for_bit(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_replayed_passes_are_the_launched_ones_bit_for_bit(precision: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_replayed_passes_are_the_launched_ones_bit_for_bit(case: str, precision: str) -> None:
     launched, replayed = (
         trace(
-            "online gate, soft memory",
+            case,
             Compute(deterministic=True, cuda_graphs=graphs),
             dtype=torch.float32,
             device=GPU,

@@ -127,15 +127,14 @@ def test_cuda_graphs_are_refused_where_they_cannot_be() -> None:
     with pytest.raises(MuvaError, match=r"on a CUDA GPU, not of 1 on cpu: leave cuda_graphs out"):
         train(model, ToyImages(), compute=Compute(cuda_graphs=True))
     with pytest.raises(MuvaError, match=r"--micro-batch cuts the batch: leave out one of them"):
-        train(model, ToyImages(), compute=Compute(cuda_graphs=True, micro_batch=4))
+        Compute(cuda_graphs=True, micro_batch=4)
 
 
 def test_the_encoder_is_as_it_was_after_a_training() -> None:
     model = small_model(parts=PARTS)
-    forward = model.image_encoder.forward
     with computing(model.image_encoder, Compute(cuda_graphs=True)):
-        assert model.image_encoder.forward != forward
-    assert model.image_encoder.forward == forward
+        assert isinstance(model.image_encoder.forward, GraphedEncoder)
+    assert "forward" not in vars(model.image_encoder)
     compute = Compute(activation_checkpointing=True, deterministic=True)
     with computing(model.image_encoder, compute):
         assert model.image_encoder.call is not directly
@@ -243,6 +242,17 @@ def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(
         else:
             break
     assert tried == [None, 4, 2] and len(reports) == 2
+
+
+def test_a_gpu_that_is_full_with_recorded_passes_is_told_to_leave_them_out_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GraphedEncoder, "_record", lambda self, images: self._encode)
+    model = small_model(identities=6, parts=PARTS)
+    model.image_encoder.forward = FullAt(model, train=0, features=8)
+    with pytest.raises(MuvaError, match=r"best first: no --cuda-graphs, which keep .*; --micro"):
+        train(model, ToyImages(), compute=Compute(cuda_graphs=True))
+    assert isinstance(model.image_encoder.forward, FullAt)
 
 
 def test_a_full_gpu_is_told_what_is_left_to_try() -> None:

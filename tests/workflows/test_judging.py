@@ -180,7 +180,7 @@ def test_a_judgement_that_fails_is_told_to_the_training(training: Training, tmp_
     nothing = Artifact(training.session.store, "models", "nothing", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
     (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    judge_here(tmp_path, inputs, nothing)
+    judge_here(tmp_path, inputs, nothing, Board())
     verdict = json.loads(nothing.store.read(nothing.key(VERDICTS, "00003.json")))
     assert "no state of epoch 3 is kept" in verdict["mistake"]
     nothing.delete_part(VERDICTS)
@@ -194,7 +194,7 @@ def test_beside_a_training_that_fills_the_gpu_processors_judge(
     def judged(device: torch.device) -> dict[str, float]:
         tried.append(device.type)
         if device.type == "cuda":
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
         return {HELD_OUT: 0.5}
 
     monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
@@ -202,12 +202,33 @@ def test_beside_a_training_that_fills_the_gpu_processors_judge(
     artifact = Artifact(training.session.store, "models", "full", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
     (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    found = judge_here(tmp_path, inputs, artifact)
+    board = Board()
+    found = judge_here(tmp_path, inputs, artifact, board)
     assert tried == ["cuda", "cpu"] and found == {HELD_OUT: 0.5}
+    note, (kind, verdict) = board.drain()
+    assert note[0] == "note" and note[1].startswith("Epoch 3 is judged on processors: the GPU has")
+    assert kind == "verdict" and verdict == {"epoch": 3, HELD_OUT: 0.5}
     artifact.delete_part(VERDICTS)
 
 
-def judge_here(folder: Path, inputs: TrainingInputs, artifact: Artifact) -> dict[str, float]:
+def test_what_else_goes_wrong_on_a_gpu_is_not_hidden(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> dict[str, float]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
+    monkeypatch.setattr(judging, "_judged", broken)
+    inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
+    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
+    artifact = Artifact(training.session.store, "models", "broken", "0" * 16)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        judge_here(tmp_path, inputs, artifact, Board())
+
+
+def judge_here(
+    folder: Path, inputs: TrainingInputs, artifact: Artifact, board: Board
+) -> dict[str, float]:
     """In this process, whose threads stay as many as they are."""
     threads = torch.get_num_threads()
     try:
@@ -215,7 +236,7 @@ def judge_here(folder: Path, inputs: TrainingInputs, artifact: Artifact) -> dict
             ray.train.Checkpoint.from_directory(folder),
             inputs=inputs,
             artifact=artifact,
-            board=Board(),
+            board=board,
         )
     finally:
         torch.set_num_threads(threads)

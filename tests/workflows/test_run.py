@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -309,9 +310,15 @@ def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> Non
         Workers(count=1000).check()
 
 
-def test_passes_are_recorded_where_there_is_a_gpu_for_one_worker(ray_session: None) -> None:
-    with pytest.raises(MuvaError, match=r"--cuda-graphs .* 2 workers .*: leave the option out"):
-        Workers(count=2, cpus_each=1, compute=Compute(cuda_graphs=True)).check()
+def test_cuda_graphs_are_for_one_worker_with_a_gpu(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count, gpus, told in ((1, 0, "1 workers and 0"), (2, 2, "2 workers and 2"), (1, 1, None)):
+        monkeypatch.setattr("workflows.workers.gpus", lambda gpus=gpus: gpus)
+        workers = Workers(count=count, cpus_each=1, compute=Compute(cuda_graphs=True))
+        expected = pytest.raises(MuvaError, match=f"--cuda-graphs .* {told} GPUs: leave the option")
+        with expected if told else nullcontext():
+            workers.check()
 
 
 @pytest.mark.parametrize(
