@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--space", default="all", help="that the study searches")
     parser.add_argument("--trials", type=int, default=40, help="of the study")
     parser.add_argument("--timed-trials", type=int, default=40, help="of concurrency")
+    parser.add_argument("--reuse-trials", type=int, default=20, help="of reuse")
     parser.add_argument("--people", type=int, default=32, help="that a domain shows for training")
     parser.add_argument("--epochs", type=int, default=4, help="of both stages")
     parser.add_argument("--folds", type=int, default=2, help="that the study holds out")
@@ -76,7 +77,9 @@ def main() -> int:
         home = arguments.home or Path(temporary)
         with ray_cluster():
             if "reuse" in arguments.works:
-                figures["reuse"] = measured_reuse(home / "reuse", config)
+                figures["reuse"] = measured_reuse(
+                    home / "reuse", config, trials=arguments.reuse_trials
+                )
             if "concurrency" in arguments.works:
                 figures["concurrency"] = measured_concurrency(
                     home, config, trials=arguments.timed_trials
@@ -159,7 +162,7 @@ def prepared(home: Path, config: ExperimentConfig) -> Sources:
     return Sources(session=session, config=config, sources=sources, labels=labels)
 
 
-def measured_reuse(home: Path, config: ExperimentConfig, *, trials: int = 10) -> dict[str, Any]:
+def measured_reuse(home: Path, config: ExperimentConfig, *, trials: int) -> dict[str, Any]:
     """What the space of masks' trials share, by the seconds that the steps' manifests tell.
 
     One trial is also run in a home of its own, which shows what a trial alone takes in fact.
