@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
     parser.add_argument(
-        "--settings", nargs="+", choices=list(SETTINGS), help="[all; fp16 on GPUs alone]"
+        "--settings", nargs="+", choices=list(SETTINGS), help="[all that the device has]"
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
@@ -133,8 +133,14 @@ def main() -> int:
 
 
 def settings_here() -> list[str]:
-    """All that this device can show: processors have no fp16 products worth measuring."""
-    return [name for name in SETTINGS if name != "fp16" or best_device().type == "cuda"]
+    """All that this device can show: processors have no graphs, nor fp16 products worth timing."""
+    if best_device().type == "cuda":
+        return list(SETTINGS)
+    return [
+        name
+        for name, setting in SETTINGS.items()
+        if setting.get("precision") != "fp16" and not setting.get("compute", Compute()).cuda_graphs
+    ]
 
 
 class Held:

@@ -35,6 +35,7 @@ from tests.training.test_micro_batches import (
     PARTS,
     SETTINGS,
     LiveBytes,
+    assert_identical,
     assert_same,
     one_step,
     trace,
@@ -151,10 +152,7 @@ def test_two_deterministic_trainings_agree_bit_for_bit(precision: str) -> None:
               precision=precision)
         for _ in range(2)
     )  # fmt: skip
-    for ours, theirs in zip(
-        [*first.steps, first.weights], [*second.steps, second.weights], strict=True
-    ):
-        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert_identical(first, second)
 
 
 def test_checkpointed_blocks_keep_their_inputs_alone() -> None:

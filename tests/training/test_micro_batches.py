@@ -111,6 +111,15 @@ def assert_same(found: Trace, expected: Trace, *, limit: float = LIMIT) -> None:
             torch.testing.assert_close(found.weights[name], value, rtol=limit, atol=limit)
 
 
+def assert_identical(found: Trace, expected: Trace) -> None:
+    """To the bit, key biases too."""
+    assert len(found.steps) == len(expected.steps) >= 4
+    for ours, theirs in zip(
+        [*found.steps, found.weights], [*expected.steps, expected.weights], strict=True
+    ):
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
 def test_one_worker_with_micro_batches_does_what_it_does_without(case: str, size: int) -> None:
