@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.runs import Tracker
-from workflows.ui import mlflow_server
+from workflows.verbs.ui import mlflow_server
 
 MOST_A_TRIAL_S = 0.5
 """To write a trial's run."""

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from muva.data.synthetic import BENCHMARK, DOMAINS, render
 from muva.retrieval import evaluate
+from muva.synthetic import BENCHMARK, DOMAINS, render
 
 STRIPES = 6
 BINS = (8, 4, 4)

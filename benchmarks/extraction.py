@@ -26,10 +26,10 @@ from benchmarks.memory import again_and_again, memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from muva.config import ModelConfig
 from muva.data.store import open_store
-from workflows.cluster import cpus, ray_cluster
-from workflows.embedding import UNTOUCHED, Judged, features_step, open_embedder
-from workflows.ranking import PART_IMAGES
+from workflows.runtime.cluster import cpus, ray_cluster
 from workflows.session import Session
+from workflows.steps.embed import UNTOUCHED, Judged, features_step, open_embedder
+from workflows.steps.rank import PART_IMAGES
 
 LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
 """Goals: of the bare model's images per second; of the memory between the first and last third."""

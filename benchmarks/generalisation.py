@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from muva.config import load_recipe, with_settings
-from muva.data.synthetic import BENCHMARK
+from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
-from workflows.cluster import ray_cluster
-from workflows.run import VARIANTS, pipeline_run, run_pipeline, tell_run
+from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.workers import Workers
+from workflows.steps.pipeline import VARIANTS, pipeline_run, run_pipeline, tell_run
 
 Figures = dict[str, dict[str, list[float]]]
 """Target -> variant -> mAP of each seed, fractions."""

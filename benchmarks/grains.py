@@ -22,11 +22,11 @@ from muva.config import PARTS
 from muva.data.artifacts import find_artifact, list_artifacts
 from muva.data.shards import open_dataset
 from muva.data.store import Store
-from muva.data.synthetic import BENCHMARK
 from muva.grounding.part_masks import part_masks, patch_centres
 from muva.model.bundle import Bundle
 from muva.models import load
 from muva.retrieval.metrics import evaluate
+from muva.synthetic import BENCHMARK
 from workflows.session import open_session
 
 GRAINS = ("person", *PARTS)

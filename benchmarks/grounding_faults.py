@@ -33,12 +33,12 @@ from benchmarks.grounding_speed import crowd
 from muva.config import PHRASES, GroundingConfig
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.shards import Dataset, open_dataset
-from muva.data.synthetic.sensor import encode_jpeg
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.ground import ground_shard
 from muva.grounding.labels import finished_parts, read_label_part, summarise_labels
-from workflows.expert_pool import Actors, ground_shards
+from muva.synthetic.sensor import encode_jpeg
+from workflows.runtime.expert_pool import Actors, ground_shards
 
 KINDS = ("actor", "node", "driver", "s3")
 IMAGES, SHARD_IMAGES, BATCH_S = 480, 12, 0.15
@@ -104,7 +104,7 @@ def main() -> int:
 
 def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
     """What `muva ground` does, with this benchmark's expert; a process of its own, to be killed."""
-    from workflows.cluster import ray_cluster
+    from workflows.runtime.cluster import ray_cluster
 
     dataset, labels = open_dataset(open_artifact(dataset_uri)), open_artifact(labels_uri)
     with ray_cluster():

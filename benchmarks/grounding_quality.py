@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from muva.config import PARTS, PHRASES, GroundingConfig
-from muva.data.synthetic import BENCHMARK, DOMAINS, PRETRAINING, render
-from muva.data.synthetic.sensor import encode_jpeg
 from muva.grounding.expert import Expert, GroundingImage
 from muva.grounding.experts import choose_expert
 from muva.grounding.quality import iou
+from muva.synthetic import BENCHMARK, DOMAINS, PRETRAINING, render
+from muva.synthetic.sensor import encode_jpeg
 
 LEAST_IOU, MOST_MISSED, LEAST_RATE = 0.75, 0.03, 30.0
 """Goals: median IoU of each part, share not found, images per second and core."""

@@ -26,8 +26,6 @@ from muva.data.artifacts import Artifact
 from muva.data.records import Record, Split
 from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.data.store import open_store
-from muva.data.synthetic import BENCHMARK, render
-from muva.data.synthetic.sensor import encode_jpeg
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.labels import (
@@ -37,8 +35,10 @@ from muva.grounding.labels import (
     summarise_labels,
     write_label_part,
 )
-from workflows.cluster import ray_cluster
-from workflows.expert_pool import Actors, Spent, ground_shards
+from muva.synthetic import BENCHMARK, render
+from muva.synthetic.sensor import encode_jpeg
+from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.expert_pool import Actors, Spent, ground_shards
 
 MOST_OVERHEAD, LEAST_SPEED_UP = 0.05, 1.8
 MOST_GROWTH_MB, MOST_RECOGNITION_S = 100.0, 5.0

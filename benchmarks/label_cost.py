@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 from benchmarks.generalisation import judged, print_table, values_of
-from muva.data.synthetic import BENCHMARK
+from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
-from workflows.cluster import ray_cluster
+from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.workers import Workers
 from workflows.session import open_session
-from workflows.workers import Workers
 
 EXACT = "annotated"
 

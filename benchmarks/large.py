@@ -33,12 +33,12 @@ from muva.data.shards import open_dataset
 from muva.model.bundle import untouched_clip
 from muva.model.clip import load_clip
 from muva.model.precision import resolve_precision
-from workflows.cluster import ray_cluster
-from workflows.data import datasets_of
-from workflows.ground import ground
 from workflows.progress import say
+from workflows.runtime.cluster import ray_cluster
 from workflows.session import open_session
-from workflows.training_inputs import TrainingInputs
+from workflows.steps.ground import ground
+from workflows.steps.import_data import datasets_of
+from workflows.steps.training_inputs import TrainingInputs
 
 SOURCE = "syn-boulevard"
 TEST_PEOPLE = 8

@@ -34,9 +34,10 @@ from benchmarks.small_clip import write_small_clip
 from muva.data.artifacts import list_artifacts
 from muva.data.store import Store, open_store
 from tracking.addresses import reached_client
-from workflows.ports import HOST, usable_port
-from workflows.ray_head import RAY, answer, authorisation, ensure_token
-from workflows.waiting import WAIT_LIMIT_VARIABLE
+from workflows.jobs.head import answer
+from workflows.runtime.authentication import RAY, authorisation, ensure_token
+from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE
+from workflows.runtime.local import HOST, usable_port
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S, PATIENCE_S = 180.0, 900.0

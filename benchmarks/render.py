@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 
-from muva.data.synthetic import DOMAINS, render
+from muva.synthetic import DOMAINS, render
 
 GOALS = {(256, 128): 20.0, (128, 64): 60.0}
 """Images per second and core that a size is to reach in the mean over the domains."""

@@ -25,7 +25,6 @@ from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import device_name
 from benchmarks.training import timed
 from muva.config import ModelConfig, PromptConfig
-from muva.data.synthetic import DOMAINS, render
 from muva.model.bundle import Bundle, embedder_of
 from muva.model.clip import build_clip, load_clip
 from muva.model.export import (
@@ -39,6 +38,7 @@ from muva.model.export import (
 )
 from muva.model.muva_model import build_model
 from muva.retrieval import evaluate
+from muva.synthetic import DOMAINS, render
 
 BATCH, ROUNDS, THREADS = 16, 5, 1
 TARGET, PEOPLE = "syn-station", 100

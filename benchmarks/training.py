@@ -47,10 +47,10 @@ from muva.training.images import dataset_centroids
 from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import training_step
-from workflows.cluster import ray_cluster
-from workflows.run import run_pipeline
+from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.workers import Workers
 from workflows.session import open_session
-from workflows.workers import Workers
+from workflows.steps.pipeline import run_pipeline
 
 LEAST_OF_BARE, LEAST_OF_FLOAT32 = 0.88, 3.0
 """Goals: float32 beside the bare model's rate; bf16 beside our float32."""

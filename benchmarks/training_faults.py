@@ -38,14 +38,14 @@ from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
 from muva.data.shards import open_dataset
 from muva.data.store import Store
-from workflows.cluster import ray_cluster
-from workflows.data import datasets_of
-from workflows.encoder import encoder_step
-from workflows.ground import ground
-from workflows.prompts import CONTEXTS, prompts_step
+from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.training_inputs import TrainingInputs
-from workflows.workers import Workers
+from workflows.steps.encoder import encoder_step
+from workflows.steps.ground import ground
+from workflows.steps.import_data import datasets_of
+from workflows.steps.prompts import CONTEXTS, prompts_step
+from workflows.steps.training_inputs import TrainingInputs
 
 KINDS = ("process", "node", "driver")
 STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}

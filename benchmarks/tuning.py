@@ -25,17 +25,17 @@ import numpy as np
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, list_artifacts
 from tracking.names import experiment_name
-from workflows.cluster import cpus, ray_cluster
-from workflows.data import datasets_of
-from workflows.evaluate import evaluate_on
-from workflows.ground import ground
 from workflows.progress import say
+from workflows.runtime.cluster import cpus, ray_cluster
+from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.study import best_of, find_study, reuse
-from workflows.train import train
-from workflows.trial import Reached, TrialInputs, grounding_key, run_trial, trial_config
-from workflows.tuning import search
-from workflows.workers import Workers
+from workflows.steps.evaluate import evaluate_on
+from workflows.steps.ground import ground
+from workflows.steps.import_data import datasets_of
+from workflows.steps.train import train
+from workflows.tuning.search import search
+from workflows.tuning.study import best_of, find_study, reuse
+from workflows.tuning.trial import Reached, TrialInputs, grounding_key, run_trial, trial_config
 
 WORKS = ("reuse", "concurrency", "study")
 LEAST_SAVED = 0.6

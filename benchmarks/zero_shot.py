@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from muva.data.synthetic import DOMAINS, PRETRAINING
 from muva.model.clip import load_clip
-from workflows.pretrain_clip import HEIGHT, PEOPLE, WIDTH, unseen_people, zero_shot
+from muva.pretraining.clip import HEIGHT, PEOPLE, WIDTH, unseen_people, zero_shot
+from muva.synthetic import DOMAINS, PRETRAINING
 
 
 def main() -> None:

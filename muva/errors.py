@@ -23,3 +23,9 @@ def closest(word: str, known: Iterable[str], *, most: int = 8) -> str:
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3) or known[:most]
     return f"closest: {', '.join(near)}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """For errors: `; did you mean a?`, or nothing where no known word is close."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one: it takes seconds to start."""
-    from workflows.cluster import ray_cluster
+    from workflows.runtime.cluster import ray_cluster
 
     with ray_cluster():
         yield

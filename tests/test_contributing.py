@@ -18,7 +18,7 @@ from muva.data.benchmarks.benchmark import counts_differ
 from muva.errors import MuvaError
 from muva.grounding.expert import GroundingImage
 from muva.grounding.experts import EXPERTS, ExpertInfo, choose_expert
-from workflows.cli import VERBS
+from workflows.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ("CONTRIBUTING.md", "clusters/README.md", "docs/mlflow.md", "docs/using-the-model.md")

@@ -14,7 +14,7 @@ from muva.config import load_recipe
 from muva.data.artifacts import open_artifact
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from workflows.submit import submit_job
+from workflows.jobs.submit import submit_job
 
 ROOT = Path(__file__).parent.parent
 OURS = ("muva", "workflows", "tracking")
@@ -102,7 +102,7 @@ def test_words_of_a_submitted_command_stay_words(monkeypatch: pytest.MonkeyPatch
         def get_address(self) -> str:
             return "http://127.0.0.1:8265"
 
-    monkeypatch.setattr("workflows.submit.jobs_client", lambda cluster: Client())
+    monkeypatch.setattr("workflows.jobs.submit.jobs_client", lambda cluster: Client())
     evil = ["run", "demo; touch /tmp/x", "$(id)", "`id`", "--set", "seed=1 && id"]
     submit_job(evil, upload=False)
     (entrypoint,) = sent

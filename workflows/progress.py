@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 LOG_EVERY_S = 5.0
 
@@ -84,15 +82,3 @@ def track(label: str) -> Iterator[Track]:
         say(f"{label} …")
         yield Track(label, None)
     say(f"{label}: done in {time.monotonic() - started_at:.1f} s")
-
-
-def as_text(table: Table) -> str:
-    """A table as plain text for standard output, its title in one line above it."""
-    writer = Console(width=120, highlight=False)
-    untitled = copy.copy(table)
-    untitled.title = None
-    with writer.capture() as captured:
-        if table.title:
-            writer.print(table.title, markup=False, soft_wrap=True)
-        writer.print(untitled)
-    return captured.get().rstrip()

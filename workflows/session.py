@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from muva.data.store import Store, open_store
 
 if TYPE_CHECKING:
     from tracking.runs import Run, RunRef
-    from workflows.shared_steps import SharedSteps
+    from workflows.runtime.claims import SharedSteps
 
 AWAY_S = 240.0
 """How long MLflow's server may be away when a step of a pipeline begins: as long as MLflow's own
@@ -83,68 +79,3 @@ def open_session(
         tracking_uri=tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
         experiment=experiment,
     )
-
-
-def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a verb the options that say where things are, and a `session` made of them."""
-
-    @click.option(
-        "--home",
-        type=click.Path(file_okay=False, path_type=Path),
-        envvar="MUVA_HOME",
-        default="runs",
-        show_default=True,
-        help="Folder of everything that is kept here.",
-    )
-    @click.option(
-        "--store",
-        envvar="MUVA_STORE",
-        help="Artifacts: a folder or s3://bucket/prefix. [HOME/store]",
-    )
-    @click.option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow: sqlite:///FILE or http://SERVER. [sqlite in HOME]",
-    )
-    @functools.wraps(verb)
-    def with_session(
-        *args: object, home: Path, store: str | None, tracking_uri: str | None, **kwargs: object
-    ) -> Any:
-        session = open_session(home=home, store=store, tracking_uri=tracking_uri)
-        return verb(*args, session=session, **kwargs)
-
-    return with_session
-
-
-class _Names(click.ParamType):
-    """Names with commas between them."""
-
-    name = "A,B"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The names, without the spaces around them."""
-        names = tuple(filter(None, (name.strip() for name in value.split(","))))
-        if not names:
-            self.fail("expected names with commas between them, found none", param, ctx)
-        return names
-
-
-NAMES = _Names()
-recipe_option = click.option(
-    "--recipe", default="base", show_default=True, help="A shipped recipe, or a YAML file."
-)
-override_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Change a setting of the recipe; may be repeated.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-def print_result(result: object, *, as_json: bool, text: str) -> None:
-    """The verb's result on standard output, for a machine or for a person."""
-    click.echo(json.dumps(result, indent=2, default=str) if as_json else text)

@@ -1,6 +1,6 @@
 """A record: one image of one person and what is known about it, before it is read.
 
-Readers (`muva.data.benchmarks`, `muva.data.synthetic`) yield records; `write_shards` reads, checks
+Readers (`muva.data.benchmarks`, `muva.synthetic`) yield records; `write_shards` reads, checks
 and stores the images. A record opens nothing: its image is a path or encoded bytes.
 """
 

@@ -453,3 +453,7 @@ def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> Non
 
 
 _PLACE_ATTEMPTS = 10
+
+
+PARTIAL_AFTER_S = 3600.0
+"""A file that a write left behind is swept when it is this old: younger ones may be in use."""

@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from muva.data.synthetic import DOMAINS, render
 from muva.errors import MuvaError, SettingsError
 from muva.model.bundle import Bundle
+from muva.synthetic import DOMAINS, render
 
 Form = Literal["onnx", "torchscript", "safetensors"]
 Takes = Literal["normalised", "hwc", "chw", "imagenet"]

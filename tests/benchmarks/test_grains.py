@@ -11,8 +11,8 @@ from muva.data.shards import open_dataset
 from muva.model.bundle import embedder_of
 from muva.retrieval.metrics import evaluate
 from tests.model.small import IMAGE_SIZE, small_model
-from workflows.data import datasets_of
 from workflows.session import open_session
+from workflows.steps.import_data import datasets_of
 
 TARGET = "syn-airport"
 

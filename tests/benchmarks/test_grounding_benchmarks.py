@@ -12,11 +12,11 @@ import pytest
 from benchmarks import grounding_faults, grounding_quality, grounding_speed
 from muva.config import PARTS, PHRASES
 from muva.data.records import Box
-from muva.data.synthetic import DOMAINS, render
-from muva.data.synthetic.sensor import encode_jpeg
 from muva.grounding.expert import Grounding, GroundingImage
 from muva.grounding.ground import ground_shard
 from muva.grounding.quality import iou
+from muva.synthetic import DOMAINS, render
+from muva.synthetic.sensor import encode_jpeg
 
 DOMAIN = "syn-boulevard"
 

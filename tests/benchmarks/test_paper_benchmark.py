@@ -29,7 +29,8 @@ from benchmarks.paper import (
 from muva.config import load_recipe
 from muva.errors import MuvaError, SettingsError
 from muva.paper import PROTOCOLS, rows
-from workflows.cli import VERBS, muva
+from workflows.cli import muva
+from workflows.verbs import VERBS
 
 RATES = Rates(
     device="a card",

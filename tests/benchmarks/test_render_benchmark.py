@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import render as benchmark
-from muva.data.synthetic import DOMAINS
+from muva.synthetic import DOMAINS
 
 
 @pytest.mark.parametrize(("goal", "code"), [(1e-3, 0), (1e9, 1)])

@@ -19,12 +19,12 @@ from mlflow.entities import Run as MlflowRun
 
 from muva.config import load_recipe
 from muva.data.artifacts import open_artifact
-from workflows.promote import promote
-from workflows.run import map_domains, pipeline_run, run_pipeline, tell_run
+from workflows.results.promotion import promote
+from workflows.runtime.workers import Workers
 from workflows.session import open_session
-from workflows.tuning import search
-from workflows.ui import mlflow_server
-from workflows.workers import Workers
+from workflows.steps.pipeline import map_domains, pipeline_run, run_pipeline, tell_run
+from workflows.tuning.search import search
+from workflows.verbs.ui import mlflow_server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = os.environ.get("MUVA_CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")

@@ -14,7 +14,7 @@ import pytest
 from muva.config import load_recipe
 from tests.clusters.fields import CLUSTERS, ROOT, documents
 from workflows.cli import muva as muva_command
-from workflows.cluster_settings import load_cluster
+from workflows.jobs.cluster_settings import load_cluster
 
 PAGES = sorted(path.relative_to(CLUSTERS).as_posix() for path in CLUSTERS.rglob("*.md"))
 OUTSIDE = {

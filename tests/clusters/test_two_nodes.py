@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.clusters.two_nodes import TwoNodes, two_nodes
-from workflows.jobs import jobs_verb
+from workflows.verbs.jobs import jobs_verb
 
 CLI = (sys.executable, "-m", "workflows.cli")
 IMPORT = (

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from benchmarks.pipeline_faults import alive_nodes
 from tests.clusters.fields import CLUSTERS
-from workflows.ports import HOST, usable_port
-from workflows.ray_head import RAY, answer, authorisation, ensure_token
+from workflows.jobs.head import answer
+from workflows.runtime.authentication import RAY, authorisation, ensure_token
+from workflows.runtime.local import HOST, usable_port
 
 START_S = 120.0
 SMALL = (

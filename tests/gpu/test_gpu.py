@@ -37,9 +37,9 @@ from tests.training.test_micro_batches import (
     trace,
 )
 from tests.training.toy_images import ToyImages
-from workflows.run import run_pipeline
+from workflows.runtime.workers import Workers
 from workflows.session import open_session
-from workflows.workers import Workers
+from workflows.steps.pipeline import run_pipeline
 
 GPU = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")

@@ -14,7 +14,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from workflows.pretrain_grounder import new_grounder, new_processor, save
+from muva.pretraining.grounder import new_grounder, new_processor, save
 
 tf: Any = transformers
 """Its annotations know one kind of configuration where several are taken."""

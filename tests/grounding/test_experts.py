@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from muva.config import PHRASES, GroundingConfig
-from muva.data.synthetic import render
-from muva.data.synthetic.sensor import encode_jpeg
 from muva.errors import MuvaError
 from muva.grounding.expert import GroundingImage, RefusedImageError
 from muva.grounding.experts import EXPERTS, choose_expert
 from muva.grounding.experts.florence2 import Florence2Expert
 from muva.grounding.quality import iou
+from muva.synthetic import render
+from muva.synthetic.sensor import encode_jpeg
 from tests.grounding.small_experts import MAKERS
 
 SIZES = ((128, 64), (117, 71), (61, 33), (300, 401))

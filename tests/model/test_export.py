@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 import muva.model.export as exporting
-from muva.data.synthetic import render
 from muva.errors import MuvaError, SettingsError
 from muva.model.bundle import Bundle, embedder_of
 from muva.model.export import IMAGENET_MEAN, IMAGENET_STD, Form, Takes, check_pixels, export
 from muva.model.muva_model import MuvaModel
+from muva.synthetic import render
 from tests.model.small import IMAGE_SIZE, small_model
 
 PARTS = ("head", "upper_body", "legs")

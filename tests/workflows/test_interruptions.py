@@ -13,7 +13,8 @@ from PIL import Image
 from muva.data.artifacts import list_artifacts
 from muva.data.store import open_store
 from tests.workflows.commands import PATIENCE_S, finish, start
-from workflows.cli import INTERRUPTED, main
+from workflows.cli import main
+from workflows.exit_codes import INTERRUPTED
 
 
 def test_ctrl_c_in_an_import_leaves_nothing_that_counts_as_done(

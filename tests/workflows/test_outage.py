@@ -14,10 +14,10 @@ from mlflow import MlflowClient
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from tracking.runs import Tracker, has_pictures
-from workflows.ports import usable_port
+from workflows.runtime.local import usable_port
 from workflows.session import Session
-from workflows.steps import Tell
-from workflows.ui import mlflow_server
+from workflows.steps.step import Tell
+from workflows.verbs.ui import mlflow_server
 
 
 def test_metrics_of_an_outage_are_written_when_the_server_is_back(

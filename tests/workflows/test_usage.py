@@ -94,7 +94,7 @@ def test_a_fault_of_the_program_is_traced_without_secrets(
     def fault() -> None:
         raise RuntimeError("no answer from http://me:s3cr3t@tracking:5000")
 
-    monkeypatch.setattr("workflows.recipes.described_recipes", fault)
+    monkeypatch.setattr("workflows.verbs.recipes.described_recipes", fault)
     with pytest.raises(SystemExit, match="1"):
         main(["recipes"])
     told = capsys.readouterr().err

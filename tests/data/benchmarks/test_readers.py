@@ -12,8 +12,8 @@ from muva.data.artifacts import Artifact
 from muva.data.benchmarks import listing_of, read_tree
 from muva.data.shards import open_dataset, write_shards
 from muva.data.store import open_store
-from muva.data.synthetic import synthetic_records
 from muva.errors import MuvaError
+from muva.synthetic import synthetic_records
 from tests.data.benchmarks.trees import told, tree
 
 MARKET = {

@@ -1,0 +1,355 @@
+"""Every setting of an experiment, one frozen section per stage; the defaults are the paper's.
+
+Sections are what steps are fingerprinted by: a field here changes a result, or it is not here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from muva.errors import did_you_mean
+
+if TYPE_CHECKING:
+    pass
+
+PARTS = ("head", "upper_body", "legs")
+"""The body parts in their fixed order: index 0, 1, 2 of masks, tokens, contexts and prompts."""
+
+PHRASES = {
+    "head": "the head of the person",
+    "upper_body": "the upper body of the person",
+    "legs": "the legs of the person",
+}
+"""Part -> phrase that an expert is asked for, the paper's wording."""
+
+Part = Literal["head", "upper_body", "legs"]
+BoxRule = Literal[
+    "drop-whole-image", "drop-tiny", "drop-disordered", "drop-duplicates", "cut-overlap"
+]
+"""What may drop or mend boxes; `muva.grounding.rules` says how."""
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, complete by defaults, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The image encoder (Sec. 3.2 to 3.4 of the paper)."""
+
+    clip: str = "ViT-B-16"
+    """`tiny` (shipped), an open_clip name with OpenAI's weights, `NAME:TAG` for other weights of
+    open_clip, `hf-hub:ORG/NAME`, a path to a checkpoint of OpenAI's, or `NAME:PATH` for others'."""
+    image_height: Count = 256
+    image_width: Count = 128
+    stride: Count = 16
+    """Step between patches in pixels; smaller than the patch makes them overlap."""
+    parts: tuple[Part, ...] = PARTS
+    """Body parts with a token of their own; empty for the global-only model."""
+    part_token_init: Literal["random", "cls", "patch_avg"] = "random"
+    gating: Literal["offline", "online"] = "offline"
+    """`offline`: a hard gate without gradient; `online`: an additive bias with gradient."""
+    mask_max_value: Annotated[float, Field(ge=0)] = 100.0
+    """v of the online gate's bias 2 v P - v."""
+    mask_temperature: Positive = 1.0
+    """tau of P = sigmoid(M / tau)."""
+    predictor_heads: Count = 2
+    predictor_layer_norm: bool = True
+    predictor_shortcut: bool = True
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
+
+    @field_validator("parts")
+    @classmethod
+    def _ascending(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        if len(set(parts)) != len(parts):
+            raise ValueError(f"names a part twice: {', '.join(parts)}")
+        return tuple(part for part in PARTS if part in parts)
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> Self:
+        patch = patch_size(self.clip)
+        if patch is None:
+            return self
+        if self.stride > patch:
+            raise ValueError(
+                f"stride {self.stride} leaves gaps between the patches of {patch} pixels of "
+                f"{self.clip}: expected a stride of 1 to {patch}"
+            )
+        if min(self.image_height, self.image_width) < patch:
+            raise ValueError(
+                f"an image of {self.image_height} x {self.image_width} holds no patch of {patch} "
+                f"pixels of {self.clip}"
+            )
+        return self
+
+
+def patch_size(clip: str) -> int | None:
+    """A CLIP's patch in pixels as far as its name tells (`tiny`, `ViT-B-16:openai`), else None."""
+    if clip == "tiny":
+        return 8
+    named = re.fullmatch(r"ViT-\w+-(\d+)(-quickgelu|-\d+)?(:.+)?", clip)
+    return int(named.group(1)) if named else None
+
+
+DOMAIN = "{domain}"
+"""In a domain context: the domain's name."""
+
+
+class PromptConfig(Section):
+    """The learnable prompts, one per identity and grain."""
+
+    template: Literal["universal", "part-agnostic"] = "universal"
+    domain_context: str = ""
+    """Text after a comma at the end of each prompt, for example `taken at night`; `{domain}` in it
+    stands for the name of an identity's data set, in words."""
+    domain_contexts: dict[str, str] = Field(default_factory=dict)
+    """Data set -> the context of its identities instead."""
+    context_tokens: Count = 4
+    context_std: Positive = 0.002
+    """Standard deviation of the contexts' normal start."""
+
+    @property
+    def differ_by_domain(self) -> bool:
+        """Whether identities of different domains have different prompts."""
+        return bool(self.domain_contexts) or DOMAIN in self.domain_context
+
+    def context_of(self, domain: str) -> str:
+        """The context of a domain's identities."""
+        text = self.domain_contexts.get(domain, self.domain_context)
+        return text.replace(DOMAIN, domain.removeprefix("syn-").replace("-", " "))
+
+
+class TrainingConfig(Section):
+    """What both stages share. P x K sampling: P identities with K images each make a batch."""
+
+    batch_size: Count = 64
+    """Images in a batch of all workers together."""
+    images_per_identity: Count = 4
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: bf16 where the processor or GPU multiplies it fast, else fp32."""
+
+    @model_validator(mode="after")
+    def _whole_identities(self) -> Self:
+        if self.batch_size % self.images_per_identity:
+            raise ValueError(
+                f"images_per_identity {self.images_per_identity} does not divide "
+                f"batch_size {self.batch_size}"
+            )
+        return self
+
+
+class Stage1Config(TrainingConfig):
+    """Stage 1: the prompts learn, everything else is frozen."""
+
+    epochs: Count = 120
+    lr: Positive = 3.5e-4
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+    warmup_lr: Positive = 1e-5
+    final_lr: Positive = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """L2, added to the gradient (Adam, not AdamW)."""
+    temperature: Positive = 1.0
+
+
+class Stage2Config(TrainingConfig):
+    """Stage 2: the image encoder learns, the prompts are frozen."""
+
+    epochs: Count = 60
+    lr: Positive = 5e-6
+    predictor_lr_factor: Positive = 10.0
+    """The mask predictor's learning rate in units of `lr`."""
+    head_lr_factor: Positive = 1.0
+    """The same for the BN neck and the classifier."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """L2, for every trained tensor but the mask predictor's."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 10
+    warmup_factor: Fraction = 0.1
+    milestones: tuple[int, ...] = (30, 50)
+    """Epochs from which the learning rate is multiplied by `decay`."""
+    decay: Fraction = 0.1
+    label_smoothing: Fraction = 0.1
+    mask_loss: Literal["bce+dice", "mse"] = "bce+dice"
+    mask_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the cross-entropy or squared error of the masks in the sum of the losses."""
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the Dice loss, which `bce+dice` has."""
+    i2t_normalised: bool = False
+    i2t_temperature: Positive = 1.0
+    memory_hard_update: bool = True
+    memory_temperature: Positive = 0.01
+    memory_momentum: Fraction = 0.2
+    flip_probability: Fraction = 0.5
+
+
+class GroundingConfig(Section):
+    """The visual grounding expert that makes the pseudo-labels."""
+
+    expert: str = "annotated"
+    checkpoint: str = ""
+    """Its weights: a folder or a hub's ORG/NAME, the served model's name for `http`; empty: those
+    that `muva experts` names."""
+    revision: str = ""
+    """A hub's commit, branch or tag; empty: the newest."""
+    precision: Literal["default", "fp32", "bf16", "fp16"] = "default"
+    coordinates: Literal["fractions", "thousandths", "pixels"] = "thousandths"
+    """What the model behind `http` counts boxes in."""
+    requests_per_second: Positive | None = None
+    """At most so many to the model behind `http`, by each actor."""
+    phrases: Annotated[dict[str, str], Field(min_length=1)] = PHRASES
+    """Part -> what the expert is asked for."""
+    rules: tuple[BoxRule, ...] = ()
+    """Which of `muva masks refine`'s rules drop or mend boxes afterwards, in this order."""
+    quarantine_limit: Fraction = 0.01
+    """Share of the images that may be set aside."""
+
+    @field_validator("phrases")
+    @classmethod
+    def _names_and_phrases(cls, phrases: dict[str, str]) -> dict[str, str]:
+        for part, phrase in phrases.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", part):
+                raise ValueError(
+                    f"part {part!r}: expected small letters, digits and underscores, as upper_body"
+                )
+            if not phrase.strip() or set(phrase) & set("<>[]{}\n"):
+                raise ValueError(
+                    f"phrase {phrase!r} of {part}: expected words such as 'the shoes', without "
+                    "brackets"
+                )
+        return phrases
+
+
+class SyntheticConfig(Section):
+    """How many synthetic people a domain shows, and at what size."""
+
+    train_people: Count = 100
+    test_people: Count = 100
+    images_per_camera: Annotated[int, Field(ge=2)] = 2
+    height: Count = 128
+    width: Count = 64
+
+
+class EvaluationConfig(Section):
+    """What is measured on a target."""
+
+    ranks: tuple[Count, ...] = (1, 5, 10, 20)
+    rerank: bool = False
+
+
+class ValidationConfig(Section):
+    """Judging a training by people of its sources that it does not learn from."""
+
+    domain: str = ""
+    """A source that is held out whole; empty: some identities of every source are."""
+    identities: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of each source's identities to hold out, where no domain is named."""
+    every: Count = 1
+    """Epochs of stage 2 from one judgement to the next; the last epoch is judged always."""
+    patience: Count | None = None
+    """Stop when so many judgements in a row were no better than the best before; null: never."""
+
+
+class TuneConfig(Section):
+    """A search over settings, judged on source domains held out in turn."""
+
+    space: str | dict[str, Any] = {
+        "model.gating": ["offline", "online"],
+        "stage2.mask_loss": ["bce+dice", "mse"],
+        "prompts.template": ["universal", "part-agnostic"],
+    }
+    """A shipped space, a YAML file, or dotted setting -> values: see `muva.config.search_space`."""
+    trials: Count = 4
+    concurrent_trials: Count | None = None
+    """None: as many as the cluster has room for."""
+    budget_hours: Positive | None = None
+    """After so long no trial begins or goes on; the same command goes on with them."""
+    aim: str = "mean"
+    """Over the held-out domains: `mean`, `worst`, `both` of these, or the name of one domain."""
+    folds: Count | None = None
+    """How many of the sources are held out in turn; None: each."""
+    seeds: Count = 1
+    """How many times each trial is trained; its value is the mean."""
+    search: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
+    scheduler: Literal["none", "asha", "median"] = "none"
+    """What stops trials that fall behind the others at the same point."""
+    stage1_epochs: Count | None = None
+    """None: the recipe's, as for `stage2_epochs`."""
+    stage2_epochs: Count | None = None
+
+
+class ExperimentConfig(Section):
+    """A whole experiment: domains, seed and one section per stage."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")] = "muva"
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 1234
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    variants: Annotated[tuple[Literal["clip", "global_only", "muva"], ...], Field(min_length=1)] = (
+        "muva",
+    )
+    """What is compared: CLIP as it is, MUVA without parts, MUVA."""
+    train_on: Literal["train", "all"] = "train"
+    """Of the sources: their training images, or those of all their people."""
+    same_domain: bool = False
+    """Sources may be targets: the supervised setting, not generalisation."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    grounding: GroundingConfig | None = GroundingConfig()
+    model: ModelConfig = ModelConfig()
+    prompts: PromptConfig = PromptConfig()
+    stage1: Stage1Config = Stage1Config()
+    stage2: Stage2Config = Stage2Config()
+    validation: ValidationConfig | None = None
+    """None, the paper's way: all sources are learned from, and the last epoch counts."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tune: TuneConfig | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.model.parts and self.grounding is None:
+            raise ValueError(
+                f"model.parts is {', '.join(self.model.parts)} but grounding is null: parts need "
+                "pseudo-labels; name grounding.expert, or set model.parts=[] for the global-only "
+                "model"
+            )
+        for key in ("sources", "targets", "variants"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} names one twice: {', '.join(values)}")
+        for domain in self.prompts.domain_contexts:
+            if self.sources and domain not in self.sources:
+                raise ValueError(
+                    f"prompts.domain_contexts names {domain}, which is no source: expected some of "
+                    f"{', '.join(self.sources)}{did_you_mean(domain, self.sources)}"
+                )
+        twice = set(self.sources) & set(self.targets)
+        if twice and not self.same_domain:
+            raise ValueError(
+                f"{', '.join(sorted(twice))} is a source and a target: a domain is judged only "
+                "by models that have not seen it, or else with same_domain=true"
+            )
+        held_out = self.validation.domain if self.validation else ""
+        if held_out and (held_out not in self.sources or len(self.sources) < 2):
+            raise ValueError(
+                f"validation.domain is {held_out}: expected one of two sources or more, found "
+                f"sources {', '.join(self.sources) or 'none'}; a target never chooses a model"
+            )
+        if self.train_on == "all" and twice:
+            raise ValueError(
+                f"train_on is all, and {', '.join(sorted(twice))} is a source and a target: its "
+                "test people would be learned from"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""How the small models that are shipped are made."""

@@ -1,0 +1,25 @@
+"""Synthetic people: camera networks rendered from a seed, with exact labels.
+
+The way of an image: `identity` (who) and `site` (where) -> `figure` (`gait`, `body`, `clothes`,
+`hair`, `bags`) -> `cutout` (`camera`, `raster`, `surface`, `light`) -> `crowd` -> `sensor`;
+`render` puts them together, `people` makes data sets of the results, `domain` sets the stage.
+"""
+
+from __future__ import annotations
+
+from muva.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, VARIED, Domain
+from muva.synthetic.people import synthetic_records, test_records
+from muva.synthetic.render import RENDERER_VERSION, SyntheticImage, render
+
+__all__ = [
+    "BENCHMARK",
+    "DOMAINS",
+    "PRETRAINING",
+    "RENDERER_VERSION",
+    "VARIED",
+    "Domain",
+    "SyntheticImage",
+    "render",
+    "synthetic_records",
+    "test_records",
+]

@@ -1,0 +1,87 @@
+"""Captions: an identity's attributes in one sentence, the same from every camera."""
+
+from __future__ import annotations
+
+from muva.synthetic.domain import DOMAINS
+from muva.synthetic.identity import Identity
+from muva.synthetic.palette import CLOTH, HAIR
+
+_MEAN_STATURE_M = {True: 1.63, False: 1.75}  # by `female`
+_STATURE_STEP_M = 0.06
+_SLIM, _STOUT = 0.38, 0.66
+
+
+def caption(person: Identity) -> str:
+    """For example `a tall slim woman with long black hair, wearing a red coat, ..`."""
+    sentence = f"{_article(_who(person))} with {_hair(person)}"
+    if person.cap:
+        sentence += ", a cap"
+    sentence += f", wearing {_article(_upper(person))}"
+    if not person.in_one_piece:
+        sentence += f", {person.colours.names['bottom']} {person.bottom}"
+    sentence += f" and {person.colours.names['shoes']} shoes"
+    if person.bag != "none":
+        bag = f"{person.colours.names['bag']} {person.bag}"
+        sentence += f", carrying {_article(bag)}"
+    return sentence
+
+
+def _who(person: Identity) -> str:
+    body = person.phenotype
+    taller_by = body.stature_m - _MEAN_STATURE_M[person.female]
+    if abs(taller_by) < _STATURE_STEP_M:
+        stature = "medium-height"
+    else:
+        stature = "tall" if taller_by > 0 else "short"
+    build = "slim" if body.weight < _SLIM else "stout" if body.weight > _STOUT else "average-build"
+    if body.age_years < 16:
+        noun = "girl" if person.female else "boy"
+    else:
+        noun = "woman" if person.female else "man"
+        if body.age_years > 65:
+            noun = f"elderly {noun}"
+    return f"{stature} {build} {noun}"
+
+
+def _hair(person: Identity) -> str:
+    style, colour = person.hair_style, person.colours.names["hair"]
+    if style == "bald":
+        return "a bald head"
+    if style in ("bun", "ponytail"):
+        return f"{colour} hair in a {style}"
+    return f"{style} {colour} hair"
+
+
+def _upper(person: Identity) -> str:
+    names = person.colours.names
+    garment = f"{names['top']} {'dress' if person.in_one_piece else person.top}"
+    accent = names["accent"]
+    match person.pattern:
+        case "solid":
+            return garment
+        case "logo":
+            return f"{garment} with {_article(accent)} logo"
+        case "two-tone":
+            return f"{garment} and {accent} two-tone"
+        case "checks":
+            return f"{garment} with {accent} checks"
+        case _:
+            direction = person.pattern.split()[0]
+            return f"{garment} with {direction} {accent} stripes"
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def every_phrase() -> list[str]:
+    """Short texts that together hold every word that a caption can have, of any domain."""
+    garments = {name for domain in DOMAINS.values() for name in domain.wardrobe.tops}
+    garments |= {name for domain in DOMAINS.values() for name in domain.wardrobe.bottoms}
+    bags = {name for domain in DOMAINS.values() for name in domain.wardrobe.bags}
+    return [
+        "a an tall medium-height short slim average-build stout elderly woman man girl boy person",
+        "with long hair in a ponytail, a bun, a bald head, a cap, wearing and shoes, carrying",
+        "horizontal vertical stripes, checks, logo, two-tone",
+        *sorted({*CLOTH, *HAIR} | garments | bags),
+    ]

@@ -1,0 +1,119 @@
+"""The crowd: people who pass behind the person or walk before them, and things that stand there.
+
+Passers-by are strangers, a fixed set per camera. Their cut-outs depend on (domain, camid, number)
+alone and are kept once made, so the memory saves time and never changes a picture.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+from muva.synthetic.arrays import Floats
+from muva.synthetic.cutout import cut_out
+from muva.synthetic.figure import draw_walk
+from muva.synthetic.identity import stranger
+from muva.synthetic.light import Light
+from muva.synthetic.seeds import generator
+from muva.synthetic.site import site
+
+STRANGERS = 10
+"""Different passers-by per camera."""
+
+_BEHIND = 0.35
+"""Share of the images with a passer-by in the background."""
+_BEHIND_SCALE, _BEFORE_SCALE = (0.5, 0.85), (0.95, 1.2)
+"""Their size beside the person's."""
+_OFFSET = (0.38, 0.62)
+"""Their distance to the left or right, in image widths."""
+_LIVING_OCCLUDERS = 0.5
+"""Share of the occluders that are passers-by; the others are things."""
+
+
+def passer_by_behind(
+    domain: str, camid: int, rng: Generator, *, height: int, width: int
+) -> Floats | None:
+    """(H, W, 4) layer of somebody further away, or None where nobody passes."""
+    if rng.random() >= _BEHIND:
+        return None
+    down = 0.1
+    return _passer_by(domain, camid, rng, _BEHIND_SCALE, down, height=height, width=width)
+
+
+def occluder(domain: str, camid: int, rng: Generator, *, height: int, width: int) -> Floats:
+    """(H, W, 4) layer of what stands before the person."""
+    if rng.random() < _LIVING_OCCLUDERS:
+        down = rng.uniform(0, 0.12)
+        return _passer_by(domain, camid, rng, _BEFORE_SCALE, down, height=height, width=width)
+    light = site(domain, camid).light
+    thing = _box if rng.random() < 0.5 else _pole
+    return thing(light, rng, height=height, width=width)
+
+
+def _passer_by(
+    domain: str,
+    camid: int,
+    rng: Generator,
+    scales: tuple[float, float],
+    down: float,
+    *,
+    height: int,
+    width: int,
+) -> Floats:
+    """A stranger's cut-out, scaled, perhaps mirrored, moved aside and `down` image heights."""
+    layer = _stranger(domain, camid, int(rng.integers(STRANGERS)), height, width)
+    scale, mirrored = rng.uniform(*scales), rng.random() < 0.5
+    aside = rng.choice([-1, 1]) * rng.uniform(*_OFFSET)
+    # Scale about the image's middle, then shift; mirrored by a negative scale in x.
+    x_scale = -scale if mirrored else scale
+    moved = np.array(
+        [
+            [x_scale, 0, width * (0.5 + aside) - x_scale * width / 2],
+            [0, scale, height * (0.5 + down) - scale * height / 2],
+        ]
+    )
+    return cv2.warpAffine(layer, moved, (width, height), flags=cv2.INTER_LINEAR)
+
+
+@lru_cache(maxsize=64)
+def _stranger(domain: str, camid: int, number: int, height: int, width: int) -> Floats:
+    person = stranger(domain, camid, number)
+    rng = generator("stranger's walk", domain, camid, number)
+    walk = draw_walk(person, rng)
+    return cut_out(person, walk, site(domain, camid), rng, height=height, width=width).layer
+
+
+def _box(light: Light, rng: Generator, *, height: int, width: int) -> Floats:
+    """A bench, a bin or a planter that hides the lower part, with a brighter upper edge."""
+    top, left = int(height * rng.uniform(0.6, 0.85)), int(width * rng.uniform(-0.3, 0.6))
+    right = left + int(width * rng.uniform(0.4, 0.9))
+    columns = np.arange(width)
+    shade = 1 + 0.06 * np.sin(columns / width * 26)
+    layer = np.zeros((height, width, 4), np.float32)
+    inside = slice(max(0, left), max(0, right))
+    layer[top:, inside, :3] = (shade[:, None] * _paint(light, rng))[inside]
+    layer[top : top + max(1, height // 64), inside, :3] *= 1.35
+    layer[top:, inside, 3] = 1
+    return layer
+
+
+def _pole(light: Light, rng: Generator, *, height: int, width: int) -> Floats:
+    """A lamp post or column, round, from top to bottom."""
+    left = width * rng.uniform(0, 0.85)
+    thickness = max(2.0, width * rng.uniform(0.08, 0.2))
+    across = (np.arange(width) + 0.5 - left) / thickness
+    inside = (across >= 0) & (across < 1)
+    roundness = 0.65 + 0.35 * np.sin(np.pi * np.clip(across * 0.8 + 0.25, 0, 1))
+    layer = np.zeros((height, width, 4), np.float32)
+    layer[:, inside, :3] = (roundness[:, None] * _paint(light, rng))[inside]
+    layer[:, inside, 3] = 1
+    return layer
+
+
+def _paint(light: Light, rng: Generator) -> Floats:
+    """The muted colour of street furniture, lit."""
+    colour = rng.uniform(40, 170) + rng.normal(0, 18, 3)
+    return np.clip(colour, 15, 220) * (light.ambient + light.sun * 0.5)

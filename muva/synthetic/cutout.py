@@ -1,0 +1,121 @@
+"""Cut-outs: a lit person in front of nothing, as one camera sees one moment of a walk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+from muva.synthetic.arrays import Flags, Floats, Indices, Levels
+from muva.synthetic.body import Landmarks, shipped_bodies
+from muva.synthetic.camera import Window, frame
+from muva.synthetic.figure import Walk, draw_figure
+from muva.synthetic.identity import Identity
+from muva.synthetic.light import ShadowMap, cast_shadow
+from muva.synthetic.mesh import Material, Mesh
+from muva.synthetic.raster import rasterise
+from muva.synthetic.rotation import about_z
+from muva.synthetic.site import Site
+from muva.synthetic.surface import Points, surface_colours, surface_parts
+
+_SUPERSAMPLING = 2
+"""Rays per pixel along each side."""
+_ASIDE_M = 2.2
+"""How far people pass from the camera's axis."""
+_WRINKLES = {Material.TOP: 0.13, Material.TROUSERS: 0.13, Material.SKIRT: 0.04}
+_SMOOTHEST = 0.02
+"""How far wrinkles tilt the normals of cloth, and of everything else."""
+_WRINKLE_TILT = (0.3, 0.2, 0.8)
+"""Wrinkles run across the body mostly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutout:
+    """A person without surroundings."""
+
+    layer: Floats
+    """(H, W, 4) light, already multiplied by the fourth channel, the cover from 0 to 1."""
+    part_map: Levels
+    """(H, W) values of `surface.PART_VALUES`."""
+    window: Window
+    shadow: ShadowMap
+
+
+def cut_out(
+    person: Identity, walk: Walk, site: Site, rng: Generator, *, height: int, width: int
+) -> Cutout:
+    """The person at one moment of `walk`, framed and lit."""
+    mesh = _place(draw_figure(person, walk, rng), walk, site, rng)
+    projected = site.camera.project(mesh.vertices)
+    rows, columns = height * _SUPERSAMPLING, width * _SUPERSAMPLING
+    window = frame(mesh, projected, rng, height=rows, width=columns)
+    face_at, depth, attributes = rasterise(
+        window.pixels(projected), mesh.faces, mesh.keep, mesh.attributes, rows, columns, True
+    )
+    hit = face_at >= 0
+    points = _points(mesh.materials[face_at[hit]], attributes[hit])
+    positions = _seen_at(hit, depth, window, site)
+    shadow = cast_shadow(mesh, site.light)
+    light = site.light.on_surface(
+        _wrinkled_normals(points, person), positions[:, 2], shadow.lights(positions)
+    )
+    marks = shipped_bodies().landmarks
+    layer = np.zeros((rows, columns, 4), np.float32)
+    layer[hit, :3] = surface_colours(points, person, marks) * light
+    layer[hit, 3] = 1
+    return Cutout(
+        layer=cv2.resize(layer, (width, height), interpolation=cv2.INTER_AREA),
+        part_map=_part_map(hit, points, marks),
+        window=window.coarser(_SUPERSAMPLING),
+        shadow=shadow,
+    )
+
+
+def _place(mesh: Mesh, walk: Walk, site: Site, rng: Generator) -> Mesh:
+    """Turn the figure into its heading and put it somewhere before the camera."""
+    turn = about_z(site.camera.heading_deg + walk.heading_deg)
+    place = (rng.uniform(-_ASIDE_M, _ASIDE_M), rng.uniform(*site.camera.distance_m), 0)
+    attributes = mesh.attributes.copy()
+    attributes[:, :3] = attributes[:, :3] @ turn.T
+    vertices = mesh.vertices @ turn.T + np.array(place, np.float32)
+    return replace(mesh, vertices=vertices, attributes=attributes)
+
+
+def _seen_at(hit: Flags, depth: Floats, window: Window, site: Site) -> Floats:
+    """(P, 3) world positions of the surface points."""
+    rows, columns = np.nonzero(hit)
+    plane_x, plane_y = window.plane(columns.astype(np.float32), rows.astype(np.float32))
+    return np.stack(site.camera.unproject(plane_x, plane_y, depth[hit]), axis=1)
+
+
+def _points(materials: Indices, attributes: Floats) -> Points:
+    """The surface points behind the rays, from the interpolated `Mesh.attributes`."""
+    return Points(
+        material=materials,
+        normal=attributes[:, :3],
+        canonical=attributes[:, 3:6],
+        sleeve=attributes[:, 6],
+        arm=attributes[:, 7],
+    )
+
+
+def _wrinkled_normals(points: Points, person: Identity) -> Floats:
+    """(P, 3) the normals, tilted by the wrinkles of the cloth."""
+    lengths = np.linalg.norm(points.normal, axis=1, keepdims=True)
+    x, y, z = points.canonical.T
+    phases = person.details.fold_phases.astype(np.float32)
+    depths = np.array([_WRINKLES.get(material, _SMOOTHEST) for material in Material], np.float32)
+    waves = np.sin(26 * z + 34 * x + phases[5] + 2.2 * np.sin(19 * x - 13 * z + phases[7]))
+    waves += np.sin(43 * z - 47 * x + 1.7 * np.sin(23 * z + 11 * y) + phases[6])
+    tilt = (depths[points.material] * waves)[:, None] * np.array(_WRINKLE_TILT, np.float32)
+    return points.normal / (lengths + 1e-9) + tilt
+
+
+def _part_map(hit: Flags, points: Points, marks: Landmarks) -> Levels:
+    """(H, W) parts at the middle ray of each pixel."""
+    parts = np.zeros(hit.shape, np.uint8)
+    parts[hit] = surface_parts(points, marks)
+    middle = _SUPERSAMPLING // 2
+    return np.ascontiguousarray(parts[middle::_SUPERSAMPLING, middle::_SUPERSAMPLING])

@@ -1,0 +1,72 @@
+"""Figures: a person in one instant, dressed, as one mesh that stands on the ground."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from muva.synthetic.bags import bag_layers
+from muva.synthetic.body import pose, shipped_bodies
+from muva.synthetic.clothes import arm_spread_deg, garment_layers, is_loose, skin_layer
+from muva.synthetic.gait import Posture, joint_rotations
+from muva.synthetic.hair import hair_layers
+from muva.synthetic.identity import Identity
+from muva.synthetic.mesh import Mesh, join
+
+_STANDING = 0.15
+"""Share of the walks that stand nearly still."""
+_ON_THE_PHONE = 0.07
+_LOOKING_AT_PHONE_DEG = 14.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Walk:
+    """How somebody passes a camera once: the same in all images of a track."""
+
+    amplitude: float
+    """0 standing, 1 walking."""
+    arm_spread_deg: float
+    phone_side: int
+    """1 left, -1 right, 0 for none."""
+    heading_deg: float
+    """Turn off the direction in which people pass this camera."""
+
+
+def draw_walk(person: Identity, rng: Generator) -> Walk:
+    """A walk that suits the person's clothes."""
+    walks = rng.random() >= _STANDING
+    return Walk(
+        amplitude=rng.uniform(0.7, 1.12) if walks else rng.uniform(0, 0.15),
+        arm_spread_deg=rng.uniform(6, 11) + arm_spread_deg(person),
+        phone_side=int(rng.choice([-1, 1])) if rng.random() < _ON_THE_PHONE else 0,
+        heading_deg=rng.normal(0, 22),
+    )
+
+
+def draw_figure(person: Identity, walk: Walk, rng: Generator) -> Mesh:
+    """The person at one moment of a walk; faces -y, soles at z = 0."""
+    on_phone = walk.phone_side != 0
+    posture = Posture(
+        phase=rng.uniform(),
+        amplitude=walk.amplitude,
+        arm_spread_deg=walk.arm_spread_deg,
+        loose_clothes=is_loose(person),
+        phone_side=walk.phone_side,
+        carrying_side=person.carrying_side,
+        head_tilt_deg=(
+            rng.normal(0, 4) + (_LOOKING_AT_PHONE_DEG if on_phone else 1),
+            rng.normal(0, 2),
+            rng.normal(0, 6 if on_phone else 14),
+        ),
+    )
+    bodies = shipped_bodies()
+    body = pose(bodies, person.body, joint_rotations(bodies, person.body, posture))
+    return join(
+        [
+            skin_layer(body),
+            *garment_layers(body, person),
+            *hair_layers(body, person),
+            *bag_layers(body, person),
+        ]
+    )

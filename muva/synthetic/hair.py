@@ -1,0 +1,70 @@
+"""Hair and caps: a shell over the scalp, and ellipsoids for what hangs from it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from muva.synthetic.body import PosedBody
+from muva.synthetic.clothes import over_body
+from muva.synthetic.identity import Identity
+from muva.synthetic.mesh import Layer, Material, solid, superellipsoid
+
+Triple = tuple[float, float, float]
+
+# Where hair hangs: centre behind (y) and below the crown (z), and half sizes, in metres.
+_HANGING_HAIR: dict[str, tuple[float, float, Triple]] = {
+    "long": (0.085, -0.185, (0.085, 0.05, 0.16)),
+    "ponytail": (0.115, -0.16, (0.032, 0.035, 0.13)),
+    "bun": (0.11, -0.04, (0.045, 0.045, 0.045)),
+}
+_ELLIPSOID, _BOX = 1.0, 0.4
+
+
+def hair_layers(body: PosedBody, person: Identity) -> list[Layer]:
+    """Hair, and the cap over it."""
+    layers: list[Layer] = []
+    crown = float(body.bodies.rest[body.row][:, 2].max()) - float(body.joint("head")[2])
+    if person.cap:
+        layers += [_cap(body), _peak(body, crown)]
+    if person.hair_style != "bald":
+        layers.append(_scalp(body))
+    if person.hair_style in _HANGING_HAIR:
+        behind, below, size = _HANGING_HAIR[person.hair_style]
+        place = (0.0, behind, crown + below)
+        layers.append(_on_head(body, Material.HAIR, _ELLIPSOID, place, size))
+    return layers
+
+
+def _scalp(body: PosedBody) -> Layer:
+    bodies, marks = body.bodies, body.bodies.landmarks
+    x, y, z = bodies.template.T
+    middle = (marks.face_y + marks.nape_y) / 2
+    on_top = z - (marks.crown - 0.062)
+    at_the_back = np.minimum(y - (middle - 0.012), z - (marks.crown - 0.20))
+    keep = np.where(bodies.head > 0.3, np.maximum(on_top, at_the_back), -1)
+    thickness = 0.012 + 0.006 * np.sin(40 * x + 50 * z)
+    shell = body.vertices + body.normals * thickness[:, None]
+    return over_body(body, Material.HAIR, shell, body.normals, keep)
+
+
+def _cap(body: PosedBody) -> Layer:
+    bodies, marks = body.bodies, body.bodies.landmarks
+    _, y, z = bodies.template.T
+    middle = (marks.face_y + marks.nape_y) / 2
+    rim = z - (marks.crown - 0.075) + 0.1 * (y - middle)
+    keep = np.where(bodies.head > 0.3, rim, -1)
+    return over_body(body, Material.CAP, body.vertices + body.normals * 0.022, body.normals, keep)
+
+
+def _peak(body: PosedBody, crown: float) -> Layer:
+    return _on_head(body, Material.CAP, _BOX, (0, -0.155, crown - 0.068), (0.07, 0.06, 0.008))
+
+
+def _on_head(
+    body: PosedBody, material: Material, roundness: float, place: Triple, half_size: Triple
+) -> Layer:
+    """A solid at `place` metres from the head's joint, moving with the head."""
+    shape, faces = superellipsoid(roundness)
+    points = shape * np.array(half_size) + np.array(place) + body.joint("head")
+    moved = body.carried_by("head", points.astype(np.float32))
+    return solid(material, moved, faces, canonical=shape)

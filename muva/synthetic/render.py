@@ -1,0 +1,125 @@
+"""One image of one person: person, place, passers-by and sensor put together.
+
+Everything random about an image is drawn from its own address (domain, pid, camid, index), so it
+comes out the same in any order and in any process. The image's size changes nothing but its detail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from muva.config import PARTS
+from muva.data.records import Box
+from muva.errors import MuvaError
+from muva.synthetic.arrays import Floats, Levels
+from muva.synthetic.caption import caption
+from muva.synthetic.crowd import occluder, passer_by_behind
+from muva.synthetic.cutout import cut_out
+from muva.synthetic.domain import find_domain
+from muva.synthetic.figure import draw_walk
+from muva.synthetic.identity import identity
+from muva.synthetic.seeds import generator
+from muva.synthetic.sensor import expose
+from muva.synthetic.site import site
+from muva.synthetic.surface import NO_PART, PART_VALUES
+
+RENDERER_VERSION = 1
+"""Raised whenever an image comes out differently: data sets of other versions stay apart."""
+
+TRACKS = 2
+"""How often a person passes each camera: even images are of one pass, odd ones of another."""
+
+_SMALLEST_PX = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticImage:
+    """An image with everything that is known about it."""
+
+    image: Levels
+    """(H, W, 3) RGB."""
+    part_map: Levels
+    """(H, W) of what can be seen: 0 nothing, 1 head, 2 upper body, 3 legs; bags are no part."""
+    boxes: dict[str, Box | None]
+    """Part to the smallest box around it in the part map, or None when it is out of sight."""
+    caption: str
+    pid: int
+    camid: int
+    track: int
+    """0 or 1; images of one track show the same walk."""
+
+
+def render(
+    domain: str, *, pid: int, camid: int, index: int, height: int, width: int
+) -> SyntheticImage:
+    """Image `index` (from 0) of person `pid` (from 1) under camera `camid` (from 1)."""
+    _check(domain, pid=pid, camid=camid, index=index, height=height, width=width)
+    person, place = identity(domain, pid), site(domain, camid)
+    track = index % TRACKS
+    walk = draw_walk(person, generator("walk", domain, pid, camid, track))
+
+    rng = generator("moment", domain, pid, camid, index)
+    cutout = cut_out(person, walk, place, rng, height=height, width=width)
+    light = place.background(cutout.window, cutout.shadow, height=height, width=width)
+    part_map = cutout.part_map
+
+    rng = generator("surroundings", domain, pid, camid, index)
+    behind = passer_by_behind(domain, camid, rng, height=height, width=width)
+    if behind is not None:
+        light = _over(light, behind)
+    light = _over(light, cutout.layer)
+    if rng.random() < find_domain(domain).occluded:
+        before = occluder(domain, camid, rng, height=height, width=width)
+        light = _over(light, before)
+        part_map = np.where(before[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
+
+    rng = generator("sensor", domain, pid, camid, index)
+    return SyntheticImage(
+        image=expose(light, place.sensor, rng),
+        part_map=part_map,
+        boxes=part_boxes(part_map),
+        caption=caption(person),
+        pid=pid,
+        camid=camid,
+        track=track,
+    )
+
+
+def part_boxes(part_map: Levels) -> dict[str, Box | None]:
+    """The smallest box around each part, in fractions of width and height; None for no pixels."""
+    height, width = part_map.shape
+    boxes: dict[str, Box | None] = {}
+    for part in PARTS:
+        is_part = part_map == PART_VALUES[part]
+        rows, columns = np.flatnonzero(is_part.any(axis=1)), np.flatnonzero(is_part.any(axis=0))
+        if len(rows) == 0:
+            boxes[part] = None
+        else:
+            boxes[part] = (
+                float(columns[0] / width),
+                float(rows[0] / height),
+                float((columns[-1] + 1) / width),
+                float((rows[-1] + 1) / height),
+            )
+    return boxes
+
+
+def _over(below: Floats, above: Floats) -> Floats:
+    """Lay a layer (H, W, 4) over a picture (H, W, 3)."""
+    return below * (1 - above[..., 3:]) + above[..., :3]
+
+
+def _check(domain: str, *, pid: int, camid: int, index: int, height: int, width: int) -> None:
+    find_domain(domain)
+    if pid < 1 or camid < 1 or index < 0:
+        raise MuvaError(
+            f"synthetic image of {domain}: expected pid and camid from 1 and index from 0, "
+            f"got pid {pid}, camid {camid}, index {index}"
+        )
+    if min(height, width) < _SMALLEST_PX:
+        raise MuvaError(
+            f"synthetic image of {domain}: {height} x {width} is too small; "
+            f"height and width start at {_SMALLEST_PX} pixels"
+        )

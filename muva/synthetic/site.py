@@ -1,0 +1,96 @@
+"""Sites: one camera's place, with its light, its sensor and what it sees when nobody is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from muva.errors import MuvaError
+from muva.synthetic import backdrop, ground
+from muva.synthetic.arrays import Floats, Levels
+from muva.synthetic.camera import Camera, Window, draw_camera
+from muva.synthetic.domain import find_domain
+from muva.synthetic.light import Light, ShadowMap, draw_light
+from muva.synthetic.seeds import generator
+from muva.synthetic.sensor import Sensor, draw_sensor
+
+_BEYOND = 1e9
+"""Distance of the ground where a ray does not meet it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Everything about one camera that its images share."""
+
+    camera: Camera
+    light: Light
+    sensor: Sensor
+    ground: Levels
+    backdrop: Levels
+    backdrop_distance_m: float
+
+    def background(self, window: Window, shadow: ShadowMap, *, height: int, width: int) -> Floats:
+        """(H, W, 3) light from ground and backdrop, with the shadow of the person on it."""
+        x, y, z, is_ground = self._seen(window, height, width)
+        paving = _look_up(self.ground, x * ground.PX_PER_M, y * ground.PX_PER_M)
+        above = backdrop.HEIGHT - 1 - z * backdrop.PX_PER_M
+        wall = _look_up(
+            self.backdrop, x * backdrop.PX_PER_M, np.clip(above, 0, backdrop.HEIGHT - 1)
+        )
+        paving = paving * self._ground_shadow(shadow, x, y)[..., None]
+        return np.where(
+            is_ground[..., None], paving * self.light.on_ground, wall * self.light.on_walls
+        )
+
+    def _seen(self, window: Window, height: int, width: int) -> tuple[Floats, ...]:
+        """(H, W) world x, y, z of what each pixel sees, and whether that is the ground."""
+        columns = np.arange(width, dtype=np.float32)[None]
+        rows = np.arange(height, dtype=np.float32)[:, None]
+        right, forward, up = self.camera.unproject(*window.plane(columns, rows))
+        up = up - self.camera.height_m
+        down = np.minimum(up, -1e-4)
+        to_ground = np.where(up < -1e-4, -self.camera.height_m / down, _BEYOND)
+        to_wall = self.backdrop_distance_m / forward
+        is_ground = to_ground < to_wall
+        distance = np.where(is_ground, to_ground, to_wall)
+        z = self.camera.height_m + up * distance
+        shape = (height, width)
+        x, y, z = (
+            np.broadcast_to(values, shape).astype(np.float32)
+            for values in (right * distance, forward * distance, z)
+        )
+        return x, y, z, np.broadcast_to(is_ground, shape)
+
+    def _ground_shadow(self, shadow: ShadowMap, x: Floats, y: Floats) -> Floats:
+        """(H, W) what is left of the light: the cast shadow, and a soft one around the feet."""
+        strength = 0.85 * self.light.sun[0] / (self.light.sun[0] + self.light.ambient[0])
+        cast = cv2.GaussianBlur(shadow.on_ground(x, y), (0, 0), 1.5)
+        feet_x, feet_y = shadow.centre[0], shadow.centre[1]
+        around_feet = np.exp(-((x - feet_x) ** 2 + (y - feet_y) ** 2) / 0.12)
+        return (1 - strength * cast) * (1 - 0.45 * around_feet)
+
+
+@lru_cache(maxsize=32)
+def site(domain: str, camid: int) -> Site:
+    """Camera `camid` (from 1) of a domain."""
+    found = find_domain(domain)
+    if not 1 <= camid <= found.cameras:
+        raise MuvaError(f"{domain} has cameras 1 to {found.cameras}, not {camid}")
+    rng = generator("site", domain, camid)
+    return Site(
+        camera=draw_camera(found.view, camid, rng),
+        light=draw_light(found.light, rng),
+        sensor=draw_sensor(found.sensor, rng),
+        ground=ground.paint_ground(found.scene.ground, rng),
+        backdrop=backdrop.paint_backdrop(found.scene.backdrop, rng),
+        backdrop_distance_m=rng.uniform(*found.scene.backdrop_distance_m),
+    )
+
+
+def _look_up(texture: Levels, columns: Floats, rows: Floats) -> Levels:
+    """(H, W, 3) colours of a texture that repeats, at places in pixels."""
+    height, width = texture.shape[:2]
+    return cv2.remap(texture, columns % (width - 1), rows % (height - 1), cv2.INTER_LINEAR)

@@ -1,0 +1,204 @@
+"""Surfaces: the colour and the body part of every point, from its place on the template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from muva.config import PARTS
+from muva.synthetic.arrays import Flags, Floats, Indices, Levels
+from muva.synthetic.body import Landmarks
+from muva.synthetic.clothes import TOPS
+from muva.synthetic.identity import Colour, Identity
+from muva.synthetic.mesh import Material
+
+NO_PART = 0
+"""The part map's value for background, bags and what stands in the way."""
+
+PART_VALUES: dict[str, int] = {part: value for value, part in enumerate(PARTS, start=1)}
+"""The part map's values."""
+
+_HEAD, _UPPER_BODY, _LEGS = (PART_VALUES[part] for part in ("head", "upper_body", "legs"))
+
+# Skin is decided by its place.
+_PART_OF_MATERIAL: dict[Material, int] = {
+    Material.SKIN: NO_PART,
+    Material.TOP: _UPPER_BODY,
+    Material.TROUSERS: _LEGS,
+    Material.SHOE: _LEGS,
+    Material.HAIR: _HEAD,
+    Material.BAG: NO_PART,
+    Material.SKIRT: _LEGS,
+    Material.CAP: _HEAD,
+}
+_PART_TABLE = np.array([_PART_OF_MATERIAL[material] for material in Material], np.uint8)
+
+_EYE_COLOUR = (40, 30, 28)
+_STRAP_X_M, _STRAP_HALF_WIDTH_M = 0.105, 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """P points of a figure's surface."""
+
+    material: Indices
+    normal: Floats
+    """(P, 3) in the world, of about unit length."""
+    canonical: Floats
+    """(P, 3) on the template."""
+    sleeve: Floats
+    arm: Floats
+
+
+def surface_parts(points: Points, marks: Landmarks) -> Levels:
+    """(P,) values of the part map."""
+    parts = _PART_TABLE[points.material]
+    skin = points.material == Material.SKIN
+    height = points.canonical[skin, 2]
+    parts[skin] = np.where(
+        points.arm[skin] > 0.5,
+        _UPPER_BODY,
+        np.where(
+            height > marks.neck + 0.01,
+            _HEAD,
+            np.where(height < marks.hip + 0.03, _LEGS, _UPPER_BODY),
+        ),
+    )
+    return parts
+
+
+def surface_colours(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    """(P, 3) RGB albedo, 0 to 255."""
+    shades = person.colours.shades
+    colours = np.zeros((len(points.material), 3), np.float32)
+    painters = {
+        Material.SKIN: _skin,
+        Material.TOP: _top,
+        Material.TROUSERS: _trousers,
+        Material.SHOE: _shoes,
+        Material.HAIR: _hair,
+        Material.BAG: _bag,
+        Material.SKIRT: _skirt,
+    }
+    for material, paint in painters.items():
+        chosen = points.material == material
+        if chosen.any():
+            colours[chosen] = paint(_part_of(points, chosen), person, marks)
+    colours[points.material == Material.CAP] = shades["cap"]
+    return colours
+
+
+def _part_of(points: Points, chosen: Flags) -> Points:
+    return Points(
+        material=points.material[chosen],
+        normal=points.normal[chosen],
+        canonical=points.canonical[chosen],
+        sleeve=points.sleeve[chosen],
+        arm=points.arm[chosen],
+    )
+
+
+def _plain(points: Points, colour: Colour) -> Floats:
+    return np.tile(np.asarray(colour, np.float32), (len(points.material), 1))
+
+
+def _skin(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    """Skin, with eyes, brows and mouth painted on."""
+    shades = person.colours.shades
+    colours = _plain(points, shades["skin"])
+    x, y, z = points.canonical.T
+    face = (y < marks.face_y + 0.075) & (z > marks.neck)
+    aside, below_crown = np.abs(x), marks.crown - z
+    eyes = (np.abs(aside - 0.032) < 0.014) & (np.abs(below_crown - 0.108) < 0.006)
+    brows = (np.abs(aside - 0.034) < 0.02) & (np.abs(below_crown - 0.088) < 0.005)
+    mouth = (aside < 0.024) & (np.abs(below_crown - 0.185) < 0.007)
+    colours[face & eyes] = _EYE_COLOUR
+    colours[face & brows] = shades["hair"] * 0.8
+    colours[face & mouth] = shades["skin"] * (0.8, 0.55, 0.55)
+    return colours
+
+
+def _top(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    shades = person.colours.shades
+    colours = _patterned(points, person, marks)
+    x, y, z = points.canonical.T
+    on_trunk = points.arm < 0.5
+    if TOPS[person.top].opens:
+        shows_inside = person.details.open_front or person.top == "blazer"
+        half_width = np.full(len(x), 0.012)
+        if shows_inside:  # a wedge, widest at the neck
+            half_width += 0.10 * np.clip((z - marks.hip + 0.1) / 0.5, 0, 1)
+        opening = on_trunk & (y < -0.02) & (np.abs(x) < 0.6 * half_width)
+        colours[opening] = shades["inner"] if shows_inside else shades["top"] * 0.55
+    if person.bag == "backpack":
+        near_strap = np.abs(np.abs(x) - _STRAP_X_M) < _STRAP_HALF_WIDTH_M
+        straps = on_trunk & (y < 0.03) & near_strap & (z > marks.hip + 0.22)
+        colours[straps] = shades["bag"] * 0.9
+    return colours
+
+
+def _patterned(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    """The pattern of a top or a dress; along the sleeves it follows the arm."""
+    details = person.details
+    colours = _plain(points, person.colours.shades["top"])
+    accent = person.colours.shades["accent"].astype(np.float32)
+    x, y, z = points.canonical.T
+    on_arm = points.arm > 0.5
+    down = np.where(on_arm, 0.55 * points.sleeve, -z) * details.stripes_per_m
+    across = np.where(on_arm, 2 * y, x) * details.stripes_per_m
+    match person.pattern:
+        case "horizontal stripes":
+            colours[down % 1 < details.stripe_duty] = accent
+        case "vertical stripes":
+            colours[across % 1 < details.stripe_duty] = accent
+        case "checks":
+            threads = (down % 1 < 0.5).astype(np.float32) + (across % 1 < 0.5)
+            share = 0.5 * threads[:, None]
+            colours = colours * (1 - share) + accent * share
+        case "two-tone":
+            colours[on_arm | (z > (marks.neck + marks.hip) / 2 + 0.05)] = accent
+        case "logo":
+            shift_x, shift_z = details.logo_shift_m
+            from_centre = ((x - shift_x) / 0.085) ** 2 + (
+                (z - (marks.neck - 0.17 + shift_z)) / 0.055
+            ) ** 2
+            colours[~on_arm & (y < 0) & (from_centre < 1)] = accent
+    return colours
+
+
+def _trousers(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    colours = _plain(points, person.colours.shades["bottom"])
+    if person.bottom == "jeans":  # faded on the thighs
+        _, y, z = points.canonical.T
+        fading = 0.18 * np.exp(-(((z - marks.knee - 0.2) / 0.13) ** 2)) * (y < 0)
+        colours *= (1 + fading)[:, None]
+    return colours
+
+
+def _skirt(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    if person.in_one_piece:
+        return _patterned(points, person, marks)
+    return _plain(points, person.colours.shades["bottom"])
+
+
+def _shoes(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    shade = person.colours.shades["shoes"]
+    colours = _plain(points, shade)
+    sole = points.canonical[:, 2] < marks.sole + 0.022
+    colours[sole] = shade * 0.5 + 60 if shade.mean() < 150 else shade * 0.8
+    return colours
+
+
+def _hair(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    x, y, z = points.canonical.T
+    strands = 1 + 0.07 * np.sin(330 * x + 90 * y + 3 * np.sin(40 * z))
+    return _plain(points, person.colours.shades["hair"]) * strands[:, None]
+
+
+def _bag(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    shade = person.colours.shades["bag"]
+    colours = _plain(points, shade)
+    seam = np.abs(points.canonical[:, 2] + 0.2) < 0.06
+    colours[seam] = shade * 0.6
+    return colours

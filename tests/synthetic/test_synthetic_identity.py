@@ -1,0 +1,77 @@
+"""Who the people are: doubles, captions, shares."""
+
+import re
+
+import numpy as np
+import pytest
+
+from muva.synthetic import DOMAINS
+from muva.synthetic.caption import caption, every_phrase
+from muva.synthetic.identity import DOUBLES, double_of, identity, stranger
+
+PIDS = range(1, 201)
+
+
+@pytest.fixture(params=DOMAINS)
+def domain(request) -> str:
+    return request.param
+
+
+def doubles(domain: str) -> list[tuple[int, int]]:
+    found = [(pid, double_of(domain, pid)) for pid in PIDS]
+    return [(pid, model) for pid, model in found if model is not None]
+
+
+def test_about_the_stated_share_of_pairs_are_doubles(domain):
+    share = len(doubles(domain)) / (len(PIDS) / 2)
+    assert share == pytest.approx(DOUBLES, abs=0.16)
+
+
+def test_a_double_wears_its_models_colours_in_another_cut(domain):
+    for pid, model in doubles(domain):
+        person, other = identity(domain, pid), identity(domain, model)
+        assert person.colours.names == other.colours.names
+        for name, shade in person.colours.shades.items():
+            np.testing.assert_array_equal(shade, other.colours.shades[name])
+        assert person.female == other.female
+        cuts = ("top", "bottom", "pattern", "bag", "hair_style", "cap")
+        assert sum(getattr(person, cut) != getattr(other, cut) for cut in cuts) == 2
+        assert caption(person) != caption(other)
+
+
+def test_nobody_is_the_double_of_a_double(domain):
+    assert all(double_of(domain, model) is None for _, model in doubles(domain))
+
+
+def test_people_wear_what_their_domain_wears(domain):
+    wardrobe = DOMAINS[domain].wardrobe
+    for pid in PIDS:
+        person = identity(domain, pid)
+        assert person.top in wardrobe.tops
+        assert person.bottom in wardrobe.bottoms
+        assert person.bag in ("none", *wardrobe.bags)
+        assert person.colours.names["top"] in wardrobe.top_colours
+
+
+def test_captions_hold_only_words_of_the_stated_vocabulary():
+    known = set(re.findall(r"\w+", " ".join(every_phrase())))
+    for domain in DOMAINS:
+        for pid in PIDS:
+            assert set(re.findall(r"\w+", caption(identity(domain, pid)))) <= known
+
+
+def test_a_caption_names_the_attributes():
+    person = identity("syn-airport", 4)
+    text = caption(person)
+    assert person.colours.names["top"] in text
+    assert person.top in text or person.in_one_piece
+    assert ("carrying" in text) == (person.bag != "none")
+    assert ("a cap" in text) == person.cap
+    assert not re.search(r"\ba [aeiou]", text)
+
+
+def test_passers_by_are_nobody_of_any_pid():
+    known = {identity("syn-mall", pid).body for pid in PIDS}
+    strangers = [stranger("syn-mall", 1, number) for number in range(10)]
+    assert len({person.body for person in strangers} - known) > 0
+    assert len({caption(person) for person in strangers}) > 5

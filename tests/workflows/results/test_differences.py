@@ -1,0 +1,100 @@
+"""Two runs explained: what differs in settings, figures and queries, against counts by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from muva.data.artifacts import Artifact, fingerprint
+from muva.errors import MuvaError
+from tests.data.test_training_images import dataset
+from workflows.cli import main
+from workflows.results.differences import differences_between
+from workflows.session import Session, open_session
+from workflows.steps.score import QueryScores
+from workflows.steps.step import ARTIFACT_TAG
+
+PRECISION = {
+    "plain": [1.0, 0.5, 0.2, 0.1, 1.0, 0.3],
+    "better": [1.0, 1.0, 1.0, 0.4, 0.5, 0.3],
+}
+RANK = {"plain": [1, 2, 5, 9, 1, 3], "better": [1, 1, 1, 2, 2, 3]}
+"""Of the six queries' first matches: two become right, one becomes wrong."""
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    session = open_session(home=tmp_path, store=str(tmp_path))
+    station = dataset(tmp_path, "station", [1, 2], split="query")
+    for name, precision in PRECISION.items():
+        features = Artifact(session.store, "features", f"station-by-{name}", fingerprint(name))
+        features.commit(
+            format_version=1,
+            config={"splits": ["query", "gallery"]},
+            inputs={"dataset": station.artifact.address},
+            summary={},
+        )
+        metrics = Artifact(session.store, "metrics", f"{name}-on-station", fingerprint(name))
+        QueryScores(
+            query=np.arange(6),
+            gallery=np.array([6]),
+            average_precision=np.array(precision),
+            first_match_rank=np.array(RANK[name]),
+            lists=np.zeros((6, 1), np.int64),
+        ).write(metrics)
+        metrics.commit(
+            format_version=3,
+            config={"evaluation": {"rerank": name == "better", "ranks": [1, 5]}},
+            inputs={"features": features.address},
+            summary={
+                "mean_ap": float(np.mean(precision)),
+                "curve": {"1": float(np.mean(np.array(RANK[name]) == 1))},
+            },
+        )
+        with session.run(f"evaluate {name}", key=metrics.address, params={}) as run:
+            assert run is not None
+            run.tags({ARTIFACT_TAG: metrics.address})
+    return session
+
+
+def test_two_models_are_told_apart_query_by_query(session: Session) -> None:
+    (found,) = differences_between(session, "plain", "better")
+    assert found.target == "station"
+    gain = np.mean(PRECISION["better"]) - np.mean(PRECISION["plain"])
+    assert found.mean_ap[1] - found.mean_ap[0] == pytest.approx(gain)
+    # Person 1 has the first three queries, person 2 the others: all draws of two people.
+    change = np.subtract(PRECISION["better"], PRECISION["plain"]).reshape(2, 3).mean(axis=1)
+    interval = found.mean_ap_difference
+    assert interval.low == pytest.approx(change.min())
+    assert interval.high == pytest.approx(change.max())
+    assert found.settings == {"evaluation.rerank": (False, True)}
+    assert [(flip.image_id, flip.ranks) for flip in found.gained] == [
+        ("query/1_2.png", (5, 1)),
+        ("query/1_1.png", (2, 1)),
+    ]
+    assert [flip.image_id for flip in found.lost] == ["query/2_1.png"]
+
+
+def test_runs_are_named_by_id_or_name_too(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = ["--home", str(session.home), "--store", session.store.uri]
+    with pytest.raises(SystemExit):
+        main(["compare", "evaluate plain", "evaluate better", "--json", *home])
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["methods"] == ["plain", "better"]
+    with pytest.raises(SystemExit):
+        main(["compare", "plain", "better", *home])
+    text = capsys.readouterr().out
+    assert "Queries whose nearest image is now right: 2" in text
+    assert "evaluation.rerank" in text
+
+
+def test_what_cannot_be_compared_is_said(session: Session) -> None:
+    with pytest.raises(MuvaError, match="nobody: no run of that id or name"):
+        differences_between(session, "nobody", "better")
+    with pytest.raises(MuvaError, match="no two evaluations to compare"):
+        differences_between(session, "plain", "plain")

@@ -1,0 +1,338 @@
+"""Actors that hold an expert: shards handed out again when a process dies, images that end it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import requests
+import torch
+from ray.exceptions import OutOfMemoryError
+
+from muva.config import PHRASES, GroundingConfig
+from muva.data.artifacts import Artifact
+from muva.data.shards import Dataset, open_dataset, write_shards
+from muva.data.store import open_store
+from muva.errors import MuvaError
+from muva.grounding.expert import Expert, Grounding, GroundingImage
+from muva.grounding.experts import ChosenExpert, choose_expert
+from muva.grounding.ground import HANDFUL, BrokenExpertError, Care
+from muva.grounding.labels import finished_parts, open_labels, summarise_labels
+from muva.synthetic import synthetic_records
+from tests.grounding.small_experts import MAKERS
+from workflows.runtime.expert_pool import (
+    MOST_DEATHS,
+    MOST_DEATHS_LOADING,
+    Actors,
+    ShardQueue,
+    Spent,
+    _check_gpu,
+    _Grounder,
+    ground_shards,
+    room_for,
+)
+from workflows.runtime.messages import Board, results
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Dataset:
+    artifact = Artifact(open_store(tmp_path), "datasets", "syn-station", "0" * 16)
+    records = synthetic_records(
+        "syn-station", train_people=2, test_people=2, images_per_camera=2, height=64, width=32
+    )
+    summary = dataclasses.asdict(write_shards(records, artifact=artifact, shard_bytes=8000))
+    artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
+    made = open_dataset(artifact)
+    assert len(made.shards) > 2
+    return made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Staged(ChosenExpert):
+    """The annotated expert, but its process dies at some images."""
+
+    deadly: tuple[str, ...] = ()
+    dies_loading: bool = False
+
+    def load(self) -> Expert:
+        """See `ChosenExpert`."""
+        if self.dies_loading:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return _Deadly(self)
+
+
+class _Deadly:
+    def __init__(self, staged: Staged) -> None:
+        self._staged = staged
+        self._annotated = choose_expert(GroundingConfig()).load()
+
+    def ground(
+        self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+    ) -> list[list[Grounding]]:
+        if any(image.image_id in self._staged.deadly for image in images):
+            time.sleep(0.2)  # what crashes does so after it has begun
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._annotated.ground(images, phrases)
+
+
+def staged(**how: Any) -> Staged:
+    return Staged(**{**vars(choose_expert(GroundingConfig())), **how})
+
+
+def grounded(town: Dataset, expert: ChosenExpert, *, actors: int = 1):
+    labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
+    spent = ground_shards(
+        town,
+        labels,
+        expert,
+        PHRASES,
+        shards=set(range(len(town.shards))) - finished_parts(labels),
+        actors=Actors(count=actors),
+        most_aside=5,
+    )
+    return labels, spent
+
+
+def test_an_image_that_ends_the_process_is_set_aside_and_the_rest_is_labelled(
+    ray_session: None, town: Dataset
+) -> None:
+    ids = town.rows(["image_id"])["image_id"].to_pylist()
+    bad = ids[len(ids) // 2]
+    labels, spent = grounded(town, staged(deadly=(bad,)), actors=2)
+    summary = summarise_labels(labels, town, parts=list(PHRASES))
+    assert (summary["failed"], spent.failed, spent.images) == (1, 1, len(ids))
+    labels.commit(format_version=1, config={}, inputs={}, summary=summary)
+    _, found = open_labels(labels, dataset=town).boxes(ids)
+    assert not found[ids.index(bad)].any()
+    assert found[:, 0].sum() == len(ids) - 1
+
+
+def test_an_expert_whose_processes_die_while_they_load_it_is_named(
+    ray_session: None, town: Dataset
+) -> None:
+    with pytest.raises(
+        MuvaError, match=rf"annotated: {MOST_DEATHS_LOADING} processes died while they lo"
+    ):
+        grounded(town, staged(dies_loading=True))
+
+
+def test_an_expert_that_fits_on_no_node_is_told_before_it_is_loaded(
+    ray_session: None, town: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MAKERS["owlv2"](tmp_path / "owl")
+    config = GroundingConfig(expert="owlv2", checkpoint=str(tmp_path / "owl"))
+    expert = choose_expert(config)
+    weights = expert.weight_bytes()
+    assert weights is not None
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "owl").glob("*.safetensors"))
+    assert 0.9 * on_disk < weights <= on_disk
+    monkeypatch.setattr(ChosenExpert, "weight_bytes", lambda self: 9 * 10**12)
+    with pytest.raises(
+        MuvaError, match=r"owlv2: needs about 10800\.5 GB of memory; the largest node .* has \d"
+    ):
+        ground_shards(
+            town, town.artifact, expert, PHRASES, shards=[0], actors=Actors(), most_aside=1
+        )
+
+
+def test_a_gpu_without_room_is_told_before_the_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expert = choose_expert(GroundingConfig(expert="tiny"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3.0e9, 8.0e9))
+    _check_gpu(expert)
+    monkeypatch.setattr(ChosenExpert, "weight_bytes", lambda self: 5 * 10**9)
+    with pytest.raises(
+        MuvaError, match=r"tiny: needs about 6\.0 GB .* 3\.0 of 8\.0 GB are free.*fits: .*tiny"
+    ):
+        _check_gpu(expert)
+
+
+def test_what_an_actor_needs_and_how_many_have_room() -> None:
+    laptop = {"CPU": 8.0, "memory": 4e9}
+    server = {"CPU": 16.0, "GPU": 2.0, "memory": 64e9}
+    annotated = choose_expert(GroundingConfig())
+    assert Actors().needs(annotated, [laptop]) == {"CPU": 1.0, "memory": 0.5e9}
+    assert room_for({"CPU": 1.0, "memory": 0.5e9}, [laptop, server]) == 8 + 16
+    assert room_for({"CPU": 1.0, "memory": 1e9}, [laptop, server]) == 4 + 16
+    assert room_for({"CPU": 3.0}, [laptop, server]) == 2 + 5
+    assert room_for({"CPU": 1.0, "GPU": 0.3}, [laptop, server]) == 6
+    hub = Staged(**{**vars(annotated), "name": "florence-2"})
+    assert Actors().needs(hub, [server]) == {"CPU": 1.0, "GPU": 1.0}
+    assert Actors(gpus_each=0.5).needs(hub, [server]) == {"CPU": 1.0, "GPU": 0.5}
+    assert "GPU" not in Actors().needs(hub, [laptop])
+
+
+def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
+    queue = ShardQueue([7, 8], most_aside=1)
+    shard, care = queue.take()
+    assert (shard, care.alone, care.aside) == (7, frozenset(), frozenset())
+    queue.died(7, begun=False, at=None, why="")
+    queue.died(7, begun=True, at=range(32, 64), why="")
+    queue.waiting.popleft()
+    _, care = queue.take()
+    assert (care.alone, care.aside) == (frozenset(range(32, 64)), frozenset())
+    for _ in range(2):
+        queue.died(7, begun=True, at=range(40, 41), why="")
+        _, care = queue.take()
+    assert care.aside == {40}
+    queue.died(7, begun=True, at=range(41, 42), why="")
+    with pytest.raises(MuvaError, match=r"2 images ended the expert's process twice.*row 41.*boom"):
+        queue.died(7, begun=True, at=range(41, 42), why="boom")
+
+
+def test_a_row_that_is_aside_already_is_not_blamed_for_ever() -> None:
+    queue = ShardQueue([3], most_aside=1)
+    for _ in range(2):
+        queue.died(3, begun=True, at=range(4, 5), why="boom")
+        queue.take()
+    for _ in range(MOST_DEATHS - 1):
+        queue.died(3, begun=True, at=range(4, 5), why="boom")
+        queue.take()
+    with pytest.raises(
+        MuvaError, match=r"shard 3: \d processes died at it, with no image to blame"
+    ):
+        queue.died(3, begun=True, at=range(4, 5), why="boom")
+
+
+def test_an_expert_that_breaks_gets_one_more_process_for_the_shard() -> None:
+    queue = ShardQueue([3, 4], most_aside=1)
+    queue.take()
+    error = BrokenExpertError("failed at 9 of 9 images")
+    queue.broke(3, error)
+    assert queue.take()[0] == 3
+    queue.take()
+    with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
+        queue.broke(4, error)
+    queue.done()
+    with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
+        queue.broke(3, error)
+
+
+def by_one_actor(
+    town: Dataset,
+    labels: Artifact,
+    shards: Iterable[int],
+    *,
+    expert: ChosenExpert | None = None,
+    most_aside: float = 0,
+) -> None:
+    """Labels by the annotated expert unless another is given."""
+    chosen = expert or choose_expert(GroundingConfig())
+    actors = Actors(count=1)
+    ground_shards(
+        town, labels, chosen, PHRASES, shards=shards, actors=actors, most_aside=most_aside
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picky(ChosenExpert):
+    """The annotated expert, but it fails at some images."""
+
+    fails_at: frozenset[str] = frozenset()
+
+    def load(self) -> Expert:
+        expert, fails_at = choose_expert(GroundingConfig()).load(), self.fails_at
+
+        class Failing:
+            def ground(
+                self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
+            ) -> list[list[Grounding]]:
+                if any(image.image_id in fails_at for image in images):
+                    raise RuntimeError("boom")
+                return expert.ground(images, phrases)
+
+        return Failing()
+
+
+def test_too_many_images_aside_stop_it_early_and_are_asked_again(
+    ray_session: None, town: Dataset
+) -> None:
+    labels = Artifact(town.artifact.store, "labels", town.name, "4" * 16)
+    ids = town.rows(["image_id"])["image_id"].to_pylist()
+    picky = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids[:1]))
+    shards = range(len(town.shards))
+    with pytest.raises(MuvaError, match=rf"1 of the first .* {ids[0]}: the expert failed twice"):
+        by_one_actor(town, labels, shards, expert=picky)
+    assert 0 not in finished_parts(labels)
+    broken = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids))
+    left = set(shards) - finished_parts(labels)
+    large = [shard for shard in shards if town.shards[shard].rows > HANDFUL]
+    assert 0 in large
+    with pytest.raises(BrokenExpertError, match="Nothing of the shard is kept"):
+        by_one_actor(town, labels, large[:1], expert=broken, most_aside=99)
+    by_one_actor(town, labels, left)
+    summarise_labels(labels, town, parts=list(PHRASES))
+
+
+def test_a_process_that_rays_watch_over_memory_ends_is_lost_like_any_other(
+    ray_session: None, town: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    def first_result(references: Sequence[ray.ObjectRef]) -> list[Any]:
+        found = results(references)
+        if found[0] is not None and not ended:  # the first shard's report
+            ended.append(1)
+            raise OutOfMemoryError("the node was low on memory")
+        return found
+
+    monkeypatch.setattr("workflows.runtime.expert_pool.results", first_result)
+    labels = Artifact(town.artifact.store, "labels", town.name, "5" * 16)
+    by_one_actor(town, labels, range(len(town.shards)))
+    assert ended and finished_parts(labels) == set(range(len(town.shards)))
+
+
+def test_a_shard_at_which_processes_die_before_they_look_is_given_up() -> None:
+    queue = ShardQueue([3], most_aside=1)
+    for _ in range(MOST_DEATHS - 1):
+        queue.died(3, begun=True, at=None, why="boom")
+        queue.take()
+    with pytest.raises(MuvaError, match=r"shard 3: \d processes died at it.*boom"):
+        queue.died(3, begun=True, at=None, why="boom")
+
+
+def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: Dataset) -> None:
+    heard: list[tuple[int, Spent]] = []
+    labels = Artifact(town.artifact.store, "labels", town.name, "2" * 16)
+    spent = ground_shards(
+        town,
+        labels,
+        choose_expert(GroundingConfig()),
+        PHRASES,
+        shards=range(len(town.shards)),
+        actors=Actors(count=1),
+        most_aside=1,
+        tell=lambda looked_at, spent: heard.append((looked_at, spent)),
+    )
+    assert heard[-1][0] == spent.images == town.summary.images
+    assert (spent.actors, spent.starting) == (1, 0)
+    assert spent.decode_s > 0 and spent.model_s > 0 and spent.elapsed_s > 0
+    assert spent.images_per_s == pytest.approx(spent.images / spent.elapsed_s)
+    assert ray.is_initialized()
+
+
+def test_prometheus_sees_what_an_actor_has_done(ray_session: None, town: Dataset) -> None:
+    labels = Artifact(town.artifact.store, "labels", town.name, "3" * 16)
+    expert = choose_expert(GroundingConfig())
+    kind: Any = ray.remote(num_cpus=1)(_Grounder)
+    actor = kind.remote(town.artifact, labels, expert, PHRASES, 1, False, Board())
+    ray.get(actor.load.remote())
+    report: Any = ray.get(actor.ground.remote(0, Care()))
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = rf'ray_muva_grounding_images_total{{.*dataset="{town.name}".*}} {report.images}\.0'
+    ends_at = time.monotonic() + 60
+    while not re.search(wanted, requests.get(address, timeout=10).text):
+        assert time.monotonic() < ends_at, "the counter never came"
+        time.sleep(0.5)
+    ray.kill(actor)

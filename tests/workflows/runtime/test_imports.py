@@ -1,0 +1,30 @@
+"""What the processes of a cluster import: each pays for it when it starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import workflows
+
+ROOMS = ("runtime", "steps", "tuning")
+"""Of the modules that have tasks and actors, or that Ray Train and Tune run in processes."""
+MODULES = [
+    f"workflows.{room}.{file.stem}"
+    for room in ROOMS
+    for file in sorted((Path(workflows.__path__[0]) / room).glob("*.py"))
+]
+
+
+def test_no_worker_imports_mlflow() -> None:
+    """A second or two, and 80 MB; drivers alone write to it."""
+    assert len(MODULES) > 30
+    code = "import sys; " + "; ".join(f"import {module}" for module in MODULES)
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('mlflow' in sys.modules, 'ray' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == ["False", "True"]

@@ -1,0 +1,333 @@
+"""Epochs judged beside a training, on people of its sources that it does not learn from."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+import ray.train
+import torch
+
+import muva
+from muva.config import ExperimentConfig, load_recipe, with_settings
+from muva.data.artifacts import Artifact, find_artifact, list_artifacts
+from muva.data.sources import Sources
+from muva.errors import MuvaError
+from tests.workflows.commands import copy_inputs, start, wait_for
+from workflows.results.comparison import LAST_EPOCH, ON_SOURCES, compared, results_in
+from workflows.runtime.messages import Board
+from workflows.runtime.workers import Workers
+from workflows.session import Session, open_session
+from workflows.steps import validation as judging
+from workflows.steps.checkpoints import STATES, saved_state
+from workflows.steps.encoder import epoch_step
+from workflows.steps.ground import ground
+from workflows.steps.import_data import datasets_of
+from workflows.steps.pipeline import run_pipeline
+from workflows.steps.train import Trained, train
+from workflows.steps.training_inputs import TrainingInputs
+from workflows.steps.validation import HELD_OUT, VERDICTS, best, judge, out_of_patience
+
+TARGET = "syn-station"
+JUDGED = (
+    "synthetic.train_people=8",
+    "stage2.epochs=5",
+    "stage2.lr=1e-3",
+    "stage2.warmup_epochs=0",
+    "validation={identities: 0.4}",
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    session: Session
+    config: ExperimentConfig
+    sources: list[Artifact]
+    labels: list[Artifact]
+    trained: Trained
+    heard: dict[int, float]
+
+
+@pytest.fixture(scope="module")
+def training(
+    ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Training:
+    session = open_session(home=tmp_path_factory.mktemp("judged"))
+    config = load_recipe(smoke_recipe, overrides=JUDGED)
+    assert config.grounding is not None
+    sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
+    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    heard: dict[int, float] = {}
+    trained = train(
+        session,
+        config,
+        sources=sources,
+        labels=labels,
+        workers=Workers(count=2, keep_every=2),
+        name="muva",
+        on_judged=lambda epoch, metrics: heard.update({epoch: metrics[HELD_OUT]}),
+    )
+    return Training(session, config, sources, labels, trained, heard)
+
+
+def test_every_epoch_is_judged_and_the_best_is_chosen(training: Training) -> None:
+    verdicts = training.trained.encoder.summary["verdicts"]
+    assert [verdict["epoch"] for verdict in verdicts] == [1, 2, 3, 4, 5]
+    assert training.heard == {verdict["epoch"]: verdict[HELD_OUT] for verdict in verdicts}
+    values = [verdict[HELD_OUT] for verdict in verdicts]
+    assert len(set(values)) > 1, "nothing would be chosen"
+    chosen = muva.load(training.trained.model.uri)
+    assert chosen.metadata["epoch"] == 1 + int(np.argmax(values))
+    last = muva.load(training.trained.encoder.artifact.uri)
+    assert last.metadata["epoch"] == 5
+    assert chosen.metadata["sources"] == last.metadata["sources"]
+
+
+def test_a_verdict_is_the_plain_evaluation_of_that_epochs_model(training: Training) -> None:
+    assert training.trained.chosen is not None
+    verdict = training.trained.chosen.summary["verdict"]
+    model = muva.load(training.trained.model.uri)
+    means = []
+    for held_out in Sources.of(training.sources, training.config).held_out():
+        rows = held_out.rows.to_pydict()
+        features = model.embed(held_out.dataset.read_images(rows["row"]))
+        precisions = []
+        for asking in np.flatnonzero(np.array(rows["split"]) == "query"):
+            ranked = np.argsort(-(features @ features[asking]), kind="stable")
+            matches = [
+                rows["pid"][other] == rows["pid"][asking]
+                for other in ranked
+                if rows["split"][other] == "gallery"
+                and (rows["pid"][other], rows["camid"][other])
+                != (rows["pid"][asking], rows["camid"][asking])
+            ]
+            found = np.flatnonzero(matches)
+            if len(found):
+                precisions.append(np.mean((1 + np.arange(len(found))) / (1 + found)))
+        means.append(np.mean(precisions))
+        assert verdict[f"{held_out.dataset.name}/mAP"] == pytest.approx(means[-1])
+    assert verdict[HELD_OUT] == pytest.approx(np.mean(means))
+
+
+def test_states_are_kept_as_asked_and_nothing_else(training: Training) -> None:
+    artifact = training.trained.encoder.artifact
+    kept = {key.split("/")[2:4][1] for key in artifact.store.list(artifact.key(STATES))}
+    assert kept == {"00002", "00004"}
+    assert saved_state(artifact, 4)["epoch"] == 4
+    with pytest.raises(MuvaError, match="no state of epoch 3 is kept, but of 2, 4"):
+        saved_state(artifact, 3)
+    assert {key.split("/")[2] for key in artifact.store.list(artifact.address + "/")} == {
+        "bundle", "manifest.json", "summary.json", "states"
+    }  # fmt: skip
+
+
+def test_a_kept_epoch_becomes_a_model(training: Training) -> None:
+    last = training.trained.encoder.artifact
+    done = epoch_step(training.session, last, 2)
+    assert done.artifact.name == "muva-epoch-2"
+    model = muva.load(done.artifact.uri)
+    weights = saved_state(last, 2)
+    for name, value in model.model.named_parameters():
+        stored = weights.get(f"model/{name}")
+        assert stored is None or value.equal(torch.as_tensor(stored)), name
+    assert model.metadata == {**muva.load(last.uri).metadata, "epoch": 2}
+    with pytest.raises(MuvaError, match="no state of epoch 3 is kept"):
+        epoch_step(training.session, last, 3)
+    for other in (training.trained.model, done.artifact):
+        with pytest.raises(MuvaError, match="left after its last epoch"):
+            epoch_step(training.session, other, 2)
+
+
+def test_the_three_numbers_stay_apart(training: Training) -> None:
+    config = training.config.model_copy(update={"variants": ("muva",)})
+    report = run_pipeline(training.session, config, workers=Workers())
+    assert set(report.models) == {"muva", "muva, chosen"}
+    assert report.models["muva, chosen"] == training.trained.model.uri
+    found = {
+        one.number: one.mean_ap
+        for one in compared(results_in(training.session.store))
+        if one.method == "muva"
+    }
+    assert found == {
+        LAST_EPOCH: report.targets[TARGET]["muva"].mean_ap,
+        ON_SOURCES: report.targets[TARGET]["muva, chosen"].mean_ap,
+    }
+
+
+def test_what_trains_and_judges_has_no_way_to_a_target(training: Training) -> None:
+    assert training.config.targets == (TARGET,)
+    inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
+    assert TARGET.encode() not in cloudpickle.dumps(inputs)
+    assert inputs.config.targets == ()
+    datasets = [*inputs.sources.pool().datasets]
+    datasets += [held_out.dataset for held_out in inputs.sources.held_out()]
+    for dataset in datasets:
+        assert dataset.name in training.config.sources
+        for row in range(dataset.summary.images):
+            if row not in dataset.rows([])["row"].to_pylist():
+                with pytest.raises(MuvaError, match="nothing else of this data set"):
+                    dataset.read_images([row])
+
+
+def test_a_judgement_that_fails_is_told_to_the_training(training: Training, tmp_path: Path) -> None:
+    nothing = Artifact(training.session.store, "models", "nothing", "0" * 16)
+    inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
+    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
+    judge_here(tmp_path, inputs, nothing, Board())
+    verdict = json.loads(nothing.store.read(nothing.key(VERDICTS, "00003.json")))
+    assert "no state of epoch 3 is kept" in verdict["mistake"]
+    nothing.delete_part(VERDICTS)
+
+
+def test_beside_a_training_that_fills_the_gpu_processors_judge(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def judged(device: torch.device) -> dict[str, float]:
+        tried.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        return {HELD_OUT: 0.5}
+
+    monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
+    monkeypatch.setattr(judging, "_judged", lambda *given: judged(given[-1]))
+    artifact = Artifact(training.session.store, "models", "full", "0" * 16)
+    inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
+    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
+    board = Board()
+    found = judge_here(tmp_path, inputs, artifact, board)
+    assert tried == ["cuda", "cpu"] and found == {HELD_OUT: 0.5}
+    note, (kind, verdict) = board.drain()
+    assert note[0] == "note" and note[1].startswith("Epoch 3 is judged on processors: the GPU has")
+    assert kind == "verdict" and verdict == {"epoch": 3, HELD_OUT: 0.5}
+    artifact.delete_part(VERDICTS)
+
+
+def test_what_else_goes_wrong_on_a_gpu_is_not_hidden(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> dict[str, float]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
+    monkeypatch.setattr(judging, "_judged", broken)
+    inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
+    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
+    artifact = Artifact(training.session.store, "models", "broken", "0" * 16)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        judge_here(tmp_path, inputs, artifact, Board())
+
+
+def judge_here(
+    folder: Path, inputs: TrainingInputs, artifact: Artifact, board: Board
+) -> dict[str, float]:
+    """In this process, whose threads stay as many as they are."""
+    threads = torch.get_num_threads()
+    try:
+        return judge(
+            ray.train.Checkpoint.from_directory(folder),
+            inputs=inputs,
+            artifact=artifact,
+            board=board,
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def verdicts(*values: float) -> list[dict[str, float]]:
+    return [{"epoch": epoch, HELD_OUT: value} for epoch, value in enumerate(values, start=1)]
+
+
+def test_the_earliest_of_the_best_is_chosen() -> None:
+    assert best(verdicts(0.1, 0.4, 0.3, 0.4))["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "over"),
+    [
+        ((), 1, False),
+        ((0.1, 0.2, 0.3), 1, False),
+        ((0.3, 0.2), 1, True),
+        ((0.3, 0.3), 1, True),
+        ((0.3, 0.2), 2, False),
+        ((0.1, 0.3, 0.2, 0.25), 2, True),
+        ((0.3, 0.2, 0.1, 0.0), None, False),
+    ],
+)
+def test_patience_ends_with_verdicts_no_better_than_before(
+    values: tuple[float, ...], patience: int | None, over: bool
+) -> None:
+    assert out_of_patience(verdicts(*values), patience) is over
+
+
+def test_a_judged_training_that_is_killed_ends_as_it_would_have(
+    training: Training, smoke_recipe: Path, tmp_path: Path
+) -> None:
+    """Also where a judgement had failed: it is asked for anew."""
+    copy_inputs(training.session.home, tmp_path)
+    words = ["train", "--recipe", f"{smoke_recipe}", "--workers", "2", "--keep-every", "2"]
+    killed = start(tmp_path, *words, *(word for one in JUDGED for word in ("--set", one)))
+    wait_for(lambda: list(tmp_path.glob("store/models/*/verdicts/*.json")), killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    session = open_session(home=tmp_path)
+    (begun,) = list_artifacts(session.store, "models", unfinished=True)
+    assert begun.manifest() is None
+    failed = {"mistake": "a disk was full"}
+    begun.store.write(begun.key(VERDICTS, "00001.json"), json.dumps(failed).encode())
+
+    trained = train(
+        session,
+        training.config,
+        sources=[find_artifact(session.store, "datasets", one.name) for one in training.sources],
+        labels=[find_artifact(session.store, "labels", one.name) for one in training.labels],
+        workers=Workers(count=2, keep_every=2),
+        name="muva",
+    )
+
+    assert trained.encoder.artifact.address == begun.address
+    assert not trained.prompts.computed
+    assert without_times(trained.encoder.summary) == without_times(training.trained.encoder.summary)
+    ended, undisturbed = (
+        muva.load(one.encoder.artifact.uri).model.state_dict()
+        for one in (trained, training.trained)
+    )
+    assert ended.keys() == undisturbed.keys()
+    for weight, value in ended.items():
+        assert value.equal(undisturbed[weight]), weight
+
+
+def without_times(summary: dict[str, Any]) -> dict[str, Any]:
+    epochs = [
+        {name: value for name, value in epoch.items() if not name.endswith("_s")}
+        for epoch in summary["history"]
+    ]
+    return {**summary, "history": epochs}
+
+
+def test_patience_ends_a_training(training: Training) -> None:
+    values = [one[HELD_OUT] for one in training.trained.encoder.summary["verdicts"]]
+    worse = next(e for e in range(1, 5) if values[e] <= max(values[:e])) + 1
+    settings = {"stage2.epochs": 9, "validation.patience": 1}
+    patient = with_settings(training.config, settings, where="test")
+    trained = train(
+        training.session,
+        patient,
+        sources=training.sources,
+        labels=training.labels,
+        workers=Workers(),
+        name="patient",
+    )
+    history = trained.encoder.summary["history"]
+    assert len(history) == worse + 1, "one epoch goes on while the one before it is judged"
+    assert trained.chosen is not None
+    through = [one[HELD_OUT] for one in trained.encoder.summary["verdicts"]]
+    assert trained.chosen.summary["verdict"]["epoch"] == 1 + int(np.argmax(through))

@@ -1,0 +1,339 @@
+"""One small pipeline, looked at from all sides."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+import muva
+from muva.config import ExperimentConfig, load_recipe, with_settings
+from muva.data.artifacts import Artifact, list_artifacts, open_artifact
+from muva.data.images import decode_rgb
+from muva.data.shards import open_dataset
+from muva.data.store import open_store
+from muva.errors import MuvaError
+from muva.grounding.labels import LABEL_FORMAT
+from muva.retrieval.features import Features, write_features
+from muva.training.compute import Compute
+from workflows.cli import main
+from workflows.runtime.workers import Workers
+from workflows.session import Session, open_session
+from workflows.steps.evaluate import evaluate_on
+from workflows.steps.import_data import import_tree
+from workflows.steps.pipeline import PipelineReport, pipeline_run, run_pipeline, tell_run
+from workflows.steps.rank import FeatureParts
+from workflows.steps.train import check_parts, train
+
+TARGET = "syn-station"
+
+
+class Pipeline(NamedTuple):
+    session: Session
+    config: ExperimentConfig
+    report: PipelineReport
+
+
+def run_once(session: Session, config: ExperimentConfig) -> PipelineReport:
+    with pipeline_run(session, config) as run:
+        assert run is not None
+        report = run_pipeline(session.within(run), config, workers=Workers())
+        tell_run(run, config, report)
+    return report
+
+
+@pytest.fixture(scope="module")
+def pipeline(
+    ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Pipeline:
+    session = open_session(home=tmp_path_factory.mktemp("home"), experiment="muva/smoke")
+    config = load_recipe(smoke_recipe)
+    return Pipeline(session, config, run_once(session, config))
+
+
+def runs_of(session: Session) -> list[MlflowRun]:
+    client = MlflowClient(session.tracking_uri)
+    experiment = client.get_experiment_by_name(session.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_every_variant_is_judged_on_the_target(pipeline: Pipeline) -> None:
+    results = pipeline.report.targets[TARGET]
+    assert list(results) == ["clip", "global_only", "muva"]
+    for found in results.values():
+        assert 0 < found.mean_ap <= 1
+        assert found.curve[1] <= found.curve[50]
+
+
+def test_a_second_run_computes_nothing_and_makes_no_run(pipeline: Pipeline) -> None:
+    store = pipeline.session.store
+    before = {key: store.read(key) for key in store.list()}
+    runs = {run.info.run_id for run in runs_of(pipeline.session)}
+    again = run_once(pipeline.session, pipeline.config)
+    assert {key: store.read(key) for key in store.list()} == before
+    assert {run.info.run_id for run in runs_of(pipeline.session)} == runs
+    assert {k: v.mean_ap for k, v in again.targets[TARGET].items()} == {
+        k: v.mean_ap for k, v in pipeline.report.targets[TARGET].items()
+    }
+
+
+def test_mlflow_holds_one_parent_with_a_child_per_step(pipeline: Pipeline) -> None:
+    runs = runs_of(pipeline.session)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    parent = parents[0]
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert set(children) == {
+        *(f"import {name}" for name in ("syn-harbour", "syn-airport", TARGET)),
+        *(f"ground {name}" for name in ("syn-harbour", "syn-airport")),
+        *(f"stage {stage} of {name}" for stage in (1, 2) for name in ("muva", "global-only")),
+        *(f"evaluate {name} on {TARGET}" for name in ("clip", "global-only", "muva")),
+    }
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert parent.data.metrics[f"{TARGET}/mAP"] == pytest.approx(
+        pipeline.report.targets[TARGET]["muva"].mean_ap
+    )
+    for child in children.values():
+        assert child.data.tags["target"] == TARGET
+        assert child.data.tags["recipe"] == "smoke"
+
+
+def test_losses_are_recorded_once_an_epoch(pipeline: Pipeline) -> None:
+    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    client = MlflowClient(pipeline.session.tracking_uri)
+    history = client.get_metric_history(run.info.run_id, "stage2/loss")
+    assert [point.step for point in history] == [1, 2]
+
+
+def test_pictures_and_settings_are_beside_the_numbers(pipeline: Pipeline) -> None:
+    client = MlflowClient(pipeline.session.tracking_uri)
+    names = {
+        str(run.info.run_name): {file.path for file in client.list_artifacts(run.info.run_id)}
+        for run in runs_of(pipeline.session)
+    }
+    pictures = {"ranked-gallery.png", "predicted-masks.png", "attention.png"}
+    assert pictures <= names[f"evaluate muva on {TARGET}"]
+    assert "pseudo-labels.png" in names["ground syn-harbour"]
+    stage2 = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    masks = client.list_artifacts(stage2.info.run_id, "masks")
+    assert [file.path for file in masks] == ["masks/epoch-001.png", "masks/epoch-002.png"]
+    parent = f"syn-harbour+syn-airport -> {TARGET} · smoke · seed 0"
+    assert {"cmc", "config.yaml"} <= names[parent]
+
+
+def test_models_are_ranked_by_what_they_reached_on_the_target(pipeline: Pipeline) -> None:
+    client = MlflowClient(pipeline.session.tracking_uri)
+    experiment = client.get_experiment_by_name(pipeline.session.experiment)
+    assert experiment is not None
+    ranked = client.search_logged_models(
+        [experiment.experiment_id],
+        order_by=[{"field_name": f"metrics.{TARGET}/mAP", "ascending": False}],
+    )
+    results = pipeline.report.targets[TARGET]
+    reached = sorted((found.mean_ap for found in results.values()), reverse=True)
+    assert [
+        metric.value for one in ranked for metric in one.metrics or [] if metric.key.endswith("mAP")
+    ] == pytest.approx(reached)
+    stage2 = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    assert stage2.inputs is not None
+    assert {one.dataset.name for one in stage2.inputs.dataset_inputs} == {
+        "syn-harbour", "syn-airport"
+    }  # fmt: skip
+    assert stage2.data.metrics["cost/core-hours"] > 0
+
+
+def test_a_pipelines_parameters_are_few_and_tell_it_from_others(pipeline: Pipeline) -> None:
+    parent = next(
+        run for run in runs_of(pipeline.session) if "mlflow.parentRunId" not in run.data.tags
+    )
+    params = parent.data.params
+    assert {"seed", "model.clip", "stage2.lr", "stage2.epochs", "sources"} <= params.keys()
+    assert params["stage1.epochs"] == "2"
+    assert len(params) < 40
+    assert not [name for name in params if name.startswith("tune")]
+
+
+def test_a_model_opens_in_one_call_and_embeds_as_the_pipeline_did(pipeline: Pipeline) -> None:
+    report = pipeline.report
+    bundle = muva.load(report.models["muva"])
+    dataset = open_dataset(report.datasets[TARGET])
+    rows = dataset.rows(splits=["query", "gallery"])["row"].to_numpy()
+    ours = bundle.embed([decode_rgb(image) for image in dataset.read_images(rows)])
+    (features,) = [
+        artifact
+        for artifact in list_artifacts(pipeline.session.store, "features")
+        if artifact.name == f"{TARGET}-by-muva"
+    ]
+    theirs = FeatureParts(features).read(np.arange(len(rows)))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_market1501_tree_of_the_same_images_gives_the_same_metrics(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    report, session = pipeline.report, pipeline.session
+    dataset = open_dataset(report.datasets[TARGET])
+    rows = dataset.rows().to_pylist()
+    folders = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+    for number, row in enumerate(rows):
+        name = f"{row['pid']:04d}_c{row['camid']}s1_{number:06d}_00.jpg"
+        file = tmp_path / folders[row["split"]] / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(dataset.read_images([row["row"]])[0])
+    tree = import_tree(session, "from-a-tree", tmp_path, layout="market1501", options={})
+    for variant, model in report.models.items():
+        found = evaluate_on(session, model, tree.artifact, pipeline.config, name=variant)
+        assert dataclasses.replace(found, seconds=0) == dataclasses.replace(
+            report.targets[TARGET][variant], seconds=0
+        )
+
+
+def test_features_of_another_program_score_alike(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = pipeline.report
+    dataset = open_dataset(report.datasets[TARGET])
+    rows = dataset.rows(splits=["query", "gallery"])
+    images = [decode_rgb(image) for image in dataset.read_images(rows["row"].to_numpy())]
+    features = Features(
+        features=muva.load(report.models["muva"]).embed(images),
+        ids=np.asarray(rows["image_id"].to_pylist()),
+        pids=rows["pid"].to_numpy(),
+        camids=rows["camid"].to_numpy(),
+        split=np.asarray(rows["split"].to_pylist()),
+    )
+    write_features(tmp_path / "mine.npz", features)
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "evaluate",
+                "--features",
+                f"{tmp_path / 'mine.npz'}",
+                "--json",
+                "--home",
+                f"{tmp_path}",
+            ]
+        )
+    assert stop.value.code == 0
+    found = json.loads(capsys.readouterr().out)["mine"]
+    assert found["mean_ap"] == pytest.approx(report.targets[TARGET]["muva"].mean_ap, abs=1e-6)
+
+
+def test_an_epochs_parts_are_timed(pipeline: Pipeline) -> None:
+    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    spent = {name: run.data.metrics[f"stage2/{name}"] for name in ("memory_pass_s", "steps_s")}
+    assert min(spent.values()) > 0
+    assert 0 <= run.data.metrics["stage2/waiting_s"] < sum(spent.values())
+
+
+def test_neither_workers_nor_loaders_nor_micro_batches_change_a_loss(pipeline: Pipeline) -> None:
+    one, config = pipeline.report, pipeline.config
+    elsewhere = dataclasses.replace(
+        open_session(home=pipeline.session.home / "two"), store=pipeline.session.store
+    )
+    shutil.rmtree(open_path(one.models["muva"]))
+    two = train(
+        elsewhere,
+        config,
+        sources=[one.datasets[name] for name in config.sources],
+        labels=[one.labels[name] for name in config.sources],
+        workers=Workers(count=2, compute=Compute(micro_batch=3), loaders=1),
+        name="muva",
+    )
+    assert two.model.uri == one.models["muva"]
+    summary = two.encoder.summary
+    assert (summary["workers"], summary["compute"]["micro_batch"]) == (2, 3)
+    assert summary["compute"]["loaders"] == 1
+    history = runs_history(pipeline)
+    losses = [epoch["loss"] for epoch in summary["history"]]
+    np.testing.assert_allclose(losses, history, rtol=1e-4)
+
+
+def runs_history(pipeline: Pipeline) -> list[float]:
+    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    client = MlflowClient(pipeline.session.tracking_uri)
+    return [p.value for p in client.get_metric_history(run.info.run_id, "stage2/loss")]
+
+
+def open_path(uri: str) -> Path:
+    return Path(open_artifact(uri).uri)
+
+
+def test_a_mistake_in_a_workers_settings_is_told_as_it_is(
+    pipeline: Pipeline,
+) -> None:
+    config = with_settings(pipeline.config, {"model.predictor_heads": 4}, where="test")
+    with pytest.raises(MuvaError, match="another build: predictor_heads 2 there, 4 here"):
+        train(
+            dataclasses.replace(pipeline.session, tracking_uri=None),
+            config,
+            sources=[pipeline.report.datasets[name] for name in config.sources],
+            labels=[pipeline.report.labels[name] for name in config.sources],
+            workers=Workers(),
+            name="of-another-build",
+            init=open_artifact(pipeline.report.models["muva"]),
+        )
+
+
+def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
+    ray_session: None, smoke_recipe: Path, tmp_path: Path
+) -> None:
+    session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
+    cases: list[tuple[dict[str, object], int, str]] = [
+        ({"stage1.batch_size": 64}, 1, "needs 16 identities, the training images show 12"),
+        ({"stage2.batch_size": 12}, 2, "2 workers cannot share the 3 identities"),
+        (
+            {"grounding.phrases": {"head": "head"}},
+            1,
+            "model.parts names upper_body, legs, of which",
+        ),
+        ({"model.clip": "ViT-B-16:laion"}, 1, "open_clip has no weights laion of ViT-B-16"),
+    ]
+    for changes, workers, message in cases:
+        config = with_settings(load_recipe(smoke_recipe), changes, where="test")
+        with pytest.raises(MuvaError, match=message):
+            run_pipeline(session, config, workers=Workers(count=workers))
+    assert not list_artifacts(session.store, "labels", unfinished=True)
+
+
+def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> None:
+    with pytest.raises(MuvaError, match="1000 workers of 1 cores"):
+        Workers(count=1000).check()
+
+
+def test_cuda_graphs_are_for_one_worker_with_a_gpu(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count, gpus, told in ((1, 0, "1 workers and 0"), (2, 2, "2 workers and 2"), (1, 1, None)):
+        monkeypatch.setattr("workflows.runtime.workers.gpus", lambda gpus=gpus: gpus)
+        workers = Workers(count=count, cpus_each=1, compute=Compute(cuda_graphs=True))
+        expected = pytest.raises(MuvaError, match=f"--cuda-graphs .* {told} GPUs: leave the option")
+        with expected if told else nullcontext():
+            workers.check()
+
+
+@pytest.mark.parametrize(
+    ("parts_of_second", "remedy"),
+    [(("upper_body", "legs"), r"upper_body: .* set model.parts=\[upper_body\]"), ((), "none of")],
+)
+def test_sources_whose_labels_share_too_few_parts_are_refused(
+    parts_of_second: tuple[str, ...], remedy: str, tmp_path: Path
+) -> None:
+    labels = []
+    for name, parts in (("town", ("head", "upper_body")), ("city", parts_of_second)):
+        artifact = Artifact(open_store(tmp_path), "labels", name, "0" * 16)
+        artifact.commit(format_version=LABEL_FORMAT, config={}, inputs={}, summary={"parts": parts})
+        labels.append(artifact)
+    config = load_recipe("base", overrides=["model.parts=[head, upper_body]"])
+    with pytest.raises(MuvaError, match=rf"town has head, upper_body; city has .*{remedy}"):
+        check_parts(config, labels)
+    check_parts(config, labels[:1])

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from muva.data.artifacts import Artifact
+from tracking.runs import runs_with_tag
+from workflows.cli import main
+from workflows.session import Session, open_session
+from workflows.steps.step import ARTIFACT_TAG, Step, do_step
+
+
+def make(session: Session, kind: str, name: str, *, inputs: dict[str, str]) -> Artifact:
+    artifact = Artifact(session.store, kind, name, "0123456789abcdef")
+
+    def work(_: object) -> dict[str, Any]:
+        session.store.write(artifact.key("content"), b"x" * 1000)
+        return {}
+
+    step = Step(label=name, artifact=artifact, format_version=1, config={}, inputs=inputs)
+    return do_step(step, session=session, work=work).artifact
+
+
+def muva(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--json"])
+    assert stop.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_gc_keeps_what_a_run_uses_and_what_that_was_made_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = open_session(home=tmp_path)
+    untracked = Session(home=tmp_path, store=session.store, tracking_uri=None)
+    people = make(untracked, "datasets", "people", inputs={})
+    model = make(session, "models", "muva", inputs={"source 0": people.address})
+    lonely = make(untracked, "datasets", "lonely", inputs={})
+    home = ("--home", f"{tmp_path}")
+
+    listed = {row["address"]: row["runs"] for row in muva(capsys, "store", "list", *home)}
+    assert listed == {people.address: [], model.address: ["muva"], lonely.address: []}
+
+    proposed = muva(capsys, "store", "gc", *home)
+    assert [row["address"] for row in proposed["artifacts"]] == [lonely.address]
+    assert lonely.manifest() is not None, "gc without --yes only says what would go"
+
+    muva(capsys, "store", "gc", "--yes", *home)
+    assert lonely.manifest() is None
+    assert people.manifest() is not None
+    assert model.manifest() is not None
+
+    client = MlflowClient(session.tracking_uri)
+    for run in client.search_runs(["1"]):
+        client.delete_run(run.info.run_id)
+    with pytest.raises(SystemExit) as stop:
+        main(["store", "gc", "--yes", *home])
+    assert stop.value.code == 1
+    assert "give --all" in capsys.readouterr().err
+    assert model.manifest() is not None, "runs that are elsewhere may use all of it"
+
+    muva(capsys, "store", "gc", "--yes", "--all", *home)
+    assert not list(session.store.list())
+    assert muva(capsys, "store", "gc", *home)["artifacts"] == []
+
+
+def test_a_run_that_failed_names_what_it_was_to_make_and_keeps_nothing_unfinished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = open_session(home=tmp_path)
+    made = make(session, "datasets", "people", inputs={})
+    broken = Artifact(session.store, "models", "muva", "0123456789abcdef")
+
+    def work(_: object) -> dict[str, Any]:
+        session.store.write(broken.key("states", "epoch"), b"x")
+        raise RuntimeError("the power is gone")
+
+    step = Step(
+        label="muva",
+        artifact=broken,
+        format_version=1,
+        config={},
+        inputs={"source 0": made.address},
+    )
+    with pytest.raises(RuntimeError):
+        do_step(step, session=session, work=work)
+    tagged = {run.value: run.name for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG)}
+    assert tagged == {made.address: "people", broken.address: "muva"}
+
+    proposed = muva(capsys, "store", "gc", "--yes", "--home", f"{tmp_path}")
+    assert [row["address"] for row in proposed["artifacts"]] == [broken.address]
+    assert made.manifest() is not None
+
+
+def test_an_unknown_kind_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["store", "list", "--kind", "dataset", "--home", f"{tmp_path}"])
+    assert stop.value.code == 2
+    assert "datasets" in capsys.readouterr().err

@@ -1,0 +1,5 @@
+"""Exit codes of the command line besides 0, 1 and 2."""
+
+from __future__ import annotations
+
+INTERRUPTED = 130

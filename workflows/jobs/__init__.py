@@ -1,0 +1,1 @@
+"""Ray Jobs: any verb on a cluster, followed until it ends."""

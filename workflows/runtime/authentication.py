@@ -1,0 +1,56 @@
+"""Ray's token: every cluster here asks for one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from muva.errors import MuvaError
+
+AUTH_MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+
+
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+
+
+TOKEN_PLACES = f"in {TOKEN}, in the file that {TOKEN_PATH} names, or in ~/.ray/auth_token"
+
+
+def authorisation() -> dict[str, str]:
+    """The header that carries the token; empty when there is none."""
+    token = os.environ.get(TOKEN, "").strip()
+    file = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+    if not token and file.is_file():
+        token = file.read_text().strip()
+    return bearer(token) if token else {}
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The header that carries this token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def ensure_token() -> None:
+    """Ray makes a token where there is none; it prints it too, which nobody should see.
+
+    Ray's own file is for its owner alone, whatever made it.
+    """
+    ours = Path.home() / ".ray" / "auth_token"
+    if ours.is_file() and ours.stat().st_uid == os.getuid() and ours.stat().st_mode & 0o077:
+        ours.chmod(0o600)
+    if authorisation():
+        return
+    subprocess.run(
+        [*RAY, "get-auth-token", "--generate"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        umask=0o077,
+        check=False,
+    )
+    if not authorisation():
+        raise MuvaError(
+            f"No Ray token: expected one {TOKEN_PLACES}. Make one with `ray get-auth-token "
+            "--generate`."
+        )

@@ -1,0 +1,107 @@
+"""The Ray cluster that the verbs run on: an existing one, or one started here for the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from workflows.runtime.authentication import ensure_token
+from workflows.runtime.autoscaling import WAIT_VARIABLE, resources, wait_for
+from workflows.runtime.local import OBJECT_STORE_BYTES
+from workflows.runtime.quirks import IDLE_MS, IDLE_SETTING
+
+ANYWHERE = "DEFAULT"
+"""Where tasks run that a trial starts too: Tune would keep them to what the trial itself holds."""
+
+_AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Ray for the length of the block.
+
+    Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one this
+    process is connected to already; else starts one on this machine, behind a token of Ray's own,
+    and stops it at the end. What Ray says meanwhile goes where progress goes: it prints warnings
+    to standard output, which is for results.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    with _results_kept_apart(), _connected():
+        yield
+
+
+@contextmanager
+def _results_kept_apart() -> Iterator[None]:
+    """Standard output leads to standard error, unless someone else redirects it meanwhile."""
+    results, sys.stdout = sys.stdout, sys.stderr
+    aside = sys.stdout
+    try:
+        yield
+    finally:
+        if sys.stdout is aside:
+            sys.stdout = results
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        if wanted := os.environ.get(WAIT_VARIABLE):
+            wait_for(resources(wanted))
+    else:
+        ensure_token()
+        # It warns that it asks for a token by default, which is what is wanted.
+        logging.getLogger(_AUTHENTICATION).setLevel(logging.ERROR)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _system_config={IDLE_SETTING: IDLE_MS},
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def with_the_driver() -> Any:
+    """Where an actor is that lives and ends with the driver: another node may go."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster that are alive, as `ray.nodes` describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def cpus() -> int:
+    """CPU cores of the whole cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def cpus_of_one_node() -> int:
+    """CPU cores of the node that has most: no process can have more."""
+    return max(1, *(int(node["Resources"].get("CPU", 0)) for node in alive_nodes()))
+
+
+def gpus() -> int:
+    """GPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cores_per_gpu() -> int:
+    """CPU cores for each GPU on the node that has fewest; 1 without GPUs."""
+    nodes = [node["Resources"] for node in alive_nodes()]
+    shares = [int(has.get("CPU", 0) // has["GPU"]) for has in nodes if has.get("GPU", 0) >= 1]
+    return max(1, min(shares, default=1))

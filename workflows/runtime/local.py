@@ -1,0 +1,34 @@
+"""What Ray and the servers started here use of this machine: ports on 127.0.0.1, shared memory."""
+
+from __future__ import annotations
+
+import socket
+
+from muva.errors import MuvaError
+
+HOST = "127.0.0.1"
+OBJECT_STORE_BYTES = 256 * 1024**2
+"""Enough for what the verbs pass through it: references, reports, small tables."""
+
+
+def usable_port(port: int) -> int:
+    """The port, if nothing on this machine listens at it; for 0, one that is free.
+
+    Raises:
+        MuvaError: the port is in use.
+    """
+    try:
+        return _bound_port(port)
+    except OSError as error:
+        raise MuvaError(
+            f"Port {port} of {HOST} is in use ({error.strerror}). Choose another one, for example "
+            f"--port {_bound_port(0)}, or end the program that listens there."
+        ) from error
+
+
+def _bound_port(port: int) -> int:
+    with socket.socket() as probe:
+        # As servers bind: a port whose last connection has just been closed is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        return probe.getsockname()[1]

@@ -1,0 +1,196 @@
+"""What one node of a cluster can tell before work is sent there: a Ray task for each node.
+
+Only the standard library is imported before a check runs: a node that lacks a package shall say so.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NEEDED = (
+    "boto3",
+    "click",
+    "h5py",
+    "jaxtyping",
+    "matplotlib",
+    "mlflow",
+    "numba",
+    "numpy",
+    "nvidia-ml-py",
+    "open_clip_torch",
+    "opencv-python-headless",
+    "optuna",
+    "pandas",
+    "pillow",
+    "psutil",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "ray",
+    "rich",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "torch",
+    "torchvision",
+    "transformers",
+)
+"""What `pyproject.toml` depends on."""
+
+_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+_SMI_S = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU as its driver tells it."""
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReport:
+    """What a node has, and what did not work there."""
+
+    host: str
+    python: str
+    packages: Mapping[str, str | None]
+    """Name -> version, None where it is not installed."""
+    memory_bytes: int
+    """Of the machine or its container."""
+    temporary_folder: str
+    free_bytes: int
+    """Of its disk."""
+    gpus: Sequence[Gpu]
+    torch_finds_gpus: int | None
+    """None where there are none to be found."""
+    store_problem: str
+    """Empty when the node could write a key there, read it and another node's, and delete it."""
+    missing_files: Sequence[str]
+    """Of those that it was asked for."""
+
+
+def node_report(store: str | None, probe: str, files: Sequence[str]) -> NodeReport:
+    """What the node of this process has.
+
+    store: where to write; None leaves that out. probe: a key in it that another node has written;
+    files: paths that the node should see.
+    """
+    gpus = _gpus()
+    folder = tempfile.gettempdir()
+    return NodeReport(
+        host=socket.gethostname(),
+        python=platform.python_version(),
+        packages=versions(),
+        memory_bytes=_memory_bytes(),
+        temporary_folder=folder,
+        free_bytes=shutil.disk_usage(folder).free,
+        gpus=gpus,
+        torch_finds_gpus=_torch_gpus() if gpus else None,
+        store_problem=_store_problem(store, probe) if store else "",
+        missing_files=[file for file in files if not Path(file).exists()],
+    )
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of the packages that are needed, as far as they are installed here."""
+    found: dict[str, str | None] = {}
+    for name in NEEDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _store_problem(uri: str, probe: str) -> str:
+    try:
+        from muva.data.store import open_store
+        from muva.errors import MuvaError
+    except ImportError as error:
+        return f"its code cannot be imported: {error}"
+    key = f"{probe}-{os.getpid()}-{socket.gethostname()}"
+    try:
+        store = open_store(uri)
+        content = store.read(probe)
+        store.write(key, content)
+        returned = store.read(key)
+        store.delete(key)
+    except MuvaError as error:
+        return str(error)
+    return "" if returned == content else f"{key}: what was written there is not what is read"
+
+
+def _memory_bytes() -> int:
+    """Of the container where it has a bound, else of the machine."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return min(machine, int(Path(file).read_text()))
+        except (OSError, ValueError):
+            continue
+    return machine
+
+
+def _gpus() -> list[Gpu]:
+    try:
+        done = subprocess.run(_SMI, capture_output=True, text=True, check=True, timeout=_SMI_S)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.rpartition(",") for line in done.stdout.strip().splitlines()]
+    return [
+        Gpu(name=name, memory_bytes=int(mebibytes) * 2**20)
+        for name, _, mebibytes in rows
+        if mebibytes.strip().isdigit()
+    ]
+
+
+def _torch_gpus() -> int:
+    try:
+        import torch
+    except ImportError:
+        return 0
+    return torch.cuda.device_count()
+
+
+NODE_S = 120.0
+"""How long a node may take to answer: its first process imports much."""
+
+
+def node_reports(
+    nodes: Sequence[dict[str, Any]], *, store: str | None, probe: str, files: Sequence[str]
+) -> tuple[dict[str, NodeReport], dict[str, str]]:
+    """The report of each node by its name, and why each of the others gave none.
+
+    `nodes`: of `workflows.runtime.cluster.alive_nodes`. Needs a Ray cluster.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(node_report)
+    asked: dict[str, ray.ObjectRef] = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
+        asked[name] = task.options(scheduling_strategy=there).remote(store, probe, files)
+    reports, silent = {}, {}
+    for name, reference in asked.items():
+        try:
+            reports[name] = ray.get(reference, timeout=NODE_S)
+        except GetTimeoutError:
+            silent[name] = f"did not answer in {NODE_S:.0f} s"
+        except RayError as error:
+            silent[name] = f"cannot run a task of muva's: {str(error).strip().splitlines()[-1]}"
+    return reports, silent

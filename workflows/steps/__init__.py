@@ -1,0 +1,1 @@
+"""One file a step: settings and input artifacts become an artifact."""

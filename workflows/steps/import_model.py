@@ -1,0 +1,119 @@
+"""A checkpoint of another program as a model of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from muva.config import ExperimentConfig, patch_size
+from muva.data.artifacts import Artifact, fingerprint
+from muva.model.bundle import BUNDLE_FORMAT
+from muva.model.clip import check_clip, load_clip
+from muva.model.foreign import fit_checkpoint
+from muva.model.foreign.adopt import adopt, needs_clip
+from muva.model.foreign.fit import Given
+from muva.model.foreign.plain_clip import weights_file
+from muva.models import IMPORTED, store_bundle
+from workflows.progress import track
+from workflows.session import Session
+from workflows.steps.step import Done, Step, do_step
+
+IMPORT_VERSION = 1
+"""Raised when the same file comes out as another model."""
+
+
+AUTO = "auto"
+
+
+def import_model(
+    session: Session,
+    path: Path,
+    config: ExperimentConfig,
+    *,
+    name: str,
+    form: str = AUTO,
+    clip: str | None = None,
+    grid: tuple[int, int] | None = None,
+    quick_gelu: bool | None = None,
+) -> Done:
+    """A checkpoint of another program, a file or a folder, as a model of ours.
+
+    `clip` is where a missing text side comes from instead of the recipe's CLIP. The summary says
+    what became of the file's entries. Raises MuvaError for what is not of a known form, and
+    SettingsError for settings that the file contradicts.
+    """
+    given = Given(model=config.model, prompts=config.prompts, quick_gelu=quick_gelu, grid=grid)
+    fitted = fit_checkpoint(path, given, form=None if form == AUTO else form)
+    file, form = weights_file(path), fitted.translation.form.name
+    filler = clip or config.model.clip
+    fills = needs_clip(fitted)
+    if fills:
+        check_clip(filler)
+        if patch_size(filler) in (None, fitted.patch):
+            named = fitted.model.model_copy(update={"clip": filler})
+            fitted = dataclasses.replace(fitted, model=named)
+    model = fitted.model
+    content = _sha256(file)
+    settings = {
+        "file": content,
+        "form": form,
+        "model": model.model_dump(mode="json", exclude={"clip"}),
+        "prompts": fitted.prompts.model_dump(mode="json"),
+        "activation": "quick-gelu" if fitted.quick_gelu else "gelu",
+        "grid": fitted.file_grid,
+        "heads": [fitted.vision_heads, fitted.text_heads],
+        "clip": _identity(filler) if fills else None,
+        "seed": config.seed,
+        "version": IMPORT_VERSION,
+    }
+    artifact = Artifact(session.store, "models", name, fingerprint(settings))
+
+    def work(_: object) -> dict[str, Any]:
+        size = (model.image_height, model.image_width)
+        with track(f"import {file.name}"):
+            adopted = adopt(
+                fitted,
+                clip=lambda sizes: load_clip(filler, image_size=size, stride=sizes.stride),
+                clip_name=filler,
+                seed=config.seed,
+            )
+            origin = {
+                "file": file.name,
+                "sha256": content,
+                "form": form,
+                "rows": [dataclasses.asdict(row) for row in adopted.rows],
+                "settings": [dataclasses.asdict(setting) for setting in fitted.settings],
+            }
+            store_bundle(artifact, adopted.model, metadata={IMPORTED: origin})
+        return {
+            "identities": adopted.model.identities,
+            "feature_dim": adopted.model.feature_dim,
+            **origin,
+        }
+
+    step = Step(
+        label=f"import model {name}",
+        artifact=artifact,
+        format_version=BUNDLE_FORMAT,
+        config=settings,
+        inputs={},
+    )
+    return do_step(step, session=session, work=work)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _identity(clip: str) -> list[str]:
+    """A CLIP's name; for files of one's own also what is in them."""
+    path = Path(clip).expanduser()
+    if path.is_file():
+        return [path.name, _sha256(path)]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return [path.name, *(f"{file.name} {_sha256(file)}" for file in files)]
+    return [clip]

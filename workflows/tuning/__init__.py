@@ -1,0 +1,1 @@
+"""Ray Tune: a search, its trials, its sampler, its study."""

@@ -1,0 +1,209 @@
+"""Which point of a space a trial takes: Optuna's samplers, or a grid, over what is known already.
+
+What was tried before is told to the sampler first, so a search that was cut off goes on with what
+it knew. No point is given twice.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from muva.config.search_space import Range, Setting, Space, label
+
+POPULATION = 10
+"""Trials of an NSGA-II generation: so that a search of tens has some."""
+DRAWS = 50
+"""How often a point that is known is drawn anew before another way is taken."""
+
+Point = dict[str, Any]
+"""Dotted setting -> value."""
+Method = Literal["tpe", "nsga2", "random", "grid"]
+
+
+class Points:
+    """A search's points, one at a time; it is told what became of them."""
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        method: Method,
+        aims: Sequence[str],
+        seed: int,
+        trials: int,
+        finished: Sequence[Mapping[str, Any]] = (),
+        started: Sequence[Mapping[str, Any]] = (),
+        possible: Callable[[Point], bool] = lambda point: True,
+    ) -> None:
+        """`finished`: records of trials (`workflows.tuning.study`); `started`: those cut off.
+
+        `possible`: whether a point's settings go together; no other is given.
+        """
+        self._space, self._aims, self._trials = space, tuple(aims), trials
+        self._possible = possible
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(
+            directions=[StudyDirection.MAXIMIZE] * len(self._aims),
+            sampler=_sampler(method, seed=seed + len(finished)),
+        )
+        for record in finished:
+            self._study.add_trial(self._as_told(record))
+        known = [*finished, *started]
+        self._seen = {_key(record["params"]) for record in known}
+        self._next = max((record["number"] + 1 for record in known), default=0)
+        self._begun = list(started)
+        self._count = len(finished)
+        self._asked: dict[int, optuna.Trial] = {}
+        self._grid: Iterator[Point] | None = space.points() if method == "grid" else None
+        self._slow: dict[int, Point] = {}
+        for record in known:
+            self._keep_slow(record["number"], record["params"])
+
+    def next(self) -> tuple[int, Point] | None:
+        """A number and a point for the next trial; None when there are enough, or no more."""
+        if self._count >= self._trials:
+            return None
+        if self._begun:
+            record = self._begun.pop(0)
+            number, point = record["number"], dict(record["params"])
+            trial, _ = self._ask(point)
+        else:
+            drawn = self._unseen()
+            if drawn is None:
+                return None
+            number, (trial, point) = self._next, drawn
+            self._next += 1
+        self._seen.add(_key(point))
+        self._keep_slow(number, point)
+        self._count += 1
+        self._asked[number] = trial
+        return number, point
+
+    def report(self, number: int, rung: int, values: Mapping[str, float]) -> None:
+        """What a running trial has reached so far."""
+        if len(self._aims) == 1:
+            self._asked[number].report(values[self._aims[0]], step=rung)
+
+    def tell(self, number: int, values: Mapping[str, float] | None, *, stopped: bool) -> None:
+        """What a trial came to; no values: it failed."""
+        trial = self._asked.pop(number)
+        if values is None or (stopped and len(self._aims) > 1):
+            self._study.tell(trial, state=TrialState.FAIL)
+        elif stopped:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, [values[aim] for aim in self._aims])
+
+    @property
+    def nothing(self) -> dict[str, float]:
+        """What a trial is worth that failed: nobody is recognised."""
+        return dict.fromkeys(self._aims, 0.0)
+
+    def notes(self, number: int) -> dict[str, Any]:
+        """What the sampler keeps of a running trial, as JSON: its generation."""
+        frozen = self._study.get_trials(deepcopy=False)[self._asked[number].number]
+        return {
+            name: value for name, value in frozen.system_attrs.items() if name.startswith("NSGA")
+        }
+
+    def _unseen(self) -> tuple[optuna.Trial, Point] | None:
+        if self._grid is not None:
+            return self._enumerated(self._grid)
+        slow = self._slow.get(self._next // self._space.every)
+        for fixed in ([slow] if slow else []) + [{}]:
+            for _ in range(DRAWS):
+                trial, point = self._ask(fixed)
+                if _key(point) not in self._seen and self._possible(point):
+                    return trial, point
+                self._study.tell(trial, state=TrialState.FAIL)
+        return self._enumerated(self._space.points()) if self._space.finite else None
+
+    def _enumerated(self, points: Iterator[Point]) -> tuple[optuna.Trial, Point] | None:
+        unseen = next((p for p in points if _key(p) not in self._seen and self._possible(p)), None)
+        return None if unseen is None else self._ask(unseen)
+
+    def _keep_slow(self, number: int, point: Point) -> None:
+        slow = {name: point[name] for name in self._space.slow if name in point}
+        if slow:
+            self._slow.setdefault(number // self._space.every, slow)
+
+    def _ask(self, fixed: Point) -> tuple[optuna.Trial, Point]:
+        """A point that has these values; the sampler chooses the others."""
+        if fixed:
+            self._study.enqueue_trial({name: label(value) for name, value in fixed.items()})
+        trial = self._study.ask()
+        point: Point = {}
+        for setting in self._space.settings:
+            if setting.drawn_beside(point):
+                point[setting.name] = _suggested(trial, setting)
+        return trial, point
+
+    def _as_told(self, record: Mapping[str, Any]) -> optuna.trial.FrozenTrial:
+        """A record as the sampler would have been told of it."""
+        state, metrics = TrialState.COMPLETE, record["metrics"]
+        if record["state"] == "failed":
+            metrics = self.nothing
+        elif record["state"] == "stopped":
+            state = TrialState.FAIL if len(self._aims) > 1 else TrialState.PRUNED
+        distributions = {
+            setting.name: distribution(setting)
+            for setting in self._space.settings
+            if setting.name in record["params"]
+        }
+        reached = {int(rung): value for rung, value in record["rungs"].items()}
+        return optuna.trial.create_trial(
+            state=state,
+            params={name: label(record["params"][name]) for name in distributions},
+            distributions=distributions,
+            values=[metrics[aim] for aim in self._aims] if state == TrialState.COMPLETE else None,
+            intermediate_values=reached if len(self._aims) == 1 else {},
+            system_attrs=record["notes"],
+        )
+
+
+def distribution(setting: Setting) -> BaseDistribution:
+    """A setting's values in Optuna's terms."""
+    values = setting.values
+    if not isinstance(values, Range):
+        return CategoricalDistribution(values.labels)
+    if values.integer:
+        return IntDistribution(int(values.low), int(values.high), log=values.log)
+    return FloatDistribution(values.low, values.high, log=values.log)
+
+
+def _suggested(trial: optuna.Trial, setting: Setting) -> Any:
+    values = setting.values
+    if not isinstance(values, Range):
+        chosen = trial.suggest_categorical(setting.name, values.labels)
+        return values.values[values.labels.index(chosen)]
+    if values.integer:
+        return trial.suggest_int(setting.name, int(values.low), int(values.high), log=values.log)
+    return trial.suggest_float(setting.name, values.low, values.high, log=values.log)
+
+
+def _sampler(method: Method, *, seed: int) -> BaseSampler:
+    if method == "nsga2":
+        return NSGAIISampler(population_size=POPULATION, seed=seed)
+    if method == "tpe":
+        with warnings.catch_warnings():  # it says that this is experimental
+            warnings.simplefilter("ignore")
+            return TPESampler(seed=seed, constant_liar=True)
+    return RandomSampler(seed=seed)
+
+
+def _key(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)

@@ -1,0 +1,287 @@
+"""A study in the store: the space and how it is searched, and a record of each trial that ended.
+
+The study is an artifact of its own, and so is each trial. A trial that has begun leaves a note of
+its settings, so that whoever goes on with the study after a kill goes on with that trial.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from muva.config import ExperimentConfig, TuneConfig, with_settings
+from muva.config.search_space import Space
+from muva.data.artifacts import Artifact, artifact_at, find_artifact, fingerprint, list_artifacts
+from muva.data.store import Store
+from muva.errors import MuvaError
+from workflows.runtime.claims import UsedStep
+from workflows.tuning.trial import Reached, State
+
+STUDY_FORMAT = 1
+TRIAL_FORMAT = 1
+STUDY = "study-"
+"""What the names of studies begin with."""
+_TRIAL = "trial-"
+_BEGUN = "begun.json"
+
+NOT_OF_THE_STUDY = ("trials", "budget_hours", "concurrent_trials", "space")
+"""Settings of a search that may differ when it goes on; the space is told whole."""
+
+Record = dict[str, Any]
+"""A trial: number, params, state, failed, metrics, by_seed, rungs, seconds, steps, notes."""
+_ORDER: tuple[State, ...] = ("complete", "stopped", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study's place, and what tells it from another."""
+
+    artifact: Artifact
+    config: Mapping[str, Any]
+    """Space, search and experiment, as its address is a hash of."""
+    inputs: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    """The recipe that it was started with; its targets too, which no trial is given."""
+
+    @property
+    def aims(self) -> tuple[str, ...]:
+        """The metrics that it raises, the first one first."""
+        return tuple(self.config["aims"])
+
+    @property
+    def base(self) -> ExperimentConfig:
+        """The recipe that it was started with."""
+        return ExperimentConfig.model_validate(self.recipe)
+
+    def commit(self) -> None:
+        """Lets the store know of the study."""
+        self.artifact.commit(
+            format_version=STUDY_FORMAT,
+            config=dict(self.config),
+            inputs=dict(self.inputs),
+            summary={"recipe": dict(self.recipe)},
+        )
+        self.artifact.be_meant()
+
+    def trial(self, params: Mapping[str, Any]) -> Artifact:
+        """The place of the trial with these settings."""
+        return Artifact(
+            self.artifact.store, "metrics", self._trials_name, fingerprint(dict(params))
+        )
+
+    def begin(self, number: int, params: Mapping[str, Any]) -> None:
+        """Notes that a trial has begun."""
+        place = self.trial(params)
+        note = json.dumps({"number": number, "params": dict(params)})
+        place.store.write(place.key(_BEGUN), note.encode())
+
+    def finish(self, record: Record) -> Artifact:
+        """Keeps a trial's record."""
+        place = self.trial(record["params"])
+        place.commit(
+            format_version=TRIAL_FORMAT,
+            config={"params": record["params"]},
+            inputs={"study": self.artifact.address, **self.inputs},
+            summary=record,
+            seconds=record["seconds"],
+        )
+        return place
+
+    def finished(self) -> list[Record]:
+        """The records of all trials that ended, by number."""
+        manifests = (place.manifest(format_version=TRIAL_FORMAT) for place in self._trials())
+        records = [manifest["summary"] for manifest in manifests if manifest is not None]
+        return sorted(records, key=lambda record: record["number"])
+
+    def begun(self) -> list[dict[str, Any]]:
+        """Number and params of the trials that have begun and not ended."""
+        notes = [
+            json.loads(place.store.read(place.key(_BEGUN)))
+            for place in self._trials()
+            if place.manifest() is None
+        ]
+        return sorted(notes, key=lambda note: note["number"])
+
+    @property
+    def _trials_name(self) -> str:
+        return f"{_TRIAL}{self.artifact.name.removeprefix(STUDY)}-{self.artifact.fingerprint}"
+
+    def _trials(self) -> Iterator[Artifact]:
+        prefix = f"metrics/{self._trials_name}-"
+        store = self.artifact.store
+        folders = {key.split("/")[1] for key in store.list(prefix) if key.endswith(f"/{_BEGUN}")}
+        for folder in sorted(folders):
+            yield artifact_at(store, f"metrics/{folder}")
+
+
+def study_of(
+    store: Store,
+    recipe: ExperimentConfig,
+    settings: TuneConfig,
+    space: Space,
+    *,
+    aims: Sequence[str],
+    inputs: Mapping[str, str],
+) -> Study:
+    """The study of this space, search, experiment and sources."""
+    search = settings.model_dump(mode="json", exclude=set(NOT_OF_THE_STUDY))
+    experiment = recipe.model_copy(update={"targets": (), "tune": None, "validation": None})
+    config = {
+        "space": space.as_data(),
+        "search": search,
+        "aims": list(aims),
+        "experiment": experiment.model_dump(mode="json"),
+    }
+    # Through JSON, so that a study that is read again is equal.
+    config = json.loads(json.dumps(config))
+    name = recipe.name if space.name == recipe.name else f"{recipe.name}-{space.name}"
+    artifact = Artifact(
+        store, "metrics", f"{STUDY}{name}", fingerprint([STUDY_FORMAT, config, dict(inputs)])
+    )
+    return Study(
+        artifact=artifact,
+        config=config,
+        inputs=dict(inputs),
+        recipe=recipe.model_copy(update={"tune": None}).model_dump(mode="json"),
+    )
+
+
+def find_study(store: Store, reference: str | None) -> Study:
+    """The study of a name or an address; the newest, without. MuvaError where there is none."""
+    there = [a for a in list_artifacts(store, "metrics") if a.name.startswith(STUDY)]
+    if not there:
+        raise MuvaError(
+            f"{store.uri}: there is no search yet. `muva tune SPACE --recipe RECIPE` makes one"
+        )
+    if reference is None:
+        artifact = max(there, key=Artifact.meant_since)
+    else:
+        wanted = reference.removeprefix("metrics/").removeprefix(STUDY)
+        try:
+            artifact = find_artifact(store, "metrics", STUDY + wanted)
+        except MuvaError as error:
+            names = sorted({one.name.removeprefix(STUDY) for one in there})
+            raise MuvaError(
+                f"no search {reference!r} in the store {store.uri}; there are {', '.join(names)}"
+            ) from error
+    manifest = artifact.manifest(format_version=STUDY_FORMAT)
+    assert manifest is not None
+    return Study(
+        artifact=artifact,
+        config=manifest["config"],
+        inputs=manifest["inputs"],
+        recipe=manifest["summary"]["recipe"],
+    )
+
+
+def record_of(
+    number: int,
+    params: Mapping[str, Any],
+    reached: Reached,
+    *,
+    steps: Sequence[UsedStep],
+    rungs: Mapping[int, float],
+    notes: Mapping[str, Any],
+) -> Record:
+    """What is kept of a trial that ended with its last report."""
+    return {
+        "number": number,
+        "params": dict(params),
+        "state": reached.state,
+        "failed": reached.failed,
+        "metrics": reached.metrics,
+        "by_seed": reached.by_seed,
+        "rungs": {str(rung): value for rung, value in rungs.items()},
+        "seconds": reached.seconds,
+        "steps": [asdict(step) for step in steps],
+        "notes": dict(notes),
+    }
+
+
+def ranked(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
+    """The complete trials, best first, then the stopped and the failed ones.
+
+    By the first aim; with two, those that no other beats in both come before the others.
+    """
+
+    def place(record: Record) -> tuple[Any, ...]:
+        complete = record["state"] == "complete"
+        beaten = complete and len(aims) > 1 and not _unbeaten(record, records, aims)
+        value = record["metrics"].get(aims[0], 0.0)
+        return _ORDER.index(record["state"]), beaten, -value, record["number"]
+
+    return sorted(records, key=place)
+
+
+def pareto(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
+    """The complete trials that no other one beats in all aims."""
+    return [
+        record
+        for record in ranked(records, aims)
+        if record["state"] == "complete" and _unbeaten(record, records, aims)
+    ]
+
+
+def _unbeaten(record: Record, records: Sequence[Record], aims: Sequence[str]) -> bool:
+    mine = [record["metrics"][aim] for aim in aims]
+    for other in records:
+        if other["state"] != "complete":
+            continue
+        theirs = [other["metrics"][aim] for aim in aims]
+        if theirs != mine and all(t >= m for t, m in zip(theirs, mine, strict=True)):
+            return False
+    return True
+
+
+def best_of(study: Study, records: Sequence[Record]) -> Record:
+    """The best complete trial. MuvaError where none is complete."""
+    best = next(iter(ranked(records, study.aims)), None)
+    if best is None or best["state"] != "complete":
+        raise MuvaError(
+            f"{study.artifact.address}: no trial is complete yet. The command that started the "
+            "search goes on with it"
+        )
+    return best
+
+
+def best_recipe(study: Study, record: Record) -> ExperimentConfig:
+    """The study's recipe with a trial's settings; its epochs are the recipe's own."""
+    base = study.base
+    changes = {**record["params"], "name": f"{base.name}-tuned"}
+    return with_settings(base, changes, where=f"{base.name} with trial {record['number']}")
+
+
+def reuse(records: Sequence[Record]) -> dict[str, Any]:
+    """What trials took from each other, by the seconds in the steps' manifests.
+
+    `spent_s`: each step once; `alone_s`: every trial on its own, which a search without artifacts
+    would take.
+    """
+    uses = [step for record in records for step in record["steps"]]
+    once = {step["address"]: step for step in uses}
+    kinds: dict[str, dict[str, float]] = {}
+    for step in uses:
+        kind = step["address"].split("/")[0]
+        kinds.setdefault(kind, {"used": 0, "computed": 0, "alone_s": 0.0, "spent_s": 0.0})
+        kinds[kind]["used"] += 1
+        kinds[kind]["alone_s"] += step["seconds"]
+    for address, step in once.items():
+        kind = address.split("/")[0]
+        kinds[kind]["computed"] += 1
+        kinds[kind]["spent_s"] += step["seconds"]
+    alone_s = sum(one["alone_s"] for one in kinds.values())
+    spent_s = sum(one["spent_s"] for one in kinds.values())
+    return {
+        "used": len(uses),
+        "computed": len(once),
+        "alone_s": round(alone_s, 1),
+        "spent_s": round(spent_s, 1),
+        "saved_s": round(alone_s - spent_s, 1),
+        "saved": round(1 - spent_s / alone_s, 4) if alone_s else 0.0,
+        "kinds": {
+            kind: {name: round(value, 1) for name, value in told.items()}
+            for kind, told in kinds.items()
+        },
+    }

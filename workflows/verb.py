@@ -1,0 +1,215 @@
+"""What every verb shares: options that say where things are and how to compute, and its output."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from PIL import Image
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from muva.errors import MuvaError, SettingsError
+from muva.training.compute import Compute
+from workflows.jobs.cluster_settings import ClusterSettings, explained, load_cluster
+from workflows.runtime.workers import Workers
+from workflows.session import open_session
+
+
+def write_sheet(sheet: Path, picture: Image.Image) -> None:
+    """Write a picture in the form that the file's name ends in; MuvaError where that cannot be."""
+    try:
+        picture.save(sheet)
+    except (OSError, ValueError) as error:
+        raise MuvaError(
+            f"The sheet {sheet} cannot be written ({error}): expected a name that ends in .png or "
+            ".jpg, in a folder that is there"
+        ) from error
+
+
+def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a verb the options that say where things are, and a `session` made of them."""
+
+    @click.option(
+        "--home",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="MUVA_HOME",
+        default="runs",
+        show_default=True,
+        help="Folder of everything that is kept here.",
+    )
+    @click.option(
+        "--store",
+        envvar="MUVA_STORE",
+        help="Artifacts: a folder or s3://bucket/prefix. [HOME/store]",
+    )
+    @click.option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow: sqlite:///FILE or http://SERVER. [sqlite in HOME]",
+    )
+    @functools.wraps(verb)
+    def with_session(
+        *args: object, home: Path, store: str | None, tracking_uri: str | None, **kwargs: object
+    ) -> Any:
+        session = open_session(home=home, store=store, tracking_uri=tracking_uri)
+        return verb(*args, session=session, **kwargs)
+
+    return with_session
+
+
+class _Names(click.ParamType):
+    """Names with commas between them."""
+
+    name = "A,B"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names, without the spaces around them."""
+        names = tuple(filter(None, (name.strip() for name in value.split(","))))
+        if not names:
+            self.fail("expected names with commas between them, found none", param, ctx)
+        return names
+
+
+NAMES = _Names()
+
+
+recipe_option = click.option(
+    "--recipe", default="base", show_default=True, help="A shipped recipe, or a YAML file."
+)
+
+
+override_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change a setting of the recipe; may be repeated.",
+)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def print_result(result: object, *, as_json: bool, text: str) -> None:
+    """The verb's result on standard output, for a machine or for a person."""
+    click.echo(json.dumps(result, indent=2, default=str) if as_json else text)
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text for standard output, its title in one line above it."""
+    writer = Console(width=120, highlight=False)
+    untitled = copy.copy(table)
+    untitled.title = None
+    with writer.capture() as captured:
+        if table.title:
+            writer.print(table.title, markup=False, soft_wrap=True)
+        writer.print(untitled)
+    return captured.get().rstrip()
+
+
+def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a verb the options of a training's workers, and `workers` made of them."""
+
+    @click.option(
+        "--workers",
+        "count",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes that share identities in stage 1, batches in stage 2.",
+    )
+    @click.option(
+        "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each. [all, divided]"
+    )
+    @click.option(
+        "--micro-batch",
+        type=click.IntRange(min=1),
+        help="Images that each encodes at a time, with the same result. [its whole share]",
+    )
+    @click.option(
+        "--activation-checkpointing",
+        is_flag=True,
+        help="Compute blocks again on the way back, for memory.",
+    )
+    @click.option("--compile", is_flag=True, help="torch.compile the blocks; needs a C++ compiler.")
+    @click.option(
+        "--cuda-graphs", is_flag=True, help="Record the passes of one worker on a GPU, and replay."
+    )
+    @click.option("--channels-last", is_flag=True, help="Images pixel by pixel in memory.")
+    @click.option("--deterministic", is_flag=True, help="The same bits every time, also on a GPU.")
+    @click.option(
+        "--loaders",
+        type=click.IntRange(min=0),
+        help="Processes of each that decode images, 0: a thread. [0 without a GPU, else its other "
+        "cores]",
+    )
+    @click.option(
+        "--keep-every",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Keep the state of every N-th epoch of stage 2. [of none]",
+    )
+    @functools.wraps(verb)
+    def with_workers(
+        *args: object,
+        count: int,
+        cpus_per_worker: int | None,
+        loaders: int | None,
+        micro_batch: int | None,
+        activation_checkpointing: bool,
+        compile: bool,
+        cuda_graphs: bool,
+        channels_last: bool,
+        deterministic: bool,
+        keep_every: int | None,
+        **kwargs: object,
+    ) -> Any:
+        compute = Compute(
+            micro_batch=micro_batch,
+            activation_checkpointing=activation_checkpointing,
+            compile=compile,
+            channels_last=channels_last,
+            cuda_graphs=cuda_graphs,
+            deterministic=deterministic,
+        )
+        workers = Workers(
+            count=count,
+            cpus_each=cpus_per_worker,
+            compute=compute,
+            loaders=loaders,
+            keep_every=keep_every,
+        )
+        return verb(*args, workers=workers, **kwargs)
+
+    return with_workers
+
+
+def cluster_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a verb `--cluster` and `--address`, and a `cluster` made of them."""
+
+    @click.option("--cluster", "name", metavar="NAME|FILE", help="A cluster's settings by name.")
+    @click.option(
+        "--address", help="The cluster's dashboard, http://HOST:PORT. [RAY_ADDRESS, or local]"
+    )
+    @functools.wraps(verb)
+    def with_cluster(*args: object, name: str | None, address: str | None, **kwargs: object) -> Any:
+        if name is not None and address is not None:
+            raise click.UsageError("--cluster and --address: expected one of the two.")
+        cluster = load_cluster(name) if name is not None else ClusterSettings()
+        if address is not None:
+            try:
+                cluster = ClusterSettings(address=address)
+            except ValidationError as error:
+                raise SettingsError(f"--address: {explained(dict(error.errors()[0]))}") from error
+        return verb(*args, cluster=cluster, **kwargs)
+
+    return with_cluster

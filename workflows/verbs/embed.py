@@ -1,0 +1,113 @@
+"""`muva embed`: the features of images by a model, in a file that others read and search in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from muva.data.artifacts import Artifact, find_artifact
+from muva.data.shards import open_dataset
+from muva.errors import MuvaError, SettingsError
+from muva.models import find_model
+from muva.retrieval.gallery import write_gallery
+from workflows.progress import say, track
+from workflows.session import Session
+from workflows.steps.embed_folder import Embedded, embed_dataset, embed_folder
+from workflows.verb import json_option, print_result, session_options
+
+_MOST_NAMED = 5
+
+
+@click.command("embed")
+@click.argument("images")
+@click.option("--model", required=True, help="A name in the store, or a URI.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write, .parquet.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "train"]),
+    help="Of a data set: query and gallery, or the images to learn from. [test, if there]",
+)
+@json_option
+@session_options
+def embed_verb(
+    images: str, model: str, out: Path, split: str | None, as_json: bool, session: Session
+) -> None:
+    """Write the features of IMAGES, a folder or a data set of the store, by a model.
+
+    The file has ids, features and, of a data set, pids, camids and split; it says which model made
+    it. Of a folder all images in it and below it are taken, those that cannot be read are named.
+
+    \b
+    muva embed crops --model muva --out crops.parquet
+    muva embed market1501 --model muva --out market.parquet
+    muva evaluate --features market.parquet
+    """
+    _check_out(out)
+    folder = _folder(images)
+    if folder is not None and split is not None:
+        raise click.UsageError(f"--split is for data sets; {images} is a folder.")
+    found = find_model(session.store, model)
+    if folder is None:
+        dataset = _dataset(session, images)
+        train = split == "train" or (split is None and _only_to_learn_from(dataset))
+        embedded = embed_dataset(session, dataset, found, train=train)
+    else:
+        with track(f"embed {folder} by {found.name}") as progress:
+            embedded = embed_folder(folder, found, tell=progress.update)
+    write_gallery(out, embedded.gallery)
+    _warn(embedded)
+    gallery = embedded.gallery
+    result = {
+        "features": f"{out}",
+        "images": len(gallery),
+        "feature_dim": gallery.by.feature_dim,
+        "model": gallery.by.model,
+        "people_known": gallery.pids is not None,
+        "set_aside": embedded.set_aside,
+    }
+    text = (
+        f"{out}: {len(gallery)} images, features {gallery.by.feature_dim} wide\n"
+        f"muva search --query IMAGE --gallery {out}"
+    )
+    if gallery.pids is not None:
+        text += f"\nmuva evaluate --features {out}"
+    print_result(result, as_json=as_json, text=text)
+
+
+def _check_out(out: Path) -> None:
+    """Before anything is computed."""
+    if out.suffix.lower() != ".parquet":
+        raise SettingsError(f"--out {out}: expected a name that ends in .parquet")
+    if not out.absolute().parent.is_dir():
+        raise MuvaError(f"--out {out}: there is no folder {out.absolute().parent}")
+
+
+def _folder(images: str) -> Path | None:
+    """The folder that is meant, None for a data set."""
+    path = Path(images).expanduser()
+    return path if path.is_dir() else None
+
+
+def _dataset(session: Session, name: str) -> Artifact:
+    try:
+        return find_artifact(session.store, "datasets", name)
+    except MuvaError as error:
+        raise MuvaError(f"{name} is no folder, and {error}") from error
+
+
+def _only_to_learn_from(dataset: Artifact) -> bool:
+    return set(open_dataset(dataset).summary.splits) == {"train"}
+
+
+def _warn(embedded: Embedded) -> None:
+    named = [": ".join(entry.values()) for entry in embedded.set_aside[:_MOST_NAMED]]
+    if more := len(embedded.set_aside) - len(named):
+        named.append(f"and {more} more, which --json names")
+    if named:
+        say("Set aside, for they cannot be read:\n" + "\n".join(f"  {line}" for line in named))

@@ -1,0 +1,379 @@
+"""`muva masks`: what part labels are worth, before anyone trains on them; and those of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from rich.table import Table
+
+from muva.config import PARTS
+from muva.data.artifacts import find_artifact
+from muva.data.images import decode_rgb
+from muva.data.shards import open_dataset
+from muva.errors import MuvaError, closest
+from muva.grounding import quality
+from muva.grounding.labels import (
+    LabelSet,
+    open_labels,
+)
+from muva.grounding.release import base_name, by_base_name, write_release
+from muva.grounding.rules import RULES
+from tracking.mask_report import MaskFigures, mask_report
+from tracking.pictures import boxed_image, part_mask_sheet
+from tracking.privacy import people
+from workflows.progress import track
+from workflows.results.mask_statistics import (
+    label_scores,
+    mask_figures,
+    mask_pictures,
+    number_or_none,
+)
+from workflows.session import Session
+from workflows.steps.import_labels import import_release
+from workflows.steps.labels import REFINED, choose_labels
+from workflows.steps.refine import refine
+from workflows.steps.step import ARTIFACT_TAG
+from workflows.verb import NAMES, as_text, json_option, print_result, session_options
+
+
+@click.group("masks")
+def masks_verb() -> None:
+    """Part masks: report, show, refine, import, export.
+
+    \b
+    muva masks report syn-station
+    muva masks show syn-station 0001_c1s1_0.jpg
+    muva masks import mine release.pkl
+    """
+
+
+def choice_options(verb: Any) -> Any:
+    """The options that choose among the label sets of a data set."""
+    for option in (
+        click.option("--labels", help="NAME-FINGERPRINT of a label set. [the newest]"),
+        click.option("--expert", help="The newest label set of this expert; imported: of others."),
+    ):
+        verb = option(verb)
+    return verb
+
+
+@masks_verb.command()
+@click.argument("dataset")
+@choice_options
+@click.option("--against", help="Another label set, or an expert: how far the two agree.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="HTML. [HOME/reports/…]"
+)
+@json_option
+@session_options
+def report(
+    dataset: str,
+    expert: str | None,
+    labels: str | None,
+    against: str | None,
+    out: Path | None,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Say how far the labels of DATASET can be trusted: a page with figures and pictures.
+
+    \b
+    muva masks report syn-station
+    muva masks report mine --expert florence-2 --against owlv2
+    """
+    data = open_dataset(find_artifact(session.store, "datasets", dataset))
+    address = against is not None and _is_address(against)
+    of = choose_labels(
+        session, data, expert=expert, labels=labels, unlike=None if address else against
+    )
+    chosen = open_labels(of, dataset=data)
+    other = None
+    if against is not None:
+        named = {"labels": against} if address else {"expert": against}
+        other = open_labels(choose_labels(session, data, **named), dataset=data)
+        if other.artifact == chosen.artifact:
+            raise MuvaError(
+                f"--against {against}: is {of.address}, the label set of the report itself; "
+                "expected another one. --expert or --labels chooses the first"
+            )
+        if not set(chosen.parts) & set(other.parts):
+            raise MuvaError(
+                f"--against {against}: has labels of {', '.join(other.parts)}; expected some of "
+                f"{', '.join(chosen.parts)}, those of {of.address}"
+            )
+    with track(f"report of {chosen.artifact.name}"):
+        figures, trusted = mask_figures(data, chosen, other)
+        pictures = mask_pictures(data, chosen, trusted)
+        page = mask_report(figures, pictures)
+    file = out or session.home / "reports" / f"masks-{chosen.artifact.address[7:]}.html"
+    _write(file, page.encode())
+    key = f"{chosen.artifact.address}/report"
+    params = {"labels": chosen.artifact.address, "dataset": data.name}
+    tags = {ARTIFACT_TAG: chosen.artifact.address}
+    with session.run(f"masks of {data.name}", key=key, params=params, tags=tags) as run:
+        if run is not None:
+            run.metrics(figures.metrics())
+            for name, picture in pictures.items():
+                run.picture(f"{name}.png", picture)
+            if people() != "hidden":  # the page has the pictures inside
+                run.artifact(file)
+    print_result(
+        {"report": str(file), **dataclasses.asdict(figures)},
+        as_json=as_json,
+        text=f"{as_text(_table(figures))}\n{file}",
+    )
+
+
+@masks_verb.command()
+@click.argument("dataset")
+@click.argument("image")
+@choice_options
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG. [HOME/reports/…]"
+)
+@json_option
+@session_options
+def show(
+    dataset: str,
+    image: str,
+    expert: str | None,
+    labels: str | None,
+    out: Path | None,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Draw the parts of one IMAGE, named by its id in DATASET, and print what the expert said.
+
+    \b
+    muva masks show syn-station 0001_c1s1_0.jpg
+    """
+    data = open_dataset(find_artifact(session.store, "datasets", dataset))
+    chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
+    if image not in chosen.image_ids:
+        near = closest(image, chosen.image_ids, most=3)
+        raise MuvaError(f"{data.name}: has no image {image!r}; {near}")
+    details = chosen.details()
+    boxes, found = (values.numpy() for values in chosen.boxes(chosen.image_ids))
+    trusted = quality.confidence(boxes, found, chosen.parts, chosen.grid)
+    scores = label_scores(chosen, details)
+    row = chosen.image_ids.index(image)
+    said = details.filter(pa.array(np.asarray(details["image_id"].to_pylist()) == image))
+    answers = dict(zip(said["part"].to_pylist(), said["answer"].to_pylist(), strict=True))
+    [error] = set(said["error"].to_pylist())
+    result = [
+        {
+            "part": part,
+            "box": [round(float(v), 4) for v in boxes[row, column]] if found[row, column] else None,
+            "score": None if scores is None else number_or_none(float(scores[row, column])),
+            "confidence": number_or_none(float(trusted[row, column])),
+            "answer": answers[part],
+        }
+        for column, part in enumerate(chosen.parts)
+    ]
+    [encoded] = data.read_images([row])
+    name = re.sub(r"[^\w.-]", "_", image)
+    file = out or session.home / "reports" / f"{data.name}-{name}.png"
+    drawn = io.BytesIO()
+    _drawn(chosen, row, decode_rgb(encoded)).save(drawn, "PNG")
+    _write(file, drawn.getvalue())
+    table = Table("part", "box x0 y0 x1 y1", "confidence", "answer", title=f"{data.name} {image}")
+    for entry in result:
+        box = " ".join(f"{v:.3f}" for v in entry["box"]) if entry["box"] else "not found"
+        trust = "" if entry["confidence"] is None else f"{entry['confidence']:.2f}"
+        table.add_row(entry["part"], box, trust, entry["answer"])
+    aside = f"set aside: {error}\n" if error else ""
+    print_result(
+        {"picture": str(file), "parts": result, "error": error},
+        as_json=as_json,
+        text=f"{as_text(table)}\n{aside}{file}",
+    )
+
+
+@masks_verb.command("refine")
+@click.argument("dataset")
+@click.option("--rules", type=NAMES, required=True, help=f"Of {', '.join(RULES)}; in this order.")
+@choice_options
+@json_option
+@session_options
+def refine_verb(
+    dataset: str,
+    rules: tuple[str, ...],
+    expert: str | None,
+    labels: str | None,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Make labels of labels: drop or mend boxes by explicit rules, counted.
+
+    Training does so too, with `--set grounding.rules=[drop-disordered]`.
+
+    \b
+    muva masks refine mine --rules drop-whole-image,drop-disordered
+    """
+    source = find_artifact(session.store, "datasets", dataset)
+    raw = choose_labels(session, open_dataset(source), expert=expert, labels=labels, unlike=REFINED)
+    done = refine(session, source, raw, rules)
+    table = Table("rule", *done.summary["parts"], title="boxes changed")
+    for name, counts in done.summary["rules"].items():
+        table.add_row(name, *(str(count) for count in counts.values()))
+    print_result(
+        {"artifact": done.artifact.uri, **done.summary},
+        as_json=as_json,
+        text=f"{done.artifact.uri}\n{as_text(table)}",
+    )
+
+
+@masks_verb.command("import")
+@click.argument("dataset")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("--parts", type=NAMES, default=",".join(PARTS), show_default=True, help="Its rows.")
+@click.option("--grid", metavar="ROWSxCOLUMNS", help="Of the patches. [twice as high as wide]")
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "not-found"]),
+    default="error",
+    show_default=True,
+    help="What an image to learn from without an entry means.",
+)
+@json_option
+@session_options
+def import_verb(
+    dataset: str,
+    file: Path,
+    parts: tuple[str, ...],
+    grid: str | None,
+    missing: str,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Take the part masks or boxes of the authors' pickle FILE for DATASET, as they are.
+
+    Nothing of the pickle is run. Train on them with `--set grounding.expert=imported`.
+
+    \b
+    muva masks import market release.pkl
+    muva masks import mine masks.pkl --grid 16x8 --missing not-found
+    """
+    source = find_artifact(session.store, "datasets", dataset)
+    done = import_release(
+        session, source, file, parts=parts, grid=_grid(grid), missing=missing == "not-found"
+    )
+    extra = done.summary["extra"]
+    more = f"; {extra} entries are of no image here" if extra else ""
+    print_result(
+        {"artifact": done.artifact.uri, **done.summary},
+        as_json=as_json,
+        text=f"{done.artifact.uri}\n{done.summary['images']} images{more}",
+    )
+
+
+@masks_verb.command()
+@click.argument("dataset")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@choice_options
+@click.option(
+    "--grid", metavar="ROWSxCOLUMNS", default="16x8", show_default=True, help="Of the patches."
+)
+@json_option
+@session_options
+def export(
+    dataset: str,
+    file: Path,
+    expert: str | None,
+    labels: str | None,
+    grid: str,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Write the part masks of DATASET to FILE in the form of the authors' release.
+
+    \b
+    muva masks export market masks.pkl --expert florence-2
+    """
+    data = open_dataset(find_artifact(session.store, "datasets", dataset))
+    chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
+    named = by_base_name(chosen.image_ids, dataset=data.name)
+    rows, columns = _grid(grid) or (16, 8)
+    masks = chosen.masks_on((rows, columns), list(named.values()))
+    write_release(file, dict(zip(named, masks.numpy(), strict=True)))
+    print_result(
+        {"file": str(file), "images": len(named), "parts": chosen.parts, "grid": [rows, columns]},
+        as_json=as_json,
+        text=f"{file}\n{len(named)} images on {rows} x {columns} patches",
+    )
+
+
+def _table(figures: MaskFigures) -> Table:
+    columns = ["part", "found", "area", "out of order", "whole image", "confidence"]
+    if figures.against:
+        columns += ["agreement: IoU", "IoU >= 0.5", "this alone", "other alone"]
+    table = Table(*columns, title=f"{figures.labels}, {figures.images} images")
+    for part in figures.parts:
+        row = [
+            part.part,
+            f"{part.found:.1%}",
+            "" if part.area is None else f"{part.area[1]:.1%}",
+            f"{part.disordered:.1%}",
+            f"{part.whole_image:.1%}",
+            "" if part.confidence is None else f"{part.confidence:.2f}",
+        ]
+        if figures.against:
+            told = part.agreement or {}
+            row += [
+                "" if told.get("median_iou") is None else f"{told['median_iou']:.2f}",
+                "" if told.get("half") is None else f"{told['half']:.1%}",
+                str(told.get("only_first", "")),
+                str(told.get("only_second", "")),
+            ]
+        table.add_row(*row)
+    return table
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise click.UsageError(f"--grid {text}: expected ROWSxCOLUMNS, for example 16x8")
+    return int(match[1]), int(match[2])
+
+
+def _is_address(text: str) -> bool:
+    return re.fullmatch(r"(labels/)?.+-[0-9a-f]{16}", text) is not None
+
+
+def _drawn(labels: LabelSet, row: int, image: Image.Image) -> Image.Image:
+    """An image with what is known of its parts: the very patches where those came as such."""
+    ids = [labels.image_ids[row]]
+    if labels.grid:
+        rows, columns = labels.grid
+        return part_mask_sheet(
+            [image],
+            {"labels": labels.masks_on(labels.grid, ids).numpy()},
+            grid=labels.grid,
+            parts=labels.parts,
+            title=labels.dataset,
+            subtitle=f"masks of {rows} x {columns} patches",
+            captions=[base_name(ids[0])],
+        )
+    boxes, found = (values[0].tolist() for values in labels.boxes(ids))
+    there = {part: box for part, box, seen in zip(labels.parts, boxes, found, strict=True) if seen}
+    return boxed_image(image, there, parts=labels.parts)
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        raise MuvaError(
+            f"{file}: cannot be written: {error.strerror or error}. --out chooses another place"
+        ) from error

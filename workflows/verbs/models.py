@@ -1,0 +1,272 @@
+"""`muva models`: checkpoints of other programs as models of ours, what models there are, MLflow's.
+
+An imported model is an artifact like a trained one: evaluated, started from and opened alike. Its
+address is made of the file's bytes and the settings it was read with.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from muva.config import load_recipe
+from muva.data.artifacts import Artifact, check_name, list_artifacts
+from muva.errors import MuvaError
+from muva.model.foreign import FORMS
+from muva.models import IMPORTED, described, find_model
+from tracking.redaction import redact
+from workflows.progress import say
+from workflows.session import Session
+from workflows.steps.encoder import epoch_step
+from workflows.steps.import_model import AUTO, import_model
+from workflows.steps.run_lineage import served_model
+from workflows.steps.step import ARTIFACT_TAG
+from workflows.verb import (
+    as_text,
+    json_option,
+    override_option,
+    print_result,
+    recipe_option,
+    session_options,
+)
+
+ACTIVATIONS = {"quick-gelu": True, "gelu": False}
+
+
+@click.group("models")
+def models_verb() -> None:
+    """Import checkpoints of other programs, list and show models, log one into MLflow.
+
+    \b
+    muva models import ViT-B-16_60.pth --name clip-reid
+    muva models list
+    """
+
+
+@models_verb.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--name",
+    required=True,
+    callback=lambda ctx, param, value: check_name(value),
+    help="What to call the model.",
+)
+@click.option(
+    "--form",
+    type=click.Choice([AUTO, *FORMS]),
+    default=AUTO,
+    show_default=True,
+    help="Whose checkpoint it is; auto looks at the names in it.",
+)
+@click.option("--clip", help="Where a missing text side comes from. [the recipe's model.clip]")
+@click.option(
+    "--grid",
+    metavar="ROWSxCOLUMNS",
+    help="Of the file's position embedding. [the model's, or square]",
+)
+@click.option(
+    "--activation",
+    type=click.Choice(list(ACTIVATIONS)),
+    help="Of CLIP's blocks. [what config.json beside it says, or quick-gelu]",
+)
+@recipe_option
+@override_option
+@json_option
+@session_options
+def import_verb(
+    file: Path,
+    name: str,
+    form: str,
+    clip: str | None,
+    grid: str | None,
+    activation: str | None,
+    recipe: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Import the checkpoint FILE of another program as a model.
+
+    FILE holds a state dict, or is a folder of Hugging Face's; nothing pickled in it is run. What it
+    tells of the settings is taken from it, --recipe and --set tell the rest.
+
+    \b
+    muva models import muva_market.pth --name authors --set model.predictor_heads=2
+    muva models import ViT-B-16_60.pth --name clip-reid --form clip-reid
+    muva models import clip-finetuned/ --name mine --activation gelu
+    """
+    done = import_model(
+        session,
+        file,
+        load_recipe(recipe, overrides=overrides),
+        name=name,
+        form=form,
+        clip=clip,
+        grid=_grid(grid),
+        quick_gelu=ACTIVATIONS[activation] if activation else None,
+    )
+    uri = done.artifact.uri
+    text = [
+        as_text(_rows_table(done.summary)),
+        as_text(_settings_table(done.summary["settings"])),
+        uri,
+        f"muva evaluate {name} --targets … judges it, muva train --init {name} goes on from it",
+    ]
+    print_result({"model": uri, **done.summary}, as_json=as_json, text="\n".join(text))
+
+
+@models_verb.command("list")
+@json_option
+@session_options
+def list_verb(as_json: bool, session: Session) -> None:
+    """List the models of the store, and what they were made from.
+
+    \b
+    muva models list --json
+    """
+    rows = []
+    for artifact in list_artifacts(session.store, "models"):
+        try:
+            rows.append(_facts(artifact))
+        except MuvaError as error:
+            say(f"Not listed: {error}")
+    table = Table("model", "made from", "parts", "identities", "feature")
+    for row in rows:
+        table.add_row(
+            row["address"].removeprefix("models/"),
+            row["made_from"],
+            ", ".join(row["model"]["parts"]) or "none",
+            str(row["identities"]),
+            str(row["feature_dim"]),
+        )
+    print_result(rows, as_json=as_json, text=as_text(table))
+
+
+@models_verb.command("epoch")
+@click.argument("model")
+@click.argument("epoch", type=click.IntRange(min=1))
+@json_option
+@session_options
+def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
+    """Make a model of an earlier EPOCH of MODEL, one that `--keep-every` has kept.
+
+    It is called MODEL-epoch-EPOCH. To choose among epochs by a target is to look at the target.
+
+    \b
+    muva models epoch muva 10
+    """
+    done = epoch_step(session, find_model(session.store, model), epoch)
+    uri = done.artifact.uri
+    print_result({"model": uri, **done.summary}, as_json=as_json, text=uri)
+
+
+@models_verb.command("log")
+@click.argument("model")
+@json_option
+@session_options
+def log_verb(model: str, as_json: bool, session: Session) -> None:
+    """Log MODEL into MLflow, which loads it in Python and serves it over HTTP.
+
+    It takes a table with a column image (paths, encoded bytes, base64 or pixels) and gives the
+    features. One that is logged already is found again.
+
+    \b
+    muva models log muva
+    mlflow models serve -m models:/m-… --env-manager local --host 127.0.0.1 --port 5001
+    """
+    artifact = find_model(session.store, model)
+    settings = described(artifact)["model"]
+    key = f"log {artifact.address}"
+    with session.run(f"log model {artifact.name}", key=key, params=settings) as run:
+        assert run is not None
+        run.tags({ARTIFACT_TAG: artifact.address})
+        uri = f"models:/{served_model(run, artifact)}"
+        tracking_uri = run.ref.tracking_uri
+    serve = f"mlflow models serve -m {uri} --env-manager local --host 127.0.0.1 --port 5001"
+    print_result(
+        {"mlflow_model": uri, "model": artifact.uri, "run_id": run.ref.run_id},
+        as_json=as_json,
+        text=f"{uri}\nMLFLOW_TRACKING_URI={redact(tracking_uri)} {serve}",
+    )
+
+
+@models_verb.command()
+@click.argument("model")
+@json_option
+@session_options
+def show(model: str, as_json: bool, session: Session) -> None:
+    """Show the settings of MODEL, and for an imported one what became of its file's entries.
+
+    \b
+    muva models show clip-reid
+    """
+    artifact = find_model(session.store, model)
+    facts = _facts(artifact)
+    imported = facts["metadata"].get(IMPORTED)
+    table = Table("setting", "value")
+    for name, value in facts["model"].items():
+        table.add_row(f"model.{name}", escape(_plain(value)))
+    shown = [as_text(table)]
+    if imported:
+        shown = [as_text(_rows_table(imported)), as_text(_settings_table(imported["settings"]))]
+    told = f"{facts['identities']} identities, features {facts['feature_dim']} wide"
+    print_result(
+        facts,
+        as_json=as_json,
+        text="\n".join([artifact.uri, f"made from {facts['made_from']}; {told}", *shown]),
+    )
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    """A model without its weights."""
+    description = described(artifact)
+    metadata = description["metadata"]
+    imported = metadata.get(IMPORTED)
+    sources = ", ".join(source.rpartition("-")[0] for source in metadata.get("sources", ()))
+    made_from = f"{imported['file']} ({imported['form']})" if imported else sources
+    return {
+        "address": artifact.address,
+        "uri": artifact.uri,
+        "made_from": made_from or "unknown",
+        **{key: description[key] for key in ("identities", "feature_dim", "model", "metadata")},
+    }
+
+
+def _rows_table(origin: Mapping[str, Any]) -> Table:
+    title = f"{origin['file']}, form {origin['form']}, sha256 {origin['sha256'][:16]}"
+    table = Table("here", "in the file", "entries", "outcome", "note", title=title)
+    for row in origin["rows"]:
+        cells = (row["what"], row["source"], str(row["entries"] or ""), row["outcome"], row["note"])
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _settings_table(settings: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("setting", "value", "told by")
+    for setting in settings:
+        table.add_row(setting["name"], escape(_plain(setting["value"])), setting["origin"])
+    return table
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_plain(inner) for inner in value) + "]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise click.UsageError(f"--grid {text}: expected ROWSxCOLUMNS, for example 14x14")
+    return int(match[1]), int(match[2])

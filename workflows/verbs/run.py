@@ -1,0 +1,125 @@
+"""`muva run`: a recipe from images to numbers per domain, one parent run with a child per step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from muva.config import (
+    ExperimentConfig,
+    load_recipe,
+    to_yaml,
+    with_overrides,
+    with_settings,
+)
+from muva.data.artifacts import list_artifacts
+from muva.data.benchmarks import BENCHMARKS
+from muva.errors import MuvaError
+from muva.paper import PROTOCOLS, Row, rows
+from tracking.names import experiment_name
+from workflows.progress import say
+from workflows.results.tables import pipeline_table
+from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.node_metrics import watched_nodes
+from workflows.runtime.workers import Workers
+from workflows.session import Session
+from workflows.steps.pipeline import as_data, map_domains, pipeline_run, run_pipeline, tell_run
+from workflows.verb import (
+    NAMES,
+    as_text,
+    json_option,
+    override_option,
+    print_result,
+    session_options,
+    worker_options,
+)
+
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    pass
+
+
+@click.command("run")
+@click.argument("recipe", metavar="RECIPE|PROTOCOL")
+@click.option("--source", help="Of a protocol: only the trainings on this data set.")
+@click.option("--target", help="Of a protocol: only this target.")
+@click.option("--without", type=NAMES, help="Of a protocol: no use of these data sets.")
+@click.option(
+    "--recipe",
+    "settings",
+    help="Settings of a protocol's trainings. [msmt17 for it alone, or base]",
+)
+@override_option
+@worker_options
+@json_option
+@session_options
+def run_verb(
+    recipe: str,
+    source: str | None,
+    target: str | None,
+    without: tuple[str, ...] | None,
+    settings: str | None,
+    overrides: tuple[str, ...],
+    workers: Workers,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Run RECIPE, a shipped name or a YAML file, from data to numbers per domain.
+
+    Or run PROTOCOL, the rows of one of the field's tables: single-source, leave-one-out, classical,
+    same-domain. `muva compare` puts them beside the published ones.
+
+    \b
+    muva run demo
+    muva run base --set sources=[market1501] --set targets=[mine]
+    muva run single-source --source market1501
+    muva run leave-one-out --target msmt17 --without dukemtmc
+    """
+    if recipe in PROTOCOLS:
+        chosen = rows(recipe, source=source, target=target, without=without or ())
+        configs = [_config_of(row, settings, overrides) for row in chosen]
+    elif source or target or without or settings:
+        raise click.UsageError(
+            "--source, --target, --without and --recipe choose among a protocol's rows; a recipe "
+            f"names its domains with --set. Protocols: {', '.join(PROTOCOLS)}."
+        )
+    else:
+        configs = [load_recipe(recipe, overrides=overrides)]
+    _check_there(session, configs)
+    reports, tables = [], []
+    for config in configs:
+        say(to_yaml(config))
+        within = dataclasses.replace(
+            session, experiment=experiment_name(recipe if recipe in PROTOCOLS else config.name)
+        )
+        with ray_cluster(), pipeline_run(within, config) as run, watched_nodes(run):
+            report = run_pipeline(within.within(run), config, workers=workers)
+            map_domains(within.within(run), config, report)
+            if run is not None:
+                tell_run(run, config, report)
+        reports.append(as_data(report))
+        tables.append(as_text(pipeline_table(config, report)))
+    data = reports[0] if recipe not in PROTOCOLS else reports
+    print_result(data, as_json=as_json, text="\n".join(tables))
+
+
+def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> ExperimentConfig:
+    """The settings of a protocol's row: the recipe's, with the row's domains."""
+    name = recipe or ("msmt17" if row.sources == ("msmt17",) else "base")
+    config = load_recipe(name)
+    config = with_settings(config, row.settings, where=f"{name} for {row.protocol}")
+    return with_overrides(config, overrides, where=name)
+
+
+def _check_there(session: Session, configs: Sequence[ExperimentConfig]) -> None:
+    """Every data set that is needed is there, before the first of many trainings begins."""
+    wanted = {name for config in configs for name in (*config.sources, *config.targets)}
+    there = {artifact.name for artifact in list_artifacts(session.store, "datasets")}
+    public = sorted((wanted - there) & set(BENCHMARKS))
+    if public:
+        raise MuvaError(
+            f"these data sets are not imported: {', '.join(public)}. Import each with `muva data "
+            "import NAME --from FOLDER`, or go on without with --without NAME"
+        )

@@ -1,0 +1,131 @@
+"""`muva store`: which artifacts exist, which runs use them, which can go.
+
+A run in MLflow names the artifact that it made or used. What no run names, and nothing that is
+named was made from, can go: delete runs in the MLflow UI, then `muva store gc`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import click
+from rich.filesize import decimal
+from rich.table import Table
+
+from muva.data.artifacts import (
+    KINDS,
+    Artifact,
+    DamagedManifestError,
+    list_artifacts,
+    unused_artifacts,
+)
+from muva.data.store import PARTIAL_AFTER_S
+from muva.errors import MuvaError
+from tracking.redaction import redact
+from workflows.progress import say
+from workflows.session import Session
+from workflows.steps.step import ARTIFACT_TAG
+from workflows.verb import as_text, json_option, print_result, session_options
+
+
+@click.group("store")
+def store_verb() -> None:
+    """What artifacts exist, and which can go.
+
+    \b
+    muva store list --kind models
+    muva store gc --yes
+    """
+
+
+@store_verb.command("list")
+@click.option("--kind", type=click.Choice(KINDS), help="Only artifacts of this kind.")
+@json_option
+@session_options
+def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
+    """List artifacts with their size and the runs that use them.
+
+    \b
+    muva store list --kind models
+    """
+    users = _users(session)
+    rows = [
+        _describe(artifact, users.get(artifact.address, []))
+        for artifact in list_artifacts(session.store, kind, unfinished=True)
+    ]
+    table = Table("artifact", "size", "made", "runs", title=session.store.uri)
+    for row in rows:
+        table.add_row(
+            row["address"],
+            decimal(row["bytes"]),
+            row["made"],
+            ", ".join(row["runs"]) or "none",
+        )
+    print_result(rows, as_json=as_json, text=as_text(table))
+
+
+@store_verb.command()
+@click.option("--yes", is_flag=True, help="Delete; without it, only say what would go.")
+@click.option("--all", "everything", is_flag=True, help="Also when no run uses anything here.")
+@json_option
+@session_options
+def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
+    """Delete artifacts that no run uses, and what unfinished writes left behind.
+
+    A run is in use until it is deleted in MLflow. Unfinished and damaged artifacts go too: let
+    nothing run on this store meanwhile.
+
+    \b
+    muva store gc          what would go
+    muva store gc --yes
+    """
+    users = _users(session)
+    made = list_artifacts(session.store)
+    if made and not everything and not any(artifact.address in users for artifact in made):
+        raise MuvaError(
+            f"No run at {redact(str(session.tracking_uri))} uses anything in the store "
+            f"{session.store.uri}. Expected the runs that made it: name their place with --home or "
+            "--tracking-uri, or give --all where all may go"
+        )
+    unused = unused_artifacts(session.store, keep=users.keys())
+    rows = [_describe(artifact, []) for artifact in unused]
+    if yes:
+        for artifact in unused:
+            artifact.delete()
+            say(f"deleted {artifact.address}")
+        session.store.sweep(older_than_s=PARTIAL_AFTER_S)
+    freed = decimal(sum(row["bytes"] for row in rows))
+    lines = [f"{row['address']}  {decimal(row['bytes'])}" for row in rows]
+    verdict = (
+        f"Freed {freed} of {len(rows)} artifacts."
+        if yes
+        else f"{len(rows)} artifacts of {freed} can go; --yes deletes them."
+    )
+    print_result(
+        {"deleted": yes, "artifacts": rows}, as_json=as_json, text="\n".join([*lines, verdict])
+    )
+
+
+def _users(session: Session) -> dict[str, list[str]]:
+    from tracking.runs import runs_with_tag
+
+    users: dict[str, list[str]] = defaultdict(list)
+    for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG):
+        users[run.value].append(run.name)
+    return users
+
+
+def _describe(artifact: Artifact, runs: list[str]) -> dict[str, Any]:
+    try:
+        created = (artifact.manifest() or {}).get("created")
+        made = created[:16].replace("T", " ") if created else "unfinished"
+    except DamagedManifestError:
+        created, made = None, "damaged"
+    return {
+        "address": artifact.address,
+        "bytes": artifact.size_bytes(),
+        "created": created,
+        "made": made,
+        "runs": sorted(set(runs)),
+    }

@@ -1,0 +1,262 @@
+"""`muva tune`: a search over settings, judged on source domains held out in turn.
+
+`muva tune SPACE` searches, `muva tune show` tells what was found, `muva tune best` writes it as a
+recipe. No target is ever opened here: the search knows the sources alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from muva.config import ExperimentConfig, TuneConfig, load_recipe, to_yaml, with_settings
+from muva.config.search_space import shipped_spaces
+from muva.errors import MuvaError, SettingsError
+from tracking.names import experiment_name
+from workflows.progress import say
+from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.workers import Workers
+from workflows.session import Session
+from workflows.steps.ground import ground
+from workflows.steps.import_data import datasets_of
+from workflows.steps.step import ARTIFACT_TAG
+from workflows.steps.train import check_training
+from workflows.tuning.report import (
+    ENOUGH,
+    NAMES,
+    history,
+    importance,
+    reuse_text,
+    short,
+    tell_study,
+    trials_table,
+)
+from workflows.tuning.search import check_search, search, summary_of
+from workflows.tuning.study import Study, best_of, best_recipe, find_study
+from workflows.tuning.trial import DEVIATION, MEAN, WORST, folds_of
+from workflows.verb import (
+    as_text,
+    json_option,
+    override_option,
+    print_result,
+    recipe_option,
+    session_options,
+    worker_options,
+)
+
+
+class _SearchByDefault(click.Group):
+    """`tune SPACE` is `tune search SPACE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The first word is a subcommand, or else it is the search's."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["search", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("tune", cls=_SearchByDefault)
+def tune_verb() -> None:
+    """Search settings, judged on source domains held out in turn.
+
+    SPACE is prompts, masks, all, or a YAML file of your own; without one, that of the recipe's
+    section tune.
+
+    \b
+    muva tune SPACE --recipe RECIPE --trials 20    search; the same as muva tune search
+    muva tune show                                 the trials, and what matters
+    muva tune best --recipe out.yaml               the best trial as a recipe
+    """
+
+
+@tune_verb.command("search")
+@click.argument("space", required=False)
+@click.option("--trials", type=click.IntRange(min=1), help="How many in all. [the recipe's, or 4]")
+@click.option(
+    "--budget-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="After so long no trial begins or goes on.",
+)
+@click.option("--aim", metavar="mean|worst|both|DOMAIN", help="Over the held-out domains. [mean]")
+@click.option("--folds", type=click.IntRange(min=1), help="Domains that are held out. [each]")
+@click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each trial. [1]")
+@click.option(
+    "--search", "method", type=click.Choice(["tpe", "nsga2", "random", "grid"]), help="[tpe]"
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["none", "asha", "median"]),
+    help="What stops trials that fall behind. [none]",
+)
+@click.option(
+    "--concurrent", type=click.IntRange(min=1), help="Trials at once. [what the cluster has room]"
+)
+@recipe_option
+@override_option
+@worker_options
+@json_option
+@session_options
+def search_verb(
+    space: str | None,
+    trials: int | None,
+    budget_hours: float | None,
+    aim: str | None,
+    folds: int | None,
+    seeds: int | None,
+    method: str | None,
+    scheduler: str | None,
+    concurrent: int | None,
+    recipe: str,
+    overrides: tuple[str, ...],
+    workers: Workers,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Search SPACE over RECIPE's other settings. The same command goes on with a search.
+
+    \b
+    muva tune masks --recipe demo --trials 20 --budget-hours 1
+    muva tune search all --recipe demo --aim both --search nsga2 --scheduler asha
+    """
+    config = load_recipe(recipe, overrides=overrides)
+    asked = {
+        "space": space,
+        "trials": trials,
+        "budget_hours": budget_hours,
+        "aim": aim,
+        "folds": folds,
+        "seeds": seeds,
+        "search": method,
+        "scheduler": scheduler,
+        "concurrent_trials": concurrent,
+    }
+    config = _with_search(config, {key: value for key, value in asked.items() if value is not None})
+    settings = check_search(config).settings
+    session = dataclasses.replace(session, experiment=experiment_name(config.name))
+    with ray_cluster():
+        imports = datasets_of(session, config.sources, config.synthetic)
+        sources = [done.artifact for done in imports.values()]
+        for fold in range(folds_of(settings, len(sources))):
+            without = config.model_copy(update={"validation": None})
+            check_training(without, [*sources[:fold], *sources[fold + 1 :]], workers)
+        labels = []
+        if config.grounding is not None and config.model.parts:
+            labels = [ground(session, source, config.grounding).artifact for source in sources]
+        done = search(session, config, sources=sources, labels=labels, workers=workers)
+    text = f"{as_text(trials_table(done.summary))}\n{reuse_text(done.summary['reuse'])}"
+    print_result(done.summary, as_json=as_json, text=text)
+
+
+def _with_search(config: ExperimentConfig, asked: dict[str, Any]) -> ExperimentConfig:
+    """The recipe with its section tune as the command line asks for it."""
+    if config.tune is None and "space" not in asked:
+        raise SettingsError(
+            f"Recipe {config.name}: expected a section tune, found none, or a SPACE to search: "
+            f"one of {', '.join(shipped_spaces())}, or a YAML file"
+        )
+    settings = (config.tune or TuneConfig()).model_dump(mode="json")
+    return with_settings(config, {"tune": {**settings, **asked}}, where=config.name)
+
+
+@tune_verb.command("show")
+@click.argument("study", required=False)
+@json_option
+@session_options
+def show_verb(study: str | None, as_json: bool, session: Session) -> None:
+    """Show the trials of STUDY (the newest), what matters and how it went; also while it runs.
+
+    \b
+    muva tune show
+    muva tune show demo-masks --json
+    """
+    found = find_study(session.store, study)
+    records = found.finished()
+    summary = summary_of(found)
+    shares = importance(found, records)
+    told = {
+        **summary,
+        "running": found.begun(),
+        "importance": shares,
+        "history": history(found, records),
+    }
+    pieces = [as_text(trials_table(summary))] if records else ["No trial has ended yet."]
+    if found.begun():
+        pieces.append(f"Begun and not ended: {len(found.begun())}")
+    if shares:
+        rows = [f"  {100 * share:5.1f} %  {name}" for name, share in shares.items()]
+        pieces.append("\n".join(["What the first aim depends on, of its variance:", *rows]))
+    elif records:
+        pieces.append(f"What matters is told from {ENOUGH} complete trials that differ.")
+    if told["history"]:
+        pieces.append(_improvements(told["history"], NAMES.get(found.aims[0], found.aims[0])))
+    pieces.append(reuse_text(summary["reuse"]))
+    if records:
+        _draw(session, found, summary)
+    print_result(told, as_json=as_json, text="\n\n".join(pieces))
+
+
+def _improvements(told: list[tuple[int, float, float]], aim: str) -> str:
+    steps = [f"trial {number}: {100 * best:.1f}" for number, value, best in told if value == best]
+    return f"Best {aim} so far, at {', '.join(steps)}"
+
+
+def _draw(session: Session, study: Study, summary: dict[str, Any]) -> None:
+    """Pictures in the study's run: the one that is there, whoever's child it is."""
+    from tracking.addresses import attached_client, failures_explained
+    from tracking.runs import Run, runs_with_tag
+
+    uri = session.tracking_uri
+    assert uri is not None
+    with failures_explained(uri):
+        for tagged in runs_with_tag(uri, ARTIFACT_TAG):
+            if tagged.value == study.artifact.address:
+                run = Run(tagged.ref, attached_client(tagged.ref.tracking_uri))
+                tell_study(run, study, summary)
+                return
+    say("MLflow has no run of this search: no pictures were drawn.")
+
+
+@tune_verb.command("best")
+@click.argument("study", required=False)
+@click.option(
+    "--recipe",
+    "out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write it to this YAML file, which `muva run` takes.",
+)
+@json_option
+@session_options
+def best_verb(study: str | None, out: Path | None, as_json: bool, session: Session) -> None:
+    """The best trial of STUDY (the newest) as a recipe, with the domains of the search's own.
+
+    Its epochs are the recipe's, not a trial's.
+
+    \b
+    muva tune best --recipe tuned.yaml && muva run tuned.yaml
+    """
+    found = find_study(session.store, study)
+    best = best_of(found, found.finished())
+    text = to_yaml(best_recipe(found, best))
+    values = [
+        f"{NAMES.get(aim, aim)} {100 * best['metrics'][aim]:.1f}"
+        for aim in dict.fromkeys((MEAN, WORST, *found.aims))
+    ]
+    if DEVIATION in best["metrics"]:
+        values.append(f"deviation between seeds {100 * best['metrics'][DEVIATION]:.1f}")
+    note = f"# Trial {best['number']} of {found.artifact.address}: {', '.join(values)}\n"
+    if out is not None:
+        try:
+            out.write_text(note + text, encoding="utf-8")
+        except OSError as error:
+            raise MuvaError(
+                f"{out} cannot be written ({error.strerror}): name another file with --recipe"
+            ) from error
+    where = f"\nWritten to {out}; muva run {out}" if out is not None else f"\n\n{text}"
+    print_result(
+        {"trial": best["number"], "params": best["params"], "metrics": best["metrics"]},
+        as_json=as_json,
+        text=f"Trial {best['number']}: {', '.join(values)}\n{short(best['params'])}{where}",
+    )
