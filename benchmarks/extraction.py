@@ -28,7 +28,7 @@ from muva.config import ModelConfig
 from muva.data.store import open_store
 from workflows.runtime.cluster import cpus, ray_cluster
 from workflows.session import Session
-from workflows.steps.embed import UNTOUCHED, Judged, features_step, open_embedder
+from workflows.steps.embed import UNTOUCHED, EvaluationSet, features_step, open_embedder
 from workflows.steps.rank import PART_IMAGES
 
 LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
@@ -104,7 +104,9 @@ def measured(work: Work, folder: Path) -> dict[str, float]:
         "splits": ("query", "gallery"),
     }
     few, many = (
-        Judged(dataset=crowd(folder / "store", name, count, **given).artifact, held_out=False)
+        EvaluationSet(
+            dataset=crowd(folder / "store", name, count, **given).artifact, held_out=False
+        )
         for name, count in (("few", 2 * PART_IMAGES), ("many", work.images))
     )
     # What a process does once is not what is looked for: it starts, imports, loads the model.

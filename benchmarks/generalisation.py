@@ -23,7 +23,7 @@ from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.pipeline import VARIANTS, pipeline_run, run_pipeline, tell_run
+from workflows.steps.pipeline import VARIANTS, log_pipeline, pipeline_run, run_pipeline
 
 Figures = dict[str, dict[str, list[float]]]
 """Target -> variant -> mAP of each seed, fractions."""
@@ -98,7 +98,7 @@ def judged(
         with pipeline_run(session, config) as run:
             report = run_pipeline(session.within(run), config, workers=workers)
             if run is not None:
-                tell_run(run, config, report)
+                log_pipeline(run, config, report)
         results.append(
             {
                 variant: {"mean_ap": judgement.mean_ap, "rank1": judgement.rank1}

@@ -25,10 +25,11 @@ from PIL import Image
 from benchmarks.memory import peak_memory_mb
 from benchmarks.paper import GROUNDING, Rates, Share, measured_rates, phase_work, read_rates
 from muva.config import ExperimentConfig, load_recipe
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.protocols import pool
 from muva.data.records import Record
-from muva.data.shards import SHARD_FORMAT, SHARD_IMAGES, open_dataset, write_shards
+from muva.data.shards import SHARD_IMAGES, open_dataset, write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.training.sampler import epoch_draws
@@ -128,7 +129,7 @@ def measured_alone(config: ExperimentConfig, *, images: int, identities: int) ->
             )
             summary = write_shards(records, artifact=artifact)
             artifact.commit(
-                format_version=SHARD_FORMAT, config={}, inputs={}, summary=asdict(summary)
+                format_version=formats.SHARDS, config={}, inputs={}, summary=asdict(summary)
             )
 
         def pooled() -> None:

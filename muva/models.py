@@ -8,17 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from muva.data import formats
 from muva.data.artifacts import Artifact, find_artifact, open_artifact
 from muva.data.store import Store
 from muva.errors import MuvaError
-from muva.model.bundle import (
-    BUNDLE_FORMAT,
-    DESCRIPTION,
-    Bundle,
-    load_bundle,
-    parse_description,
-    save_bundle,
-)
+from muva.model.bundle import DESCRIPTION, Bundle, load_bundle, parse_description, save_bundle
 from muva.model.muva_model import MuvaModel
 
 BUNDLE = "bundle"
@@ -84,7 +78,7 @@ def local_copy(artifact: Artifact, folder: str) -> Iterator[Path]:
 
 
 def _check_finished(artifact: Artifact) -> None:
-    if artifact.manifest(format_version=BUNDLE_FORMAT) is None:
+    if artifact.manifest(format_version=formats.BUNDLE) is None:
         raise MuvaError(
             f"{artifact.uri}: there is no finished model. If its training was interrupted, the "
             "same command goes on with it"

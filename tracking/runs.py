@@ -53,6 +53,8 @@ Item = TypeVar("Item")
 KEY_TAG = "muva.key"
 REASON_TAG = "muva.reason"
 ATTEMPT_TAG = "muva.attempt"
+LOGGED_TAG = "muva.logged"
+"""Set, as the last thing, on a run that holds all that there is to log of a finished step."""
 _PARENT_TAG = "mlflow.parentRunId"
 _DESCRIPTION_TAG = "mlflow.note.content"
 
@@ -335,6 +337,11 @@ class Run:
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_artifact(self.ref.run_id, str(file), folder)
 
+    def mark_logged(self) -> None:
+        """Notes that the run holds all that there is to log: see `has_logged`."""
+        self._write_kept()
+        self.tags({LOGGED_TAG: "1"})
+
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
         """Closes the run, with the reason if it did not end well."""
         self._write_kept()
@@ -384,6 +391,27 @@ def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = 
         MuvaError: the SQLite database is gone; only a driver creates one.
     """
     _log_metrics(attached_client(ref.tracking_uri), ref.run_id, values, step)
+
+
+def has_logged(tracking_uri: str, experiment: str, key: str, *, parent: RunRef | None) -> bool:
+    """Whether a run with this key under this parent ended well, after `Run.mark_logged`.
+
+    False where there is no such run, experiment or database. A server is not waited for.
+    """
+    uri = absolute_uri(tracking_uri)
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        return False
+    client = reached_client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return False
+    filters = [f"tags.`{KEY_TAG}` = '{key}'", f"tags.`{LOGGED_TAG}` = '1'"]
+    filters.append("attributes.status = 'FINISHED'")
+    if parent is not None:
+        filters.append(f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
+    runs = _search(client, [found.experiment_id], " and ".join(filters))
+    return any(parent is not None or _PARENT_TAG not in run.data.tags for run in runs)
 
 
 def runs_with_tag(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.data.store import Store, open_store
+from muva.errors import MuvaError
 
 if TYPE_CHECKING:
     from tracking.runs import Run, RunRef
@@ -58,6 +59,22 @@ class Session:
             opened = tracker.open(name=name, key=key, parent=self.parent, params=params, tags=tags)
             with opened as run:
                 yield run
+
+    def has_logged(self, key: str) -> bool:
+        """Whether the run with this key, under the parent, holds all that there is to log.
+
+        Also where nothing is tracked.
+        """
+        if self.tracking_uri is None:
+            return True
+        from tracking.addresses import failures_explained
+        from tracking.runs import has_logged
+
+        try:
+            with failures_explained(self.tracking_uri):
+                return has_logged(self.tracking_uri, self.experiment, key, parent=self.parent)
+        except MuvaError:  # `run`, which is called next, waits for the server and reports it
+            return False
 
     def within(self, run: Run | None) -> Session:
         """The same session, its runs being children of `run`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -21,8 +21,10 @@ from pydantic import BaseModel
 from muva.data.store import MissingKeyError, Store, open_store
 from muva.errors import MuvaError, SettingsError, closest
 
-KINDS = ("datasets", "labels", "prompts", "models", "features", "metrics", "runs")
+KINDS = ("datasets", "labels", "prompts", "models", "features", "metrics", "studies", "trials")
 MANIFEST = "manifest.json"
+STARTED = "started.json"
+"""Key within an artifact: what its step noted before it began to compute."""
 MEANT = "meant"
 """Key within an artifact: when its name was last made to mean it, ISO 8601."""
 
@@ -125,12 +127,14 @@ class Artifact:
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         summary: Mapping[str, Any],
+        facts: Mapping[str, Any] | None = None,
         seconds: float | None = None,
     ) -> bool:
         """Declare the artifact complete; call this when everything else is written.
 
-        `inputs` maps roles to addresses. False when another writer was first: both made the same,
-        the other's manifest stands.
+        `inputs` maps roles to addresses; `facts` say in words what no setting says, and are part of
+        no address. False when another writer was first: both made the same, the other's manifest
+        stands.
         """
         manifest = {
             "manifest_format": _MANIFEST_FORMAT,
@@ -139,12 +143,43 @@ class Artifact:
             "config": config,
             "inputs": inputs,
             "summary": summary,
+            "facts": facts or {},
             "created": _now(),
             "seconds": seconds,
             "libraries": _library_versions(),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False, default=_plain) + "\n"
         return self.store.create(self.key(MANIFEST), text.encode())
+
+    def start(
+        self,
+        *,
+        format_version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note what is about to be computed, so that unfinished artifacts have a lineage as well.
+
+        The parameters are those of `commit`.
+        """
+        note = {
+            "format_version": format_version,
+            "config": config,
+            "inputs": inputs,
+            "facts": facts or {},
+        }
+        text = json.dumps(note, indent=1, ensure_ascii=False, default=_plain) + "\n"
+        self.store.create(self.key(STARTED), text.encode())
+
+    def started(self) -> dict[str, Any] | None:
+        """What `start` noted; None where there is no such note, or it is damaged."""
+        try:
+            note = json.loads(self.store.read(self.key(STARTED)))
+            _ = note["config"], note["inputs"]
+        except (MissingKeyError, ValueError, TypeError, KeyError):
+            return None
+        return note
 
     def be_meant(self) -> None:
         """Let its name mean this artifact, also where another of that name was made later.
@@ -226,28 +261,6 @@ def open_artifact(uri: str) -> Artifact:
             "store/models/market1501-0123456789abcdef"
         )
     return artifact_at(open_store(parts[0] or "/"), address)
-
-
-def unused_artifacts(store: Store, *, keep: Collection[str]) -> list[Artifact]:
-    """All artifacts that no address in `keep` is or was made from, and all that are of no use.
-
-    Of no use are unfinished ones and those with a damaged manifest.
-    """
-    everything = {a.address: a for a in list_artifacts(store, unfinished=True)}
-    reached: set[str] = set()
-    waiting = list(keep)
-    while waiting:
-        artifact = everything.get(waiting.pop())
-        if artifact is None or artifact.address in reached:
-            continue
-        try:
-            manifest = artifact.manifest()
-        except DamagedManifestError:
-            continue
-        if manifest is not None:
-            reached.add(artifact.address)
-            waiting += manifest["inputs"].values()
-    return [artifact for address, artifact in everything.items() if address not in reached]
 
 
 def artifact_at(store: Store, address: str) -> Artifact:

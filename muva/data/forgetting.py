@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from muva.config import PARTS
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.protocols import read_trials, write_trials
 from muva.data.records import Excerpt, Record
-from muva.data.shards import SHARD_FORMAT, Dataset, write_shards
+from muva.data.shards import Dataset, write_shards
 
 _AT_ONCE = 64
 """Images that are read together: as many as lie together."""
@@ -35,7 +36,7 @@ class Remainder:
     @property
     def config(self) -> dict[str, Any]:
         """For its manifest: the data set's own, and how many people are gone, but not who."""
-        manifest = self.dataset.artifact.manifest(format_version=SHARD_FORMAT)
+        manifest = self.dataset.artifact.manifest(format_version=formats.SHARDS)
         assert manifest is not None
         before = manifest["config"].get("people_forgotten", 0)
         return {**manifest["config"], "people_forgotten": before + len(self._gone)}

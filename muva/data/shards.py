@@ -23,13 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from muva.config import PARTS
+from muva.data import formats
 from muva.data.artifacts import MANIFEST, Artifact
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.data.records import JUNK_PID, SPLITS, Box, Record, Split
 from muva.errors import MuvaError
-
-SHARD_FORMAT = 1
-"""Version of what `write_shards` writes."""
 
 SHARD_BYTES, SHARD_IMAGES = 128 * 2**20, 1024
 """A shard ends at whichever comes first: crops are small, and what works on them wants many."""
@@ -259,7 +257,7 @@ class Dataset:
 
 def open_dataset(artifact: Artifact) -> Dataset:
     """The data set of a complete artifact; MuvaError when unfinished or of another format."""
-    manifest = artifact.manifest(format_version=SHARD_FORMAT)
+    manifest = artifact.manifest(format_version=formats.SHARDS)
     if manifest is None:
         raise MuvaError(
             f"{artifact.uri} is unfinished: its import was interrupted. Start `muva data import` "

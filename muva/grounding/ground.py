@@ -67,22 +67,6 @@ class BrokenExpertError(MuvaError):
     """An expert fails at most images of a shard: none of them is set aside for it."""
 
 
-def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> dict[str, Any]:
-    """What decides the labels of a data set: the config that a label set's address is a hash of."""
-    config = {
-        "expert": expert.name,
-        "revision": expert.revision,
-        "version": expert.info.version,
-        "phrases": dict(phrases),
-    }
-    if expert.weights is not None:
-        config["precision"] = expert.precision
-    if expert.coordinates:
-        config |= {"model": expert.weights and expert.weights.place}
-        config |= {"coordinates": expert.coordinates}
-    return config
-
-
 def ground_shard(
     dataset: Dataset,
     shard_index: int,

@@ -20,13 +20,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
 from muva.grounding.part_masks import part_masks, patch_centres
-
-LABEL_FORMAT = 1
-"""Version of what `write_label_part` writes."""
 
 _SCHEMA = pa.schema(
     [
@@ -252,7 +250,7 @@ def labelled_parts(artifact: Artifact) -> tuple[str, ...]:
 
 
 def _summary(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest(format_version=LABEL_FORMAT)
+    manifest = artifact.manifest(format_version=formats.LABELS)
     if manifest is None:
         raise MuvaError(f"{artifact.uri} is unfinished. Start `muva ground` again")
     return manifest["summary"]

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from muva.config import ModelConfig, PromptConfig
+from muva.data import formats
 from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.errors import MuvaError
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, exact_convolutions
 
-BUNDLE_FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
 
 Encoder = Callable[[Tensor], Tensor]
@@ -169,7 +169,7 @@ def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) 
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     stored = save(tensors)
     description = {
-        "format_version": BUNDLE_FORMAT,
+        "format_version": formats.BUNDLE,
         "sha256": hashlib.sha256(stored).hexdigest(),
         "clip": asdict(model.clip_shape),
         "model": model.config.model_dump(mode="json"),
@@ -266,9 +266,9 @@ def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:
         description["sha256"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise MuvaError(f"model bundle {where}: {DESCRIPTION} is damaged ({error!r})") from error
-    if version != BUNDLE_FORMAT:
+    if version != formats.BUNDLE:
         raise MuvaError(
-            f"model bundle {where} has the format {version}, this program reads {BUNDLE_FORMAT}: "
+            f"model bundle {where} has the format {version}, this program reads {formats.BUNDLE}: "
             f"use the version of muva that wrote it, or train again"
         )
     return description

@@ -22,7 +22,7 @@ from muva.data.artifacts import open_artifact
 from workflows.results.promotion import promote
 from workflows.runtime.workers import Workers
 from workflows.session import open_session
-from workflows.steps.pipeline import map_domains, pipeline_run, run_pipeline, tell_run
+from workflows.steps.pipeline import log_pipeline, map_domains, pipeline_run, run_pipeline
 from workflows.tuning.search import search
 from workflows.verbs.ui import mlflow_server
 
@@ -87,7 +87,7 @@ def site(
         report = run_pipeline(inside, config, workers=Workers())
         map_domains(inside, config, report)
         assert run is not None
-        tell_run(run, config, report)
+        log_pipeline(run, config, report)
         search(
             inside,
             config,

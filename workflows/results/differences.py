@@ -18,7 +18,7 @@ from muva.errors import MuvaError, closest
 from muva.retrieval.scores import Interval, bootstrap_interval
 from workflows.results.comparison import made_of, manifest_at
 from workflows.session import Session
-from workflows.steps.embed import Judged
+from workflows.steps.embed import EvaluationSet
 from workflows.steps.score import QueryScores
 from workflows.steps.step import ARTIFACT_TAG
 
@@ -163,7 +163,7 @@ def _difference(session: Session, one: Evaluation, other: Evaluation) -> Differe
             f"{one.target}: judge both again on the data set of today, with `muva evaluate`"
         )
     held_out = list(features["config"]["splits"]) == ["train"]
-    rows = Judged(dataset=dataset, held_out=held_out).rows().to_pydict()
+    rows = EvaluationSet(dataset=dataset, held_out=held_out).rows().to_pydict()
     pids = np.array(rows["pid"])[scores[0].query]
     precisions = np.stack([side.average_precision for side in scores])
     ranks = np.stack([side.first_match_rank for side in scores])

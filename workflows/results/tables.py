@@ -12,7 +12,7 @@ from muva.config import (
 )
 from muva.retrieval.scores import Interval
 from workflows.steps.evaluate import TargetReport
-from workflows.steps.pipeline import PipelineReport, told_variant
+from workflows.steps.pipeline import PipelineReport, variant_title
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     pass
@@ -32,7 +32,7 @@ def pipeline_table(config: ExperimentConfig, report: PipelineReport) -> Table:
         for results in report.targets.values():
             found = results[which]
             cells += [f"{100 * found.mean_ap:.1f}", f"{100 * found.rank1:.1f}"]
-        table.add_row(told_variant(which), *cells)
+        table.add_row(variant_title(which), *cells)
     return table
 
 

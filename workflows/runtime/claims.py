@@ -17,8 +17,8 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from workflows.runtime.cluster import with_the_driver
-from workflows.runtime.quirks import Orphans
+from workflows.runtime.cluster import on_the_drivers_node
+from workflows.runtime.quirks import LeakedPlacementGroups
 
 RENEWED_EVERY_S = 2.0
 SILENT_S = 20.0
@@ -43,7 +43,7 @@ class SharedSteps:
     """
 
     def __init__(self, *, silent_s: float = SILENT_S) -> None:
-        kind = ray.remote(num_cpus=0, scheduling_strategy=with_the_driver())(Claims)
+        kind = ray.remote(num_cpus=0, scheduling_strategy=on_the_drivers_node())(Claims)
         self._claims: Any = kind.remote(silent_s=silent_s)
         self._renewed_every_s = min(RENEWED_EVERY_S, silent_s / 4)
         self.used: list[UsedStep] = []
@@ -96,7 +96,7 @@ class Claims:
 
     def __init__(self, *, silent_s: float) -> None:
         self._silent_s = silent_s
-        self._orphans = Orphans()
+        self._orphans = LeakedPlacementGroups()
         self._holders: dict[str, tuple[str, float]] = {}
 
     def claim(self, address: str, holder: str) -> bool:

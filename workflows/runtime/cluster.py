@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +14,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from workflows.runtime.authentication import ensure_token
 from workflows.runtime.autoscaling import WAIT_VARIABLE, resources, wait_for
 from workflows.runtime.local import OBJECT_STORE_BYTES
-from workflows.runtime.quirks import IDLE_MS, IDLE_SETTING
-
-ANYWHERE = "DEFAULT"
-"""Where tasks run that a trial starts too: Tune would keep them to what the trial itself holds."""
-
-_AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
+from workflows.runtime.quirks import (
+    LOCAL_SYSTEM_CONFIG,
+    quiet_about_tokens,
+    stdout_kept_for_results,
+)
 
 
 @contextmanager
@@ -35,20 +33,8 @@ def ray_cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _results_kept_apart(), _connected():
+    with stdout_kept_for_results(), _connected():
         yield
-
-
-@contextmanager
-def _results_kept_apart() -> Iterator[None]:
-    """Standard output leads to standard error, unless someone else redirects it meanwhile."""
-    results, sys.stdout = sys.stdout, sys.stderr
-    aside = sys.stdout
-    try:
-        yield
-    finally:
-        if sys.stdout is aside:
-            sys.stdout = results
 
 
 @contextmanager
@@ -59,13 +45,12 @@ def _connected() -> Iterator[None]:
             wait_for(resources(wanted))
     else:
         ensure_token()
-        # It warns that it asks for a token by default, which is what is wanted.
-        logging.getLogger(_AUTHENTICATION).setLevel(logging.ERROR)
+        quiet_about_tokens()
         ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config={IDLE_SETTING: IDLE_MS},
+            _system_config=LOCAL_SYSTEM_CONFIG,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -75,8 +60,8 @@ def _connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def with_the_driver() -> Any:
-    """Where an actor is that lives and ends with the driver: another node may go."""
+def on_the_drivers_node() -> Any:
+    """Scheduling strategy of actors that live as long as the driver: other nodes may be lost."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 

@@ -30,7 +30,7 @@ ANSWER_WITHIN_S = 10.0
 
 
 @contextlib.contextmanager
-def watched_nodes(run: Run | None, *, every_s: float = EVERY_S) -> Iterator[None]:
+def node_metrics_recorded(run: Run | None, *, every_s: float = EVERY_S) -> Iterator[None]:
     """Writes every node's figures to a run while the block lasts. Needs a Ray cluster."""
     if run is None:
         yield
@@ -47,7 +47,7 @@ def watched_nodes(run: Run | None, *, every_s: float = EVERY_S) -> Iterator[None
         watcher.join()
 
 
-class NodeFigures:
+class NodeMetrics:
     """The figures of the machine that it is on."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ _GPU_FIGURES = {"memory_usage": _memory_used, "utilization": _utilization}
 
 def _watch(run: Run, over: threading.Event, every_s: float) -> None:
     watchers: dict[str, Any] = {}
-    here, own = ray.get_runtime_context().get_node_id(), NodeFigures()
+    here, own = ray.get_runtime_context().get_node_id(), NodeMetrics()
     began_at = time.monotonic()
     while not over.wait(every_s):
         step = int(time.monotonic() - began_at)
@@ -118,7 +118,7 @@ def _watch(run: Run, over: threading.Event, every_s: float) -> None:
             watchers.clear()
 
 
-def _figures(watchers: dict[str, Any], *, here: str, own: NodeFigures) -> dict[str, float]:
+def _figures(watchers: dict[str, Any], *, here: str, own: NodeMetrics) -> dict[str, float]:
     """Of all nodes that are alive; several are told apart by the names that Ray gives them."""
     nodes = alive_nodes()
     answers = {}
@@ -126,7 +126,7 @@ def _figures(watchers: dict[str, Any], *, here: str, own: NodeFigures) -> dict[s
         name = node["NodeID"]
         if name != here and name not in watchers:
             place: Any = NodeAffinitySchedulingStrategy(name, soft=False)
-            kind = ray.remote(num_cpus=0, scheduling_strategy=place)(NodeFigures)
+            kind = ray.remote(num_cpus=0, scheduling_strategy=place)(NodeMetrics)
             watchers[name] = kind.remote()
         answers[name] = None if name == here else watchers[name].now.remote()
     figures: dict[str, float] = {}

@@ -34,7 +34,7 @@ _HISTORY, _MADE_FROM = "history", "made_from"
 _log = logging.getLogger(__name__)
 
 
-def save_state(
+def save_checkpoint_of(
     artifact: Artifact,
     report: EpochReport,
     history: History,
@@ -54,7 +54,7 @@ def save_state(
             artifact.delete_part(outdated)
 
 
-def saved_state(artifact: Artifact, epoch: int) -> State:
+def checkpoint_of_epoch(artifact: Artifact, epoch: int) -> State:
     """The state behind an epoch; MuvaError where it was not kept, or is damaged."""
     folder = _of_epoch(epoch)
     if folder not in _saved(artifact):
@@ -66,7 +66,7 @@ def saved_state(artifact: Artifact, epoch: int) -> State:
     return _read(artifact, folder)
 
 
-def newest_state(artifact: Artifact, *, folder: str = STATES) -> tuple[State | None, History]:
+def latest_checkpoint(artifact: Artifact, *, folder: str = STATES) -> tuple[State | None, History]:
     """The newest whole state and the history up to it; None and nothing when there is none."""
     for saved in reversed(_saved(artifact, folder)):
         try:
@@ -102,7 +102,7 @@ def diverged_state(artifact: Artifact) -> tuple[State, Any]:
     return state, json.loads(str(state.pop(_MADE_FROM)))
 
 
-def delete_states(artifact: Artifact, *, keep: Collection[int] = ()) -> None:
+def delete_checkpoints(artifact: Artifact, *, keep: Collection[int] = ()) -> None:
     """Removes the saved states but those of the epochs to `keep`: the artifact is made."""
     for folder in _saved(artifact):
         if folder not in map(_of_epoch, keep):

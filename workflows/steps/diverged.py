@@ -16,7 +16,7 @@ from muva.training.stage1 import repeat_prompt_loss
 from workflows.steps.checkpoints import diverged_state
 from workflows.steps.prompts import learned_contexts
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.training_messages import device_here
+from workflows.steps.training_messages import default_device
 
 Repeated = dict[str, Any]
 """Where the step is, each loss by name, and which images' features are not finite."""
@@ -30,7 +30,7 @@ def repeat_diverged(artifact: Artifact, *, overrides: Sequence[str] = ()) -> Rep
     state, made_from = diverged_state(artifact)
     inputs = TrainingInputs.read(made_from["inputs"])
     config = with_overrides(inputs.config, overrides, where=artifact.uri)
-    device = device_here()
+    device = default_device()
     place: Repeated = {"epoch": state["epoch"], "step": state["step"]}
     model, images = inputs.open(predicts_masks=artifact.kind == "models")
     if artifact.kind == "prompts":

@@ -14,6 +14,7 @@ import ray
 import torch
 
 from muva.config import ModelConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.shards import open_dataset
 from muva.model.bundle import Embedder
@@ -21,12 +22,11 @@ from workflows.runtime.cluster import ANYWHERE, gpus, ray_cluster
 from workflows.runtime.messages import results
 from workflows.session import Session
 from workflows.steps.embed import model_settings, open_embedder
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
-DOMAIN_MAP_FORMAT = 1
 IMAGES_OF_A_DOMAIN = 96
 PERPLEXITY = 30.0
 """Van der Maaten and Hinton, Visualizing Data using t-SNE, JMLR 2008."""
@@ -39,7 +39,7 @@ def domain_map_step(
     config: ModelConfig,
     *,
     name: str,
-) -> Done:
+) -> StepResult:
     """Places of some images of each data set in the plane, for each model (its name -> URI).
 
     The summary holds for each model `domains`, one name per image, and `places`, x and y in 0 to 1;
@@ -54,7 +54,7 @@ def domain_map_step(
         session.store,
         "metrics",
         f"domains-by-{name}",
-        fingerprint([settings, contents, DOMAIN_MAP_FORMAT]),
+        fingerprint([settings, contents, formats.DOMAIN_MAP]),
     )
 
     def work(_: object) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def domain_map_step(
     step = Step(
         label=f"map of domains by {name}",
         artifact=artifact,
-        format_version=DOMAIN_MAP_FORMAT,
+        format_version=formats.DOMAIN_MAP,
         config=settings,
         inputs={f"dataset {number}": one.address for number, one in enumerate(datasets)},
     )
-    return do_step(step, session=session, work=work, report=report)
+    return run_step(step, session=session, work=work, report=report)
 
 
 def same_domain_nearest(features: np.ndarray, domains: np.ndarray) -> float:

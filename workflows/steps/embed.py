@@ -17,6 +17,7 @@ from PIL import Image
 
 import muva
 from muva.config import ModelConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.protocols import query_gallery
@@ -26,17 +27,17 @@ from muva.model.bundle import Embedder, untouched_clip
 from muva.retrieval.features import Features
 from workflows.progress import track
 from workflows.runtime.cluster import ANYWHERE, cores_per_gpu, gpus, ray_cluster
-from workflows.runtime.messages import Board, gather
+from workflows.runtime.messages import MessageQueue, gather
 from workflows.session import Session
-from workflows.steps.rank import FEATURES_FORMAT, PART_IMAGES, FeatureParts
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.rank import PART_IMAGES, FeatureParts
+from workflows.steps.step import Step, StepResult, run_step
 
 UNTOUCHED = "clip:"
 """Before a CLIP's name: the model is that CLIP as it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
+class EvaluationSet:
     """The images that a model is judged on."""
 
     dataset: Artifact
@@ -75,8 +76,8 @@ class _Part:
 
 
 def features_step(
-    session: Session, model: str, judged: Judged, config: ModelConfig, *, name: str
-) -> Done:
+    session: Session, model: str, judged: EvaluationSet, config: ModelConfig, *, name: str
+) -> StepResult:
     """The features of the judged images by a model: a URI, or `clip:NAME`."""
     dataset = open_dataset(judged.dataset)
     settings = {"model": model_settings(model, config), "splits": judged.splits}
@@ -84,7 +85,7 @@ def features_step(
         session.store,
         "features",
         f"{dataset.name}-by-{name}",
-        fingerprint([settings, dataset.name, dataset.fingerprint, FEATURES_FORMAT]),
+        fingerprint([settings, dataset.name, dataset.fingerprint, formats.FEATURES]),
     )
 
     def work(_: object) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def features_step(
         ]
         done = count - sum(len(part.rows) for part in waiting)
         with ray_cluster(), track(f"embed {dataset.name} by {name}") as progress:
-            board = Board()
+            board = MessageQueue()
 
             def show(images: int) -> None:
                 nonlocal done
@@ -121,12 +122,12 @@ def features_step(
     step = Step(
         label=f"embed {dataset.name} by {name}",
         artifact=artifact,
-        format_version=FEATURES_FORMAT,
+        format_version=formats.FEATURES,
         config=settings,
         inputs=inputs,
     )
     # Features are a means: the run of the evaluation that uses them tells all there is to tell.
-    return do_step(step, session=dataclasses.replace(session, tracking_uri=None), work=work)
+    return run_step(step, session=dataclasses.replace(session, tracking_uri=None), work=work)
 
 
 def model_settings(model: str, config: ModelConfig) -> Any:
@@ -140,10 +141,10 @@ def model_settings(model: str, config: ModelConfig) -> Any:
 def _embed(
     model: str,
     config: ModelConfig,
-    judged: Judged,
+    judged: EvaluationSet,
     part: _Part,
     artifact: Artifact,
-    board: Board,
+    board: MessageQueue,
 ) -> None:
     """Embeds and writes one part."""
     torch.set_num_threads(1)  # as few as a task has cores without a GPU: sums depend on it
@@ -170,7 +171,7 @@ def open_embedder(model: str, height: int, width: int, stride: int) -> Embedder:
     ).to(device)
 
 
-def people_of(rows: pa.Table) -> Features:
+def image_labels(rows: pa.Table) -> Features:
     """Who is on the judged images, without features; cameras are left out where unknown."""
     camids = rows["camid"]
     return Features(

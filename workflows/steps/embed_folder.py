@@ -26,7 +26,7 @@ from muva.models import described
 from muva.retrieval.features import roomy_array
 from muva.retrieval.gallery import EmbeddedBy, Gallery
 from workflows.session import Session
-from workflows.steps.embed import Judged, features_step, people_of
+from workflows.steps.embed import EvaluationSet, features_step, image_labels
 from workflows.steps.rank import FeatureParts
 
 CHUNK_IMAGES = 256
@@ -114,9 +114,9 @@ def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train
     The latter are no query and no gallery: whoever evaluates them asks with each for all others.
     """
     config = ModelConfig.model_validate(described(model)["model"])
-    judged = Judged(dataset=dataset, held_out=train)
+    judged = EvaluationSet(dataset=dataset, held_out=train)
     done = features_step(session, model.uri, judged, config, name=model.name)
-    who = people_of(judged.rows())
+    who = image_labels(judged.rows())
     return Embedded(
         gallery=Gallery(
             features=FeatureParts(done.artifact).read(np.arange(len(who))),

@@ -16,9 +16,9 @@ import torch
 from ray.util import get_current_placement_group
 
 import muva
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint, open_artifact
 from muva.errors import MuvaError
-from muva.model.bundle import BUNDLE_FORMAT
 from muva.model.precision import resolve_precision
 from muva.models import store_bundle
 from muva.training.divergence import DivergedError
@@ -27,22 +27,22 @@ from muva.training.stage2_state import load_weights
 from workflows.progress import track
 from workflows.runtime.capacity import Room
 from workflows.runtime.cluster import ANYWHERE, ray_cluster
-from workflows.runtime.messages import Board, attend, gather
+from workflows.runtime.messages import MessageQueue, attend, gather
 from workflows.runtime.workers import MOST_FAILURES, Workers
 from workflows.session import Session
 from workflows.steps.checkpoints import (
-    delete_states,
-    newest_state,
+    checkpoint_of_epoch,
+    delete_checkpoints,
+    latest_checkpoint,
+    save_checkpoint_of,
     save_diverged,
-    save_state,
-    saved_state,
 )
 from workflows.steps.mask_pictures import draw_masks, is_shown, masks_of
 from workflows.steps.prompts import learned_contexts
 from workflows.steps.run_lineage import used_dataset, used_model
-from workflows.steps.step import Done, Step, Tell, do_step
+from workflows.steps.step import Step, StepResult, Tell, run_step
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.training_messages import OnJudged, follow, posting, report_epochs
+from workflows.steps.training_messages import OnValidated, follow, log_epochs, progress_sender
 from workflows.steps.validation import VERDICTS, Judging, best, validation_config
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -63,12 +63,12 @@ def encoder_step(
     session: Session,
     inputs: TrainingInputs,
     addresses: dict[str, str],
-    prompts: Done,
+    prompts: StepResult,
     workers: Workers,
     *,
     name: str,
-    on_judged: OnJudged | None = None,
-) -> Done:
+    on_validated: OnValidated | None = None,
+) -> StepResult:
     """The model of these sources and prompts, trained where it is not there."""
     config = inputs.config
     settings = {
@@ -86,8 +86,8 @@ def encoder_step(
 
     def work(tell: Tell) -> dict[str, Any]:
         with ray_cluster(), track(f"stage 2 of {name}: image encoder") as progress:
-            board = Board()
-            on_message = follow(progress, tell, "stage2", config.stage2.epochs, on_judged)
+            board = MessageQueue()
+            on_message = follow(progress, tell, "stage2", config.stage2.epochs, on_validated)
 
             def hear(message: tuple[str, Any]) -> None:
                 kind, content = message
@@ -109,13 +109,13 @@ def encoder_step(
                 shows=tell.run is not None,
             )
         summary = json.loads(artifact.store.read(artifact.key(SUMMARY)))
-        delete_states(artifact, keep=_kept_for_good(config.stage2.epochs, workers.keep_every))
+        delete_checkpoints(artifact, keep=_kept_for_good(config.stage2.epochs, workers.keep_every))
         for notes in (VERDICTS, RAY_NOTES):
             artifact.delete_part(notes)
         return summary
 
     def report(run: Run, summary: dict[str, Any]) -> None:
-        report_epochs("stage2")(run, summary)
+        log_epochs("stage2")(run, summary)
         run.metrics(_cost(summary))
         run.used(*map(used_dataset, map(open_artifact, inputs.sources.domains)), context="training")
         if inputs.sources.held_out_domain is not None:
@@ -126,11 +126,11 @@ def encoder_step(
     step = Step(
         label=f"stage 2 of {name}",
         artifact=artifact,
-        format_version=BUNDLE_FORMAT,
+        format_version=formats.BUNDLE,
         config=settings,
         inputs={**addresses, "prompts": prompts.artifact.address},
     )
-    return do_step(step, session=session, work=work, report=report)
+    return run_step(step, session=session, work=work, report=report)
 
 
 def _cost(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -154,7 +154,7 @@ def chosen_of(training: Artifact) -> Artifact:
     )
 
 
-def chosen_step(session: Session, training: Done) -> Done:
+def chosen_step(session: Session, training: StepResult) -> StepResult:
     """The model of the epoch that a training's verdicts choose; the training has written it."""
     verdict = best(training.summary["verdicts"])
     made_from = training.artifact.manifest()
@@ -168,14 +168,14 @@ def chosen_step(session: Session, training: Done) -> Done:
     step = Step(
         label=f"choice of {training.artifact.name}: epoch {verdict['epoch']}",
         artifact=chosen_of(training.artifact),
-        format_version=BUNDLE_FORMAT,
+        format_version=formats.BUNDLE,
         config={"chosen": "on held-out sources", "seed": made_from["config"]["seed"]},
         inputs={**made_from["inputs"], TRAINING: training.artifact.address},
     )
-    return do_step(step, session=session, work=lambda _: {"verdict": verdict}, report=report)
+    return run_step(step, session=session, work=lambda _: {"verdict": verdict}, report=report)
 
 
-def epoch_step(session: Session, training: Artifact, epoch: int) -> Done:
+def epoch_step(session: Session, training: Artifact, epoch: int) -> StepResult:
     """The model behind an epoch whose state `--keep-every` has kept, by the name `NAME-epoch-N`.
 
     Raises MuvaError where that epoch was not kept, or for a model that is no training's last.
@@ -193,7 +193,7 @@ def epoch_step(session: Session, training: Artifact, epoch: int) -> Done:
     )
 
     def work(_: object) -> dict[str, Any]:
-        state = saved_state(training, epoch)
+        state = checkpoint_of_epoch(training, epoch)
         bundle = muva.load(training.uri)
         load_weights(bundle.model, state)
         store_bundle(artifact, bundle.model, metadata={**bundle.metadata, "epoch": epoch})
@@ -202,7 +202,7 @@ def epoch_step(session: Session, training: Artifact, epoch: int) -> Done:
     step = Step(
         label=f"{training.name} after epoch {epoch}",
         artifact=artifact,
-        format_version=BUNDLE_FORMAT,
+        format_version=formats.BUNDLE,
         config={"epoch": epoch, "seed": made_from["config"]["seed"]},
         inputs={**made_from["inputs"], TRAINING: training.address},
     )
@@ -210,7 +210,7 @@ def epoch_step(session: Session, training: Artifact, epoch: int) -> Done:
     def report(run: Run, _: dict[str, Any]) -> None:
         run.model(used_model(artifact.uri), made=True)
 
-    return do_step(step, session=session, work=work, report=report)
+    return run_step(step, session=session, work=work, report=report)
 
 
 def _train_encoder(task: Mapping[str, Any]) -> None:
@@ -239,7 +239,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
         task["board"].post(("group", group))
     device = ray.train.torch.get_device()
     torch.set_num_threads(task["threads"])
-    state, history = newest_state(artifact)
+    state, history = latest_checkpoint(artifact)
     model, images = inputs.open(predicts_masks=True)
     model.contexts.data.copy_(learned_contexts(prompts))
     judging = Judging(inputs.config, artifact)
@@ -256,7 +256,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
             seed=inputs.config.seed,
             device=device,
             state=state,
-            progress=posting(task["board"], "batches") if leads else None,
+            progress=progress_sender(task["board"], "batches") if leads else None,
             compute=task["compute"],
         )
     for report in epochs:
@@ -264,7 +264,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
         history.append({"epoch": last, **report.metrics, **report.seconds})
         if leads:
             kept = [*judging.best_so_far(last), *_kept_for_good(last, task["keep_every"])]
-            save_state(artifact, report, history, keep=kept)
+            save_checkpoint_of(artifact, report, history, keep=kept)
             task["board"].post(("epoch", history[-1]))
             shown = task["shows"] and is_shown(last, inputs.config.stage2.epochs)
             if shown and (masks := masks_of(last, model, images, device)):
@@ -278,7 +278,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
         verdicts = judging.verdicts(last)
         if verdicts:
             epoch = best(verdicts)["epoch"]
-            load_weights(model, saved_state(artifact, epoch))
+            load_weights(model, checkpoint_of_epoch(artifact, epoch))
             store_bundle(chosen_of(artifact), model, metadata={**metadata, "epoch": epoch})
         precision = resolve_precision(inputs.config.stage2.precision, device)
         summary = {
@@ -306,7 +306,7 @@ def _train(
     artifact: Artifact,
     workers: Workers,
     *,
-    board: Board,
+    board: MessageQueue,
     on_message: Callable[[tuple[str, Any]], None],
     shows: bool,
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.shards import open_dataset
 from muva.retrieval.features import read_features
@@ -21,17 +22,15 @@ from tracking.names import retrieval_metrics
 from workflows.progress import track
 from workflows.runtime.cluster import ray_cluster
 from workflows.session import Session
-from workflows.steps.embed import Judged, features_step
+from workflows.steps.embed import EvaluationSet, features_step
 from workflows.steps.pictures import draw
 from workflows.steps.rank import FeatureParts
 from workflows.steps.run_lineage import used_dataset, used_model
 from workflows.steps.score import score_features, scored, summary_of
-from workflows.steps.step import Step, do_step
+from workflows.steps.step import Step, run_step
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
-
-METRICS_FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,14 +77,14 @@ def evaluate_on(
     queries drawn from them; no image of any target is read.
     """
     dataset = open_dataset(target)
-    judged = Judged(dataset=target, held_out=held_out)
+    judged = EvaluationSet(dataset=target, held_out=held_out)
     features = features_step(session, model, judged, config.model, name=name)
     settings = {"evaluation": config.evaluation.model_dump(mode="json")}
     artifact = Artifact(
         session.store,
         "metrics",
         f"{name}-on-{dataset.name}",
-        fingerprint([settings, features.artifact.fingerprint, METRICS_FORMAT]),
+        fingerprint([settings, features.artifact.fingerprint, formats.METRICS]),
     )
 
     def work(_: object) -> dict[str, Any]:
@@ -109,11 +108,11 @@ def evaluate_on(
     step = Step(
         label=f"evaluate {name} on {dataset.name}",
         artifact=artifact,
-        format_version=METRICS_FORMAT,
+        format_version=formats.METRICS,
         config=settings,
         inputs={"features": features.artifact.address},
     )
-    done = do_step(step, session=session, work=work, report=report)
+    done = run_step(step, session=session, work=work, report=report)
     return _target_report(done.summary, seconds=features.seconds + done.seconds)
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from muva.data import formats
 from muva.data.artifacts import Artifact, artifact_at, find_artifact
 from muva.data.decoded import forget_decoded_images
 from muva.data.forgetting import Remainder
-from muva.data.shards import SHARD_FORMAT, open_dataset
+from muva.data.shards import open_dataset
 from muva.data.store import PARTIAL_AFTER_S, forget_local_copies
 from workflows.session import Session
 from workflows.steps.erasure_report import Traces, traces_of
-from workflows.steps.step import Step, do_step
+from workflows.steps.step import Step, run_step
 
 
 def forget(
@@ -52,8 +53,8 @@ def _rewritten(session: Session, old: Artifact, pids: Collection[int]) -> Artifa
     step = Step(
         label=f"forget in {old.name}",
         artifact=remainder.artifact,
-        format_version=SHARD_FORMAT,
+        format_version=formats.SHARDS,
         config=remainder.config,
         inputs={},  # not the old one, of which no trace shall stay
     )
-    return do_step(step, session=session, work=lambda _: remainder.write()).artifact
+    return run_step(step, session=session, work=lambda _: remainder.write()).artifact

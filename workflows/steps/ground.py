@@ -13,18 +13,13 @@ import numpy as np
 from PIL import Image
 
 from muva.config import GroundingConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.images import decode_rgb
 from muva.data.shards import Dataset, open_dataset
 from muva.grounding.experts import choose_expert
 from muva.grounding.ground import label_config
-from muva.grounding.labels import (
-    LABEL_FORMAT,
-    allowed_failures,
-    finished_parts,
-    open_labels,
-    summarise_labels,
-)
+from muva.grounding.labels import allowed_failures, finished_parts, open_labels, summarise_labels
 from muva.grounding.rules import check_rules
 from tracking.pictures import part_mask_sheet
 from workflows.progress import track
@@ -33,7 +28,7 @@ from workflows.runtime.expert_pool import Actors, Spent, ground_shards
 from workflows.session import Session
 from workflows.steps.labels import IMPORTED, choose_labels
 from workflows.steps.refine import refine
-from workflows.steps.step import Done, Step, Tell, do_step
+from workflows.steps.step import Step, StepResult, Tell, run_step
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
@@ -44,7 +39,7 @@ SHOWN_GRID = (16, 8)
 
 def ground(
     session: Session, source: Artifact, config: GroundingConfig, actors: Actors | None = None
-) -> Done:
+) -> StepResult:
     """The pseudo-labels of a data set by the expert that the settings name; see `muva masks` too.
 
     The expert `imported` stands for the newest labels that `muva masks import` has made.
@@ -107,23 +102,23 @@ def ground(
     step = Step(
         label=f"ground {dataset.name}",
         artifact=artifact,
-        format_version=LABEL_FORMAT,
+        format_version=formats.LABELS,
         config=settings,
         inputs={"dataset": source.address},
     )
-    done = do_step(step, session=session, work=work, report=report)
+    done = run_step(step, session=session, work=work, report=report)
     return refine(session, source, done.artifact, config.rules) if config.rules else done
 
 
 def _imported(
     session: Session, source: Artifact, dataset: Dataset, config: GroundingConfig
-) -> Done:
+) -> StepResult:
     artifact = choose_labels(session, dataset, expert=IMPORTED)
     if config.rules:
         return refine(session, source, artifact, config.rules)
-    manifest = artifact.manifest(format_version=LABEL_FORMAT)
+    manifest = artifact.manifest(format_version=formats.LABELS)
     assert manifest is not None
-    return Done(artifact=artifact, summary=manifest["summary"], seconds=0.0, computed=False)
+    return StepResult(artifact=artifact, summary=manifest["summary"], seconds=0.0, computed=False)
 
 
 def _pace(spent: Spent) -> str:

@@ -6,28 +6,28 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import ray
+from typing import TYPE_CHECKING, Any
 
 from muva.config import SyntheticConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, check_name, find_artifact, fingerprint
 from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
 from muva.data.benchmarks.benchmark import Trial, counts_differ, is_complete
-from muva.data.protocols import write_trials
 from muva.data.records import Record
-from muva.data.shards import SHARD_FORMAT, write_shards
 from muva.errors import SettingsError
-from muva.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
+from muva.synthetic import DOMAINS, RENDERER_VERSION
 from workflows.progress import track
-from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.messages import Board, gather
 from workflows.session import Session
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
+
+if TYPE_CHECKING:
+    from workflows.runtime.messages import MessageQueue
 
 
-def datasets_of(session: Session, names: Sequence[str], config: SyntheticConfig) -> dict[str, Done]:
-    """The data sets of these names: synthetic ones rendered where missing, others found."""
+def datasets_of(
+    session: Session, names: Sequence[str], config: SyntheticConfig
+) -> dict[str, StepResult]:
+    """The data sets with these names: synthetic ones are rendered where missing, others found."""
     synthetic = [name for name in names if name in DOMAINS]
     rendered = import_synthetic(session, synthetic, config) if synthetic else {}
     return {name: rendered.get(name) or _imported(session, name) for name in names}
@@ -35,13 +35,13 @@ def datasets_of(session: Session, names: Sequence[str], config: SyntheticConfig)
 
 def import_synthetic(
     session: Session, domains: Sequence[str], config: SyntheticConfig
-) -> dict[str, Done]:
-    """Renders the domains that are missing, a Ray task for each; domain -> its step."""
-    steps = {domain: _synthetic_step(session, domain, config) for domain in domains}
-    missing = [domain for domain in domains if steps[domain].artifact.manifest() is None]
+) -> dict[str, StepResult]:
+    """Renders the missing domains, each in a Ray task; domain -> its data set."""
+    steps = {domain: synthetic_step(session, domain, config) for domain in domains}
+    missing = [domain for domain in domains if steps[domain].manifest() is None]
     rendered = dict(zip(missing, _render(steps, missing, config), strict=True))
     return {
-        domain: do_step(
+        domain: run_step(
             step,
             session=session,
             work=lambda _, d=domain: rendered[d].summary,
@@ -51,9 +51,15 @@ def import_synthetic(
     }
 
 
+def synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> Step:
+    """The declaration of a synthetic domain's data set."""
+    settings = {"domain": domain, "renderer": RENDERER_VERSION, **config.model_dump(mode="json")}
+    return _step(session, domain, settings)
+
+
 def import_benchmark(
     session: Session, name: str, root: Path, *, accept_counts: bool = False
-) -> Done:
+) -> StepResult:
     """Reads a public data set's tree; MuvaError unless it holds what was published of it.
 
     With `accept_counts` other counts are accepted, and the data set is marked as altered.
@@ -71,7 +77,7 @@ def import_benchmark(
 
 def import_tree(
     session: Session, name: str, root: Path, *, layout: str, options: dict[str, Any]
-) -> Done:
+) -> StepResult:
     """Reads a folder of images in a layout's form.
 
     The address is a hash of the listing (names, sizes, times), so an unchanged tree is not read
@@ -92,52 +98,45 @@ def _import_records(
     settings: dict[str, Any],
     *,
     trials: Sequence[Trial] | None = None,
-) -> Done:
+) -> StepResult:
+    from muva.data.protocols import write_trials
+    from muva.data.shards import write_shards
+
     settings = settings | {"files": fingerprint(listing_of(records))}
     if trials is not None:
         settings |= {"trials": fingerprint([dataclasses.asdict(trial) for trial in trials])}
-    artifact = Artifact(session.store, "datasets", name, fingerprint(settings))
+    step = _step(session, name, settings)
 
     def work(_: object) -> dict[str, Any]:
         with track(f"import {name}") as progress:
-            summary = write_shards(records, artifact=artifact, progress=progress.update)
+            summary = write_shards(records, artifact=step.artifact, progress=progress.update)
         if trials is not None:
-            write_trials(artifact, trials)
+            write_trials(step.artifact, trials)
         return dataclasses.asdict(summary)
 
-    step = Step(
-        label=f"import {name}",
-        artifact=artifact,
-        format_version=SHARD_FORMAT,
-        config=settings,
-        inputs={},
-    )
-    return do_step(step, session=session, work=work)
+    return run_step(step, session=session, work=work)
 
 
-def _imported(session: Session, name: str) -> Done:
-    artifact = find_artifact(session.store, "datasets", name)
-    manifest = artifact.manifest(format_version=SHARD_FORMAT)
-    assert manifest is not None, artifact.address
-    step = Step(
-        label=f"import {name}",
-        artifact=artifact,
-        format_version=SHARD_FORMAT,
-        config=manifest["config"],
-        inputs={},
-    )
-    return do_step(step, session=session, work=lambda _: manifest["summary"])
-
-
-def _synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> Step:
-    settings = {"domain": domain, "renderer": RENDERER_VERSION, **config.model_dump(mode="json")}
+def _step(session: Session, name: str, settings: dict[str, Any]) -> Step:
     return Step(
-        label=f"import {domain}",
-        artifact=Artifact(session.store, "datasets", domain, fingerprint(settings)),
-        format_version=SHARD_FORMAT,
-        config=settings,
-        inputs={},
+        title=f"import {name}",
+        store=session.store,
+        kind="datasets",
+        name=name,
+        format_version=formats.SHARDS,
+        settings=settings,
     )
+
+
+def _imported(session: Session, name: str) -> StepResult:
+    """A data set that was imported earlier, as a step of this pipeline."""
+    artifact = find_artifact(session.store, "datasets", name)
+    manifest = artifact.manifest(format_version=formats.SHARDS)
+    assert manifest is not None, artifact.address
+    step = dataclasses.replace(
+        _step(session, name, manifest["config"]), known_artifact=artifact
+    )
+    return run_step(step, session=session, work=lambda _: manifest["summary"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,8 +152,12 @@ def _render(
 ) -> list[_Rendered]:
     if not domains:
         return []
+    from workflows.runtime.cluster import ray_cluster
+    from workflows.runtime.messages import MessageQueue
+    from workflows.runtime.tasks import run_tasks
+
     with ray_cluster(), track(f"render {', '.join(domains)}") as progress:
-        board = Board()
+        queue = MessageQueue()
         people = config.train_people + config.test_people
         cameras = sum(DOMAINS[domain].cameras for domain in domains)
         total = people * cameras * config.images_per_camera
@@ -165,17 +168,19 @@ def _render(
             done[domain] = images
             progress.update(sum(done.values()), total)
 
-        tasks = [_render_domain.remote(steps[d].artifact, config, board) for d in domains]
-        return gather(tasks, board=board, on_message=show)
+        calls = [(steps[domain].artifact, config, queue) for domain in domains]
+        return run_tasks(_render_domain, calls, threads=None, queue=queue, on_message=show)
 
 
-@ray.remote(num_cpus=1, max_retries=2)
-def _render_domain(artifact: Artifact, config: SyntheticConfig, board: Board) -> _Rendered:
+def _render_domain(artifact: Artifact, config: SyntheticConfig, queue: MessageQueue) -> _Rendered:
+    from muva.data.shards import write_shards
+    from muva.synthetic import synthetic_records
+
     started_at = time.monotonic()
 
     def show(done: int, total: int) -> None:
         if done % 32 == 0 or done == total:
-            board.post((artifact.name, done))
+            queue.send((artifact.name, done))
 
     records = synthetic_records(artifact.name, **config.model_dump(), progress=show)
     summary = dataclasses.asdict(write_shards(records, artifact=artifact))

@@ -1,4 +1,4 @@
-"""Label sets of a file of the authors' release."""
+"""Pseudo-labels from a file of the authors' release, as a step."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from muva.data.artifacts import Artifact, fingerprint
+from muva.data import formats
+from muva.data.artifacts import Artifact
+from muva.data.lineage import Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.grounding.labels import (
-    LABEL_FORMAT,
-    label_table,
-    packed_mask,
-    summarise_labels,
-    write_label_part,
-)
+from muva.grounding.labels import label_table, packed_mask, summarise_labels, write_label_part
 from muva.grounding.release import base_name, by_base_name, grid_of, read_release
 from workflows.session import Session
 from workflows.steps.labels import IMPORTED
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
 
 
 def import_release(
@@ -33,7 +29,7 @@ def import_release(
     parts: Sequence[str],
     grid: tuple[int, int] | None,
     missing: bool,
-) -> Done:
+) -> StepResult:
     """The labels in a file of the release's form; `missing`: an image may have no entry."""
     dataset = open_dataset(source)
     content = read_release(file)
@@ -70,9 +66,16 @@ def import_release(
         "parts": list(parts),
         "missing": len(absent),
     }
-    artifact = Artifact(
-        session.store, "labels", dataset.name, fingerprint([settings, dataset.fingerprint])
+    step = Step(
+        title=f"import masks of {dataset.name}",
+        store=session.store,
+        kind="labels",
+        name=dataset.name,
+        format_version=formats.LABELS,
+        settings=settings,
+        inputs={Role.DATASET: [source]},
     )
+    artifact = step.artifact
 
     def work(_: object) -> dict[str, Any]:
         for index in range(len(dataset.shards)):
@@ -86,14 +89,7 @@ def import_release(
         summary = summarise_labels(artifact, dataset, parts=parts, grid=used)
         return summary | {"missing": len(absent), "extra": len(content.keys() - named.keys())}
 
-    step = Step(
-        label=f"import masks of {dataset.name}",
-        artifact=artifact,
-        format_version=LABEL_FORMAT,
-        config=settings,
-        inputs={"dataset": source.address},
-    )
-    return do_step(step, session=session, work=work)
+    return run_step(step, session=session, work=work)
 
 
 def _imported_row(

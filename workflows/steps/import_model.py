@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from muva.config import ExperimentConfig, patch_size
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
-from muva.model.bundle import BUNDLE_FORMAT
 from muva.model.clip import check_clip, load_clip
 from muva.model.foreign import fit_checkpoint
 from muva.model.foreign.adopt import adopt, needs_clip
@@ -18,7 +18,7 @@ from muva.model.foreign.plain_clip import weights_file
 from muva.models import IMPORTED, store_bundle
 from workflows.progress import track
 from workflows.session import Session
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
 
 IMPORT_VERSION = 1
 """Raised when the same file comes out as another model."""
@@ -37,7 +37,7 @@ def import_model(
     clip: str | None = None,
     grid: tuple[int, int] | None = None,
     quick_gelu: bool | None = None,
-) -> Done:
+) -> StepResult:
     """A checkpoint of another program, a file or a folder, as a model of ours.
 
     `clip` is where a missing text side comes from instead of the recipe's CLIP. The summary says
@@ -96,11 +96,11 @@ def import_model(
     step = Step(
         label=f"import model {name}",
         artifact=artifact,
-        format_version=BUNDLE_FORMAT,
+        format_version=formats.BUNDLE,
         config=settings,
         inputs={},
     )
-    return do_step(step, session=session, work=work)
+    return run_step(step, session=session, work=work)
 
 
 def _sha256(file: Path) -> str:

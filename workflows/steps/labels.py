@@ -1,21 +1,18 @@
-"""Which of a data set's label sets is meant."""
+"""Choosing among the pseudo-labels that a data set has."""
 
 from __future__ import annotations
 
+from muva.data import formats
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.data.shards import Dataset
 from muva.errors import MuvaError, SettingsError
-from muva.grounding.labels import (
-    LABEL_FORMAT,
-)
+from workflows.progress import say
 from workflows.session import Session
 
 IMPORTED = "imported"
-"""In place of an expert's name: labels that came from elsewhere."""
-
-
+"""Stands for an expert: pseudo-labels that were imported from a file."""
 REFINED = "refined"
-"""The same: labels that rules made of others."""
+"""Stands for an expert: pseudo-labels that rules made from others."""
 
 
 def choose_labels(
@@ -26,9 +23,10 @@ def choose_labels(
     labels: str | None = None,
     unlike: str | None = None,
 ) -> Artifact:
-    """A label set of this data set, the newest that fits; MuvaError where there is none.
+    """The newest matching pseudo-labels of this data set; MuvaError where there are none.
 
-    `unlike`: of any expert but this one, where there is another.
+    `labels` names them, `expert` says who made them; `unlike` prefers those of any other expert.
+    Pseudo-labels in a format that this version does not read are skipped, and named.
     """
     if labels is not None:
         if expert is not None:
@@ -36,10 +34,12 @@ def choose_labels(
         return find_artifact(session.store, "labels", labels)
     made: list[tuple[str, str, Artifact]] = []
     for artifact in list_artifacts(session.store, "labels"):
-        if artifact.name != dataset.name:
+        manifest = artifact.manifest()
+        if not manifest or manifest["summary"]["dataset_fingerprint"] != dataset.fingerprint:
             continue
-        manifest = artifact.manifest(format_version=LABEL_FORMAT)
-        if manifest and manifest["summary"]["dataset_fingerprint"] == dataset.fingerprint:
+        if manifest["format_version"] != formats.LABELS:
+            say(f"Skipped: {artifact.address} has the format {manifest['format_version']}")
+        else:
             config = manifest["config"]
             by = IMPORTED if "imported" in config else config.get("expert", REFINED)
             made.append((manifest["created"], by, artifact))

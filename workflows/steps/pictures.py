@@ -23,7 +23,7 @@ from tracking.pictures import (
     part_mask_sheet,
     ranked_gallery,
 )
-from workflows.steps.embed import UNTOUCHED, Judged
+from workflows.steps.embed import UNTOUCHED, EvaluationSet
 from workflows.steps.score import QueryScores, shown_queries
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -33,7 +33,11 @@ SHOWN_MASKS, SHOWN_ATTENTION = 12, 6
 
 
 def draw(
-    run: Run, model: str, judged: Judged, metrics: Artifact, camera_pairs: Sequence[CameraPair]
+    run: Run,
+    model: str,
+    judged: EvaluationSet,
+    metrics: Artifact,
+    camera_pairs: Sequence[CameraPair],
 ) -> None:
     """Ranked galleries, what cameras reach among each other, and where the model sees parts."""
     if camera_pairs:
@@ -59,7 +63,9 @@ def _camera_map(target: str, pairs: Sequence[CameraPair]) -> Figure:
     )
 
 
-def _gallery_sheets(judged: Judged, rows: pa.Table, kept: QueryScores) -> dict[str, Image.Image]:
+def _gallery_sheets(
+    judged: EvaluationSet, rows: pa.Table, kept: QueryScores
+) -> dict[str, Image.Image]:
     """Queries from the best ranked to the worst, and the worst ones, with their first matches."""
     list_of = kept.list_of
 
@@ -100,7 +106,7 @@ def _gallery_sheets(judged: Judged, rows: pa.Table, kept: QueryScores) -> dict[s
     return sheets
 
 
-def _attention_sheet(judged: Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
+def _attention_sheet(judged: EvaluationSet, rows: pa.Table, bundle: Bundle) -> Image.Image:
     """Where the class token and the part tokens look in the last block."""
     images = judged.images(_some(rows, SHOWN_ATTENTION)["row"].to_numpy())
     return attention_sheet(
@@ -118,7 +124,7 @@ def _some(rows: pa.Table, count: int) -> pa.Table:
     return rows.take(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
 
 
-def _mask_sheet(judged: Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
+def _mask_sheet(judged: EvaluationSet, rows: pa.Table, bundle: Bundle) -> Image.Image:
     """Some images under the masks that the last block's predictor gives."""
     chosen = _some(rows, SHOWN_MASKS)
     images = judged.images(chosen["row"].to_numpy())

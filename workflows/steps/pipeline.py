@@ -26,7 +26,7 @@ from workflows.steps.encoder import CHOSEN
 from workflows.steps.evaluate import TargetReport, evaluate_on
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.run_lineage import told_settings, used_dataset, used_model
+from workflows.steps.run_lineage import run_params, used_dataset, used_model
 from workflows.steps.train import check_training, train
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -102,7 +102,7 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
     with session.run(
         f"{name} · seed {config.seed}",
         key=f"pipeline-{fingerprint(config)}",
-        params=told_settings(config),
+        params=run_params(config),
         tags={
             "recipe": config.name,
             "source": " + ".join(config.sources),
@@ -115,7 +115,7 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
         yield run
 
 
-def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
+def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
     """Writes a pipeline's numbers, curves, origins and description into its run."""
     last = list(report.models)[-1]
     used = {name: used_dataset(artifact) for name, artifact in report.datasets.items()}
@@ -128,14 +128,14 @@ def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None
         run.metrics(
             retrieval_metrics(target, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp)
         )
-        curves = {told_variant(which): result.curve for which, result in results.items()}
-        means = {told_variant(which): result.mean_ap for which, result in results.items()}
+        curves = {variant_title(which): result.curve for which, result in results.items()}
+        means = {variant_title(which): result.mean_ap for which, result in results.items()}
         run.figure(f"cmc/{target}.png", cmc_plot(curves, title=f"CMC on {target}", mean_ap=means))
     run.describe(
         pipeline_description(
             {
                 target: {
-                    told_variant(which): (found.mean_ap, found.rank1)
+                    variant_title(which): (found.mean_ap, found.rank1)
                     for which, found in results.items()
                 }
                 for target, results in report.targets.items()
@@ -161,7 +161,7 @@ def variant_of(config: ExperimentConfig, variant: str) -> ExperimentConfig:
     return with_settings(config, {"model.parts": [], "grounding": None}, where=config.name)
 
 
-def told_variant(which: str) -> str:
+def variant_title(which: str) -> str:
     """A variant of a report in the words of tables and pictures."""
     if which.endswith(_CHOSEN):
         return f"{VARIANTS[which.removesuffix(_CHOSEN)]}, chosen on held-out sources"

@@ -19,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from muva.config import Stage1Config
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint, open_artifact
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, resolve_precision
@@ -30,22 +31,21 @@ from muva.training.stage1 import identity_shares, image_centroids, learn_prompts
 from workflows.progress import Track, track
 from workflows.runtime.capacity import Room
 from workflows.runtime.cluster import ANYWHERE, cpus, cpus_of_one_node, gpus, ray_cluster
-from workflows.runtime.messages import Board, gather
+from workflows.runtime.messages import MessageQueue, gather
 from workflows.runtime.workers import MOST_FAILURES, Workers
 from workflows.session import Session
 from workflows.steps.checkpoints import (
     STATES,
     History,
-    delete_states,
-    newest_state,
+    delete_checkpoints,
+    latest_checkpoint,
+    save_checkpoint_of,
     save_diverged,
-    save_state,
 )
-from workflows.steps.step import Done, Step, Tell, do_step
+from workflows.steps.step import Step, StepResult, Tell, run_step
 from workflows.steps.training_inputs import TrainingInputs, without_mask_settings
-from workflows.steps.training_messages import device_here, follow, posting, report_epochs
+from workflows.steps.training_messages import default_device, follow, log_epochs, progress_sender
 
-PROMPTS_FORMAT = 1
 CONTEXTS = "contexts.safetensors"
 START = f"{STATES}/start"
 SAVING_PART = 1 / 50
@@ -85,7 +85,7 @@ def prompts_step(
     workers: Workers,
     *,
     name: str,
-) -> Done:
+) -> StepResult:
     """The prompts of these sources, learned where they are not there."""
     config = inputs.config
     settings = {
@@ -105,17 +105,17 @@ def prompts_step(
     def work(tell: Tell) -> dict[str, Any]:
         with ray_cluster(), track(f"stage 1 of {name}: prompts") as progress:
             summary = _learn(inputs, artifact, workers, progress, tell)
-        delete_states(artifact)
+        delete_checkpoints(artifact)
         return summary
 
     step = Step(
         label=f"stage 1 of {name}",
         artifact=artifact,
-        format_version=PROMPTS_FORMAT,
+        format_version=formats.PROMPTS,
         config=settings,
         inputs=addresses,
     )
-    return do_step(step, session=session, work=work, report=report_epochs("stage1"))
+    return run_step(step, session=session, work=work, report=log_epochs("stage1"))
 
 
 def learned_contexts(prompts: Artifact) -> torch.Tensor:
@@ -131,7 +131,7 @@ def _learn(
     count = _begun_in(artifact) or _shares_for(workers, settings)
     shares = [Share(index, count) for index in range(count)]
     cores = min(cpus(), workers.count * workers.threads)
-    board = Board()
+    board = MessageQueue()
     epochs = _Epochs(count, progress, tell, settings.epochs)
 
     def on_message(message: tuple[str, Any]) -> None:
@@ -160,7 +160,7 @@ def _learn(
             raise
 
     # A single share computes them itself: a task of their own would open everything twice.
-    if count > 1 and newest_state(artifact, folder=START)[0] is None:
+    if count > 1 and latest_checkpoint(artifact, folder=START)[0] is None:
         done(_prepare, [None])
     learned: list[Learned] = done(_learn_share, shares)
     contexts = torch.cat([share.contexts for share in learned]).contiguous()
@@ -191,7 +191,7 @@ def _prepare(
     _: None,
     threads: int,
     compute: Compute,
-    board: Board,
+    board: MessageQueue,
 ) -> None:
     """What the shares have in common."""
     torch.set_num_threads(threads)
@@ -205,14 +205,14 @@ def _learn_share(
     share: Share,
     threads: int,
     compute: Compute,
-    board: Board,
+    board: MessageQueue,
 ) -> Learned | None:
     """Learns a share of the identities from its last state on; None when it diverged."""
     # Set here, for sums depend on it and Ray may reuse a process that had another number.
     torch.set_num_threads(threads)
     settings = inputs.config.stage1
-    precision = resolve_precision(settings.precision, device_here())
-    state, history = newest_state(artifact, folder=share.folder)
+    precision = resolve_precision(settings.precision, default_device())
+    state, history = latest_checkpoint(artifact, folder=share.folder)
     if history:
         board.post(("epochs", (share.index, history)))
     if state is not None and state["epoch"] == settings.epochs:
@@ -221,7 +221,7 @@ def _learn_share(
     centroids = _centroids(inputs, artifact, model, images, compute, board)
     identities = identity_shares(images.labels, share.count)[share.index]
     epochs = learn_prompts(
-        model=model.to(device_here()),
+        model=model.to(default_device()),
         centroids=centroids,
         labels=images.labels,
         settings=settings,
@@ -237,7 +237,7 @@ def _learn_share(
             since = time.monotonic() - saved_at
             if report.epoch == settings.epochs or took <= SAVING_PART * since:
                 began_at = time.monotonic()
-                save_state(artifact, report, history, folder=share.folder)
+                save_checkpoint_of(artifact, report, history, folder=share.folder)
                 saved_at = time.monotonic()
                 took = saved_at - began_at
     except DivergedError as error:
@@ -254,26 +254,26 @@ def _centroids(
     model: MuvaModel,
     images: TrainingImages,
     compute: Compute,
-    board: Board,
+    board: MessageQueue,
 ) -> torch.Tensor:
     """The identities' centroids (N, F): kept ones, so that all shares have the same, or new ones.
 
     They are kept as the state behind epoch 0.
     """
-    state, _ = newest_state(artifact, folder=START)
+    state, _ = latest_checkpoint(artifact, folder=START)
     if state is not None:
         return torch.as_tensor(state["centroids"])
     centroids = image_centroids(
         model,
         images,
         inputs.config.stage1,
-        device=device_here(),
-        progress=posting(board, "features"),
+        device=default_device(),
+        progress=progress_sender(board, "features"),
         compute=compute,
     )
     kept = {"centroids": centroids.cpu()}
     report = EpochReport(epoch=0, metrics={}, step_losses=(), state=lambda: kept)
-    save_state(artifact, report, [], folder=START)
+    save_checkpoint_of(artifact, report, [], folder=START)
     return centroids
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import ray
 import torch
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
@@ -37,7 +38,6 @@ from muva.retrieval.reranking import Encodings, Reranking, encode, members_of, w
 from workflows.runtime.cluster import ANYWHERE
 from workflows.runtime.messages import results
 
-FEATURES_FORMAT = 2
 PART_IMAGES = 512
 """Images that a task embeds and writes together."""
 STRETCH_IMAGES = 16_384
@@ -64,7 +64,7 @@ class FeatureParts:
     @cached_property
     def firsts(self) -> np.ndarray:
         """Each part's first image, and the number of all images."""
-        manifest = self.artifact.manifest(format_version=FEATURES_FORMAT)
+        manifest = self.artifact.manifest(format_version=formats.FEATURES)
         assert manifest is not None, self.artifact.address
         images = manifest["summary"]["images"]
         return np.append(np.arange(0, images, PART_IMAGES), images)

@@ -1,4 +1,4 @@
-"""Label sets that rules make of others."""
+"""Pseudo-labels that rules make from others, as a step."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from muva.data.artifacts import Artifact, fingerprint
+from muva.data import formats
+from muva.data.artifacts import Artifact
+from muva.data.lineage import Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.grounding.labels import (
-    LABEL_FORMAT,
-    open_labels,
-    read_label_part,
-    summarise_labels,
-    write_label_part,
-)
+from muva.grounding.labels import open_labels, read_label_part, summarise_labels, write_label_part
 from muva.grounding.rules import RULES_VERSION, apply_rules, check_rules
 from workflows.progress import track
 from workflows.session import Session
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
 
 
-def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> Done:
-    """The labels that these rules make of others; those stay as they are."""
+def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> StepResult:
+    """The pseudo-labels that these rules make from `raw` ones, which stay as they are."""
     check_rules(rules)
     dataset = open_dataset(source)
-    settings = {"refined": raw.address, "rules": list(rules), "version": RULES_VERSION}
-    artifact = Artifact(session.store, "labels", dataset.name, fingerprint([settings]))
+    step = Step(
+        title=f"refine {dataset.name}",
+        store=session.store,
+        kind="labels",
+        name=dataset.name,
+        format_version=formats.LABELS,
+        settings={"refined": True, "rules": list(rules), "version": RULES_VERSION},
+        inputs={Role.DATASET: [source], Role.LABELS: [raw]},
+    )
+    artifact = step.artifact
 
     def work(_: object) -> dict[str, Any]:
         labels = open_labels(raw, dataset=dataset)
@@ -51,14 +55,7 @@ def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[st
         summary = summarise_labels(artifact, dataset, parts=labels.parts, quarantine_limit=1.0)
         return summary | {"rules": counts}
 
-    step = Step(
-        label=f"refine {dataset.name}",
-        artifact=artifact,
-        format_version=LABEL_FORMAT,
-        config=settings,
-        inputs={"dataset": source.address, "labels": raw.address},
-    )
-    return do_step(step, session=session, work=work)
+    return run_step(step, session=session, work=work)
 
 
 def _with_boxes(table: pa.Table, boxes: np.ndarray, found: np.ndarray) -> pa.Table:

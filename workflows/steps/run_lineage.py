@@ -15,7 +15,7 @@ from muva.data.shards import open_dataset
 from muva.models import BUNDLE, described, local_copy
 from workflows.steps.embed import UNTOUCHED
 
-ALWAYS_TOLD = (
+ALWAYS_LOGGED = (
     "seed",
     "model.clip",
     "model.parts",
@@ -26,19 +26,19 @@ ALWAYS_TOLD = (
     "stage2.batch_size",
 )
 """Settings that every pipeline's run has among its parameters, so that runs can be compared."""
-NOT_TOLD = ("tune", "name", "description")
+NOT_LOGGED = ("tune", "name", "description")
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.lineage import UsedDataset, UsedModel
     from tracking.runs import Run
 
 
-def told_settings(config: ExperimentConfig) -> dict[str, Any]:
+def run_params(config: ExperimentConfig) -> dict[str, Any]:
     """Parameters of a pipeline or search: those, and what differs from `base`."""
     told = differences(config, load_recipe("base"))
-    told = {name: value for name, value in told.items() if not name.startswith(NOT_TOLD)}
+    told = {name: value for name, value in told.items() if not name.startswith(NOT_LOGGED)}
     whole = config.model_dump(mode="json")
-    for name in ALWAYS_TOLD:
+    for name in ALWAYS_LOGGED:
         value: Any = whole
         for step in name.split("."):
             value = value[step]

@@ -25,7 +25,7 @@ from muva.retrieval.scores import RetrievalResult, score
 from workflows.progress import track
 from workflows.runtime.cluster import ANYWHERE
 from workflows.runtime.messages import results
-from workflows.steps.embed import Judged, people_of
+from workflows.steps.embed import EvaluationSet, image_labels
 from workflows.steps.rank import FeatureParts, encodings_by_tasks, ranks_of
 
 CURVE_RANKS = tuple(range(1, 51))
@@ -86,10 +86,10 @@ def shown_numbers(average_precision: np.ndarray) -> np.ndarray:
 
 
 def scored(
-    judged: Judged, parts: FeatureParts, metrics: Artifact, config: EvaluationConfig
+    judged: EvaluationSet, parts: FeatureParts, metrics: Artifact, config: EvaluationConfig
 ) -> dict[str, Any]:
     """Ranks and scores; writes each query's scores, returns the summary. Needs a Ray cluster."""
-    who = people_of(judged.rows())
+    who = image_labels(judged.rows())
     trials = [] if judged.held_out else read_trials(open_dataset(judged.dataset))
     if trials:
         [(summary, kept)] = results([_score_trials.remote(parts, who, trials, config)])

@@ -1,8 +1,10 @@
 """A step: a pure function of settings and input artifacts, whose result is an artifact.
 
-A step whose artifact is committed is skipped and says so; one without is computed, and takes up
-whatever finished parts it finds. Each step of a pipeline is a child run in MLflow, keyed by the
-artifact's address: doing it again, or skipping it, completes that run and makes no second one.
+A step declares its kind, name, format version, settings and inputs; its artifact's address follows
+from these, and is computed here and nowhere else. A step whose artifact is complete is skipped,
+which is a look-up; one without is computed, and picks up whatever finished parts it finds. Each step
+of a pipeline is a child run in MLflow, keyed by the artifact's address: repeating or skipping the
+step completes that run instead of making a second one.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from muva.data.artifacts import Artifact
+from muva.data.artifacts import Artifact, fingerprint
+from muva.data.lineage import Inputs, inputs_on_disk
+from muva.data.store import Store
 from tracking.names import ARTIFACT_TAG
 from workflows.progress import say
 from workflows.session import Session
@@ -21,100 +26,148 @@ from workflows.session import Session
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
-
-MEANT_BY_NAME = ("datasets", "models")
-"""Kinds of which people give names: the name means what was asked for last."""
+NAMED_BY_USERS = ("datasets", "models")
+"""Kinds whose names users give: a name means the artifact that was last asked for under it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What makes a step: its artifact, and what the artifact is made from."""
+    """The declaration of a step."""
 
-    label: str
-    artifact: Artifact
+    title: str
+    """What it is called in progress messages and in MLflow."""
+    store: Store
+    kind: str
+    name: str
     format_version: int
-    config: Mapping[str, Any]
-    """The settings that the address is a hash of."""
-    inputs: Mapping[str, str]
-    """Role -> address of an input artifact."""
+    """One of `muva.data.formats`."""
+    settings: Mapping[str, Any]
+    """Everything that changes the result, besides the inputs."""
+    inputs: Inputs = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Recorded in the manifest, for tables and comparisons; part of no address."""
+    known_artifact: Artifact | None = None
+    """Its result, where an earlier command has made it and is to be part of this pipeline."""
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """Where its result is: the one place that computes an address."""
+        if self.known_artifact is not None:
+            return self.known_artifact
+        made_from = {
+            f"{role}": [_identity(artifact) for artifact in artifacts]
+            for role, artifacts in self.inputs.items()
+        }
+        address = fingerprint([self.format_version, self.settings, made_from])
+        return Artifact(self.store, self.kind, self.name, address)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of its artifact; None while that is unfinished."""
+        return self.artifact.manifest(format_version=self.format_version)
+
+
+def _identity(artifact: Artifact) -> str:
+    """What an input contributes to an address: a data set its content, wherever it came from."""
+    if artifact.kind != "datasets":
+        return artifact.address
+    from muva.data.shards import open_dataset
+
+    dataset = open_dataset(artifact)
+    return f"{dataset.name}/{dataset.fingerprint}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class StepResult:
     """A finished step."""
 
     artifact: Artifact
     summary: dict[str, Any]
     seconds: float
-    """What computing it took; nothing but the look-up when it was there already."""
+    """What computing it took just now; next to nothing when it was skipped."""
     computed: bool
 
 
 @dataclass(frozen=True)
-class Tell:
-    """Writes to a step's run while the work goes on; nowhere where nothing is tracked."""
+class MetricLogger:
+    """Writes metrics to a step's run while the work goes on; nowhere where nothing is tracked."""
 
     run: Run | None
 
     def __call__(self, metrics: Mapping[str, float], epoch: int | None) -> None:
-        """Metrics, and the epoch that they are of."""
+        """Logs metrics, and the epoch that they belong to."""
         if self.run is not None:
             self.run.tell(metrics, epoch)
 
 
-def do_step(
+def run_step(
     step: Step,
     *,
     session: Session,
-    work: Callable[[Tell], dict[str, Any]],
-    report: Callable[[Run, dict[str, Any]], None] = lambda run, summary: None,
+    work: Callable[[MetricLogger], dict[str, Any]],
+    log: Callable[[Run, dict[str, Any]], None] = lambda run, summary: None,
     spent_s: float = 0.0,
-) -> Done:
+) -> StepResult:
     """The step's artifact: found, or made by `work`, which returns the manifest's summary.
 
-    `spent_s`: seconds that it took before, where several steps are computed together.
-
-    `report` writes into the step's run what the finished summary holds, also when the step is
-    skipped, so that a run which lost something on the way is completed.
+    `log` writes what the finished summary holds into the step's run. A run that has it is left as
+    it is; one that lacks it, because MLflow was away or the process was killed, is completed even
+    when the step is skipped. `spent_s` adds the seconds that were spent on it earlier, where
+    several steps are computed together.
     """
-    shared = session.shared
-    manifest = step.artifact.manifest(format_version=step.format_version)
+    artifact, shared = step.artifact, session.shared
+    manifest = step.manifest()
     waits = manifest is None and shared is not None
-    with (
-        shared.claim(step.artifact.address) if waits and shared else nullcontext(),
-        session.run(
-            step.label,
-            key=step.artifact.address,
-            params=step.config,
-            tags={ARTIFACT_TAG: step.artifact.address},
-        ) as run,
-    ):
-        started_at = time.monotonic() - spent_s
-        if waits:  # another may have made it meanwhile
-            manifest = step.artifact.manifest(format_version=step.format_version)
-
+    started_at = time.monotonic() - spent_s
+    with shared.claim(artifact.address) if waits and shared else nullcontext():
+        if waits:  # another process may have made it while this one waited for the claim
+            manifest = step.manifest()
         if manifest is not None:
-            say(f"{step.label}: exists, {step.artifact.address}")
+            say(f"{step.title}: exists, {artifact.address}")
             summary, took_s = manifest["summary"], manifest["seconds"]
+            if not session.has_logged(artifact.address):
+                with _run_of(step, session) as run:
+                    _log(run, log, summary)
         else:
-            summary = work(Tell(run))
-            took_s = round(time.monotonic() - started_at, 2)
-            step.artifact.commit(
-                format_version=step.format_version,
-                config=dict(step.config),
-                inputs=dict(step.inputs),
-                summary=summary,
-                seconds=took_s,
-            )
+            with _run_of(step, session) as run:
+                started_at = time.monotonic() - spent_s
+                stored = {
+                    "format_version": step.format_version,
+                    "config": dict(step.settings),
+                    "inputs": inputs_on_disk(step.inputs),
+                    "facts": dict(step.facts),
+                }
+                artifact.start(**stored)
+                summary = work(MetricLogger(run))
+                took_s = round(time.monotonic() - started_at, 2)
+                artifact.commit(**stored, summary=summary, seconds=took_s)
+                _log(run, log, summary)
         if shared is not None:
-            shared.note(step.label, step.artifact.address, took_s or 0.0)
-        if step.artifact.kind in MEANT_BY_NAME:
-            step.artifact.be_meant()
-        if run is not None:
-            report(run, summary)
-    return Done(
-        artifact=step.artifact,
+            shared.note(step.title, artifact.address, took_s or 0.0)
+        if artifact.kind in NAMED_BY_USERS:
+            artifact.be_meant()
+    return StepResult(
+        artifact=artifact,
         summary=summary,
         seconds=time.monotonic() - started_at,
         computed=manifest is None,
     )
+
+
+def found_step(artifact: Artifact, *, format_version: int) -> StepResult:
+    """The result of a step that was finished some time ago, from its manifest."""
+    manifest = artifact.manifest(format_version=format_version)
+    assert manifest is not None, artifact.address
+    return StepResult(artifact=artifact, summary=manifest["summary"], seconds=0.0, computed=False)
+
+
+def _run_of(step: Step, session: Session) -> Any:
+    address = step.artifact.address
+    return session.run(
+        step.title, key=address, params=step.settings, tags={ARTIFACT_TAG: address}
+    )
+
+
+def _log(run: Run | None, log: Callable[[Run, Any], None], summary: dict[str, Any]) -> None:
+    if run is not None:
+        log(run, summary)
+        run.mark_logged()

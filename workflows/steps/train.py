@@ -23,19 +23,19 @@ from workflows.session import Session
 from workflows.steps.encoder import HELD_OUT_ROLE, chosen_step, encoder_step
 from workflows.steps.labels import IMPORTED
 from workflows.steps.prompts import prompts_step
-from workflows.steps.step import Done
+from workflows.steps.step import StepResult
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.training_messages import OnJudged
+from workflows.steps.training_messages import OnValidated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
     """The two stages' steps."""
 
-    prompts: Done
-    encoder: Done
+    prompts: StepResult
+    encoder: StepResult
     """Its artifact is the model after its last epoch."""
-    chosen: Done | None
+    chosen: StepResult | None
     """The model of the epoch that was best on held-out sources, where some are held out."""
 
     @property
@@ -103,11 +103,11 @@ def train(
     workers: Workers,
     name: str,
     init: Artifact | None = None,
-    on_judged: OnJudged | None = None,
+    on_validated: OnValidated | None = None,
 ) -> Trained:
     """Both stages on these data sets; `labels` are their pseudo-labels, None without parts.
 
-    Who `config.validation` holds out is judged by and not learned from; `on_judged` gets the epoch
+    Who `config.validation` holds out is judged by and not learned from; `on_validated` gets the epoch
     and the metrics of each judgement, as they come.
     """
     check_training(config, sources, workers)
@@ -123,7 +123,7 @@ def train(
     contents = [open_dataset(source).fingerprint for source in learned]
     prompts = prompts_step(session, inputs, addresses, contents, workers, name=name)
     encoder = encoder_step(
-        session, inputs, addresses, prompts, workers, name=name, on_judged=on_judged
+        session, inputs, addresses, prompts, workers, name=name, on_validated=on_validated
     )
     chosen = None
     if config.validation is not None:

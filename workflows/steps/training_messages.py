@@ -10,19 +10,19 @@ import torch
 
 from tracking.names import grouped
 from workflows.progress import Track, say
-from workflows.runtime.messages import Board
+from workflows.runtime.messages import MessageQueue
 from workflows.steps.step import Tell
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
 
-OnJudged = Callable[[int, Mapping[str, float]], None]
+OnValidated = Callable[[int, Mapping[str, float]], None]
 """Gets an epoch and what it reached on held-out sources."""
 
 
 def follow(
-    progress: Track, tell: Tell, stage: str, epochs: int, on_judged: OnJudged | None = None
+    progress: Track, tell: Tell, stage: str, epochs: int, on_validated: OnValidated | None = None
 ) -> Callable[[tuple[str, Any]], None]:
     """What the driver does with a training's messages: shows them, and writes epochs to MLflow."""
     epoch = 0
@@ -41,8 +41,8 @@ def follow(
             progress.update(epoch, epochs, note=f"loss {content['loss']:.3f}")
         elif kind == "verdict":
             tell(_metrics(content), content["epoch"])
-            if on_judged is not None:
-                on_judged(content["epoch"], _metrics(content))
+            if on_validated is not None:
+                on_validated(content["epoch"], _metrics(content))
         else:
             done, total = content["done"], content["total"]
             progress.update(epoch, epochs, note=f"{kind} {done} of {total}")
@@ -50,7 +50,7 @@ def follow(
     return on_message
 
 
-def posting(board: Board, kind: str) -> Callable[[int, int], None]:
+def progress_sender(board: MessageQueue, kind: str) -> Callable[[int, int], None]:
     """A progress function that tells the driver, once a second at most."""
     told_at = 0.0
 
@@ -63,7 +63,7 @@ def posting(board: Board, kind: str) -> Callable[[int, int], None]:
     return post
 
 
-def report_epochs(stage: str) -> Callable[[Run, dict[str, Any]], None]:
+def log_epochs(stage: str) -> Callable[[Run, dict[str, Any]], None]:
     """What a finished stage's run holds: the metrics of its epochs."""
 
     def report(run: Run, summary: dict[str, Any]) -> None:
@@ -79,6 +79,6 @@ def _metrics(epoch: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in epoch.items() if name != "epoch"}
 
 
-def device_here() -> torch.device:
+def default_device() -> torch.device:
     """Where a training process computes."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -31,12 +31,12 @@ from muva.retrieval.metrics import evaluate
 from muva.training.stage2_state import load_weights
 from tracking.names import retrieval_metrics
 from workflows.runtime.cluster import ANYWHERE, gpus
-from workflows.runtime.messages import Board
+from workflows.runtime.messages import MessageQueue
 from workflows.runtime.workers import MOST_FAILURES, Workers
-from workflows.steps.checkpoints import saved_state
-from workflows.steps.embed import people_of
+from workflows.steps.checkpoints import checkpoint_of_epoch
+from workflows.steps.embed import image_labels
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.training_messages import device_here
+from workflows.steps.training_messages import default_device
 
 HELD_OUT = "held-out/mAP"
 """Mean over the domains that are judged by: what an epoch is chosen by."""
@@ -49,16 +49,16 @@ FAILED = (
     ReportedCheckpointStatus.VALIDATION_TIMEOUT,
 )
 
-Verdict = dict[str, Any]
+ValidationResult = dict[str, Any]
 """`epoch`, and metrics by name: `held-out/mAP` and those of each domain."""
 
 
-def best(verdicts: Sequence[Verdict]) -> Verdict:
+def best(verdicts: Sequence[ValidationResult]) -> ValidationResult:
     """The one with the highest mean mAP, the earliest of equals."""
     return max(verdicts, key=lambda verdict: (verdict[HELD_OUT], -verdict["epoch"]))
 
 
-def out_of_patience(verdicts: Sequence[Verdict], patience: int | None) -> bool:
+def out_of_patience(verdicts: Sequence[ValidationResult], patience: int | None) -> bool:
     """Whether the last `patience` verdicts are all no better than one before them."""
     if patience is None or not verdicts:
         return False
@@ -67,7 +67,7 @@ def out_of_patience(verdicts: Sequence[Verdict], patience: int | None) -> bool:
 
 
 def validation_config(
-    inputs: TrainingInputs, artifact: Artifact, workers: Workers, board: Board
+    inputs: TrainingInputs, artifact: Artifact, workers: Workers, board: MessageQueue
 ) -> ray.train.ValidationConfig | None:
     """How Ray Train judges; None where nobody is held out.
 
@@ -89,7 +89,11 @@ def validation_config(
 
 
 def judge(
-    checkpoint: ray.train.Checkpoint, *, inputs: TrainingInputs, artifact: Artifact, board: Board
+    checkpoint: ray.train.Checkpoint,
+    *,
+    inputs: TrainingInputs,
+    artifact: Artifact,
+    board: MessageQueue,
 ) -> dict[str, float]:
     """Judges the epoch that a checkpoint points to, and keeps the verdict."""
     with checkpoint.as_directory() as folder:
@@ -107,10 +111,10 @@ def judge(
 
 
 def _judged_where_there_is_room(
-    inputs: TrainingInputs, artifact: Artifact, epoch: int, board: Board
+    inputs: TrainingInputs, artifact: Artifact, epoch: int, board: MessageQueue
 ) -> dict[str, float]:
     """On the GPU, or on processors where the training beside it has all of the GPU's memory."""
-    device = device_here()
+    device = default_device()
     if device.type == "cuda":
         try:
             return _judged(inputs, artifact, epoch, device)
@@ -132,7 +136,7 @@ def _lacks_memory(error: RuntimeError) -> bool:
 def _judged(
     inputs: TrainingInputs, artifact: Artifact, epoch: int, device: torch.device
 ) -> dict[str, float]:
-    state = saved_state(artifact, epoch)
+    state = checkpoint_of_epoch(artifact, epoch)
     identities = torch.as_tensor(state["model/classifier.weight"]).shape[0]
     model = inputs.fresh_model(identities=identities).to(device)
     load_weights(model, state)
@@ -141,7 +145,7 @@ def _judged(
     means = []
     for held_out in inputs.sources.held_out():
         images = held_out.dataset.read_images(held_out.rows["row"].to_numpy())
-        people = dataclasses.replace(people_of(held_out.rows), features=embedder.embed(images))
+        people = dataclasses.replace(image_labels(held_out.rows), features=embedder.embed(images))
         found = evaluate(**people.retrieval_inputs(), ranks=SHOWN_RANKS)
         means.append(found.mean_ap)
         metrics |= retrieval_metrics(
@@ -162,7 +166,7 @@ class Judging:
     def __init__(self, config: ExperimentConfig, artifact: Artifact):
         self._settings, self._epochs = config.validation, config.stage2.epochs
         self._artifact = artifact
-        self._known: dict[int, Verdict] = {}
+        self._known: dict[int, ValidationResult] = {}
         self._leads = ray.train.get_context().get_world_rank() == 0
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -198,7 +202,7 @@ class Judging:
             over = out_of_patience(self.verdicts(epoch - 1), self._settings.patience)
         return bool(broadcast_from_rank_zero(over))
 
-    def verdicts(self, epoch: int) -> list[Verdict]:
+    def verdicts(self, epoch: int) -> list[ValidationResult]:
         """Those up to an epoch, when all are there; the first worker alone may ask.
 
         Raises MuvaError where judging failed.
@@ -218,7 +222,7 @@ class Judging:
         every = self._settings.every
         return [e for e in range(1, epoch + 1) if e % every == 0 or e == self._epochs]
 
-    def _awaited(self, epoch: int) -> Verdict:
+    def _awaited(self, epoch: int) -> ValidationResult:
         while (verdict := self._read(epoch)) is None:
             reported = ray.train.get_all_reported_checkpoints(
                 consistency_mode=CheckpointConsistencyMode.COMMITTED
@@ -237,7 +241,7 @@ class Judging:
             raise MuvaError(f"epoch {epoch} could not be judged: {verdict['mistake']}")
         return verdict
 
-    def _read(self, epoch: int) -> Verdict | None:
+    def _read(self, epoch: int) -> ValidationResult | None:
         if epoch not in self._known:
             try:
                 stored = self._artifact.store.read(_key(self._artifact, epoch))
@@ -247,7 +251,7 @@ class Judging:
         return self._known[epoch]
 
 
-def _write(artifact: Artifact, epoch: int, verdict: Verdict) -> None:
+def _write(artifact: Artifact, epoch: int, verdict: ValidationResult) -> None:
     artifact.store.write(_key(artifact, epoch), json.dumps(verdict).encode())
 
 

@@ -131,7 +131,7 @@ def reuse_text(told: Mapping[str, Any]) -> str:
     )
 
 
-def tell_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
+def log_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
     """The best trial's figures, a table, and pictures, in the study's run."""
     from tracking.tuning_pictures import history_plot, importance_plot, parallel_coordinates
 

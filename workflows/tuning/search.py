@@ -32,9 +32,9 @@ from workflows.runtime.cluster import cpus, gpus, ray_cluster
 from workflows.runtime.workers import Workers
 from workflows.session import Session
 from workflows.steps.ground import ground
-from workflows.steps.run_lineage import told_settings, used_dataset
-from workflows.steps.step import ARTIFACT_TAG, Done
-from workflows.tuning.report import short, tell_study
+from workflows.steps.run_lineage import run_params, used_dataset
+from workflows.steps.step import ARTIFACT_TAG, StepResult
+from workflows.tuning.report import log_study, short
 from workflows.tuning.sampler import Points
 from workflows.tuning.study import Record, Study, ranked, record_of, reuse, study_of
 from workflows.tuning.trial import (
@@ -113,7 +113,7 @@ def search(
     sources: Sequence[Artifact],
     labels: Sequence[Artifact],
     workers: Workers,
-) -> Done:
+) -> StepResult:
     """Searches `config.tune.space`; the summary holds the trials, best first, and what was reused.
 
     `labels` are the sources' pseudo-labels by the recipe's own expert. What other experts of the
@@ -132,7 +132,7 @@ def search(
     with session.run(
         f"tune {study.artifact.name.removeprefix('study-')}",
         key=study.artifact.address,
-        params={"tune": chosen.settings.model_dump(mode="json"), **told_settings(config)},
+        params={"tune": chosen.settings.model_dump(mode="json"), **run_params(config)},
     ) as run:
         if run is not None:
             run.tags({ARTIFACT_TAG: study.artifact.address})
@@ -155,9 +155,9 @@ def search(
             _run(inside, study, chosen, trial_inputs, finished)
         summary = summary_of(study)
         if run is not None:
-            tell_study(run, study, summary)
+            log_study(run, study, summary)
     seconds = time.monotonic() - began_at
-    return Done(artifact=study.artifact, summary=summary, seconds=seconds, computed=computed)
+    return StepResult(artifact=study.artifact, summary=summary, seconds=seconds, computed=computed)
 
 
 def summary_of(study: Study) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from typing import Any
 
 from muva.config import ExperimentConfig, TuneConfig, with_settings
 from muva.config.search_space import Space
+from muva.data import formats
 from muva.data.artifacts import Artifact, artifact_at, find_artifact, fingerprint, list_artifacts
 from muva.data.store import Store
 from muva.errors import MuvaError
 from workflows.runtime.claims import UsedStep
 from workflows.tuning.trial import Reached, State
 
-STUDY_FORMAT = 1
-TRIAL_FORMAT = 1
 STUDY = "study-"
 """What the names of studies begin with."""
 _TRIAL = "trial-"
@@ -58,7 +57,7 @@ class Study:
     def commit(self) -> None:
         """Lets the store know of the study."""
         self.artifact.commit(
-            format_version=STUDY_FORMAT,
+            format_version=formats.STUDY,
             config=dict(self.config),
             inputs=dict(self.inputs),
             summary={"recipe": dict(self.recipe)},
@@ -81,7 +80,7 @@ class Study:
         """Keeps a trial's record."""
         place = self.trial(record["params"])
         place.commit(
-            format_version=TRIAL_FORMAT,
+            format_version=formats.TRIAL,
             config={"params": record["params"]},
             inputs={"study": self.artifact.address, **self.inputs},
             summary=record,
@@ -91,7 +90,7 @@ class Study:
 
     def finished(self) -> list[Record]:
         """The records of all trials that ended, by number."""
-        manifests = (place.manifest(format_version=TRIAL_FORMAT) for place in self._trials())
+        manifests = (place.manifest(format_version=formats.TRIAL) for place in self._trials())
         records = [manifest["summary"] for manifest in manifests if manifest is not None]
         return sorted(records, key=lambda record: record["number"])
 
@@ -138,7 +137,7 @@ def study_of(
     config = json.loads(json.dumps(config))
     name = recipe.name if space.name == recipe.name else f"{recipe.name}-{space.name}"
     artifact = Artifact(
-        store, "metrics", f"{STUDY}{name}", fingerprint([STUDY_FORMAT, config, dict(inputs)])
+        store, "metrics", f"{STUDY}{name}", fingerprint([formats.STUDY, config, dict(inputs)])
     )
     return Study(
         artifact=artifact,
@@ -166,7 +165,7 @@ def find_study(store: Store, reference: str | None) -> Study:
             raise MuvaError(
                 f"no search {reference!r} in the store {store.uri}; there are {', '.join(names)}"
             ) from error
-    manifest = artifact.manifest(format_version=STUDY_FORMAT)
+    manifest = artifact.manifest(format_version=formats.STUDY)
     assert manifest is not None
     return Study(
         artifact=artifact,

@@ -208,7 +208,7 @@ def _trained_and_judged(
     else:
         config = with_settings(config, {"validation": {"domain": domain}}, where=config.name)
 
-    def on_judged(epoch: int, metrics: Mapping[str, float]) -> None:
+    def on_validated(epoch: int, metrics: Mapping[str, float]) -> None:
         assert on_epoch is not None
         mean_ap, rank1 = (metrics[f"{domain}/{name}"] for name in ("mAP", "rank-1"))
         on_epoch(epoch, Found(domain=domain, seed=seed, mean_ap=mean_ap, rank1=rank1))
@@ -220,7 +220,7 @@ def _trained_and_judged(
         labels=None if labels is None else [labels[place] for place in places],
         workers=inputs.workers,
         name=name,
-        on_judged=None if on_epoch is None else on_judged,
+        on_validated=None if on_epoch is None else on_validated,
     )
     model = trained.encoder.artifact.uri
     found = evaluate_on(inputs.session, model, held_out, config, name=name, held_out=True)

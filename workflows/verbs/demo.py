@@ -26,10 +26,10 @@ from workflows.jobs.submit import submit_and_follow
 from workflows.progress import say
 from workflows.results.tables import pipeline_table as pipeline_table
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.node_metrics import watched_nodes
+from workflows.runtime.node_metrics import node_metrics_recorded
 from workflows.runtime.workers import Workers
 from workflows.session import Session
-from workflows.steps.pipeline import as_data, map_domains, pipeline_run, run_pipeline, tell_run
+from workflows.steps.pipeline import as_data, log_pipeline, map_domains, pipeline_run, run_pipeline
 from workflows.tuning.report import trials_table
 from workflows.tuning.search import check_search, search
 from workflows.verb import (
@@ -77,7 +77,7 @@ def demo_verb(
     say(f"Settings: {folder / 'config.yaml'}")
     with pipeline_run(session, config) as run:
         inside = session.within(run)
-        with ray_cluster(), watched_nodes(run):
+        with ray_cluster(), node_metrics_recorded(run):
             report = run_pipeline(inside, config, workers=workers)
             map_domains(inside, config, report)
             tuned = search(
@@ -89,7 +89,7 @@ def demo_verb(
             )
         report.note("tune", tuned.seconds)
         if run is not None:
-            tell_run(run, config, report)
+            log_pipeline(run, config, report)
         job_started_at = time.monotonic()
         _submit_evaluation(report.models["muva"], config, session)
         report.note("submit", time.monotonic() - job_started_at)

@@ -23,10 +23,10 @@ from tracking.names import experiment_name
 from workflows.progress import say
 from workflows.results.tables import pipeline_table
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.node_metrics import watched_nodes
+from workflows.runtime.node_metrics import node_metrics_recorded
 from workflows.runtime.workers import Workers
 from workflows.session import Session
-from workflows.steps.pipeline import as_data, map_domains, pipeline_run, run_pipeline, tell_run
+from workflows.steps.pipeline import as_data, log_pipeline, map_domains, pipeline_run, run_pipeline
 from workflows.verb import (
     NAMES,
     as_text,
@@ -94,11 +94,11 @@ def run_verb(
         within = dataclasses.replace(
             session, experiment=experiment_name(recipe if recipe in PROTOCOLS else config.name)
         )
-        with ray_cluster(), pipeline_run(within, config) as run, watched_nodes(run):
+        with ray_cluster(), pipeline_run(within, config) as run, node_metrics_recorded(run):
             report = run_pipeline(within.within(run), config, workers=workers)
             map_domains(within.within(run), config, report)
             if run is not None:
-                tell_run(run, config, report)
+                log_pipeline(run, config, report)
         reports.append(as_data(report))
         tables.append(as_text(pipeline_table(config, report)))
     data = reports[0] if recipe not in PROTOCOLS else reports

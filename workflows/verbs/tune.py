@@ -29,9 +29,9 @@ from workflows.tuning.report import (
     NAMES,
     history,
     importance,
+    log_study,
     reuse_text,
     short,
-    tell_study,
     trials_table,
 )
 from workflows.tuning.search import check_search, search, summary_of
@@ -214,7 +214,7 @@ def _draw(session: Session, study: Study, summary: dict[str, Any]) -> None:
         for tagged in runs_with_tag(uri, ARTIFACT_TAG):
             if tagged.value == study.artifact.address:
                 run = Run(tagged.ref, attached_client(tagged.ref.tracking_uri))
-                tell_study(run, study, summary)
+                log_study(run, study, summary)
                 return
     say("MLflow has no run of this search: no pictures were drawn.")
 

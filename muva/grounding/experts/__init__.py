@@ -194,3 +194,19 @@ def choose_expert(config: GroundingConfig) -> ChosenExpert:
         endpoint=Endpoint.of_environment() if config.expert == "http" else None,
         requests_per_second=config.requests_per_second,
     )
+
+
+def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> dict[str, Any]:
+    """The settings that decide the pseudo-labels of a data set; their address is a hash of them."""
+    config: dict[str, Any] = {
+        "expert": expert.name,
+        "revision": expert.revision,
+        "version": expert.info.version,
+        "phrases": dict(phrases),
+    }
+    if expert.weights is not None:
+        config["precision"] = expert.precision
+    if expert.coordinates:
+        config |= {"model": expert.weights and expert.weights.place}
+        config |= {"coordinates": expert.coordinates}
+    return config

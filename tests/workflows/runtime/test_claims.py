@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from muva.data.artifacts import Artifact
 from workflows.runtime.claims import SharedSteps
 from workflows.session import Session, open_session
-from workflows.steps.step import Step, do_step
+from workflows.steps.step import Step, run_step
 
 ADDRESS = "metrics/shared-0123456789abcdef"
 
@@ -31,7 +31,7 @@ def _do(session: Session, seconds: float, dies: bool) -> tuple[bool, list[str]]:
 
     artifact = Artifact(session.store, "metrics", "shared", ADDRESS.rpartition("-")[2])
     step = Step(label="shared", artifact=artifact, format_version=1, config={}, inputs={})
-    done = do_step(step, session=session, work=work)
+    done = run_step(step, session=session, work=work)
     assert session.shared is not None
     return done.computed, [one.address for one in session.shared.used]
 

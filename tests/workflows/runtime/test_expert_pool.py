@@ -39,7 +39,7 @@ from workflows.runtime.expert_pool import (
     ground_shards,
     room_for,
 )
-from workflows.runtime.messages import Board, results
+from workflows.runtime.messages import MessageQueue, results
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def test_prometheus_sees_what_an_actor_has_done(ray_session: None, town: Dataset
     labels = Artifact(town.artifact.store, "labels", town.name, "3" * 16)
     expert = choose_expert(GroundingConfig())
     kind: Any = ray.remote(num_cpus=1)(_Grounder)
-    actor = kind.remote(town.artifact, labels, expert, PHRASES, 1, False, Board())
+    actor = kind.remote(town.artifact, labels, expert, PHRASES, 1, False, MessageQueue())
     ray.get(actor.load.remote())
     report: Any = ray.get(actor.ground.remote(0, Care()))
     node = ray.nodes()[0]

@@ -17,7 +17,13 @@ from muva.training.report import EpochReport, State
 from muva.training.stage2 import train_image_encoder
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
-from workflows.steps.checkpoints import KEPT, STATES, delete_states, newest_state, save_state
+from workflows.steps.checkpoints import (
+    KEPT,
+    STATES,
+    delete_checkpoints,
+    latest_checkpoint,
+    save_checkpoint_of,
+)
 
 
 @pytest.fixture
@@ -38,16 +44,16 @@ def save(artifact: Artifact, epochs: int) -> None:
     history = []
     for epoch in range(1, epochs + 1):
         history.append({"epoch": epoch, **report(epoch).metrics})
-        save_state(artifact, report(epoch), history)
+        save_checkpoint_of(artifact, report(epoch), history)
 
 
 def test_nothing_saved_means_start_at_the_beginning(artifact: Artifact) -> None:
-    assert newest_state(artifact) == (None, [])
+    assert latest_checkpoint(artifact) == (None, [])
 
 
 def test_the_newest_state_comes_back_with_the_history_so_far(artifact: Artifact) -> None:
     save(artifact, epochs=3)
-    state, history = newest_state(artifact)
+    state, history = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 3
     assert torch.equal(torch.as_tensor(state["weights"]), torch.full((3,), 3.0))
@@ -67,7 +73,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
 ) -> None:
     save(artifact, epochs=3)
     artifact.store.write(artifact.key(STATES, "00003", "state.safetensors"), damage)
-    state, history = newest_state(artifact)
+    state, history = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 2
     assert len(history) == 2
@@ -77,7 +83,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
 def test_a_state_that_was_never_finished_gives_way_too(artifact: Artifact) -> None:
     save(artifact, epochs=2)
     artifact.store.delete(artifact.key(STATES, "00002", "state.json"))
-    state, _ = newest_state(artifact)
+    state, _ = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 1
 
@@ -104,7 +110,7 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
     undisturbed, stopped, resumed = (small_model(identities=6) for _ in range(3))
     losses = [report.step_losses for report in training(undisturbed)]
     epochs = training(stopped)
-    save_state(artifact, next(epochs), [{"epoch": 1}])
+    save_checkpoint_of(artifact, next(epochs), [{"epoch": 1}])
     left = written
     flush = os.fsync
 
@@ -117,20 +123,20 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
 
     monkeypatch.setattr(os, "fsync", fills_up)
     with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* start the same"):
-        save_state(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
+        save_checkpoint_of(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
     monkeypatch.undo()
 
-    state, history = newest_state(artifact)
+    state, history = latest_checkpoint(artifact)
     assert history == [{"epoch": 1}]
     rest = []
     for report in training(resumed, state):
         history.append({"epoch": report.epoch})
-        save_state(artifact, report, history)
+        save_checkpoint_of(artifact, report, history)
         rest.append(report.step_losses)
     assert rest == losses[1:]
     for name, value in undisturbed.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
-    assert len(newest_state(artifact)[1]) == 3
+    assert len(latest_checkpoint(artifact)[1]) == 3
 
 
 def test_a_clock_that_was_set_back_changes_nothing_of_which_state_is_the_newest(
@@ -139,12 +145,12 @@ def test_a_clock_that_was_set_back_changes_nothing_of_which_state_is_the_newest(
     save(artifact, epochs=3)
     for key in artifact.store.list(artifact.key(STATES, "00003")):
         os.utime(artifact.store.path(key), (0, 0))
-    state, _ = newest_state(artifact)
+    state, _ = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 3
 
 
 def test_a_made_artifact_keeps_no_states(artifact: Artifact) -> None:
     save(artifact, epochs=2)
-    delete_states(artifact)
+    delete_checkpoints(artifact)
     assert not list(artifact.store.list(artifact.address))

@@ -23,7 +23,7 @@ from workflows.cli import main
 from workflows.session import Session, open_session
 from workflows.steps.erasure_report import traces_of
 from workflows.steps.forget import forget
-from workflows.steps.step import ARTIFACT_TAG, Step, do_step
+from workflows.steps.step import ARTIFACT_TAG, Step, run_step
 
 
 @pytest.fixture
@@ -346,5 +346,5 @@ def test_a_training_that_failed_and_left_nothing_is_named(session: Session) -> N
         raise MuvaError("diverged")
 
     with pytest.raises(MuvaError, match="diverged"):
-        do_step(step, session=session, work=work)
+        run_step(step, session=session, work=work)
     assert "train short" in {run["name"] for run in traces_of(session, "town", [5]).runs}

@@ -21,7 +21,7 @@ from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
 from tests.workflows.commands import finish, start
 from workflows.runtime.expert_pool import Actors, _Grounder
-from workflows.runtime.messages import Board
+from workflows.runtime.messages import MessageQueue
 from workflows.session import Session, open_session
 from workflows.steps.ground import ground
 
@@ -51,7 +51,7 @@ def test_a_shard_that_another_driver_has_finished_is_not_computed_again(
     labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     expert = choose_expert(GroundingConfig())
     grounder = _Grounder(
-        town.artifact, labels, expert, GroundingConfig().phrases, 1, False, Board()
+        town.artifact, labels, expert, GroundingConfig().phrases, 1, False, MessageQueue()
     )
     grounder.load()
     key = labels.key(label_key(2))

@@ -18,11 +18,11 @@ from workflows.steps import prompts
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
 from workflows.steps.prompts import learned_contexts, prompts_step
-from workflows.steps.step import Done
+from workflows.steps.step import StepResult
 from workflows.steps.training_inputs import TrainingInputs
 
 EPOCHS = 4
-Learn = Callable[[str, Workers], Done]
+Learn = Callable[[str, Workers], StepResult]
 ALONE, SHARED = Workers(count=1, cpus_each=1), Workers(count=2, cpus_each=1)
 
 
@@ -40,7 +40,7 @@ def learn(ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPa
     inputs = TrainingInputs.of(config, sources=sources, labels=labels)
     contents = [open_dataset(source).fingerprint for source in sources]
 
-    def stage1(name: str, workers: Workers) -> Done:
+    def stage1(name: str, workers: Workers) -> StepResult:
         return prompts_step(session, inputs, {}, contents, workers, name=name)
 
     return stage1

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.store import open_store
 from muva.errors import MuvaError
@@ -17,13 +18,7 @@ from muva.retrieval import Reranking, evaluate
 from muva.retrieval import features as features_module
 from muva.retrieval.features import Features
 from muva.retrieval.scores import RetrievalResult, score
-from workflows.steps.rank import (
-    FEATURES_FORMAT,
-    PART_IMAGES,
-    FeatureParts,
-    encodings_by_tasks,
-    ranks_of,
-)
+from workflows.steps.rank import PART_IMAGES, FeatureParts, encodings_by_tasks, ranks_of
 
 RANKS = range(1, 21)
 
@@ -52,7 +47,7 @@ def kept(folder: Path, features: np.ndarray) -> FeatureParts:
     for first in range(0, len(features), PART_IMAGES):
         parts.write(first, features[first : first + PART_IMAGES])
     summary = {"images": len(features)}
-    artifact.commit(format_version=FEATURES_FORMAT, config={}, inputs={}, summary=summary)
+    artifact.commit(format_version=formats.FEATURES, config={}, inputs={}, summary=summary)
     return parts
 
 

@@ -22,11 +22,11 @@ from muva.data.sources import Sources
 from muva.errors import MuvaError
 from tests.workflows.commands import copy_inputs, start, wait_for
 from workflows.results.comparison import LAST_EPOCH, ON_SOURCES, compared, results_in
-from workflows.runtime.messages import Board
+from workflows.runtime.messages import MessageQueue
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps import validation as judging
-from workflows.steps.checkpoints import STATES, saved_state
+from workflows.steps.checkpoints import STATES, checkpoint_of_epoch
 from workflows.steps.encoder import epoch_step
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
@@ -72,7 +72,7 @@ def training(
         labels=labels,
         workers=Workers(count=2, keep_every=2),
         name="muva",
-        on_judged=lambda epoch, metrics: heard.update({epoch: metrics[HELD_OUT]}),
+        on_validated=lambda epoch, metrics: heard.update({epoch: metrics[HELD_OUT]}),
     )
     return Training(session, config, sources, labels, trained, heard)
 
@@ -120,9 +120,9 @@ def test_states_are_kept_as_asked_and_nothing_else(training: Training) -> None:
     artifact = training.trained.encoder.artifact
     kept = {key.split("/")[2:4][1] for key in artifact.store.list(artifact.key(STATES))}
     assert kept == {"00002", "00004"}
-    assert saved_state(artifact, 4)["epoch"] == 4
+    assert checkpoint_of_epoch(artifact, 4)["epoch"] == 4
     with pytest.raises(MuvaError, match="no state of epoch 3 is kept, but of 2, 4"):
-        saved_state(artifact, 3)
+        checkpoint_of_epoch(artifact, 3)
     assert {key.split("/")[2] for key in artifact.store.list(artifact.address + "/")} == {
         "bundle", "manifest.json", "summary.json", "states"
     }  # fmt: skip
@@ -133,7 +133,7 @@ def test_a_kept_epoch_becomes_a_model(training: Training) -> None:
     done = epoch_step(training.session, last, 2)
     assert done.artifact.name == "muva-epoch-2"
     model = muva.load(done.artifact.uri)
-    weights = saved_state(last, 2)
+    weights = checkpoint_of_epoch(last, 2)
     for name, value in model.model.named_parameters():
         stored = weights.get(f"model/{name}")
         assert stored is None or value.equal(torch.as_tensor(stored)), name
@@ -180,7 +180,7 @@ def test_a_judgement_that_fails_is_told_to_the_training(training: Training, tmp_
     nothing = Artifact(training.session.store, "models", "nothing", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
     (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    judge_here(tmp_path, inputs, nothing, Board())
+    judge_here(tmp_path, inputs, nothing, MessageQueue())
     verdict = json.loads(nothing.store.read(nothing.key(VERDICTS, "00003.json")))
     assert "no state of epoch 3 is kept" in verdict["mistake"]
     nothing.delete_part(VERDICTS)
@@ -202,7 +202,7 @@ def test_beside_a_training_that_fills_the_gpu_processors_judge(
     artifact = Artifact(training.session.store, "models", "full", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
     (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    board = Board()
+    board = MessageQueue()
     found = judge_here(tmp_path, inputs, artifact, board)
     assert tried == ["cuda", "cpu"] and found == {HELD_OUT: 0.5}
     note, (kind, verdict) = board.drain()
@@ -223,11 +223,11 @@ def test_what_else_goes_wrong_on_a_gpu_is_not_hidden(
     (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
     artifact = Artifact(training.session.store, "models", "broken", "0" * 16)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        judge_here(tmp_path, inputs, artifact, Board())
+        judge_here(tmp_path, inputs, artifact, MessageQueue())
 
 
 def judge_here(
-    folder: Path, inputs: TrainingInputs, artifact: Artifact, board: Board
+    folder: Path, inputs: TrainingInputs, artifact: Artifact, board: MessageQueue
 ) -> dict[str, float]:
     """In this process, whose threads stay as many as they are."""
     threads = torch.get_num_threads()

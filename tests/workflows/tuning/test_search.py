@@ -25,7 +25,7 @@ from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.step import Done
+from workflows.steps.step import StepResult
 from workflows.tuning.report import importance, reuse_text
 from workflows.tuning.search import _Deadline, at_once, check_search, search
 from workflows.tuning.study import best_of, find_study, pareto, ranked, reuse, study_of
@@ -52,7 +52,7 @@ class Place:
     sources: list[Artifact]
     labels: list[Artifact]
 
-    def search(self, **changes: Any) -> Done:
+    def search(self, **changes: Any) -> StepResult:
         config = with_settings(
             self.config, {f"tune.{key}": value for key, value in changes.items()}, where="test"
         )
@@ -123,7 +123,7 @@ def test_trials_are_judged_on_a_held_out_source_and_found_again(
 
 
 def _shown_and_written(
-    place: Place, found: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Place, found: StepResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`muva tune show` and `muva tune best`, of the newest study."""
     home = ["--home", f"{place.session.home}"]

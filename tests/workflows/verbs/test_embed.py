@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 import muva
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
-from muva.model.bundle import BUNDLE_FORMAT
 from muva.models import store_bundle
 from muva.retrieval.features import read_features
 from muva.synthetic import render
@@ -39,7 +39,7 @@ def home(tmp_path: Path) -> Path:
 def store_model(home: Path, name: str, *, seed: int) -> Artifact:
     artifact = Artifact(open_store(home / "store"), "models", name, f"{seed:016x}")
     store_bundle(artifact, small_model(seed=seed), metadata={})
-    artifact.commit(format_version=BUNDLE_FORMAT, config={}, inputs={}, summary={})
+    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
     return artifact
 
 

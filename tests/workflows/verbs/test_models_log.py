@@ -25,9 +25,9 @@ from mlflow.pyfunc import PyFuncModel, load_model
 from PIL import Image
 
 import muva
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.store import open_store
-from muva.model.bundle import BUNDLE_FORMAT
 from muva.models import store_bundle
 from muva.synthetic import render
 from tests.model.small import small_model
@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     artifact = Artifact(open_store(folder / "store"), "models", *NAME.rsplit("-", 1))
     store_bundle(artifact, small_model(seed=3), metadata={})
-    artifact.commit(format_version=BUNDLE_FORMAT, config={}, inputs={}, summary={})
+    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
     return folder
 
 

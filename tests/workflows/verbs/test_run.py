@@ -16,12 +16,12 @@ from mlflow.entities import Run as MlflowRun
 
 import muva
 from muva.config import ExperimentConfig, load_recipe, with_settings
+from muva.data import formats
 from muva.data.artifacts import Artifact, list_artifacts, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from muva.grounding.labels import LABEL_FORMAT
 from muva.retrieval.features import Features, write_features
 from muva.training.compute import Compute
 from workflows.cli import main
@@ -29,7 +29,7 @@ from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.evaluate import evaluate_on
 from workflows.steps.import_data import import_tree
-from workflows.steps.pipeline import PipelineReport, pipeline_run, run_pipeline, tell_run
+from workflows.steps.pipeline import PipelineReport, log_pipeline, pipeline_run, run_pipeline
 from workflows.steps.rank import FeatureParts
 from workflows.steps.train import check_parts, train
 
@@ -46,7 +46,7 @@ def run_once(session: Session, config: ExperimentConfig) -> PipelineReport:
     with pipeline_run(session, config) as run:
         assert run is not None
         report = run_pipeline(session.within(run), config, workers=Workers())
-        tell_run(run, config, report)
+        log_pipeline(run, config, report)
     return report
 
 
@@ -331,7 +331,9 @@ def test_sources_whose_labels_share_too_few_parts_are_refused(
     labels = []
     for name, parts in (("town", ("head", "upper_body")), ("city", parts_of_second)):
         artifact = Artifact(open_store(tmp_path), "labels", name, "0" * 16)
-        artifact.commit(format_version=LABEL_FORMAT, config={}, inputs={}, summary={"parts": parts})
+        artifact.commit(
+            format_version=formats.LABELS, config={}, inputs={}, summary={"parts": parts}
+        )
         labels.append(artifact)
     config = load_recipe("base", overrides=["model.parts=[head, upper_body]"])
     with pytest.raises(MuvaError, match=rf"town has head, upper_body; city has .*{remedy}"):

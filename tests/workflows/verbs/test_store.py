@@ -11,7 +11,7 @@ from muva.data.artifacts import Artifact
 from tracking.runs import runs_with_tag
 from workflows.cli import main
 from workflows.session import Session, open_session
-from workflows.steps.step import ARTIFACT_TAG, Step, do_step
+from workflows.steps.step import ARTIFACT_TAG, Step, run_step
 
 
 def make(session: Session, kind: str, name: str, *, inputs: dict[str, str]) -> Artifact:
@@ -22,7 +22,7 @@ def make(session: Session, kind: str, name: str, *, inputs: dict[str, str]) -> A
         return {}
 
     step = Step(label=name, artifact=artifact, format_version=1, config={}, inputs=inputs)
-    return do_step(step, session=session, work=work).artifact
+    return run_step(step, session=session, work=work).artifact
 
 
 def muva(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
@@ -87,7 +87,7 @@ def test_a_run_that_failed_names_what_it_was_to_make_and_keeps_nothing_unfinishe
         inputs={"source 0": made.address},
     )
     with pytest.raises(RuntimeError):
-        do_step(step, session=session, work=work)
+        run_step(step, session=session, work=work)
     tagged = {run.value: run.name for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG)}
     assert tagged == {made.address: "people", broken.address: "muva"}
 
