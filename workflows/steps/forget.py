@@ -36,7 +36,7 @@ def forget(
         meant = find_artifact(session.store, "datasets", old.name)
         left = _rewritten(session, old, {person.pid for person in traces.people})
         if meant != old:
-            meant.be_meant()
+            meant.set_latest()
         goes.append(traces.dataset)
     for address in goes:
         artifact_at(session.store, address).delete()

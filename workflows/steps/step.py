@@ -109,7 +109,7 @@ def do_step(
         if shared is not None:
             shared.note(step.label, step.artifact.address, took_s or 0.0)
         if step.artifact.kind in MEANT_BY_NAME:
-            step.artifact.be_meant()
+            step.artifact.set_latest()
         if run is not None:
             report(run, summary)
     return Done(
