@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from muva.data.artifacts import Artifact, artifact_at, find_artifact
 from muva.data.decoded import forget_decoded_images
-from muva.data.forgetting import Remainder
+from muva.data.forgetting import DatasetWithout
 from muva.data.shards import SHARD_FORMAT, open_dataset
 from muva.data.store import PARTIAL_AFTER_S, forget_local_copies
 from workflows.session import Session
@@ -48,7 +48,7 @@ def forget(
 
 def _rewritten(session: Session, old: Artifact, pids: Collection[int]) -> Artifact:
     """The data set without these people, and a run that uses it: `muva store gc` keeps it."""
-    remainder = Remainder(open_dataset(old), pids)
+    remainder = DatasetWithout(open_dataset(old), pids)
     step = Step(
         label=f"forget in {old.name}",
         artifact=remainder.artifact,
