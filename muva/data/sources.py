@@ -8,9 +8,10 @@ by: a share of every domain's identities, or a domain as a whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ class Sources:
 
     domains: tuple[str, ...]
     """URIs of the data sets to learn from, in order."""
-    everyone: bool = False
+    all_splits: bool = False
     """Learn from the people of query and gallery too."""
     held_out_share: float = 0.0
     """Share of each domain's training identities to judge by instead."""
@@ -65,16 +66,26 @@ class Sources:
             held_out = domains.pop(chosen.domain)
         return cls(
             domains=tuple(domains.values()) if held_out else tuple(d.uri for d in datasets),
-            everyone=config.train_on == "all",
+            all_splits=config.train_on == "all",
             held_out_share=chosen.identities if chosen and not held_out else 0.0,
             held_out_domain=held_out,
         )
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Sources:
+        """Undo `as_json`."""
+        fields = {("all_splits" if name == "everyone" else name): stored[name] for name in stored}
+        return cls(**{**fields, "domains": tuple(fields["domains"])})
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON; `all_splits` is stored under its first name, `everyone`."""
+        return {("everyone" if name == "all_splits" else name): v for name, v in vars(self).items()}
+
     def pool(self) -> Pool:
         """The images to learn from; MuvaError as `muva.data.protocols.pool`."""
         datasets = [self._open(uri) for uri in self.domains]
-        without = {dataset.name: self._held_out_pids(dataset) for dataset in datasets}
-        return pool(datasets, everyone=self.everyone, without=without)
+        held_out = {dataset.name: self._held_out_pids(dataset) for dataset in datasets}
+        return pool(datasets, all_splits=self.all_splits, excluded=held_out)
 
     def identities(self) -> int:
         """How many there are to learn."""
@@ -99,7 +110,7 @@ class Sources:
         return found
 
     def _open(self, uri: str) -> Dataset:
-        visible = SPLITS if self.everyone and uri in self.domains else ("train",)
+        visible = SPLITS if self.all_splits and uri in self.domains else ("train",)
         return replace(open_dataset(open_artifact(uri)), visible=visible)
 
     def _held_out_pids(self, dataset: Dataset) -> np.ndarray:

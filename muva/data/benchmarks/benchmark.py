@@ -55,7 +55,7 @@ class Benchmark:
     """Its camera, junk and distractor rules, and what its reader makes of them."""
     lists: str
     """Where the official splits come from."""
-    nobody: frozenset[int] = frozenset()
+    distractors: frozenset[int] = frozenset()
     """Pids that are no person but distractors: never learned from."""
     counts: Mapping[Split, Counts]
     counts_from: str

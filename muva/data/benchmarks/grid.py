@@ -31,7 +31,7 @@ GRID = Benchmark(
     rules="eight cameras; gallery images of pid 0 are distractors; ten trials of 125 people, with "
     "all 775 distractors in the gallery",
     lists="the archive's features_and_partitions.mat (trainIdxAll)",
-    nobody=frozenset({0}),
+    distractors=frozenset({0}),
     counts={
         "query": Counts(images=250, identities=250, cameras=None),
         "gallery": Counts(images=1025, identities=251, cameras=None),
