@@ -116,7 +116,7 @@ def decoded_images(
     return images
 
 
-def forget_decoded_images(folder: Path | None = None) -> None:
+def delete_decoded_images(folder: Path | None = None) -> None:
     """Removes all decoded images of this node; who trains on them keeps them until the end."""
     for file in (folder or _folder()).glob(f"*{_SUFFIX}"):
         file.unlink(missing_ok=True)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from muva.data.artifacts import Artifact, artifact_at, find_artifact
-from muva.data.decoded import forget_decoded_images
+from muva.data.decoded import delete_decoded_images
 from muva.data.forgetting import DatasetWithout
 from muva.data.shards import SHARD_FORMAT, open_dataset
-from muva.data.store import PARTIAL_AFTER_S, forget_local_copies
+from muva.data.store import STALE_PARTIAL_S, delete_local_copies
 from workflows.session import Session
 from workflows.steps.erasure_report import Traces, traces_of
 from workflows.steps.step import Step, do_step
@@ -40,9 +40,9 @@ def forget(
         goes.append(traces.dataset)
     for address in goes:
         artifact_at(session.store, address).delete()
-    session.store.sweep(older_than_s=PARTIAL_AFTER_S)
-    forget_decoded_images()
-    forget_local_copies()
+    session.store.sweep(older_than_s=STALE_PARTIAL_S)
+    delete_decoded_images()
+    delete_local_copies()
     return traces, left
 
 
