@@ -54,20 +54,20 @@ class Sources:
     @classmethod
     def of(cls, datasets: Sequence[Artifact], config: ExperimentConfig) -> Sources:
         """These data sets as an experiment's section `validation` divides them."""
-        chosen = config.validation
+        settings = config.validation
         domains = {open_dataset(dataset).name: dataset.uri for dataset in datasets}
         held_out = None
-        if chosen is not None and chosen.domain:
-            if chosen.domain not in domains or len(domains) < 2:
+        if settings is not None and settings.domain:
+            if settings.domain not in domains or len(domains) < 2:
                 raise MuvaError(
-                    f"validation.domain is {chosen.domain}: expected one of two sources or more, "
+                    f"validation.domain is {settings.domain}: expected one of two sources or more, "
                     f"found {', '.join(domains)}"
                 )
-            held_out = domains.pop(chosen.domain)
+            held_out = domains.pop(settings.domain)
         return cls(
             domains=tuple(domains.values()) if held_out else tuple(d.uri for d in datasets),
             all_splits=config.train_on == "all",
-            held_out_share=chosen.identities if chosen and not held_out else 0.0,
+            held_out_share=settings.identities if settings and not held_out else 0.0,
             held_out_domain=held_out,
         )
 

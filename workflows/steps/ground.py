@@ -142,7 +142,7 @@ def _pace(spent: Spent) -> str:
 def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     """Some images under their part masks."""
     chosen = np.linspace(0, dataset.summary.images - 1, SHOWN_IMAGES).astype(int)
-    shard_of, row_of = dataset.places_of(chosen)
+    shard_of, row_of = dataset.locate_rows(chosen)
     shards = np.unique(shard_of).tolist()  # few of them, which is all that is read
     shown: list[dict[str, Any]] = []
     for shard in shards:
