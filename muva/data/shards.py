@@ -112,7 +112,7 @@ def write_shards(
                 raise MuvaError(
                     f"{artifact.name}: {len(quarantine)} of the first {done} images cannot be "
                     f"read (of {len(ordered)} in all, {int(allowed)} may be set aside): "
-                    f"{_first_examples(': '.join(entry.values()) for entry in quarantine)}. "
+                    f"{_examples(': '.join(entry.values()) for entry in quarantine)}. "
                     "Was the copy interrupted?"
                 ) from error
         if progress is not None:
@@ -196,18 +196,18 @@ class Dataset:
                 "nothing else of this data set may be read here"
             )
         images: list[bytes] = [b""] * len(row_numbers)
-        shard_indices, local_rows = self.locate_rows(row_numbers)
+        shard_indices, rows_in_shard = self.locate_rows(row_numbers)
         for shard in np.unique(shard_indices):
             positions = np.flatnonzero(shard_indices == shard)
-            group_rows = local_rows[positions]
+            shard_rows = rows_in_shard[positions]
             with (
                 self._readable_errors(int(shard)),
                 pq.ParquetFile(self._file(int(shard)), memory_map=True) as file,
             ):
-                for group in np.unique(group_rows // _ROW_GROUP_ROWS):
+                for group in np.unique(shard_rows // _ROW_GROUP_ROWS):
                     column = file.read_row_group(int(group), columns=["image"])["image"]
-                    for position in np.flatnonzero(group_rows // _ROW_GROUP_ROWS == group):
-                        offset = int(group_rows[position] - group * _ROW_GROUP_ROWS)
+                    for position in np.flatnonzero(shard_rows // _ROW_GROUP_ROWS == group):
+                        offset = int(shard_rows[position] - group * _ROW_GROUP_ROWS)
                         images[positions[position]] = column[offset].as_py()
         return images
 
@@ -282,7 +282,7 @@ def _check(records: Sequence[Record], *, name: str) -> None:
     """Refuse records that contradict each other or the rules of `Record`."""
     domains = {record.domain for record in records}
     if len(domains) > 1:
-        raise MuvaError(f"{name}: records of several domains: {_first_examples(sorted(domains))}")
+        raise MuvaError(f"{name}: records of several domains: {_examples(sorted(domains))}")
     _check_splits(Counter(record.split for record in records), name=name, why="")
     repeated = [i for i, n in Counter(record.image_id for record in records).items() if n > 1]
     _reject(repeated, f"{name}: image ids must be unique; repeated")
@@ -342,10 +342,10 @@ def _check_splits(counts: Counter[str], *, name: str, why: str) -> None:
 
 def _reject(offenders: Sequence[str], message: str) -> None:
     if offenders:
-        raise MuvaError(f"{message} {_first_examples(offenders)}")
+        raise MuvaError(f"{message} {_examples(offenders)}")
 
 
-def _first_examples(items: Iterable[str], limit: int = 3) -> str:
+def _examples(items: Iterable[str], limit: int = 3) -> str:
     """The first few by name, and how many more there are."""
     names = list(items)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

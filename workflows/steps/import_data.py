@@ -12,7 +12,7 @@ import ray
 
 from muva.config import SyntheticConfig
 from muva.data.artifacts import Artifact, check_name, find_artifact, fingerprint
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
 from muva.data.benchmarks.benchmark import Trial, counts_differ, is_complete
 from muva.data.protocols import write_trials
 from muva.data.records import Record
@@ -93,7 +93,7 @@ def _import_records(
     *,
     trials: Sequence[Trial] | None = None,
 ) -> Done:
-    settings = settings | {"files": fingerprint(listing_of(records))}
+    settings = settings | {"files": fingerprint(file_listing(records))}
     if trials is not None:
         settings |= {"trials": fingerprint([dataclasses.asdict(trial) for trial in trials])}
     artifact = Artifact(session.store, "datasets", name, fingerprint(settings))

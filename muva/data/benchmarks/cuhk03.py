@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
-from muva.data.benchmarks.listing import check_parts, checked_option, contents
+from muva.data.benchmarks.listing import check_entries, checked_option, contents
 from muva.data.benchmarks.matlab import matlab_variable
 from muva.data.benchmarks.trials import single_shot
 from muva.data.records import SPLITS, Excerpt, Record, Split
@@ -98,7 +98,7 @@ def read_cuhk03(
     """
     spelt = BOXES[checked_option("boxes", boxes, BOXES)]
     checked_option("protocol", protocol, get_args(Protocol))
-    check_parts(root, [_FILE], what="CUHK03")
+    check_entries(root, [_FILE], title="CUHK03")
     file = root / _FILE
     places, test_people = _places(file, spelt)
     splits: dict[str, Split] = (
@@ -167,12 +167,12 @@ def _new_splits(root: Path, spelt: str, names: set[str]) -> dict[str, Split]:
             f"{contents(root)}. It is in evaluation/data/CUHK03 of "
             "https://github.com/zhunzhong07/person-re-ranking"
         )
-    listed = matlab_variable(file, "filelist", what="CUHK03").flat
+    listed = matlab_variable(file, "filelist", title="CUHK03").flat
     named = {number: str(np.ravel(name)[0]) for number, name in enumerate(listed, start=1)}
     splits: dict[str, Split] = {
         named.get(int(number), f"number {number}"): split
         for split in SPLITS
-        for number in matlab_variable(file, f"{split}_idx", what="CUHK03").flat
+        for number in matlab_variable(file, f"{split}_idx", title="CUHK03").flat
     }
     if odd := sorted(names ^ set(splits)):
         raise MuvaError(

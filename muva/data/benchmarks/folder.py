@@ -35,7 +35,7 @@ def read_folder(
     are no split folders, `split` decides: "train" trains on everything, "test" (the default) makes
     the first image of each person and camera a query and the others gallery.
     """
-    existing_folder(root, what="the image folder")
+    existing_folder(root, title="the image folder")
     files = list(image_files(root))
     if not files:
         raise MuvaError(f"the image folder {root}: expected images in it, found {contents(root)}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts, Trial
-from muva.data.benchmarks.listing import check_parts, image_files, name_of
+from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
 from muva.data.benchmarks.matlab import matlab_variable, structs
 from muva.data.benchmarks.trials import without
 from muva.data.records import Record, Split
@@ -47,11 +47,11 @@ _FILE_NAME = re.compile(r"(?P<pid>\d{4})_(?P<camid>\d+)_\d+_\d+_\d+_\d+_\d+\.")
 
 def read_grid(root: Path, *, domain: str) -> Iterator[Record]:
     """Records of the folder `underground_reid`."""
-    check_parts(root, [*_FOLDERS, _PARTITIONS], what=GRID.title)
+    check_entries(root, [*_FOLDERS, _PARTITIONS], title=GRID.title)
     for folder, split in _FOLDERS.items():
         for file in image_files(root / folder):
-            like = "0001_2_25023_116_134_128_330.jpeg"
-            name = name_of(file, _FILE_NAME, like=like, root=root, what=GRID.title)
+            example = "0001_2_25023_116_134_128_330.jpeg"
+            name = match_file_name(file, _FILE_NAME, example=example, root=root, title=GRID.title)
             yield Record(
                 domain=domain,
                 image_id=file.relative_to(root).as_posix(),
@@ -65,6 +65,6 @@ def read_grid(root: Path, *, domain: str) -> Iterator[Record]:
 def official_partitions(records: Sequence[Record], root: Path) -> list[Trial]:
     """The people whom a partition does not train on, and in the gallery the extra images."""
     file = root / _PARTITIONS
-    cells = matlab_variable(file, "trainIdxAll", what=GRID.title)
+    cells = matlab_variable(file, "trainIdxAll", title=GRID.title)
     partitions = structs(cells, "personIdx", where=f"{GRID.title} at {file}")
     return [without({int(pid) for pid in people.ravel()}, records) for (people,) in partitions]

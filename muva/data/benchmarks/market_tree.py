@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from muva.data.benchmarks.listing import check_parts, image_files
+from muva.data.benchmarks.listing import check_entries, image_files
 from muva.data.records import Record, Split
 from muva.errors import MuvaError
 
@@ -63,7 +63,7 @@ def read_market_tree(
     folders: dict[str, Split] = {
         Path(within, folder).as_posix(): split for folder, split in _FOLDERS.items()
     }
-    check_parts(root, list(folders), what=names.title)
+    check_entries(root, list(folders), title=names.title)
     for folder, split in folders.items():
         for file in image_files(root / folder):
             name = names.pattern.match(file.name)

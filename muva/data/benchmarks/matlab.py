@@ -18,18 +18,18 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def matlab_variable(file: Path, name: str, *, what: str) -> np.ndarray:
-    """One variable of a file; `what` names the data set in errors."""
+def matlab_variable(file: Path, name: str, *, title: str) -> np.ndarray:
+    """One variable of a file; `title` names the data set in errors."""
     try:
         variables = loadmat(file, variable_names=[name])
         found = ", ".join(variable for variable, *_ in whosmat(file))
     except _DAMAGE as error:
         raise MuvaError(
-            f"{what} at {file}: expected a MATLAB file, found one that cannot be read: {error}. "
+            f"{title} at {file}: expected a MATLAB file, found one that cannot be read: {error}. "
             "Was the copy interrupted?"
         ) from error
     if name not in variables:
-        raise MuvaError(f"{what} at {file}: expected the variable {name}, found {found or 'none'}")
+        raise MuvaError(f"{title} at {file}: expected the variable {name}, found {found or 'none'}")
     return variables[name]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
 from muva.data.records import Excerpt
 from muva.data.shards import write_shards
 from muva.data.store import open_store
@@ -151,11 +151,11 @@ def test_a_file_that_breaks_after_it_was_listed_gives_an_os_error(tmp_path):
 
 def test_a_listing_tells_another_file_from_the_same_one(tmp_path):
     root = cuhk03(tmp_path)
-    before = listing_of(read_tree("cuhk03", root, domain="d"))
-    assert listing_of(read_tree("cuhk03", root, domain="d")) == before
+    before = file_listing(read_tree("cuhk03", root, domain="d"))
+    assert file_listing(read_tree("cuhk03", root, domain="d")) == before
     shutil.rmtree(root / "cuhk03_release")
     cuhk03(root, IMAGES | {"detected": IMAGES["detected"] + " 1_003_2_10"})
-    assert listing_of(read_tree("cuhk03", root, domain="d")) != before
+    assert file_listing(read_tree("cuhk03", root, domain="d")) != before
 
 
 def test_trials_ask_with_all_queries_for_one_image_of_each_person(tmp_path):

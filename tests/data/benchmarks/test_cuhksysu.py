@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
 from muva.data.benchmarks.benchmark import is_complete
 from muva.data.records import Excerpt, Record
 from muva.data.shards import write_shards
@@ -87,7 +87,7 @@ def test_the_archive_is_stored_but_for_boxes_outside_of_frames_and_frames_that_a
     lost = {"p30": [("s9.jpg", (1, 1, 9, 9))], "p31": [("s1.jpg", (90, 90, 9, 9))]}
     save_people(archive, good | lost)
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
-    assert len(listing_of(records)) == 22
+    assert len(file_listing(records)) == 22
     artifact = Artifact(open_store(tmp_path / "store"), "datasets", "cuhksysu", "0" * 16)
     summary = write_shards(records, artifact=artifact)
     assert (summary.images, summary.quarantined, summary.cameras_known) == (20, 2, False)
