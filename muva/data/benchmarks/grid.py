@@ -16,7 +16,7 @@ from pathlib import Path
 from muva.data.benchmarks.benchmark import Benchmark, Counts, Trial
 from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
 from muva.data.benchmarks.matlab import matlab_variable, structs
-from muva.data.benchmarks.trials import without
+from muva.data.benchmarks.trials import trial_without
 from muva.data.records import Record, Split
 
 GRID = Benchmark(
@@ -67,4 +67,6 @@ def official_partitions(records: Sequence[Record], root: Path) -> list[Trial]:
     file = root / _PARTITIONS
     cells = matlab_variable(file, "trainIdxAll", title=GRID.title)
     partitions = structs(cells, "personIdx", where=f"{GRID.title} at {file}")
-    return [without({int(pid) for pid in people.ravel()}, records) for (people,) in partitions]
+    return [
+        trial_without({int(pid) for pid in people.ravel()}, records) for (people,) in partitions
+    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.folder import whole_split
 from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
-from muva.data.benchmarks.trials import pairs
+from muva.data.benchmarks.trials import random_pairs
 from muva.data.records import Record
 
 ILIDS = Benchmark(
@@ -31,7 +31,7 @@ ILIDS = Benchmark(
         "gallery": Counts(images=357, identities=119, cameras=0),
     },
     counts_from="torchreid's reader (476 images of 119 people)",
-    trials=lambda records, _root: pairs(records, name="ilids"),
+    trials=lambda records, _root: random_pairs(records, name="ilids"),
 )
 
 _FILE_NAME = re.compile(r"(?P<pid>\d{4})\d{3}\.")

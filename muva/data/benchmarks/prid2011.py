@@ -13,7 +13,7 @@ from pathlib import Path
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
-from muva.data.benchmarks.trials import halves
+from muva.data.benchmarks.trials import random_halves
 from muva.data.records import Record, Split
 
 PRID2011 = Benchmark(
@@ -33,7 +33,7 @@ PRID2011 = Benchmark(
         "gallery": Counts(images=749, identities=749, cameras=1),
     },
     counts_from="its page (200 people in both cameras, 749 in b)",
-    trials=lambda records, _root: halves(records, name="prid2011"),
+    trials=lambda records, _root: random_halves(records, name="prid2011"),
 )
 
 _FOLDERS: dict[str, Split] = {"single_shot/cam_a": "query", "single_shot/cam_b": "gallery"}

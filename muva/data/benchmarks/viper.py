@@ -12,7 +12,7 @@ from pathlib import Path
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
-from muva.data.benchmarks.trials import halves
+from muva.data.benchmarks.trials import random_halves
 from muva.data.records import Record, Split
 
 VIPER = Benchmark(
@@ -31,7 +31,7 @@ VIPER = Benchmark(
         "gallery": Counts(images=632, identities=632, cameras=1),
     },
     counts_from="the archive's README (632 pairs of images)",
-    trials=lambda records, _root: halves(records, name="viper"),
+    trials=lambda records, _root: random_halves(records, name="viper"),
 )
 
 _FOLDERS: dict[str, Split] = {"cam_a": "query", "cam_b": "gallery"}
