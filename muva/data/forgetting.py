@@ -11,7 +11,7 @@ from typing import Any
 from muva.config import PARTS
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.protocols import read_trials, write_trials
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.data.shards import SHARD_FORMAT, Dataset, write_shards
 
 _BATCH_IMAGES = 64
@@ -89,7 +89,7 @@ def _records(dataset: Dataset) -> Iterator[Record]:
             split=row["split"],
             pid=row["pid"],
             camid=row["camid"],
-            source=Excerpt(
+            source=LazyImage(
                 file=Path(dataset.artifact.address), encoded=functools.partial(image, row["row"])
             ),
             boxes=boxes if row["has_boxes"] else None,

@@ -26,7 +26,7 @@ from muva.data.benchmarks.market1501 import MARKET1501, read_market1501
 from muva.data.benchmarks.msmt17 import MSMT17, MSMT17_V2, read_msmt17
 from muva.data.benchmarks.prid2011 import PRID2011, read_prid2011
 from muva.data.benchmarks.viper import VIPER, read_viper
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.errors import SettingsError, closest
 
 Reader = Callable[..., Iterator[Record]]
@@ -94,7 +94,7 @@ def file_listing(records: Iterable[Record]) -> list[tuple[Any, ...]]:
     listing = []
     for record in records:
         size, changed = -1, 0
-        file = record.source.file if isinstance(record.source, Excerpt) else record.source
+        file = record.source.file if isinstance(record.source, LazyImage) else record.source
         if isinstance(file, bytes):
             size = len(file)
         elif file.is_file():

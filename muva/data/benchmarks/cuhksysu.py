@@ -27,7 +27,7 @@ from muva.data.benchmarks.listing import (
     suggest_folder,
 )
 from muva.data.benchmarks.matlab import matlab_variable, structs
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.errors import MuvaError
 
 CUHKSYSU = Benchmark(
@@ -58,10 +58,10 @@ def read_cuhksysu(root: Path, *, domain: str) -> Iterator[Record]:
     """
     existing_folder(root, title=CUHKSYSU.title)
     if (root / _FRAMES).is_dir() and (root / _PEOPLE).is_file():
-        return _cut_out(root, domain)
+        return _crops_of_frames(root, domain)
     for folder in _CROPS:
         if (root / folder).is_dir():
-            return _cropped(root, folder, domain)
+            return _cropped_files(root, folder, domain)
     guesses = [
         suggest_folder(root, _FRAMES, _PEOPLE),
         *(suggest_folder(root, folder) for folder in _CROPS),
@@ -72,7 +72,7 @@ def read_cuhksysu(root: Path, *, domain: str) -> Iterator[Record]:
     )
 
 
-def _cropped(root: Path, folder: str, domain: str) -> Iterator[Record]:
+def _cropped_files(root: Path, folder: str, domain: str) -> Iterator[Record]:
     for file in image_files(root / folder):
         name = match_file_name(
             file, _FILE_NAME, example="p11422_s16929_1.jpg", root=root, title=CUHKSYSU.title
@@ -80,7 +80,7 @@ def _cropped(root: Path, folder: str, domain: str) -> Iterator[Record]:
         yield _record(domain, file.relative_to(root).as_posix(), int(name["pid"]), file)
 
 
-def _cut_out(root: Path, domain: str) -> Iterator[Record]:
+def _crops_of_frames(root: Path, domain: str) -> Iterator[Record]:
     where = f"{CUHKSYSU.title} at {root / _PEOPLE}"
     people = matlab_variable(root / _PEOPLE, "Person", title=CUHKSYSU.title)
     for person, scenes in structs(people, "idname", "scene", where=where):
@@ -97,7 +97,7 @@ def _cut_out(root: Path, domain: str) -> Iterator[Record]:
             # MATLAB counts from 1 and includes the end: MetaBIN's make_cropped_image.m cuts out
             # I(y:y+h, x:x+w), which MATLAB would refuse if boxes were counted from 0.
             corners = (left - 1, top - 1, left + width, top + height)
-            source = Excerpt(file=file, encoded=partial(_png, file, corners))
+            source = LazyImage(file=file, encoded=partial(_png, file, corners))
             yield _record(domain, image_id, int(name["pid"]), source)
 
 
@@ -113,7 +113,7 @@ def _png(frame: Path, corners: tuple[int, int, int, int]) -> bytes:
     return encoded.getvalue()
 
 
-def _record(domain: str, image_id: str, pid: int, source: Path | Excerpt) -> Record:
+def _record(domain: str, image_id: str, pid: int, source: Path | LazyImage) -> Record:
     return Record(
         domain=domain, image_id=image_id, split="train", pid=pid, camid=None, source=source
     )

@@ -70,7 +70,7 @@ def read_market_tree(
             if name is None:
                 raise MuvaError(
                     f"{names.title} at {root}: expected file names like {names.example}, found "
-                    f"{folder}/{file.name}. {_whose(file.name, names)}"
+                    f"{folder}/{file.name}. {_hint(file.name, names)}"
                 )
             yield Record(
                 domain=domain,
@@ -82,7 +82,7 @@ def read_market_tree(
             )
 
 
-def _whose(file_name: str, expected: FileNames) -> str:
+def _hint(file_name: str, expected: FileNames) -> str:
     for names in (MARKET1501_NAMES, DUKEMTMC_NAMES, CUHK03NP_NAMES):
         if names.pattern.match(file_name):
             return f"It is a name of {names.title}'s, which the layout {names.layout} reads"

@@ -13,7 +13,7 @@ from scipy.io.matlab import MatReadError
 from muva.errors import MuvaError
 
 # SciPy reports damage by any of these, depending on where it is.
-_DAMAGE = (
+_READ_ERRORS = (
     MatReadError, OSError, ValueError, LookupError, TypeError, NotImplementedError, zlib.error
 )  # fmt: skip
 
@@ -23,7 +23,7 @@ def matlab_variable(file: Path, name: str, *, title: str) -> np.ndarray:
     try:
         variables = loadmat(file, variable_names=[name])
         found = ", ".join(variable for variable, *_ in whosmat(file))
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise MuvaError(
             f"{title} at {file}: expected a MATLAB file, found one that cannot be read: {error}. "
             "Was the copy interrupted?"

@@ -11,7 +11,7 @@ from scipy.io import loadmat, savemat
 from muva.data.artifacts import Artifact
 from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
 from muva.data.benchmarks.benchmark import is_complete
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
@@ -61,7 +61,7 @@ def test_people_are_cut_out_without_loss_where_matlab_would_cut_them_out(archive
     marked = [(scene[0][0], scene[1][0]) for person in people for scene in person[2][0]]
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
     for record, (name, (x, y, width, height)) in zip(records, marked, strict=True):
-        assert isinstance(record.source, Excerpt)
+        assert isinstance(record.source, LazyImage)
         assert record.source.file == archive / "Image" / "SSM" / name
         frame = np.asarray(Image.open(record.source.file))
         cut_out = Image.open(io.BytesIO(record.source.encoded()))
@@ -73,8 +73,8 @@ def test_people_are_cut_out_without_loss_where_matlab_would_cut_them_out(archive
 def test_a_box_ends_with_its_frame_and_is_refused_outside_of_it(archive):
     save_people(archive, {"p1": [("s1.jpg", (11, 21, 50, 50)), ("s1.jpg", (19, 1, 5, 5))]})
     within, outside = (r.source for r in read_tree("cuhksysu", archive, domain="cuhksysu"))
-    assert isinstance(within, Excerpt)
-    assert isinstance(outside, Excerpt)
+    assert isinstance(within, LazyImage)
+    assert isinstance(outside, LazyImage)
     assert Image.open(io.BytesIO(within.encoded())).size == (8, 5)
     with pytest.raises(OSError, match="outside of the frame"):
         outside.encoded()
