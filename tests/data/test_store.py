@@ -255,7 +255,7 @@ def test_a_server_that_refuses_delays_and_cuts_is_asked_again(s3, s3_server, mon
 def test_what_the_service_refuses_comes_with_a_remedy(s3, code, remedy):
     from botocore.stub import Stubber
 
-    client = s3._connected()
+    client = s3._s3_client()
     with Stubber(client) as stub:
         stub.add_client_error("put_object", service_error_code=code, http_status_code=403)
         with pytest.raises(MuvaError, match=remedy):
