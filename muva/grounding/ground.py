@@ -37,12 +37,12 @@ _COLUMNS = ("image_id", "image", "has_boxes", *(f"box_{part}" for part in PARTS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Care:
+class RetryPlan:
     """What earlier attempts at a shard, whose process died, have taught."""
 
-    alone: frozenset[int] = frozenset()
+    isolate: frozenset[int] = frozenset()
     """Rows of the batch at which it died: looked at one by one."""
-    aside: frozenset[int] = frozenset()
+    quarantine: frozenset[int] = frozenset()
     """Rows at which it died twice, each alone: not looked at again."""
 
 
@@ -91,35 +91,35 @@ def ground_shard(
     name: str,
     phrases: Mapping[str, str] = PHRASES,
     batch_images: int = BATCH_IMAGES,
-    care: Care | None = None,
-    begin: Callable[[range], None] = lambda rows: None,
+    plan: RetryPlan | None = None,
+    on_start: Callable[[range], None] = lambda rows: None,
 ) -> tuple[pa.Table, ShardReport]:
     """The labels of one shard: a row for each image and part, in the shard's order.
 
-    `name`: the expert's, for the rows. `begin` hears which of the shard's rows are looked at next:
+    `name`: the expert's, for the rows. `on_start` hears which of the shard's rows are looked at next:
     several batches' at once where these are quick, each batch's where care is taken. An image that
     cannot be decoded, or on which the expert fails twice, is noted with its reason; a batch that
     does not fit into memory is halved, and so are those after it. Raises BrokenExpertError where
     the expert fails at most images.
     """
-    care = care or Care()
+    plan = plan or RetryPlan()
     rows = dataset.read_shard(shard_index, _COLUMNS)
     report = ShardReport(images=len(rows), batch_images=batch_images)
     answers: list[dict[str, Any]] = []
-    stretches = _batches(len(rows), report, care)
+    stretches = _batches(len(rows), report, plan)
     # Where care is taken nothing else goes on at rows that have begun.
-    ahead = not (care.alone or care.aside)
+    ahead = not (plan.isolate or plan.quarantine)
     told = range(0)
     for stretch, decoded in _in_order(stretches, partial(_decoded, rows, report), ahead=ahead):
         if stretch.stop > told.stop:
             quick = round(TELL_S * stretch.start / max(report.model_s, 1e-6)) if ahead else 0
             told = range(stretch.start, min(stretch.start + max(quick, len(stretch)), len(rows)))
-            begin(told)
+            on_start(told)
         images = decoded()
         started_at = time.perf_counter()
-        if stretch[0] in care.aside:
+        if stretch[0] in plan.quarantine:
             reason = "the expert's process died twice at this image"
-            grounded = [_set_aside(image, phrases, reason) for image in images]
+            grounded = [_quarantined(image, phrases, reason) for image in images]
         else:
             grounded = _grounded(expert, images, phrases, report)
         report.model_s += time.perf_counter() - started_at
@@ -138,11 +138,11 @@ def ground_shard(
     return label_table(answers), report
 
 
-def _batches(rows: int, report: ShardReport, care: Care) -> Iterator[range]:
+def _batches(rows: int, report: ShardReport, plan: RetryPlan) -> Iterator[range]:
     """Stretches of rows in order; those that want care are alone."""
     start = 0
     for row in range(rows + 1):
-        single = row in care.alone or row in care.aside
+        single = row in plan.isolate or row in plan.quarantine
         if row > start and (single or row == rows or row - start >= report.batch_images):
             yield range(start, row)
             start = row
@@ -222,7 +222,7 @@ def _grounded(
             for one in _grounded(expert, half, phrases, report, again=again)
         ]
     report.broken += broken
-    return [_set_aside(images[0], phrases, reason)]
+    return [_quarantined(images[0], phrases, reason)]
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -232,7 +232,7 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _set_aside(
+def _quarantined(
     image: GroundingImage, phrases: Mapping[str, str], reason: str
 ) -> tuple[GroundingImage, list[Grounding], str]:
     return image, [Grounding(box=None)] * len(phrases), reason

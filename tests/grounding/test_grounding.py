@@ -19,7 +19,7 @@ from muva.grounding import ground as ground_module
 from muva.grounding.expert import Grounding, GroundingImage, RefusedImageError
 from muva.grounding.experts import choose_expert
 from muva.grounding.experts.annotated import AnnotatedExpert
-from muva.grounding.ground import BrokenExpertError, Care, ground_shard, label_config
+from muva.grounding.ground import BrokenExpertError, RetryPlan, ground_shard, label_config
 from muva.grounding.labels import (
     finished_parts,
     label_key,
@@ -121,16 +121,16 @@ def test_a_shard_is_grounded_whatever_the_batch(town):
 
 
 def test_quick_batches_are_told_of_together_and_slow_ones_each(town, monkeypatch):
-    def told(care: Care | None = None) -> list[range]:
+    def told(plan: RetryPlan | None = None) -> list[range]:
         begun: list[range] = []
         expert = AnnotatedExpert()
-        looked_at(town, 0, expert=expert, batch_images=4, begin=begun.append, care=care)
+        looked_at(town, 0, expert=expert, batch_images=4, on_start=begun.append, plan=plan)
         return begun
 
     assert town.shards[0].rows == 13
     each = [range(4), range(4, 8), range(8, 12), range(12, 13)]
     assert told() == [range(4), range(4, 13)]
-    assert told(Care(alone=frozenset({12}))) == each
+    assert told(RetryPlan(isolate=frozenset({12}))) == each
     monkeypatch.setattr(ground_module, "TELL_S", 1e-9)
     assert told() == each
 
@@ -267,9 +267,14 @@ def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
         return decode(rows, report, stretch)
 
     monkeypatch.setattr(ground_module, "_decoded", decoded)
-    begin = lambda rows: told.append(f"begin {rows.start}")  # noqa: E731
+    on_start = lambda rows: told.append(f"begin {rows.start}")  # noqa: E731
     looked_at(
-        town, 0, expert=Looking(), batch_images=5, care=Care(alone=frozenset({5})), begin=begin
+        town,
+        0,
+        expert=Looking(),
+        batch_images=5,
+        plan=RetryPlan(isolate=frozenset({5})),
+        on_start=on_start,
     )
     assert told[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
 

@@ -25,7 +25,7 @@ from muva.data.artifacts import Artifact
 from muva.data.shards import Dataset, open_dataset
 from muva.errors import MuvaError
 from muva.grounding.experts import EXPERTS, ChosenExpert
-from muva.grounding.ground import BrokenExpertError, Care, ShardReport, ground_shard
+from muva.grounding.ground import BrokenExpertError, RetryPlan, ShardReport, ground_shard
 from muva.grounding.labels import label_key, write_label_part
 from workflows.runtime.cluster import alive_nodes
 from workflows.runtime.messages import POLL_S, Board, results
@@ -95,10 +95,10 @@ class ShardQueue:
         self._broken_at: set[int] = set()
         self._broken_in_a_row = 0
 
-    def take(self) -> tuple[int, Care]:
+    def take(self) -> tuple[int, RetryPlan]:
         """The next shard, and how it is to be treated."""
         shard = self.waiting.popleft()
-        return shard, Care(alone=self._alone[shard], aside=self._aside[shard])
+        return shard, RetryPlan(isolate=self._alone[shard], quarantine=self._aside[shard])
 
     def died(self, shard: int, *, begun: bool, at: range | None, why: str) -> None:
         """A process died that held the shard; `at`: the rows that it looked at, as far as known.
@@ -316,8 +316,8 @@ class _Pool:
         for ahead in range(SHARDS_AHEAD):
             for worker in loaded:
                 if len(worker.shards) == ahead and len(queue.waiting) > ahead * len(loaded):
-                    shard, care = queue.take()
-                    worker.shards[worker.actor.ground.remote(shard, care)] = shard
+                    shard, plan = queue.take()
+                    worker.shards[worker.actor.ground.remote(shard, plan)] = shard
 
     def finished(self, queue: ShardQueue) -> list[tuple[int, ShardReport | None]]:
         """The shards that have been done meanwhile, with what they took; None: by another driver.
@@ -493,11 +493,11 @@ class _Grounder:
                 "one, or fewer actors to a GPU with --gpus-per-actor 1"
             ) from error
 
-    def ground(self, shard: int, care: Care) -> ShardReport | None:
+    def ground(self, shard: int, plan: RetryPlan) -> ShardReport | None:
         """Writes the labels of one shard, unless another driver's actor has meanwhile."""
         if self._labels.store.exists(self._labels.key(label_key(shard))):
             return None
-        careful = bool(care.alone or care.aside)
+        careful = bool(plan.isolate or plan.quarantine)
         self._board.post((shard, None), wait=careful)
         table, report = ground_shard(
             self._dataset,
@@ -506,8 +506,8 @@ class _Grounder:
             name=self._chosen.name,
             phrases=self._phrases,
             batch_images=self._batch_images,
-            care=care,
-            begin=lambda rows: self._board.post((shard, rows), wait=careful),
+            plan=plan,
+            on_start=lambda rows: self._board.post((shard, rows), wait=careful),
         )
         self._batch_images = report.batch_images
         if not write_label_part(self._labels, shard, table):

@@ -24,7 +24,7 @@ from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
-from muva.grounding.ground import HANDFUL, BrokenExpertError, Care
+from muva.grounding.ground import HANDFUL, BrokenExpertError, RetryPlan
 from muva.grounding.labels import finished_parts, open_labels, summarise_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
@@ -174,17 +174,17 @@ def test_what_an_actor_needs_and_how_many_have_room() -> None:
 
 def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
     queue = ShardQueue([7, 8], most_aside=1)
-    shard, care = queue.take()
-    assert (shard, care.alone, care.aside) == (7, frozenset(), frozenset())
+    shard, plan = queue.take()
+    assert (shard, plan.isolate, plan.quarantine) == (7, frozenset(), frozenset())
     queue.died(7, begun=False, at=None, why="")
     queue.died(7, begun=True, at=range(32, 64), why="")
     queue.waiting.popleft()
-    _, care = queue.take()
-    assert (care.alone, care.aside) == (frozenset(range(32, 64)), frozenset())
+    _, plan = queue.take()
+    assert (plan.isolate, plan.quarantine) == (frozenset(range(32, 64)), frozenset())
     for _ in range(2):
         queue.died(7, begun=True, at=range(40, 41), why="")
-        _, care = queue.take()
-    assert care.aside == {40}
+        _, plan = queue.take()
+    assert plan.quarantine == {40}
     queue.died(7, begun=True, at=range(41, 42), why="")
     with pytest.raises(MuvaError, match=r"2 images ended the expert's process twice.*row 41.*boom"):
         queue.died(7, begun=True, at=range(41, 42), why="boom")
@@ -327,7 +327,7 @@ def test_prometheus_sees_what_an_actor_has_done(ray_session: None, town: Dataset
     kind: Any = ray.remote(num_cpus=1)(_Grounder)
     actor = kind.remote(town.artifact, labels, expert, PHRASES, 1, False, Board())
     ray.get(actor.load.remote())
-    report: Any = ray.get(actor.ground.remote(0, Care()))
+    report: Any = ray.get(actor.ground.remote(0, RetryPlan()))
     node = ray.nodes()[0]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = rf'ray_muva_grounding_images_total{{.*dataset="{town.name}".*}} {report.images}\.0'
