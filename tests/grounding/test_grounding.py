@@ -121,7 +121,7 @@ def test_a_shard_is_grounded_whatever_the_batch(town):
 
 
 def test_quick_batches_are_told_of_together_and_slow_ones_each(town, monkeypatch):
-    def told(plan: RetryPlan | None = None) -> list[range]:
+    def started(plan: RetryPlan | None = None) -> list[range]:
         begun: list[range] = []
         expert = AnnotatedExpert()
         looked_at(town, 0, expert=expert, batch_images=4, on_start=begun.append, plan=plan)
@@ -129,10 +129,10 @@ def test_quick_batches_are_told_of_together_and_slow_ones_each(town, monkeypatch
 
     assert town.shards[0].rows == 13
     each = [range(4), range(4, 8), range(8, 12), range(12, 13)]
-    assert told() == [range(4), range(4, 13)]
-    assert told(RetryPlan(isolate=frozenset({12}))) == each
+    assert started() == [range(4), range(4, 13)]
+    assert started(RetryPlan(isolate=frozenset({12}))) == each
     monkeypatch.setattr(ground_module, "TELL_S", 1e-9)
-    assert told() == each
+    assert started() == each
 
 
 class Looking:
@@ -255,19 +255,19 @@ def test_a_size_that_does_not_fit_is_not_tried_again(town):
     _, report = ground_shard(town, 0, expert=expert, name="looking", batch_images=5)
     # The second batch was ready when the first one turned out too large.
     assert list(map(len, expert.asked)) == [5, 2, 3, 5, 2, 3, 2, 1]
-    assert (report.batch_images, report.failed, report.broken) == (2, 0, 0)
+    assert (report.batch_images, report.failed, report.expert_failures) == (2, 0, 0)
 
 
 def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
-    told: list[str] = []
+    started: list[str] = []
     decode = ground_module._decoded
 
     def decoded(rows, report, stretch):
-        told.append(f"decode {stretch.start}")
+        started.append(f"decode {stretch.start}")
         return decode(rows, report, stretch)
 
     monkeypatch.setattr(ground_module, "_decoded", decoded)
-    on_start = lambda rows: told.append(f"begin {rows.start}")  # noqa: E731
+    on_start = lambda rows: started.append(f"begin {rows.start}")  # noqa: E731
     looked_at(
         town,
         0,
@@ -276,7 +276,7 @@ def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
         plan=RetryPlan(isolate=frozenset({5})),
         on_start=on_start,
     )
-    assert told[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
+    assert started[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
 
 
 def test_too_many_images_that_cannot_be_decoded_stop_it(town):

@@ -24,7 +24,7 @@ from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
-from muva.grounding.ground import HANDFUL, BrokenExpertError, RetryPlan
+from muva.grounding.ground import MAX_EXPERT_FAILURES, BrokenExpertError, RetryPlan
 from muva.grounding.labels import finished_parts, open_labels, summarise_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
@@ -266,7 +266,7 @@ def test_too_many_images_aside_stop_it_early_and_are_asked_again(
     assert 0 not in finished_parts(labels)
     broken = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids))
     left = set(shards) - finished_parts(labels)
-    large = [shard for shard in shards if town.shards[shard].rows > HANDFUL]
+    large = [shard for shard in shards if town.shards[shard].rows > MAX_EXPERT_FAILURES]
     assert 0 in large
     with pytest.raises(BrokenExpertError, match="Nothing of the shard is kept"):
         by_one_actor(town, labels, large[:1], expert=broken, most_aside=99)
