@@ -104,12 +104,12 @@ def sample_sheet(
 ) -> Image.Image:
     """A picture of some people, a row each, with split, pid and cameras written beside them."""
     table = dataset.rows(["split", "pid", "camid"])
-    rows_of: dict[tuple[str, int], list[dict]] = defaultdict(list)
+    rows_by_identity: dict[tuple[str, int], list[dict]] = defaultdict(list)
     for row in table.to_pylist():
         subset = "train" if row["split"] == "train" else "test"
-        rows_of[subset, row["pid"]].append(row)
+        rows_by_identity[subset, row["pid"]].append(row)
     generator = np.random.default_rng(seed)
-    groups = list(rows_of)
+    groups = list(rows_by_identity)
     chosen = sorted(generator.choice(len(groups), min(people, len(groups)), replace=False))
     sheet = Image.new(
         "RGB",
@@ -119,7 +119,7 @@ def sample_sheet(
     draw = ImageDraw.Draw(sheet)
     for line, index in enumerate(chosen):
         subset, pid = groups[index]
-        rows = _evenly_spaced(rows_of[subset, pid], images_each)
+        rows = _evenly_spaced(rows_by_identity[subset, pid], images_each)
         top = line * (height + _CAPTION + _GAP)
         label = "junk" if pid == JUNK_PID else f"person {pid}"
         draw.text((_GAP, top + _GAP), f"{subset}\n{label}", fill="black")

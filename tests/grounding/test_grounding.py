@@ -21,12 +21,12 @@ from muva.grounding.experts import choose_expert
 from muva.grounding.experts.annotated import AnnotatedExpert
 from muva.grounding.ground import BrokenExpertError, RetryPlan, ground_shard, label_config
 from muva.grounding.labels import (
-    finished_parts,
     label_key,
     label_table,
+    labelled_shards,
     open_labels,
     summarise_labels,
-    write_label_part,
+    write_shard_labels,
 )
 
 PARTS = ("head", "upper_body", "legs")
@@ -83,7 +83,7 @@ def grounded(town: Dataset, expert=None, *, leave_out=(), commit=True) -> Artifa
     expert = expert or AnnotatedExpert()
     artifact = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     for index in set(range(len(town.shards))) - set(leave_out):
-        write_label_part(artifact, index, looked_at(town, index, expert=expert, batch_images=7))
+        write_shard_labels(artifact, index, looked_at(town, index, expert=expert, batch_images=7))
     if commit:
         summary = summarise_labels(artifact, town, parts=PARTS)
         artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
@@ -286,7 +286,7 @@ def test_too_many_images_that_cannot_be_decoded_stop_it(town):
 
 def test_unfinished_labels_are_taken_up_and_not_opened(town):
     labels = grounded(town, leave_out=[1], commit=False)
-    assert finished_parts(labels) == set(range(len(town.shards))) - {1}
+    assert labelled_shards(labels) == set(range(len(town.shards))) - {1}
     with pytest.raises(MuvaError, match=r"1 of \d+ shards have no labels yet \(shard 1"):
         summarise_labels(labels, town, parts=PARTS)
     with pytest.raises(MuvaError, match="is unfinished"):
@@ -312,8 +312,8 @@ def test_missing_rows_and_damaged_files_are_named(town):
     artifact = grounded(town)
     short = looked_at(town, 0, expert=AnnotatedExpert()).slice(1)
     artifact.store.delete(artifact.key(label_key(0)))
-    assert write_label_part(artifact, 0, short)
-    assert not write_label_part(artifact, 0, looked_at(town, 0, expert=AnnotatedExpert()))
+    assert write_shard_labels(artifact, 0, short)
+    assert not write_shard_labels(artifact, 0, looked_at(town, 0, expert=AnnotatedExpert()))
     with pytest.raises(MuvaError, match=r"1 labels are missing and 0 .* twice, for example of 000"):
         open_labels(artifact, dataset=town)
     artifact.store.write(artifact.key("labels-00000.parquet"), b"PAR1")
@@ -336,7 +336,7 @@ def test_rows_that_cannot_be_right_are_named(town, change, message):
     artifact = grounded(town)
     rows = looked_at(town, 0, expert=AnnotatedExpert()).to_pylist()
     artifact.store.delete(artifact.key(label_key(0)))
-    write_label_part(artifact, 0, label_table(change(rows)))
+    write_shard_labels(artifact, 0, label_table(change(rows)))
     with pytest.raises(MuvaError, match=message):
         open_labels(artifact, dataset=town)
 

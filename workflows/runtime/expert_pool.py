@@ -26,7 +26,7 @@ from muva.data.shards import Dataset, open_dataset
 from muva.errors import MuvaError
 from muva.grounding.experts import EXPERTS, ChosenExpert
 from muva.grounding.ground import BrokenExpertError, RetryPlan, ShardReport, ground_shard
-from muva.grounding.labels import label_key, write_label_part
+from muva.grounding.labels import label_key, write_shard_labels
 from workflows.runtime.cluster import alive_nodes
 from workflows.runtime.messages import POLL_S, Board, results
 
@@ -510,7 +510,7 @@ class _Grounder:
             on_start=lambda rows: self._board.post((shard, rows), wait=careful),
         )
         self._batch_images = report.batch_images
-        if not write_label_part(self._labels, shard, table):
+        if not write_shard_labels(self._labels, shard, table):
             return None
         self._images.inc(report.images, self._tags)
         for counter, amount in (

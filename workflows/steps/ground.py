@@ -20,8 +20,8 @@ from muva.grounding.experts import choose_expert
 from muva.grounding.ground import label_config
 from muva.grounding.labels import (
     LABEL_FORMAT,
-    allowed_failures,
-    finished_parts,
+    labelled_shards,
+    max_quarantined,
     open_labels,
     summarise_labels,
 )
@@ -63,7 +63,7 @@ def ground(
     )
 
     def work(tell: Tell) -> dict[str, Any]:
-        waiting = set(range(len(dataset.shards))) - finished_parts(artifact)
+        waiting = set(range(len(dataset.shards))) - labelled_shards(artifact)
         if waiting:
             with ray_cluster(), track(f"ground {dataset.name}") as progress:
                 total = dataset.summary.images
@@ -76,7 +76,7 @@ def ground(
                     config.phrases,
                     shards=waiting,
                     actors=actors or Actors(),
-                    most_aside=allowed_failures(total, config.quarantine_limit),
+                    most_aside=max_quarantined(total, config.quarantine_limit),
                     tell=lambda looked_at, spent: progress.update(
                         before + looked_at, total, note=_pace(spent)
                     ),
@@ -149,7 +149,7 @@ def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
         rows = dataset.read_shard(shard, ["image_id", "pid", "image"])
         shown += rows.take(row_of[shard_of == shard]).to_pylist()
     opened = open_labels(labels, dataset=dataset, shards=shards)
-    masks = opened.masks_on(SHOWN_GRID, [row["image_id"] for row in shown])
+    masks = opened.masks_on_grid(SHOWN_GRID, [row["image_id"] for row in shown])
     return part_mask_sheet(
         [decode_rgb(row["image"]) for row in shown],
         {"pseudo-label": masks.numpy()},

@@ -25,7 +25,7 @@ from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.ground import MAX_EXPERT_FAILURES, BrokenExpertError, RetryPlan
-from muva.grounding.labels import finished_parts, open_labels, summarise_labels
+from muva.grounding.labels import labelled_shards, open_labels, summarise_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
 from workflows.runtime.expert_pool import (
@@ -94,7 +94,7 @@ def grounded(town: Dataset, expert: ChosenExpert, *, actors: int = 1):
         labels,
         expert,
         PHRASES,
-        shards=set(range(len(town.shards))) - finished_parts(labels),
+        shards=set(range(len(town.shards))) - labelled_shards(labels),
         actors=Actors(count=actors),
         most_aside=5,
     )
@@ -263,9 +263,9 @@ def test_too_many_images_aside_stop_it_early_and_are_asked_again(
     shards = range(len(town.shards))
     with pytest.raises(MuvaError, match=rf"1 of the first .* {ids[0]}: the expert failed twice"):
         by_one_actor(town, labels, shards, expert=picky)
-    assert 0 not in finished_parts(labels)
+    assert 0 not in labelled_shards(labels)
     broken = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids))
-    left = set(shards) - finished_parts(labels)
+    left = set(shards) - labelled_shards(labels)
     large = [shard for shard in shards if town.shards[shard].rows > MAX_EXPERT_FAILURES]
     assert 0 in large
     with pytest.raises(BrokenExpertError, match="Nothing of the shard is kept"):
@@ -289,7 +289,7 @@ def test_a_process_that_rays_watch_over_memory_ends_is_lost_like_any_other(
     monkeypatch.setattr("workflows.runtime.expert_pool.results", first_result)
     labels = Artifact(town.artifact.store, "labels", town.name, "5" * 16)
     by_one_actor(town, labels, range(len(town.shards)))
-    assert ended and finished_parts(labels) == set(range(len(town.shards)))
+    assert ended and labelled_shards(labels) == set(range(len(town.shards)))
 
 
 def test_a_shard_at_which_processes_die_before_they_look_is_given_up() -> None:
