@@ -36,7 +36,7 @@ from muva.data.shards import Dataset, open_dataset
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.ground import ground_shard
-from muva.grounding.labels import finished_parts, read_label_part, summarise_labels
+from muva.grounding.labels import labelled_shards, read_shard_labels, summarise_labels
 from muva.synthetic.sensor import encode_jpeg
 from workflows.runtime.expert_pool import Actors, ground_shards
 
@@ -113,7 +113,7 @@ def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
             labels,
             _expert(notes),
             PHRASES,
-            shards=set(range(len(dataset.shards))) - finished_parts(labels),
+            shards=set(range(len(dataset.shards))) - labelled_shards(labels),
             actors=Actors(),
             most_aside=0,
         )
@@ -168,7 +168,7 @@ def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
                 seconds = time.monotonic() - started_at
                 begun = _begun(notes, dataset)
                 equal = all(
-                    read_label_part(labels, shard).to_pylist() == table.to_pylist()
+                    read_shard_labels(labels, shard).to_pylist() == table.to_pylist()
                     for shard, table in enumerate(expected)
                 )
                 kills = int(kind != "s3")

@@ -29,11 +29,11 @@ from muva.data.store import open_store
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.labels import (
-    finished_parts,
     label_key,
     label_table,
+    labelled_shards,
     summarise_labels,
-    write_label_part,
+    write_shard_labels,
 )
 from muva.synthetic import BENCHMARK, render
 from muva.synthetic.sensor import encode_jpeg
@@ -321,12 +321,12 @@ def recognition_s(folder: Path) -> tuple[float, float]:
         for number in range(4)
         for part in PHRASES
     ]
-    write_label_part(labels, 0, label_table(rows))
+    write_shard_labels(labels, 0, label_table(rows))
     first = labels.store.path(labels.key(label_key(0)))
     for shard in range(1, MANY_SHARDS):
         shutil.copyfile(first, first.with_name(label_key(shard)))
     started_at = time.perf_counter()
-    assert len(finished_parts(labels)) == MANY_SHARDS
+    assert len(labelled_shards(labels)) == MANY_SHARDS
     recognised_s = time.perf_counter() - started_at
     started_at = time.perf_counter()
     summarise_labels(labels, dataset, parts=list(PHRASES))

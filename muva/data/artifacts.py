@@ -25,7 +25,7 @@ KINDS = ("datasets", "labels", "prompts", "models", "features", "metrics", "stud
 MANIFEST = "manifest.json"
 STARTED = "started.json"
 """Key within an artifact: what its step noted before it began to compute."""
-MEANT = "meant"
+LATEST = "meant"
 """Key within an artifact: when its name was last made to mean it, ISO 8601."""
 
 _MANIFEST_FORMAT = 1
@@ -181,23 +181,23 @@ class Artifact:
             return None
         return note
 
-    def be_meant(self) -> None:
+    def set_latest(self) -> None:
         """Let its name mean this artifact, also where another of that name was made later.
 
         Or where a clock that was set back, or another machine's, says so.
         """
-        meant = find_artifact(self.store, self.kind, self.name)
-        if meant != self:
-            self.store.write(self.key(MEANT), _later_than(meant.meant_since()).encode())
+        latest = find_artifact(self.store, self.kind, self.name)
+        if latest != self:
+            self.store.write(self.key(LATEST), _later_than(latest.latest_since()).encode())
 
-    def meant_since(self) -> str:
+    def latest_since(self) -> str:
         """When it was made or last made to be meant, ISO 8601; empty for a damaged one."""
         try:
             manifest = self.manifest()
         except DamagedManifestError:
             return ""
         try:
-            return self.store.read(self.key(MEANT)).decode()
+            return self.store.read(self.key(LATEST)).decode()
         except MissingKeyError:
             return manifest["created"] if manifest else ""
 
@@ -245,10 +245,10 @@ def find_artifact(store: Store, kind: str, reference: str) -> Artifact:
     if len(named) == 1:
         return named[0]
     if named:
-        return max(named, key=Artifact.meant_since)
+        return max(named, key=Artifact.latest_since)
     names = sorted({artifact.name for artifact in known})
-    there = closest(wanted, names) if names else f"there are no {kind} yet"
-    raise MuvaError(f"no {kind} {reference!r} in the store {store.uri}; {there}")
+    hint = closest(wanted, names) if names else f"there are no {kind} yet"
+    raise MuvaError(f"no {kind} {reference!r} in the store {store.uri}; {hint}")
 
 
 def open_artifact(uri: str) -> Artifact:

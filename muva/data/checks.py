@@ -104,13 +104,13 @@ def sample_sheet(
 ) -> Image.Image:
     """A picture of some people, a row each, with split, pid and cameras written beside them."""
     table = dataset.rows(["split", "pid", "camid"])
-    of_person: dict[tuple[str, int], list[dict]] = defaultdict(list)
+    rows_by_identity: dict[tuple[str, int], list[dict]] = defaultdict(list)
     for row in table.to_pylist():
-        where = "train" if row["split"] == "train" else "test"
-        of_person[where, row["pid"]].append(row)
+        subset = "train" if row["split"] == "train" else "test"
+        rows_by_identity[subset, row["pid"]].append(row)
     generator = np.random.default_rng(seed)
-    everyone = list(of_person)
-    chosen = sorted(generator.choice(len(everyone), min(people, len(everyone)), replace=False))
+    groups = list(rows_by_identity)
+    chosen = sorted(generator.choice(len(groups), min(people, len(groups)), replace=False))
     sheet = Image.new(
         "RGB",
         (_LABEL_WIDTH + images_each * (width + _GAP), len(chosen) * (height + _CAPTION + _GAP)),
@@ -118,15 +118,15 @@ def sample_sheet(
     )
     draw = ImageDraw.Draw(sheet)
     for line, index in enumerate(chosen):
-        where, pid = everyone[index]
-        rows = _spread(of_person[where, pid], images_each)
+        subset, pid = groups[index]
+        rows = _evenly_spaced(rows_by_identity[subset, pid], images_each)
         top = line * (height + _CAPTION + _GAP)
         label = "junk" if pid == JUNK_PID else f"person {pid}"
-        draw.text((_GAP, top + _GAP), f"{where}\n{label}", fill="black")
-        for place, (row, encoded) in enumerate(
+        draw.text((_GAP, top + _GAP), f"{subset}\n{label}", fill="black")
+        for column, (row, encoded) in enumerate(
             zip(rows, dataset.read_images([row["row"] for row in rows]), strict=True)
         ):
-            left = _LABEL_WIDTH + place * (width + _GAP)
+            left = _LABEL_WIDTH + column * (width + _GAP)
             sheet.paste(decode_rgb(encoded).resize((width, height)), (left, top))
             camera = "?" if row["camid"] is None else row["camid"]
             draw.text((left, top + height), f"camera {camera}", fill="black")
@@ -196,7 +196,7 @@ def _warnings(
     return found
 
 
-def _spread(rows: Sequence[dict], count: int) -> list[dict]:
+def _evenly_spaced(rows: Sequence[dict], count: int) -> list[dict]:
     """At most `count` of the rows, evenly, so that all cameras have a chance."""
     ordered = sorted(rows, key=lambda row: (row["camid"] is None, row["camid"], row["row"]))
     if len(ordered) <= count:

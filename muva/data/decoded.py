@@ -24,7 +24,7 @@ NODE_BYTES = 4 * 2**30
 """All decoded images of a node together; the files that were opened longest ago go first."""
 
 _SUFFIX = ".images"
-_THERE = 1 << 32  # above every checksum, so that a sum of 0 says that there is nothing
+_PRESENT = 1 << 32  # above every checksum, so that a sum of 0 says that there is nothing
 _log = logging.getLogger(__name__)
 
 
@@ -57,16 +57,16 @@ class DecodedImages:
             os.close(self._file)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _opened, (self.path, self._count, *self._shape[:2])
+        return _reopen, (self.path, self._count, *self._shape[:2])
 
     def read(self, index: int) -> np.ndarray | None:
         """An image, to be read only; None where it must be decoded."""
         found = int(self._sums[index])
         if not found:
             return None
-        at = self._first + index * self._image_bytes
-        pixels = self._bytes[at : at + self._image_bytes]
-        if found != _THERE | zlib.crc32(pixels.data):
+        offset = self._first + index * self._image_bytes
+        pixels = self._bytes[offset : offset + self._image_bytes]
+        if found != _PRESENT | zlib.crc32(pixels.data):
             return None
         return pixels.reshape(self._shape)
 
@@ -75,7 +75,7 @@ class DecodedImages:
         if self._full:
             return
         content = np.ascontiguousarray(pixels).data.cast("B")
-        total = np.uint64(_THERE | zlib.crc32(content))
+        total = np.uint64(_PRESENT | zlib.crc32(content))
         # Written, not stored through the map: a full disk is then an error and no signal.
         try:
             _write_all(self._file, content, self._first + index * self._image_bytes)
@@ -106,7 +106,7 @@ def decoded_images(
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{folder} belongs to another user")
-        _make_room(path, limit_bytes - kept * height * width * 3)
+        _evict_oldest(path, limit_bytes - kept * height * width * 3)
     except OSError as error:
         raise MuvaError(
             f"{folder}: decoded images cannot be kept there: {error}. TMPDIR chooses another folder"
@@ -116,7 +116,7 @@ def decoded_images(
     return images
 
 
-def forget_decoded_images(folder: Path | None = None) -> None:
+def delete_decoded_images(folder: Path | None = None) -> None:
     """Removes all decoded images of this node; who trains on them keeps them until the end."""
     for file in (folder or _folder()).glob(f"*{_SUFFIX}"):
         file.unlink(missing_ok=True)
@@ -126,31 +126,31 @@ def _folder() -> Path:
     return Path(tempfile.gettempdir()) / f"muva-{os.getuid()}"
 
 
-def _opened(path: Path, count: int, height: int, width: int) -> DecodedImages:
+def _reopen(path: Path, count: int, height: int, width: int) -> DecodedImages:
     return DecodedImages(path, count=count, height=height, width=width)
 
 
-def _make_room(ours: Path, left_bytes: int) -> None:
+def _evict_oldest(kept: Path, budget_bytes: int) -> None:
     """Removes the files opened longest ago until the others take no more than this.
 
     Who still has one of them open keeps it until the end.
     """
     others: list[tuple[float, int, Path]] = []
-    for file in ours.parent.glob(f"*{_SUFFIX}"):
-        if file != ours:
+    for file in kept.parent.glob(f"*{_SUFFIX}"):
+        if file != kept:
             try:
-                found = file.stat()
+                status = file.stat()
             except FileNotFoundError:  # another process made room
                 continue
-            others.append((found.st_mtime, 512 * found.st_blocks, file))
+            others.append((status.st_mtime, 512 * status.st_blocks, file))
     for _, size, file in sorted(others, reverse=True):
-        left_bytes -= size
-        if left_bytes < 0:
+        budget_bytes -= size
+        if budget_bytes < 0:
             file.unlink(missing_ok=True)
 
 
-def _write_all(file: int, content: bytes | memoryview, at: int) -> None:
+def _write_all(file: int, content: bytes | memoryview, offset: int) -> None:
     view = memoryview(content)
     while view:
-        done = os.pwrite(file, view, at)
-        view, at = view[done:], at + done
+        done = os.pwrite(file, view, offset)
+        view, offset = view[done:], offset + done

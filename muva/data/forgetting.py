@@ -12,15 +12,15 @@ from muva.config import PARTS
 from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.protocols import read_trials, write_trials
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.data.shards import Dataset, write_shards
 
-_AT_ONCE = 64
+_BATCH_IMAGES = 64
 """Images that are read together: as many as lie together."""
 
 
 @dataclass(frozen=True)
-class Remainder:
+class DatasetWithout:
     """What a data set is without the people of some pids; it lies beside the data set."""
 
     dataset: Dataset
@@ -29,9 +29,9 @@ class Remainder:
     @property
     def artifact(self) -> Artifact:
         """Where it is: the address is a hash of the data set's and of who is gone."""
-        old = self.dataset.artifact
-        gone = fingerprint([old.address, self._gone])
-        return Artifact(old.store, "datasets", old.name, gone)
+        original = self.dataset.artifact
+        removed = fingerprint([original.address, self._removed])
+        return Artifact(original.store, "datasets", original.name, removed)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Remainder:
         manifest = self.dataset.artifact.manifest(format_version=formats.SHARDS)
         assert manifest is not None
         before = manifest["config"].get("people_forgotten", 0)
-        return {**manifest["config"], "people_forgotten": before + len(self._gone)}
+        return {**manifest["config"], "people_forgotten": before + len(self._removed)}
 
     def write(self) -> dict[str, Any]:
         """Writes it, and returns its manifest's summary; committing is left to the caller.
@@ -47,15 +47,19 @@ class Remainder:
         Names of images that were set aside at the import are not taken over. Raises MuvaError where
         a split would be left empty.
         """
-        records = [record for record in _records(self.dataset) if record.pid not in self._gone]
+        records = [record for record in _records(self.dataset) if record.pid not in self._removed]
         summary = write_shards(records, artifact=self.artifact)
         if trials := read_trials(self.dataset):
-            left = {record.image_id for record in records}
+            remaining = {record.image_id for record in records}
             kept = [
                 replace(
                     trial,
-                    query=tuple(one for one in trial.query if one in left),
-                    gallery=tuple(one for one in trial.gallery if one in left),
+                    query=tuple(
+                        identifier for identifier in trial.query if identifier in remaining
+                    ),
+                    gallery=tuple(
+                        identifier for identifier in trial.gallery if identifier in remaining
+                    ),
                 )
                 for trial in trials
             ]
@@ -63,7 +67,7 @@ class Remainder:
         return asdict(summary)
 
     @property
-    def _gone(self) -> list[int]:
+    def _removed(self) -> list[int]:
         return sorted({int(pid) for pid in self.pids})
 
 
@@ -72,11 +76,11 @@ def _records(dataset: Dataset) -> Iterator[Record]:
 
     @functools.lru_cache(maxsize=2)
     def together(number: int) -> list[bytes]:
-        first = number * _AT_ONCE
-        return dataset.read_images(range(first, min(first + _AT_ONCE, dataset.summary.images)))
+        first = number * _BATCH_IMAGES
+        return dataset.read_images(range(first, min(first + _BATCH_IMAGES, dataset.summary.images)))
 
     def image(row: int) -> bytes:
-        return together(row // _AT_ONCE)[row % _AT_ONCE]
+        return together(row // _BATCH_IMAGES)[row % _BATCH_IMAGES]
 
     for row in dataset.rows().to_pylist():
         boxes = {part: tuple(row[f"box_{part}"]) if row[f"box_{part}"] else None for part in PARTS}
@@ -86,7 +90,7 @@ def _records(dataset: Dataset) -> Iterator[Record]:
             split=row["split"],
             pid=row["pid"],
             camid=row["camid"],
-            source=Excerpt(
+            source=LazyImage(
                 file=Path(dataset.artifact.address), encoded=functools.partial(image, row["row"])
             ),
             boxes=boxes if row["has_boxes"] else None,

@@ -49,12 +49,12 @@ class Pool:
 def pool(
     datasets: Sequence[Dataset],
     *,
-    everyone: bool = False,
-    without: Mapping[str, np.ndarray] = MappingProxyType({}),
+    all_splits: bool = False,
+    excluded: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Pool:
     """The train splits together; MuvaError for a domain given twice or without training images.
 
-    `everyone`: the people of query and gallery too, but neither junk nor distractors. `without`:
+    `all_splits`: the people of query and gallery too, but neither junk nor distractors. `excluded`:
     domain -> pids that are left out.
     """
     names = [dataset.name for dataset in datasets]
@@ -67,9 +67,9 @@ def pool(
     image_ids: list[str] = []
     labels, dataset_index, rows = [], [], []
     for index, dataset in enumerate(datasets):
-        table = dataset.rows(["image_id", "pid"], splits=SPLITS if everyone else ["train"])
-        absent = [*_nobody(dataset), *without.get(dataset.name, ())]
-        table = table.filter(pa.array(~np.isin(table["pid"].to_numpy(), absent)))
+        table = dataset.rows(["image_id", "pid"], splits=SPLITS if all_splits else ["train"])
+        ignored = [*_non_identities(dataset), *excluded.get(dataset.name, ())]
+        table = table.filter(pa.array(~np.isin(table["pid"].to_numpy(), ignored)))
         if not len(table):
             raise MuvaError(
                 f"{dataset.name} has no training images (splits: "
@@ -91,9 +91,9 @@ def pool(
     )
 
 
-def _nobody(dataset: Dataset) -> list[int]:
+def _non_identities(dataset: Dataset) -> list[int]:
     benchmark = BENCHMARKS.get(dataset.name)
-    return [JUNK_PID, *(benchmark.nobody if benchmark else ())]
+    return [JUNK_PID, *(benchmark.distractors if benchmark else ())]
 
 
 def write_trials(artifact: Artifact, trials: Sequence[Trial]) -> None:

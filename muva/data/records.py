@@ -21,7 +21,7 @@ JUNK_PID = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Excerpt:
+class LazyImage:
     """An image that is a part of a file."""
 
     file: Path
@@ -42,7 +42,7 @@ class Record:
     split: Split
     pid: int
     camid: int | None
-    source: Path | bytes | Excerpt
+    source: Path | bytes | LazyImage
     """Where the encoded image is, or the encoded image."""
     boxes: Mapping[str, Box | None] | None = None
     """Exact boxes of the parts where the data come with them; None for a part out of sight."""
@@ -59,7 +59,7 @@ def first_per_camera(pids: Sequence[int], camids: Sequence[int | None]) -> list[
     """Whether each image is the first of its person in its camera; junk (negative) never is."""
     seen: set[tuple[int, int | None]] = set()
     first = []
-    for place in zip(pids, camids, strict=True):
-        first.append(place not in seen and place[0] >= 0)
-        seen.add(place)
+    for key in zip(pids, camids, strict=True):
+        first.append(key not in seen and key[0] >= 0)
+        seen.add(key)
     return first

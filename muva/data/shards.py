@@ -110,7 +110,7 @@ def write_shards(
                 raise MuvaError(
                     f"{artifact.name}: {len(quarantine)} of the first {done} images cannot be "
                     f"read (of {len(ordered)} in all, {int(allowed)} may be set aside): "
-                    f"{_named(': '.join(entry.values()) for entry in quarantine)}. "
+                    f"{_examples(': '.join(entry.values()) for entry in quarantine)}. "
                     "Was the copy interrupted?"
                 ) from error
         if progress is not None:
@@ -172,7 +172,7 @@ class Dataset:
     ) -> pa.Table:
         """One shard's rows, encoded images (`image`) included unless left out; `row` comes last."""
         needed = dict.fromkeys([*columns, "split"])
-        with self._explained(index):
+        with self._readable_errors(index):
             table = pq.read_table(self._file(index), columns=list(needed))
         first = int(self._first_rows[index])
         table = table.append_column("row", pa.array(np.arange(first, first + len(table))))
@@ -183,34 +183,36 @@ class Dataset:
 
     def read_images(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
         """The encoded images of these rows, in this order."""
-        wanted = np.asarray(rows, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self._first_rows[-1]):
+        row_numbers = np.asarray(rows, np.int64)
+        if row_numbers.size and (
+            row_numbers.min() < 0 or row_numbers.max() >= self._first_rows[-1]
+        ):
             raise IndexError(f"{self.name} has rows 0 to {self._first_rows[-1] - 1}")
-        if self.visible != SPLITS and not np.isin(wanted, self._visible_rows).all():
+        if self.visible != SPLITS and not np.isin(row_numbers, self._visible_rows).all():
             raise MuvaError(
                 f"{self.name}: an image was asked for that is none of {', '.join(self.visible)}: "
                 "nothing else of this data set may be read here"
             )
-        images: list[bytes] = [b""] * len(wanted)
-        shard_of, row_of = self.places_of(wanted)
-        for shard in np.unique(shard_of):
-            places = np.flatnonzero(shard_of == shard)
-            local = row_of[places]
+        images: list[bytes] = [b""] * len(row_numbers)
+        shard_indices, rows_in_shard = self.locate_rows(row_numbers)
+        for shard in np.unique(shard_indices):
+            positions = np.flatnonzero(shard_indices == shard)
+            shard_rows = rows_in_shard[positions]
             with (
-                self._explained(int(shard)),
+                self._readable_errors(int(shard)),
                 pq.ParquetFile(self._file(int(shard)), memory_map=True) as file,
             ):
-                for group in np.unique(local // _ROW_GROUP_ROWS):
+                for group in np.unique(shard_rows // _ROW_GROUP_ROWS):
                     column = file.read_row_group(int(group), columns=["image"])["image"]
-                    for place in np.flatnonzero(local // _ROW_GROUP_ROWS == group):
-                        at = int(local[place] - group * _ROW_GROUP_ROWS)
-                        images[places[place]] = column[at].as_py()
+                    for position in np.flatnonzero(shard_rows // _ROW_GROUP_ROWS == group):
+                        offset = int(shard_rows[position] - group * _ROW_GROUP_ROWS)
+                        images[positions[position]] = column[offset].as_py()
         return images
 
-    def places_of(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate_rows(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each row's shard, and its place there."""
-        shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
-        return shard_of, np.asarray(rows) - self._first_rows[shard_of]
+        shards = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return shards, np.asarray(rows) - self._first_rows[shards]
 
     def quarantine(self) -> list[dict[str, str]]:
         """The images that were set aside: `image_id`, `reason`."""
@@ -229,7 +231,7 @@ class Dataset:
         return self.rows([])["row"].to_numpy()
 
     @contextmanager
-    def _explained(self, index: int) -> Iterator[None]:
+    def _readable_errors(self, index: int) -> Iterator[None]:
         """Damage of a shard in words that say what to do."""
         try:
             yield
@@ -278,15 +280,15 @@ def _check(records: Sequence[Record], *, name: str) -> None:
     """Refuse records that contradict each other or the rules of `Record`."""
     domains = {record.domain for record in records}
     if len(domains) > 1:
-        raise MuvaError(f"{name}: records of several domains: {_named(sorted(domains))}")
+        raise MuvaError(f"{name}: records of several domains: {_examples(sorted(domains))}")
     _check_splits(Counter(record.split for record in records), name=name, why="")
     repeated = [i for i, n in Counter(record.image_id for record in records).items() if n > 1]
-    _refuse(repeated, f"{name}: image ids must be unique; repeated")
-    _refuse(
+    _reject(repeated, f"{name}: image ids must be unique; repeated")
+    _reject(
         [r.image_id for r in records if r.pid < JUNK_PID or (r.pid < 0 and r.split != "gallery")],
         f"{name}: pids count from 0, and -1 (junk) is for gallery images only; broken by",
     )
-    _refuse(
+    _reject(
         [
             f"{r.image_id} (camera {r.camid})"
             for r in records
@@ -294,7 +296,7 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         ],
         f"{name}: camera ids must not be negative; found",
     )
-    _refuse(
+    _reject(
         [
             f"{r.image_id} (person {r.pid}, camera {r.camid})"
             for r in records
@@ -302,13 +304,13 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         ],
         f"{name}: pids must be below 2^63 and camera ids below 2^31; found",
     )
-    _refuse(
+    _reject(
         [r.image_id for r in records if r.camid is None]
         if any(r.camid is not None for r in records)
         else [],
         f"{name}: camera ids must be given for all images or for none; missing for",
     )
-    _refuse(
+    _reject(
         [
             f"{r.image_id} {box}"
             for r in records
@@ -317,9 +319,9 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         ],
         f"{name}: boxes must be fractions, 0 <= x0 < x1 <= 1 and the same for y; found",
     )
-    trained = {r.pid for r in records if r.split == "train"}
-    _refuse(
-        sorted(map(str, trained & {r.pid for r in records if r.split != "train"})),
+    train_pids = {r.pid for r in records if r.split == "train"}
+    _reject(
+        sorted(map(str, train_pids & {r.pid for r in records if r.split != "train"})),
         f"{name}: identities must not be in both train and query or gallery; found pids",
     )
 
@@ -336,16 +338,16 @@ def _check_splits(counts: Counter[str], *, name: str, why: str) -> None:
             )
 
 
-def _refuse(offenders: Sequence[str], message: str) -> None:
+def _reject(offenders: Sequence[str], message: str) -> None:
     if offenders:
-        raise MuvaError(f"{message} {_named(offenders)}")
+        raise MuvaError(f"{message} {_examples(offenders)}")
 
 
-def _named(things: Iterable[str], most: int = 3) -> str:
+def _examples(items: Iterable[str], limit: int = 3) -> str:
     """The first few by name, and how many more there are."""
-    everything = list(things)
-    rest = f" and {len(everything) - most} more" if len(everything) > most else ""
-    return ", ".join(everything[:most]) + rest
+    names = list(items)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -427,15 +429,15 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _split_counts(records: Iterable[Record], left_out: set[str]) -> dict[str, dict[str, int]]:
+def _split_counts(records: Iterable[Record], quarantined: set[str]) -> dict[str, dict[str, int]]:
     counts = {}
-    kept = [record for record in records if record.image_id not in left_out]
+    kept = [record for record in records if record.image_id not in quarantined]
     for split in SPLITS:
-        inside = [record for record in kept if record.split == split]
-        if inside:
+        of_split = [record for record in kept if record.split == split]
+        if of_split:
             counts[split] = {
-                "images": len(inside),
-                "identities": len({r.pid for r in inside} - {JUNK_PID}),
-                "cameras": len({r.camid for r in inside} - {None}),
+                "images": len(of_split),
+                "identities": len({r.pid for r in of_split} - {JUNK_PID}),
+                "cameras": len({r.camid for r in of_split} - {None}),
             }
     return counts

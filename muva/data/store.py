@@ -103,19 +103,19 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         """See `Store`."""
-        with self._explained("read", key):
+        with self._readable_errors("read", key):
             return self._file(key).read_bytes()
 
     def write(self, key: str, data: bytes) -> None:
         """See `Store`."""
-        with self._explained("write", key), self._written_aside(data) as aside:
-            _place(aside, self._file(key), os.replace)
+        with self._readable_errors("write", key), self._temporary_file(data) as temporary:
+            _move_into_place(temporary, self._file(key), os.replace)
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Store`."""
-        with self._explained("write", key), self._written_aside(data) as aside:
+        with self._readable_errors("write", key), self._temporary_file(data) as temporary:
             try:
-                _place(aside, self._file(key), os.link)
+                _move_into_place(temporary, self._file(key), os.link)
             except FileExistsError:
                 return False
             return True
@@ -126,7 +126,7 @@ class LocalStore:
 
     def size(self, key: str) -> int:
         """See `Store`."""
-        with self._explained("read", key):
+        with self._readable_errors("read", key):
             return self._file(key).stat().st_size
 
     def list(self, prefix: str = "") -> Iterator[str]:
@@ -142,7 +142,7 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         """See `Store`; folders that become empty go too."""
-        with self._explained("delete", key):
+        with self._readable_errors("delete", key):
             file = self._file(key)
             file.unlink(missing_ok=True)
             for folder in file.relative_to(self._root).parents:
@@ -162,7 +162,7 @@ class LocalStore:
         """See `Store`."""
         removed = 0
         for file in list(self._partial.glob("*")):
-            with self._explained("delete", file.name):
+            with self._readable_errors("delete", file.name):
                 try:
                     if time.time() - file.stat().st_mtime > older_than_s:
                         file.unlink()
@@ -175,21 +175,21 @@ class LocalStore:
         return self._root / checked_key(key)
 
     @contextmanager
-    def _written_aside(self, data: bytes) -> Iterator[Path]:
+    def _temporary_file(self, data: bytes) -> Iterator[Path]:
         """A file on the store's own disk that holds the bytes, flushed."""
         self._partial.mkdir(parents=True, exist_ok=True)
-        aside = self._partial / uuid.uuid4().hex
+        temporary = self._partial / uuid.uuid4().hex
         try:
-            with aside.open("xb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            yield aside
+            yield temporary
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _explained(self, verb: str, key: str) -> Iterator[None]:
+    def _readable_errors(self, verb: str, key: str) -> Iterator[None]:
         """Errors of the disk in words that say what to do."""
         try:
             yield
@@ -237,20 +237,20 @@ class S3Store:
     def read(self, key: str) -> bytes:
         """See `Store`."""
         buffer = io.BytesIO()
-        with self._explained("read", key):
-            self._call("download_fileobj", key, Fileobj=buffer, Config=_transfers())
+        with self._readable_errors("read", key):
+            self._call("download_fileobj", key, Fileobj=buffer, Config=_transfer_config())
         return buffer.getvalue()
 
     def write(self, key: str, data: bytes) -> None:
         """See `Store`; what is large goes in parts, each of which is tried again by itself."""
-        with self._explained("write", key):
-            self._call("upload_fileobj", key, Fileobj=io.BytesIO(data), Config=_transfers())
+        with self._readable_errors("write", key):
+            self._call("upload_fileobj", key, Fileobj=io.BytesIO(data), Config=_transfer_config())
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Store`."""
         from botocore.exceptions import ClientError
 
-        with self._explained("write", key):
+        with self._readable_errors("write", key):
             for pause_s in (0.1, 0.4, 1.6, None):
                 try:
                     self._call("put_object", key, Body=data, IfNoneMatch="*")
@@ -276,13 +276,13 @@ class S3Store:
 
     def size(self, key: str) -> int:
         """See `Store`."""
-        with self._explained("read", key):
+        with self._readable_errors("read", key):
             return self._call("head_object", key)["ContentLength"]
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Store`."""
-        with self._explained("list", prefix):
-            pages = self._connected().get_paginator("list_objects_v2")
+        with self._readable_errors("list", prefix):
+            pages = self._s3_client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for entry in page.get("Contents", []):
                     if not entry["Key"].endswith("/"):
@@ -290,24 +290,24 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See `Store`."""
-        with self._explained("delete", key):
+        with self._readable_errors("delete", key):
             self._call("delete_object", key)
 
     def path(self, key: str) -> Path:
         """See `Store`: a copy under the user's cache folder, named by the content's ETag."""
-        with self._explained("read", key):
+        with self._readable_errors("read", key):
             etag = self._call("head_object", key)["ETag"]
             name = hashlib.sha256(f"{self.uri}/{key} {etag}".encode()).hexdigest()
             copy = _cache_folder() / name
             if not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                aside = copy.with_name(f"{name}.{uuid.uuid4().hex}.partial")
+                temporary = copy.with_name(f"{name}.{uuid.uuid4().hex}.partial")
                 try:
-                    with aside.open("xb") as file:
-                        self._call("download_fileobj", key, Fileobj=file, Config=_transfers())
-                    aside.replace(copy)
+                    with temporary.open("xb") as file:
+                        self._call("download_fileobj", key, Fileobj=file, Config=_transfer_config())
+                    temporary.replace(copy)
                 finally:
-                    aside.unlink(missing_ok=True)
+                    temporary.unlink(missing_ok=True)
             return copy
 
     def sweep(self, *, older_than_s: float) -> int:
@@ -316,8 +316,8 @@ class S3Store:
         Programs that know folders, Ray Train among them, leave empty objects named like one.
         """
         removed = 0
-        with self._explained("list", "broken-off uploads"):
-            client = self._connected()
+        with self._readable_errors("list", "broken-off uploads"):
+            client = self._s3_client()
             pages = client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for entry in page.get("Contents", []):
@@ -336,7 +336,7 @@ class S3Store:
                         removed += 1
         return removed
 
-    def _connected(self) -> Any:
+    def _s3_client(self) -> Any:
         if self._client is None:
             from boto3.session import Session
             from botocore.config import Config
@@ -354,10 +354,10 @@ class S3Store:
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         full_key = self._prefix + checked_key(key)
-        return getattr(self._connected(), operation)(Bucket=self._bucket, Key=full_key, **arguments)
+        return getattr(self._s3_client(), operation)(Bucket=self._bucket, Key=full_key, **arguments)
 
     @contextmanager
-    def _explained(self, verb: str, key: str) -> Iterator[None]:
+    def _readable_errors(self, verb: str, key: str) -> Iterator[None]:
         """Errors of the service in words that say what to do."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
@@ -401,7 +401,7 @@ _S3_REMEDIES = {
 
 
 @functools.cache
-def _transfers() -> Any:
+def _transfer_config() -> Any:
     """How bytes go: in parts from this size on, few at once beside the work."""
     from boto3.s3.transfer import TransferConfig
 
@@ -417,7 +417,7 @@ def checked_key(key: str) -> str:
     return key
 
 
-def forget_local_copies() -> None:
+def delete_local_copies() -> None:
     """Removes the copies of buckets' content that this user has on this machine."""
     for copy in _cache_folder().glob("*"):
         copy.unlink(missing_ok=True)
@@ -427,10 +427,10 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muva" / "s3"
 
 
-def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> None:
+def _move_into_place(temporary: Path, target: Path, move: Callable[[Path, Path], None]) -> None:
     """Move or link a finished file to its name, and flush the folder: the name is on disk then."""
-    for attempt in range(_PLACE_ATTEMPTS):
-        last = attempt == _PLACE_ATTEMPTS - 1
+    for attempt in range(_MOVE_ATTEMPTS):
+        last = attempt == _MOVE_ATTEMPTS - 1
         # A neighbour's `delete` may remove the empty folder at any moment: between the two looks
         # that `mkdir` takes at it, or before the file is in it.
         try:
@@ -440,7 +440,7 @@ def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> Non
                 raise
             continue
         try:
-            move(aside, target)
+            move(temporary, target)
             break
         except FileNotFoundError:
             if last:
@@ -452,8 +452,8 @@ def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> Non
         os.close(descriptor)
 
 
-_PLACE_ATTEMPTS = 10
+_MOVE_ATTEMPTS = 10
 
 
-PARTIAL_AFTER_S = 3600.0
+STALE_PARTIAL_S = 3600.0
 """A file that a write left behind is swept when it is this old: younger ones may be in use."""

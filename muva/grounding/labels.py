@@ -53,8 +53,8 @@ def label_key(shard_index: int) -> str:
     return f"labels-{shard_index:05d}.parquet"
 
 
-def write_label_part(artifact: Artifact, shard_index: int, table: pa.Table) -> bool:
-    """Store the labels of one shard; from then on `finished_parts` names it.
+def write_shard_labels(artifact: Artifact, shard_index: int, table: pa.Table) -> bool:
+    """Store the labels of one shard; from then on `labelled_shards` names it.
 
     False, and nothing changes, where another writer has been faster.
     """
@@ -63,7 +63,7 @@ def write_label_part(artifact: Artifact, shard_index: int, table: pa.Table) -> b
     return artifact.store.create(artifact.key(label_key(shard_index)), buffer.getvalue())
 
 
-def read_label_part(
+def read_shard_labels(
     artifact: Artifact, shard_index: int, columns: Sequence[str] = _SCHEMA.names
 ) -> pa.Table:
     """The labels of one shard; MuvaError where the file is damaged."""
@@ -79,14 +79,14 @@ def read_label_part(
         ) from error
 
 
-def finished_parts(artifact: Artifact) -> set[int]:
+def labelled_shards(artifact: Artifact) -> set[int]:
     """The shards whose labels are there."""
     prefix = artifact.key("")
     names = (key.removeprefix(prefix) for key in artifact.store.list(prefix))
     return {int(match[1]) for name in names if (match := _PART_KEY.fullmatch(name))}
 
 
-def allowed_failures(images: int, quarantine_limit: float) -> float:
+def max_quarantined(images: int, quarantine_limit: float) -> float:
     """How many of the images may be set aside: this share of them, and always a handful."""
     return max(quarantine_limit * images, float(min(5, max(1, images // 10))))
 
@@ -105,7 +105,7 @@ def summarise_labels(
     missing and when more images than `quarantine_limit` (a share, and more than a handful) could
     not be looked at.
     """
-    missing = sorted(set(range(len(dataset.shards))) - finished_parts(artifact))
+    missing = sorted(set(range(len(dataset.shards))) - labelled_shards(artifact))
     if missing:
         raise MuvaError(
             f"{artifact.uri}: {len(missing)} of {len(dataset.shards)} shards have no labels yet "
@@ -114,7 +114,7 @@ def summarise_labels(
     found: Counter[str] = Counter()
     failed: dict[str, str] = {}
     for index in range(len(dataset.shards)):
-        table = read_label_part(artifact, index, ("image_id", "part", "found", "error"))
+        table = read_shard_labels(artifact, index, ("image_id", "part", "found", "error"))
         counts = table["part"].filter(table["found"]).value_counts()
         found.update(
             dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))
@@ -122,7 +122,7 @@ def summarise_labels(
         bad = table.filter(table["error"].is_valid())
         failed |= dict(zip(bad["image_id"].to_pylist(), bad["error"].to_pylist(), strict=True))
     images = dataset.summary.images
-    if len(failed) > allowed_failures(images, quarantine_limit):
+    if len(failed) > max_quarantined(images, quarantine_limit):
         image_id, reason = next(iter(failed.items()))
         raise MuvaError(
             f"{artifact.uri}: {len(failed)} of {images} images could not be looked at, for example "
@@ -167,8 +167,8 @@ class LabelSet:
         In the order of the images and of `parts` (all by default). Of masks it is the box around
         the patches. Raises MuvaError for images or parts without labels.
         """
-        chosen = self._places(image_ids, parts)
-        return torch.from_numpy(self._boxes[chosen]), torch.from_numpy(self._found[chosen])
+        indices = self._indices(image_ids, parts)
+        return torch.from_numpy(self._boxes[indices]), torch.from_numpy(self._found[indices])
 
     def masks(
         self,
@@ -183,25 +183,25 @@ class LabelSet:
         Masks are given as they came. Raises MuvaError where they are of another grid, and for
         images or parts without labels.
         """
-        chosen = self._places(image_ids, parts)
+        indices = self._indices(image_ids, parts)
         if self._masks is None:
             return part_masks(
-                torch.from_numpy(self._boxes[chosen]),
-                torch.from_numpy(self._found[chosen]),
+                torch.from_numpy(self._boxes[indices]),
+                torch.from_numpy(self._found[indices]),
                 row_centres=row_centres,
                 column_centres=column_centres,
             )
-        wanted = len(row_centres), len(column_centres)
-        if wanted != self.grid:
+        names = len(row_centres), len(column_centres)
+        if names != self.grid:
             rows, columns = self.grid or (0, 0)
             raise MuvaError(
                 f"{self.artifact.uri}: holds masks of {rows} x {columns} patches; expected "
-                f"{wanted[0]} x {wanted[1]}, those of this image size and stride. Import masks of "
+                f"{names[0]} x {names[1]}, those of this image size and stride. Import masks of "
                 "that grid, or ground the data set: boxes fit any grid"
             )
-        return torch.from_numpy(self._masks[chosen])
+        return torch.from_numpy(self._masks[indices])
 
-    def masks_on(
+    def masks_on_grid(
         self,
         grid: tuple[int, int],
         image_ids: Sequence[str],
@@ -212,7 +212,7 @@ class LabelSet:
         rows, columns = (patch_centres(count, patch=1, stride=1) for count in grid)
         return self.masks(image_ids, row_centres=rows, column_centres=columns, parts=parts)
 
-    def rows_of(self, image_ids: Sequence[str]) -> list[int]:
+    def row_indices(self, image_ids: Sequence[str]) -> list[int]:
         """Where these images stand in `image_ids`; MuvaError for images without labels."""
         missing = [image_id for image_id in image_ids if image_id not in self._row_of]
         if missing:
@@ -226,21 +226,21 @@ class LabelSet:
         """All rows with scores, answers and reasons, read anew."""
         columns = ("image_id", "part", "score", "answer", "error")
         return pa.concat_tables(
-            read_label_part(self.artifact, index, columns) for index in self.shards
+            read_shard_labels(self.artifact, index, columns) for index in self.shards
         )
 
-    def _places(
+    def _indices(
         self, image_ids: Sequence[str], parts: Sequence[str] | None
     ) -> tuple[np.ndarray, ...]:
-        wanted = self.parts if parts is None else tuple(parts)
-        unknown = [part for part in wanted if part not in self.parts]
+        names = self.parts if parts is None else tuple(parts)
+        unknown = [part for part in names if part not in self.parts]
         if unknown:
             raise MuvaError(
                 f"{self.artifact.uri}: has labels of {', '.join(self.parts)}, not of "
                 f"{', '.join(unknown)}. Ground the data set with these parts too"
             )
-        rows = np.array(self.rows_of(image_ids), np.int64)
-        columns = np.array([self.parts.index(part) for part in wanted], np.int64)
+        rows = np.array(self.row_indices(image_ids), np.int64)
+        columns = np.array([self.parts.index(part) for part in names], np.int64)
         return np.ix_(rows, columns)
 
 
@@ -273,53 +273,53 @@ def open_labels(
     parts = tuple(summary["parts"])
     grid = (int(summary["grid"][0]), int(summary["grid"][1])) if "grid" in summary else None
     columns = ("image_id", "part", "found", "mask" if grid else "box")
-    chosen = tuple(range(summary["shards"]) if shards is None else shards)
+    shard_indices = tuple(range(summary["shards"]) if shards is None else shards)
     images = summary["images"]
     if shards is not None:
-        images = sum(dataset.shards[index].rows for index in chosen)
-    table = pa.concat_tables(read_label_part(artifact, index, columns) for index in chosen)
+        images = sum(dataset.shards[index].rows for index in shard_indices)
+    table = pa.concat_tables(read_shard_labels(artifact, index, columns) for index in shard_indices)
     table = table.unify_dictionaries()
     rows = table["image_id"].combine_chunks()
     image_ids = tuple(rows.dictionary.to_pylist())
-    place = rows.indices.to_numpy(), _columns_of(table["part"], parts, artifact)
+    position = rows.indices.to_numpy(), _columns_of(table["part"], parts, artifact)
     shape = len(image_ids), len(parts)
     filled = np.zeros(shape, np.int64)
-    np.add.at(filled, place, 1)
-    again = "Delete the artifact and ground the data set again"
+    np.add.at(filled, position, 1)
+    remedy = "Delete the artifact and ground the data set again"
     if (filled != 1).any() or len(image_ids) != images:
         image_id = image_ids[int(np.argwhere(filled != 1)[0][0])] if (filled != 1).any() else ""
         example = f", for example of {image_id}" if image_id else ""
         raise MuvaError(
             f"{artifact.uri}: {int((filled == 0).sum())} labels are missing and "
             f"{int((filled > 1).sum())} are there twice{example}; {len(image_ids)} of "
-            f"{images} images have any. {again}"
+            f"{images} images have any. {remedy}"
         )
-    told = table["found"].to_numpy()
+    was_found = table["found"].to_numpy()
     found = np.zeros(shape, bool)
-    found[place] = told
+    found[position] = was_found
     boxes = np.zeros((*shape, 4), np.float32)
-    there = place[0][told], place[1][told]
+    found_at = position[0][was_found], position[1][was_found]
     masks = None
     if grid:
         masks = np.zeros((*shape, grid[0] * grid[1]), bool)
-        masks[there] = unpacked_masks(table["mask"].filter(table["found"]).to_pylist(), grid)
-        boxes[there] = boxes_around(masks[there], grid)
+        masks[found_at] = unpacked_masks(table["mask"].filter(table["found"]).to_pylist(), grid)
+        boxes[found_at] = boxes_around(masks[found_at], grid)
     else:
         lists = table["box"].filter(table["found"]).combine_chunks()
         corners = lists.flatten().to_numpy()
         if lists.null_count or (np.diff(lists.offsets.to_numpy()) != 4).any():
-            raise MuvaError(f"{artifact.uri}: a part is found, but has no box. {again}")
-        boxes[there] = corners.reshape(-1, 4)
-        x0, y0, x1, y1 = boxes[there].T
+            raise MuvaError(f"{artifact.uri}: a part is found, but has no box. {remedy}")
+        boxes[found_at] = corners.reshape(-1, 4)
+        x0, y0, x1, y1 = boxes[found_at].T
         if not ((x0 >= 0) & (x0 < x1) & (x1 <= 1) & (y0 >= 0) & (y0 < y1) & (y1 <= 1)).all():
-            raise MuvaError(f"{artifact.uri}: holds boxes that are no fractions. {again}")
+            raise MuvaError(f"{artifact.uri}: holds boxes that are no fractions. {remedy}")
     return LabelSet(
         artifact=artifact,
         dataset=summary["dataset"],
         parts=parts,
         image_ids=image_ids,
         grid=grid,
-        shards=chosen,
+        shards=shard_indices,
         _row_of=dict(zip(image_ids, range(len(image_ids)), strict=True)),
         _boxes=boxes,
         _found=found,

@@ -19,17 +19,17 @@ Boxes = Float[np.ndarray, "M R 4"]
 """x0, y0, x1, y1 as fractions of the image; what is not found is not looked at."""
 Found = Bool[np.ndarray, "M R"]
 
-SAME_BOX = 0.9
+SAME_BOX_IOU = 0.9
 """IoU from which on two parts have one and the same box."""
-UNUSUAL = 3.0
+HALF_CONFIDENCE_AT = 3.0
 """Robust deviations from the usual at which confidence is one half."""
 MAD_TO_STD = 1.4826
 """A normal distribution's standard deviation in median absolute deviations."""
 MEASURES = ("size", "shape", "place across", "height in the image")
 """Log area, log aspect, x and y of the middle: what is usual of a part."""
-LOG_SPREAD, PLACE_SPREAD = 0.15, 0.02
+MIN_LOG_SPREAD, MIN_POSITION_SPREAD = 0.15, 0.02
 """Deviations of log area and aspect, and of places, that are usual however alike labels are."""
-PATCH_SPREAD = 0.35
+MIN_PATCH_SPREAD = 0.35
 """The same of log area and aspect where a part is two or three patches high or wide."""
 
 
@@ -47,7 +47,7 @@ class Agreement:
     """Share of those with an IoU of at least one half; NaN for none."""
 
 
-def found_rates(
+def detection_rates(
     found: Found, camids: np.ndarray | None
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Share of images with each part (R,): of all of them, and by camera."""
@@ -72,26 +72,30 @@ def disordered(boxes: Boxes, found: Found, parts: Sequence[str]) -> Found:
     upper body that is misplaced. Head and legs are compared where it was not found.
     """
     wrong = np.zeros_like(found)
-    at = {part: parts.index(part) for part in PARTS if part in parts}
+    column_of = {part: parts.index(part) for part in PARTS if part in parts}
     middle = centres(boxes)[..., 1]
 
     def below(upper: str, lower: str) -> np.ndarray:
-        if upper not in at or lower not in at:
+        if upper not in column_of or lower not in column_of:
             return np.zeros(len(found), bool)
-        one, other = at[upper], at[lower]
+        one, other = column_of[upper], column_of[lower]
         return found[:, one] & found[:, other] & (middle[:, one] >= middle[:, other])
 
     head_low, legs_high = below("head", "upper_body"), below("upper_body", "legs")
-    ends = below("head", "legs")
-    anchored = found[:, at["upper_body"]] if "upper_body" in at else np.zeros(len(found), bool)
-    misplaced = head_low & legs_high & ~ends
+    head_below_legs = below("head", "legs")
+    anchored = (
+        found[:, column_of["upper_body"]]
+        if "upper_body" in column_of
+        else np.zeros(len(found), bool)
+    )
+    misplaced = head_low & legs_high & ~head_below_legs
     for part, marked in (
-        ("head", (head_low & ~misplaced) | (ends & ~anchored)),
-        ("upper_body", misplaced | (head_low & legs_high & ends)),
-        ("legs", (legs_high & ~misplaced) | (ends & ~anchored)),
+        ("head", (head_low & ~misplaced) | (head_below_legs & ~anchored)),
+        ("upper_body", misplaced | (head_low & legs_high & head_below_legs)),
+        ("legs", (legs_high & ~misplaced) | (head_below_legs & ~anchored)),
     ):
-        if part in at:
-            wrong[:, at[part]] = marked
+        if part in column_of:
+            wrong[:, column_of[part]] = marked
     return wrong
 
 
@@ -109,7 +113,7 @@ def duplicates(boxes: Boxes, found: Found) -> Found:
     """Parts that share one box with another part."""
     same = np.zeros_like(found)
     for (one, other), overlap in pairwise_iou(boxes, found).items():
-        pair = overlap > SAME_BOX
+        pair = overlap > SAME_BOX_IOU
         same[:, one] |= pair
         same[:, other] |= pair
     return same
@@ -129,16 +133,16 @@ def deviations(
         values = np.stack(
             [log_height + log_width, log_height - log_width, *np.moveaxis(centres(boxes), 2, 0)]
         )
-    least = [LOG_SPREAD, LOG_SPREAD, PLACE_SPREAD, PLACE_SPREAD]
+    least = [MIN_LOG_SPREAD, MIN_LOG_SPREAD, MIN_POSITION_SPREAD, MIN_POSITION_SPREAD]
     if grid:
-        least = [PATCH_SPREAD, PATCH_SPREAD, 0.5 / grid[1], 0.5 / grid[0]]
+        least = [MIN_PATCH_SPREAD, MIN_PATCH_SPREAD, 0.5 / grid[1], 0.5 / grid[0]]
     result = np.full(values.shape, np.nan)
     for column in np.flatnonzero(found.any(axis=0)):
-        there = found[:, column]
-        told = values[:, there, column]
-        away = np.abs(told - np.median(told, axis=1, keepdims=True))
-        spread = MAD_TO_STD * np.median(away, axis=1, keepdims=True)
-        result[:, there, column] = away / np.maximum(spread, np.array(least)[:, None])
+        is_found = found[:, column]
+        known = values[:, is_found, column]
+        distance = np.abs(known - np.median(known, axis=1, keepdims=True))
+        spread = MAD_TO_STD * np.median(distance, axis=1, keepdims=True)
+        result[:, is_found, column] = distance / np.maximum(spread, np.array(least)[:, None])
     return result
 
 
@@ -150,14 +154,14 @@ def confidence(
     The largest of the `deviations` d gives 1 / (1 + (d / 3)^2). Half of it for a part that is out
     of order, and half for one that shares its box with another.
     """
-    trusted = 1 / (1 + (deviations(boxes, found, grid).max(axis=0) / UNUSUAL) ** 2)
-    trusted = np.where(disordered(boxes, found, parts), trusted / 2, trusted)
-    return np.where(duplicates(boxes, found), trusted / 2, trusted)
+    confidences = 1 / (1 + (deviations(boxes, found, grid).max(axis=0) / HALF_CONFIDENCE_AT) ** 2)
+    confidences = np.where(disordered(boxes, found, parts), confidences / 2, confidences)
+    return np.where(duplicates(boxes, found), confidences / 2, confidences)
 
 
-def least_trusted(trusted: Float[np.ndarray, "M R"]) -> np.ndarray:
+def lowest_confidence_first(confidences: Float[np.ndarray, "M R"]) -> np.ndarray:
     """Images (M,) by their least trusted part, that one first; those without any part come last."""
-    return np.argsort(np.nan_to_num(trusted, nan=np.inf).min(axis=1), kind="stable")
+    return np.argsort(np.nan_to_num(confidences, nan=np.inf).min(axis=1), kind="stable")
 
 
 def agreement(found: Found, other_found: Found, ious: np.ndarray) -> list[Agreement]:

@@ -14,7 +14,7 @@ from muva.grounding.quality import Boxes, Found, areas, disordered, duplicates
 RULES_VERSION = 1
 """Raised when a rule of the same name would give other boxes."""
 
-WHOLE, TINY = 0.95, 0.002
+MAX_AREA, MIN_AREA = 0.95, 0.002
 """Shares of the image: more than the first is no part of it, less than the second is a slip."""
 
 Rule = Callable[[Boxes, Found, Sequence[str]], tuple[Boxes, Found]]
@@ -23,13 +23,13 @@ Rule = Callable[[Boxes, Found, Sequence[str]], tuple[Boxes, Found]]
 def drop_whole_image(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:
     """Drop boxes that cover more than 95 % of the image: the expert found the person, no part."""
     del parts
-    return boxes, found & ~(areas(boxes) > WHOLE)
+    return boxes, found & ~(areas(boxes) > MAX_AREA)
 
 
 def drop_tiny(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:
     """Drop boxes that cover less than 0.2 % of the image."""
     del parts
-    return boxes, found & ~(areas(boxes) < TINY)
+    return boxes, found & ~(areas(boxes) < MIN_AREA)
 
 
 def drop_disordered(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:

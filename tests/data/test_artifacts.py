@@ -100,11 +100,11 @@ def test_a_name_means_the_newest_and_a_fingerprint_the_one(store):
 
 def test_a_name_means_what_was_asked_for_last(store):
     older, newer = (made(store, "datasets", "mine", seed=seed) for seed in (1, 2))
-    newer.be_meant()
+    newer.set_latest()
     assert list(store.list(newer.key())) == [newer.key("manifest.json"), newer.key("part")]
-    older.be_meant()
+    older.set_latest()
     assert find_artifact(store, "datasets", "mine") == older
-    newer.be_meant()
+    newer.set_latest()
     assert find_artifact(store, "datasets", "mine") == newer
     latest = made(store, "datasets", "mine", seed=3)
     assert find_artifact(store, "datasets", "mine") == latest
@@ -114,11 +114,11 @@ def test_a_clock_that_was_set_back_changes_nothing_of_what_a_name_means(store, m
     older = made(store, "models", "muva", seed=1)
     monkeypatch.setattr("muva.data.artifacts._now", lambda: "2001-01-01T00:00:00.000000+00:00")
     newer = made(store, "models", "muva", seed=2)
-    newer.be_meant()
+    newer.set_latest()
     assert find_artifact(store, "models", "muva") == newer
-    older.be_meant()
+    older.set_latest()
     assert find_artifact(store, "models", "muva") == older
-    newer.be_meant()
+    newer.set_latest()
     assert find_artifact(store, "models", "muva") == newer
 
 

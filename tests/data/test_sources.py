@@ -15,7 +15,7 @@ from muva.config import ExperimentConfig
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.data.records import Record, Split
 from muva.data.shards import open_dataset, write_shards
-from muva.data.sources import FEWEST_HELD_OUT, Sources, SourcesOnly
+from muva.data.sources import MIN_HELD_OUT_IDENTITIES, Sources, SourcesOnlyStore
 from muva.data.store import open_store
 from muva.errors import MuvaError
 
@@ -132,7 +132,7 @@ def test_a_store_for_sources_reaches_no_other_data_set(
 ) -> None:
     target = domain(tmp_path, "unseen")
     whole = open_store(tmp_path)
-    limited = SourcesOnly(whole, town_and_city)
+    limited = SourcesOnlyStore(whole, town_and_city)
     secret = target.key("manifest.json")
     attempts: list[Callable[[], object]] = [
         lambda: limited.read(secret),
@@ -169,4 +169,4 @@ def test_too_few_to_judge_by_or_to_learn_from_is_refused(
 
 def test_at_least_two_are_held_out(town_and_city: list[Artifact]) -> None:
     held_out = Sources.of(town_and_city, experiment(identities=0.01)).held_out()
-    assert [len(pids_of(one.rows)) for one in held_out] == [FEWEST_HELD_OUT] * 2
+    assert [len(pids_of(one.rows)) for one in held_out] == [MIN_HELD_OUT_IDENTITIES] * 2

@@ -187,7 +187,7 @@ def test_what_is_large_goes_in_parts_and_broken_off_ones_are_swept(s3, monkeypat
 
     monkeypatch.setattr(store_module, "MULTIPART_BYTES", 6 * 2**20)
     monkeypatch.setattr(store_module, "PART_BYTES", 5 * 2**20)
-    store_module._transfers.cache_clear()
+    store_module._transfer_config.cache_clear()
     large = os.urandom(12 * 2**20)
     s3.write("large", large)
     assert s3.read("large") == large
@@ -204,7 +204,7 @@ def test_what_is_large_goes_in_parts_and_broken_off_ones_are_swept(s3, monkeypat
     assert [u["Key"] for u in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == [
         "another's"
     ]
-    store_module._transfers.cache_clear()
+    store_module._transfer_config.cache_clear()
 
 
 def test_what_others_leave_for_folders_is_no_key_and_is_swept(s3):
@@ -255,7 +255,7 @@ def test_a_server_that_refuses_delays_and_cuts_is_asked_again(s3, s3_server, mon
 def test_what_the_service_refuses_comes_with_a_remedy(s3, code, remedy):
     from botocore.stub import Stubber
 
-    client = s3._connected()
+    client = s3._s3_client()
     with Stubber(client) as stub:
         stub.add_client_error("put_object", service_error_code=code, http_status_code=403)
         with pytest.raises(MuvaError, match=remedy):

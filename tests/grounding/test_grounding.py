@@ -19,14 +19,14 @@ from muva.grounding import ground as ground_module
 from muva.grounding.expert import Grounding, GroundingImage, RefusedImageError
 from muva.grounding.experts import choose_expert
 from muva.grounding.experts.annotated import AnnotatedExpert
-from muva.grounding.ground import BrokenExpertError, Care, ground_shard, label_config
+from muva.grounding.ground import BrokenExpertError, RetryPlan, ground_shard, label_config
 from muva.grounding.labels import (
-    finished_parts,
     label_key,
     label_table,
+    labelled_shards,
     open_labels,
     summarise_labels,
-    write_label_part,
+    write_shard_labels,
 )
 
 PARTS = ("head", "upper_body", "legs")
@@ -83,7 +83,7 @@ def grounded(town: Dataset, expert=None, *, leave_out=(), commit=True) -> Artifa
     expert = expert or AnnotatedExpert()
     artifact = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     for index in set(range(len(town.shards))) - set(leave_out):
-        write_label_part(artifact, index, looked_at(town, index, expert=expert, batch_images=7))
+        write_shard_labels(artifact, index, looked_at(town, index, expert=expert, batch_images=7))
     if commit:
         summary = summarise_labels(artifact, town, parts=PARTS)
         artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
@@ -121,18 +121,18 @@ def test_a_shard_is_grounded_whatever_the_batch(town):
 
 
 def test_quick_batches_are_told_of_together_and_slow_ones_each(town, monkeypatch):
-    def told(care: Care | None = None) -> list[range]:
+    def started(plan: RetryPlan | None = None) -> list[range]:
         begun: list[range] = []
         expert = AnnotatedExpert()
-        looked_at(town, 0, expert=expert, batch_images=4, begin=begun.append, care=care)
+        looked_at(town, 0, expert=expert, batch_images=4, on_start=begun.append, plan=plan)
         return begun
 
     assert town.shards[0].rows == 13
     each = [range(4), range(4, 8), range(8, 12), range(12, 13)]
-    assert told() == [range(4), range(4, 13)]
-    assert told(Care(alone=frozenset({12}))) == each
+    assert started() == [range(4), range(4, 13)]
+    assert started(RetryPlan(isolate=frozenset({12}))) == each
     monkeypatch.setattr(ground_module, "TELL_S", 1e-9)
-    assert told() == each
+    assert started() == each
 
 
 class Looking:
@@ -255,23 +255,28 @@ def test_a_size_that_does_not_fit_is_not_tried_again(town):
     _, report = ground_shard(town, 0, expert=expert, name="looking", batch_images=5)
     # The second batch was ready when the first one turned out too large.
     assert list(map(len, expert.asked)) == [5, 2, 3, 5, 2, 3, 2, 1]
-    assert (report.batch_images, report.failed, report.broken) == (2, 0, 0)
+    assert (report.batch_images, report.failed, report.expert_failures) == (2, 0, 0)
 
 
 def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
-    told: list[str] = []
+    started: list[str] = []
     decode = ground_module._decoded
 
     def decoded(rows, report, stretch):
-        told.append(f"decode {stretch.start}")
+        started.append(f"decode {stretch.start}")
         return decode(rows, report, stretch)
 
     monkeypatch.setattr(ground_module, "_decoded", decoded)
-    begin = lambda rows: told.append(f"begin {rows.start}")  # noqa: E731
+    on_start = lambda rows: started.append(f"begin {rows.start}")  # noqa: E731
     looked_at(
-        town, 0, expert=Looking(), batch_images=5, care=Care(alone=frozenset({5})), begin=begin
+        town,
+        0,
+        expert=Looking(),
+        batch_images=5,
+        plan=RetryPlan(isolate=frozenset({5})),
+        on_start=on_start,
     )
-    assert told[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
+    assert started[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
 
 
 def test_too_many_images_that_cannot_be_decoded_stop_it(town):
@@ -281,7 +286,7 @@ def test_too_many_images_that_cannot_be_decoded_stop_it(town):
 
 def test_unfinished_labels_are_taken_up_and_not_opened(town):
     labels = grounded(town, leave_out=[1], commit=False)
-    assert finished_parts(labels) == set(range(len(town.shards))) - {1}
+    assert labelled_shards(labels) == set(range(len(town.shards))) - {1}
     with pytest.raises(MuvaError, match=r"1 of \d+ shards have no labels yet \(shard 1"):
         summarise_labels(labels, town, parts=PARTS)
     with pytest.raises(MuvaError, match="is unfinished"):
@@ -307,8 +312,8 @@ def test_missing_rows_and_damaged_files_are_named(town):
     artifact = grounded(town)
     short = looked_at(town, 0, expert=AnnotatedExpert()).slice(1)
     artifact.store.delete(artifact.key(label_key(0)))
-    assert write_label_part(artifact, 0, short)
-    assert not write_label_part(artifact, 0, looked_at(town, 0, expert=AnnotatedExpert()))
+    assert write_shard_labels(artifact, 0, short)
+    assert not write_shard_labels(artifact, 0, looked_at(town, 0, expert=AnnotatedExpert()))
     with pytest.raises(MuvaError, match=r"1 labels are missing and 0 .* twice, for example of 000"):
         open_labels(artifact, dataset=town)
     artifact.store.write(artifact.key("labels-00000.parquet"), b"PAR1")
@@ -331,7 +336,7 @@ def test_rows_that_cannot_be_right_are_named(town, change, message):
     artifact = grounded(town)
     rows = looked_at(town, 0, expert=AnnotatedExpert()).to_pylist()
     artifact.store.delete(artifact.key(label_key(0)))
-    write_label_part(artifact, 0, label_table(change(rows)))
+    write_shard_labels(artifact, 0, label_table(change(rows)))
     with pytest.raises(MuvaError, match=message):
         open_labels(artifact, dataset=town)
 

@@ -73,8 +73,8 @@ def test_confidence_is_high_for_the_usual_and_low_for_what_is_odd():
     usual = np.delete(trusted, [7, 8, 9, 10], axis=0)
     assert np.median(usual) > 0.7
     assert max(trusted[7, 0], trusted[8, 2], trusted[9, 1]) < 0.2
-    assert set(quality.least_trusted(trusted)[:3]) == {7, 8, 9}
-    assert quality.least_trusted(trusted)[-1] == 10
+    assert set(quality.lowest_confidence_first(trusted)[:3]) == {7, 8, 9}
+    assert quality.lowest_confidence_first(trusted)[-1] == 10
 
 
 def test_confidence_is_one_half_at_three_robust_deviations():
@@ -101,13 +101,13 @@ def test_a_patch_more_or_less_is_usual_where_boxes_are_around_patches():
 
 def test_found_rates_by_camera():
     found = np.array([[1, 0, 1], [1, 1, 0], [0, 0, 0], [1, 1, 1]], bool)
-    everywhere, by_camera = quality.found_rates(found, np.array([2, 2, 1, 1]))
+    everywhere, by_camera = quality.detection_rates(found, np.array([2, 2, 1, 1]))
     assert everywhere.tolist() == [0.75, 0.5, 0.5]
     assert {camid: rates.tolist() for camid, rates in by_camera.items()} == {
         1: [0.5, 0.5, 0.5],
         2: [1.0, 0.5, 0.5],
     }
-    assert quality.found_rates(found, None)[1] == {}
+    assert quality.detection_rates(found, None)[1] == {}
 
 
 def test_agreement_counts_what_one_alone_has_found():

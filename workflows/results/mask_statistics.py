@@ -17,7 +17,7 @@ from muva.errors import MuvaError
 from muva.grounding import quality
 from muva.grounding.labels import LabelSet
 from muva.grounding.release import base_name
-from muva.grounding.rules import WHOLE
+from muva.grounding.rules import MAX_AREA
 from tracking.mask_report import MaskFigures, Outlier, OverlapFigures, PartFigures
 from tracking.pictures import part_distributions, part_mask_sheet
 
@@ -41,7 +41,7 @@ def mask_figures(
     reasons = dict(zip(aside["image_id"].to_pylist(), aside["error"].to_pylist(), strict=True))
     trusted = quality.confidence(boxes, found, labels.parts, labels.grid)
     told = trusted if scores is None else np.where(np.isnan(scores), trusted, scores)
-    rates, by_camera = quality.found_rates(found, camids)
+    rates, by_camera = quality.detection_rates(found, camids)
     area, middle = quality.areas(boxes), quality.centres(boxes)
     order = quality.disordered(boxes, found, labels.parts)
     agreed = [None] * len(labels.parts) if other is None else _agreed(labels, other)
@@ -54,7 +54,7 @@ def mask_figures(
             centre_x=_quartiles(middle[found[:, column], column, 0]),
             centre_y=_quartiles(middle[found[:, column], column, 1]),
             disordered=float(order[:, column].mean()),
-            whole_image=float((area[:, column] > WHOLE)[found[:, column]].mean())
+            whole_image=float((area[:, column] > MAX_AREA)[found[:, column]].mean())
             if found[:, column].any()
             else 0.0,
             confidence=number_or_none(float(np.nanmedian(told[found[:, column], column])))
@@ -71,7 +71,7 @@ def mask_figures(
             OverlapFigures(
                 parts=(labels.parts[one], labels.parts[two]),
                 median_iou=float(np.median(known)) if len(known) else None,
-                duplicates=float((known > quality.SAME_BOX).mean()) if len(known) else 0.0,
+                duplicates=float((known > quality.SAME_BOX_IOU).mean()) if len(known) else 0.0,
             )
         )
     manifest = labels.artifact.manifest()
@@ -101,7 +101,7 @@ def _outliers(
         quality.duplicates(boxes, found),
     )
     outliers = []
-    for row in quality.least_trusted(trusted)[:SHOWN]:
+    for row in quality.lowest_confidence_first(trusted)[:SHOWN]:
         if not found[row].any():
             continue
         column = int(np.nanargmin(trusted[row]))
@@ -128,7 +128,7 @@ def _agreed(labels: LabelSet, other: LabelSet) -> list[quality.Agreement | None]
     other_boxes, other_found = (values.numpy() for values in other.boxes(ids, parts=shared))
     grid = labels.grid or other.grid
     if grid:
-        pair = (one.masks_on(grid, ids, parts=shared).numpy() for one in (labels, other))
+        pair = (one.masks_on_grid(grid, ids, parts=shared).numpy() for one in (labels, other))
         ious = quality.mask_iou(*pair)
     else:
         ious = quality.iou(boxes, other_boxes)
@@ -154,7 +154,7 @@ def mask_pictures(
         "least-trusted": _sheet(
             dataset,
             labels,
-            quality.least_trusted(trusted)[:count],
+            quality.lowest_confidence_first(trusted)[:count],
             trusted,
             title="The least trusted",
         ),
@@ -170,7 +170,7 @@ def _sheet(
     lowest = [np.nan_to_num(trusted[row], nan=1.0).min() for row in rows]
     return part_mask_sheet(
         [decode_rgb(image) for image in dataset.read_images(rows)],
-        {"labels": labels.masks_on(grid, ids).numpy()},
+        {"labels": labels.masks_on_grid(grid, ids).numpy()},
         grid=grid,
         parts=labels.parts,
         title=title,
@@ -185,7 +185,7 @@ def label_scores(labels: LabelSet, details: pa.Table) -> np.ndarray | None:
         return None
     scores = details["score"].to_numpy(zero_copy_only=False).astype(float)
     placed = np.full((len(labels.image_ids), len(labels.parts)), np.nan)
-    rows = labels.rows_of(details["image_id"].to_pylist())
+    rows = labels.row_indices(details["image_id"].to_pylist())
     placed[rows, [labels.parts.index(part) for part in details["part"].to_pylist()]] = scores
     return placed
 

@@ -26,8 +26,7 @@ from muva.data.shards import Dataset, open_dataset
 from muva.errors import MuvaError
 from muva.grounding.experts import EXPERTS, ChosenExpert
 from muva.grounding.ground import BrokenExpertError, RetryPlan, ShardReport, ground_shard
-from muva.grounding.labels import label_key, write_label_part
-from workflows.runtime.cluster import alive_nodes
+from muva.grounding.labels import label_key, write_shard_labels
 from workflows.runtime.cluster import alive_nodes
 from workflows.runtime.messages import POLL_S, MessageQueue
 from workflows.runtime.quirks import hide_gpus
@@ -415,7 +414,9 @@ class _Pool:
     def in_flight(self, job: int) -> int:
         """Images of a job's unfinished shards that have been grounded, as far as is known."""
         return sum(
-            rows.start for shard, rows in self._begun.items() if shard[0] == job and rows is not None
+            rows.start
+            for shard, rows in self._begun.items()
+            if shard[0] == job and rows is not None
         )
 
     def shut_down(self) -> None:
@@ -553,11 +554,11 @@ class _Grounder:
             name=self._chosen.name,
             phrases=self._phrases,
             batch_images=self._batch_images,
-            care=plan,
-            begin=lambda rows: self._queue.send(((job, shard), rows), block=retried),
+            plan=plan,
+            on_start=lambda rows: self._queue.send(((job, shard), rows), block=retried),
         )
         self._batch_images = report.batch_images
-        if not write_label_part(labels, shard, table):
+        if not write_shard_labels(labels, shard, table):
             return None
         tags = {"dataset": source.name, "expert": self._chosen.name}
         self._images.inc(report.images, tags)

@@ -18,7 +18,7 @@ from muva.data.artifacts import (
     find_artifact,
     list_artifacts,
 )
-from muva.data.forgetting import Remainder
+from muva.data.forgetting import DatasetWithout
 from muva.data.records import JUNK_PID
 from muva.data.shards import Dataset, open_dataset
 from muva.errors import MuvaError
@@ -92,7 +92,7 @@ def traces_of(
         _check_found(chosen, pids, images, others, leftovers=bool(leftovers))
 
     holding = chosen if found else None
-    remainder = Remainder(holding, found).artifact.address if holding else None
+    remainder = DatasetWithout(holding, found).artifact.address if holding else None
     unfinished = tuple(sorted((a for a in leftovers if a != remainder), key=_made_last_first))
     roots = {a for a in unfinished if _kind(a) == "datasets"}
     roots |= {holding.artifact.address} if holding else set()
@@ -186,7 +186,7 @@ def _before_forgetting(
     """The version that is meant, or whose remainder it is: then the old one was yet to go."""
     for one in versions:
         found = _pids_in(one, pids, images)
-        if found and Remainder(one, found).artifact == meant.artifact:
+        if found and DatasetWithout(one, found).artifact == meant.artifact:
             return one
     return meant
 

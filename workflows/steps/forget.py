@@ -11,10 +11,10 @@ from collections.abc import Collection
 
 from muva.data import formats
 from muva.data.artifacts import Artifact, artifact_at, find_artifact
-from muva.data.decoded import forget_decoded_images
-from muva.data.forgetting import Remainder
+from muva.data.decoded import delete_decoded_images
+from muva.data.forgetting import DatasetWithout
 from muva.data.shards import open_dataset
-from muva.data.store import PARTIAL_AFTER_S, forget_local_copies
+from muva.data.store import STALE_PARTIAL_S, delete_local_copies
 from workflows.session import Session
 from workflows.steps.erasure_report import Traces, traces_of
 from workflows.steps.step import Step, run_step
@@ -37,19 +37,19 @@ def forget(
         meant = find_artifact(session.store, "datasets", old.name)
         left = _rewritten(session, old, {person.pid for person in traces.people})
         if meant != old:
-            meant.be_meant()
+            meant.set_latest()
         goes.append(traces.dataset)
     for address in goes:
         artifact_at(session.store, address).delete()
-    session.store.sweep(older_than_s=PARTIAL_AFTER_S)
-    forget_decoded_images()
-    forget_local_copies()
+    session.store.sweep(older_than_s=STALE_PARTIAL_S)
+    delete_decoded_images()
+    delete_local_copies()
     return traces, left
 
 
 def _rewritten(session: Session, old: Artifact, pids: Collection[int]) -> Artifact:
     """The data set without these people, and a run that uses it: `muva store gc` keeps it."""
-    remainder = Remainder(open_dataset(old), pids)
+    remainder = DatasetWithout(open_dataset(old), pids)
     step = Step(
         label=f"forget in {old.name}",
         artifact=remainder.artifact,

@@ -19,7 +19,7 @@ from muva.data.images import decode_rgb
 from muva.data.shards import Dataset, open_dataset
 from muva.grounding.experts import choose_expert
 from muva.grounding.ground import label_config
-from muva.grounding.labels import allowed_failures, finished_parts, open_labels, summarise_labels
+from muva.grounding.labels import labelled_shards, max_quarantined, open_labels, summarise_labels
 from muva.grounding.rules import check_rules
 from tracking.pictures import part_mask_sheet
 from workflows.progress import track
@@ -58,7 +58,7 @@ def ground(
     )
 
     def work(tell: Tell) -> dict[str, Any]:
-        waiting = set(range(len(dataset.shards))) - finished_parts(artifact)
+        waiting = set(range(len(dataset.shards))) - labelled_shards(artifact)
         if waiting:
             with ray_cluster(), track(f"ground {dataset.name}") as progress:
                 total = dataset.summary.images
@@ -71,7 +71,7 @@ def ground(
                     config.phrases,
                     shards=waiting,
                     actors=actors or Actors(),
-                    most_aside=allowed_failures(total, config.quarantine_limit),
+                    most_aside=max_quarantined(total, config.quarantine_limit),
                     tell=lambda looked_at, spent: progress.update(
                         before + looked_at, total, note=_pace(spent)
                     ),
@@ -137,14 +137,14 @@ def _pace(spent: Spent) -> str:
 def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     """Some images under their part masks."""
     chosen = np.linspace(0, dataset.summary.images - 1, SHOWN_IMAGES).astype(int)
-    shard_of, row_of = dataset.places_of(chosen)
+    shard_of, row_of = dataset.locate_rows(chosen)
     shards = np.unique(shard_of).tolist()  # few of them, which is all that is read
     shown: list[dict[str, Any]] = []
     for shard in shards:
         rows = dataset.read_shard(shard, ["image_id", "pid", "image"])
         shown += rows.take(row_of[shard_of == shard]).to_pylist()
     opened = open_labels(labels, dataset=dataset, shards=shards)
-    masks = opened.masks_on(SHOWN_GRID, [row["image_id"] for row in shown])
+    masks = opened.masks_on_grid(SHOWN_GRID, [row["image_id"] for row in shown])
     return part_mask_sheet(
         [decode_rgb(row["image"]) for row in shown],
         {"pseudo-label": masks.numpy()},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from muva.config import SyntheticConfig
 from muva.data import formats
 from muva.data.artifacts import Artifact, check_name, find_artifact, fingerprint
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
 from muva.data.benchmarks.benchmark import Trial, counts_differ, is_complete
 from muva.data.records import Record
 from muva.errors import SettingsError
@@ -102,7 +102,7 @@ def _import_records(
     from muva.data.protocols import write_trials
     from muva.data.shards import write_shards
 
-    settings = settings | {"files": fingerprint(listing_of(records))}
+    settings = settings | {"files": fingerprint(file_listing(records))}
     if trials is not None:
         settings |= {"trials": fingerprint([dataclasses.asdict(trial) for trial in trials])}
     step = _step(session, name, settings)
@@ -133,9 +133,7 @@ def _imported(session: Session, name: str) -> StepResult:
     artifact = find_artifact(session.store, "datasets", name)
     manifest = artifact.manifest(format_version=formats.SHARDS)
     assert manifest is not None, artifact.address
-    step = dataclasses.replace(
-        _step(session, name, manifest["config"]), known_artifact=artifact
-    )
+    step = dataclasses.replace(_step(session, name, manifest["config"]), known_artifact=artifact)
     return run_step(step, session=session, work=lambda _: manifest["summary"])
 
 

@@ -14,7 +14,7 @@ from muva.data.artifacts import Artifact
 from muva.data.lineage import Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.grounding.labels import label_table, packed_mask, summarise_labels, write_label_part
+from muva.grounding.labels import label_table, packed_mask, summarise_labels, write_shard_labels
 from muva.grounding.release import base_name, by_base_name, grid_of, read_release
 from workflows.session import Session
 from workflows.steps.labels import IMPORTED
@@ -85,7 +85,7 @@ def import_release(
                 for image_id in ids
                 for column, part in enumerate(parts)
             ]
-            write_label_part(artifact, index, label_table(rows))
+            write_shard_labels(artifact, index, label_table(rows))
         summary = summarise_labels(artifact, dataset, parts=parts, grid=used)
         return summary | {"missing": len(absent), "extra": len(content.keys() - named.keys())}
 

@@ -13,7 +13,12 @@ from muva.data.artifacts import Artifact
 from muva.data.lineage import Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.grounding.labels import open_labels, read_label_part, summarise_labels, write_label_part
+from muva.grounding.labels import (
+    open_labels,
+    read_shard_labels,
+    summarise_labels,
+    write_shard_labels,
+)
 from muva.grounding.rules import RULES_VERSION, apply_rules, check_rules
 from workflows.progress import track
 from workflows.session import Session
@@ -45,12 +50,12 @@ def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[st
         boxes, found, counts = apply_rules(boxes, found, labels.parts, rules)
         with track(f"refine {dataset.name}") as progress:
             for index in labels.shards:
-                table = read_label_part(raw, index)
+                table = read_shard_labels(raw, index)
                 at = (
-                    labels.rows_of(table["image_id"].to_pylist()),
+                    labels.row_indices(table["image_id"].to_pylist()),
                     [labels.parts.index(part) for part in table["part"].to_pylist()],
                 )
-                write_label_part(artifact, index, _with_boxes(table, boxes[at], found[at]))
+                write_shard_labels(artifact, index, _with_boxes(table, boxes[at], found[at]))
                 progress.update(index + 1, len(labels.shards))
         summary = summarise_labels(artifact, dataset, parts=labels.parts, quarantine_limit=1.0)
         return summary | {"rules": counts}

@@ -144,7 +144,7 @@ def run_step(
         if shared is not None:
             shared.note(step.title, artifact.address, took_s or 0.0)
         if artifact.kind in NAMED_BY_USERS:
-            artifact.be_meant()
+            artifact.set_latest()
     return StepResult(
         artifact=artifact,
         summary=summary,
@@ -162,9 +162,7 @@ def found_step(artifact: Artifact, *, format_version: int) -> StepResult:
 
 def _run_of(step: Step, session: Session) -> Any:
     address = step.artifact.address
-    return session.run(
-        step.title, key=address, params=step.settings, tags={ARTIFACT_TAG: address}
-    )
+    return session.run(step.title, key=address, params=step.settings, tags={ARTIFACT_TAG: address})
 
 
 def _log(run: Run | None, log: Callable[[Run, Any], None], summary: dict[str, Any]) -> None:

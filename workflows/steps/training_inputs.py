@@ -59,16 +59,15 @@ class TrainingInputs:
         """What `read` makes the same of."""
         return {
             **vars(self),
-            "sources": dataclasses.asdict(self.sources),
+            "sources": self.sources.as_json(),
             "config": self.config.model_dump(mode="json"),
         }
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> TrainingInputs:
         """Undo `as_json`."""
-        sources = Sources(**stored["sources"])
         return cls(
-            sources=dataclasses.replace(sources, domains=tuple(sources.domains)),
+            sources=Sources.from_json(stored["sources"]),
             labels=tuple(stored["labels"]),
             init=stored["init"],
             config=ExperimentConfig.model_validate(stored["config"]),

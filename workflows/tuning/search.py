@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from muva.config import ExperimentConfig, TuneConfig, with_settings
 from muva.config.search_space import Space, impossible, space_for
 from muva.data.artifacts import Artifact
-from muva.data.sources import SourcesOnly
+from muva.data.sources import SourcesOnlyStore
 from muva.errors import MuvaError, SettingsError
 from workflows.progress import Track, say, track
 from workflows.runtime.claims import SharedSteps, UsedStep
@@ -144,7 +144,7 @@ def search(
         computed = len(finished) < _wanted(chosen)
         if computed:
             every = _labels(session, config, chosen.space, sources, labels)
-            store = SourcesOnly(session.store, sources)
+            store = SourcesOnlyStore(session.store, sources)
             trial_inputs = TrialInputs(
                 session=dataclasses.replace(session, store=store, tracking_uri=None, parent=None),
                 config=config.model_copy(update={"targets": (), "tune": None, "validation": None}),

@@ -62,7 +62,7 @@ class Study:
             inputs=dict(self.inputs),
             summary={"recipe": dict(self.recipe)},
         )
-        self.artifact.be_meant()
+        self.artifact.set_latest()
 
     def trial(self, params: Mapping[str, Any]) -> Artifact:
         """The place of the trial with these settings."""
@@ -155,7 +155,7 @@ def find_study(store: Store, reference: str | None) -> Study:
             f"{store.uri}: there is no search yet. `muva tune SPACE --recipe RECIPE` makes one"
         )
     if reference is None:
-        artifact = max(there, key=Artifact.meant_since)
+        artifact = max(there, key=Artifact.latest_since)
     else:
         wanted = reference.removeprefix("metrics/").removeprefix(STUDY)
         try:

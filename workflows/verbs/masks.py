@@ -302,7 +302,7 @@ def export(
     chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
     named = by_base_name(chosen.image_ids, dataset=data.name)
     rows, columns = _grid(grid) or (16, 8)
-    masks = chosen.masks_on((rows, columns), list(named.values()))
+    masks = chosen.masks_on_grid((rows, columns), list(named.values()))
     write_release(file, dict(zip(named, masks.numpy(), strict=True)))
     print_result(
         {"file": str(file), "images": len(named), "parts": chosen.parts, "grid": [rows, columns]},
@@ -357,7 +357,7 @@ def _drawn(labels: LabelSet, row: int, image: Image.Image) -> Image.Image:
         rows, columns = labels.grid
         return part_mask_sheet(
             [image],
-            {"labels": labels.masks_on(labels.grid, ids).numpy()},
+            {"labels": labels.masks_on_grid(labels.grid, ids).numpy()},
             grid=labels.grid,
             parts=labels.parts,
             title=labels.dataset,

@@ -20,7 +20,7 @@ from muva.data.artifacts import (
     list_artifacts,
     unused_artifacts,
 )
-from muva.data.store import PARTIAL_AFTER_S
+from muva.data.store import STALE_PARTIAL_S
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.progress import say
@@ -94,7 +94,7 @@ def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
         for artifact in unused:
             artifact.delete()
             say(f"deleted {artifact.address}")
-        session.store.sweep(older_than_s=PARTIAL_AFTER_S)
+        session.store.sweep(older_than_s=STALE_PARTIAL_S)
     freed = decimal(sum(row["bytes"] for row in rows))
     lines = [f"{row['address']}  {decimal(row['bytes'])}" for row in rows]
     verdict = (

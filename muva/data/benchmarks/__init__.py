@@ -26,7 +26,7 @@ from muva.data.benchmarks.market1501 import MARKET1501, read_market1501
 from muva.data.benchmarks.msmt17 import MSMT17, MSMT17_V2, read_msmt17
 from muva.data.benchmarks.prid2011 import PRID2011, read_prid2011
 from muva.data.benchmarks.viper import VIPER, read_viper
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.errors import SettingsError, closest
 
 Reader = Callable[..., Iterator[Record]]
@@ -71,21 +71,21 @@ def read_tree(
 ) -> list[Record]:
     """All records of a tree in a layout, with the layout's own options (None: its default)."""
     if layout not in READERS:
-        near = closest(layout, READERS, most=len(READERS))
-        raise SettingsError(f"layout {layout!r} is unknown; {near}")
+        suggestion = closest(layout, READERS, most=len(READERS))
+        raise SettingsError(f"layout {layout!r} is unknown; {suggestion}")
     reader = READERS[layout]
-    given = {name: value for name, value in (options or {}).items() if value is not None}
+    chosen = {name: value for name, value in (options or {}).items() if value is not None}
     known = set(inspect.signature(reader).parameters) - {"root", "domain"}
-    unknown = sorted(set(given) - known)
+    unknown = sorted(set(chosen) - known)
     if unknown:
         raise SettingsError(
             f"layout {layout} has no option {', '.join(unknown)}; it has "
             f"{', '.join(sorted(known)) or 'none'}"
         )
-    return list(reader(root, domain=domain, **given))
+    return list(reader(root, domain=domain, **chosen))
 
 
-def listing_of(records: Iterable[Record]) -> list[tuple[Any, ...]]:
+def file_listing(records: Iterable[Record]) -> list[tuple[Any, ...]]:
     """What is known of each image, with its file's size and time of change, by id.
 
     An unchanged listing means an unchanged data set, without reading an image. Where there is no
@@ -94,13 +94,13 @@ def listing_of(records: Iterable[Record]) -> list[tuple[Any, ...]]:
     listing = []
     for record in records:
         size, changed = -1, 0
-        file = record.source.file if isinstance(record.source, Excerpt) else record.source
+        file = record.source.file if isinstance(record.source, LazyImage) else record.source
         if isinstance(file, bytes):
             size = len(file)
         elif file.is_file():
             found = file.stat()
             size, changed = found.st_size, found.st_mtime_ns
         boxes = None if record.boxes is None else sorted(record.boxes.items())
-        said = (record.split, record.pid, record.camid, record.caption, boxes)
-        listing.append((record.image_id, size, changed, *said))
+        labels = (record.split, record.pid, record.camid, record.caption, boxes)
+        listing.append((record.image_id, size, changed, *labels))
     return sorted(listing, key=lambda entry: entry[0])

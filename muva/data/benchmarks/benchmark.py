@@ -55,7 +55,7 @@ class Benchmark:
     """Its camera, junk and distractor rules, and what its reader makes of them."""
     lists: str
     """Where the official splits come from."""
-    nobody: frozenset[int] = frozenset()
+    distractors: frozenset[int] = frozenset()
     """Pids that are no person but distractors: never learned from."""
     counts: Mapping[Split, Counts]
     counts_from: str
@@ -66,17 +66,17 @@ class Benchmark:
 
 def count(records: Iterable[Record]) -> dict[Split, Counts]:
     """How much each split holds."""
-    inside: dict[Split, list[Record]] = {}
+    of_split: dict[Split, list[Record]] = {}
     for record in records:
-        inside.setdefault(record.split, []).append(record)
+        of_split.setdefault(record.split, []).append(record)
     return {
         split: Counts(
-            images=len(inside[split]),
-            identities=len({record.pid for record in inside[split]} - {JUNK_PID}),
-            cameras=len({record.camid for record in inside[split]} - {None}),
+            images=len(of_split[split]),
+            identities=len({record.pid for record in of_split[split]} - {JUNK_PID}),
+            cameras=len({record.camid for record in of_split[split]} - {None}),
         )
         for split in SPLITS
-        if split in inside
+        if split in of_split
     }
 
 

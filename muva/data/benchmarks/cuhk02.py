@@ -14,7 +14,7 @@ from typing import get_args
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.folder import WholeSplit
-from muva.data.benchmarks.listing import check_parts, checked_option, image_files, name_of
+from muva.data.benchmarks.listing import check_entries, checked_option, image_files, match_file_name
 from muva.data.records import Record, Split
 
 CUHK02 = Benchmark(
@@ -45,13 +45,15 @@ def read_cuhk02(root: Path, *, domain: str, split: WholeSplit = "train") -> Iter
     checked_option("split", split, get_args(WholeSplit))
     cameras = [(pair, camera) for pair in _PAIRS for camera in _CAMERAS]
     folders = [f"P{pair}/cam{camera}" for pair, camera in cameras]
-    check_parts(root, folders, what=CUHK02.title)
+    check_entries(root, folders, title=CUHK02.title)
     for camid, ((pair, camera), folder) in enumerate(zip(cameras, folders, strict=True), start=1):
         of_camera: Split = "train"
         if split == "test" and pair == _TEST_PAIR:
             of_camera = "query" if camera == 1 else "gallery"
         for file in image_files(root / folder):
-            name = name_of(file, _FILE_NAME, like="001_1.png", root=root, what=CUHK02.title)
+            name = match_file_name(
+                file, _FILE_NAME, example="001_1.png", root=root, title=CUHK02.title
+            )
             yield Record(
                 domain=domain,
                 image_id=file.relative_to(root).as_posix(),

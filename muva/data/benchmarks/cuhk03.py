@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
-from muva.data.benchmarks.listing import check_parts, checked_option, contents
+from muva.data.benchmarks.listing import check_entries, checked_option, contents
 from muva.data.benchmarks.matlab import matlab_variable
 from muva.data.benchmarks.trials import single_shot
-from muva.data.records import SPLITS, Excerpt, Record, Split
+from muva.data.records import SPLITS, LazyImage, Record, Split
 from muva.errors import MuvaError
 
 Boxes = Literal["detected", "labelled"]
@@ -69,11 +69,11 @@ CUHK03_LABELLED = _benchmark("labelled")
 
 _FILE = "cuhk03_release/cuhk-03.mat"
 _PIDS_OF_A_PAIR = 10_000
-_DAMAGE = (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError)
+_READ_ERRORS = (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError)
 """What h5py raises for files that are damaged or hold something else."""
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     """Where an image is in the file; all count from 1."""
 
     pair: int
@@ -96,87 +96,89 @@ def read_cuhk03(
 
     The new protocol, which is CUHK03-NP's, also takes its `cuhk03_new_protocol_config_*.mat` there.
     """
-    spelt = BOXES[checked_option("boxes", boxes, BOXES)]
+    variable = BOXES[checked_option("boxes", boxes, BOXES)]
     checked_option("protocol", protocol, get_args(Protocol))
-    check_parts(root, [_FILE], what="CUHK03")
+    check_entries(root, [_FILE], title="CUHK03")
     file = root / _FILE
-    places, test_people = _places(file, spelt)
+    positions, test_people = _positions(file, variable)
     splits: dict[str, Split] = (
-        {place.name: _classic_split(place, test_people) for place in places}
+        {position.name: _classic_split(position, test_people) for position in positions}
         if protocol == "classic"
-        else _new_splits(root, spelt, {place.name for place in places})
+        else _new_splits(root, variable, {position.name for position in positions})
     )
-    for place in places:
+    for position in positions:
         yield Record(
             domain=domain,
-            image_id=f"{spelt}/{place.name}",
-            split=splits[place.name],
-            pid=_PIDS_OF_A_PAIR * place.pair + place.person,
-            camid=place.camid,
-            source=Excerpt(file=file, encoded=partial(_png, file, spelt, place)),
+            image_id=f"{variable}/{position.name}",
+            split=splits[position.name],
+            pid=_PIDS_OF_A_PAIR * position.pair + position.person,
+            camid=position.camid,
+            source=LazyImage(file=file, encoded=partial(_png, file, variable, position)),
         )
 
 
-def _places(file: Path, spelt: str) -> tuple[list[_Place], set[tuple[int, int]]]:
+def _positions(file: Path, variable: str) -> tuple[list[_Position], set[tuple[int, int]]]:
     """The images that are there, and the pairs and people of the first test set."""
     try:
-        with h5py.File(file) as opened:
-            mat: Any = opened
-            pairs = [mat[cell][()].T for cell in mat[spelt][()].flat]
-            places = [
-                _Place(pair, person + 1, number + 1)
+        with h5py.File(file) as hdf5:
+            mat: Any = hdf5
+            pairs = [mat[cell][()].T for cell in mat[variable][()].flat]
+            positions = [
+                _Position(pair, person + 1, number + 1)
                 for pair, cells in enumerate(pairs, start=1)
                 for (person, number), cell in np.ndenumerate(cells)
                 if mat[cell].ndim == 3  # MATLAB's empty cells are there, with less
             ]
             first = mat[mat["testsets"][()].flat[0]][()].T
-            return places, {(int(pair), int(person)) for pair, person in first}
-    except _DAMAGE as error:
+            return positions, {(int(pair), int(person)) for pair, person in first}
+    except _READ_ERRORS as error:
         raise MuvaError(
             f"{file}: expected a MATLAB file of version 7.3 with the cells detected, labeled and "
             f"testsets; it cannot be read ({error}). Is it CUHK03's, and whole?"
         ) from error
 
 
-def _png(file: Path, spelt: str, place: _Place) -> bytes:
+def _png(file: Path, variable: str, position: _Position) -> bytes:
     """An image out of the file, encoded without loss."""
     try:
-        with h5py.File(file) as opened:
-            mat: Any = opened
-            people = mat[mat[spelt][()].flat[place.pair - 1]]
-            pixels = mat[people[place.number - 1, place.person - 1]][()].T  # MATLAB: columns first
+        with h5py.File(file) as hdf5:
+            mat: Any = hdf5
+            people = mat[mat[variable][()].flat[position.pair - 1]]
+            pixels = mat[people[position.number - 1, position.person - 1]][
+                ()
+            ].T  # MATLAB: columns first
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(encoded, "PNG")
-    except _DAMAGE as error:
-        raise OSError(f"{place.name} in {file}: {error}") from error
+    except _READ_ERRORS as error:
+        raise OSError(f"{position.name} in {file}: {error}") from error
     return encoded.getvalue()
 
 
-def _classic_split(place: _Place, test_people: set[tuple[int, int]]) -> Split:
-    if (place.pair, place.person) not in test_people:
+def _classic_split(position: _Position, test_people: set[tuple[int, int]]) -> Split:
+    if (position.pair, position.person) not in test_people:
         return "train"
-    return "query" if place.camid == 1 else "gallery"
+    return "query" if position.camid == 1 else "gallery"
 
 
-def _new_splits(root: Path, spelt: str, names: set[str]) -> dict[str, Split]:
+def _new_splits(root: Path, variable: str, names: set[str]) -> dict[str, Split]:
     """Each image's split by the protocol's file, which must be of these images."""
-    file = root / f"cuhk03_new_protocol_config_{spelt}.mat"
+    file = root / f"cuhk03_new_protocol_config_{variable}.mat"
     if not file.is_file():
         raise MuvaError(
             f"CUHK03 at {root}: expected the file {file.name} of the new protocol, found "
             f"{contents(root)}. It is in evaluation/data/CUHK03 of "
             "https://github.com/zhunzhong07/person-re-ranking"
         )
-    listed = matlab_variable(file, "filelist", what="CUHK03").flat
+    listed = matlab_variable(file, "filelist", title="CUHK03").flat
     named = {number: str(np.ravel(name)[0]) for number, name in enumerate(listed, start=1)}
     splits: dict[str, Split] = {
         named.get(int(number), f"number {number}"): split
         for split in SPLITS
-        for number in matlab_variable(file, f"{split}_idx", what="CUHK03").flat
+        for number in matlab_variable(file, f"{split}_idx", title="CUHK03").flat
     }
-    if odd := sorted(names ^ set(splits)):
+    if unmatched := sorted(names ^ set(splits)):
         raise MuvaError(
-            f"{file}: expected the images of {_FILE}, found {len(odd)} that are only in one of the "
-            f"two, the first {odd[0]}. Are both of the {spelt} boxes?"
+            f"{file}: expected the images of {_FILE}, found {len(unmatched)} that are only in one of the "
+            f"two, the first {unmatched[0]}. Are both of the {variable} boxes?"
         )
     return splits

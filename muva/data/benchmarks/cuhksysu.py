@@ -19,9 +19,15 @@ from pathlib import Path
 from PIL import Image
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
-from muva.data.benchmarks.listing import contents, existing_folder, guess, image_files, name_of
+from muva.data.benchmarks.listing import (
+    contents,
+    existing_folder,
+    image_files,
+    match_file_name,
+    suggest_folder,
+)
 from muva.data.benchmarks.matlab import matlab_variable, structs
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.errors import MuvaError
 
 CUHKSYSU = Benchmark(
@@ -50,28 +56,33 @@ def read_cuhksysu(root: Path, *, domain: str) -> Iterator[Record]:
     Image ids of the archive are `Image/SSM/s16929.jpg#p11422_1`: the frame, the person, and which
     of the person's scenes it is.
     """
-    existing_folder(root, what=CUHKSYSU.title)
+    existing_folder(root, title=CUHKSYSU.title)
     if (root / _FRAMES).is_dir() and (root / _PEOPLE).is_file():
-        return _cut_out(root, domain)
+        return _crops_of_frames(root, domain)
     for folder in _CROPS:
         if (root / folder).is_dir():
-            return _cropped(root, folder, domain)
-    guesses = [guess(root, _FRAMES, _PEOPLE), *(guess(root, folder) for folder in _CROPS)]
+            return _cropped_files(root, folder, domain)
+    guesses = [
+        suggest_folder(root, _FRAMES, _PEOPLE),
+        *(suggest_folder(root, folder) for folder in _CROPS),
+    ]
     raise MuvaError(
         f"{CUHKSYSU.title} at {root}: expected {_FRAMES} and {_PEOPLE}, or {_CROPS[0]}; found "
         f"{contents(root)}. {max(guesses, key=lambda text: text.startswith('Is it'))}"
     )
 
 
-def _cropped(root: Path, folder: str, domain: str) -> Iterator[Record]:
+def _cropped_files(root: Path, folder: str, domain: str) -> Iterator[Record]:
     for file in image_files(root / folder):
-        name = name_of(file, _FILE_NAME, like="p11422_s16929_1.jpg", root=root, what=CUHKSYSU.title)
+        name = match_file_name(
+            file, _FILE_NAME, example="p11422_s16929_1.jpg", root=root, title=CUHKSYSU.title
+        )
         yield _record(domain, file.relative_to(root).as_posix(), int(name["pid"]), file)
 
 
-def _cut_out(root: Path, domain: str) -> Iterator[Record]:
+def _crops_of_frames(root: Path, domain: str) -> Iterator[Record]:
     where = f"{CUHKSYSU.title} at {root / _PEOPLE}"
-    people = matlab_variable(root / _PEOPLE, "Person", what=CUHKSYSU.title)
+    people = matlab_variable(root / _PEOPLE, "Person", title=CUHKSYSU.title)
     for person, scenes in structs(people, "idname", "scene", where=where):
         name = _PERSON.fullmatch("".join(person))
         if name is None:
@@ -86,7 +97,7 @@ def _cut_out(root: Path, domain: str) -> Iterator[Record]:
             # MATLAB counts from 1 and includes the end: MetaBIN's make_cropped_image.m cuts out
             # I(y:y+h, x:x+w), which MATLAB would refuse if boxes were counted from 0.
             corners = (left - 1, top - 1, left + width, top + height)
-            source = Excerpt(file=file, encoded=partial(_png, file, corners))
+            source = LazyImage(file=file, encoded=partial(_png, file, corners))
             yield _record(domain, image_id, int(name["pid"]), source)
 
 
@@ -102,7 +113,7 @@ def _png(frame: Path, corners: tuple[int, int, int, int]) -> bytes:
     return encoded.getvalue()
 
 
-def _record(domain: str, image_id: str, pid: int, source: Path | Excerpt) -> Record:
+def _record(domain: str, image_id: str, pid: int, source: Path | LazyImage) -> Record:
     return Record(
         domain=domain, image_id=image_id, split="train", pid=pid, camid=None, source=source
     )

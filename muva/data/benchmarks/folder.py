@@ -35,21 +35,21 @@ def read_folder(
     are no split folders, `split` decides: "train" trains on everything, "test" (the default) makes
     the first image of each person and camera a query and the others gallery.
     """
-    existing_folder(root, what="the image folder")
+    existing_folder(root, title="the image folder")
     files = list(image_files(root))
     if not files:
         raise MuvaError(f"the image folder {root}: expected images in it, found {contents(root)}")
     names = [file.relative_to(root) for file in files]
     split_folders = _split_folders(root, names)
-    people = (
+    pid_names = (
         _folders_of_people(root, names, depth=1 if split_folders else 0)
         if pid_regex is None
         else _matches(files, pid_regex, "pid_regex")
     )
     cameras = None if camid_regex is None else _matches(files, camid_regex, "camid_regex")
-    pid_of = numbered(people, first=0)
+    pid_of = numbered(pid_names, first=0)
     camid_of = numbered(cameras or [], first=1)
-    pids = [pid_of[name] for name in people]
+    pids = [pid_of[name] for name in pid_names]
     camids = [None] * len(files) if cameras is None else [camid_of[name] for name in cameras]
     if split_folders and split is not None:
         raise SettingsError(
@@ -81,24 +81,26 @@ def whole_split(
 
 def _split_folders(root: Path, names: list[Path]) -> list[Split] | None:
     """Each image's split by its top folder; None without such folders."""
-    of_folder: dict[str, Split] = {split: split for split in SPLITS if (root / split).is_dir()}
-    if not of_folder:
+    split_of_folder: dict[str, Split] = {
+        split: split for split in SPLITS if (root / split).is_dir()
+    }
+    if not split_of_folder:
         return None
-    strays = [name for name in names if name.parts[0] not in of_folder]
-    if strays:  # they would be lost without a word
+    outside = [name for name in names if name.parts[0] not in split_of_folder]
+    if outside:  # they would be lost without a word
         raise MuvaError(
-            f"the image folder {root}: expected all images within {', '.join(of_folder)}, found "
-            f"{len(strays)} outside, for example {strays[0]}"
+            f"the image folder {root}: expected all images within {', '.join(split_of_folder)}, found "
+            f"{len(outside)} outside, for example {outside[0]}"
         )
-    return [of_folder[name.parts[0]] for name in names]
+    return [split_of_folder[name.parts[0]] for name in names]
 
 
 def _folders_of_people(root: Path, names: list[Path], *, depth: int) -> list[str]:
     """The folder of the person on each image, `depth` folders below the root."""
-    loose = [name for name in names if len(name.parts) < depth + 2]
-    if loose:
+    unassigned = [name for name in names if len(name.parts) < depth + 2]
+    if unassigned:
         raise MuvaError(
-            f"the image folder {root}: expected one folder per person, found the image {loose[0]} "
+            f"the image folder {root}: expected one folder per person, found the image {unassigned[0]} "
             "in none. Put each person's images in a folder, or tell the person from file names, "
             r"for example with --pid-regex '^(\d+)_'"
         )

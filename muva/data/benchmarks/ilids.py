@@ -11,8 +11,8 @@ from pathlib import Path
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.folder import whole_split
-from muva.data.benchmarks.listing import check_parts, image_files, name_of
-from muva.data.benchmarks.trials import pairs
+from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
+from muva.data.benchmarks.trials import random_pairs
 from muva.data.records import Record
 
 ILIDS = Benchmark(
@@ -31,7 +31,7 @@ ILIDS = Benchmark(
         "gallery": Counts(images=357, identities=119, cameras=0),
     },
     counts_from="torchreid's reader (476 images of 119 people)",
-    trials=lambda records, _root: pairs(records, name="ilids"),
+    trials=lambda records, _root: random_pairs(records, name="ilids"),
 )
 
 _FILE_NAME = re.compile(r"(?P<pid>\d{4})\d{3}\.")
@@ -39,10 +39,11 @@ _FILE_NAME = re.compile(r"(?P<pid>\d{4})\d{3}\.")
 
 def read_ilids(root: Path, *, domain: str) -> Iterator[Record]:
     """Records of the folder that holds `Persons`."""
-    check_parts(root, ["Persons"], what=ILIDS.title)
+    check_entries(root, ["Persons"], title=ILIDS.title)
     files = list(image_files(root / "Persons"))
     names = [
-        name_of(file, _FILE_NAME, like="0001002.jpg", root=root, what=ILIDS.title) for file in files
+        match_file_name(file, _FILE_NAME, example="0001002.jpg", root=root, title=ILIDS.title)
+        for file in files
     ]
     pids = [int(name["pid"]) for name in names]
     splits = whole_split("test", pids, [None] * len(pids))

@@ -31,34 +31,34 @@ def _check_encoding(file: Path) -> None:
         ) from error
 
 
-def existing_folder(root: Path, *, what: str) -> Path:
-    """The folder, if it is one; `what` names the data set in the error."""
+def existing_folder(root: Path, *, title: str) -> Path:
+    """The folder, if it is one; `title` names the data set in the error."""
     if root.is_dir():
         return root
     found = "a file" if root.exists() else "nothing"
-    raise MuvaError(f"{what} at {root}: expected a folder, found {found}. Is the path right?")
+    raise MuvaError(f"{title} at {root}: expected a folder, found {found}. Is the path right?")
 
 
-def check_parts(root: Path, parts: Sequence[str], *, what: str) -> None:
-    """MuvaError unless a tree has these folders and files; `what` names the data set in it."""
-    existing_folder(root, what=what)
+def check_entries(root: Path, parts: Sequence[str], *, title: str) -> None:
+    """MuvaError unless a tree has these folders and files; `title` names the data set in it."""
+    existing_folder(root, title=title)
     missing = [part for part in parts if not (root / part).exists()]
     if missing:
         raise MuvaError(
-            f"{what} at {root}: expected {', '.join(parts)}; {missing[0]} is missing, found "
-            f"{contents(root)}. {guess(root, *parts)}"
+            f"{title} at {root}: expected {', '.join(parts)}; {missing[0]} is missing, found "
+            f"{contents(root)}. {suggest_folder(root, *parts)}"
         )
 
 
-def name_of(
-    file: Path, pattern: re.Pattern[str], *, like: str, root: Path, what: str
+def match_file_name(
+    file: Path, pattern: re.Pattern[str], *, example: str, root: Path, title: str
 ) -> re.Match[str]:
-    """What a file's name says; MuvaError with a right one, `like`, where it says nothing."""
+    """What a file's name says; MuvaError with a right one, `example`, where it says nothing."""
     match = pattern.match(file.name)
     if match is None:
         raise MuvaError(
-            f"{what} at {root}: expected file names like {like}, found "
-            f"{file.relative_to(root).as_posix()}. Are these {what}'s files?"
+            f"{title} at {root}: expected file names like {example}, found "
+            f"{file.relative_to(root).as_posix()}. Are these {title}'s files?"
         )
     return match
 
@@ -71,7 +71,7 @@ def contents(folder: Path, most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def guess(root: Path, *holds: str) -> str:
+def suggest_folder(root: Path, *holds: str) -> str:
     """A question for errors: is it a folder in or around this one, that holds what it should?"""
     folders = [*sorted(entry for entry in root.iterdir() if entry.is_dir()), *root.parents[:2]]
     for folder in folders:

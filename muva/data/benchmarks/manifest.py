@@ -43,9 +43,9 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
             f"{', '.join(table.column_names) or 'none'}"
         )
     paths = _texts(table, "path", root)
-    people = _texts(table, "pid", root)
-    pid_of = numbered(people, first=0)
-    pids = [pid_of[name] for name in people]
+    pid_names = _texts(table, "pid", root)
+    pid_of = numbered(pid_names, first=0)
+    pids = [pid_of[name] for name in pid_names]
     camids = _camids(table, root)
     if split is not None and "split" in table.column_names:
         raise SettingsError(
@@ -104,33 +104,33 @@ def _camids(table: pa.Table, file: Path) -> list[int] | list[None]:
 def _splits(table: pa.Table, file: Path) -> list[Split] | None:
     if "split" not in table.column_names:
         return None
-    of_name: dict[str, Split] = {split: split for split in SPLITS}
+    split_of_name: dict[str, Split] = {split: split for split in SPLITS}
     names = _texts(table, "split", file)
     for row, name in enumerate(names, start=1):
-        if name not in of_name:
+        if name not in split_of_name:
             raise MuvaError(
                 f"the list {file}: expected a split of {', '.join(SPLITS)}, found {name!r} in row "
                 f"{row}"
             )
-    return [of_name[name] for name in names]
+    return [split_of_name[name] for name in names]
 
 
 def _boxes(table: pa.Table, file: Path) -> list[Mapping[str, Box | None]] | None:
     """Each image's boxes; parts without columns, and with empty ones, are out of sight."""
     columns = {part: [f"{part}_{corner}" for corner in _CORNERS] for part in PARTS}
-    given = {part for part in PARTS if set(columns[part]) & set(table.column_names)}
-    if not given:
+    present = {part for part in PARTS if set(columns[part]) & set(table.column_names)}
+    if not present:
         return None
-    missing = [n for p in given for n in columns[p] if n not in table.column_names]
+    missing = [n for p in present for n in columns[p] if n not in table.column_names]
     if missing:
         raise MuvaError(f"the list {file}: the column {missing[0]} is missing beside its others")
-    corners = {p: zip(*(table[n].to_pylist() for n in columns[p]), strict=True) for p in given}
+    corners = {p: zip(*(table[n].to_pylist() for n in columns[p]), strict=True) for p in present}
     per_part = {
         part: [_box(values, file, part, row) for row, values in enumerate(rows, start=1)]
         for part, rows in corners.items()
     }
     return [
-        {part: per_part[part][index] if part in given else None for part in PARTS}
+        {part: per_part[part][index] if part in present else None for part in PARTS}
         for index in range(len(table))
     ]
 

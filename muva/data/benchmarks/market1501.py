@@ -23,7 +23,7 @@ MARKET1501 = Benchmark(
     status="given away by its authors",
     rules="six cameras; gallery images of pid 0 are distractors, of pid -1 junk that is ignored",
     lists="the archive's folders",
-    nobody=frozenset({0}),
+    distractors=frozenset({0}),
     counts={
         "train": Counts(images=12936, identities=751, cameras=6),
         "query": Counts(images=3368, identities=750, cameras=6),

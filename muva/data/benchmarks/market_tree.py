@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from muva.data.benchmarks.listing import check_parts, image_files
+from muva.data.benchmarks.listing import check_entries, image_files
 from muva.data.records import Record, Split
 from muva.errors import MuvaError
 
@@ -63,14 +63,14 @@ def read_market_tree(
     folders: dict[str, Split] = {
         Path(within, folder).as_posix(): split for folder, split in _FOLDERS.items()
     }
-    check_parts(root, list(folders), what=names.title)
+    check_entries(root, list(folders), title=names.title)
     for folder, split in folders.items():
         for file in image_files(root / folder):
             name = names.pattern.match(file.name)
             if name is None:
                 raise MuvaError(
                     f"{names.title} at {root}: expected file names like {names.example}, found "
-                    f"{folder}/{file.name}. {_whose(file.name, names)}"
+                    f"{folder}/{file.name}. {_hint(file.name, names)}"
                 )
             yield Record(
                 domain=domain,
@@ -82,7 +82,7 @@ def read_market_tree(
             )
 
 
-def _whose(file_name: str, expected: FileNames) -> str:
+def _hint(file_name: str, expected: FileNames) -> str:
     for names in (MARKET1501_NAMES, DUKEMTMC_NAMES, CUHK03NP_NAMES):
         if names.pattern.match(file_name):
             return f"It is a name of {names.title}'s, which the layout {names.layout} reads"

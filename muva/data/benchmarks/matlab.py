@@ -13,23 +13,23 @@ from scipy.io.matlab import MatReadError
 from muva.errors import MuvaError
 
 # SciPy reports damage by any of these, depending on where it is.
-_DAMAGE = (
+_READ_ERRORS = (
     MatReadError, OSError, ValueError, LookupError, TypeError, NotImplementedError, zlib.error
 )  # fmt: skip
 
 
-def matlab_variable(file: Path, name: str, *, what: str) -> np.ndarray:
-    """One variable of a file; `what` names the data set in errors."""
+def matlab_variable(file: Path, name: str, *, title: str) -> np.ndarray:
+    """One variable of a file; `title` names the data set in errors."""
     try:
         variables = loadmat(file, variable_names=[name])
         found = ", ".join(variable for variable, *_ in whosmat(file))
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise MuvaError(
-            f"{what} at {file}: expected a MATLAB file, found one that cannot be read: {error}. "
+            f"{title} at {file}: expected a MATLAB file, found one that cannot be read: {error}. "
             "Was the copy interrupted?"
         ) from error
     if name not in variables:
-        raise MuvaError(f"{what} at {file}: expected the variable {name}, found {found or 'none'}")
+        raise MuvaError(f"{title} at {file}: expected the variable {name}, found {found or 'none'}")
     return variables[name]
 
 

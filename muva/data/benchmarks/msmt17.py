@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
-from muva.data.benchmarks.listing import check_parts, checked_option, contents
+from muva.data.benchmarks.listing import check_entries, checked_option, contents
 from muva.data.records import Record, Split
 from muva.errors import MuvaError
 
@@ -68,14 +68,14 @@ _FIRST_TEST_PID = 1041
 def read_msmt17(root: Path, *, domain: str, version: Version = "1") -> Iterator[Record]:
     """Records of a tree in MSMT17's layout, of this version."""
     checked_option("version", version, _FOLDERS)
-    what = f"MSMT17 V{version}"
+    title = f"MSMT17 V{version}"
     other: Version = "2" if version == "1" else "1"
     if _is_version(root, other) and not _is_version(root, version):
         raise MuvaError(
-            f"{what} at {root}: expected the folders {' and '.join(_FOLDERS[version])}, found "
+            f"{title} at {root}: expected the folders {' and '.join(_FOLDERS[version])}, found "
             f"{' and '.join(_FOLDERS[other])}. That is V{other}, the data set {_NAMES[other]}"
         )
-    check_parts(root, _FOLDERS[version], what=what)
+    check_entries(root, _FOLDERS[version], title=title)
     train_folder, test_folder = _FOLDERS[version]
     records = []
     for name, split in _LISTS.items():
@@ -84,7 +84,7 @@ def read_msmt17(root: Path, *, domain: str, version: Version = "1") -> Iterator[
     missing = [record.image_id for record in records if not (root / record.image_id).is_file()]
     if missing:
         raise MuvaError(
-            f"{what} at {root}: expected the {len(records)} files of its lists, found "
+            f"{title} at {root}: expected the {len(records)} files of its lists, found "
             f"{len(missing)} of them missing, the first {missing[0]}. Was it unpacked completely?"
         )
     yield from records

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
-from muva.data.benchmarks.listing import check_parts, image_files, name_of
-from muva.data.benchmarks.trials import halves
+from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
+from muva.data.benchmarks.trials import random_halves
 from muva.data.records import Record, Split
 
 PRID2011 = Benchmark(
@@ -33,7 +33,7 @@ PRID2011 = Benchmark(
         "gallery": Counts(images=749, identities=749, cameras=1),
     },
     counts_from="its page (200 people in both cameras, 749 in b)",
-    trials=lambda records, _root: halves(records, name="prid2011"),
+    trials=lambda records, _root: random_halves(records, name="prid2011"),
 )
 
 _FOLDERS: dict[str, Split] = {"single_shot/cam_a": "query", "single_shot/cam_b": "gallery"}
@@ -43,10 +43,12 @@ _IN_BOTH = 200
 
 def read_prid2011(root: Path, *, domain: str) -> Iterator[Record]:
     """Records of the folder that holds `single_shot`."""
-    check_parts(root, list(_FOLDERS), what=PRID2011.title)
+    check_entries(root, list(_FOLDERS), title=PRID2011.title)
     for camid, (folder, split) in enumerate(_FOLDERS.items(), start=1):
         for file in image_files(root / folder):
-            name = name_of(file, _FILE_NAME, like="person_0001.png", root=root, what=PRID2011.title)
+            name = match_file_name(
+                file, _FILE_NAME, example="person_0001.png", root=root, title=PRID2011.title
+            )
             pid = int(name["pid"])
             if split == "query" and pid > _IN_BOTH:
                 continue

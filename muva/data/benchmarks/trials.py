@@ -21,14 +21,14 @@ TRIALS = 10
 _Value = TypeVar("_Value", int, str)
 
 
-def halves(records: Sequence[Record], *, name: str) -> list[Trial]:
+def random_halves(records: Sequence[Record], *, name: str) -> list[Trial]:
     """Half of the people who ask do so, with the gallery as it is but for the other half."""
-    asking = {record.pid for record in records if record.split == "query"}
-    halves_of_them = [_half(asking, seed=f"{name}/{trial}") for trial in range(TRIALS)]
-    return [without(asking - half, records) for half in halves_of_them]
+    query_pids = {record.pid for record in records if record.split == "query"}
+    tested_pids = [_half(query_pids, seed=f"{name}/{trial}") for trial in range(TRIALS)]
+    return [trial_without(query_pids - half, records) for half in tested_pids]
 
 
-def pairs(records: Sequence[Record], *, name: str) -> list[Trial]:
+def random_pairs(records: Sequence[Record], *, name: str) -> list[Trial]:
     """An image of each of half of the people asks, and another of each is the gallery.
 
     Who has one image only is in no trial.
@@ -65,12 +65,12 @@ def single_shot(records: Sequence[Record], *, name: str) -> list[Trial]:
     ]
 
 
-def without(people: Collection[int], records: Sequence[Record]) -> Trial:
+def trial_without(people: Collection[int], records: Sequence[Record]) -> Trial:
     """All queries and the whole gallery, but for these people."""
-    staying = [record for record in records if record.pid not in people]
+    kept = [record for record in records if record.pid not in people]
     return Trial(
-        query=_ids(record for record in staying if record.split == "query"),
-        gallery=_ids(record for record in staying if record.split == "gallery"),
+        query=_ids(record for record in kept if record.split == "query"),
+        gallery=_ids(record for record in kept if record.split == "gallery"),
     )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
-from muva.data.benchmarks.listing import check_parts, image_files, name_of
-from muva.data.benchmarks.trials import halves
+from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
+from muva.data.benchmarks.trials import random_halves
 from muva.data.records import Record, Split
 
 VIPER = Benchmark(
@@ -31,7 +31,7 @@ VIPER = Benchmark(
         "gallery": Counts(images=632, identities=632, cameras=1),
     },
     counts_from="the archive's README (632 pairs of images)",
-    trials=lambda records, _root: halves(records, name="viper"),
+    trials=lambda records, _root: random_halves(records, name="viper"),
 )
 
 _FOLDERS: dict[str, Split] = {"cam_a": "query", "cam_b": "gallery"}
@@ -40,10 +40,12 @@ _FILE_NAME = re.compile(r"(?P<pid>\d{3})_\d+\.")
 
 def read_viper(root: Path, *, domain: str) -> Iterator[Record]:
     """Records of the folder that holds `cam_a` and `cam_b`."""
-    check_parts(root, list(_FOLDERS), what=VIPER.title)
+    check_entries(root, list(_FOLDERS), title=VIPER.title)
     for camid, (folder, split) in enumerate(_FOLDERS.items(), start=1):
         for file in image_files(root / folder):
-            name = name_of(file, _FILE_NAME, like="000_45.bmp", root=root, what=VIPER.title)
+            name = match_file_name(
+                file, _FILE_NAME, example="000_45.bmp", root=root, title=VIPER.title
+            )
             yield Record(
                 domain=domain,
                 image_id=file.relative_to(root).as_posix(),

@@ -12,8 +12,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
-from muva.data.records import Excerpt
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
+from muva.data.records import LazyImage
 from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
@@ -129,7 +129,7 @@ def test_the_new_protocol_splits_by_its_own_file(tmp_path):
 @pytest.mark.parametrize(("boxes", "spelt"), [("detected", "detected"), ("labelled", "labeled")])
 def test_images_are_upright_and_lossless(tmp_path, boxes, spelt):
     for record in read_tree("cuhk03", cuhk03(tmp_path), domain="d", options={"boxes": boxes}):
-        assert isinstance(record.source, Excerpt)
+        assert isinstance(record.source, LazyImage)
         image = np.asarray(Image.open(io.BytesIO(record.source.encoded())))
         np.testing.assert_array_equal(image, pixels(spelt, Path(record.image_id).stem))
 
@@ -143,7 +143,7 @@ def test_shards_hold_all_images_of_the_file(tmp_path):
 
 def test_a_file_that_breaks_after_it_was_listed_gives_an_os_error(tmp_path):
     source = read_tree("cuhk03", cuhk03(tmp_path), domain="d")[0].source
-    assert isinstance(source, Excerpt)
+    assert isinstance(source, LazyImage)
     source.file.write_bytes(source.file.read_bytes()[:2000])
     with pytest.raises(OSError, match=r"1_001_1_01\.png in .*cuhk-03\.mat"):
         source.encoded()
@@ -151,11 +151,11 @@ def test_a_file_that_breaks_after_it_was_listed_gives_an_os_error(tmp_path):
 
 def test_a_listing_tells_another_file_from_the_same_one(tmp_path):
     root = cuhk03(tmp_path)
-    before = listing_of(read_tree("cuhk03", root, domain="d"))
-    assert listing_of(read_tree("cuhk03", root, domain="d")) == before
+    before = file_listing(read_tree("cuhk03", root, domain="d"))
+    assert file_listing(read_tree("cuhk03", root, domain="d")) == before
     shutil.rmtree(root / "cuhk03_release")
     cuhk03(root, IMAGES | {"detected": IMAGES["detected"] + " 1_003_2_10"})
-    assert listing_of(read_tree("cuhk03", root, domain="d")) != before
+    assert file_listing(read_tree("cuhk03", root, domain="d")) != before
 
 
 def test_trials_ask_with_all_queries_for_one_image_of_each_person(tmp_path):

@@ -9,9 +9,9 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
 from muva.data.benchmarks.benchmark import is_complete
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
@@ -61,7 +61,7 @@ def test_people_are_cut_out_without_loss_where_matlab_would_cut_them_out(archive
     marked = [(scene[0][0], scene[1][0]) for person in people for scene in person[2][0]]
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
     for record, (name, (x, y, width, height)) in zip(records, marked, strict=True):
-        assert isinstance(record.source, Excerpt)
+        assert isinstance(record.source, LazyImage)
         assert record.source.file == archive / "Image" / "SSM" / name
         frame = np.asarray(Image.open(record.source.file))
         cut_out = Image.open(io.BytesIO(record.source.encoded()))
@@ -73,8 +73,8 @@ def test_people_are_cut_out_without_loss_where_matlab_would_cut_them_out(archive
 def test_a_box_ends_with_its_frame_and_is_refused_outside_of_it(archive):
     save_people(archive, {"p1": [("s1.jpg", (11, 21, 50, 50)), ("s1.jpg", (19, 1, 5, 5))]})
     within, outside = (r.source for r in read_tree("cuhksysu", archive, domain="cuhksysu"))
-    assert isinstance(within, Excerpt)
-    assert isinstance(outside, Excerpt)
+    assert isinstance(within, LazyImage)
+    assert isinstance(outside, LazyImage)
     assert Image.open(io.BytesIO(within.encoded())).size == (8, 5)
     with pytest.raises(OSError, match="outside of the frame"):
         outside.encoded()
@@ -87,7 +87,7 @@ def test_the_archive_is_stored_but_for_boxes_outside_of_frames_and_frames_that_a
     lost = {"p30": [("s9.jpg", (1, 1, 9, 9))], "p31": [("s1.jpg", (90, 90, 9, 9))]}
     save_people(archive, good | lost)
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
-    assert len(listing_of(records)) == 22
+    assert len(file_listing(records)) == 22
     artifact = Artifact(open_store(tmp_path / "store"), "datasets", "cuhksysu", "0" * 16)
     summary = write_shards(records, artifact=artifact)
     assert (summary.images, summary.quarantined, summary.cameras_known) == (20, 2, False)

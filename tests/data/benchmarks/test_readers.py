@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks import listing_of, read_tree
+from muva.data.benchmarks import file_listing, read_tree
 from muva.data.shards import open_dataset, write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
@@ -243,10 +243,10 @@ def test_an_unknown_layout_is_refused_with_the_closest(tmp_path):
 
 def test_a_listing_changes_with_the_tree_and_only_then(tmp_path):
     tree(tmp_path, MARKET)
-    before = listing_of(read_tree("market1501", tmp_path, domain="d"))
-    assert listing_of(read_tree("market1501", tmp_path, domain="d")[::-1]) == before
+    before = file_listing(read_tree("market1501", tmp_path, domain="d"))
+    assert file_listing(read_tree("market1501", tmp_path, domain="d")[::-1]) == before
     (tmp_path / "query" / MARKET["query"][0]).write_bytes(b"changed")
-    assert listing_of(read_tree("market1501", tmp_path, domain="d")) != before
+    assert file_listing(read_tree("market1501", tmp_path, domain="d")) != before
 
 
 @pytest.mark.parametrize("column", ["pid", "camid", "split", "caption", "head_x0"])
@@ -258,7 +258,7 @@ def test_a_listing_changes_with_what_a_list_says_of_its_images(tmp_path, column)
     def listing(row):
         file = tmp_path / "list.csv"
         file.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
-        return listing_of(read_tree("manifest", file, domain="d"))
+        return file_listing(read_tree("manifest", file, domain="d"))
 
     assert listing(columns) == listing(columns)
     assert listing(columns | {column: other[column]}) != listing(columns)

@@ -24,8 +24,8 @@ from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
-from muva.grounding.ground import HANDFUL, BrokenExpertError, Care
-from muva.grounding.labels import finished_parts, open_labels, summarise_labels
+from muva.grounding.ground import MAX_EXPERT_FAILURES, BrokenExpertError, RetryPlan
+from muva.grounding.labels import labelled_shards, open_labels, summarise_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
 from workflows.runtime.expert_pool import (
@@ -94,7 +94,7 @@ def grounded(town: Dataset, expert: ChosenExpert, *, actors: int = 1):
         labels,
         expert,
         PHRASES,
-        shards=set(range(len(town.shards))) - finished_parts(labels),
+        shards=set(range(len(town.shards))) - labelled_shards(labels),
         actors=Actors(count=actors),
         most_aside=5,
     )
@@ -174,17 +174,17 @@ def test_what_an_actor_needs_and_how_many_have_room() -> None:
 
 def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
     queue = ShardQueue([7, 8], most_aside=1)
-    shard, care = queue.take()
-    assert (shard, care.alone, care.aside) == (7, frozenset(), frozenset())
+    shard, plan = queue.take()
+    assert (shard, plan.isolate, plan.quarantine) == (7, frozenset(), frozenset())
     queue.died(7, begun=False, at=None, why="")
     queue.died(7, begun=True, at=range(32, 64), why="")
     queue.waiting.popleft()
-    _, care = queue.take()
-    assert (care.alone, care.aside) == (frozenset(range(32, 64)), frozenset())
+    _, plan = queue.take()
+    assert (plan.isolate, plan.quarantine) == (frozenset(range(32, 64)), frozenset())
     for _ in range(2):
         queue.died(7, begun=True, at=range(40, 41), why="")
-        _, care = queue.take()
-    assert care.aside == {40}
+        _, plan = queue.take()
+    assert plan.quarantine == {40}
     queue.died(7, begun=True, at=range(41, 42), why="")
     with pytest.raises(MuvaError, match=r"2 images ended the expert's process twice.*row 41.*boom"):
         queue.died(7, begun=True, at=range(41, 42), why="boom")
@@ -263,10 +263,10 @@ def test_too_many_images_aside_stop_it_early_and_are_asked_again(
     shards = range(len(town.shards))
     with pytest.raises(MuvaError, match=rf"1 of the first .* {ids[0]}: the expert failed twice"):
         by_one_actor(town, labels, shards, expert=picky)
-    assert 0 not in finished_parts(labels)
+    assert 0 not in labelled_shards(labels)
     broken = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids))
-    left = set(shards) - finished_parts(labels)
-    large = [shard for shard in shards if town.shards[shard].rows > HANDFUL]
+    left = set(shards) - labelled_shards(labels)
+    large = [shard for shard in shards if town.shards[shard].rows > MAX_EXPERT_FAILURES]
     assert 0 in large
     with pytest.raises(BrokenExpertError, match="Nothing of the shard is kept"):
         by_one_actor(town, labels, large[:1], expert=broken, most_aside=99)
@@ -289,7 +289,7 @@ def test_a_process_that_rays_watch_over_memory_ends_is_lost_like_any_other(
     monkeypatch.setattr("workflows.runtime.expert_pool.results", first_result)
     labels = Artifact(town.artifact.store, "labels", town.name, "5" * 16)
     by_one_actor(town, labels, range(len(town.shards)))
-    assert ended and finished_parts(labels) == set(range(len(town.shards)))
+    assert ended and labelled_shards(labels) == set(range(len(town.shards)))
 
 
 def test_a_shard_at_which_processes_die_before_they_look_is_given_up() -> None:
@@ -327,7 +327,7 @@ def test_prometheus_sees_what_an_actor_has_done(ray_session: None, town: Dataset
     kind: Any = ray.remote(num_cpus=1)(_Grounder)
     actor = kind.remote(town.artifact, labels, expert, PHRASES, 1, False, MessageQueue())
     ray.get(actor.load.remote())
-    report: Any = ray.get(actor.ground.remote(0, Care()))
+    report: Any = ray.get(actor.ground.remote(0, RetryPlan()))
     node = ray.nodes()[0]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = rf'ray_muva_grounding_images_total{{.*dataset="{town.name}".*}} {report.images}\.0'

@@ -15,7 +15,7 @@ from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.data.store import Store
 from muva.errors import MuvaError
 from muva.grounding.experts import choose_expert
-from muva.grounding.ground import Care
+from muva.grounding.ground import RetryPlan
 from muva.grounding.labels import label_key, open_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
@@ -55,10 +55,10 @@ def test_a_shard_that_another_driver_has_finished_is_not_computed_again(
     )
     grounder.load()
     key = labels.key(label_key(2))
-    grounder.ground(2, Care())
+    grounder.ground(2, RetryPlan())
     written = labels.store.read(key)
     labels.store.write(key, b"of the other driver")
-    grounder.ground(2, Care())
+    grounder.ground(2, RetryPlan())
     assert labels.store.read(key) == b"of the other driver"
     labels.store.write(key, written)
 

@@ -20,7 +20,7 @@ from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.errors import MuvaError
 from muva.grounding.experts import choose_expert
 from muva.grounding.ground import ground_shard, label_config
-from muva.grounding.labels import LabelSet, open_labels, summarise_labels, write_label_part
+from muva.grounding.labels import LabelSet, open_labels, summarise_labels, write_shard_labels
 from muva.grounding.part_masks import patch_centres
 from muva.synthetic import synthetic_records
 from workflows.cli import main
@@ -53,7 +53,7 @@ def town(session: Session) -> Dataset:
     labels = Artifact(session.store, "labels", made.name, "1" * 16)
     for index in range(len(made.shards)):
         table, _ = ground_shard(made, index, expert=chosen.load(), name="annotated")
-        write_label_part(labels, index, table)
+        write_shard_labels(labels, index, table)
     summary = summarise_labels(labels, made, parts=PARTS)
     labels.commit(
         format_version=1,
