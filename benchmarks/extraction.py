@@ -28,7 +28,7 @@ from muva.config import ModelConfig
 from muva.data.store import open_store
 from workflows.runtime.cluster import cpus, ray_cluster
 from workflows.session import Session
-from workflows.steps.embed import UNTOUCHED, EvaluationSet, features_step, open_embedder
+from workflows.steps.embed import UNTRAINED, EvaluationSet, features_step, open_embedder
 from workflows.steps.rank import PART_IMAGES
 
 LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
@@ -92,11 +92,11 @@ def main() -> int:
 
 def measured(work: Work, folder: Path) -> dict[str, float]:
     """Images per second of the bare model and of the step, and the memory of its processes."""
-    model = UNTOUCHED + work.clip
+    model = UNTRAINED + work.clip
     if work.clip != "tiny":  # random weights are as fast as others
         weights = folder / "random.pt"
         torch.save(openai_state_dict(random_clip(VIT_B_16), VIT_B_16), weights)
-        model = UNTOUCHED + str(weights)
+        model = UNTRAINED + str(weights)
     session = Session(home=folder, store=open_store(folder / "store"), tracking_uri=None)
     given = {
         "encoded": shots(height=work.config.image_height, width=work.config.image_width),

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from muva.retrieval.results import Scores
 
 ARTIFACT_TAG = "muva.artifact"
 """Tag of a run that made or used an artifact, or began to make it: its address; of a logged model:
 that of the artifact that it is. What no run names can go."""
+
+
+DATASETS_TAG = "muva.datasets"
+"""Tag of a run that made an artifact, or began to: the names of the data sets that it is made from,
+with commas between them. It outlives the artifact."""
 
 
 def experiment_name(protocol: str) -> str:
@@ -37,6 +46,13 @@ def retrieval_metrics(
     if mean_inp is not None:
         metrics[f"{data_set}/mINP"] = mean_inp
     return metrics
+
+
+def score_metrics(data_set: str, scores: Scores) -> dict[str, float]:
+    """The metrics of an evaluation, at the ranks that its settings name."""
+    return retrieval_metrics(
+        data_set, mean_ap=scores.mean_ap, cmc=scores.cmc, mean_inp=scores.mean_inp
+    )
 
 
 def grouped(group: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -85,6 +85,8 @@ class TaggedRun:
     value: str
     """Of the tag."""
     ref: RunRef
+    tags: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """All of its tags."""
 
 
 class Tracker:
@@ -436,6 +438,7 @@ def runs_with_tag(
                 name=run.info.run_name or "",
                 value=run.data.tags[tag],
                 ref=RunRef(uri, run.info.experiment_id, run.info.run_id),
+                tags=run.data.tags,
             )
             for run in _search(client, experiments, wanted)
         ]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -206,10 +207,20 @@ class Artifact:
         return sum(self.store.size(key) for key in self.store.list(self.address + "/"))
 
     def delete(self) -> None:
-        """Remove it, the manifest first, so that a half-deleted artifact is an unfinished one."""
+        """Remove it, the manifest first, so that a half-deleted artifact is an unfinished one.
+
+        The note of what it was made from goes last, so that its lineage is known until then.
+        """
+        with suppress(MuvaError):  # of another version, or damaged: then it leaves no note
+            if manifest := self.manifest():
+                noted = ("format_version", "config", "inputs")
+                self.start(**{key: manifest[key] for key in noted}, facts=manifest.get("facts"))
         self.store.delete(self.key(MANIFEST))
+        note = self.key(STARTED)
         for key in list(self.store.list(self.address + "/")):
-            self.store.delete(key)
+            if key != note:
+                self.store.delete(key)
+        self.store.delete(note)
 
 
 def list_artifacts(

@@ -27,28 +27,26 @@ class DatasetWithout:
     pids: Collection[int]
 
     @property
-    def artifact(self) -> Artifact:
-        """Where it is: the address is a hash of the data set's and of who is gone."""
+    def settings(self) -> dict[str, Any]:
+        """What decides it: the data set's own settings, and a hash of who was removed, not whom."""
         original = self.dataset.artifact
-        removed = fingerprint([original.address, self._removed])
-        return Artifact(original.store, "datasets", original.name, removed)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """For its manifest: the data set's own, and how many people are gone, but not who."""
-        manifest = self.dataset.artifact.manifest(format_version=formats.SHARDS)
+        manifest = original.manifest(format_version=formats.SHARDS)
         assert manifest is not None
         before = manifest["config"].get("people_forgotten", 0)
-        return {**manifest["config"], "people_forgotten": before + len(self._removed)}
+        return {
+            **manifest["config"],
+            "people_forgotten": before + len(self._removed),
+            "remainder": fingerprint([original.address, self._removed]),
+        }
 
-    def write(self) -> dict[str, Any]:
+    def write(self, artifact: Artifact) -> dict[str, Any]:
         """Writes it, and returns its manifest's summary; committing is left to the caller.
 
         Names of images that were set aside at the import are not taken over. Raises MuvaError where
         a split would be left empty.
         """
         records = [record for record in _records(self.dataset) if record.pid not in self._removed]
-        summary = write_shards(records, artifact=self.artifact)
+        summary = write_shards(records, artifact=artifact)
         if trials := read_trials(self.dataset):
             remaining = {record.image_id for record in records}
             kept = [
@@ -63,7 +61,7 @@ class DatasetWithout:
                 )
                 for trial in trials
             ]
-            write_trials(self.artifact, kept)
+            write_trials(artifact, kept)
         return asdict(summary)
 
     @property

@@ -11,31 +11,12 @@ from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule
 from muva.retrieval.distances import even_slices
 from muva.retrieval.match_ranks import MatchRanks
+from muva.retrieval.results import CameraPair, Interval
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
 """Of the bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Sec. 13.3)."""
 
 _COUNTS_AT_ONCE = 1_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class CameraPair:
-    """What the queries of one camera reach in a gallery of another camera's images alone."""
-
-    query_camid: int
-    gallery_camid: int
-    mean_ap: float
-    rank1: float
-    queries: int
-    """Those with a match there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """Where a figure would lie for other people of the same kind, with 95 % confidence."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""What was reached here, beside what was published for the same sources and target."""
+"""Results of this store, beside what was published for the same sources and target.
+
+The manifests say of which model, sources, recipe and seed each result is.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +14,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from muva.config import differences, load_recipe, shipped_recipes
-from muva.data.artifacts import (
-    Artifact,
-    DamagedManifestError,
-    artifact_at,
-    fingerprint,
-    list_artifacts,
-)
+from muva.data.artifacts import artifact_at, fingerprint
+from muva.data.lineage import Lineage, Node, Role
 from muva.data.store import Store
 from muva.paper import Published, published_for, rows
+from muva.retrieval.results import Scores
 from workflows.progress import say
-from workflows.steps.encoder import CHOSEN, TRAINING
-
-LAST_EPOCH, ON_SOURCES = "last epoch", "chosen on held-out sources"
-"""Which of a training's models a number is of: the last, chosen by nothing, or the one chosen."""
-
+from workflows.steps.encoder import LAST_EPOCH
 
 PAPER = "MUVA"
-
-
 OURS = "muva"
-"""What its runs call the method."""
-
-
+"""What our runs call the method of the paper."""
 ABLATION = "ablation-"
-"""What the names of such recipes begin with."""
-
-
+"""Prefix of the names of such recipes."""
 TRAINED = ("model", "prompts", "stage1", "stage2")
 """The sections that a model is made with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One model's figures on one target, as fractions."""
+    """The scores of one model on one target."""
 
     sources: tuple[str, ...]
     """Sorted; none for a CLIP as it is."""
@@ -53,14 +42,12 @@ class Result:
     seed: int | None
     settings: str
     """A hash of what the model was made with, besides the seed."""
-    number: str
+    checkpoint: str
     """Which of a training's models: last epoch, chosen on held-out sources, or another epoch."""
     altered: tuple[str, ...]
     """Its data sets that hold other images than were published."""
-    reranked: bool
     created: str
-    mean_ap: float
-    rank1: float
+    scores: Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +57,7 @@ class Comparison:
     sources: tuple[str, ...]
     target: str
     method: str
-    number: str
+    checkpoint: str
     """As a result's."""
     seeds: int
     altered: tuple[str, ...]
@@ -95,38 +82,40 @@ class Comparison:
 
 
 def results_in(store: Store) -> list[Result]:
-    """All finished evaluations of whole targets; what cannot be read is told and left out."""
-    found = []
-    for artifact in list_artifacts(store, "metrics"):
+    """All finished evaluations of whole targets; those that cannot be read are named and skipped."""
+    lineage = Lineage.of(store)
+    results = []
+    for node in lineage.nodes("metrics"):
         try:
-            found.append(_result(store, artifact))
-        except (KeyError, DamagedManifestError) as error:
-            say(f"Not compared: {artifact.address}: {error}")
-    return [result for result in found if result is not None]
+            results.append(_result(lineage, node))
+        except KeyError as error:
+            say(f"Not compared: {node.artifact.address}: {error.args[0]}")
+    return [result for result in results if result is not None]
 
 
 def compared(results: Sequence[Result]) -> list[Comparison]:
     """The newest settings of each method on each target, the mean over their seeds."""
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in sorted(results, key=lambda result: result.created):
-        key = (result.sources, result.target, result.method, result.number, result.reranked)
+        reranked = result.scores.reranked
+        key = (result.sources, result.target, result.method, result.checkpoint, reranked)
         groups.setdefault(key, []).append(result)
-    made = []
-    for (sources, target, method, number, reranked), every in groups.items():
+    comparisons = []
+    for (sources, target, method, checkpoint, reranked), every in groups.items():
         newest = every[-1]
-        by_seed = {one.seed: one for one in every if one.settings == newest.settings}
+        by_seed = {one.seed: one.scores for one in every if one.settings == newest.settings}
         known = published_for(sources, target)
-        made.append(
+        comparisons.append(
             Comparison(
                 sources=sources,
                 target=target,
                 method=method,
-                number=number,
+                checkpoint=checkpoint,
                 seeds=len(by_seed),
                 altered=newest.altered,
                 reranked=reranked,
-                mean_ap=statistics.fmean(one.mean_ap for one in by_seed.values()),
-                rank1=statistics.fmean(one.rank1 for one in by_seed.values()),
+                mean_ap=statistics.fmean(scores.mean_ap for scores in by_seed.values()),
+                rank1=statistics.fmean(scores.rank1 for scores in by_seed.values()),
                 published=next((one for one in known if one.method == PAPER), None),
                 best=max(
                     (one for one in known if one.mean_ap is not None),
@@ -135,85 +124,101 @@ def compared(results: Sequence[Result]) -> list[Comparison]:
                 ),
             )
         )
-    return sorted(made, key=lambda one: (len(one.sources), one.sources, one.target, one.method))
+    return sorted(
+        comparisons, key=lambda one: (len(one.sources), one.sources, one.target, one.method)
+    )
 
 
-def _result(store: Store, artifact: Artifact) -> Result | None:
-    """None for searches, and for people who were held out of a training."""
-    manifest = artifact.manifest()
-    assert manifest is not None
-    if "features" not in manifest["inputs"]:
+def _result(lineage: Lineage, node: Node) -> Result | None:
+    """None for domain maps, unfinished evaluations, and people who were held out of a training."""
+    if node.manifest is None or Role.FEATURES not in node.inputs or node.facts.get("held_out"):
         return None
-    features = manifest_at(store, manifest["inputs"]["features"])
-    if list(features["config"]["splits"]) == ["train"]:
-        return None
-    made = Made(inputs={})
-    if "model" in features["inputs"]:
-        made = made_of(store, features["inputs"]["model"])
-    sources = [address for role, address in made.inputs.items() if role.startswith("source ")]
-    datasets = [features["inputs"]["dataset"], *sources]
-    summary = manifest["summary"]
-    target = artifact_at(store, datasets[0]).name
-    method = artifact.name.removesuffix(f"-on-{target}")
-    if made.number == ON_SOURCES:
-        method = method.removesuffix(f"-{CHOSEN}")
-    notes = [made.ablation] if made.ablation and method == OURS else []
-    if "init" in made.inputs:  # whose sources are its as well
-        notes.append(f"begun from {artifact_at(store, made.inputs['init']).name}")
+    address = node.artifact.address
+    features = lineage[node.inputs[Role.FEATURES][0]]
+    [target] = features.inputs[Role.DATASET]
+    made = Made()
+    if Role.MODEL in features.inputs:
+        made = made_of(lineage, features.inputs[Role.MODEL][0])
+    scores = Scores.from_json(node.manifest["summary"])
+    names = [lineage[one].artifact.name for one in made.sources]
     return Result(
-        sources=tuple(sorted(artifact_at(store, address).name for address in sources)),
-        target=target,
-        method=", ".join([method, *notes]),
+        sources=tuple(sorted(names)),
+        target=lineage[target].artifact.name,
+        method=method_of(made, node),
         seed=made.seed,
-        settings=fingerprint([made.settings, manifest["config"]]),
-        number=made.number,
+        settings=fingerprint([made.settings, node.manifest["config"]]),
+        checkpoint=made.checkpoint,
         altered=tuple(
             sorted(
-                artifact_at(store, address).name
-                for address in datasets
-                if manifest_at(store, address)["config"].get("altered")
+                lineage[one].artifact.name
+                for one in (target, *made.sources)
+                if (lineage[one].manifest or {"config": {}})["config"].get("altered")
             )
         ),
-        reranked=summary["reranked"],
-        created=manifest["created"],
-        mean_ap=summary["mean_ap"],
-        rank1=summary["curve"]["1"],
+        created=node.manifest["created"],
+        scores=scores,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a model was made of; nothing for a CLIP as it is."""
+    """What a model was made from; nothing for a CLIP as it is."""
 
-    inputs: Mapping[str, str]
-    settings: Sequence[Any] = ()
+    name: str | None = None
+    """What the training is called."""
+    recipe: str | None = None
+    """Of the pipeline that trained it."""
+    variant: str | None = None
+    """Of the pipeline likewise."""
+    sources: tuple[str, ...] = ()
+    """Addresses of the data sets that it was trained on."""
+    init: str | None = None
+    """The name of the model that its training started from."""
+    settings: Sequence[Mapping[str, Any]] = ()
     """Besides the seed."""
     seed: int | None = None
     ablation: str = ""
-    number: str = LAST_EPOCH
+    checkpoint: str = LAST_EPOCH
     """Which of a training's models it is."""
 
 
-def made_of(store: Store, address: str) -> Made:
-    """What the model of an address was made of."""
-    model = manifest_at(store, address)
-    number = LAST_EPOCH
-    if TRAINING in model["inputs"]:
-        kept = model["config"].get("epoch")
-        number = ON_SOURCES if kept is None else f"epoch {kept}"
-        model = manifest_at(store, model["inputs"][TRAINING])
+def made_of(lineage: Lineage, address: str) -> Made:
+    """What the model at an address was made from; KeyError where some of that is gone."""
+    model = lineage[address]
+    checkpoint = model.facts.get("checkpoint", LAST_EPOCH)
+    if given := model.inputs.get(Role.TRAINING):
+        model = lineage[given[0]]
     steps = [model]
-    if "prompts" in model["inputs"]:  # an imported model has none, nor sources that are known
-        steps.append(manifest_at(store, model["inputs"]["prompts"]))
-    settings = [{k: v for k, v in one["config"].items() if k != "seed"} for one in steps]
-    trained = len(steps) == 2
+    if given := model.inputs.get(Role.PROMPTS):  # imported models have no prompts or sources
+        steps.append(lineage[given[0]])
+    configs = [(step.manifest or {"config": {}})["config"] for step in steps]
+    settings = [{k: v for k, v in config.items() if k != "seed"} for config in configs]
+    init = model.inputs.get(Role.INIT)
     return Made(
-        inputs=model["inputs"],
+        name=model.artifact.name,
+        recipe=model.facts.get("recipe"),
+        variant=model.facts.get("variant"),
+        sources=model.inputs.get(Role.SOURCE, ()),
+        # Its own address names it, also where it has been deleted since.
+        init=artifact_at(model.artifact.store, init[0]).name if init else None,
         settings=settings,
-        seed=model["config"]["seed"],
-        ablation=ablation_of({**settings[1], **settings[0]}) if trained else "",
-        number=number,
+        seed=configs[0].get("seed"),
+        ablation=ablation_of({**settings[1], **settings[0]}) if len(steps) == 2 else "",
+        checkpoint=checkpoint,
     )
+
+
+def method_of(made: Made, evaluation: Node) -> str:
+    """What tables call the method: a variant or a model's name, and what tells it from others."""
+    variant = (made.variant or "").replace("_", "-")
+    method = variant or made.name or evaluation.facts.get("method") or evaluation.artifact.name
+    notes = [made.ablation] if made.ablation and method == OURS else []
+    if made.init is not None:  # whose sources are its sources as well
+        notes.append(f"begun from {made.init}")
+    recipe = made.recipe
+    if recipe in (None, "base") or recipe == f"{ABLATION}{made.ablation}":
+        return ", ".join([method, *notes])
+    return ", ".join([f"{method} ({recipe})", *notes])
 
 
 @functools.cache
@@ -245,19 +250,11 @@ def ablation_of(settings: Mapping[str, Mapping[str, Any]]) -> str:
     return next((name for name, changes in _ablations().items() if changes == here), "")
 
 
-def manifest_at(store: Store, address: str) -> dict[str, Any]:
-    """The manifest of an artifact; KeyError where it is gone."""
-    manifest = artifact_at(store, address).manifest()
-    if manifest is None:
-        raise KeyError(f"{address}, which it was made from, is gone")
-    return manifest
-
-
 COLUMNS = (
     "sources",
     "target",
     "method",
-    "number",
+    "checkpoint",
     "seeds",
     "mAP",
     "rank-1",
@@ -278,7 +275,7 @@ def cells(one: Comparison) -> tuple[str, ...]:
         " + ".join(marked) or "none",
         f"{one.target}*" if one.target in one.altered else one.target,
         one.method + (", re-ranked" if one.reranked else ""),
-        one.number,
+        one.checkpoint,
         str(one.seeds),
         _per_cent(one.mean_ap),
         _per_cent(one.rank1),

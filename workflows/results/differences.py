@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from muva.data.artifacts import Artifact, artifact_at, list_artifacts
+from muva.data.artifacts import Artifact
+from muva.data.lineage import Lineage, Node, Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError, closest
-from muva.retrieval.scores import Interval, bootstrap_interval
-from workflows.results.comparison import made_of, manifest_at
+from muva.retrieval.results import Interval, Scores
+from muva.retrieval.scores import bootstrap_interval
+from workflows.results.comparison import made_of
 from workflows.session import Session
 from workflows.steps.embed import EvaluationSet
 from workflows.steps.score import QueryScores
@@ -30,9 +32,12 @@ class Evaluation:
     target: str
     method: str
     artifact: Artifact
-    manifest: Mapping[str, Any]
+    dataset: Artifact
+    held_out: bool
+    """Whether it is an evaluation on held-out training images."""
+    scores: Scores
     settings: Mapping[str, Any]
-    """Dotted setting -> value, of the model and of how it was judged."""
+    """Dotted setting -> value, of the model and of its evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,8 @@ def differences_between(session: Session, first: str, second: str) -> list[Diffe
     Raises:
         MuvaError: no such run or model, or no target in common.
     """
-    sides = [evaluations_of(session, reference) for reference in (first, second)]
+    lineage = Lineage.of(session.store)
+    sides = [evaluations_of(session, lineage, reference) for reference in (first, second)]
     made = []
     for one in sides[0]:
         others = [other for other in sides[1] if other.target == one.target]
@@ -80,7 +86,7 @@ def differences_between(session: Session, first: str, second: str) -> list[Diffe
         if other := next(iter(same or (others if len(others) == 1 else [])), None):
             if other.artifact.address == one.artifact.address:
                 continue
-            made.append(_difference(session, one, other))
+            made.append(_difference(one, other))
     if not made:
         told = [", ".join(sorted({f"{e.method} on {e.target}" for e in side})) for side in sides]
         raise MuvaError(
@@ -90,26 +96,31 @@ def differences_between(session: Session, first: str, second: str) -> list[Diffe
     return made
 
 
-def evaluations_of(session: Session, reference: str) -> list[Evaluation]:
-    """The finished evaluations of a run or a model."""
+def evaluations_of(session: Session, lineage: Lineage, reference: str) -> list[Evaluation]:
+    """The finished evaluations of a run, or the newest ones of a model on each target."""
     addresses = _addresses_of_run(session, reference)
-    every = [a for a in list_artifacts(session.store, "metrics") if "-on-" in a.name]
-    found = [a for a in every if a.address in (*addresses, f"metrics/{reference}", reference)]
+    every = [
+        node for node in lineage.complete("metrics") if Role.FEATURES in node.inputs
+    ]
+    found = [
+        node
+        for node in every
+        if node.artifact.address in (*addresses, f"metrics/{reference}", reference)
+    ]
     if not found:
-        found = [a for a in every if a.name.startswith(f"{reference}-on-")]
-        newest: dict[str, Artifact] = {}
-        for artifact in sorted(found, key=lambda a: (a.manifest() or {})["created"]):
-            newest[artifact.name] = artifact
+        newest: dict[str, Node] = {}
+        for node in sorted(every, key=lambda node: (node.manifest or {})["created"]):
+            if node.facts.get("method") == reference:
+                newest[node.artifact.name] = node
         found = list(newest.values())
-    evaluations = [one for one in map(_evaluation, found) if one is not None]
-    if not evaluations:
-        names = sorted({a.name.partition("-on-")[0] for a in every})
+    if not found:
+        names = sorted({node.facts.get("method", "") for node in every})
         raise MuvaError(
-            f"{reference}: no run of that id or name has evaluations with metrics in the store "
-            f"{session.store.uri}, and no model of that name was judged: expected a run of `muva "
-            f"run` or `muva evaluate`, or a model; {closest(reference, names)}"
+            f"{reference}: no run with this id or name has evaluations with metrics in the store "
+            f"{session.store.uri}, and no model with this name was evaluated. Expected a run of "
+            f"`muva run` or `muva evaluate`, or a model; {closest(reference, names)}"
         )
-    return evaluations
+    return [_evaluation(lineage, node) for node in found]
 
 
 def _addresses_of_run(session: Session, reference: str) -> list[str]:
@@ -119,51 +130,40 @@ def _addresses_of_run(session: Session, reference: str) -> list[str]:
     return artifacts_of_run(session.tracking_uri, reference, tag=ARTIFACT_TAG)
 
 
-def _evaluation(artifact: Artifact) -> Evaluation | None:
-    manifest = artifact.manifest()
-    if manifest is None or "features" not in manifest["inputs"]:
-        return None
-    store = artifact.store
-    features = manifest_at(store, manifest["inputs"]["features"])
-    target = artifact_at(store, features["inputs"]["dataset"]).name
-    sections: dict[str, Any] = {**manifest["config"]}
-    if "model" in features["inputs"]:
-        made = made_of(store, features["inputs"]["model"])
+def _evaluation(lineage: Lineage, node: Node) -> Evaluation:
+    assert node.manifest is not None
+    features = lineage[node.inputs[Role.FEATURES][0]]
+    dataset = features.inputs[Role.DATASET][0]
+    sections: dict[str, Any] = {**node.manifest["config"]}
+    if given := features.inputs.get(Role.MODEL):
+        made = made_of(lineage, given[0])
         for settings in made.settings:
             sections |= settings
         sections["seed"] = made.seed
-        sections["epoch"] = made.number
-        sections["sources"] = sorted(
-            artifact_at(store, address).name
-            for role, address in made.inputs.items()
-            if role.startswith("source ")
-        )
+        sections["checkpoint"] = made.checkpoint
+        sections["sources"] = sorted(lineage[one].artifact.name for one in made.sources)
     return Evaluation(
-        target=target,
-        method=artifact.name.removesuffix(f"-on-{target}"),
-        artifact=artifact,
-        manifest=manifest,
+        target=lineage[dataset].artifact.name,
+        method=node.facts.get("method", node.artifact.name),
+        artifact=node.artifact,
+        dataset=lineage[dataset].artifact,
+        held_out=bool(node.facts.get("held_out")),
+        scores=Scores.from_json(node.manifest["summary"]),
         settings=_flat(sections),
     )
 
 
-def _difference(session: Session, one: Evaluation, other: Evaluation) -> Difference:
-    summaries = [side.manifest["summary"] for side in (one, other)]
+def _difference(one: Evaluation, other: Evaluation) -> Difference:
     scores = [QueryScores.read(side.artifact) for side in (one, other)]
-    features = manifest_at(session.store, one.manifest["inputs"]["features"])
-    other_features = manifest_at(session.store, other.manifest["inputs"]["features"])
-    dataset = artifact_at(session.store, features["inputs"]["dataset"])
-    fingerprints = {
-        open_dataset(artifact_at(session.store, side["inputs"]["dataset"])).fingerprint
-        for side in (features, other_features)
-    }
+    fingerprints = {open_dataset(side.dataset).fingerprint for side in (one, other)}
     if len(fingerprints) > 1 or not np.array_equal(scores[0].query, scores[1].query):
         raise MuvaError(
-            f"{one.artifact.address} and {other.artifact.address} were judged on other images of "
-            f"{one.target}: judge both again on the data set of today, with `muva evaluate`"
+            f"{one.artifact.address} and {other.artifact.address} were evaluated on different "
+            f"images of {one.target}: evaluate both again on the present data set, with `muva "
+            "evaluate`"
         )
-    held_out = list(features["config"]["splits"]) == ["train"]
-    rows = EvaluationSet(dataset=dataset, held_out=held_out).rows().to_pydict()
+    images = EvaluationSet(dataset=one.dataset, held_out=one.held_out)
+    rows = images.rows().to_pydict()
     pids = np.array(rows["pid"])[scores[0].query]
     precisions = np.stack([side.average_precision for side in scores])
     ranks = np.stack([side.first_match_rank for side in scores])
@@ -186,8 +186,8 @@ def _difference(session: Session, one: Evaluation, other: Evaluation) -> Differe
     return Difference(
         target=one.target,
         methods=(one.method, other.method),
-        mean_ap=(summaries[0]["mean_ap"], summaries[1]["mean_ap"]),
-        rank1=(summaries[0]["curve"]["1"], summaries[1]["curve"]["1"]),
+        mean_ap=(one.scores.mean_ap, other.scores.mean_ap),
+        rank1=(one.scores.rank1, other.scores.rank1),
         mean_ap_difference=bootstrap_interval((precisions[1] - precisions[0])[valid], pids[valid]),
         rank1_difference=bootstrap_interval(
             (right[1].astype(float) - right[0])[valid], pids[valid]

@@ -14,8 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from workflows.runtime.authentication import ensure_token
 from workflows.runtime.autoscaling import WAIT_VARIABLE, resources, wait_for
 from workflows.runtime.local import OBJECT_STORE_BYTES
+from workflows.runtime.on_demand import keep
 from workflows.runtime.quirks import (
-    LOCAL_SYSTEM_CONFIG,
+    LOCAL_INIT,
     quiet_about_tokens,
     stdout_kept_for_results,
 )
@@ -23,22 +24,27 @@ from workflows.runtime.quirks import (
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """Ray for the length of the block.
+    """Ray for the length of the block, or of the `cluster_on_demand` around it.
 
-    Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one this
-    process is connected to already; else starts one on this machine, behind a token of Ray's own,
-    and stops it at the end. What Ray says meanwhile goes where progress goes: it prints warnings
-    to standard output, which is for results.
+    Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one that
+    this process is connected to already; otherwise starts one on this machine, protected by a token
+    of Ray's own, and stops it at the end.
     """
-    if ray.is_initialized():
+    if ray.is_initialized() or keep(_connected()):
         yield
         return
-    with stdout_kept_for_results(), _connected():
+    with _connected():
         yield
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
+    with stdout_kept_for_results(), _initialised():
+        yield
+
+
+@contextmanager
+def _initialised() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         if wanted := os.environ.get(WAIT_VARIABLE):
@@ -50,7 +56,7 @@ def _connected() -> Iterator[None]:
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config=LOCAL_SYSTEM_CONFIG,
+            **LOCAL_INIT,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )

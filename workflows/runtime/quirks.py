@@ -34,7 +34,8 @@ Ray ends them after a second where there are more processes than CPUs, actors in
 tasks of the next step wait for new processes and their imports: with this setting the tests of
 validation take 196 s instead of 238 s. Ray 2.60; ray-project/ray issue 27863.
 """
-LOCAL_SYSTEM_CONFIG = {_IDLE_SETTING: _IDLE_MS}
+LOCAL_INIT: dict[str, Any] = {"_system_config": {_IDLE_SETTING: _IDLE_MS}}
+"""Arguments of `ray.init` for a cluster that it starts."""
 HEAD_ENVIRONMENT = {f"RAY_{_IDLE_SETTING}": f"{_IDLE_MS}"}
 """The same setting for a head that `ray start` starts."""
 

@@ -31,6 +31,7 @@ def run_tasks(
     cpus: int = 1,
     gpus: int = 0,
     threads: int | None = 1,
+    runtime_env: dict[str, Any] | None = None,
     queue: MessageQueue | None = None,
     on_message: Callable[[Any], None] = lambda message: None,
     capacity: CapacityMonitor | None = None,
@@ -46,7 +47,9 @@ def run_tasks(
         MuvaError: as a task raised it, or because the cluster lost too much `capacity`. The tasks
             that still run are cancelled.
     """
-    references = _started(function, calls, cpus=cpus, gpus=gpus, threads=threads)
+    references = _started(
+        function, calls, cpus=cpus, gpus=gpus, threads=threads, runtime_env=runtime_env
+    )
     pending = references
     with _cancelled_on_error(references):
         while pending:
@@ -82,6 +85,11 @@ def completed_tasks(
             yield number_of.pop(reference), result
 
 
+def assigned_cpus() -> int:
+    """The number of CPU cores that the task in this process holds."""
+    return int(ray.get_runtime_context().get_assigned_resources()["CPU"])
+
+
 def shared(value: object) -> Any:
     """A value that many calls take as an argument: it is sent to each node once."""
     return ray.put(value)
@@ -104,8 +112,10 @@ def _started(
     cpus: int,
     gpus: int,
     threads: int | None,
+    runtime_env: dict[str, Any] | None = None,
 ) -> list[ray.ObjectRef]:
-    task = _run.options(num_cpus=cpus, num_gpus=gpus, name=function.__name__.strip("_"))
+    name = function.__name__.strip("_")
+    task = _run.options(num_cpus=cpus, num_gpus=gpus, name=name, runtime_env=runtime_env)
     return [task.remote(function, threads, *arguments) for arguments in calls]
 
 

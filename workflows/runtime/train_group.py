@@ -24,11 +24,10 @@ from ray.util import get_current_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from workflows.runtime.capacity import CapacityMonitor
-from workflows.runtime.cluster import gpus
 from workflows.runtime.messages import POLL_S, MessageQueue
 from workflows.runtime.quirks import OUTSIDE_PLACEMENT_GROUPS, in_thread
-from workflows.runtime.tasks import run_tasks
-from workflows.runtime.workers import MAX_FAILURES, Workers
+from workflows.runtime.tasks import MAX_RETRIES, run_tasks
+from workflows.runtime.workers import Workers
 
 _POINTER = "epoch.json"
 _FAILED = (
@@ -76,6 +75,7 @@ class TrainGroup:
                 [(function, task)],
                 cpus=workers.threads,
                 threads=None,
+                runtime_env=workers.runtime_env,
                 queue=queue,
                 on_message=on_message,
                 capacity=capacity,
@@ -92,7 +92,8 @@ class TrainGroup:
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex,  # a new one for each attempt
                 storage_path=self.storage,
-                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=ray.train.FailureConfig(max_failures=MAX_RETRIES),
+                worker_runtime_env=workers.runtime_env,
             ),
             validation_config=self._validation_config(),
         )
@@ -117,8 +118,9 @@ class TrainGroup:
             fn=lambda checkpoint, **_: validate(_epoch_in(checkpoint)),
             ray_remote_kwargs={
                 "num_cpus": 0,
-                "num_gpus": 1 if gpus() > self.workers.count else 0,
-                "max_retries": MAX_FAILURES,
+                "num_gpus": 1 if self.workers.gpus > self.workers.count else 0,
+                "runtime_env": self.workers.runtime_env,
+                "max_retries": MAX_RETRIES,
                 "scheduling_strategy": OUTSIDE_PLACEMENT_GROUPS,
             },
         )

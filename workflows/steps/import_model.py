@@ -68,7 +68,16 @@ def import_model(
         "seed": config.seed,
         "version": IMPORT_VERSION,
     }
-    artifact = Artifact(session.store, "models", name, fingerprint(settings))
+    step = Step(
+        title=f"import model {name}",
+        store=session.store,
+        kind="models",
+        name=name,
+        format_version=formats.BUNDLE,
+        settings=settings,
+        facts={"seed": config.seed},
+    )
+    artifact = step.artifact
 
     def work(_: object) -> dict[str, Any]:
         size = (model.image_height, model.image_width)
@@ -93,13 +102,6 @@ def import_model(
             **origin,
         }
 
-    step = Step(
-        label=f"import model {name}",
-        artifact=artifact,
-        format_version=formats.BUNDLE,
-        config=settings,
-        inputs={},
-    )
     return run_step(step, session=session, work=work)
 
 

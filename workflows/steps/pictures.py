@@ -23,7 +23,7 @@ from tracking.pictures import (
     part_mask_sheet,
     ranked_gallery,
 )
-from workflows.steps.embed import UNTOUCHED, EvaluationSet
+from workflows.steps.embed import UNTRAINED, EvaluationSet
 from workflows.steps.score import QueryScores, shown_queries
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -45,7 +45,7 @@ def draw(
     rows = judged.rows()
     for name, sheet in _gallery_sheets(judged, rows, QueryScores.read(metrics)).items():
         run.picture(f"{name}.png", sheet)
-    if not model.startswith(UNTOUCHED):
+    if not model.startswith(UNTRAINED):
         bundle = muva.load(model)
         if bundle.model.config.parts:
             run.picture("predicted-masks.png", _mask_sheet(judged, rows, bundle))

@@ -21,7 +21,7 @@ from tracking.source import command
 from workflows.runtime.workers import Workers
 from workflows.session import Session
 from workflows.steps.domain_map import domain_map_step
-from workflows.steps.embed import UNTOUCHED
+from workflows.steps.embed import UNTRAINED
 from workflows.steps.encoder import CHOSEN
 from workflows.steps.evaluate import TargetReport, evaluate_on
 from workflows.steps.ground import ground
@@ -41,7 +41,7 @@ _CHOSEN = f", {CHOSEN}"
 class PipelineReport:
     """What a pipeline found, and what it took."""
 
-    targets: dict[str, dict[str, TargetReport]] = field(default_factory=dict)
+    targets: dict[str, dict[str, Scores]] = field(default_factory=dict)
     """Target -> variant -> its retrieval results. Of a variant whose epochs were judged on held-out
     sources there are two: after the last epoch (`muva`), and the epoch chosen (`muva, chosen`)."""
     models: dict[str, str] = field(default_factory=dict)
@@ -52,40 +52,51 @@ class PipelineReport:
     seconds: dict[str, float] = field(default_factory=dict)
     """Step -> what it took just now; a step that was there already takes next to nothing."""
 
-    def note(self, step: str, seconds: float) -> None:
+    computed: bool = False
+    """Whether any step was computed just now, rather than skipped."""
+
+    def note(self, step: str, result: StepResult | Evaluation) -> None:
         """Adds a step's time."""
-        self.seconds[step] = round(seconds, 2)
+        self.seconds[step] = round(result.seconds, 2)
+        self.computed |= result.computed
 
 
 def run_pipeline(session: Session, config: ExperimentConfig, *, workers: Workers) -> PipelineReport:
-    """Everything that a recipe names: data, masks, a training per variant, every target.
+    """Everything that a recipe names: data sets, pseudo-labels, a training per variant, all targets.
 
     The runs are children of the session's parent; `pipeline_run` opens one.
     """
     report = PipelineReport()
     imports = datasets_of(session, [*config.sources, *config.targets], config.synthetic)
-    for name, done in imports.items():
-        report.note(f"import {name}", done.seconds)
-        report.datasets[name] = done.artifact
+    for name, result in imports.items():
+        report.note(f"import {name}", result)
+        report.datasets[name] = result.artifact
     sources = [report.datasets[name] for name in config.sources]
-    if set(config.variants) != {"clip"}:
+    trained = [variant for variant in config.variants if variant != "clip"]
+    if not all(_declared(session, config, one, report).is_finished for one in trained):
         check_training(config, sources, workers)
     if config.grounding is not None and "muva" in config.variants:
-        for source in sources:
-            done = ground(session, source, config.grounding)
-            report.note(f"ground {source.name}", done.seconds)
-            report.labels[source.name] = done.artifact
+        for source, result in zip(
+            sources, ground(session, sources, config.grounding), strict=True
+        ):
+            report.note(f"ground {source.name}", result)
+            report.labels[source.name] = result.artifact
     for variant in config.variants:
         models = _models_of(session, config, variant, report, workers)
         report.models |= models
         settings = variant_of(config, variant)
         for target in config.targets:
             for which, model in models.items():
-                found = evaluate_on(
-                    session, model, report.datasets[target], settings, name=_name_of(which)
+                evaluation = evaluate_on(
+                    session,
+                    model,
+                    report.datasets[target],
+                    settings,
+                    name=_name_of(config, which),
+                    facts=_facts(config, variant),
                 )
-                report.note(f"evaluate {which} on {target}", found.seconds)
-                report.targets.setdefault(target, {})[which] = found
+                report.note(f"evaluate {which} on {target}", evaluation)
+                report.targets.setdefault(target, {})[which] = evaluation.scores
     return report
 
 
@@ -94,8 +105,8 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
     """The parent run of a recipe's pipeline. Raises SettingsError for a recipe without domains."""
     if not config.sources or not config.targets:
         raise SettingsError(
-            f"Recipe {config.name}: expected sources to learn from and targets to be judged on, "
-            f"found sources={list(config.sources)} targets={list(config.targets)}: name them with "
+            f"Recipe {config.name}: expected sources to train on and targets to evaluate on, found "
+            f"sources={list(config.sources)} targets={list(config.targets)}. Name them with "
             "--set sources=[A,B] --set targets=[C]"
         )
     name = pipeline_name(config.name, sources=config.sources, targets=config.targets)
@@ -116,42 +127,44 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
 
 
 def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
-    """Writes a pipeline's numbers, curves, origins and description into its run."""
+    """Logs a pipeline's scores, curves, inputs and description to its run."""
+    from tracking.descriptions import pipeline_description
+    from tracking.pictures import cmc_plot
+
     last = list(report.models)[-1]
     used = {name: used_dataset(artifact) for name, artifact in report.datasets.items()}
     run.used(*map(used.__getitem__, config.sources), context="training")
     run.used(*map(used.__getitem__, config.targets), context="evaluation")
     for model in report.models.values():
-        run.model(used_model(model), made=not model.startswith(UNTOUCHED))
+        run.model(used_model(model), made=not model.startswith(UNTRAINED))
     for target, results in report.targets.items():
-        found = results[last]
-        run.metrics(
-            retrieval_metrics(target, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp)
-        )
-        curves = {variant_title(which): result.curve for which, result in results.items()}
-        means = {variant_title(which): result.mean_ap for which, result in results.items()}
+        run.metrics(score_metrics(target, results[last]))
+        curves = {variant_title(which): scores.curve for which, scores in results.items()}
+        means = {variant_title(which): scores.mean_ap for which, scores in results.items()}
         run.figure(f"cmc/{target}.png", cmc_plot(curves, title=f"CMC on {target}", mean_ap=means))
     run.describe(
         pipeline_description(
             {
                 target: {
-                    variant_title(which): (found.mean_ap, found.rank1)
-                    for which, found in results.items()
+                    variant_title(which): (scores.mean_ap, scores.rank1)
+                    for which, scores in results.items()
                 }
                 for target, results in report.targets.items()
             },
             command=command(),
         )
     )
+    run.mark_logged()
 
 
 def map_domains(session: Session, config: ExperimentConfig, report: PipelineReport) -> None:
-    """Where images of all domains lie, before training and by the last model."""
+    """Maps where images of all domains lie, before training and as the last model sees them."""
     last = list(report.models)[-1]
-    models = {"clip": UNTOUCHED + config.model.clip, _name_of(last): report.models[last]}
+    name = _name_of(config, last)
+    models = {"clip": UNTRAINED + config.model.clip, name: report.models[last]}
     datasets = list(report.datasets.values())
-    done = domain_map_step(session, models, datasets, config.model, name=_name_of(last))
-    report.note("map of domains", done.seconds)
+    result = map_of_domains(session, models, datasets, config.model, name=name)
+    report.note("map of domains", result)
 
 
 def variant_of(config: ExperimentConfig, variant: str) -> ExperimentConfig:
@@ -162,7 +175,7 @@ def variant_of(config: ExperimentConfig, variant: str) -> ExperimentConfig:
 
 
 def variant_title(which: str) -> str:
-    """A variant of a report in the words of tables and pictures."""
+    """A variant of a report as tables and pictures call it."""
     if which.endswith(_CHOSEN):
         return f"{VARIANTS[which.removesuffix(_CHOSEN)]}, chosen on held-out sources"
     return VARIANTS[which]
@@ -173,8 +186,8 @@ def as_data(report: PipelineReport) -> dict[str, Any]:
     return {
         "targets": {
             target: {
-                variant: {"mean_ap": found.mean_ap, "rank1": found.rank1}
-                for variant, found in results.items()
+                variant: {"mean_ap": scores.mean_ap, "rank1": scores.rank1}
+                for variant, scores in results.items()
             }
             for target, results in report.targets.items()
         },
@@ -190,25 +203,46 @@ def _models_of(
     report: PipelineReport,
     workers: Workers,
 ) -> dict[str, str]:
-    """The variant's model, trained where it is not there, and the chosen one where one is."""
+    """The variant's model, trained if it is missing, and the chosen one if one is chosen."""
     if variant == "clip":
-        return {variant: UNTOUCHED + config.model.clip}
-    settings = variant_of(config, variant)
-    trained = train(
-        session,
-        settings,
-        sources=[report.datasets[name] for name in config.sources],
-        labels=[report.labels[name] for name in config.sources] if settings.model.parts else None,
-        workers=workers,
-        name=_name_of(variant),
-    )
-    report.note(f"stage 1 {variant}", trained.prompts.seconds)
-    report.note(f"stage 2 {variant}", trained.encoder.seconds)
+        return {variant: UNTRAINED + config.model.clip}
+    trained = train(session, _declared(session, config, variant, report), workers)
+    report.note(f"stage 1 {variant}", trained.prompts)
+    report.note(f"stage 2 {variant}", trained.encoder)
     models = {variant: trained.encoder.artifact.uri}
     if trained.chosen is not None:
         models[variant + _CHOSEN] = trained.chosen.artifact.uri
     return models
 
 
-def _name_of(variant: str) -> str:
-    return variant.replace("_", "-").replace(", ", "-")
+def _declared(
+    session: Session, config: ExperimentConfig, variant: str, report: PipelineReport
+) -> Training:
+    """The training of a variant; pseudo-labels that are yet to be made are declared as well."""
+    settings = variant_of(config, variant)
+    sources = [report.datasets[name] for name in config.sources]
+    labels = None
+    if settings.model.parts and settings.grounding is not None:
+        labels = [
+            report.labels.get(source.name) or labels_of(session, source, settings.grounding)
+            for source in sources
+        ]
+    return declare_training(
+        session,
+        settings,
+        sources=sources,
+        labels=labels,
+        name=_name_of(config, variant),
+        facts=_facts(config, variant),
+    )
+
+
+def _facts(config: ExperimentConfig, variant: str) -> dict[str, str]:
+    return {"recipe": config.name, "variant": variant}
+
+
+def _name_of(config: ExperimentConfig, variant: str) -> str:
+    """The name of a variant's model and results: recipes of different names stand side by side."""
+    if variant == "clip":
+        return variant
+    return f"{config.name}-{variant.replace('_', '-').replace(', ', '-')}"

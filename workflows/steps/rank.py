@@ -1,6 +1,6 @@
-"""Features in parts on disk, ranked by Ray tasks: each counts in a stretch of the gallery.
+"""Ranking by Ray tasks over features in parts on disk: each task counts in a chunk of the gallery.
 
-Counts are whole numbers that add up, so the figures do not depend on the tasks: not on how many
+Counts are whole numbers that add up, so the scores do not depend on the tasks: not on how many
 there are, in which order they end, or how often one is repeated after its node was lost.
 """
 
@@ -14,14 +14,13 @@ from itertools import combinations_with_replacement, product
 from typing import Any
 
 import numpy as np
-import ray
-import torch
 
 from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
-from muva.retrieval.camera_rule import CameraRule, labels
+from muva.retrieval.camera_rule import CameraRule
+from muva.retrieval.camera_rule import labels as identity_labels
 from muva.retrieval.distances import even_slices
 from muva.retrieval.features import Features, roomy_array
 from muva.retrieval.match_ranks import (
@@ -35,12 +34,11 @@ from muva.retrieval.match_ranks import (
 )
 from muva.retrieval.nearest import Nearest, compare
 from muva.retrieval.reranking import Encodings, Reranking, encode, members_of, who_counts
-from workflows.runtime.cluster import ANYWHERE
-from workflows.runtime.messages import results
+from workflows.runtime.tasks import completed_tasks, run_tasks, shared
 
 PART_IMAGES = 512
 """Images that a task embeds and writes together."""
-STRETCH_IMAGES = 16_384
+CHUNK_IMAGES = 16_384
 """Gallery images that a task counts in: 128 MiB of features 2,048 wide."""
 
 
@@ -98,7 +96,7 @@ class FeatureParts:
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Chunk:
     """Images that follow each other in the gallery, or among queries and gallery."""
 
     parts: FeatureParts
@@ -112,136 +110,120 @@ class _Stretch:
         return slice(self.first, self.first + len(self.images))
 
     def side(self, name: str) -> Side:
-        """Their features, in a task: with as many threads as the task has cores."""
-        torch.set_num_threads(1)
+        """Their features, read in a task."""
         return Side(self.parts.read(self.images), name, first=self.first)
 
 
-def _stretches(parts: FeatureParts, images: np.ndarray, largest: int) -> list[_Stretch]:
-    return [_Stretch(parts, images[s], s.start) for s in even_slices(len(images), largest)]
+def _chunks(parts: FeatureParts, images: np.ndarray, largest: int) -> list[_Chunk]:
+    return [_Chunk(parts, images[s], s.start) for s in even_slices(len(images), largest)]
 
 
 def ranks_of(
     parts: FeatureParts,
-    who: Features,
+    labels: Features,
     *,
     encodings: Encodings | None = None,
-    stretch_images: int = STRETCH_IMAGES,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    chunk_images: int = CHUNK_IMAGES,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[MatchRanks, CameraRule]:
-    """The ranks of all matches; `who` says who is on the images, its features are not read.
+    """The ranks of all matches; `labels` says labels is on the images, its features are not read.
 
     `encodings` re-rank. `tell` hears of gallery images that have been ranked, and of all. Needs a
     Ray cluster.
     """
-    rule = camera_rule(who)
-    queries = _Stretch(parts, who.queries, 0)
-    matches, ignored = judged_pairs(rule, len(who.queries))
-    stretches = _stretches(parts, who.gallery, stretch_images)
-    similarities = results(
-        [
-            _similarities.remote(queries, stretch, matches.within(stretch.place))
-            for stretch in stretches
-        ]
+    rule = camera_rule(labels)
+    queries = _Chunk(parts, labels.queries, 0)
+    matches, ignored = judged_pairs(rule, len(labels.queries))
+    chunks = _chunks(parts, labels.gallery, chunk_images)
+    similarities = run_tasks(
+        _similarities, [(queries, chunk, matches.within(chunk.place)) for chunk in chunks]
     )
     thresholds = Thresholds.of(
-        matches, np.concatenate(similarities), queries=len(who.queries), shifts=encodings
+        matches, np.concatenate(similarities), queries=len(labels.queries), shifts=encodings
     )
-    shared = ray.put((rule, thresholds, encodings))
+    common = shared((rule, thresholds, encodings))
     nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
-    tasks = {
-        _count.remote(queries, stretch, shared, ignored.within(stretch.place)): len(stretch.images)
-        for stretch in stretches
-    }
-    for images, counts in _as_they_end(tasks):
+    calls = [(queries, chunk, common, ignored.within(chunk.place)) for chunk in chunks]
+    ranked = 0
+    for number, counts in completed_tasks(_count, calls):
         nearer += counts
-        tell(images, len(who.gallery))
+        ranked += len(chunks[number].images)
+        on_progress(ranked, len(labels.gallery))
     return thresholds.ranks(nearer, rule), rule
 
 
 def encodings_by_tasks(
     parts: FeatureParts,
-    who: Features,
+    labels: Features,
     *,
     settings: Reranking,
-    stretch_images: int = STRETCH_IMAGES,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    chunk_images: int = CHUNK_IMAGES,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encodings:
     """As `encodings_of`, the images compared by tasks: the same numbers for any of them.
 
     `tell` hears of pairs of images that have been compared, and of all. Needs a Ray cluster.
     """
-    images = np.concatenate([who.queries, who.gallery])
-    junk = np.flatnonzero(who.pids[who.gallery] == JUNK_PID)
-    counts = who_counts(len(who.queries), len(who.gallery), junk)
+    images = np.concatenate([labels.queries, labels.gallery])
+    junk = np.flatnonzero(labels.pids[labels.gallery] == JUNK_PID)
+    counts = who_counts(len(labels.queries), len(labels.gallery), junk)
     nearest = Nearest.of(len(images), count=min(settings.neighbours, int(counts.sum())))
-    stretches = _stretches(parts, images, stretch_images)
-    shared = ray.put(counts)
-    tasks, total = {}, 0
-    for one, other in combinations_with_replacement(stretches, 2):
-        task = _compare.remote(one, other, shared, nearest.images.shape[1])
-        size = len(one.images) * len(other.images)
-        tasks[task], total = size, total + size
-    for done, found in _as_they_end(tasks):
-        for place, some in found:
+    chunks = _chunks(parts, images, chunk_images)
+    common = shared(counts)
+    pairs = list(combinations_with_replacement(chunks, 2))
+    sizes = [len(one.images) * len(other.images) for one, other in pairs]
+    calls = [(one, other, common, nearest.images.shape[1]) for one, other in pairs]
+    compared = 0
+    for number, neighbours in completed_tasks(_compare, calls):
+        for place, some in neighbours:
             nearest.rows(place).merge(some)
-        tell(done, total)
+        compared += sizes[number]
+        on_progress(compared, sum(sizes))
     members = members_of(nearest, settings)
     cosines = np.empty(len(members.query))
-    both = list(product(stretches, repeat=2))
+    both = list(product(chunks, repeat=2))
     places = [members.among(one.place, other.place) for one, other in both]
-    found = results(
+    found = run_tasks(
+        _similarities,
         [
-            _similarities.remote(one, other, members.take(here))
+            (one, other, members.take(here))
             for (one, other), here in zip(both, places, strict=True)
-        ]
+        ],
     )
     for here, values in zip(places, found, strict=True):
         cosines[here] = values
-    return encode(nearest, members, cosines, queries=len(who.queries), settings=settings)
+    return encode(nearest, members, cosines, queries=len(labels.queries), settings=settings)
 
 
-def camera_rule(who: Features) -> CameraRule:
+def camera_rule(labels: Features) -> CameraRule:
     """Which images count for which query."""
     query, gallery = (
-        labels(
-            pids=who.pids[side],
-            camids=None if who.camids is None else who.camids[side],
-            ids=who.ids[side],
+        identity_labels(
+            pids=labels.pids[side],
+            camids=None if labels.camids is None else labels.camids[side],
+            ids=labels.ids[side],
             count=len(side),
             side=name,
         )
-        for name, side in (("query", who.queries), ("gallery", who.gallery))
+        for name, side in (("query", labels.queries), ("gallery", labels.gallery))
     )
     return CameraRule(query, gallery)
 
 
-def _as_they_end(size_of: dict[ray.ObjectRef, int]) -> Iterator[tuple[int, Any]]:
-    """The results of tasks, each let go once it is used; with the sizes of all that have ended."""
-    done = 0
-    while size_of:
-        [task], _ = ray.wait([*size_of], num_returns=1)
-        [result] = results([task])
-        done += size_of.pop(task)
-        yield done, result
-
-
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _similarities(one: _Stretch, other: _Stretch, pairs: Pairs) -> np.ndarray:
+def _similarities(one: _Chunk, other: _Chunk, pairs: Pairs) -> np.ndarray:
     return pair_similarities(one.side("query_features"), other.side("gallery_features"), pairs)
 
 
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
 def _count(
-    queries: _Stretch,
-    stretch: _Stretch,
-    shared: tuple[CameraRule, Thresholds, Encodings | None],
+    queries: _Chunk,
+    chunk: _Chunk,
+    common: tuple[CameraRule, Thresholds, Encodings | None],
     ignored: Pairs,
 ) -> np.ndarray:
-    rule, thresholds, encodings = shared
+    rule, thresholds, encodings = common
     return count_nearer_in(
         queries.side("query_features"),
-        stretch.side("gallery_features"),
+        chunk.side("gallery_features"),
         thresholds,
         ignored=ignored,
         rule=rule,
@@ -249,11 +231,10 @@ def _count(
     )
 
 
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
 def _compare(
-    one: _Stretch, other: _Stretch, counts: np.ndarray, neighbours: int
+    one: _Chunk, other: _Chunk, counts: np.ndarray, neighbours: int
 ) -> list[tuple[slice, Nearest]]:
-    """What the images of each stretch found in the other."""
+    """What the images of each chunk found in the other."""
     mine, of_mine = one.side("features"), Nearest.of(len(one.images), count=neighbours)
     found = [(one.place, of_mine)]
     theirs, of_theirs = mine, of_mine

@@ -25,19 +25,27 @@ from workflows.session import Session
 from workflows.steps.step import Step, StepResult, run_step
 
 
-def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> StepResult:
-    """The pseudo-labels that these rules make from `raw` ones, which stay as they are."""
-    check_rules(rules)
-    dataset = open_dataset(source)
-    step = Step(
-        title=f"refine {dataset.name}",
+def refine_step(
+    session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]
+) -> Step:
+    """The declaration of the pseudo-labels that these rules make from `raw` ones."""
+    name = open_dataset(source).name
+    return Step(
+        title=f"refine {name}",
         store=session.store,
         kind="labels",
-        name=dataset.name,
+        name=name,
         format_version=formats.LABELS,
         settings={"refined": True, "rules": list(rules), "version": RULES_VERSION},
         inputs={Role.DATASET: [source], Role.LABELS: [raw]},
     )
+
+
+def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> StepResult:
+    """The pseudo-labels that these rules make from `raw` ones, which stay as they are."""
+    check_rules(rules)
+    dataset = open_dataset(source)
+    step = refine_step(session, source, raw, rules)
     artifact = step.artifact
 
     def work(_: object) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from muva.data.artifacts import Artifact, fingerprint
-from muva.data.lineage import Inputs, inputs_on_disk
+from muva.data.lineage import Inputs, inputs_on_disk, node_at
 from muva.data.store import Store
-from tracking.names import ARTIFACT_TAG
+from tracking.names import ARTIFACT_TAG, DATASETS_TAG
 from workflows.progress import say
 from workflows.session import Session
 
@@ -60,6 +60,36 @@ class Step:
         }
         address = fingerprint([self.format_version, self.settings, made_from])
         return Artifact(self.store, self.kind, self.name, address)
+
+    def start(self) -> None:
+        """Notes in the store that the step is being computed, and from what."""
+        self.artifact.start(**self._stored())
+
+    def _stored(self) -> dict[str, Any]:
+        """What the note and the manifest say of how it was made."""
+        return {
+            "format_version": self.format_version,
+            "config": dict(self.settings),
+            "inputs": inputs_on_disk(self.inputs),
+            "facts": {**self.facts, "datasets": self.datasets},
+        }
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """The names of the data sets that the result is made from, through all earlier steps."""
+        if self.kind == "datasets":
+            return [self.name]
+        names = set()
+        for artifact in (one for artifacts in self.inputs.values() for one in artifacts):
+            if artifact.kind == "datasets":
+                names.add(artifact.name)
+            else:
+                names.update(node_at(artifact.store, artifact.address).facts.get("datasets", ()))
+        return sorted(names)
+
+    def commit(self, *, summary: Mapping[str, Any], seconds: float) -> None:
+        """Declares the artifact complete."""
+        self.artifact.commit(**self._stored(), summary=summary, seconds=seconds)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of its artifact; None while that is unfinished."""
@@ -130,16 +160,10 @@ def run_step(
         else:
             with _run_of(step, session) as run:
                 started_at = time.monotonic() - spent_s
-                stored = {
-                    "format_version": step.format_version,
-                    "config": dict(step.settings),
-                    "inputs": inputs_on_disk(step.inputs),
-                    "facts": dict(step.facts),
-                }
-                artifact.start(**stored)
+                step.start()
                 summary = work(MetricLogger(run))
                 took_s = round(time.monotonic() - started_at, 2)
-                artifact.commit(**stored, summary=summary, seconds=took_s)
+                step.commit(summary=summary, seconds=took_s)
                 _log(run, log, summary)
         if shared is not None:
             shared.note(step.title, artifact.address, took_s or 0.0)
@@ -162,7 +186,8 @@ def found_step(artifact: Artifact, *, format_version: int) -> StepResult:
 
 def _run_of(step: Step, session: Session) -> Any:
     address = step.artifact.address
-    return session.run(step.title, key=address, params=step.settings, tags={ARTIFACT_TAG: address})
+    tags = {ARTIFACT_TAG: address, DATASETS_TAG: ",".join(step.datasets)}
+    return session.run(step.title, key=address, params=step.settings, tags=tags)
 
 
 def _log(run: Run | None, log: Callable[[Run, Any], None], summary: dict[str, Any]) -> None:

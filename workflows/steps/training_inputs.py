@@ -8,20 +8,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import muva
 from muva.config import ExperimentConfig, ModelConfig
 from muva.data.artifacts import Artifact, open_artifact
-from muva.data.protocols import Pool
+from muva.data.lineage import Role
 from muva.data.sources import Sources
-from muva.data.training_images import TrainingImages
-from muva.grounding.labels import open_labels
-from muva.grounding.part_masks import patch_centres
-from muva.model.clip import load_clip
-from muva.model.muva_model import MuvaModel, build_model
+
+if TYPE_CHECKING:  # drivers of finished steps open nothing, and need no PyTorch
+    import torch
+
+    from muva.data.protocols import Pool
+    from muva.data.training_images import TrainingImages
+    from muva.model.muva_model import MuvaModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,16 @@ class TrainingInputs:
             config=config.model_copy(update={"targets": (), "tune": None}),
         )
 
+    def step_inputs(self) -> dict[Role, list[Artifact]]:
+        """What both stages are made from; a domain that is held out is an input of stage 2 only."""
+        inputs = {
+            Role.SOURCE: [open_artifact(uri) for uri in self.sources.domains],
+            Role.LABELS: [open_artifact(uri) for uri in self.labels],
+        }
+        if self.init is not None:
+            inputs[Role.INIT] = [open_artifact(self.init)]
+        return inputs
+
     def as_json(self) -> dict[str, Any]:
         """What `read` makes the same of."""
         return {
@@ -78,6 +87,9 @@ class TrainingInputs:
 
         Stage 1 predicts no masks: its model has the predictor's default settings.
         """
+        import muva
+        from muva.data.training_images import TrainingImages
+
         model = self.config.model
         if not predicts_masks:
             model = without_mask_settings(model)
@@ -105,7 +117,10 @@ class TrainingInputs:
         return fresh, images
 
     def fresh_model(self, *, identities: int, model: ModelConfig | None = None) -> MuvaModel:
-        """A model that has learned nothing but what CLIP knows."""
+        """An untrained model on top of CLIP."""
+        from muva.model.clip import load_clip
+        from muva.model.muva_model import build_model
+
         model = model or self.config.model
         size = (model.image_height, model.image_width)
         prompts = self.config.prompts
@@ -125,6 +140,11 @@ class TrainingInputs:
 
     def _part_masks(self, pooled: Pool, model: ModelConfig, patch: int) -> torch.Tensor:
         """The pooled images' masks on the model's patch grid (M, R, L)."""
+        import torch
+
+        from muva.grounding.labels import open_labels
+        from muva.grounding.part_masks import patch_centres
+
         rows = patch_centres(model.image_height, patch=patch, stride=model.stride)
         columns = patch_centres(model.image_width, patch=patch, stride=model.stride)
         masks = []

@@ -9,21 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig, TuneConfig, with_settings
 from muva.config.search_space import Space
 from muva.data import formats
-from muva.data.artifacts import Artifact, artifact_at, find_artifact, fingerprint, list_artifacts
+from muva.data.artifacts import Artifact, artifact_at, find_artifact, list_artifacts
+from muva.data.lineage import Inputs, Role, inputs_in, inputs_on_disk
 from muva.data.store import Store
 from muva.errors import MuvaError
-from workflows.runtime.claims import UsedStep
-from workflows.tuning.trial import Reached, State
+from workflows.steps.step import Step
+from workflows.tuning.trial import State, TrialProgress
 
-STUDY = "study-"
-"""What the names of studies begin with."""
-_TRIAL = "trial-"
-_BEGUN = "begun.json"
+if TYPE_CHECKING:
+    from workflows.runtime.claims import UsedStep
+
+_STARTED = "begun.json"
 
 NOT_OF_THE_STUDY = ("trials", "budget_hours", "concurrent_trials", "space")
 """Settings of a search that may differ when it goes on; the space is told whole."""
@@ -40,7 +41,7 @@ class Study:
     artifact: Artifact
     config: Mapping[str, Any]
     """Space, search and experiment, as its address is a hash of."""
-    inputs: Mapping[str, str]
+    inputs: Inputs
     recipe: Mapping[str, Any]
     """The recipe that it was started with; its targets too, which no trial is given."""
 
@@ -55,64 +56,64 @@ class Study:
         return ExperimentConfig.model_validate(self.recipe)
 
     def commit(self) -> None:
-        """Lets the store know of the study."""
+        """Records the study in the store."""
         self.artifact.commit(
             format_version=formats.STUDY,
             config=dict(self.config),
-            inputs=dict(self.inputs),
+            inputs=inputs_on_disk(self.inputs),
             summary={"recipe": dict(self.recipe)},
+            facts={"datasets": [source.name for source in self.inputs[Role.SOURCE]]},
         )
         self.artifact.set_latest()
 
     def trial(self, params: Mapping[str, Any]) -> Artifact:
-        """The place of the trial with these settings."""
-        return Artifact(
-            self.artifact.store, "metrics", self._trials_name, fingerprint(dict(params))
+        """The artifact of the trial with these settings."""
+        return self._trial(params).artifact
+
+    def _trial(self, params: Mapping[str, Any]) -> Step:
+        return Step(
+            title="trial",
+            store=self.artifact.store,
+            kind="trials",
+            name=f"{self.artifact.name}-{self.artifact.fingerprint}",
+            format_version=formats.TRIAL,
+            settings={"params": dict(params)},
+            inputs={Role.STUDY: [self.artifact]},
         )
 
     def begin(self, number: int, params: Mapping[str, Any]) -> None:
-        """Notes that a trial has begun."""
-        place = self.trial(params)
+        """Notes that a trial has started."""
+        trial = self.trial(params)
         note = json.dumps({"number": number, "params": dict(params)})
-        place.store.write(place.key(_BEGUN), note.encode())
+        trial.store.write(trial.key(_STARTED), note.encode())
 
     def finish(self, record: Record) -> Artifact:
         """Keeps a trial's record."""
-        place = self.trial(record["params"])
-        place.commit(
-            format_version=formats.TRIAL,
-            config={"params": record["params"]},
-            inputs={"study": self.artifact.address, **self.inputs},
-            summary=record,
-            seconds=record["seconds"],
-        )
-        return place
+        step = self._trial(record["params"])
+        step.commit(summary=record, seconds=record["seconds"])
+        return step.artifact
 
     def finished(self) -> list[Record]:
         """The records of all trials that ended, by number."""
-        manifests = (place.manifest(format_version=formats.TRIAL) for place in self._trials())
+        manifests = (trial.manifest(format_version=formats.TRIAL) for trial in self._trials())
         records = [manifest["summary"] for manifest in manifests if manifest is not None]
         return sorted(records, key=lambda record: record["number"])
 
     def begun(self) -> list[dict[str, Any]]:
-        """Number and params of the trials that have begun and not ended."""
+        """Number and params of the trials that have started and not ended."""
         notes = [
-            json.loads(place.store.read(place.key(_BEGUN)))
-            for place in self._trials()
-            if place.manifest() is None
+            json.loads(trial.store.read(trial.key(_STARTED)))
+            for trial in self._trials()
+            if trial.manifest() is None
         ]
         return sorted(notes, key=lambda note: note["number"])
 
-    @property
-    def _trials_name(self) -> str:
-        return f"{_TRIAL}{self.artifact.name.removeprefix(STUDY)}-{self.artifact.fingerprint}"
-
     def _trials(self) -> Iterator[Artifact]:
-        prefix = f"metrics/{self._trials_name}-"
-        store = self.artifact.store
-        folders = {key.split("/")[1] for key in store.list(prefix) if key.endswith(f"/{_BEGUN}")}
-        for folder in sorted(folders):
-            yield artifact_at(store, f"metrics/{folder}")
+        """The trials of this study: all artifacts of its trials' name."""
+        name = self._trial({}).name
+        for artifact in list_artifacts(self.artifact.store, "trials", unfinished=True):
+            if artifact.name == name and artifact.store.exists(artifact.key(_STARTED)):
+                yield artifact
 
 
 def study_of(
@@ -122,7 +123,7 @@ def study_of(
     space: Space,
     *,
     aims: Sequence[str],
-    inputs: Mapping[str, str],
+    inputs: Inputs,
 ) -> Study:
     """The study of this space, search, experiment and sources."""
     search = settings.model_dump(mode="json", exclude=set(NOT_OF_THE_STUDY))
@@ -135,42 +136,50 @@ def study_of(
     }
     # Through JSON, so that a study that is read again is equal.
     config = json.loads(json.dumps(config))
-    name = recipe.name if space.name == recipe.name else f"{recipe.name}-{space.name}"
-    artifact = Artifact(
-        store, "metrics", f"{STUDY}{name}", fingerprint([formats.STUDY, config, dict(inputs)])
+    step = Step(
+        title="study",
+        store=store,
+        kind="studies",
+        name=recipe.name if space.name == recipe.name else f"{recipe.name}-{space.name}",
+        format_version=formats.STUDY,
+        settings=config,
+        inputs=inputs,
     )
     return Study(
-        artifact=artifact,
+        artifact=step.artifact,
         config=config,
-        inputs=dict(inputs),
+        inputs=inputs,
         recipe=recipe.model_copy(update={"tune": None}).model_dump(mode="json"),
     )
 
 
 def find_study(store: Store, reference: str | None) -> Study:
-    """The study of a name or an address; the newest, without. MuvaError where there is none."""
-    there = [a for a in list_artifacts(store, "metrics") if a.name.startswith(STUDY)]
-    if not there:
+    """The study with a name or an address; without one, the latest. MuvaError if there is none."""
+    known = list_artifacts(store, "studies")
+    if not known:
         raise MuvaError(
-            f"{store.uri}: there is no search yet. `muva tune SPACE --recipe RECIPE` makes one"
+            f"{store.uri}: holds no search yet. `muva tune SPACE --recipe RECIPE` starts one"
         )
     if reference is None:
-        artifact = max(there, key=Artifact.latest_since)
+        artifact = max(known, key=Artifact.latest_since)
     else:
-        wanted = reference.removeprefix("metrics/").removeprefix(STUDY)
         try:
-            artifact = find_artifact(store, "metrics", STUDY + wanted)
+            artifact = find_artifact(store, "studies", reference)
         except MuvaError as error:
-            names = sorted({one.name.removeprefix(STUDY) for one in there})
+            names = sorted({one.name for one in known})
             raise MuvaError(
                 f"no search {reference!r} in the store {store.uri}; there are {', '.join(names)}"
             ) from error
     manifest = artifact.manifest(format_version=formats.STUDY)
     assert manifest is not None
+    inputs = {
+        role: [artifact_at(store, address) for address in addresses]
+        for role, addresses in inputs_in(manifest).items()
+    }
     return Study(
         artifact=artifact,
         config=manifest["config"],
-        inputs=manifest["inputs"],
+        inputs=inputs,
         recipe=manifest["summary"]["recipe"],
     )
 

@@ -17,7 +17,7 @@ from workflows.progress import say
 from workflows.results.tables import evaluation_table
 from workflows.runtime.cluster import ray_cluster
 from workflows.session import Session
-from workflows.steps.embed import UNTOUCHED
+from workflows.steps.embed import UNTRAINED
 from workflows.steps.evaluate import TargetReport, evaluate_file, evaluate_on
 from workflows.steps.import_data import datasets_of
 from workflows.verb import (
@@ -91,9 +91,9 @@ def evaluate_verb(
 def _judge_model(
     session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
 ) -> tuple[dict[str, TargetReport], str]:
-    uri, name = model, UNTOUCHED.rstrip(":")
-    if model.startswith(UNTOUCHED):
-        check_clip(model.removeprefix(UNTOUCHED))
+    uri, name = model, UNTRAINED.rstrip(":")
+    if model.startswith(UNTRAINED):
+        check_clip(model.removeprefix(UNTRAINED))
     else:
         artifact = find_model(session.store, model)
         uri, name = artifact.uri, artifact.name
