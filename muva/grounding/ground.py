@@ -78,7 +78,7 @@ def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> 
     if expert.weights is not None:
         config["precision"] = expert.precision
     if expert.coordinates:
-        config |= {"model": expert.weights and expert.weights.place}
+        config |= {"model": expert.weights and expert.weights.location}
         config |= {"coordinates": expert.coordinates}
     return config
 

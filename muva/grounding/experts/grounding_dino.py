@@ -8,7 +8,7 @@ import torch
 from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from muva.grounding.answers import best_box
-from muva.grounding.expert import Grounding, GroundingImage, phrase_by_phrase
+from muva.grounding.expert import Grounding, GroundingImage, ground_each_phrase
 from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 THRESHOLD = 0.25
@@ -27,7 +27,7 @@ class GroundingDinoExpert:
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
         """See `Expert`; of several boxes the one with the highest score."""
-        return phrase_by_phrase(lambda phrase: self._answers(images, phrase), phrases)
+        return ground_each_phrase(lambda phrase: self._answers(images, phrase), phrases)
 
     @torch.inference_mode()
     def _answers(self, images: Sequence[GroundingImage], phrase: str) -> list[Grounding]:
@@ -47,10 +47,10 @@ class GroundingDinoExpert:
 def detection(boxes: Sequence[Sequence[float]], scores: Sequence[float]) -> Grounding:
     """A detector's boxes (fractions) and scores for one phrase as an answer."""
     best = best_box(boxes, scores)
-    said = "; ".join(
+    top_boxes = "; ".join(
         f"{score:.3f} [{', '.join(f'{value:.4f}' for value in box)}]"
         for box, score in sorted(zip(boxes, scores, strict=True), key=lambda found: -found[1])[:3]
     )
     if best is None:
-        return Grounding(box=None, answer=said)
-    return Grounding(box=best[0], score=best[1], answer=said)
+        return Grounding(box=None, answer=top_boxes)
+    return Grounding(box=best[0], score=best[1], answer=top_boxes)
