@@ -115,7 +115,7 @@ def write_gallery(file: Path, gallery: Gallery) -> None:
 
 def read_gallery(file: Path) -> Gallery:
     """The gallery in a file; MuvaError that names what is missing or damaged."""
-    columns = read_columns(file, needed=("features", "ids"))
+    columns = read_columns(file, required=("features", "ids"))
     try:
         described = json.loads(pq.read_schema(file).metadata[_METADATA])
         found = described.pop("format_version")

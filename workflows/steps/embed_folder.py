@@ -23,7 +23,7 @@ from muva.data.benchmarks.listing import IMAGE_SUFFIXES, image_files
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.errors import MuvaError
 from muva.models import described
-from muva.retrieval.features import roomy_array
+from muva.retrieval.features import allocate_or_memmap
 from muva.retrieval.gallery import EmbeddedBy, Gallery
 from workflows.session import Session
 from workflows.steps.embed import Judged, features_step, people_of
@@ -60,7 +60,7 @@ def embed_folder(
             "), found none"
         )
     bundle = muva.load(model.uri).to("cuda" if torch.cuda.is_available() else "cpu")
-    features = roomy_array((len(files), bundle.feature_dim), np.float32)
+    features = allocate_or_memmap((len(files), bundle.feature_dim), np.float32)
     ids: list[str] = []
     set_aside: list[dict[str, str]] = []
     for first, images in _decoded(files):

@@ -22,7 +22,7 @@ from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule, labels
 from muva.retrieval.distances import even_slices
-from muva.retrieval.features import Features, roomy_array
+from muva.retrieval.features import Features, allocate_or_memmap
 from muva.retrieval.match_ranks import (
     MatchRanks,
     Pairs,
@@ -80,7 +80,7 @@ class FeatureParts:
             places = np.flatnonzero(part_of == part)
             values = self._part(int(self.firsts[part]))
             if features is None:
-                features = roomy_array((len(images), values.shape[1]), values.dtype)
+                features = allocate_or_memmap((len(images), values.shape[1]), values.dtype)
             features[places] = values[images[places] - self.firsts[part]]
         assert features is not None, "no images are asked for"
         return features
