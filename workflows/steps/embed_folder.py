@@ -24,7 +24,7 @@ from muva.data.images import UnreadableImageError, decode_rgb
 from muva.errors import MuvaError
 from muva.models import described
 from muva.retrieval.features import allocate_or_memmap
-from muva.retrieval.gallery import EmbeddedBy, Gallery
+from muva.retrieval.gallery import EmbeddingSource, Gallery
 from workflows.session import Session
 from workflows.steps.embed import Judged, features_step, people_of
 from workflows.steps.rank import FeatureParts
@@ -86,7 +86,7 @@ def embed_folder(
             pids=None,
             camids=None,
             split=None,
-            by=_by(model, folder=f"{folder.absolute()}"),
+            source=_by(model, folder=f"{folder.absolute()}"),
         ),
         set_aside=set_aside,
     )
@@ -124,14 +124,16 @@ def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train
             pids=who.pids,
             camids=who.camids,
             split=None if train else who.split,
-            by=_by(model, dataset=dataset.uri),
+            source=_by(model, dataset=dataset.uri),
         )
     )
 
 
-def _by(model: Artifact, *, folder: str | None = None, dataset: str | None = None) -> EmbeddedBy:
+def _by(
+    model: Artifact, *, folder: str | None = None, dataset: str | None = None
+) -> EmbeddingSource:
     facts = described(model)
-    return EmbeddedBy(
+    return EmbeddingSource(
         model=model.uri,
         weights=facts["sha256"],
         image_height=facts["model"]["image_height"],
