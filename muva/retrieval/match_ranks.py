@@ -105,7 +105,7 @@ class Thresholds:
         return cls(matches=matches, closeness=closeness[order], start=start)
 
     def ranks(self, nearer: np.ndarray, rule: CameraRule) -> MatchRanks:
-        """Each match behind all that `count_nearer_in` has counted, in the whole gallery."""
+        """Each match behind all that `count_nearer_in_chunk` has counted, in the whole gallery."""
         before = np.cumsum(nearer, axis=0)
         earlier = np.concatenate([np.zeros((1, nearer.shape[1]), np.int64), before])[
             self.start[:-1]
@@ -154,12 +154,15 @@ def match_ranks(
     hears of gallery images.
     Raises MuvaError for features that do not belong together, and for NaN and infinity.
     """
-    queries, galleries = Side(query, "query_features"), Side(gallery, "gallery_features")
+    queries, galleries = (
+        FeatureChunk(query, "query_features"),
+        FeatureChunk(gallery, "gallery_features"),
+    )
     check_widths(queries, galleries)
     matches, ignored = judged_pairs(rule, len(queries))
     similarities = pair_similarities(queries, galleries, matches)
     thresholds = Thresholds.of(matches, similarities, queries=len(query), shifts=shifts)
-    nearer = count_nearer_in(
+    nearer = count_nearer_in_chunk(
         queries,
         galleries,
         thresholds,
@@ -172,7 +175,7 @@ def match_ranks(
     return thresholds.ranks(nearer, rule)
 
 
-def check_widths(queries: Side, galleries: Side) -> None:
+def check_widths(queries: FeatureChunk, galleries: FeatureChunk) -> None:
     """MuvaError unless the features can be compared."""
     if queries.width != galleries.width:
         raise MuvaError(
@@ -195,15 +198,15 @@ def judged_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
     return pairs[0], pairs[1]
 
 
-def pair_similarities(queries: Side, stretch: Side, pairs: Pairs) -> np.ndarray:
+def pair_similarities(queries: FeatureChunk, chunk: FeatureChunk, pairs: Pairs) -> np.ndarray:
     """The float64 cosine of each pair, whose images are within the two stretches."""
     found = np.empty(len(pairs.query))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for some in even_slices(len(found), _PAIRS_AT_ONCE):
             here = pairs.take(some)
             asking = queries.at(here.query - queries.first)
-            answering = stretch.at(here.gallery - stretch.first)
-            in_threads(
+            answering = chunk.at(here.gallery - chunk.first)
+            run_in_threads(
                 threads,
                 cosines,
                 [
@@ -212,15 +215,15 @@ def pair_similarities(queries: Side, stretch: Side, pairs: Pairs) -> np.ndarray:
                         *(answering.features, answering.scales, answering.places[share]),
                         found[some][share],
                     )
-                    for share in shares(len(here.query))
+                    for share in thread_slices(len(here.query))
                 ],
             )
     return found
 
 
-def count_nearer_in(
-    queries: Side,
-    stretch: Side,
+def count_nearer_in_chunk(
+    queries: FeatureChunk,
+    chunk: FeatureChunk,
     thresholds: Thresholds,
     *,
     ignored: Pairs,
@@ -243,17 +246,17 @@ def count_nearer_in(
     if shifts is not None:  # each operation rounds, and so does the gain
         errors += 4 * _UNIT * (gains + 1)
     groups = even_slices(len(queries), block_bytes // (4 * width))
-    done, total = 0, len(stretch) * len(groups)
+    done, total = 0, len(chunk) * len(groups)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for group in groups:
             asking = queries.normalised(group)
             start = thresholds.start[group.start : group.stop + 1]
             exact, scales = queries.exact(group), queries.scales[group]
-            blocks = even_slices(len(stretch), block_bytes // (4 * max(width, len(asking))))
+            blocks = even_slices(len(chunk), block_bytes // (4 * max(width, len(asking))))
             buffer = torch.empty(len(asking) * max(block.stop - block.start for block in blocks))
             for block in blocks:
-                here = slice(stretch.first + block.start, stretch.first + block.stop)
-                near = similarity_block(asking, stretch.normalised(block), buffer)
+                here = slice(chunk.first + block.start, chunk.first + block.stop)
+                near = similarity_block(asking, chunk.normalised(block), buffer)
                 shift = _NO_SHIFT
                 if shifts is not None:
                     shift = shifts.block(group, here)
@@ -263,8 +266,8 @@ def count_nearer_in(
                 near[_places(ignored, group, here)] = -np.inf
                 gallery_side = (
                     here.start,
-                    stretch.exact(block),
-                    stretch.scales[block],
+                    chunk.exact(block),
+                    chunk.scales[block],
                     rule.cameras[here],
                 )
                 query_sides = [
@@ -272,9 +275,9 @@ def count_nearer_in(
                         *(near[s], errors[group][s], start[s.start : s.stop + 1]),
                         *(exact[s], scales[s], gains[group][s], shift[s]),
                     )
-                    for s in shares(len(near))
+                    for s in thread_slices(len(near))
                 ]
-                in_threads(
+                run_in_threads(
                     threads,
                     count_nearer,
                     [(*own, *gallery_side, *matches_side, nearer) for own in query_sides],
@@ -296,12 +299,12 @@ def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:
     return found.numpy()
 
 
-def shares(rows: int) -> list[slice]:
+def thread_slices(rows: int) -> list[slice]:
     """So many rows, one stretch of them for each thread."""
     return even_slices(rows, rows // torch.get_num_threads() + 1)
 
 
-def in_threads(
+def run_in_threads(
     threads: ThreadPoolExecutor, kernel: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 ) -> None:
     """Calls a compiled loop with each of these arguments, side by side."""
@@ -309,7 +312,7 @@ def in_threads(
         call.result()
 
 
-class Side:
+class FeatureChunk:
     """Features where they are, and the scales that make their rows' length 1.
 
     `first`: the number of a stretch's first row, in the gallery or among all images.
@@ -324,7 +327,7 @@ class Side:
         return len(self.features)
 
     @property
-    def place(self) -> slice:
+    def image_range(self) -> slice:
         """The rows' numbers."""
         return slice(self.first, self.first + len(self))
 

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 
 from muva.retrieval.distances import BLOCK_BYTES, even_slices
-from muva.retrieval.match_ranks import Side, cosine_error, in_threads, shares, similarity_block
+from muva.retrieval.match_ranks import (
+    FeatureChunk,
+    cosine_error,
+    run_in_threads,
+    similarity_block,
+    thread_slices,
+)
 from muva.retrieval.neighbour_loops import keep_nearest, merge_nearest
 
 
@@ -53,8 +59,8 @@ class Nearest:
 
 
 def compare(
-    one: Side,
-    other: Side,
+    one: FeatureChunk,
+    other: FeatureChunk,
     *,
     of_one: Nearest,
     of_other: Nearest,
@@ -76,7 +82,7 @@ def compare(
             """Shares the rows out among the threads."""
             found = found.rows(mine.rows)
             side = (theirs.first, theirs.counts, theirs.exact, theirs.scales)
-            in_threads(
+            run_in_threads(
                 threads,
                 keep_nearest,
                 [
@@ -84,7 +90,7 @@ def compare(
                         *(near[s], mine.counts[s], mine.exact[s], mine.scales[s], *side, error),
                         *(found.images[s], found.cosines[s], found.lowest[s]),
                     )
-                    for s in shares(len(near))
+                    for s in thread_slices(len(near))
                 ],
             )
 
@@ -113,7 +119,7 @@ class _Piece:
     normalised: torch.Tensor
 
     @classmethod
-    def of(cls, side: Side, rows: slice, counts: np.ndarray) -> _Piece:
+    def of(cls, side: FeatureChunk, rows: slice, counts: np.ndarray) -> _Piece:
         return cls(
             rows=rows,
             first=side.first + rows.start,

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from muva.retrieval.distances import BLOCK_BYTES, distance_blocks, even_slices
 from muva.retrieval.match_ranks import (
+    FeatureChunk,
     Pairs,
-    Side,
     check_widths,
-    in_threads,
     pair_similarities,
-    shares,
+    run_in_threads,
+    thread_slices,
 )
 from muva.retrieval.nearest import Nearest, compare
 from muva.retrieval.neighbour_loops import pair_shifts, row_shifts
@@ -83,7 +83,7 @@ class Encodings:
         found = np.empty((asking.shape[0], by_column.shape[0]), np.float32)
         shared = (by_column.indptr, by_column.indices, by_column.data)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            in_threads(
+            run_in_threads(
                 threads,
                 row_shifts,
                 [
@@ -91,7 +91,7 @@ class Encodings:
                         *(asking.indptr[s.start : s.stop + 1], asking.indices, asking.data),
                         *(*shared, 1 - self.settings.original_weight, found[s]),
                     )
-                    for s in shares(len(found))
+                    for s in thread_slices(len(found))
                 ],
             )
         return found
@@ -118,8 +118,8 @@ def encodings_of(
 
     Features as `match_ranks` takes them. `progress` hears of pairs of images compared, and of all.
     """
-    queries = Side(query, "query_features")
-    galleries = Side(gallery, "gallery_features", first=len(query))
+    queries = FeatureChunk(query, "query_features")
+    galleries = FeatureChunk(gallery, "gallery_features", first=len(query))
     check_widths(queries, galleries)
     counts = who_counts(len(queries), len(galleries), left_out)
     nearest = Nearest.of(len(counts), count=min(settings.neighbours, int(counts.sum())))
@@ -136,8 +136,8 @@ def encodings_of(
         compare(
             one,
             other,
-            of_one=nearest.rows(one.place),
-            of_other=nearest.rows(other.place),
+            of_one=nearest.rows(one.image_range),
+            of_other=nearest.rows(other.image_range),
             counts=counts,
             block_bytes=block_bytes,
             progress=tell,
@@ -145,7 +145,7 @@ def encodings_of(
     members = members_of(nearest, settings)
     cosines = np.empty(len(members.query))
     for one, other in product(sides, repeat=2):
-        here = members.among(one.place, other.place)
+        here = members.among(one.image_range, other.image_range)
         cosines[here] = pair_similarities(one, other, members.take(here))
     return encode(nearest, members, cosines, queries=len(queries), settings=settings)
 

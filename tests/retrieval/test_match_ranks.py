@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from muva.retrieval.camera_rule import CameraRule, labels
 from muva.retrieval.match_ranks import (
-    Side,
+    FeatureChunk,
     Thresholds,
-    count_nearer_in,
+    count_nearer_in_chunk,
     judged_pairs,
     match_ranks,
     pair_similarities,
@@ -90,30 +90,29 @@ def test_counts_of_stretches_add_up_to_those_of_the_gallery_in_any_order(seed, c
     query, gallery = almost_equal(seed, queries=11, gallery=80, width=20)
     rule = rule_of(11, 80, people=6, seed=seed)
     matches, ignored = judged_pairs(rule, 11)
-    queries = Side(query, "query_features")
+    queries = FeatureChunk(query, "query_features")
     edges = [0, *sorted(cuts), 80]
-    stretches = [
-        Side(gallery[first:last], "gallery_features", first=first)
+    chunks = [
+        FeatureChunk(gallery[first:last], "gallery_features", first=first)
         for first, last in pairwise(edges)
     ]
     similarities = np.concatenate(
         [
             pair_similarities(
                 queries,
-                stretch,
+                chunk,
                 matches.take(
-                    (matches.gallery >= stretch.first)
-                    & (matches.gallery < stretch.first + len(stretch))
+                    (matches.gallery >= chunk.first) & (matches.gallery < chunk.first + len(chunk))
                 ),
             )
-            for stretch in stretches
+            for chunk in chunks
         ]
     )
     thresholds = Thresholds.of(matches, similarities, queries=11)
-    shuffled = [stretches[i] for i in np.random.default_rng(seed).permutation(len(stretches))]
+    shuffled = [chunks[i] for i in np.random.default_rng(seed).permutation(len(chunks))]
     counted = [
-        count_nearer_in(queries, stretch, thresholds, ignored=ignored, rule=rule)
-        for stretch in shuffled
+        count_nearer_in_chunk(queries, chunk, thresholds, ignored=ignored, rule=rule)
+        for chunk in shuffled
     ]
     whole = match_ranks(query, gallery, rule)
     summed = thresholds.ranks(np.sum(counted, axis=0), rule)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from muva.retrieval import Reranking, evaluate
 from muva.retrieval.distances import squared_distances
-from muva.retrieval.match_ranks import Side
+from muva.retrieval.match_ranks import FeatureChunk
 from muva.retrieval.nearest import Nearest, compare
 from muva.retrieval.reranking import encodings_of, reranked_blocks, reranked_distances
 
@@ -18,16 +18,16 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "retrieval.npz"
 
 def dense(query, gallery, *, k1, k2, original_weight):
     """The definition word for word, on full matrices in float64."""
-    everyone = np.concatenate([query, gallery]).astype(np.float64)
-    everyone /= np.linalg.norm(everyone, axis=1, keepdims=True)
-    o = np.maximum(2 - 2 * everyone @ everyone.T, 0)
+    features = np.concatenate([query, gallery]).astype(np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    o = np.maximum(2 - 2 * features @ features.T, 0)
     o /= o.max(axis=1, keepdims=True)
     order = np.argsort(np.round(o, 12), axis=1, kind="stable")
 
     def reciprocal(i, k):
         return {j for j in order[i, : k + 1] if i in order[j, : k + 1]}
 
-    total = len(everyone)
+    total = len(features)
     v = np.zeros((total, total))
     for i in range(total):
         near = reciprocal(i, k1)
@@ -138,15 +138,15 @@ def test_neighbours_are_those_of_float64_cosines(seed, cut, count, block_bytes):
     rows[rng.random(60) < 0.5, 3] += np.float32(1e-7)
     counts = rng.random(60) < 0.9
     nearest = Nearest.of(60, count=count)
-    one = Side(rows[:cut], "query_features")
-    other = Side(rows[cut:], "gallery_features", first=cut)
+    one = FeatureChunk(rows[:cut], "query_features")
+    other = FeatureChunk(rows[cut:], "gallery_features", first=cut)
     parts = [Nearest.of(len(side), count=count) for side in (one, one, other, other)]
     shared = {"counts": counts, "block_bytes": block_bytes}
     compare(one, one, of_one=parts[0], of_other=parts[0], **shared)
     compare(one, other, of_one=parts[1], of_other=parts[2], **shared)
     compare(other, other, of_one=parts[3], of_other=parts[3], **shared)
     for side, found in zip((one, one, other, other), parts, strict=True):
-        nearest.rows(side.place).merge(found)
+        nearest.rows(side.image_range).merge(found)
     exact = rows.astype(np.float64)
     cosines = np.array([[(a * b).sum() for b in exact] for a in exact])
     lengths = np.sqrt(np.diag(cosines))

@@ -24,11 +24,11 @@ from muva.retrieval.camera_rule import CameraRule, labels
 from muva.retrieval.distances import even_slices
 from muva.retrieval.features import Features, allocate_or_memmap
 from muva.retrieval.match_ranks import (
+    FeatureChunk,
     MatchRanks,
     Pairs,
-    Side,
     Thresholds,
-    count_nearer_in,
+    count_nearer_in_chunk,
     judged_pairs,
     pair_similarities,
 )
@@ -111,10 +111,10 @@ class _Stretch:
     def place(self) -> slice:
         return slice(self.first, self.first + len(self.images))
 
-    def side(self, name: str) -> Side:
+    def side(self, name: str) -> FeatureChunk:
         """Their features, in a task: with as many threads as the task has cores."""
         torch.set_num_threads(1)
-        return Side(self.parts.read(self.images), name, first=self.first)
+        return FeatureChunk(self.parts.read(self.images), name, first=self.first)
 
 
 def _stretches(parts: FeatureParts, images: np.ndarray, largest: int) -> list[_Stretch]:
@@ -239,7 +239,7 @@ def _count(
     ignored: Pairs,
 ) -> np.ndarray:
     rule, thresholds, encodings = shared
-    return count_nearer_in(
+    return count_nearer_in_chunk(
         queries.side("query_features"),
         stretch.side("gallery_features"),
         thresholds,
