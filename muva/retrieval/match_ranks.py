@@ -81,7 +81,7 @@ class Thresholds:
     """The matches of each query, nearest first: where the gallery is to be counted."""
 
     matches: Pairs
-    closeness: np.ndarray
+    similarity: np.ndarray
     """(matches,) float64: the cosine, or what re-ranking makes of it."""
     start: np.ndarray
     """(queries + 1,): each query's first match."""
@@ -93,16 +93,18 @@ class Thresholds:
         similarities: np.ndarray,
         *,
         queries: int,
-        shifts: Shifts | None = None,
+        rescoring: AffineRescoring | None = None,
     ) -> Thresholds:
         """Sorted by query, closeness and gallery index; `similarities` are cosines."""
-        closeness = similarities
-        if shifts is not None:
-            closeness = similarities * shifts.gains[matches.query] + shifts.pairs(matches)
-        order = np.lexsort((matches.gallery, -closeness, matches.query))
+        similarity = similarities
+        if rescoring is not None:
+            similarity = similarities * rescoring.gains[matches.query] + rescoring.pair_offsets(
+                matches
+            )
+        order = np.lexsort((matches.gallery, -similarity, matches.query))
         matches = matches.take(order)
         start = np.searchsorted(matches.query, np.arange(queries + 1))
-        return cls(matches=matches, closeness=closeness[order], start=start)
+        return cls(matches=matches, similarity=similarity[order], start=start)
 
     def ranks(self, nearer: np.ndarray, rule: CameraRule) -> MatchRanks:
         """Each match behind all that `count_nearer_in_chunk` has counted, in the whole gallery."""
@@ -121,7 +123,7 @@ class Thresholds:
 
 
 @runtime_checkable
-class Shifts(Protocol):
+class AffineRescoring(Protocol):
     """Ranks by gain x cosine + shift instead: a gain for each query, a shift for each pair."""
 
     @property
@@ -129,11 +131,11 @@ class Shifts(Protocol):
         """(queries,) float64, positive."""
         ...
 
-    def block(self, queries: slice, gallery: slice) -> np.ndarray:
+    def offset_block(self, queries: slice, gallery: slice) -> np.ndarray:
         """(queries, gallery) float32, at most 1 in size."""
         ...
 
-    def pairs(self, pairs: Pairs) -> np.ndarray:
+    def pair_offsets(self, pairs: Pairs) -> np.ndarray:
         """(pairs,) float32: bit for bit the block's."""
         ...
 
@@ -143,13 +145,13 @@ def match_ranks(
     gallery: np.ndarray | Tensor,
     rule: CameraRule,
     *,
-    shifts: Shifts | None = None,
+    rescoring: AffineRescoring | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> MatchRanks:
     """Ranks by cosine similarity, of the gallery images that count for each query.
 
-    Features are (images, width) of any length, and may be memory-mapped. `shifts` rank otherwise.
+    Features are (images, width) of any length, and may be memory-mapped. `rescoring` rank otherwise.
     `block_bytes` bounds a block of similarities, and a block of features beside it; `progress`
     hears of gallery images.
     Raises MuvaError for features that do not belong together, and for NaN and infinity.
@@ -161,14 +163,14 @@ def match_ranks(
     check_widths(queries, galleries)
     matches, ignored = judged_pairs(rule, len(queries))
     similarities = pair_similarities(queries, galleries, matches)
-    thresholds = Thresholds.of(matches, similarities, queries=len(query), shifts=shifts)
+    thresholds = Thresholds.of(matches, similarities, queries=len(query), rescoring=rescoring)
     nearer = count_nearer_in_chunk(
         queries,
         galleries,
         thresholds,
         ignored=ignored,
         rule=rule,
-        shifts=shifts,
+        rescoring=rescoring,
         block_bytes=block_bytes,
         progress=progress,
     )
@@ -228,7 +230,7 @@ def count_nearer_in_chunk(
     *,
     ignored: Pairs,
     rule: CameraRule,
-    shifts: Shifts | None = None,
+    rescoring: AffineRescoring | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -239,11 +241,11 @@ def count_nearer_in_chunk(
     gallery, sorted by gallery image.
     """
     width = queries.width
-    matches_side = (thresholds.closeness, thresholds.matches.gallery)
-    nearer = np.zeros((len(thresholds.closeness), rule.camera_count), np.int64)
-    gains = np.ones(len(queries)) if shifts is None else shifts.gains
+    matches_side = (thresholds.similarity, thresholds.matches.gallery)
+    nearer = np.zeros((len(thresholds.similarity), rule.camera_count), np.int64)
+    gains = np.ones(len(queries)) if rescoring is None else rescoring.gains
     errors = cosine_error(width) * gains
-    if shifts is not None:  # each operation rounds, and so does the gain
+    if rescoring is not None:  # each operation rounds, and so does the gain
         errors += 4 * _UNIT * (gains + 1)
     groups = even_slices(len(queries), block_bytes // (4 * width))
     done, total = 0, len(chunk) * len(groups)
@@ -257,11 +259,11 @@ def count_nearer_in_chunk(
             for block in blocks:
                 here = slice(chunk.first + block.start, chunk.first + block.stop)
                 near = similarity_block(asking, chunk.normalised(block), buffer)
-                shift = _NO_SHIFT
-                if shifts is not None:
-                    shift = shifts.block(group, here)
+                offsets = _NO_OFFSETS
+                if rescoring is not None:
+                    offsets = rescoring.offset_block(group, here)
                     near *= gains[group, None].astype(np.float32)
-                    near += shift
+                    near += offsets
                 near[:, _within(rule.junk, here) - here.start] = -np.inf
                 near[_places(ignored, group, here)] = -np.inf
                 gallery_side = (
@@ -273,7 +275,7 @@ def count_nearer_in_chunk(
                 query_sides = [
                     (
                         *(near[s], errors[group][s], start[s.start : s.stop + 1]),
-                        *(exact[s], scales[s], gains[group][s], shift[s]),
+                        *(exact[s], scales[s], gains[group][s], offsets[s]),
                     )
                     for s in thread_slices(len(near))
                 ]
@@ -288,7 +290,7 @@ def count_nearer_in_chunk(
     return nearer
 
 
-_NO_SHIFT = np.empty((0, 0), np.float32)
+_NO_OFFSETS = np.empty((0, 0), np.float32)
 
 
 def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:

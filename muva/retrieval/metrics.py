@@ -65,7 +65,7 @@ def evaluate(
         query_features,
         gallery_features,
         rule,
-        shifts=encodings,
+        rescoring=encodings,
         block_bytes=block_bytes,
         progress=progress,
     )

@@ -64,13 +64,13 @@ def compare(
     *,
     of_one: Nearest,
     of_other: Nearest,
-    counts: np.ndarray,
+    included: np.ndarray,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> None:
     """Compares all images of two stretches, which may be the same one, both ways at once.
 
-    `counts`: (all images,) bool, whether an image takes part. `progress` hears of pairs compared.
+    `included`: (all images,) bool, whether an image takes part. `progress` hears of pairs compared.
     """
     edge = min(isqrt(block_bytes // 4), block_bytes // (4 * one.width))
     pieces, others = (even_slices(len(side), edge) for side in (one, other))
@@ -81,13 +81,13 @@ def compare(
         def keep(near: np.ndarray, mine: _Piece, theirs: _Piece, found: Nearest) -> None:
             """Shares the rows out among the threads."""
             found = found.rows(mine.rows)
-            side = (theirs.first, theirs.counts, theirs.exact, theirs.scales)
+            side = (theirs.first, theirs.included, theirs.exact, theirs.scales)
             run_in_threads(
                 threads,
                 keep_nearest,
                 [
                     (
-                        *(near[s], mine.counts[s], mine.exact[s], mine.scales[s], *side, error),
+                        *(near[s], mine.included[s], mine.exact[s], mine.scales[s], *side, error),
                         *(found.images[s], found.cosines[s], found.lowest[s]),
                     )
                     for s in thread_slices(len(near))
@@ -95,9 +95,9 @@ def compare(
             )
 
         for number, rows in enumerate(pieces):
-            mine = _Piece.of(one, rows, counts)
+            mine = _Piece.of(one, rows, included)
             for columns in others[number:] if one is other else others:
-                theirs = _Piece.of(other, columns, counts)
+                theirs = _Piece.of(other, columns, included)
                 near = similarity_block(mine.normalised, theirs.normalised, buffer)
                 keep(near, mine, theirs, of_one)
                 if one is not other or rows != columns:
@@ -113,17 +113,17 @@ class _Piece:
     rows: slice
     first: int
     """The number of the first among all images."""
-    counts: np.ndarray
+    included: np.ndarray
     exact: np.ndarray
     scales: np.ndarray
     normalised: torch.Tensor
 
     @classmethod
-    def of(cls, side: FeatureChunk, rows: slice, counts: np.ndarray) -> _Piece:
+    def of(cls, side: FeatureChunk, rows: slice, included: np.ndarray) -> _Piece:
         return cls(
             rows=rows,
             first=side.first + rows.start,
-            counts=counts[side.first + rows.start : side.first + rows.stop],
+            included=included[side.first + rows.start : side.first + rows.stop],
             exact=side.exact(rows),
             scales=side.scales[rows],
             normalised=side.normalised(rows),

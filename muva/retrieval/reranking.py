@@ -29,7 +29,7 @@ from muva.retrieval.match_ranks import (
     thread_slices,
 )
 from muva.retrieval.nearest import Nearest, compare
-from muva.retrieval.neighbour_loops import pair_shifts, row_shifts
+from muva.retrieval.neighbour_loops import pair_jaccard_offsets, row_jaccard_offsets
 
 _LEAST_DISTANCE = 1e-12
 """What 2 - 2 cos of float64 can tell from nothing."""
@@ -54,7 +54,7 @@ class Reranking:
 
 @dataclass(frozen=True, kw_only=True)
 class Encodings:
-    """All that re-ranking needs besides the cosines; `match_ranks` takes it as `Shifts`.
+    """All that re-ranking needs besides the cosines; `match_ranks` takes it as `AffineRescoring`.
 
     A final distance is 2 lambda / furthest - closeness, the first term the same for all images.
     """
@@ -76,7 +76,7 @@ class Encodings:
         """For some of the queries."""
         return replace(self, query=self.query[numbers], furthest=self.furthest[numbers])
 
-    def block(self, queries: slice, gallery: slice) -> Float[np.ndarray, "Q G"]:
+    def offset_block(self, queries: slice, gallery: slice) -> Float[np.ndarray, "Q G"]:
         """-(1 - lambda) Jaccard distance of these queries and gallery images."""
         asking = self.query[queries]
         by_column = self.gallery[gallery].tocsc()
@@ -85,7 +85,7 @@ class Encodings:
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             run_in_threads(
                 threads,
-                row_shifts,
+                row_jaccard_offsets,
                 [
                     (
                         *(asking.indptr[s.start : s.stop + 1], asking.indices, asking.data),
@@ -96,12 +96,12 @@ class Encodings:
             )
         return found
 
-    def pairs(self, pairs: Pairs) -> np.ndarray:
+    def pair_offsets(self, pairs: Pairs) -> np.ndarray:
         """The same of pairs."""
         found = np.empty(len(pairs.query), np.float32)
         one, other = ((side.indptr, side.indices, side.data) for side in (self.query, self.gallery))
         weight = 1 - self.settings.original_weight
-        pair_shifts(*one, *other, pairs.query, pairs.gallery, weight, found)
+        pair_jaccard_offsets(*one, *other, pairs.query, pairs.gallery, weight, found)
         return found
 
 
@@ -109,21 +109,21 @@ def encodings_of(
     query: np.ndarray | Tensor,
     gallery: np.ndarray | Tensor,
     *,
-    left_out: np.ndarray,
+    excluded: np.ndarray,
     settings: Reranking,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encodings:
-    """The encodings of queries and gallery; the gallery rows in `left_out` take no part.
+    """The encodings of queries and gallery; the gallery rows in `excluded` take no part.
 
     Features as `match_ranks` takes them. `progress` hears of pairs of images compared, and of all.
     """
     queries = FeatureChunk(query, "query_features")
     galleries = FeatureChunk(gallery, "gallery_features", first=len(query))
     check_widths(queries, galleries)
-    counts = who_counts(len(queries), len(galleries), left_out)
-    nearest = Nearest.of(len(counts), count=min(settings.neighbours, int(counts.sum())))
-    done, total = 0, len(counts) * (len(counts) + 1) // 2
+    included = included_images(len(queries), len(galleries), excluded)
+    nearest = Nearest.of(len(included), count=min(settings.neighbours, int(included.sum())))
+    done, total = 0, len(included) * (len(included) + 1) // 2
 
     def tell(pairs: int) -> None:
         nonlocal done
@@ -138,7 +138,7 @@ def encodings_of(
             other,
             of_one=nearest.rows(one.image_range),
             of_other=nearest.rows(other.image_range),
-            counts=counts,
+            included=included,
             block_bytes=block_bytes,
             progress=tell,
         )
@@ -154,7 +154,7 @@ def asked_encodings(
     rerank: bool | Reranking | Encodings,
     query: np.ndarray | Tensor,
     gallery: np.ndarray | Tensor,
-    left_out: np.ndarray,
+    excluded: np.ndarray,
     *,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
@@ -165,18 +165,18 @@ def asked_encodings(
     return encodings_of(
         query,
         gallery,
-        left_out=left_out,
+        excluded=excluded,
         settings=Reranking() if rerank is True else rerank,
         block_bytes=block_bytes,
         progress=progress,
     )
 
 
-def who_counts(queries: int, gallery: int, left_out: np.ndarray) -> np.ndarray:
-    """(queries + gallery,) bool: all but the gallery rows in `left_out`."""
-    counts = np.ones(queries + gallery, bool)
-    counts[queries + np.asarray(left_out, np.int64)] = False
-    return counts
+def included_images(queries: int, gallery: int, excluded: np.ndarray) -> np.ndarray:
+    """(queries + gallery,) bool: all but the gallery rows in `excluded`."""
+    included = np.ones(queries + gallery, bool)
+    included[queries + np.asarray(excluded, np.int64)] = False
+    return included
 
 
 def members_of(nearest: Nearest, settings: Reranking) -> Pairs:
@@ -257,7 +257,7 @@ def reranked_blocks(
     for rows, distances in distance_blocks(query, gallery, block_bytes=block_bytes):
         distances += 1
         distances *= encodings.gains[rows, None].astype(np.float32)
-        distances -= encodings.block(rows, everything)
+        distances -= encodings.offset_block(rows, everything)
         yield rows, distances
 
 
@@ -269,7 +269,7 @@ def reranked_distances(
 ) -> Float[np.ndarray, "Q G"]:
     """Dense re-ranked distances, for sets that are small enough; junk must be left out before."""
     encodings = encodings_of(
-        query, gallery, left_out=np.empty(0, np.int64), settings=settings or Reranking()
+        query, gallery, excluded=np.empty(0, np.int64), settings=settings or Reranking()
     )
     blocks = reranked_blocks(query, gallery, encodings)
     return np.concatenate([block.copy() for _, block in blocks])

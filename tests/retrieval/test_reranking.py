@@ -141,7 +141,7 @@ def test_neighbours_are_those_of_float64_cosines(seed, cut, count, block_bytes):
     one = FeatureChunk(rows[:cut], "query_features")
     other = FeatureChunk(rows[cut:], "gallery_features", first=cut)
     parts = [Nearest.of(len(side), count=count) for side in (one, one, other, other)]
-    shared = {"counts": counts, "block_bytes": block_bytes}
+    shared = {"included": counts, "block_bytes": block_bytes}
     compare(one, one, of_one=parts[0], of_other=parts[0], **shared)
     compare(one, other, of_one=parts[1], of_other=parts[2], **shared)
     compare(other, other, of_one=parts[3], of_other=parts[3], **shared)
@@ -163,7 +163,7 @@ def test_junk_takes_no_part():
     query, gallery = clusters(1, 5), clusters(2, 40)
     junk = np.array([0, 7, 39])
     kept = np.setdiff1d(np.arange(40), junk)
-    encodings = encodings_of(query, gallery, left_out=junk, settings=Reranking())
+    encodings = encodings_of(query, gallery, excluded=junk, settings=Reranking())
     (_, block), *_ = reranked_blocks(query, gallery, encodings)
     np.testing.assert_array_equal(block[:, kept], reranked_distances(query, gallery[kept]))
 

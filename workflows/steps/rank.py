@@ -33,7 +33,7 @@ from muva.retrieval.match_ranks import (
     pair_similarities,
 )
 from muva.retrieval.nearest import Nearest, compare
-from muva.retrieval.reranking import Encodings, Reranking, encode, members_of, who_counts
+from muva.retrieval.reranking import Encodings, Reranking, encode, included_images, members_of
 from workflows.runtime.cluster import ANYWHERE
 from workflows.runtime.messages import results
 
@@ -145,7 +145,7 @@ def ranks_of(
         ]
     )
     thresholds = Thresholds.of(
-        matches, np.concatenate(similarities), queries=len(who.queries), shifts=encodings
+        matches, np.concatenate(similarities), queries=len(who.queries), rescoring=encodings
     )
     shared = ray.put((rule, thresholds, encodings))
     nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
@@ -173,7 +173,7 @@ def encodings_by_tasks(
     """
     images = np.concatenate([who.queries, who.gallery])
     junk = np.flatnonzero(who.pids[who.gallery] == JUNK_PID)
-    counts = who_counts(len(who.queries), len(who.gallery), junk)
+    counts = included_images(len(who.queries), len(who.gallery), junk)
     nearest = Nearest.of(len(images), count=min(settings.neighbours, int(counts.sum())))
     stretches = _stretches(parts, images, stretch_images)
     shared = ray.put(counts)
@@ -245,7 +245,7 @@ def _count(
         thresholds,
         ignored=ignored,
         rule=rule,
-        shifts=encodings,
+        rescoring=encodings,
     )
 
 
@@ -261,5 +261,5 @@ def _compare(
         theirs = other.side("features")
         of_theirs = Nearest.of(len(other.images), count=neighbours)
         found.append((other.place, of_theirs))
-    compare(mine, theirs, of_one=of_mine, of_other=of_theirs, counts=counts)
+    compare(mine, theirs, of_one=of_mine, of_other=of_theirs, included=counts)
     return found

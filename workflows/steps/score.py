@@ -221,7 +221,7 @@ def _encodings(features: Features) -> Encodings:
     return encodings_of(
         inputs["query_features"],
         inputs["gallery_features"],
-        left_out=np.flatnonzero(inputs["gallery_pids"] == JUNK_PID),
+        excluded=np.flatnonzero(inputs["gallery_pids"] == JUNK_PID),
         settings=Reranking(),
     )
 
