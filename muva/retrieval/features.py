@@ -63,7 +63,7 @@ class Features:
             }
         return inputs
 
-    def chosen(self, *, query: np.ndarray, gallery: np.ndarray) -> Features:
+    def select(self, *, query: np.ndarray, gallery: np.ndarray) -> Features:
         """The images at these positions, as queries and gallery."""
         places = np.concatenate([query, gallery])
         return Features(

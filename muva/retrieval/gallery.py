@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from muva.errors import MuvaError
 from muva.retrieval.features import read_columns
-from muva.retrieval.ranked_lists import nearest
+from muva.retrieval.ranked_lists import nearest_indices
 
 GALLERY_FORMAT = 1
 _METADATA = b"muva"
@@ -81,7 +81,7 @@ class Gallery:
             cosines[some] = self.features[some].astype(np.float64) @ feature.astype(np.float64)
         if exclude is not None:
             cosines[exclude] = -np.inf
-        indices = nearest(-cosines, top)
+        indices = nearest_indices(-cosines, top)
         return indices, cosines[indices]
 
     def describe(self, index: int) -> dict[str, Any]:

@@ -60,14 +60,14 @@ class Pairs:
     query: np.ndarray
     gallery: np.ndarray
 
-    def take(self, places: np.ndarray | slice) -> Pairs:
+    def select(self, places: np.ndarray | slice) -> Pairs:
         """Some of them."""
         return Pairs(self.query[places], self.gallery[places])
 
     def within(self, gallery: slice) -> Pairs:
         """Those of a stretch of the gallery; they must be sorted by gallery image."""
         begin, end = np.searchsorted(self.gallery, (gallery.start, gallery.stop))
-        return self.take(slice(int(begin), int(end)))
+        return self.select(slice(int(begin), int(end)))
 
     def among(self, queries: slice, gallery: slice) -> np.ndarray:
         """Places of those of two stretches."""
@@ -102,7 +102,7 @@ class Thresholds:
                 matches
             )
         order = np.lexsort((matches.gallery, -similarity, matches.query))
-        matches = matches.take(order)
+        matches = matches.select(order)
         start = np.searchsorted(matches.query, np.arange(queries + 1))
         return cls(matches=matches, similarity=similarity[order], start=start)
 
@@ -161,7 +161,7 @@ def match_ranks(
         FeatureChunk(gallery, "gallery_features"),
     )
     check_widths(queries, galleries)
-    matches, ignored = judged_pairs(rule, len(queries))
+    matches, ignored = matching_and_ignored_pairs(rule, len(queries))
     similarities = pair_similarities(queries, galleries, matches)
     thresholds = Thresholds.of(matches, similarities, queries=len(query), rescoring=rescoring)
     nearer = count_nearer_in_chunk(
@@ -186,41 +186,45 @@ def check_widths(queries: FeatureChunk, galleries: FeatureChunk) -> None:
         )
 
 
-def judged_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
+def matching_and_ignored_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
     """The pairs that match, and those that do not count, besides junk; sorted by gallery image."""
-    judged = [rule.judge(index) for index in range(queries)]
+    by_query = [rule.matches_and_ignored(index) for index in range(queries)]
     # A query without a match counts nowhere: what it ignores is of no use.
-    sides = [matches for matches, _ in judged], [i if len(m) else i[:0] for m, i in judged]
+    sides = [matches for matches, _ in by_query], [i if len(m) else i[:0] for m, i in by_query]
     pairs = []
     for side in sides:
-        every = Pairs(
+        pairs_of_side = Pairs(
             np.repeat(np.arange(queries), [len(row) for row in side]), np.concatenate(side)
         )
-        pairs.append(every.take(np.argsort(every.gallery, kind="stable")))
+        pairs.append(pairs_of_side.select(np.argsort(pairs_of_side.gallery, kind="stable")))
     return pairs[0], pairs[1]
 
 
 def pair_similarities(queries: FeatureChunk, chunk: FeatureChunk, pairs: Pairs) -> np.ndarray:
     """The float64 cosine of each pair, whose images are within the two stretches."""
-    found = np.empty(len(pairs.query))
+    cosines_of_pairs = np.empty(len(pairs.query))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for some in even_slices(len(found), _PAIRS_AT_ONCE):
-            here = pairs.take(some)
-            asking = queries.at(here.query - queries.first)
-            answering = chunk.at(here.gallery - chunk.first)
+        for batch in even_slices(len(cosines_of_pairs), _PAIRS_AT_ONCE):
+            batch_pairs = pairs.select(batch)
+            query_rows = queries.at(batch_pairs.query - queries.first)
+            gallery_rows = chunk.at(batch_pairs.gallery - chunk.first)
             run_in_threads(
                 threads,
                 cosines,
                 [
                     (
-                        *(asking.features, asking.scales, asking.places[share]),
-                        *(answering.features, answering.scales, answering.places[share]),
-                        found[some][share],
+                        *(query_rows.features, query_rows.scales, query_rows.places[thread_slice]),
+                        *(
+                            gallery_rows.features,
+                            gallery_rows.scales,
+                            gallery_rows.places[thread_slice],
+                        ),
+                        cosines_of_pairs[batch][thread_slice],
                     )
-                    for share in thread_slices(len(here.query))
+                    for thread_slice in thread_slices(len(batch_pairs.query))
                 ],
             )
-    return found
+    return cosines_of_pairs
 
 
 def count_nearer_in_chunk(
@@ -251,26 +255,28 @@ def count_nearer_in_chunk(
     done, total = 0, len(chunk) * len(groups)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for group in groups:
-            asking = queries.normalised(group)
+            query_block = queries.normalised(group)
             start = thresholds.start[group.start : group.stop + 1]
             exact, scales = queries.exact(group), queries.scales[group]
-            blocks = even_slices(len(chunk), block_bytes // (4 * max(width, len(asking))))
-            buffer = torch.empty(len(asking) * max(block.stop - block.start for block in blocks))
+            blocks = even_slices(len(chunk), block_bytes // (4 * max(width, len(query_block))))
+            buffer = torch.empty(
+                len(query_block) * max(block.stop - block.start for block in blocks)
+            )
             for block in blocks:
-                here = slice(chunk.first + block.start, chunk.first + block.stop)
-                near = similarity_block(asking, chunk.normalised(block), buffer)
+                gallery_range = slice(chunk.first + block.start, chunk.first + block.stop)
+                near = similarity_block(query_block, chunk.normalised(block), buffer)
                 offsets = _NO_OFFSETS
                 if rescoring is not None:
-                    offsets = rescoring.offset_block(group, here)
+                    offsets = rescoring.offset_block(group, gallery_range)
                     near *= gains[group, None].astype(np.float32)
                     near += offsets
-                near[:, _within(rule.junk, here) - here.start] = -np.inf
-                near[_places(ignored, group, here)] = -np.inf
+                near[:, _within(rule.junk, gallery_range) - gallery_range.start] = -np.inf
+                near[_block_positions(ignored, group, gallery_range)] = -np.inf
                 gallery_side = (
-                    here.start,
+                    gallery_range.start,
                     chunk.exact(block),
                     chunk.scales[block],
-                    rule.cameras[here],
+                    rule.cameras[gallery_range],
                 )
                 query_sides = [
                     (
@@ -342,13 +348,13 @@ class FeatureChunk:
         """The rows as they are, in a type that holds them exactly and is computed with."""
         return _exact(self.features[rows])
 
-    def at(self, rows: np.ndarray) -> _Rows:
+    def at(self, rows: np.ndarray) -> _RowSelection:
         """Some rows where they are, or copies of them where they have to be converted."""
         features = self.features
         if features.dtype in (torch.float32, torch.float64) and features.is_contiguous():
-            return _Rows(features.numpy(), self.scales, rows)
+            return _RowSelection(features.numpy(), self.scales, rows)
         copied = _exact(features[torch.from_numpy(rows)])
-        return _Rows(copied, self.scales[rows], np.arange(len(rows)))
+        return _RowSelection(copied, self.scales[rows], np.arange(len(rows)))
 
     def normalised(self, rows: slice) -> Tensor:
         """The rows with length 1, float32: each number rounded once or twice."""
@@ -360,7 +366,7 @@ class FeatureChunk:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RowSelection:
     """Rows of an array, by their places in it."""
 
     features: np.ndarray
@@ -391,7 +397,7 @@ def _within(indices: np.ndarray, here: slice) -> np.ndarray:
     return indices[begin:end]
 
 
-def _places(pairs: Pairs, group: slice, here: slice) -> tuple[np.ndarray, np.ndarray]:
+def _block_positions(pairs: Pairs, group: slice, here: slice) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of pairs in a block of similarities."""
     pairs = pairs.within(here)
     inside = (pairs.query >= group.start) & (pairs.query < group.stop)

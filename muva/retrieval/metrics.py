@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
+from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, checked_labels
 from muva.retrieval.distances import BLOCK_BYTES
 from muva.retrieval.match_ranks import match_ranks
-from muva.retrieval.reranking import Encodings, Reranking, asked_encodings
+from muva.retrieval.reranking import Encodings, Reranking, resolve_encodings
 from muva.retrieval.scores import RetrievalResult, score
 
 
@@ -42,10 +42,10 @@ def evaluate(
     the re-ranking, then of gallery images. Raises MuvaError for inputs that do not belong together,
     for NaN, and when no query has a match.
     """
-    query = labels(
+    query = checked_labels(
         pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
     )
-    gallery = labels(
+    gallery = checked_labels(
         pids=gallery_pids,
         camids=gallery_camids,
         ids=gallery_ids,
@@ -53,7 +53,7 @@ def evaluate(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    encodings = asked_encodings(
+    encodings = resolve_encodings(
         rerank,
         query_features,
         gallery_features,

@@ -26,7 +26,7 @@ from muva.retrieval.neighbour_loops import keep_nearest, merge_nearest
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestNeighbours:
     """The nearest of the images that some images were compared with, and the lowest cosine."""
 
     images: np.ndarray
@@ -40,7 +40,7 @@ class Nearest:
     NONE = np.iinfo(np.int64).max
 
     @classmethod
-    def of(cls, images: int, *, count: int) -> Nearest:
+    def empty(cls, images: int, *, count: int) -> NearestNeighbours:
         """Before anything was compared."""
         return cls(
             np.full((images, count), cls.NONE),
@@ -48,22 +48,22 @@ class Nearest:
             np.full(images, np.inf),
         )
 
-    def rows(self, rows: slice) -> Nearest:
+    def rows(self, rows: slice) -> NearestNeighbours:
         """Some of the images; what is found for them is found for the whole."""
-        return Nearest(self.images[rows], self.cosines[rows], self.lowest[rows])
+        return NearestNeighbours(self.images[rows], self.cosines[rows], self.lowest[rows])
 
-    def merge(self, other: Nearest) -> None:
+    def merge(self, other: NearestNeighbours) -> None:
         """Take what the same images found elsewhere."""
         merge_nearest(self.images, self.cosines, other.images, other.cosines)
         np.minimum(self.lowest, other.lowest, out=self.lowest)
 
 
-def compare(
+def compare_chunks(
     one: FeatureChunk,
     other: FeatureChunk,
     *,
-    of_one: Nearest,
-    of_other: Nearest,
+    of_one: NearestNeighbours,
+    of_other: NearestNeighbours,
     included: np.ndarray,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int], None] = lambda pairs: None,
@@ -78,7 +78,7 @@ def compare(
     buffer, turned = torch.empty(2, max(s.stop - s.start for s in pieces + others) ** 2)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
 
-        def keep(near: np.ndarray, mine: _Piece, theirs: _Piece, found: Nearest) -> None:
+        def keep(near: np.ndarray, mine: _Piece, theirs: _Piece, found: NearestNeighbours) -> None:
             """Shares the rows out among the threads."""
             found = found.rows(mine.rows)
             side = (theirs.first, theirs.included, theirs.exact, theirs.scales)

@@ -12,7 +12,7 @@ from muva.retrieval.camera_rule import CameraRule
 from muva.retrieval.distances import even_slices
 from muva.retrieval.match_ranks import MatchRanks
 
-RESAMPLES, CONFIDENCE = 1000, 0.95
+BOOTSTRAP_RESAMPLES, CONFIDENCE = 1000, 0.95
 """Of the bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Sec. 13.3)."""
 
 _COUNTS_AT_ONCE = 1_000_000
@@ -97,10 +97,10 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval:
     _, group = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(group, weights=values), np.bincount(group)
     rng = np.random.default_rng(0)
-    alike = np.full(len(sums), 1 / len(sums))
-    means = np.empty(RESAMPLES)
-    for some in even_slices(RESAMPLES, _COUNTS_AT_ONCE // len(sums)):
-        drawn = rng.multinomial(len(sums), alike, size=some.stop - some.start)
+    uniform = np.full(len(sums), 1 / len(sums))
+    means = np.empty(BOOTSTRAP_RESAMPLES)
+    for some in even_slices(BOOTSTRAP_RESAMPLES, _COUNTS_AT_ONCE // len(sums)):
+        drawn = rng.multinomial(len(sums), uniform, size=some.stop - some.start)
         means[some] = drawn @ sums / (drawn @ sizes)
     low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return Interval(low=float(low), high=float(high))
@@ -109,30 +109,34 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval:
 def _average_precision(ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Of each stretch of so many ascending ranks; no stretch is empty."""
     starts = np.cumsum(counts) - counts
-    found_by_then = np.arange(len(ranks)) - np.repeat(starts, counts) + 1
-    return np.add.reduceat(found_by_then / ranks, starts) / counts
+    matches_so_far = np.arange(len(ranks)) - np.repeat(starts, counts) + 1
+    return np.add.reduceat(matches_so_far / ranks, starts) / counts
 
 
 def _camera_pairs(found: MatchRanks, rule: CameraRule) -> tuple[CameraPair, ...]:
     assert rule.query.camids is not None
-    asking = np.repeat(np.arange(len(rule.query)), np.diff(found.start))
-    order = np.lexsort((found.within, found.cameras, asking))
-    asking, cameras, within = asking[order], found.cameras[order], found.within[order]
-    new = np.concatenate([[True], (np.diff(asking) != 0) | (np.diff(cameras) != 0)])
+    query_of_match = np.repeat(np.arange(len(rule.query)), np.diff(found.start))
+    order = np.lexsort((found.within, found.cameras, query_of_match))
+    query_of_match, cameras, within = (
+        query_of_match[order],
+        found.cameras[order],
+        found.within[order],
+    )
+    new = np.concatenate([[True], (np.diff(query_of_match) != 0) | (np.diff(cameras) != 0)])
     starts = np.flatnonzero(new)
-    precision = _average_precision(within, np.diff(np.append(starts, len(asking))))
+    precision = _average_precision(within, np.diff(np.append(starts, len(query_of_match))))
     hit = within[starts] == 1
-    places = np.stack([rule.query.camids[asking[starts]], cameras[starts]])
-    pairs, pair_of = np.unique(places, axis=1, return_inverse=True)
+    camera_pairs_of = np.stack([rule.query.camids[query_of_match[starts]], cameras[starts]])
+    pairs, pair_of = np.unique(camera_pairs_of, axis=1, return_inverse=True)
     sizes = np.bincount(pair_of)
     precisions, hits = (np.bincount(pair_of, weights=w) / sizes for w in (precision, hit))
     return tuple(
         CameraPair(
             query_camid=int(query_camid),
             gallery_camid=int(rule.camids[camera]),
-            mean_ap=float(precisions[place]),
-            rank1=float(hits[place]),
-            queries=int(sizes[place]),
+            mean_ap=float(precisions[index]),
+            rank1=float(hits[index]),
+            queries=int(sizes[index]),
         )
-        for place, (query_camid, camera) in enumerate(pairs.T)
+        for index, (query_camid, camera) in enumerate(pairs.T)
     )

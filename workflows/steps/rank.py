@@ -20,7 +20,7 @@ import torch
 from muva.data.artifacts import Artifact
 from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
-from muva.retrieval.camera_rule import CameraRule, labels
+from muva.retrieval.camera_rule import CameraRule, checked_labels
 from muva.retrieval.distances import even_slices
 from muva.retrieval.features import Features, allocate_or_memmap
 from muva.retrieval.match_ranks import (
@@ -29,11 +29,17 @@ from muva.retrieval.match_ranks import (
     Pairs,
     Thresholds,
     count_nearer_in_chunk,
-    judged_pairs,
+    matching_and_ignored_pairs,
     pair_similarities,
 )
-from muva.retrieval.nearest import Nearest, compare
-from muva.retrieval.reranking import Encodings, Reranking, encode, included_images, members_of
+from muva.retrieval.nearest import NearestNeighbours, compare_chunks
+from muva.retrieval.reranking import (
+    Encodings,
+    Reranking,
+    encode,
+    expanded_reciprocal_members,
+    included_images,
+)
 from workflows.runtime.cluster import ANYWHERE
 from workflows.runtime.messages import results
 
@@ -136,7 +142,7 @@ def ranks_of(
     """
     rule = camera_rule(who)
     queries = _Stretch(parts, who.queries, 0)
-    matches, ignored = judged_pairs(rule, len(who.queries))
+    matches, ignored = matching_and_ignored_pairs(rule, len(who.queries))
     stretches = _stretches(parts, who.gallery, stretch_images)
     similarities = results(
         [
@@ -167,14 +173,16 @@ def encodings_by_tasks(
     stretch_images: int = STRETCH_IMAGES,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encodings:
-    """As `encodings_of`, the images compared by tasks: the same numbers for any of them.
+    """As `compute_encodings`, the images compared by tasks: the same numbers for any of them.
 
     `tell` hears of pairs of images that have been compared, and of all. Needs a Ray cluster.
     """
     images = np.concatenate([who.queries, who.gallery])
     junk = np.flatnonzero(who.pids[who.gallery] == JUNK_PID)
     counts = included_images(len(who.queries), len(who.gallery), junk)
-    nearest = Nearest.of(len(images), count=min(settings.neighbours, int(counts.sum())))
+    nearest = NearestNeighbours.empty(
+        len(images), count=min(settings.neighbours, int(counts.sum()))
+    )
     stretches = _stretches(parts, images, stretch_images)
     shared = ray.put(counts)
     tasks, total = {}, 0
@@ -186,13 +194,13 @@ def encodings_by_tasks(
         for place, some in found:
             nearest.rows(place).merge(some)
         tell(done, total)
-    members = members_of(nearest, settings)
+    members = expanded_reciprocal_members(nearest, settings)
     cosines = np.empty(len(members.query))
     both = list(product(stretches, repeat=2))
     places = [members.among(one.place, other.place) for one, other in both]
     found = results(
         [
-            _similarities.remote(one, other, members.take(here))
+            _similarities.remote(one, other, members.select(here))
             for (one, other), here in zip(both, places, strict=True)
         ]
     )
@@ -204,7 +212,7 @@ def encodings_by_tasks(
 def camera_rule(who: Features) -> CameraRule:
     """Which images count for which query."""
     query, gallery = (
-        labels(
+        checked_labels(
             pids=who.pids[side],
             camids=None if who.camids is None else who.camids[side],
             ids=who.ids[side],
@@ -252,14 +260,14 @@ def _count(
 @ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
 def _compare(
     one: _Stretch, other: _Stretch, counts: np.ndarray, neighbours: int
-) -> list[tuple[slice, Nearest]]:
+) -> list[tuple[slice, NearestNeighbours]]:
     """What the images of each stretch found in the other."""
-    mine, of_mine = one.side("features"), Nearest.of(len(one.images), count=neighbours)
+    mine, of_mine = one.side("features"), NearestNeighbours.empty(len(one.images), count=neighbours)
     found = [(one.place, of_mine)]
     theirs, of_theirs = mine, of_mine
     if other.first != one.first:
         theirs = other.side("features")
-        of_theirs = Nearest.of(len(other.images), count=neighbours)
+        of_theirs = NearestNeighbours.empty(len(other.images), count=neighbours)
         found.append((other.place, of_theirs))
-    compare(mine, theirs, of_one=of_mine, of_other=of_theirs, included=counts)
+    compare_chunks(mine, theirs, of_one=of_mine, of_other=of_theirs, included=counts)
     return found

@@ -20,7 +20,7 @@ from muva.data.shards import open_dataset
 from muva.retrieval.features import Features
 from muva.retrieval.metrics import evaluate
 from muva.retrieval.ranked_lists import ranked_lists
-from muva.retrieval.reranking import Encodings, Reranking, encodings_of
+from muva.retrieval.reranking import Encodings, Reranking, compute_encodings
 from muva.retrieval.scores import RetrievalResult, score
 from workflows.progress import track
 from workflows.runtime.cluster import ANYWHERE
@@ -125,7 +125,7 @@ def _with_lists(
 ) -> QueryScores:
     """The scores of each query, and what the queries to look at find first."""
     numbers = shown_numbers(found.average_precision)
-    shown = who.chosen(query=query[numbers], gallery=gallery)
+    shown = who.select(query=query[numbers], gallery=gallery)
     inputs: dict[str, Any] = shown.retrieval_inputs() | {
         "query_features": parts.read(query[numbers]),
         "gallery_features": parts.read(gallery),
@@ -154,7 +154,7 @@ def _score_trials(
         query, gallery = (
             np.array([place[i] for i in ids if i in place]) for ids in (trial.query, trial.gallery)
         )
-        chosen = embedded.chosen(query=query, gallery=gallery)
+        chosen = embedded.select(query=query, gallery=gallery)
         rerank = _encodings(chosen) if config.rerank else False
         found = score_features(chosen, config, rerank=rerank)
         summaries.append(summary_of(chosen, config, found))
@@ -218,7 +218,7 @@ def score_features(
 
 def _encodings(features: Features) -> Encodings:
     inputs = features.retrieval_inputs()
-    return encodings_of(
+    return compute_encodings(
         inputs["query_features"],
         inputs["gallery_features"],
         excluded=np.flatnonzero(inputs["gallery_pids"] == JUNK_PID),
