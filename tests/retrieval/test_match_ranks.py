@@ -101,7 +101,7 @@ def test_counts_of_stretches_add_up_to_those_of_the_gallery_in_any_order(seed, c
             pair_similarities(
                 queries,
                 chunk,
-                matches.take(
+                matches.select(
                     (matches.gallery >= chunk.first) & (matches.gallery < chunk.first + len(chunk))
                 ),
             )
