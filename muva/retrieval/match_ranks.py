@@ -301,10 +301,10 @@ _NO_OFFSETS = np.empty((0, 0), np.float32)
 
 def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:
     """The products of all rows with all, float32, in the buffer."""
-    found = buffer[: len(one) * len(other)].view(len(one), -1)
+    products = buffer[: len(one) * len(other)].view(len(one), -1)
     with full_precision():
-        torch.mm(one, other.T, out=found)
-    return found.numpy()
+        torch.mm(one, other.T, out=products)
+    return products.numpy()
 
 
 def thread_slices(rows: int) -> list[slice]:
@@ -316,7 +316,7 @@ def run_in_threads(
     threads: ThreadPoolExecutor, kernel: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 ) -> None:
     """Calls a compiled loop with each of these arguments, side by side."""
-    for call in [threads.submit(kernel, *given) for given in arguments]:
+    for call in [threads.submit(kernel, *call_arguments) for call_arguments in arguments]:
         call.result()
 
 
@@ -391,14 +391,16 @@ def cosine_error(width: int) -> float:
     return terms / (1 - terms)
 
 
-def _within(indices: np.ndarray, here: slice) -> np.ndarray:
+def _within(indices: np.ndarray, gallery_range: slice) -> np.ndarray:
     """Of sorted gallery indices those of a stretch."""
-    begin, end = np.searchsorted(indices, (here.start, here.stop))
+    begin, end = np.searchsorted(indices, (gallery_range.start, gallery_range.stop))
     return indices[begin:end]
 
 
-def _block_positions(pairs: Pairs, group: slice, here: slice) -> tuple[np.ndarray, np.ndarray]:
+def _block_positions(
+    pairs: Pairs, group: slice, gallery_range: slice
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of pairs in a block of similarities."""
-    pairs = pairs.within(here)
+    pairs = pairs.within(gallery_range)
     inside = (pairs.query >= group.start) & (pairs.query < group.stop)
-    return pairs.query[inside] - group.start, pairs.gallery[inside] - here.start
+    return pairs.query[inside] - group.start, pairs.gallery[inside] - gallery_range.start

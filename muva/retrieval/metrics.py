@@ -61,7 +61,7 @@ def evaluate(
         block_bytes=block_bytes,
         progress=progress,
     )
-    found = match_ranks(
+    ranks_of_matches = match_ranks(
         query_features,
         gallery_features,
         rule,
@@ -69,4 +69,4 @@ def evaluate(
         block_bytes=block_bytes,
         progress=progress,
     )
-    return score(found, rule, ranks=ranks)
+    return score(ranks_of_matches, rule, ranks=ranks)

@@ -62,8 +62,8 @@ def compare_chunks(
     one: FeatureChunk,
     other: FeatureChunk,
     *,
-    of_one: NearestNeighbours,
-    of_other: NearestNeighbours,
+    found_for_one: NearestNeighbours,
+    found_for_other: NearestNeighbours,
     included: np.ndarray,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int], None] = lambda pairs: None,
@@ -75,19 +75,33 @@ def compare_chunks(
     edge = min(isqrt(block_bytes // 4), block_bytes // (4 * one.width))
     pieces, others = (even_slices(len(side), edge) for side in (one, other))
     error = cosine_error(one.width)
-    buffer, turned = torch.empty(2, max(s.stop - s.start for s in pieces + others) ** 2)
+    buffer, transposed = torch.empty(2, max(s.stop - s.start for s in pieces + others) ** 2)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
 
-        def keep(near: np.ndarray, mine: _Piece, theirs: _Piece, found: NearestNeighbours) -> None:
+        def keep(
+            near: np.ndarray, row_piece: _Piece, column_piece: _Piece, found: NearestNeighbours
+        ) -> None:
             """Shares the rows out among the threads."""
-            found = found.rows(mine.rows)
-            side = (theirs.first, theirs.included, theirs.exact, theirs.scales)
+            found = found.rows(row_piece.rows)
+            side = (
+                column_piece.first,
+                column_piece.included,
+                column_piece.exact,
+                column_piece.scales,
+            )
             run_in_threads(
                 threads,
                 keep_nearest,
                 [
                     (
-                        *(near[s], mine.included[s], mine.exact[s], mine.scales[s], *side, error),
+                        *(
+                            near[s],
+                            row_piece.included[s],
+                            row_piece.exact[s],
+                            row_piece.scales[s],
+                            *side,
+                            error,
+                        ),
                         *(found.images[s], found.cosines[s], found.lowest[s]),
                     )
                     for s in thread_slices(len(near))
@@ -95,14 +109,19 @@ def compare_chunks(
             )
 
         for number, rows in enumerate(pieces):
-            mine = _Piece.of(one, rows, included)
+            row_piece = _Piece.of(one, rows, included)
             for columns in others[number:] if one is other else others:
-                theirs = _Piece.of(other, columns, included)
-                near = similarity_block(mine.normalised, theirs.normalised, buffer)
-                keep(near, mine, theirs, of_one)
+                column_piece = _Piece.of(other, columns, included)
+                near = similarity_block(row_piece.normalised, column_piece.normalised, buffer)
+                keep(near, row_piece, column_piece, found_for_one)
                 if one is not other or rows != columns:
-                    across = turned[: near.size].view(near.T.shape)
-                    keep(across.copy_(torch.from_numpy(near).T).numpy(), theirs, mine, of_other)
+                    swapped = transposed[: near.size].view(near.T.shape)
+                    keep(
+                        swapped.copy_(torch.from_numpy(near).T).numpy(),
+                        column_piece,
+                        row_piece,
+                        found_for_other,
+                    )
                 progress(near.size)
 
 

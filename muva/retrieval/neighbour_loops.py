@@ -41,18 +41,18 @@ def keep_nearest(
             continue
         # First what the block's own cosines rule out: exact ones take a thousand times as long.
         best[:] = cosines[row, last] - 2 * error
-        least = np.float32(lowest[row])
+        lowest_seen = np.float32(lowest[row])
         for column in range(near.shape[1]):
             similarity = near[row, column]
-            if (similarity > best[last] or similarity < least) and gallery_included[column]:
-                least = min(least, similarity)
+            if (similarity > best[last] or similarity < lowest_seen) and gallery_included[column]:
+                lowest_seen = min(lowest_seen, similarity)
                 position = last
                 while position > 0 and similarity > best[position - 1]:
                     best[position] = best[position - 1]
                     position -= 1
                 best[position] = max(best[position], similarity)
         high = np.float32(best[last] - 2 * error)
-        low = np.float32(least + 2 * error)
+        low = np.float32(lowest_seen + 2 * error)
         for column in range(near.shape[1]):
             similarity = near[row, column]
             if (low < similarity < high) or not gallery_included[column]:
@@ -120,18 +120,18 @@ def pair_jaccard_offsets(
 ):
     """The same of pairs of sparse rows whose columns ascend, bit for bit."""
     for pair in range(len(out)):
-        mine, my_end = one_start[one[pair]], one_start[one[pair] + 1]
-        theirs, their_end = other_start[other[pair]], other_start[other[pair] + 1]
+        one_entry, one_end = one_start[one[pair]], one_start[one[pair] + 1]
+        other_entry, other_end = other_start[other[pair]], other_start[other[pair] + 1]
         overlap = 0.0
-        while mine < my_end and theirs < their_end:
-            if one_columns[mine] == other_columns[theirs]:
-                overlap += min(one_values[mine], other_values[theirs])
-                mine += 1
-                theirs += 1
-            elif one_columns[mine] < other_columns[theirs]:
-                mine += 1
+        while one_entry < one_end and other_entry < other_end:
+            if one_columns[one_entry] == other_columns[other_entry]:
+                overlap += min(one_values[one_entry], other_values[other_entry])
+                one_entry += 1
+                other_entry += 1
+            elif one_columns[one_entry] < other_columns[other_entry]:
+                one_entry += 1
             else:
-                theirs += 1
+                other_entry += 1
         out[pair] = _jaccard_offset(overlap, weight)
 
 

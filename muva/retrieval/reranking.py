@@ -142,8 +142,8 @@ def compute_encodings(
         compare_chunks(
             one,
             other,
-            of_one=nearest.rows(one.image_range),
-            of_other=nearest.rows(other.image_range),
+            found_for_one=nearest.rows(one.image_range),
+            found_for_other=nearest.rows(other.image_range),
             included=included,
             block_bytes=block_bytes,
             progress=add_progress,

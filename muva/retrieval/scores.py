@@ -58,14 +58,14 @@ class RetrievalResult:
     """By query camera, then gallery camera; none where cameras are unknown."""
 
 
-def score(found: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> RetrievalResult:
+def score(ranking: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> RetrievalResult:
     """All figures of a ranking; MuvaError when no query has a match.
 
     The intervals are percentiles of a bootstrap over identities, whose queries stand and fall
     together.
     """
     query = rule.query
-    counts = np.diff(found.start)
+    counts = np.diff(ranking.start)
     valid = counts > 0
     if not valid.any():
         raise MuvaError(
@@ -74,21 +74,21 @@ def score(found: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> Retri
             "ids right?"
         )
     average_precision = np.full(len(query), np.nan)
-    average_precision[valid] = _average_precision(found.ranks, counts[valid])
-    first, last = found.start[:-1][valid], found.start[1:][valid] - 1
+    average_precision[valid] = _average_precision(ranking.ranks, counts[valid])
+    first, last = ranking.start[:-1][valid], ranking.start[1:][valid] - 1
     first_match_rank = np.zeros(len(query), np.int64)
-    first_match_rank[valid] = found.ranks[first]
+    first_match_rank[valid] = ranking.ranks[first]
     pids = query.pids[valid]
     return RetrievalResult(
         mean_ap=float(average_precision[valid].mean()),
         cmc={int(rank): float((first_match_rank[valid] <= rank).mean()) for rank in ranks},
-        mean_inp=float((counts[valid] / found.ranks[last]).mean()),
+        mean_inp=float((counts[valid] / ranking.ranks[last]).mean()),
         average_precision=average_precision,
         first_match_rank=first_match_rank,
         valid_queries=int(valid.sum()),
         mean_ap_interval=bootstrap_interval(average_precision[valid], pids),
         rank1_interval=bootstrap_interval(first_match_rank[valid] == 1, pids),
-        camera_pairs=_camera_pairs(found, rule) if rule.knows_cameras else (),
+        camera_pairs=_camera_pairs(ranking, rule) if rule.knows_cameras else (),
     )
 
 
@@ -113,14 +113,14 @@ def _average_precision(ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.add.reduceat(matches_so_far / ranks, starts) / counts
 
 
-def _camera_pairs(found: MatchRanks, rule: CameraRule) -> tuple[CameraPair, ...]:
+def _camera_pairs(ranking: MatchRanks, rule: CameraRule) -> tuple[CameraPair, ...]:
     assert rule.query.camids is not None
-    query_of_match = np.repeat(np.arange(len(rule.query)), np.diff(found.start))
-    order = np.lexsort((found.within, found.cameras, query_of_match))
+    query_of_match = np.repeat(np.arange(len(rule.query)), np.diff(ranking.start))
+    order = np.lexsort((ranking.within, ranking.cameras, query_of_match))
     query_of_match, cameras, within = (
         query_of_match[order],
-        found.cameras[order],
-        found.within[order],
+        ranking.cameras[order],
+        ranking.within[order],
     )
     new = np.concatenate([[True], (np.diff(query_of_match) != 0) | (np.diff(cameras) != 0)])
     starts = np.flatnonzero(new)

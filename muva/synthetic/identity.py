@@ -123,11 +123,11 @@ class Identity:
 @lru_cache(maxsize=4096)
 def identity(domain: str, pid: int) -> Identity:
     """Person `pid` (from 1) of a domain."""
-    found = find_domain(domain)
+    settings = find_domain(domain)
     model = double_of(domain, pid)
     if model is None:
-        return _draw(found, generator("identity", domain, pid))
-    return _double(identity(domain, model), found, generator("identity", domain, pid))
+        return _draw(settings, generator("identity", domain, pid))
+    return _double(identity(domain, model), settings, generator("identity", domain, pid))
 
 
 def double_of(domain: str, pid: int) -> int | None:

@@ -142,9 +142,9 @@ def test_neighbours_are_those_of_float64_cosines(seed, cut, count, block_bytes):
     other = FeatureChunk(rows[cut:], "gallery_features", first=cut)
     parts = [NearestNeighbours.empty(len(side), count=count) for side in (one, one, other, other)]
     shared = {"included": counts, "block_bytes": block_bytes}
-    compare_chunks(one, one, of_one=parts[0], of_other=parts[0], **shared)
-    compare_chunks(one, other, of_one=parts[1], of_other=parts[2], **shared)
-    compare_chunks(other, other, of_one=parts[3], of_other=parts[3], **shared)
+    compare_chunks(one, one, found_for_one=parts[0], found_for_other=parts[0], **shared)
+    compare_chunks(one, other, found_for_one=parts[1], found_for_other=parts[2], **shared)
+    compare_chunks(other, other, found_for_one=parts[3], found_for_other=parts[3], **shared)
     for side, found in zip((one, one, other, other), parts, strict=True):
         nearest.rows(side.image_range).merge(found)
     exact = rows.astype(np.float64)

@@ -269,5 +269,5 @@ def _compare(
         theirs = other.side("features")
         of_theirs = NearestNeighbours.empty(len(other.images), count=neighbours)
         found.append((other.place, of_theirs))
-    compare_chunks(mine, theirs, of_one=of_mine, of_other=of_theirs, included=counts)
+    compare_chunks(mine, theirs, found_for_one=of_mine, found_for_other=of_theirs, included=counts)
     return found

@@ -55,8 +55,11 @@ class Florence2Expert:
             do_sample=False,
         )
         texts = self._processor.batch_decode(answers, skip_special_tokens=False)
-        found = [self._grounding(text) for text in texts]
-        return [found[start : start + len(prompts)] for start in range(0, len(found), len(prompts))]
+        groundings = [self._grounding(text) for text in texts]
+        return [
+            groundings[start : start + len(prompts)]
+            for start in range(0, len(groundings), len(prompts))
+        ]
 
     def _tokenised(self, phrases: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """Token ids and attention of the questions (R, tokens), with the image's places."""
@@ -81,10 +84,10 @@ class Florence2Expert:
         )
 
     def _grounding(self, text: str) -> Grounding:
-        found = self._processor.post_process_generation(
+        parsed = self._processor.post_process_generation(
             text, task=TASK, image_size=(BOX_RESOLUTION, BOX_RESOLUTION)
         )
-        boxes, labels = found[TASK]["bboxes"], found[TASK]["labels"]
+        boxes, labels = parsed[TASK]["bboxes"], parsed[TASK]["labels"]
         # The phrase's own noun comes first; "of the person" may be grounded after it.
         first_phrase_boxes = [
             box for box, label in zip(boxes, labels, strict=True) if label == labels[0]

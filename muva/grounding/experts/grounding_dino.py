@@ -38,10 +38,13 @@ class GroundingDinoExpert:
         ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         outputs = self._model(**inputs)
-        found = self._processor.post_process_grounded_object_detection(
+        detections = self._processor.post_process_grounded_object_detection(
             outputs, inputs["input_ids"], threshold=THRESHOLD, target_sizes=[(1, 1)] * len(images)
         )
-        return [detection(one["boxes"].tolist(), one["scores"].tolist()) for one in found]
+        return [
+            detection(detected["boxes"].tolist(), detected["scores"].tolist())
+            for detected in detections
+        ]
 
 
 def detection(boxes: Sequence[Sequence[float]], scores: Sequence[float]) -> Grounding:
@@ -49,7 +52,9 @@ def detection(boxes: Sequence[Sequence[float]], scores: Sequence[float]) -> Grou
     best = best_box(boxes, scores)
     top_boxes = "; ".join(
         f"{score:.3f} [{', '.join(f'{value:.4f}' for value in box)}]"
-        for box, score in sorted(zip(boxes, scores, strict=True), key=lambda found: -found[1])[:3]
+        for box, score in sorted(
+            zip(boxes, scores, strict=True), key=lambda detections: -detections[1]
+        )[:3]
     )
     if best is None:
         return Grounding(box=None, answer=top_boxes)

@@ -115,8 +115,8 @@ class HttpExpert:
         """
         requests_to_send = [(image, phrase) for image in images for phrase in phrases.values()]
         with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
-            found = list(pool.map(lambda pair: self._answer(*pair), requests_to_send))
-        return [found[i : i + len(phrases)] for i in range(0, len(found), len(phrases))]
+            groundings = list(pool.map(lambda pair: self._answer(*pair), requests_to_send))
+        return [groundings[i : i + len(phrases)] for i in range(0, len(groundings), len(phrases))]
 
     def _answer(self, image: GroundingImage, phrase: str) -> Grounding:
         self._rate_limiter.wait()

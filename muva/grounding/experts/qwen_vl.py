@@ -57,11 +57,11 @@ class _QwenExpert(ABC):
         answers = self._model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         texts = self._processor.batch_decode(answers[:, prompt_length:], skip_special_tokens=True)
         grids = inputs["image_grid_thw"].tolist()
-        found = [
+        groundings = [
             grounding(text, self._coordinate_range(grid))
             for text, grid in zip(texts, grids, strict=True)
         ]
-        return [found[i : i + len(phrases)] for i in range(0, len(found), len(phrases))]
+        return [groundings[i : i + len(phrases)] for i in range(0, len(groundings), len(phrases))]
 
     def _question(self, phrase: str) -> str:
         content = [
