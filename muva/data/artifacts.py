@@ -247,18 +247,18 @@ def find_artifact(store: Store, kind: str, reference: str) -> Artifact:
     A name alone means the one that was made, or asked to be made, last. Raises MuvaError with the
     closest names when there is none.
     """
-    wanted = reference.removeprefix(f"{kind}/")
-    known = list_artifacts(store, kind)
-    for artifact in known:
-        if f"{artifact.name}-{artifact.fingerprint}" == wanted:
+    short_name = reference.removeprefix(f"{kind}/")
+    artifacts = list_artifacts(store, kind)
+    for artifact in artifacts:
+        if f"{artifact.name}-{artifact.fingerprint}" == short_name:
             return artifact
-    named = [artifact for artifact in known if artifact.name == wanted]
-    if len(named) == 1:
-        return named[0]
-    if named:
-        return max(named, key=Artifact.latest_since)
-    names = sorted({artifact.name for artifact in known})
-    hint = closest(wanted, names) if names else f"there are no {kind} yet"
+    matching = [artifact for artifact in artifacts if artifact.name == short_name]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        return max(matching, key=Artifact.latest_since)
+    names = sorted({artifact.name for artifact in artifacts})
+    hint = closest(short_name, names) if names else f"there are no {kind} yet"
     raise MuvaError(f"no {kind} {reference!r} in the store {store.uri}; {hint}")
 
 

@@ -176,24 +176,26 @@ def _warnings(
     quarantined: int,
     without_match: int,
 ) -> list[str]:
-    found = []
+    warnings = []
     if not dataset.summary.cameras_known:
-        found.append("cameras are unknown: in evaluation a query ignores only its own image")
+        warnings.append("cameras are unknown: in evaluation a query ignores only its own image")
     if quarantined:
-        found.append(f"{quarantined} images could not be read and were set aside")
+        warnings.append(f"{quarantined} images could not be read and were set aside")
     if duplicates:
-        found.append(f"{duplicates} groups of images have the same content")
+        warnings.append(f"{duplicates} groups of images have the same content")
     if without_match:
-        found.append(
+        warnings.append(
             f"{without_match} of {splits['query'].images} queries have no match in another camera "
             "and will not count"
         )
     train = splits.get("train")
     if train and train.identities_with_one_image:
-        found.append(f"{train.identities_with_one_image} training identities have only one image")
+        warnings.append(
+            f"{train.identities_with_one_image} training identities have only one image"
+        )
     if train and train.identities < 2:
-        found.append("there is only one training identity: nothing can be learnt from it")
-    return found
+        warnings.append("there is only one training identity: nothing can be learnt from it")
+    return warnings
 
 
 def _evenly_spaced(rows: Sequence[dict], count: int) -> list[dict]:

@@ -42,8 +42,8 @@ class Pool:
 
     def image_ids_of(self, dataset: Dataset) -> list[str]:
         """The data set's own ids of its images, in the pool's order; its images are together."""
-        here = np.flatnonzero(self.dataset_index == self.datasets.index(dataset))
-        return [self.image_ids[place].removeprefix(f"{dataset.name}/") for place in here]
+        positions = np.flatnonzero(self.dataset_index == self.datasets.index(dataset))
+        return [self.image_ids[position].removeprefix(f"{dataset.name}/") for position in positions]
 
 
 def pool(
@@ -111,7 +111,8 @@ def read_trials(dataset: Dataset) -> list[Trial]:
         return []
     try:
         return [
-            Trial(**{side: tuple(ids) for side, ids in one.items()}) for one in json.loads(text)
+            Trial(**{name: tuple(ids) for name, ids in stored.items()})
+            for stored in json.loads(text)
         ]
     except (ValueError, TypeError, AttributeError) as error:
         raise MuvaError(

@@ -176,9 +176,11 @@ class Dataset:
             table = pq.read_table(self._file(index), columns=list(needed))
         first = int(self._first_rows[index])
         table = table.append_column("row", pa.array(np.arange(first, first + len(table))))
-        wanted = self.visible if splits is None else [s for s in splits if s in self.visible]
-        if set(wanted) != set(SPLITS):
-            table = table.filter(pa.array(np.isin(table["split"].to_numpy(), wanted)))
+        splits_to_read = (
+            self.visible if splits is None else [s for s in splits if s in self.visible]
+        )
+        if set(splits_to_read) != set(SPLITS):
+            table = table.filter(pa.array(np.isin(table["split"].to_numpy(), splits_to_read)))
         return table.select([*columns, "row"])
 
     def read_images(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
@@ -250,11 +252,11 @@ class Dataset:
         return {}
 
     def _file(self, index: int) -> Path:
-        known = self._files.get(index)
-        if known is None or not known.is_file():
-            known = self.artifact.store.path(self.artifact.key(self.shards[index].key))
-            self._files[index] = known
-        return known
+        local_path = self._files.get(index)
+        if local_path is None or not local_path.is_file():
+            local_path = self.artifact.store.path(self.artifact.key(self.shards[index].key))
+            self._files[index] = local_path
+        return local_path
 
 
 def open_dataset(artifact: Artifact) -> Dataset:
@@ -402,8 +404,8 @@ class _ShardWriter:
         self._rows.append(row)
         self._bytes += len(row["image"])
         self.counts[row["split"]] += 1
-        known = {name: value for name, value in row.items() if name != "image"}
-        self.fingerprint.update(json.dumps(known, sort_keys=True).encode() + b"\n")
+        without_image = {name: value for name, value in row.items() if name != "image"}
+        self.fingerprint.update(json.dumps(without_image, sort_keys=True).encode() + b"\n")
         if self._bytes >= self._shard_bytes or len(self._rows) == self._shard_images:
             self.finish()
 

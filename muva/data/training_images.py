@@ -59,11 +59,11 @@ class TrainingImages:
         self._size = (height, width)
         self._mean, self._std = mean, std
         self._grid = grid
-        places = np.stack([pooled.dataset_index, pooled.rows])
+        image_index = np.stack([pooled.dataset_index, pooled.rows])
         self._decoded = decoded_images(
             [
                 [dataset.fingerprint for dataset in pooled.datasets],
-                hashlib.sha256(places.tobytes()).hexdigest(),
+                hashlib.sha256(image_index.tobytes()).hexdigest(),
                 ("bicubic", PIL.__version__),
             ],
             count=len(self),
@@ -113,12 +113,14 @@ class TrainingImages:
         pixels, masks = self._batch(indices, flips)
         return normalised_pixels(pixels, mean=self._mean, std=self._std), masks
 
-    def compact(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The same with pixels as bytes, a quarter as large: to be sent on, then `expanded`."""
+    def uint8_batch(
+        self, indices: np.ndarray, flips: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same with pixels as bytes, a quarter as large: to be sent on, then `normalise`."""
         pixels, masks = self._batch(indices, flips)
         return torch.from_numpy(pixels), masks
 
-    def expanded(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:
         """The normalised images (B, 3, H, W) of a compact batch's bytes, on the device they are."""
         if pixels.device.type == "cpu":
             return normalised_pixels(pixels.numpy(), mean=self._mean, std=self._std)
@@ -141,29 +143,29 @@ class TrainingImages:
     def _pixels(self, indices: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8."""
         pixels = np.empty((len(indices), *self._size, 3), np.uint8)
-        absent: dict[int, list[int]] = {}
-        for place, index in enumerate(indices.tolist()):
+        missing: dict[int, list[int]] = {}
+        for position, index in enumerate(indices.tolist()):
             image = self._decoded.read(index) if index < len(self._decoded) else None
             if image is None:
-                absent.setdefault(index, []).append(place)
+                missing.setdefault(index, []).append(position)
             else:
-                pixels[place] = image
-        self._decode(absent, pixels)
+                pixels[position] = image
+        self._decode_missing(missing, pixels)
         return pixels
 
-    def _decode(self, absent: dict[int, list[int]], pixels: np.ndarray) -> None:
+    def _decode_missing(self, missing: dict[int, list[int]], pixels: np.ndarray) -> None:
         """Images that are nowhere decoded: index -> their places in the batch."""
         height, width = self._size
-        indices = np.array(list(absent), np.int64)
+        indices = np.array(list(missing), np.int64)
         for number, dataset in enumerate(self._pool.datasets):
-            here = indices[self._pool.dataset_index[indices] == number]
-            encoded = dataset.read_images(self._pool.rows[here])
-            for index, data in zip(here.tolist(), encoded, strict=True):
+            of_dataset = indices[self._pool.dataset_index[indices] == number]
+            encoded = dataset.read_images(self._pool.rows[of_dataset])
+            for index, data in zip(of_dataset.tolist(), encoded, strict=True):
                 image = resized(
                     decode_rgb(data), height=height, width=width, interpolation="bicubic"
                 )
-                for place in absent[index]:
-                    pixels[place] = image
+                for position in missing[index]:
+                    pixels[position] = image
                 if index < len(self._decoded):
                     self._decoded.write(index, image)
 

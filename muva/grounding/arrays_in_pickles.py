@@ -18,20 +18,20 @@ import numpy as np
 _NUMBERS = re.compile(r"[<>|=]?[biuf][1248]")
 """Types of numbers as numpy writes them: bool, whole, floating."""
 
-THINGS_PER_BYTE = 64
+MAX_VALUES_PER_BYTE = 64
 """What is in a pickle once takes a byte or more; the same boxes may well stand at many names."""
 
 
-def arrays_in(pickled: io.BufferedIOBase) -> Any:
+def load_arrays(pickled: io.BufferedIOBase) -> Any:
     """What a pickle holds: dicts, lists, strings, numbers, and arrays of numbers; tuples as lists.
 
     Raises ForbiddenError for one that names anything else, and whatever damage leads to.
     """
     value = _Unpickler(pickled).load()
-    return _arrays(value, _Room(THINGS_PER_BYTE * pickled.tell()))
+    return _arrays(value, _Budget(MAX_VALUES_PER_BYTE * pickled.tell()))
 
 
-class ForbiddenError(Exception):
+class ForbiddenGlobalError(Exception):
     """A pickle names something that is neither an array nor a plain container."""
 
 
@@ -41,13 +41,13 @@ class _Dtype:
     def __init__(self, code: str, *_: object) -> None:
         if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
             raise ValueError(f"an array of {code!r} instead of numbers")
-        self.numbers = np.dtype(code)
+        self.numpy_dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, byte_order, subtype, names, *_ = state
         if byte_order not in ("<", ">", "|", "=") or subtype is not None or names is not None:
             raise ValueError("an array of records instead of numbers")
-        self.numbers = self.numbers.newbyteorder(byte_order)
+        self.numpy_dtype = self.numpy_dtype.newbyteorder(byte_order)
 
 
 class _Array:
@@ -57,18 +57,20 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         shape, dtype, by_columns, content = state[-4:]
-        self.values = _filled(content, dtype, shape, "F" if by_columns else "C")
+        self.values = _array_from_bytes(content, dtype, shape, "F" if by_columns else "C")
 
 
-def _filled(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
+def _array_from_bytes(
+    content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
+) -> np.ndarray:
     """The array of these bytes; ValueError unless they are as many as its shape needs."""
     shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     whole = all(type(side) is int and side >= 0 for side in shape)
     if not (isinstance(content, bytes | bytearray) and isinstance(dtype, _Dtype) and whole):
         raise ValueError("an array that is not in numpy's form")
-    if len(content) != math.prod(shape) * dtype.numbers.itemsize:
+    if len(content) != math.prod(shape) * dtype.numpy_dtype.itemsize:
         raise ValueError(f"an array of shape {shape} in {len(content)} bytes")
-    values = np.frombuffer(content, dtype.numbers)
+    values = np.frombuffer(content, dtype.numpy_dtype)
     if order == "K" and axes is not None:
         return values.reshape(shape).transpose(axes)
     return values.reshape(shape, order="F" if order == "F" else "C")
@@ -79,7 +81,7 @@ def _empty_array(*_: object) -> _Array:
 
 
 def _scalar(dtype: Any, content: Any) -> Any:
-    return _filled(content, dtype, (), "C").item()
+    return _array_from_bytes(content, dtype, (), "C").item()
 
 
 def _no_bytes() -> bytes:
@@ -94,7 +96,7 @@ def _bytes(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-_ADMITTED: dict[str, Any] = {
+_ALLOWED_GLOBALS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _bytes,
     "__builtin__.bytes": _no_bytes,  # Python 2 names, as protocol 2 has them
@@ -102,40 +104,40 @@ _ADMITTED: dict[str, Any] = {
     "numpy.dtype": _Dtype,
 }
 for _package in ("numpy.core", "numpy._core"):  # of numpy 1 and numpy 2
-    _ADMITTED[f"{_package}.multiarray._reconstruct"] = _empty_array
-    _ADMITTED[f"{_package}.multiarray.scalar"] = _scalar
-    _ADMITTED[f"{_package}.numeric._frombuffer"] = _filled
+    _ALLOWED_GLOBALS[f"{_package}.multiarray._reconstruct"] = _empty_array
+    _ALLOWED_GLOBALS[f"{_package}.multiarray.scalar"] = _scalar
+    _ALLOWED_GLOBALS[f"{_package}.numeric._frombuffer"] = _array_from_bytes
 
 
 # The one in Python, not the one in C: that one takes gigabytes for a memo's place in a few bytes.
 class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _ADMITTED:
-            raise ForbiddenError(f"{module}.{name}")
-        return _ADMITTED[f"{module}.{name}"]
+        if f"{module}.{name}" not in _ALLOWED_GLOBALS:
+            raise ForbiddenGlobalError(f"{module}.{name}")
+        return _ALLOWED_GLOBALS[f"{module}.{name}"]
 
 
-class _Room:
+class _Budget:
     """How much a pickle may hold, for its size.
 
     A few hundred bytes can name one list in so many places that going through all takes for ever.
     """
 
-    def __init__(self, most: int) -> None:
-        self._left = most
+    def __init__(self, limit: int) -> None:
+        self._left = limit
 
-    def take(self) -> None:
+    def spend(self) -> None:
         """For one thing more; ValueError where there is no room for it."""
         self._left -= 1
         if self._left < 0:
             raise ValueError("containers that hold each other over and over")
 
 
-def _arrays(value: Any, room: _Room) -> Any:
+def _arrays(value: Any, budget: _Budget) -> Any:
     """The value with arrays where the pickle had them."""
-    room.take()
+    budget.spend()
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, dict):
-        return {key: _arrays(inner, room) for key, inner in value.items()}
-    return [_arrays(inner, room) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _arrays(entry, budget) for key, entry in value.items()}
+    return [_arrays(entry, budget) for entry in value] if isinstance(value, list | tuple) else value

@@ -64,7 +64,7 @@ class Expert(Protocol):
         ...
 
 
-def phrase_by_phrase(
+def ground_each_phrase(
     answers: Callable[[str], Sequence[Grounding]], phrases: Mapping[str, str]
 ) -> list[list[Grounding]]:
     """What `Expert.ground` gives, of an expert that takes one phrase of all images at a time."""

@@ -133,16 +133,16 @@ def deviations(
         values = np.stack(
             [log_height + log_width, log_height - log_width, *np.moveaxis(centres(boxes), 2, 0)]
         )
-    least = [MIN_LOG_SPREAD, MIN_LOG_SPREAD, MIN_POSITION_SPREAD, MIN_POSITION_SPREAD]
+    min_spreads = [MIN_LOG_SPREAD, MIN_LOG_SPREAD, MIN_POSITION_SPREAD, MIN_POSITION_SPREAD]
     if grid:
-        least = [MIN_PATCH_SPREAD, MIN_PATCH_SPREAD, 0.5 / grid[1], 0.5 / grid[0]]
+        min_spreads = [MIN_PATCH_SPREAD, MIN_PATCH_SPREAD, 0.5 / grid[1], 0.5 / grid[0]]
     result = np.full(values.shape, np.nan)
     for column in np.flatnonzero(found.any(axis=0)):
         is_found = found[:, column]
         known = values[:, is_found, column]
         distance = np.abs(known - np.median(known, axis=1, keepdims=True))
         spread = MAD_TO_STD * np.median(distance, axis=1, keepdims=True)
-        result[:, is_found, column] = distance / np.maximum(spread, np.array(least)[:, None])
+        result[:, is_found, column] = distance / np.maximum(spread, np.array(min_spreads)[:, None])
     return result
 
 

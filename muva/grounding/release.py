@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from muva.errors import MuvaError
-from muva.grounding.arrays_in_pickles import ForbiddenError, arrays_in
+from muva.grounding.arrays_in_pickles import ForbiddenGlobalError, load_arrays
 
 
 def read_release(file: Path) -> dict[str, np.ndarray]:
@@ -27,8 +27,8 @@ def read_release(file: Path) -> dict[str, np.ndarray]:
     """
     try:
         with file.open("rb") as opened:
-            content = arrays_in(opened)
-    except ForbiddenError as error:
+            content = load_arrays(opened)
+    except ForbiddenGlobalError as error:
         raise MuvaError(
             f"{file}: asks for {error}, which no dict of arrays needs, and was not run; expected "
             "numpy arrays and plain containers. Tensors: convert them where you trust the file, "
@@ -46,21 +46,21 @@ def read_release(file: Path) -> dict[str, np.ndarray]:
             f"{file}: expected a dict from base names to arrays, found "
             f"{'an empty one' if isinstance(content, Mapping) else type(content).__name__}"
         )
-    named: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, value in content.items():
         if not isinstance(name, str):
             raise MuvaError(f"{file}: expected base names, found the key {name!r}")
-        named[name] = _array(value, f"{file}: {name}")
-    shapes = Counter(array.shape for array in named.values())
+        arrays[name] = _array(value, f"{file}: {name}")
+    shapes = Counter(array.shape for array in arrays.values())
     if len(shapes) > 1:
         (usual, _), (other, _) = shapes.most_common(2)
-        example = next(name for name, array in named.items() if array.shape == other)
+        example = next(name for name, array in arrays.items() if array.shape == other)
         raise MuvaError(f"{file}: {example} has the shape {other}, most others have {usual}")
-    return named
+    return arrays
 
 
 def _array(value: Any, where: str) -> np.ndarray:
-    rows = [[math.nan] * 4 if r is None else r for r in value] if _listed(value) else value
+    rows = [[math.nan] * 4 if r is None else r for r in value] if _is_sequence(value) else value
     try:
         array = np.asarray(rows)
     except ValueError as error:
@@ -76,12 +76,12 @@ def _array(value: Any, where: str) -> np.ndarray:
         return array
     if array.shape[1] == 4:
         boxes = array.astype(np.float32)
-        lost = np.isnan(boxes).any(axis=1)
-        right = (boxes >= 0) & (boxes <= 1)
-        if not (right.all(axis=1) | lost).all():
+        not_found = np.isnan(boxes).any(axis=1)
+        in_range = (boxes >= 0) & (boxes <= 1)
+        if not (in_range.all(axis=1) | not_found).all():
             raise MuvaError(f"{where}: expected boxes as fractions of the image, 0 to 1")
         ordered = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
-        if not (ordered | lost).all():
+        if not (ordered | not_found).all():
             raise MuvaError(f"{where}: expected boxes x0, y0, x1, y1 with x0 < x1 and y0 < y1")
         return boxes
     inside = array == 0
@@ -93,7 +93,7 @@ def _array(value: Any, where: str) -> np.ndarray:
     return inside
 
 
-def _listed(value: Any) -> bool:
+def _is_sequence(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
@@ -102,36 +102,36 @@ def write_release(file: Path, masks: Mapping[str, np.ndarray]) -> None:
     content = {
         name: np.where(mask, np.float32(0), np.float32(-np.inf)) for name, mask in masks.items()
     }
-    aside = file.with_name(f".{file.name}.partial")
+    temporary = file.with_name(f".{file.name}.partial")
     try:
         # Protocol 3 ends a name with a line's end, so it can be changed to the one that numpy 1
         # knows too: the release's environments are older than numpy 2.
         encoded = pickle.dumps(content, protocol=3)
-        aside.write_bytes(
+        temporary.write_bytes(
             encoded.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
         )
-        aside.replace(file)
+        temporary.replace(file)
     except OSError as error:
         raise MuvaError(f"{file}: cannot be written: {error.strerror or error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def by_base_name(
     image_ids: Sequence[str], *, dataset: str, wanted: Container[str] | None = None
 ) -> dict[str, str]:
     """Base name -> image id. Raises MuvaError where two images share one of `wanted` (any)."""
-    named: dict[str, str] = {}
+    image_id_of: dict[str, str] = {}
     for image_id in image_ids:
         name = base_name(image_id)
-        if name in named and (wanted is None or name in wanted):
+        if name in image_id_of and (wanted is None or name in wanted):
             raise MuvaError(
-                f"{dataset}: the base name {name} is that of {named[name]} and of {image_id}; the "
+                f"{dataset}: the base name {name} is that of {image_id_of[name]} and of {image_id}; the "
                 "release's form cannot tell them apart. Ground the data set, or import its splits "
                 "as data sets of their own"
             )
-        named[name] = image_id
-    return named
+        image_id_of[name] = image_id
+    return image_id_of
 
 
 def base_name(image_id: str) -> str:

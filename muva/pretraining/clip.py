@@ -38,7 +38,7 @@ from muva.model.precision import autocast, resolve_precision
 from muva.model.text_encoder import encode_text
 from muva.retrieval import RetrievalResult, evaluate
 from muva.synthetic import DOMAINS, PRETRAINING, render, test_records
-from muva.synthetic.caption import caption, every_phrase
+from muva.synthetic.caption import caption, vocabulary_texts
 from muva.synthetic.identity import identity
 from muva.synthetic.sensor import decode_jpeg
 
@@ -96,7 +96,7 @@ def main() -> None:
         flush=True,
     )
 
-    token_ids = token_ids_in([*every_phrase(), *PROMPT_WORDS, *people.captions])
+    token_ids = token_ids_in([*vocabulary_texts(), *PROMPT_WORDS, *people.captions])
     clip = new_clip(token_ids=token_ids, seed=arguments.seed, image_size=(HEIGHT, WIDTH))
     parameters = sum(parameter.numel() for parameter in clip.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, {len(token_ids)} tokens")

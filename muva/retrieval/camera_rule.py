@@ -20,7 +20,7 @@ Identifiers = np.ndarray | Sequence[str] | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class ImageLabels:
     """Who is on the images of one side, query or gallery, and where each was taken."""
 
     pids: np.ndarray
@@ -34,7 +34,7 @@ class Labels:
 class CameraRule:
     """Judges gallery images for one query at a time."""
 
-    def __init__(self, query: Labels, gallery: Labels):
+    def __init__(self, query: ImageLabels, gallery: ImageLabels):
         if (query.camids is None) != (gallery.camids is None):
             known, unknown = (
                 ("query", "gallery") if gallery.camids is None else ("gallery", "query")
@@ -67,7 +67,7 @@ class CameraRule:
         """Different cameras of the gallery."""
         return len(self.camids)
 
-    def judge(self, query_index: int) -> tuple[np.ndarray, np.ndarray]:
+    def matches_and_ignored(self, query_index: int) -> tuple[np.ndarray, np.ndarray]:
         """The query's matches and the images it ignores besides junk: gallery indices, ascending.
 
         A query that is junk itself has neither.
@@ -84,23 +84,23 @@ class CameraRule:
         return same_person[same_person != own], np.array([own])
 
 
-def labels(
+def checked_labels(
     *,
     pids: Integers,
     camids: Integers | None,
     ids: Identifiers | None,
     count: int,
     side: str,
-) -> Labels:
+) -> ImageLabels:
     """Checked labels of `count` images; `side` names them in errors."""
-    return Labels(
+    return ImageLabels(
         pids=_integers(pids, count, f"{side}_pids"),
         camids=None if camids is None else _integers(camids, count, f"{side}_camids"),
         ids=None if ids is None else _one_per_image(np.asarray(ids), count, f"{side}_ids"),
     )
 
 
-def _own_images(query: Labels, gallery: Labels) -> dict[int, int]:
+def _own_images(query: ImageLabels, gallery: ImageLabels) -> dict[int, int]:
     """Gallery index of each query's own image, where there is one and cameras are unknown."""
     if query.camids is not None or query.ids is None or gallery.ids is None:
         return {}

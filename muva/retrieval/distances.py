@@ -23,7 +23,7 @@ from muva.retrieval.counting import squared_lengths
 BLOCK_BYTES = 128 * 2**20
 """Size of one block of float32 distances."""
 
-_PIECE_ROWS = 8192
+_CHUNK_ROWS = 8192
 
 
 def squared_distances(
@@ -58,7 +58,9 @@ def feature_matrix(features: np.ndarray | Tensor, *, name: str) -> Float[Tensor,
         with warnings.catch_warnings():
             # torch warns of read-only arrays (a memory map opened with "r"); nothing writes here.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            features = torch.from_numpy(features if _strided(features) else features.copy())
+            features = torch.from_numpy(
+                features if _has_positive_strides(features) else features.copy()
+            )
     features = features.detach().cpu()
     if features.ndim != 2 or not features.is_floating_point():
         raise MuvaError(
@@ -75,9 +77,9 @@ def normalised(features: Float[Tensor, "M D"], *, name: str) -> Float[Tensor, "M
     return features.float() * inverse_norms(features, name).float()[:, None]
 
 
-def even_slices(total: int, largest: int) -> list[slice]:
-    """The fewest slices of at most `largest` that cover `total`, within one of the same size."""
-    count = max(1, math.ceil(total / max(1, largest)))
+def even_slices(total: int, max_size: int) -> list[slice]:
+    """The fewest slices of at most `max_size` that cover `total`, within one of the same size."""
+    count = max(1, math.ceil(total / max(1, max_size)))
     edges = [total * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
@@ -85,16 +87,16 @@ def even_slices(total: int, largest: int) -> list[slice]:
 def inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " M"]:
     """1 / length of each row, float64; MuvaError for NaN and infinity. Rows of zeros have 1e12."""
     norms = torch.empty(len(features), dtype=torch.float64)
-    for rows in even_slices(len(features), _PIECE_ROWS):
-        some = features[rows]
-        some = some if some.dtype == torch.float64 else some.float()
-        squared_lengths(some.contiguous().numpy(), norms[rows].numpy())
+    for rows in even_slices(len(features), _CHUNK_ROWS):
+        chunk = features[rows]
+        chunk = chunk if chunk.dtype == torch.float64 else chunk.float()
+        squared_lengths(chunk.contiguous().numpy(), norms[rows].numpy())
     norms.sqrt_()
-    broken = ~torch.isfinite(norms)
-    if broken.any():
+    invalid = ~torch.isfinite(norms)
+    if invalid.any():
         raise MuvaError(
-            f"{name}: {int(broken.sum())} of {len(features)} rows hold NaN or infinity, the "
-            f"first is row {int(broken.nonzero()[0])}. Was the model's training stable?"
+            f"{name}: {int(invalid.sum())} of {len(features)} rows hold NaN or infinity, the "
+            f"first is row {int(invalid.nonzero()[0])}. Was the model's training stable?"
         )
     return 1 / norms.clamp(min=1e-12)
 
@@ -102,12 +104,12 @@ def inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " 
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Float32 products in float32, also where training allowed bf16 or TF32 for them."""
-    before = torch.get_float32_matmul_precision()
+    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)
 
 
 def _similarity_blocks(
@@ -142,7 +144,7 @@ def _product(
     if gallery.dtype == torch.float32:
         torch.mm(block, gallery.T, out=out)
         return
-    for columns in even_slices(len(gallery), _PIECE_ROWS):
+    for columns in even_slices(len(gallery), _CHUNK_ROWS):
         out[:, columns] = block @ gallery[columns].float().T
 
 
@@ -153,7 +155,7 @@ def _repeated_rows(
     # Sums of the bits as integers are exact, so equal rows have equal ones; few others have.
     as_integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
     sums = torch.empty(len(features), dtype=torch.int64)
-    for rows in even_slices(len(features), _PIECE_ROWS):
+    for rows in even_slices(len(features), _CHUNK_ROWS):
         sums[rows] = features[rows].contiguous().view(as_integers).sum(dim=1, dtype=torch.int64)
     _, group, sizes = sums.unique(return_inverse=True, return_counts=True)
     first_with: dict[bytes, int] = {}
@@ -166,5 +168,5 @@ def _repeated_rows(
     return repeated, firsts
 
 
-def _strided(array: np.ndarray) -> bool:
+def _has_positive_strides(array: np.ndarray) -> bool:
     return all(stride >= 0 for stride in array.strides)

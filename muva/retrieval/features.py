@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from muva.errors import MuvaError
 
-_NEEDED = ("features", "ids", "pids")
+_REQUIRED = ("features", "ids", "pids")
 _OPTIONAL = ("camids", "split")
 
 
@@ -51,19 +51,19 @@ class Features:
 
         `queries`: positions that ask, instead of all queries.
         """
-        asking = self.queries if queries is None else queries
+        query_indices = self.queries if queries is None else queries
         inputs: dict[str, Any] = {}
-        for side, places in (("query", asking), ("gallery", self.gallery)):
+        for side, places in (("query", query_indices), ("gallery", self.gallery)):
             chosen = _as_slice(places)
             inputs |= {
-                f"{side}_features": _taken(self.features, places),
+                f"{side}_features": _select_rows(self.features, places),
                 f"{side}_pids": self.pids[chosen],
                 f"{side}_camids": None if self.camids is None else self.camids[chosen],
                 f"{side}_ids": self.ids[chosen],
             }
         return inputs
 
-    def chosen(self, *, query: np.ndarray, gallery: np.ndarray) -> Features:
+    def select(self, *, query: np.ndarray, gallery: np.ndarray) -> Features:
         """The images at these positions, as queries and gallery."""
         places = np.concatenate([query, gallery])
         return Features(
@@ -87,33 +87,33 @@ class Features:
         return np.flatnonzero(self.split == "gallery")
 
 
-HELD_BYTES = 256 * 2**20
+MAX_IN_MEMORY_BYTES = 256 * 2**20
 """Arrays up to this size are made in memory, others in a file that is mapped."""
 
 
-def roomy_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def allocate_or_memmap(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An array to be filled: in memory, or, where it is large, in a temporary file.
 
     The mapping outlives the file's name: the space is freed with the last array that uses it.
     """
-    if math.prod(shape) * np.dtype(dtype).itemsize <= HELD_BYTES:
+    if math.prod(shape) * np.dtype(dtype).itemsize <= MAX_IN_MEMORY_BYTES:
         return np.empty(shape, dtype)
     with tempfile.NamedTemporaryFile(prefix="muva-features-", suffix=".npy") as file:
         return np.lib.format.open_memmap(Path(file.name), "w+", dtype, shape)
 
 
-def _taken(features: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _select_rows(features: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Some rows: a view where they follow each other, else a copy that may be large."""
-    stretch = _as_slice(places)
-    if isinstance(stretch, slice):
-        return features[stretch]
-    copy = roomy_array((len(places), features.shape[1]), features.dtype)
-    for some in range(0, len(places), _ROWS_AT_ONCE):
-        copy[some : some + _ROWS_AT_ONCE] = features[places[some : some + _ROWS_AT_ONCE]]
+    selection = _as_slice(places)
+    if isinstance(selection, slice):
+        return features[selection]
+    copy = allocate_or_memmap((len(places), features.shape[1]), features.dtype)
+    for start in range(0, len(places), _CHUNK_ROWS):
+        copy[start : start + _CHUNK_ROWS] = features[places[start : start + _CHUNK_ROWS]]
     return copy
 
 
-_ROWS_AT_ONCE = 8192
+_CHUNK_ROWS = 8192
 
 
 def _as_slice(places: np.ndarray) -> np.ndarray | slice:
@@ -127,10 +127,10 @@ def write_features(path: Path, features: Features) -> None:
     """Write a file that `read_features` reads; the name's ending decides the form."""
     columns = {
         name: getattr(features, name)
-        for name in (*_NEEDED, *_OPTIONAL)
+        for name in (*_REQUIRED, *_OPTIONAL)
         if getattr(features, name) is not None
     }
-    if _form(path) == ".npz":
+    if _file_format(path) == ".npz":
         with path.open("wb") as file:
             np.savez(file, **columns)
         return
@@ -152,33 +152,33 @@ def read_features(path: Path) -> Features:
     )
 
 
-def read_columns(path: Path, *, needed: Sequence[str] = _NEEDED) -> dict[str, np.ndarray]:
+def read_columns(path: Path, *, required: Sequence[str] = _REQUIRED) -> dict[str, np.ndarray]:
     """What a file holds under the five names, checked as in `read_features`; it has those needed.
 
     Only `features` and `ids` must be needed.
     """
-    form = _form(path)
+    file_format = _file_format(path)
     if not path.is_file():
         raise MuvaError(f"features {path}: there is no such file")
     try:
-        columns = _from_npz(path) if form == ".npz" else _from_parquet(path)
+        columns = _from_npz(path) if file_format == ".npz" else _from_parquet(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise MuvaError(f"features {path}: cannot be read: {error}") from error
-    missing = [name for name in needed if name not in columns]
+    missing = [name for name in required if name not in columns]
     if missing:
         raise MuvaError(
-            f"features {path}: expected {', '.join(needed)} and, where known, "
-            f"{', '.join(_known(needed))}; {', '.join(missing)} missing, found "
+            f"features {path}: expected {', '.join(required)} and, where known, "
+            f"{', '.join(_optional_columns(required))}; {', '.join(missing)} missing, found "
             f"{', '.join(columns) or 'nothing'}"
         )
     return _checked(columns, path)
 
 
-def _known(needed: Sequence[str]) -> list[str]:
-    return [name for name in (*_NEEDED, *_OPTIONAL) if name not in needed]
+def _optional_columns(required: Sequence[str]) -> list[str]:
+    return [name for name in (*_REQUIRED, *_OPTIONAL) if name not in required]
 
 
-def _form(path: Path) -> str:
+def _file_format(path: Path) -> str:
     if path.suffix.lower() not in (".npz", ".parquet"):
         raise MuvaError(f"features {path}: expected a name that ends in .npz or .parquet")
     return path.suffix.lower()
@@ -189,11 +189,11 @@ def _from_npz(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("it holds one array, not an archive of named ones")
     with archive as arrays:
-        names = [name for name in (*_NEEDED, *_OPTIONAL) if name in arrays]
-        return {n: _member(path, n) if n == "features" else arrays[n] for n in names}
+        names = [name for name in (*_REQUIRED, *_OPTIONAL) if name in arrays]
+        return {n: _map_or_read_member(path, n) if n == "features" else arrays[n] for n in names}
 
 
-def _member(path: Path, name: str) -> np.ndarray:
+def _map_or_read_member(path: Path, name: str) -> np.ndarray:
     """An array of an archive, mapped: where it lies in the file; if compressed, a copy."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
         version = np.lib.format.read_magic(member)
@@ -208,14 +208,14 @@ def _member(path: Path, name: str) -> np.ndarray:
             raise ValueError(f"{name} holds objects, which are not read")
         info = archive.getinfo(f"{name}.npy")
         if info.compress_type == zipfile.ZIP_STORED:
-            begin, size = member.tell(), math.prod(shape) * dtype.itemsize
-            while member.read(_BYTES_AT_ONCE):  # to the end, where the checksum is compared
+            start, size = member.tell(), math.prod(shape) * dtype.itemsize
+            while member.read(_CHUNK_BYTES):  # to the end, where the checksum is compared
                 pass
-            if member.tell() - begin < size:
+            if member.tell() - start < size:
                 raise EOFError(f"{name} ends before its {math.prod(shape)} numbers")
             order = "F" if by_columns else "C"
-            return np.memmap(path, dtype, "r", _data_offset(path, info) + begin, shape, order)
-        copy = roomy_array(shape[::-1] if by_columns else shape, dtype)
+            return np.memmap(path, dtype, "r", _data_offset(path, info) + start, shape, order)
+        copy = allocate_or_memmap(shape[::-1] if by_columns else shape, dtype)
         _fill(copy, member)
         return copy.T if by_columns else copy
 
@@ -231,19 +231,19 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 def _fill(array: np.ndarray, source: IO[bytes] | io.BufferedIOBase) -> None:
     """Reads an array's bytes, some at a time."""
     flat = array.reshape(-1).view(np.uint8)
-    for begin in range(0, len(flat), _BYTES_AT_ONCE):
-        some = source.read(min(_BYTES_AT_ONCE, len(flat) - begin))
-        if len(some) < min(_BYTES_AT_ONCE, len(flat) - begin):
+    for start in range(0, len(flat), _CHUNK_BYTES):
+        some = source.read(min(_CHUNK_BYTES, len(flat) - start))
+        if len(some) < min(_CHUNK_BYTES, len(flat) - start):
             raise EOFError("the features end before their time")
-        flat[begin : begin + len(some)] = np.frombuffer(some, np.uint8)
+        flat[start : start + len(some)] = np.frombuffer(some, np.uint8)
 
 
-_BYTES_AT_ONCE = 2**24
+_CHUNK_BYTES = 2**24
 
 
 def _from_parquet(path: Path) -> dict[str, np.ndarray]:
     file = pq.ParquetFile(path)
-    names = [n for n in (*_NEEDED, *_OPTIONAL) if n in file.schema_arrow.names]
+    names = [n for n in (*_REQUIRED, *_OPTIONAL) if n in file.schema_arrow.names]
     table = file.read(columns=[name for name in names if name != "features"])
     columns = {}
     for name in table.column_names:
@@ -254,15 +254,15 @@ def _from_parquet(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} is empty in {column.null_count} of {len(column)} rows")
         columns[name] = column.to_numpy(zero_copy_only=False)
     if "features" in names:
-        columns["features"] = _matrix(file)
+        columns["features"] = _read_matrix(file)
     return columns
 
 
-def _matrix(file: pq.ParquetFile) -> np.ndarray:
+def _read_matrix(file: pq.ParquetFile) -> np.ndarray:
     """The column of lists, all of one length, as rows; read some rows at a time."""
     total, done = file.metadata.num_rows, 0
     matrix = np.empty((0, 0), np.float32)
-    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["features"]):
+    for batch in file.iter_batches(_CHUNK_ROWS, columns=["features"]):
         column = batch.column(0)
         if column.null_count:
             raise ValueError(f"features is empty in {column.null_count} rows from {done} on")
@@ -271,7 +271,7 @@ def _matrix(file: pq.ParquetFile) -> np.ndarray:
         widths = {len(row) for row in column}
         values = column.flatten().to_numpy(zero_copy_only=False)
         if not done:
-            matrix = roomy_array((total, len(values) // len(column)), values.dtype)
+            matrix = allocate_or_memmap((total, len(values) // len(column)), values.dtype)
         widths.add(matrix.shape[1])
         if len(widths) > 1:
             raise ValueError(f"features have different widths: {sorted(widths)[:5]}")

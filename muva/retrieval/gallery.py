@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from muva.errors import MuvaError
 from muva.retrieval.features import read_columns
-from muva.retrieval.ranked_lists import nearest
+from muva.retrieval.ranked_lists import nearest_indices
 
 GALLERY_FORMAT = 1
 _METADATA = b"muva"
@@ -28,7 +28,7 @@ _BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedBy:
+class EmbeddingSource:
     """The model that features are of, and the images they are of."""
 
     model: str
@@ -58,38 +58,38 @@ class Gallery:
     """(M,) int64; None: unknown."""
     split: np.ndarray | None
     """(M,) "query" or "gallery"; None: there is no such difference."""
-    by: EmbeddedBy
+    source: EmbeddingSource
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def place_of(self, image_id: str) -> int | None:
+    def index_of(self, image_id: str) -> int | None:
         """Where an image is, None where it is not."""
-        places = np.flatnonzero(self.ids == image_id)
-        return int(places[0]) if len(places) else None
+        indices = np.flatnonzero(self.ids == image_id)
+        return int(indices[0]) if len(indices) else None
 
     def most_similar(
-        self, feature: np.ndarray, *, top: int, without: int | None = None
+        self, feature: np.ndarray, *, top: int, exclude: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Places of the `top` images most like a feature (F,), and their cosines: (top,) each.
 
-        Equal ones go by place; `without` is the place of an image that is left out.
+        Equal ones go by place; `exclude` is the place of an image that is left out.
         """
         cosines = np.empty(len(self))
         for first in range(0, len(self), _BLOCK_ROWS):
             some = slice(first, first + _BLOCK_ROWS)
             cosines[some] = self.features[some].astype(np.float64) @ feature.astype(np.float64)
-        if without is not None:
-            cosines[without] = -np.inf
-        places = nearest(-cosines, top)
-        return places, cosines[places]
+        if exclude is not None:
+            cosines[exclude] = -np.inf
+        indices = nearest_indices(-cosines, top)
+        return indices, cosines[indices]
 
-    def told(self, place: int) -> dict[str, Any]:
+    def describe(self, index: int) -> dict[str, Any]:
         """What is known of one image: image_id, pid, camid (None: unknown)."""
         return {
-            "image_id": str(self.ids[place]),
-            "pid": None if self.pids is None else int(self.pids[place]),
-            "camid": None if self.camids is None else int(self.camids[place]),
+            "image_id": str(self.ids[index]),
+            "pid": None if self.pids is None else int(self.pids[index]),
+            "camid": None if self.camids is None else int(self.camids[index]),
         }
 
 
@@ -102,8 +102,8 @@ def write_gallery(file: Path, gallery: Gallery) -> None:
     }
     flat = pa.array(np.ascontiguousarray(gallery.features, dtype=np.float32).reshape(-1))
     columns["features"] = pa.FixedSizeListArray.from_arrays(flat, gallery.features.shape[1])
-    described = {"format_version": GALLERY_FORMAT, **asdict(gallery.by)}
-    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(described)})
+    description = {"format_version": GALLERY_FORMAT, **asdict(gallery.source)}
+    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(description)})
     try:
         with tempfile.TemporaryDirectory(prefix=".gallery-", dir=file.parent) as folder:
             written = Path(folder) / "written.parquet"
@@ -115,16 +115,16 @@ def write_gallery(file: Path, gallery: Gallery) -> None:
 
 def read_gallery(file: Path) -> Gallery:
     """The gallery in a file; MuvaError that names what is missing or damaged."""
-    columns = read_columns(file, needed=("features", "ids"))
+    columns = read_columns(file, required=("features", "ids"))
     try:
-        described = json.loads(pq.read_schema(file).metadata[_METADATA])
-        found = described.pop("format_version")
+        description = json.loads(pq.read_schema(file).metadata[_METADATA])
+        found = description.pop("format_version")
         if found != GALLERY_FORMAT:
             raise MuvaError(
                 f"features {file}: its format is {found}, this version of muva knows "
                 f"{GALLERY_FORMAT}. Embed the images again"
             )
-        by = EmbeddedBy(**described)
+        source = EmbeddingSource(**description)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise MuvaError(
             f"features {file}: nothing in it says which model they are of, so nothing can be "
@@ -136,5 +136,5 @@ def read_gallery(file: Path) -> Gallery:
         pids=columns.get("pids"),
         camids=columns.get("camids"),
         split=columns.get("split"),
-        by=by,
+        source=source,
     )

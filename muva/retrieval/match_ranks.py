@@ -60,14 +60,14 @@ class Pairs:
     query: np.ndarray
     gallery: np.ndarray
 
-    def take(self, places: np.ndarray | slice) -> Pairs:
+    def select(self, places: np.ndarray | slice) -> Pairs:
         """Some of them."""
         return Pairs(self.query[places], self.gallery[places])
 
     def within(self, gallery: slice) -> Pairs:
         """Those of a stretch of the gallery; they must be sorted by gallery image."""
         begin, end = np.searchsorted(self.gallery, (gallery.start, gallery.stop))
-        return self.take(slice(int(begin), int(end)))
+        return self.select(slice(int(begin), int(end)))
 
     def among(self, queries: slice, gallery: slice) -> np.ndarray:
         """Places of those of two stretches."""
@@ -81,7 +81,7 @@ class Thresholds:
     """The matches of each query, nearest first: where the gallery is to be counted."""
 
     matches: Pairs
-    closeness: np.ndarray
+    similarity: np.ndarray
     """(matches,) float64: the cosine, or what re-ranking makes of it."""
     start: np.ndarray
     """(queries + 1,): each query's first match."""
@@ -93,19 +93,21 @@ class Thresholds:
         similarities: np.ndarray,
         *,
         queries: int,
-        shifts: Shifts | None = None,
+        rescoring: AffineRescoring | None = None,
     ) -> Thresholds:
         """Sorted by query, closeness and gallery index; `similarities` are cosines."""
-        closeness = similarities
-        if shifts is not None:
-            closeness = similarities * shifts.gains[matches.query] + shifts.pairs(matches)
-        order = np.lexsort((matches.gallery, -closeness, matches.query))
-        matches = matches.take(order)
+        similarity = similarities
+        if rescoring is not None:
+            similarity = similarities * rescoring.gains[matches.query] + rescoring.pair_offsets(
+                matches
+            )
+        order = np.lexsort((matches.gallery, -similarity, matches.query))
+        matches = matches.select(order)
         start = np.searchsorted(matches.query, np.arange(queries + 1))
-        return cls(matches=matches, closeness=closeness[order], start=start)
+        return cls(matches=matches, similarity=similarity[order], start=start)
 
     def ranks(self, nearer: np.ndarray, rule: CameraRule) -> MatchRanks:
-        """Each match behind all that `count_nearer_in` has counted, in the whole gallery."""
+        """Each match behind all that `count_nearer_in_chunk` has counted, in the whole gallery."""
         before = np.cumsum(nearer, axis=0)
         earlier = np.concatenate([np.zeros((1, nearer.shape[1]), np.int64), before])[
             self.start[:-1]
@@ -121,7 +123,7 @@ class Thresholds:
 
 
 @runtime_checkable
-class Shifts(Protocol):
+class AffineRescoring(Protocol):
     """Ranks by gain x cosine + shift instead: a gain for each query, a shift for each pair."""
 
     @property
@@ -129,11 +131,11 @@ class Shifts(Protocol):
         """(queries,) float64, positive."""
         ...
 
-    def block(self, queries: slice, gallery: slice) -> np.ndarray:
+    def offset_block(self, queries: slice, gallery: slice) -> np.ndarray:
         """(queries, gallery) float32, at most 1 in size."""
         ...
 
-    def pairs(self, pairs: Pairs) -> np.ndarray:
+    def pair_offsets(self, pairs: Pairs) -> np.ndarray:
         """(pairs,) float32: bit for bit the block's."""
         ...
 
@@ -143,36 +145,39 @@ def match_ranks(
     gallery: np.ndarray | Tensor,
     rule: CameraRule,
     *,
-    shifts: Shifts | None = None,
+    rescoring: AffineRescoring | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> MatchRanks:
     """Ranks by cosine similarity, of the gallery images that count for each query.
 
-    Features are (images, width) of any length, and may be memory-mapped. `shifts` rank otherwise.
+    Features are (images, width) of any length, and may be memory-mapped. `rescoring` rank otherwise.
     `block_bytes` bounds a block of similarities, and a block of features beside it; `progress`
     hears of gallery images.
     Raises MuvaError for features that do not belong together, and for NaN and infinity.
     """
-    queries, galleries = Side(query, "query_features"), Side(gallery, "gallery_features")
+    queries, galleries = (
+        FeatureChunk(query, "query_features"),
+        FeatureChunk(gallery, "gallery_features"),
+    )
     check_widths(queries, galleries)
-    matches, ignored = judged_pairs(rule, len(queries))
+    matches, ignored = matching_and_ignored_pairs(rule, len(queries))
     similarities = pair_similarities(queries, galleries, matches)
-    thresholds = Thresholds.of(matches, similarities, queries=len(query), shifts=shifts)
-    nearer = count_nearer_in(
+    thresholds = Thresholds.of(matches, similarities, queries=len(query), rescoring=rescoring)
+    nearer = count_nearer_in_chunk(
         queries,
         galleries,
         thresholds,
         ignored=ignored,
         rule=rule,
-        shifts=shifts,
+        rescoring=rescoring,
         block_bytes=block_bytes,
         progress=progress,
     )
     return thresholds.ranks(nearer, rule)
 
 
-def check_widths(queries: Side, galleries: Side) -> None:
+def check_widths(queries: FeatureChunk, galleries: FeatureChunk) -> None:
     """MuvaError unless the features can be compared."""
     if queries.width != galleries.width:
         raise MuvaError(
@@ -181,51 +186,55 @@ def check_widths(queries: Side, galleries: Side) -> None:
         )
 
 
-def judged_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
+def matching_and_ignored_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
     """The pairs that match, and those that do not count, besides junk; sorted by gallery image."""
-    judged = [rule.judge(index) for index in range(queries)]
+    by_query = [rule.matches_and_ignored(index) for index in range(queries)]
     # A query without a match counts nowhere: what it ignores is of no use.
-    sides = [matches for matches, _ in judged], [i if len(m) else i[:0] for m, i in judged]
+    sides = [matches for matches, _ in by_query], [i if len(m) else i[:0] for m, i in by_query]
     pairs = []
     for side in sides:
-        every = Pairs(
+        pairs_of_side = Pairs(
             np.repeat(np.arange(queries), [len(row) for row in side]), np.concatenate(side)
         )
-        pairs.append(every.take(np.argsort(every.gallery, kind="stable")))
+        pairs.append(pairs_of_side.select(np.argsort(pairs_of_side.gallery, kind="stable")))
     return pairs[0], pairs[1]
 
 
-def pair_similarities(queries: Side, stretch: Side, pairs: Pairs) -> np.ndarray:
+def pair_similarities(queries: FeatureChunk, chunk: FeatureChunk, pairs: Pairs) -> np.ndarray:
     """The float64 cosine of each pair, whose images are within the two stretches."""
-    found = np.empty(len(pairs.query))
+    cosines_of_pairs = np.empty(len(pairs.query))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for some in even_slices(len(found), _PAIRS_AT_ONCE):
-            here = pairs.take(some)
-            asking = queries.at(here.query - queries.first)
-            answering = stretch.at(here.gallery - stretch.first)
-            in_threads(
+        for batch in even_slices(len(cosines_of_pairs), _PAIRS_AT_ONCE):
+            batch_pairs = pairs.select(batch)
+            query_rows = queries.at(batch_pairs.query - queries.first)
+            gallery_rows = chunk.at(batch_pairs.gallery - chunk.first)
+            run_in_threads(
                 threads,
                 cosines,
                 [
                     (
-                        *(asking.features, asking.scales, asking.places[share]),
-                        *(answering.features, answering.scales, answering.places[share]),
-                        found[some][share],
+                        *(query_rows.features, query_rows.scales, query_rows.places[thread_slice]),
+                        *(
+                            gallery_rows.features,
+                            gallery_rows.scales,
+                            gallery_rows.places[thread_slice],
+                        ),
+                        cosines_of_pairs[batch][thread_slice],
                     )
-                    for share in shares(len(here.query))
+                    for thread_slice in thread_slices(len(batch_pairs.query))
                 ],
             )
-    return found
+    return cosines_of_pairs
 
 
-def count_nearer_in(
-    queries: Side,
-    stretch: Side,
+def count_nearer_in_chunk(
+    queries: FeatureChunk,
+    chunk: FeatureChunk,
     thresholds: Thresholds,
     *,
     ignored: Pairs,
     rule: CameraRule,
-    shifts: Shifts | None = None,
+    rescoring: AffineRescoring | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -236,45 +245,47 @@ def count_nearer_in(
     gallery, sorted by gallery image.
     """
     width = queries.width
-    matches_side = (thresholds.closeness, thresholds.matches.gallery)
-    nearer = np.zeros((len(thresholds.closeness), rule.camera_count), np.int64)
-    gains = np.ones(len(queries)) if shifts is None else shifts.gains
+    matches_side = (thresholds.similarity, thresholds.matches.gallery)
+    nearer = np.zeros((len(thresholds.similarity), rule.camera_count), np.int64)
+    gains = np.ones(len(queries)) if rescoring is None else rescoring.gains
     errors = cosine_error(width) * gains
-    if shifts is not None:  # each operation rounds, and so does the gain
+    if rescoring is not None:  # each operation rounds, and so does the gain
         errors += 4 * _UNIT * (gains + 1)
     groups = even_slices(len(queries), block_bytes // (4 * width))
-    done, total = 0, len(stretch) * len(groups)
+    done, total = 0, len(chunk) * len(groups)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for group in groups:
-            asking = queries.normalised(group)
+            query_block = queries.normalised(group)
             start = thresholds.start[group.start : group.stop + 1]
             exact, scales = queries.exact(group), queries.scales[group]
-            blocks = even_slices(len(stretch), block_bytes // (4 * max(width, len(asking))))
-            buffer = torch.empty(len(asking) * max(block.stop - block.start for block in blocks))
+            blocks = even_slices(len(chunk), block_bytes // (4 * max(width, len(query_block))))
+            buffer = torch.empty(
+                len(query_block) * max(block.stop - block.start for block in blocks)
+            )
             for block in blocks:
-                here = slice(stretch.first + block.start, stretch.first + block.stop)
-                near = similarity_block(asking, stretch.normalised(block), buffer)
-                shift = _NO_SHIFT
-                if shifts is not None:
-                    shift = shifts.block(group, here)
+                gallery_range = slice(chunk.first + block.start, chunk.first + block.stop)
+                near = similarity_block(query_block, chunk.normalised(block), buffer)
+                offsets = _NO_OFFSETS
+                if rescoring is not None:
+                    offsets = rescoring.offset_block(group, gallery_range)
                     near *= gains[group, None].astype(np.float32)
-                    near += shift
-                near[:, _within(rule.junk, here) - here.start] = -np.inf
-                near[_places(ignored, group, here)] = -np.inf
+                    near += offsets
+                near[:, _within(rule.junk, gallery_range) - gallery_range.start] = -np.inf
+                near[_block_positions(ignored, group, gallery_range)] = -np.inf
                 gallery_side = (
-                    here.start,
-                    stretch.exact(block),
-                    stretch.scales[block],
-                    rule.cameras[here],
+                    gallery_range.start,
+                    chunk.exact(block),
+                    chunk.scales[block],
+                    rule.cameras[gallery_range],
                 )
                 query_sides = [
                     (
                         *(near[s], errors[group][s], start[s.start : s.stop + 1]),
-                        *(exact[s], scales[s], gains[group][s], shift[s]),
+                        *(exact[s], scales[s], gains[group][s], offsets[s]),
                     )
-                    for s in shares(len(near))
+                    for s in thread_slices(len(near))
                 ]
-                in_threads(
+                run_in_threads(
                     threads,
                     count_nearer,
                     [(*own, *gallery_side, *matches_side, nearer) for own in query_sides],
@@ -285,31 +296,31 @@ def count_nearer_in(
     return nearer
 
 
-_NO_SHIFT = np.empty((0, 0), np.float32)
+_NO_OFFSETS = np.empty((0, 0), np.float32)
 
 
 def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:
     """The products of all rows with all, float32, in the buffer."""
-    found = buffer[: len(one) * len(other)].view(len(one), -1)
+    products = buffer[: len(one) * len(other)].view(len(one), -1)
     with full_precision():
-        torch.mm(one, other.T, out=found)
-    return found.numpy()
+        torch.mm(one, other.T, out=products)
+    return products.numpy()
 
 
-def shares(rows: int) -> list[slice]:
+def thread_slices(rows: int) -> list[slice]:
     """So many rows, one stretch of them for each thread."""
     return even_slices(rows, rows // torch.get_num_threads() + 1)
 
 
-def in_threads(
+def run_in_threads(
     threads: ThreadPoolExecutor, kernel: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 ) -> None:
     """Calls a compiled loop with each of these arguments, side by side."""
-    for call in [threads.submit(kernel, *given) for given in arguments]:
+    for call in [threads.submit(kernel, *call_arguments) for call_arguments in arguments]:
         call.result()
 
 
-class Side:
+class FeatureChunk:
     """Features where they are, and the scales that make their rows' length 1.
 
     `first`: the number of a stretch's first row, in the gallery or among all images.
@@ -324,7 +335,7 @@ class Side:
         return len(self.features)
 
     @property
-    def place(self) -> slice:
+    def image_range(self) -> slice:
         """The rows' numbers."""
         return slice(self.first, self.first + len(self))
 
@@ -337,13 +348,13 @@ class Side:
         """The rows as they are, in a type that holds them exactly and is computed with."""
         return _exact(self.features[rows])
 
-    def at(self, rows: np.ndarray) -> _Rows:
+    def at(self, rows: np.ndarray) -> _RowSelection:
         """Some rows where they are, or copies of them where they have to be converted."""
         features = self.features
         if features.dtype in (torch.float32, torch.float64) and features.is_contiguous():
-            return _Rows(features.numpy(), self.scales, rows)
+            return _RowSelection(features.numpy(), self.scales, rows)
         copied = _exact(features[torch.from_numpy(rows)])
-        return _Rows(copied, self.scales[rows], np.arange(len(rows)))
+        return _RowSelection(copied, self.scales[rows], np.arange(len(rows)))
 
     def normalised(self, rows: slice) -> Tensor:
         """The rows with length 1, float32: each number rounded once or twice."""
@@ -355,7 +366,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RowSelection:
     """Rows of an array, by their places in it."""
 
     features: np.ndarray
@@ -380,14 +391,16 @@ def cosine_error(width: int) -> float:
     return terms / (1 - terms)
 
 
-def _within(indices: np.ndarray, here: slice) -> np.ndarray:
+def _within(indices: np.ndarray, gallery_range: slice) -> np.ndarray:
     """Of sorted gallery indices those of a stretch."""
-    begin, end = np.searchsorted(indices, (here.start, here.stop))
+    begin, end = np.searchsorted(indices, (gallery_range.start, gallery_range.stop))
     return indices[begin:end]
 
 
-def _places(pairs: Pairs, group: slice, here: slice) -> tuple[np.ndarray, np.ndarray]:
+def _block_positions(
+    pairs: Pairs, group: slice, gallery_range: slice
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of pairs in a block of similarities."""
-    pairs = pairs.within(here)
+    pairs = pairs.within(gallery_range)
     inside = (pairs.query >= group.start) & (pairs.query < group.stop)
-    return pairs.query[inside] - group.start, pairs.gallery[inside] - here.start
+    return pairs.query[inside] - group.start, pairs.gallery[inside] - gallery_range.start

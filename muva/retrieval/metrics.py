@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
+from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, checked_labels
 from muva.retrieval.distances import BLOCK_BYTES
 from muva.retrieval.match_ranks import match_ranks
-from muva.retrieval.reranking import Encodings, Reranking, asked_encodings
+from muva.retrieval.reranking import Encodings, Reranking, resolve_encodings
 from muva.retrieval.scores import RetrievalResult, score
 
 
@@ -42,10 +42,10 @@ def evaluate(
     the re-ranking, then of gallery images. Raises MuvaError for inputs that do not belong together,
     for NaN, and when no query has a match.
     """
-    query = labels(
+    query = checked_labels(
         pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
     )
-    gallery = labels(
+    gallery = checked_labels(
         pids=gallery_pids,
         camids=gallery_camids,
         ids=gallery_ids,
@@ -53,7 +53,7 @@ def evaluate(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    encodings = asked_encodings(
+    encodings = resolve_encodings(
         rerank,
         query_features,
         gallery_features,
@@ -61,12 +61,12 @@ def evaluate(
         block_bytes=block_bytes,
         progress=progress,
     )
-    found = match_ranks(
+    ranks_of_matches = match_ranks(
         query_features,
         gallery_features,
         rule,
-        shifts=encodings,
+        rescoring=encodings,
         block_bytes=block_bytes,
         progress=progress,
     )
-    return score(found, rule, ranks=ranks)
+    return score(ranks_of_matches, rule, ranks=ranks)

@@ -17,7 +17,7 @@ from muva.synthetic.mesh import Mesh
 _HEADINGS_DEG = (0, 180, 90, 270, 45, 135)
 """The first camera sees people from the front, the second from behind, then from the sides."""
 
-_AIMED_AT_M = 0.9
+_TARGET_HEIGHT_M = 0.9
 """Height of the point that a camera is aimed at."""
 
 
@@ -78,7 +78,7 @@ def draw_camera(view: View, camid: int, rng: Generator) -> Camera:
     distance = sum(view.distance_m) / 2
     return Camera(
         height_m=height,
-        pitch_rad=np.arctan2(height - _AIMED_AT_M, distance) + rng.normal(0, 0.03),
+        pitch_rad=np.arctan2(height - _TARGET_HEIGHT_M, distance) + rng.normal(0, 0.03),
         distance_m=view.distance_m,
         heading_deg=nominal + rng.uniform(-20, 20),
     )

@@ -55,7 +55,7 @@ BOTTOM_EASE_M: dict[str, float] = {
 ARM_SPREAD_DEG: dict[str, float] = {"puffer jacket": 6, "coat": 5, "jacket": 3, "hoodie": 2}
 """How much thick clothes push the arms out."""
 
-_SKIRT_HANGS_LIKE = 4
+_SKIRT_ARM_SPREAD_DEG = 4
 """Degrees for a skirt or dress under a thin top."""
 
 _TUBE_RINGS, _TUBE_POINTS = 10, 28
@@ -69,7 +69,7 @@ def is_loose(person: Identity) -> bool:
 
 def arm_spread_deg(person: Identity) -> float:
     """How much the clothes push the arms out."""
-    return ARM_SPREAD_DEG.get(person.top, _SKIRT_HANGS_LIKE if is_loose(person) else 0)
+    return ARM_SPREAD_DEG.get(person.top, _SKIRT_ARM_SPREAD_DEG if is_loose(person) else 0)
 
 
 def skin_layer(body: PosedBody) -> Layer:

@@ -23,13 +23,13 @@ from muva.synthetic.site import site
 STRANGERS = 10
 """Different passers-by per camera."""
 
-_BEHIND = 0.35
+_BEHIND_SHARE = 0.35
 """Share of the images with a passer-by in the background."""
-_BEHIND_SCALE, _BEFORE_SCALE = (0.5, 0.85), (0.95, 1.2)
+_BEHIND_SCALE, _IN_FRONT_SCALE = (0.5, 0.85), (0.95, 1.2)
 """Their size beside the person's."""
 _OFFSET = (0.38, 0.62)
 """Their distance to the left or right, in image widths."""
-_LIVING_OCCLUDERS = 0.5
+_PASSER_BY_SHARE = 0.5
 """Share of the occluders that are passers-by; the others are things."""
 
 
@@ -37,7 +37,7 @@ def passer_by_behind(
     domain: str, camid: int, rng: Generator, *, height: int, width: int
 ) -> Floats | None:
     """(H, W, 4) layer of somebody further away, or None where nobody passes."""
-    if rng.random() >= _BEHIND:
+    if rng.random() >= _BEHIND_SHARE:
         return None
     down = 0.1
     return _passer_by(domain, camid, rng, _BEHIND_SCALE, down, height=height, width=width)
@@ -45,9 +45,9 @@ def passer_by_behind(
 
 def occluder(domain: str, camid: int, rng: Generator, *, height: int, width: int) -> Floats:
     """(H, W, 4) layer of what stands before the person."""
-    if rng.random() < _LIVING_OCCLUDERS:
+    if rng.random() < _PASSER_BY_SHARE:
         down = rng.uniform(0, 0.12)
-        return _passer_by(domain, camid, rng, _BEFORE_SCALE, down, height=height, width=width)
+        return _passer_by(domain, camid, rng, _IN_FRONT_SCALE, down, height=height, width=width)
     light = site(domain, camid).light
     thing = _box if rng.random() < 0.5 else _pole
     return thing(light, rng, height=height, width=width)
@@ -66,12 +66,12 @@ def _passer_by(
     """A stranger's cut-out, scaled, perhaps mirrored, moved aside and `down` image heights."""
     layer = _stranger(domain, camid, int(rng.integers(STRANGERS)), height, width)
     scale, mirrored = rng.uniform(*scales), rng.random() < 0.5
-    aside = rng.choice([-1, 1]) * rng.uniform(*_OFFSET)
+    offset = rng.choice([-1, 1]) * rng.uniform(*_OFFSET)
     # Scale about the image's middle, then shift; mirrored by a negative scale in x.
     x_scale = -scale if mirrored else scale
     moved = np.array(
         [
-            [x_scale, 0, width * (0.5 + aside) - x_scale * width / 2],
+            [x_scale, 0, width * (0.5 + offset) - x_scale * width / 2],
             [0, scale, height * (0.5 + down) - scale * height / 2],
         ]
     )

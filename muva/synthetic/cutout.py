@@ -22,10 +22,10 @@ from muva.synthetic.surface import Points, surface_colours, surface_parts
 
 _SUPERSAMPLING = 2
 """Rays per pixel along each side."""
-_ASIDE_M = 2.2
+_MAX_LATERAL_OFFSET_M = 2.2
 """How far people pass from the camera's axis."""
 _WRINKLES = {Material.TOP: 0.13, Material.TROUSERS: 0.13, Material.SKIRT: 0.04}
-_SMOOTHEST = 0.02
+_OTHER_WRINKLES = 0.02
 """How far wrinkles tilt the normals of cloth, and of everything else."""
 _WRINKLE_TILT = (0.3, 0.2, 0.8)
 """Wrinkles run across the body mostly."""
@@ -56,7 +56,7 @@ def cut_out(
     )
     hit = face_at >= 0
     points = _points(mesh.materials[face_at[hit]], attributes[hit])
-    positions = _seen_at(hit, depth, window, site)
+    positions = _world_positions(hit, depth, window, site)
     shadow = cast_shadow(mesh, site.light)
     light = site.light.on_surface(
         _wrinkled_normals(points, person), positions[:, 2], shadow.lights(positions)
@@ -76,14 +76,18 @@ def cut_out(
 def _place(mesh: Mesh, walk: Walk, site: Site, rng: Generator) -> Mesh:
     """Turn the figure into its heading and put it somewhere before the camera."""
     turn = about_z(site.camera.heading_deg + walk.heading_deg)
-    place = (rng.uniform(-_ASIDE_M, _ASIDE_M), rng.uniform(*site.camera.distance_m), 0)
+    place = (
+        rng.uniform(-_MAX_LATERAL_OFFSET_M, _MAX_LATERAL_OFFSET_M),
+        rng.uniform(*site.camera.distance_m),
+        0,
+    )
     attributes = mesh.attributes.copy()
     attributes[:, :3] = attributes[:, :3] @ turn.T
     vertices = mesh.vertices @ turn.T + np.array(place, np.float32)
     return replace(mesh, vertices=vertices, attributes=attributes)
 
 
-def _seen_at(hit: Flags, depth: Floats, window: Window, site: Site) -> Floats:
+def _world_positions(hit: Flags, depth: Floats, window: Window, site: Site) -> Floats:
     """(P, 3) world positions of the surface points."""
     rows, columns = np.nonzero(hit)
     plane_x, plane_y = window.plane(columns.astype(np.float32), rows.astype(np.float32))
@@ -106,7 +110,9 @@ def _wrinkled_normals(points: Points, person: Identity) -> Floats:
     lengths = np.linalg.norm(points.normal, axis=1, keepdims=True)
     x, y, z = points.canonical.T
     phases = person.details.fold_phases.astype(np.float32)
-    depths = np.array([_WRINKLES.get(material, _SMOOTHEST) for material in Material], np.float32)
+    depths = np.array(
+        [_WRINKLES.get(material, _OTHER_WRINKLES) for material in Material], np.float32
+    )
     waves = np.sin(26 * z + 34 * x + phases[5] + 2.2 * np.sin(19 * x - 13 * z + phases[7]))
     waves += np.sin(43 * z - 47 * x + 1.7 * np.sin(23 * z + 11 * y) + phases[6])
     tilt = (depths[points.material] * waves)[:, None] * np.array(_WRINKLE_TILT, np.float32)

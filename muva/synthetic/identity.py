@@ -21,10 +21,10 @@ from muva.synthetic.seeds import generator
 Colour = Floats
 """(3,) RGB albedo, 0 to 255."""
 
-DOUBLES = 0.35
+DOUBLE_SHARE = 0.35
 """Share of the pairs (1, 2), (3, 4), .. whose second person is the double of the first."""
 
-_CUTS_CHANGED = 2
+_CHANGED_ATTRIBUTES = 2
 """In how many of garment, pattern, bag, hair and cap a double differs, besides the body."""
 
 _WOMENS_BOTTOMS = ("skirt", "dress", "leggings")
@@ -123,16 +123,16 @@ class Identity:
 @lru_cache(maxsize=4096)
 def identity(domain: str, pid: int) -> Identity:
     """Person `pid` (from 1) of a domain."""
-    found = find_domain(domain)
+    settings = find_domain(domain)
     model = double_of(domain, pid)
     if model is None:
-        return _draw(found, generator("identity", domain, pid))
-    return _double(identity(domain, model), found, generator("identity", domain, pid))
+        return _draw(settings, generator("identity", domain, pid))
+    return _double(identity(domain, model), settings, generator("identity", domain, pid))
 
 
 def double_of(domain: str, pid: int) -> int | None:
     """The pid whose colours person `pid` wears, or None for most people."""
-    if pid % 2 or generator("double", domain, pid).random() >= DOUBLES:
+    if pid % 2 or generator("double", domain, pid).random() >= DOUBLE_SHARE:
         return None
     return pid - 1
 
@@ -157,7 +157,7 @@ def _draw(domain: Domain, rng: Generator) -> Identity:
         top=top,
         bottom=bottom,
         pattern=pattern,
-        bag=_weighted(rng, {"none": 1 - sum(wardrobe.bags.values()), **wardrobe.bags}),
+        bag=_choose_weighted(rng, {"none": 1 - sum(wardrobe.bags.values()), **wardrobe.bags}),
         bag_side=int(rng.choice([-1, 1])),
         hair_style=_choose(rng, _hair_styles(female, age)),
         cap=bool(rng.random() < wardrobe.caps),
@@ -174,23 +174,23 @@ def _double(model: Identity, domain: Domain, rng: Generator) -> Identity:
     age = bodies.phenotypes[body].age_years
     patterns = tuple(pattern for pattern in _patterns(model.top) if pattern != model.pattern)
     cuts: dict[str, str | bool] = {
-        "bag": _another(rng, ("none", *wardrobe.bags), model.bag),
-        "hair_style": _another(rng, _hair_styles(model.female, age), model.hair_style),
+        "bag": _choose_other(rng, ("none", *wardrobe.bags), model.bag),
+        "hair_style": _choose_other(rng, _hair_styles(model.female, age), model.hair_style),
         "pattern": _choose(rng, patterns),
         "cap": not model.cap,
     }
     if not model.in_one_piece:
-        cuts["top"] = _another(rng, wardrobe.tops, model.top)
+        cuts["top"] = _choose_other(rng, wardrobe.tops, model.top)
         same_cloth = [
             bottom
             for bottom in _bottoms(wardrobe, model.female)
             if bottom != "dress" and (bottom != "jeans" or model.colours.names["bottom"] == "denim")
         ]
-        cuts["bottom"] = _another(rng, tuple(same_cloth), model.bottom)
+        cuts["bottom"] = _choose_other(rng, tuple(same_cloth), model.bottom)
     possible = [name for name, cut in cuts.items() if cut != getattr(model, name)]
     changed = {
         possible[index]: cuts[possible[index]]
-        for index in rng.permutation(len(possible))[:_CUTS_CHANGED]
+        for index in rng.permutation(len(possible))[:_CHANGED_ATTRIBUTES]
     }
     return replace(
         model, body=body, bag_side=int(rng.choice([-1, 1])), details=_draw_details(rng), **changed
@@ -215,7 +215,7 @@ def _draw_colours(
     if bottom == "dress":
         lower, lower_shade = top, top_shade
     bag, shoes = _choose(rng, _BAG_COLOURS), _choose(rng, _SHOE_COLOURS)
-    hair = _weighted(rng, _hair_shares(age, tone))
+    hair = _choose_weighted(rng, _hair_shares(age, tone))
     return Colours(
         names={
             "top": top,
@@ -302,12 +302,12 @@ def _choose(rng: Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _another(rng: Generator, options: tuple[str, ...], present: str) -> str:
+def _choose_other(rng: Generator, options: tuple[str, ...], present: str) -> str:
     """One of `options` but not `present`; `present` when there is no other."""
     others = tuple(option for option in options if option != present)
     return _choose(rng, others) if others else present
 
 
-def _weighted(rng: Generator, shares: dict[str, float]) -> str:
+def _choose_weighted(rng: Generator, shares: dict[str, float]) -> str:
     weights = np.array(list(shares.values()))
     return list(shares)[int(rng.choice(len(weights), p=weights / weights.sum()))]

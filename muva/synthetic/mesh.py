@@ -129,9 +129,9 @@ def tube_faces(rings: int, around: int) -> Indices:
     faces = []
     for ring in range(rings - 1):
         for point in range(around):
-            here, there = ring * around, (ring + 1) * around
+            lower, upper = ring * around, (ring + 1) * around
             following = (point + 1) % around
-            a, b, c, d = here + point, here + following, there + point, there + following
+            a, b, c, d = lower + point, lower + following, upper + point, upper + following
             faces += [(a, b, d), (a, d, c)]
     return np.array(faces, np.int32)
 

@@ -31,7 +31,7 @@ RENDERER_VERSION = 1
 TRACKS = 2
 """How often a person passes each camera: even images are of one pass, odd ones of another."""
 
-_SMALLEST_PX = 16
+_MIN_SIZE_PX = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +71,9 @@ def render(
         light = _over(light, behind)
     light = _over(light, cutout.layer)
     if rng.random() < find_domain(domain).occluded:
-        before = occluder(domain, camid, rng, height=height, width=width)
-        light = _over(light, before)
-        part_map = np.where(before[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
+        in_front = occluder(domain, camid, rng, height=height, width=width)
+        light = _over(light, in_front)
+        part_map = np.where(in_front[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
 
     rng = generator("sensor", domain, pid, camid, index)
     return SyntheticImage(
@@ -118,8 +118,8 @@ def _check(domain: str, *, pid: int, camid: int, index: int, height: int, width:
             f"synthetic image of {domain}: expected pid and camid from 1 and index from 0, "
             f"got pid {pid}, camid {camid}, index {index}"
         )
-    if min(height, width) < _SMALLEST_PX:
+    if min(height, width) < _MIN_SIZE_PX:
         raise MuvaError(
             f"synthetic image of {domain}: {height} x {width} is too small; "
-            f"height and width start at {_SMALLEST_PX} pixels"
+            f"height and width start at {_MIN_SIZE_PX} pixels"
         )

@@ -76,17 +76,17 @@ class Site:
 @lru_cache(maxsize=32)
 def site(domain: str, camid: int) -> Site:
     """Camera `camid` (from 1) of a domain."""
-    found = find_domain(domain)
-    if not 1 <= camid <= found.cameras:
-        raise MuvaError(f"{domain} has cameras 1 to {found.cameras}, not {camid}")
+    settings = find_domain(domain)
+    if not 1 <= camid <= settings.cameras:
+        raise MuvaError(f"{domain} has cameras 1 to {settings.cameras}, not {camid}")
     rng = generator("site", domain, camid)
     return Site(
-        camera=draw_camera(found.view, camid, rng),
-        light=draw_light(found.light, rng),
-        sensor=draw_sensor(found.sensor, rng),
-        ground=ground.paint_ground(found.scene.ground, rng),
-        backdrop=backdrop.paint_backdrop(found.scene.backdrop, rng),
-        backdrop_distance_m=rng.uniform(*found.scene.backdrop_distance_m),
+        camera=draw_camera(settings.view, camid, rng),
+        light=draw_light(settings.light, rng),
+        sensor=draw_sensor(settings.sensor, rng),
+        ground=ground.paint_ground(settings.scene.ground, rng),
+        backdrop=backdrop.paint_backdrop(settings.scene.backdrop, rng),
+        backdrop_distance_m=rng.uniform(*settings.scene.backdrop_distance_m),
     )
 
 

@@ -84,12 +84,12 @@ def surface_colours(points: Points, person: Identity, marks: Landmarks) -> Float
     for material, paint in painters.items():
         chosen = points.material == material
         if chosen.any():
-            colours[chosen] = paint(_part_of(points, chosen), person, marks)
+            colours[chosen] = paint(_select(points, chosen), person, marks)
     colours[points.material == Material.CAP] = shades["cap"]
     return colours
 
 
-def _part_of(points: Points, chosen: Flags) -> Points:
+def _select(points: Points, chosen: Flags) -> Points:
     return Points(
         material=points.material[chosen],
         normal=points.normal[chosen],
@@ -109,10 +109,10 @@ def _skin(points: Points, person: Identity, marks: Landmarks) -> Floats:
     colours = _plain(points, shades["skin"])
     x, y, z = points.canonical.T
     face = (y < marks.face_y + 0.075) & (z > marks.neck)
-    aside, below_crown = np.abs(x), marks.crown - z
-    eyes = (np.abs(aside - 0.032) < 0.014) & (np.abs(below_crown - 0.108) < 0.006)
-    brows = (np.abs(aside - 0.034) < 0.02) & (np.abs(below_crown - 0.088) < 0.005)
-    mouth = (aside < 0.024) & (np.abs(below_crown - 0.185) < 0.007)
+    off_centre, below_crown = np.abs(x), marks.crown - z
+    eyes = (np.abs(off_centre - 0.032) < 0.014) & (np.abs(below_crown - 0.108) < 0.006)
+    brows = (np.abs(off_centre - 0.034) < 0.02) & (np.abs(below_crown - 0.088) < 0.005)
+    mouth = (off_centre < 0.024) & (np.abs(below_crown - 0.185) < 0.007)
     colours[face & eyes] = _EYE_COLOUR
     colours[face & brows] = shades["hair"] * 0.8
     colours[face & mouth] = shades["skin"] * (0.8, 0.55, 0.55)

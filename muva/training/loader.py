@@ -56,11 +56,11 @@ class TrainingImages(Protocol):
 class CompactImages(Protocol):
     """Training images whose batches have a smaller form, for the way between processes."""
 
-    def compact(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
+    def uint8_batch(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
         """Images and part masks as `batch` gives them, the images in that form."""
         ...
 
-    def expanded(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:
         """The normalised images (B, 3, H, W) of a compact batch, on the device that it is on."""
         ...
 
@@ -118,7 +118,7 @@ class Loader:
         if not isinstance(self._images, CompactImages):
             return batch
         pixels, masks = batch
-        return self._images.expanded(pixels.to(self._device, non_blocking=True)), masks
+        return self._images.normalise(pixels.to(self._device, non_blocking=True)), masks
 
 
 def _by_thread(make: Callable[..., Batch], draws: Sequence[Draw]) -> Iterator[Batch]:
@@ -149,7 +149,7 @@ class _Drawn(Dataset[Batch | MuvaError]):
     """
 
     def __init__(self, images: TrainingImages):
-        self._make = images.compact if isinstance(images, CompactImages) else images.batch
+        self._make = images.uint8_batch if isinstance(images, CompactImages) else images.batch
 
     def __getitem__(self, draw: Draw) -> Batch | MuvaError:
         try:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muva.grounding.answers import best_box, boxes_in_text, largest_box, tidy_box
+from muva.grounding.answers import best_box, boxes_in_text, clip_box, largest_box
 from muva.grounding.experts.http import grounding as http_grounding
 from muva.grounding.experts.kosmos2 import cells_box
 from muva.grounding.experts.kosmos2 import grounding as kosmos_grounding
@@ -22,7 +22,7 @@ from muva.grounding.experts.qwen_vl import grounding as qwen_grounding
     ],
 )
 def test_corners_in_any_order_become_a_box_within_the_image(corners, box):
-    assert tidy_box(corners) == box
+    assert clip_box(corners) == box
 
 
 def test_of_several_boxes_the_largest_within_the_image_or_the_one_with_the_best_score():

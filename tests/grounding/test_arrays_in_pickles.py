@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muva.grounding.arrays_in_pickles import ForbiddenError, arrays_in
+from muva.grounding.arrays_in_pickles import ForbiddenGlobalError, load_arrays
 
 
 def reads(pickled: bytes) -> Any:
-    return arrays_in(io.BytesIO(pickled))
+    return load_arrays(io.BytesIO(pickled))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -66,7 +66,7 @@ def test_what_is_no_array_is_named_and_not_called(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pickled = pickle.dumps({"a.jpg": what}, protocol=protocol)
-    with pytest.raises(ForbiddenError, match=name):
+    with pytest.raises(ForbiddenGlobalError, match=name):
         reads(pickled)
     assert not list(tmp_path.iterdir())
 
@@ -83,7 +83,7 @@ def test_what_is_no_array_is_named_and_not_called(
 )
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_arrays_of_anything_but_numbers_are_refused(what: object, protocol: int) -> None:
-    with pytest.raises((ValueError, ForbiddenError)):
+    with pytest.raises((ValueError, ForbiddenGlobalError)):
         reads(pickle.dumps(what, protocol=protocol))
 
 

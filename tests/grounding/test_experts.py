@@ -286,7 +286,7 @@ def test_an_image_that_the_endpoint_refuses_is_named_with_its_reason(
 def test_neither_address_nor_token_of_an_endpoint_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUVA_EXPERT_URL", "http://me:s3cr3t@127.0.0.1:9/v1")
     monkeypatch.setenv("MUVA_EXPERT_TOKEN", "t0ken-s3cr3t")
-    monkeypatch.setattr("muva.grounding.experts.http.ATTEMPTS", 0)
+    monkeypatch.setattr("muva.grounding.experts.http.MAX_RETRIES", 0)
     chosen = choose_expert(GroundingConfig(expert="http", checkpoint="cogvlm"))
     assert "s3cr3t" not in repr(chosen)
     monkeypatch.delenv("MUVA_EXPERT_TOKEN")
@@ -311,7 +311,7 @@ def test_weights_that_have_changed_since_they_were_chosen_are_not_loaded(tmp_pat
 
 def test_the_shipped_expert_finds_parts_of_people_in_a_network_that_it_has_not_seen():
     chosen = choose_expert(GroundingConfig(expert="tiny"))
-    assert chosen.weights is not None and chosen.weights.place == "shipped:tiny"
+    assert chosen.weights is not None and chosen.weights.location == "shipped:tiny"
     assert chosen.weight_bytes() == pytest.approx(2.06e6 * 4, rel=0.05)
     shots = [
         render("syn-airport", pid=7000 + n, camid=1 + n % 4, index=0, height=128, width=64)

@@ -131,7 +131,7 @@ def test_quick_batches_are_told_of_together_and_slow_ones_each(town, monkeypatch
     each = [range(4), range(4, 8), range(8, 12), range(12, 13)]
     assert started() == [range(4), range(4, 13)]
     assert started(RetryPlan(isolate=frozenset({12}))) == each
-    monkeypatch.setattr(ground_module, "TELL_S", 1e-9)
+    monkeypatch.setattr(ground_module, "PROGRESS_INTERVAL_S", 1e-9)
     assert started() == each
 
 
@@ -260,13 +260,13 @@ def test_a_size_that_does_not_fit_is_not_tried_again(town):
 
 def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
     started: list[str] = []
-    decode = ground_module._decoded
+    decode = ground_module._decode_batch
 
     def decoded(rows, report, stretch):
         started.append(f"decode {stretch.start}")
         return decode(rows, report, stretch)
 
-    monkeypatch.setattr(ground_module, "_decoded", decoded)
+    monkeypatch.setattr(ground_module, "_decode_batch", decoded)
     on_start = lambda rows: started.append(f"begin {rows.start}")  # noqa: E731
     looked_at(
         town,

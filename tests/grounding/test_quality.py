@@ -81,7 +81,7 @@ def test_confidence_is_one_half_at_three_robust_deviations():
     boxes, found = crowd()
     middle = (boxes[:, 0, 0] + boxes[:, 0, 2]) / 2
     usual = np.median(middle)
-    spread = max(1.4826 * np.median(np.abs(middle - usual)), quality.PLACE_SPREAD)
+    spread = max(1.4826 * np.median(np.abs(middle - usual)), quality.MIN_POSITION_SPREAD)
     height, width = np.median(boxes[:, 0, 3] - boxes[:, 0, 1]), 0.2
     x, y = usual + 3 * spread, np.median(boxes[:, 0, 1] + boxes[:, 0, 3]) / 2
     boxes[0, 0] = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]

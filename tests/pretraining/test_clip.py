@@ -18,11 +18,11 @@ from muva.pretraining.clip import (
     unseen_people,
 )
 from muva.synthetic import BENCHMARK, PRETRAINING
-from muva.synthetic.caption import caption, every_phrase
+from muva.synthetic.caption import caption, vocabulary_texts
 from muva.synthetic.identity import identity
 
 IMAGE_SIZE = (32, 16)
-TOKEN_IDS = token_ids_in([*every_phrase(), *PROMPT_WORDS])
+TOKEN_IDS = token_ids_in([*vocabulary_texts(), *PROMPT_WORDS])
 
 
 def fresh_clip(seed: int = 0) -> open_clip.CLIP:

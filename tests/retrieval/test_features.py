@@ -49,9 +49,9 @@ def arrays_of(given: Features, **changes: np.ndarray) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", ["plain", "compressed", "by columns", "parquet"])
 def test_large_features_stay_on_disk_and_score_the_same(tmp_path, monkeypatch, form):
-    monkeypatch.setattr(features_module, "HELD_BYTES", 100)
-    monkeypatch.setattr(features_module, "_ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(features_module, "_BYTES_AT_ONCE", 64)
+    monkeypatch.setattr(features_module, "MAX_IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(features_module, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(features_module, "_CHUNK_BYTES", 64)
     given = features()
     path = tmp_path / ("f.parquet" if form == "parquet" else "f.npz")
     if form == "compressed":

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muva.retrieval.camera_rule import CameraRule, labels
+from muva.retrieval.camera_rule import CameraRule, checked_labels
 from muva.retrieval.match_ranks import (
-    Side,
+    FeatureChunk,
     Thresholds,
-    count_nearer_in,
-    judged_pairs,
+    count_nearer_in_chunk,
     match_ranks,
+    matching_and_ignored_pairs,
     pair_similarities,
 )
 
@@ -22,7 +22,7 @@ from muva.retrieval.match_ranks import (
 def rule_of(queries: int, gallery: int, *, people: int, seed: int) -> CameraRule:
     rng = np.random.default_rng(seed)
     sides = {
-        side: labels(
+        side: checked_labels(
             pids=rng.integers(-1, people, count),
             camids=rng.integers(0, 3, count),
             ids=None,
@@ -41,7 +41,7 @@ def naive(
     query, gallery = (f.astype(np.float64) for f in (query, gallery))
     ranks = []
     for index, row in enumerate(query):
-        matches, ignored = rule.judge(index)
+        matches, ignored = rule.matches_and_ignored(index)
         # Sums in one order for all: equal rows have equal ones.
         cosines = np.array([(row * other).sum() / np.sqrt((other**2).sum()) for other in gallery])
         out = {*ignored.tolist(), *rule.junk.tolist(), *left_out}
@@ -89,31 +89,30 @@ def test_what_float32_cannot_tell_apart_ranks_as_in_float64(seed, width, block_b
 def test_counts_of_stretches_add_up_to_those_of_the_gallery_in_any_order(seed, cuts):
     query, gallery = almost_equal(seed, queries=11, gallery=80, width=20)
     rule = rule_of(11, 80, people=6, seed=seed)
-    matches, ignored = judged_pairs(rule, 11)
-    queries = Side(query, "query_features")
+    matches, ignored = matching_and_ignored_pairs(rule, 11)
+    queries = FeatureChunk(query, "query_features")
     edges = [0, *sorted(cuts), 80]
-    stretches = [
-        Side(gallery[first:last], "gallery_features", first=first)
+    chunks = [
+        FeatureChunk(gallery[first:last], "gallery_features", first=first)
         for first, last in pairwise(edges)
     ]
     similarities = np.concatenate(
         [
             pair_similarities(
                 queries,
-                stretch,
-                matches.take(
-                    (matches.gallery >= stretch.first)
-                    & (matches.gallery < stretch.first + len(stretch))
+                chunk,
+                matches.select(
+                    (matches.gallery >= chunk.first) & (matches.gallery < chunk.first + len(chunk))
                 ),
             )
-            for stretch in stretches
+            for chunk in chunks
         ]
     )
     thresholds = Thresholds.of(matches, similarities, queries=11)
-    shuffled = [stretches[i] for i in np.random.default_rng(seed).permutation(len(stretches))]
+    shuffled = [chunks[i] for i in np.random.default_rng(seed).permutation(len(chunks))]
     counted = [
-        count_nearer_in(queries, stretch, thresholds, ignored=ignored, rule=rule)
-        for stretch in shuffled
+        count_nearer_in_chunk(queries, chunk, thresholds, ignored=ignored, rule=rule)
+        for chunk in shuffled
     ]
     whole = match_ranks(query, gallery, rule)
     summed = thresholds.ranks(np.sum(counted, axis=0), rule)
@@ -132,7 +131,9 @@ def test_equal_images_tie_wherever_a_product_puts_them(rows):
     side["gallery"][at] = np.repeat(side["query"], 2)
     rule = CameraRule(
         *(
-            labels(pids=pids, camids=np.full(len(pids), n), ids=None, count=len(pids), side=name)
+            checked_labels(
+                pids=pids, camids=np.full(len(pids), n), ids=None, count=len(pids), side=name
+            )
             for n, (name, pids) in enumerate(side.items())
         )
     )

@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 
 from muva.retrieval import Reranking, evaluate
 from muva.retrieval.distances import squared_distances
-from muva.retrieval.match_ranks import Side
-from muva.retrieval.nearest import Nearest, compare
-from muva.retrieval.reranking import encodings_of, reranked_blocks, reranked_distances
+from muva.retrieval.match_ranks import FeatureChunk
+from muva.retrieval.nearest import NearestNeighbours, compare_chunks
+from muva.retrieval.reranking import compute_encodings, reranked_blocks, reranked_distances
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "retrieval.npz"
 
 
 def dense(query, gallery, *, k1, k2, original_weight):
     """The definition word for word, on full matrices in float64."""
-    everyone = np.concatenate([query, gallery]).astype(np.float64)
-    everyone /= np.linalg.norm(everyone, axis=1, keepdims=True)
-    o = np.maximum(2 - 2 * everyone @ everyone.T, 0)
+    features = np.concatenate([query, gallery]).astype(np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    o = np.maximum(2 - 2 * features @ features.T, 0)
     o /= o.max(axis=1, keepdims=True)
     order = np.argsort(np.round(o, 12), axis=1, kind="stable")
 
     def reciprocal(i, k):
         return {j for j in order[i, : k + 1] if i in order[j, : k + 1]}
 
-    total = len(everyone)
+    total = len(features)
     v = np.zeros((total, total))
     for i in range(total):
         near = reciprocal(i, k1)
@@ -137,16 +137,16 @@ def test_neighbours_are_those_of_float64_cosines(seed, cut, count, block_bytes):
     rows = rng.standard_normal((5, 9)).astype(np.float32)[rng.integers(0, 5, 60)]
     rows[rng.random(60) < 0.5, 3] += np.float32(1e-7)
     counts = rng.random(60) < 0.9
-    nearest = Nearest.of(60, count=count)
-    one = Side(rows[:cut], "query_features")
-    other = Side(rows[cut:], "gallery_features", first=cut)
-    parts = [Nearest.of(len(side), count=count) for side in (one, one, other, other)]
-    shared = {"counts": counts, "block_bytes": block_bytes}
-    compare(one, one, of_one=parts[0], of_other=parts[0], **shared)
-    compare(one, other, of_one=parts[1], of_other=parts[2], **shared)
-    compare(other, other, of_one=parts[3], of_other=parts[3], **shared)
+    nearest = NearestNeighbours.empty(60, count=count)
+    one = FeatureChunk(rows[:cut], "query_features")
+    other = FeatureChunk(rows[cut:], "gallery_features", first=cut)
+    parts = [NearestNeighbours.empty(len(side), count=count) for side in (one, one, other, other)]
+    shared = {"included": counts, "block_bytes": block_bytes}
+    compare_chunks(one, one, found_for_one=parts[0], found_for_other=parts[0], **shared)
+    compare_chunks(one, other, found_for_one=parts[1], found_for_other=parts[2], **shared)
+    compare_chunks(other, other, found_for_one=parts[3], found_for_other=parts[3], **shared)
     for side, found in zip((one, one, other, other), parts, strict=True):
-        nearest.rows(side.place).merge(found)
+        nearest.rows(side.image_range).merge(found)
     exact = rows.astype(np.float64)
     cosines = np.array([[(a * b).sum() for b in exact] for a in exact])
     lengths = np.sqrt(np.diag(cosines))
@@ -155,7 +155,7 @@ def test_neighbours_are_those_of_float64_cosines(seed, cut, count, block_bytes):
         others = np.flatnonzero(counts)
         order = others[np.argsort(-cosines[image, others], kind="stable")][:count]
         assert nearest.images[image, : len(order)].tolist() == order.tolist()
-        assert (nearest.images[image, len(order) :] == Nearest.NONE).all()
+        assert (nearest.images[image, len(order) :] == NearestNeighbours.NONE).all()
         assert nearest.lowest[image] == pytest.approx(cosines[image, others].min(), abs=1e-15)
 
 
@@ -163,7 +163,7 @@ def test_junk_takes_no_part():
     query, gallery = clusters(1, 5), clusters(2, 40)
     junk = np.array([0, 7, 39])
     kept = np.setdiff1d(np.arange(40), junk)
-    encodings = encodings_of(query, gallery, left_out=junk, settings=Reranking())
+    encodings = compute_encodings(query, gallery, excluded=junk, settings=Reranking())
     (_, block), *_ = reranked_blocks(query, gallery, encodings)
     np.testing.assert_array_equal(block[:, kept], reranked_distances(query, gallery[kept]))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from muva.synthetic import DOMAINS
-from muva.synthetic.caption import caption, every_phrase
-from muva.synthetic.identity import DOUBLES, double_of, identity, stranger
+from muva.synthetic.caption import caption, vocabulary_texts
+from muva.synthetic.identity import DOUBLE_SHARE, double_of, identity, stranger
 
 PIDS = range(1, 201)
 
@@ -24,7 +24,7 @@ def doubles(domain: str) -> list[tuple[int, int]]:
 
 def test_about_the_stated_share_of_pairs_are_doubles(domain):
     share = len(doubles(domain)) / (len(PIDS) / 2)
-    assert share == pytest.approx(DOUBLES, abs=0.16)
+    assert share == pytest.approx(DOUBLE_SHARE, abs=0.16)
 
 
 def test_a_double_wears_its_models_colours_in_another_cut(domain):
@@ -54,7 +54,7 @@ def test_people_wear_what_their_domain_wears(domain):
 
 
 def test_captions_hold_only_words_of_the_stated_vocabulary():
-    known = set(re.findall(r"\w+", " ".join(every_phrase())))
+    known = set(re.findall(r"\w+", " ".join(vocabulary_texts())))
     for domain in DOMAINS:
         for pid in PIDS:
             assert set(re.findall(r"\w+", caption(identity(domain, pid)))) <= known

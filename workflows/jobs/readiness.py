@@ -11,7 +11,7 @@ from typing import Any, Literal
 from muva.config import ExperimentConfig
 from muva.data.artifacts import find_artifact
 from muva.errors import MuvaError
-from muva.grounding.experts import BYTES, EXPERTS
+from muva.grounding.experts import BYTES_PER_PARAMETER, EXPERTS
 from muva.synthetic import DOMAINS
 from tracking.redaction import redact
 from tracking.source import JOB_VARIABLE
@@ -260,7 +260,11 @@ def _expert_check(config: ExperimentConfig, most: int) -> Check:
     if config.grounding.checkpoint not in ("", info.checkpoint):
         return note("expert", name, f"how large {config.grounding.checkpoint} is, is not known")
     asked = config.grounding.precision
-    scale = 1.0 if asked == "default" else BYTES[asked] / BYTES[info.precision]
+    scale = (
+        1.0
+        if asked == "default"
+        else BYTES_PER_PARAMETER[asked] / BYTES_PER_PARAMETER[info.precision]
+    )
     from workflows.runtime.expert_pool import ROOM_FOR_ANSWERS
 
     needed = round(ROOM_FOR_ANSWERS * info.memory_gb * 1e9 * scale)

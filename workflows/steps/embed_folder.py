@@ -23,8 +23,8 @@ from muva.data.benchmarks.listing import IMAGE_SUFFIXES, image_files
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.errors import MuvaError
 from muva.models import described
-from muva.retrieval.features import roomy_array
-from muva.retrieval.gallery import EmbeddedBy, Gallery
+from muva.retrieval.features import allocate_or_memmap
+from muva.retrieval.gallery import EmbeddingSource, Gallery
 from workflows.session import Session
 from workflows.steps.embed import EvaluationSet, features_step, image_labels
 from workflows.steps.rank import FeatureParts
@@ -60,7 +60,7 @@ def embed_folder(
             "), found none"
         )
     bundle = muva.load(model.uri).to("cuda" if torch.cuda.is_available() else "cpu")
-    features = roomy_array((len(files), bundle.feature_dim), np.float32)
+    features = allocate_or_memmap((len(files), bundle.feature_dim), np.float32)
     ids: list[str] = []
     set_aside: list[dict[str, str]] = []
     for first, images in _decoded(files):
@@ -86,7 +86,7 @@ def embed_folder(
             pids=None,
             camids=None,
             split=None,
-            by=_by(model, folder=f"{folder.absolute()}"),
+            source=_by(model, folder=f"{folder.absolute()}"),
         ),
         set_aside=set_aside,
     )
@@ -124,14 +124,16 @@ def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train
             pids=who.pids,
             camids=who.camids,
             split=None if train else who.split,
-            by=_by(model, dataset=dataset.uri),
+            source=_by(model, dataset=dataset.uri),
         )
     )
 
 
-def _by(model: Artifact, *, folder: str | None = None, dataset: str | None = None) -> EmbeddedBy:
+def _by(
+    model: Artifact, *, folder: str | None = None, dataset: str | None = None
+) -> EmbeddingSource:
     facts = described(model)
-    return EmbeddedBy(
+    return EmbeddingSource(
         model=model.uri,
         weights=facts["sha256"],
         image_height=facts["model"]["image_height"],

@@ -49,11 +49,11 @@ def masks_of(
         return None
     count = len(images)
     chosen = np.unique(np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(int))
-    pixels, expert = images.compact(chosen, None)
+    pixels, expert = images.uint8_batch(chosen, None)
     assert expert is not None
     was_training = model.training
     model.eval()
-    encoded = model.encode_images(images.expanded(pixels.to(device)))
+    encoded = model.encode_images(images.normalise(pixels.to(device)))
     model.train(was_training)
     assert encoded.mask_probabilities is not None
     return Masks(

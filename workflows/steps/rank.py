@@ -22,14 +22,14 @@ from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule
 from muva.retrieval.camera_rule import labels as identity_labels
 from muva.retrieval.distances import even_slices
-from muva.retrieval.features import Features, roomy_array
+from muva.retrieval.features import Features, allocate_or_memmap
 from muva.retrieval.match_ranks import (
+    FeatureChunk,
     MatchRanks,
     Pairs,
-    Side,
     Thresholds,
-    count_nearer_in,
-    judged_pairs,
+    count_nearer_in_chunk,
+    matching_and_ignored_pairs,
     pair_similarities,
 )
 from muva.retrieval.nearest import Nearest, compare
@@ -78,7 +78,7 @@ class FeatureParts:
             places = np.flatnonzero(part_of == part)
             values = self._part(int(self.firsts[part]))
             if features is None:
-                features = roomy_array((len(images), values.shape[1]), values.dtype)
+                features = allocate_or_memmap((len(images), values.shape[1]), values.dtype)
             features[places] = values[images[places] - self.firsts[part]]
         assert features is not None, "no images are asked for"
         return features
@@ -160,7 +160,7 @@ def encodings_by_tasks(
     chunk_images: int = CHUNK_IMAGES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encodings:
-    """As `encodings_of`, the images compared by tasks: the same numbers for any of them.
+    """As `compute_encodings`, the images compared by tasks: the same numbers for any of them.
 
     `tell` hears of pairs of images that have been compared, and of all. Needs a Ray cluster.
     """
@@ -227,7 +227,7 @@ def _count(
         thresholds,
         ignored=ignored,
         rule=rule,
-        shifts=encodings,
+        rescoring=encodings,
     )
 
 
@@ -240,7 +240,7 @@ def _compare(
     theirs, of_theirs = mine, of_mine
     if other.first != one.first:
         theirs = other.side("features")
-        of_theirs = Nearest.of(len(other.images), count=neighbours)
+        of_theirs = NearestNeighbours.empty(len(other.images), count=neighbours)
         found.append((other.place, of_theirs))
-    compare(mine, theirs, of_one=of_mine, of_other=of_theirs, counts=counts)
+    compare_chunks(mine, theirs, found_for_one=of_mine, found_for_other=of_theirs, included=counts)
     return found

@@ -158,7 +158,7 @@ def score_trials(
             np.array([index_of[i] for i in ids if i in index_of])
             for ids in (trial.query, trial.gallery)
         )
-        chosen = embedded.chosen(query=query, gallery=gallery)
+        chosen = embedded.select(query=query, gallery=gallery)
         rerank = _encodings(chosen) if config.rerank else False
         result = score_features(chosen, config, rerank=rerank)
         every.append(scores_of(chosen, config, result))
@@ -230,10 +230,10 @@ def score_features(
 
 def _encodings(features: Features) -> Encodings:
     inputs = features.retrieval_inputs()
-    return encodings_of(
+    return compute_encodings(
         inputs["query_features"],
         inputs["gallery_features"],
-        left_out=np.flatnonzero(inputs["gallery_pids"] == JUNK_PID),
+        excluded=np.flatnonzero(inputs["gallery_pids"] == JUNK_PID),
         settings=Reranking(),
     )
 

@@ -66,13 +66,13 @@ def embed_verb(
     result = {
         "features": f"{out}",
         "images": len(gallery),
-        "feature_dim": gallery.by.feature_dim,
-        "model": gallery.by.model,
+        "feature_dim": gallery.source.feature_dim,
+        "model": gallery.source.model,
         "people_known": gallery.pids is not None,
         "set_aside": embedded.set_aside,
     }
     text = (
-        f"{out}: {len(gallery)} images, features {gallery.by.feature_dim} wide\n"
+        f"{out}: {len(gallery)} images, features {gallery.source.feature_dim} wide\n"
         f"muva search --query IMAGE --gallery {out}"
     )
     if gallery.pids is not None:

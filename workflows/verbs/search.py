@@ -62,20 +62,20 @@ def search_verb(
     muva search --query cam1/0007.jpg --gallery crops.parquet --top 5 --json
     """
     gallery = read_gallery(file)
-    address = gallery.by.model
+    address = gallery.source.model
     if model is not None:
         address = _same_model(session, model, gallery, file)
-    place = gallery.place_of(query)
+    place = gallery.index_of(query)
     if place is not None:
         feature = gallery.features[place]
     else:
         feature = _feature_of(query, address, gallery, file)
-    places, cosines = gallery.most_similar(feature, top=top, without=place)
+    places, cosines = gallery.most_similar(feature, top=top, exclude=place)
     matches = [
-        {"rank": rank, **gallery.told(found), "similarity": round(float(cosine), 6)}
+        {"rank": rank, **gallery.describe(found), "similarity": round(float(cosine), 6)}
         for rank, (found, cosine) in enumerate(zip(places.tolist(), cosines, strict=True), start=1)
     ]
-    asked = {"image_id": query} if place is None else gallery.told(place)
+    asked = {"image_id": query} if place is None else gallery.describe(place)
     result = {"query": asked, "gallery": f"{file}", "model": address, "matches": matches}
     text = as_text(_table(matches))
     if sheet is not None:
@@ -90,9 +90,9 @@ def search_verb(
 def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> str:
     """The address of the model that a person names; MuvaError unless the gallery is of it."""
     artifact = find_model(session.store, model)
-    if described(artifact)["sha256"] != gallery.by.weights:
+    if described(artifact)["sha256"] != gallery.source.weights:
         raise MuvaError(
-            f"{file}: its features are not of {artifact.uri} but of {gallery.by.model}. Features "
+            f"{file}: its features are not of {artifact.uri} but of {gallery.source.model}. Features "
             "of two models cannot be compared: embed the images with the model that is to "
             "be used, or leave --model out"
         )
@@ -113,7 +113,7 @@ def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.nd
         raise MuvaError(
             f"{error}. It is the model that {file} names; --model says where it is now"
         ) from error
-    if weights != gallery.by.weights:
+    if weights != gallery.source.weights:
         raise MuvaError(
             f"{address} is not the model any more that made {file}: its weights are others. Embed "
             "the images again, or name the model with --model"
@@ -124,12 +124,12 @@ def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.nd
 def _images(gallery: Gallery, places: Sequence[int], folder: Path | None) -> list[Image.Image]:
     """The gallery's images at these places."""
     ids = [str(gallery.ids[place]) for place in places]
-    if folder is None and gallery.by.dataset is not None:
-        dataset = open_dataset(open_artifact(gallery.by.dataset))
+    if folder is None and gallery.source.dataset is not None:
+        dataset = open_dataset(open_artifact(gallery.source.dataset))
         rows = dataset.rows(["image_id"])
         numbers = dict(zip(rows["image_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
         return [decode_rgb(image) for image in dataset.read_images([numbers[i] for i in ids])]
-    root = folder or Path(gallery.by.folder or ".")
+    root = folder or Path(gallery.source.folder or ".")
     return [_opened(root / image_id) for image_id in ids]
 
 

@@ -82,16 +82,16 @@ def count(records: Iterable[Record]) -> dict[Split, Counts]:
 
 def is_complete(benchmark: Benchmark, records: Sequence[Record]) -> bool:
     """Whether a tree holds what was published of the data set."""
-    return all(expected == here for _, _, expected, here in _compared(benchmark, records))
+    return all(expected == found for _, _, expected, found in _compared(benchmark, records))
 
 
 def counts_differ(benchmark: Benchmark, records: Sequence[Record], *, where: str) -> MuvaError:
     """What to say of a tree that is not complete: both tables, and what to do."""
     lines = [f"{'':8} {'':10} {'expected':>9} {'found':>9}"]
-    for split, name, expected, here in _compared(benchmark, records):
-        if expected or here:
-            mark = "" if expected == here else "  differs"
-            lines.append(f"{split:8} {name:10} {expected:9} {here:9}{mark}")
+    for split, name, expected, found in _compared(benchmark, records):
+        if expected or found:
+            mark = "" if expected == found else "  differs"
+            lines.append(f"{split:8} {name:10} {expected:9} {found:9}{mark}")
     return MuvaError(
         f"{benchmark.title} at {where}: expected the counts of {benchmark.counts_from}, found "
         "others:\n" + "\n".join(lines) + "\nIs the copy complete, and of this version? "
@@ -103,10 +103,10 @@ def _compared(
     benchmark: Benchmark, records: Sequence[Record]
 ) -> Iterator[tuple[Split, str, int, int]]:
     """Split, what is counted, its published count and the one here; none where none is known."""
-    found = count(records)
-    nothing = Counts(images=0, identities=0, cameras=0)
+    actual = count(records)
+    empty = Counts(images=0, identities=0, cameras=0)
     for split in SPLITS:
-        expected, here = benchmark.counts.get(split, nothing), found.get(split, nothing)
+        published, of_copy = benchmark.counts.get(split, empty), actual.get(split, empty)
         for name in ("images", "identities", "cameras"):
-            if getattr(expected, name) is not None:
-                yield split, name, getattr(expected, name), getattr(here, name)
+            if getattr(published, name) is not None:
+                yield split, name, getattr(published, name), getattr(of_copy, name)

@@ -13,9 +13,9 @@ from muva.config import GroundingConfig
 from muva.errors import MuvaError, closest
 from muva.grounding.expert import Expert
 from muva.grounding.experts.http import Endpoint
-from muva.grounding.experts.pretrained import Weights, parameters_in, pinned
+from muva.grounding.experts.pretrained import Weights, parameters_in, pin
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BYTES_PER_PARAMETER = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Of a number in each precision."""
 
 
@@ -141,10 +141,12 @@ class ChosenExpert:
         if self.weights is None or self.name == "http":
             return 0
         if self.weights.folder is not None:
-            return parameters_in(self.weights.folder) * BYTES[self.precision]
-        if self.weights.place == self.info.checkpoint:
+            return parameters_in(self.weights.folder) * BYTES_PER_PARAMETER[self.precision]
+        if self.weights.location == self.info.checkpoint:
             own = self.info.memory_gb * 1e9
-            return round(own * BYTES[self.precision] / BYTES[self.info.precision])
+            return round(
+                own * BYTES_PER_PARAMETER[self.precision] / BYTES_PER_PARAMETER[self.info.precision]
+            )
         return None
 
     def load(self) -> Expert:
@@ -154,14 +156,14 @@ class ChosenExpert:
         if self.name == "http":
             assert self.weights is not None
             return adapter(
-                self.weights.place,
+                self.weights.location,
                 self.endpoint,
                 coordinates=self.coordinates,
                 requests_per_second=self.requests_per_second,
             )
         if self.weights is None:
             return adapter()
-        self.weights.check_here()
+        self.weights.verify()
         return adapter(self.weights, precision=self.precision)
 
 
@@ -171,8 +173,8 @@ def choose_expert(config: GroundingConfig) -> ChosenExpert:
     Raises MuvaError with the closest name for an unknown one, and for weights that are not there.
     """
     if config.expert not in EXPERTS:
-        near = closest(config.expert, sorted(EXPERTS), most=len(EXPERTS))
-        raise MuvaError(f"expert {config.expert!r} is unknown; {near}")
+        suggestion = closest(config.expert, sorted(EXPERTS), most=len(EXPERTS))
+        raise MuvaError(f"expert {config.expert!r} is unknown; {suggestion}")
     info = EXPERTS[config.expert]
     checkpoint = config.checkpoint or info.checkpoint
     weights = None
@@ -181,9 +183,9 @@ def choose_expert(config: GroundingConfig) -> ChosenExpert:
             raise MuvaError(
                 "expert http: grounding.checkpoint is empty; expected the name of the served model"
             )
-        weights = Weights(place=checkpoint, revision=config.revision)
+        weights = Weights(location=checkpoint, revision=config.revision)
     elif checkpoint:
-        weights = pinned(checkpoint, config.revision)
+        weights = pin(checkpoint, config.revision)
     elif config.checkpoint or config.revision:
         raise MuvaError(f"expert {config.expert} has no weights: expected no checkpoint for it")
     return ChosenExpert(
@@ -191,7 +193,7 @@ def choose_expert(config: GroundingConfig) -> ChosenExpert:
         weights=weights,
         precision=info.precision if config.precision == "default" else config.precision,
         coordinates=config.coordinates if config.expert == "http" else "",
-        endpoint=Endpoint.of_environment() if config.expert == "http" else None,
+        endpoint=Endpoint.from_environment() if config.expert == "http" else None,
         requests_per_second=config.requests_per_second,
     )
 

@@ -32,16 +32,16 @@ Coordinates = Literal["fractions", "thousandths", "pixels"]
 """What a served model counts in: CogVLM (its zero-padded `[[x0,y0,x1,y1]]`) and Qwen3-VL in
 thousandths, others in pixels of the image as it was sent."""
 
-REFUSED = (400, 413, 415, 422)
+REJECTING_STATUSES = (400, 413, 415, 422)
 """What an endpoint answers to an image that it will not look at: too large, too small, filtered."""
-TOLD = 200
+MAX_REASON_CHARS = 200
 """Characters of its reason that are passed on."""
 
-ATTEMPTS = 6
+MAX_RETRIES = 6
 BACKOFF_S = 0.5
-ANSWER_S = 120.0
-ANSWER_TOKENS = 128
-AT_ONCE = 8
+TIMEOUT_S = 120.0
+MAX_NEW_TOKENS = 128
+MAX_CONCURRENT_REQUESTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +52,19 @@ class Endpoint:
     token: str = field(repr=False)
 
     @classmethod
-    def of_environment(cls) -> Endpoint:
+    def from_environment(cls) -> Endpoint:
         """What the two variables say now; empty for one that is not set."""
         url = os.environ.get(URL_VARIABLE, "").rstrip("/")
         return cls(url=url, token=os.environ.get(TOKEN_VARIABLE, ""))
 
     @property
-    def shown(self) -> str:
+    def redacted_url(self) -> str:
         """The address without what may be a password."""
         return re.sub(r"//[^/]*@", "//***@", self.url)
 
-    def masked(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text without the secrets."""
-        text = text.replace(self.url, self.shown) if self.url else text
+        text = text.replace(self.url, self.redacted_url) if self.url else text
         return text.replace(self.token, "***") if self.token else text
 
 
@@ -81,7 +81,7 @@ class HttpExpert:
     ) -> None:
         if not endpoint.url.startswith(("http://", "https://")):
             raise MuvaError(
-                f"expert http: {URL_VARIABLE} is {endpoint.shown or 'not set'!r}; expected the "
+                f"expert http: {URL_VARIABLE} is {endpoint.redacted_url or 'not set'!r}; expected the "
                 "endpoint's address, for example http://127.0.0.1:8000/v1"
             )
         if coordinates not in get_args(Coordinates):
@@ -91,16 +91,16 @@ class HttpExpert:
             )
         self._coordinates: Coordinates = coordinates
         self._model, self._endpoint = model, endpoint
-        self._pace = _Pace(requests_per_second)
+        self._rate_limiter = _RateLimiter(requests_per_second)
         self._session = requests.Session()
         retry = Retry(
-            total=ATTEMPTS,
+            total=MAX_RETRIES,
             backoff_factor=BACKOFF_S,
             status_forcelist=(408, 429, 500, 502, 503, 504),
             allowed_methods=None,
             respect_retry_after_header=True,
         )
-        adapter = HTTPAdapter(max_retries=retry, pool_maxsize=AT_ONCE)
+        adapter = HTTPAdapter(max_retries=retry, pool_maxsize=MAX_CONCURRENT_REQUESTS)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         if endpoint.token:
@@ -113,13 +113,13 @@ class HttpExpert:
 
         RefusedImageError when it refuses an image.
         """
-        asked = [(image, phrase) for image in images for phrase in phrases.values()]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(lambda pair: self._answer(*pair), asked))
-        return [found[i : i + len(phrases)] for i in range(0, len(found), len(phrases))]
+        requests_to_send = [(image, phrase) for image in images for phrase in phrases.values()]
+        with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
+            groundings = list(pool.map(lambda pair: self._answer(*pair), requests_to_send))
+        return [groundings[i : i + len(phrases)] for i in range(0, len(groundings), len(phrases))]
 
     def _answer(self, image: GroundingImage, phrase: str) -> Grounding:
-        self._pace.wait()
+        self._rate_limiter.wait()
         content = [
             {"type": "image_url", "image_url": {"url": _data_url(image)}},
             {"type": "text", "text": QUESTION.format(phrase=phrase)},
@@ -131,24 +131,24 @@ class HttpExpert:
                     "model": self._model,
                     "messages": [{"role": "user", "content": content}],
                     "temperature": 0,
-                    "max_tokens": ANSWER_TOKENS,
+                    "max_tokens": MAX_NEW_TOKENS,
                 },
-                timeout=ANSWER_S,
+                timeout=TIMEOUT_S,
             )
-            if answer.status_code in REFUSED:
-                told = self._endpoint.masked(" ".join(answer.text.split()))[:TOLD]
-                raise RefusedImageError(f"the endpoint refused it: {answer.status_code} {told}")
+            if answer.status_code in REJECTING_STATUSES:
+                body = self._endpoint.redact(" ".join(answer.text.split()))[:MAX_REASON_CHARS]
+                raise RefusedImageError(f"the endpoint refused it: {answer.status_code} {body}")
             answer.raise_for_status()
             text = answer.json()["choices"][0]["message"]["content"]
         except requests.RequestException as error:
             raise MuvaError(
-                f"expert http: {self._model} at {self._endpoint.shown} does not answer "
-                f"({type(error).__name__}: {self._endpoint.masked(str(error))}). Is it up, is "
+                f"expert http: {self._model} at {self._endpoint.redacted_url} does not answer "
+                f"({type(error).__name__}: {self._endpoint.redact(str(error))}). Is it up, is "
                 f"{TOKEN_VARIABLE} right, and is the model served under this name?"
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise MuvaError(
-                f"expert http: {self._endpoint.shown} answers in another form ({error!r}): "
+                f"expert http: {self._endpoint.redacted_url} answers in another form ({error!r}): "
                 "expected that of an OpenAI-compatible chat endpoint"
             ) from error
         return grounding(text or "", self._coordinates, image.image.size)
@@ -164,7 +164,7 @@ def grounding(text: str, coordinates: Coordinates, size: tuple[int, int]) -> Gro
     return Grounding(box=largest_box(boxes), answer=text)
 
 
-class _Pace:
+class _RateLimiter:
     """Lets so many pass a second, whatever the number of threads."""
 
     def __init__(self, per_second: float | None) -> None:

@@ -10,11 +10,11 @@ from transformers import Kosmos2ForConditionalGeneration, Kosmos2Processor
 
 from muva.data.records import Box
 from muva.grounding.answers import largest_box
-from muva.grounding.expert import Grounding, GroundingImage, phrase_by_phrase
+from muva.grounding.expert import Grounding, GroundingImage, ground_each_phrase
 from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 CELLS = 32
-ANSWER_TOKENS = 16
+MAX_NEW_TOKENS = 16
 _BOX = re.compile(r"<patch_index_(\d{4})><patch_index_(\d{4})>")
 
 
@@ -30,7 +30,7 @@ class Kosmos2Expert:
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
         """See `Expert`."""
-        return phrase_by_phrase(lambda phrase: self._answers(images, phrase), phrases)
+        return ground_each_phrase(lambda phrase: self._answers(images, phrase), phrases)
 
     @torch.inference_mode()
     def _answers(self, images: Sequence[GroundingImage], phrase: str) -> list[Grounding]:
@@ -40,11 +40,11 @@ class Kosmos2Expert:
             return_tensors="pt",
         ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
-        asked = inputs["input_ids"].shape[1]
+        prompt_length = inputs["input_ids"].shape[1]
         answers = self._model.generate(
-            **inputs, max_new_tokens=ANSWER_TOKENS, num_beams=1, do_sample=False
+            **inputs, max_new_tokens=MAX_NEW_TOKENS, num_beams=1, do_sample=False
         )
-        texts = self._processor.batch_decode(answers[:, asked:], skip_special_tokens=False)
+        texts = self._processor.batch_decode(answers[:, prompt_length:], skip_special_tokens=False)
         return [grounding(text) for text in texts]
 
 

@@ -39,10 +39,10 @@ class Owlv2Expert:
         boxes = outputs.pred_boxes.float()
         return [
             [
-                _answer(boxes[place], scores[place, :, phrase], image.image.size)
+                _answer(boxes[index], scores[index, :, phrase], image.image.size)
                 for phrase in range(len(phrases))
             ]
-            for place, image in enumerate(images)
+            for index, image in enumerate(images)
         ]
 
 

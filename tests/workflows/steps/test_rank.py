@@ -56,7 +56,7 @@ def test_parts_give_the_images_asked_for_in_their_order(tmp_path, monkeypatch):
     parts = kept(tmp_path, features)
     asked = np.random.default_rng(1).permutation(len(features))[:777]
     assert np.array_equal(parts.read(asked), features[asked])
-    monkeypatch.setattr(features_module, "HELD_BYTES", 1000)
+    monkeypatch.setattr(features_module, "MAX_IN_MEMORY_BYTES", 1000)
     mapped = parts.read(asked)
     assert isinstance(mapped, np.memmap)
     assert np.array_equal(mapped, features[asked])
