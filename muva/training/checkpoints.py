@@ -12,7 +12,7 @@ from torch import Tensor
 
 from muva.config import Section, flat
 from muva.errors import MuvaError
-from muva.training.report import State
+from muva.training.report import Checkpoint
 
 FORMAT_VERSION = 1
 TENSORS, VALUES = "state.safetensors", "state.json"
@@ -21,11 +21,11 @@ Settings = Mapping[str, Section | int]
 """Section or single setting by name."""
 
 
-def save_checkpoint(folder: Path, state: State) -> None:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a state into a folder; the JSON, written last, makes it whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: v.contiguous() for key, v in state.items() if isinstance(v, Tensor)}
-    values = {key: v for key, v in state.items() if not isinstance(v, Tensor)}
+    tensors = {key: v.contiguous() for key, v in checkpoint.items() if isinstance(v, Tensor)}
+    values = {key: v for key, v in checkpoint.items() if not isinstance(v, Tensor)}
     stored = save(tensors)
     description = {
         "format_version": FORMAT_VERSION,
@@ -44,14 +44,14 @@ def told_settings(settings: Settings) -> dict[str, str]:
     return {SETTINGS: json.dumps(_plain(settings))}
 
 
-def check_settings(state: State, settings: Settings) -> None:
+def check_settings(checkpoint: Checkpoint, settings: Settings) -> None:
     """Raises MuvaError, which names them, where a state was trained with other settings.
 
     A state that tells none is taken as it is.
     """
-    if SETTINGS not in state:
+    if SETTINGS not in checkpoint:
         return
-    theirs = dict(flat(json.loads(str(state[SETTINGS]))))
+    theirs = dict(flat(json.loads(str(checkpoint[SETTINGS]))))
     changed = [
         f"{name} is {value}, of the checkpoint {theirs[name]}"
         for name, value in flat(_plain(settings))
@@ -71,7 +71,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(folder: Path) -> State:
+def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a state back; raises MuvaError when it is unfinished, damaged or of another format."""
     try:
         description = json.loads((folder / VALUES).read_text())

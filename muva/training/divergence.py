@@ -17,7 +17,7 @@ from torch import Tensor
 from muva.errors import MuvaError
 from muva.model.distributed import gather_batch, on_any_worker
 from muva.model.precision import Precision
-from muva.training.report import State
+from muva.training.report import Checkpoint
 
 
 class NotFiniteError(MuvaError):
@@ -25,11 +25,11 @@ class NotFiniteError(MuvaError):
 
 
 class DivergedError(NotFiniteError):
-    """A step's loss is not finite. `state()` is the state before that step, from all workers."""
+    """A step's loss is not finite. `checkpoint()` is the state before that step, from all workers."""
 
-    def __init__(self, message: str, state: Callable[[], State]):
+    def __init__(self, message: str, checkpoint: Callable[[], Checkpoint]):
         super().__init__(message)
-        self.state = state
+        self.checkpoint = checkpoint
 
 
 def is_finite(loss: Float[Tensor, ""]) -> bool:

@@ -16,7 +16,7 @@ from muva.training.divergence import DivergedError, is_finite, remedies, told_lo
 from muva.training.losses import Stage2Losses
 from muva.training.memory import VisualMemory
 from muva.training.sampler import BatchDraw
-from muva.training.stage2_state import neck_statistics, stage2_state
+from muva.training.stage2_checkpoint import neck_statistics, stage2_checkpoint
 
 
 class Guard:
@@ -59,7 +59,7 @@ class Guard:
             f"The weights are those before this step. Images of the batch: {', '.join(image_ids)}. "
             f"{remedies('stage2', settings.lr, precision)}",
             lambda: {
-                **stage2_state(self._epoch, self._model, self._optimiser, self._scaler),
+                **stage2_checkpoint(self._epoch, self._model, self._optimiser, self._scaler),
                 **{f"model/{name}": value.cpu() for name, value in self._neck.items()},
                 "step": self._step,
                 "memory": self._memory.centroids.detach().to("cpu", copy=True),

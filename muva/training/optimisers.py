@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from muva.config import Stage1Config, Stage2Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
-from muva.training.report import State
+from muva.training.report import Checkpoint
 
 FUSED_DEVICES = ("cpu", "cuda")
 
@@ -99,7 +99,7 @@ def optimiser_state(
 
 
 def restore_optimiser(
-    optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor], state: State
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor], state: Checkpoint
 ) -> None:
     """Undo `optimiser_state`; raises MuvaError when the state belongs to other parameters."""
     names = {parameter: name for name, parameter in parameters.items()}

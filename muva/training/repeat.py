@@ -11,9 +11,9 @@ from muva.training.images import TrainingImages
 from muva.training.losses import Stage2Losses
 from muva.training.memory import new_memory
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
-from muva.training.report import State
+from muva.training.report import Checkpoint
 from muva.training.stage2 import training_step
-from muva.training.stage2_state import restore_stage2
+from muva.training.stage2_checkpoint import restore_stage2
 
 
 def repeat_step(
@@ -22,7 +22,7 @@ def repeat_step(
     images: TrainingImages,
     settings: Stage2Config,
     device: torch.device,
-    state: State,
+    checkpoint: Checkpoint,
 ) -> tuple[TrainingOutputs, Stage2Losses]:
     """The step that a DivergedError's state lies before, done again by one process.
 
@@ -33,7 +33,7 @@ def repeat_step(
     precision = resolve_precision(settings.precision, device)
     optimiser = stage2_optimiser(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    indices, flips, centroids = (state.get(key) for key in ("indices", "flips", "memory"))
+    indices, flips, centroids = (checkpoint.get(key) for key in ("indices", "flips", "memory"))
     if not (
         isinstance(indices, Tensor) and isinstance(flips, Tensor) and isinstance(centroids, Tensor)
     ):
@@ -41,7 +41,7 @@ def repeat_step(
             "this state is none of a step: no indices, flips or memory in it; expected one that a "
             "diverged training saved"
         )
-    epoch = restore_stage2(model, optimiser, scaler, state)
+    epoch = restore_stage2(model, optimiser, scaler, checkpoint)
     set_learning_rate(optimiser, stage2_lr(epoch, settings))
     pixels, masks = images.batch(indices.numpy(), flips)
     return training_step(

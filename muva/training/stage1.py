@@ -31,7 +31,7 @@ from muva.training.optimisers import (
     stage1_lr,
     stage1_optimiser,
 )
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 from muva.training.sampler import pk_batches
 
 
@@ -75,14 +75,14 @@ def learn_prompts(
     settings: Stage1Config,
     seed: int,
     identities: range | None = None,
-    state: State | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[EpochReport]:
     """Learn the contexts of `model` on the device it is on, yielding after each epoch.
 
     `centroids`: of the identities' features before the BN neck, see `image_centroids`.
     `identities` learns only those (a contiguous share, see `identity_shares`): its losses are their
     part of the whole batch's, to be summed over shares.
-    `state` is a former report's state, of the same share: training goes on behind its epoch. A loss
+    `checkpoint` is a former report's state, of the same share: training goes on behind its epoch. A loss
     that is not finite is a DivergedError, with a state for `repeat_prompt_loss`.
     """
     share = identities if identities is not None else range(model.identities)
@@ -90,9 +90,9 @@ def learn_prompts(
     precision = resolve_precision(settings.precision, contexts.device)
     optimiser = stage1_optimiser(contexts, settings)
     sections = {"stage1": settings, "prompts": model.prompt_config, "seed": seed}
-    if state is not None:
-        check_settings(state, sections)
-    first_epoch = 1 if state is None else _restore(contexts, optimiser, state)
+    if checkpoint is not None:
+        check_settings(checkpoint, sections)
+    first_epoch = 1 if checkpoint is None else _restore(contexts, optimiser, checkpoint)
     model.contexts.data[share.start : share.stop] = contexts.detach()
     centroids = centroids.to(contexts.device)
     for epoch in range(first_epoch, settings.epochs + 1):
@@ -117,14 +117,14 @@ def learn_prompts(
                 precision=precision,
             )
             if not loss.isfinite():  # before anything moves; the host waits, see divergence.py
-                state = {
-                    **_state(epoch, contexts, optimiser),
+                checkpoint = {
+                    **_checkpoint(epoch, contexts, optimiser),
                     "step": step,
                     "first_identity": share.start,
                     "labels": torch.as_tensor(labels[batch]),
                     "centroids": centroids.to("cpu", copy=True),
                 }
-                raise _diverged(loss.item(), state, remedies("stage1", settings.lr, precision))
+                raise _diverged(loss.item(), checkpoint, remedies("stage1", settings.lr, precision))
             prompt_step(loss, optimiser)
             losses.append(loss.detach())
         model.contexts.data[share.start : share.stop] = contexts.detach()
@@ -133,8 +133,8 @@ def learn_prompts(
             epoch=epoch,
             metrics={"loss": float(np.mean(step_losses)) if losses else 0.0, "lr": lr},
             step_losses=step_losses,
-            state=lambda epoch=epoch: {
-                **_state(epoch, contexts, optimiser),
+            checkpoint=lambda epoch=epoch: {
+                **_checkpoint(epoch, contexts, optimiser),
                 **told_settings(sections),
             },
         )
@@ -173,13 +173,15 @@ def prompt_step(loss: Float[Tensor, ""], optimiser: torch.optim.Optimizer) -> No
 
 
 def repeat_prompt_loss(
-    *, model: MuvaModel, settings: Stage1Config, state: State
+    *, model: MuvaModel, settings: Stage1Config, checkpoint: Checkpoint
 ) -> Float[Tensor, ""]:
     """The loss of the step that a DivergedError's state lies before, on the model's device.
 
     `settings` may have another precision than the training had.
     """
-    contexts, centroids, labels = (state.get(key) for key in ("contexts", "centroids", "labels"))
+    contexts, centroids, labels = (
+        checkpoint.get(key) for key in ("contexts", "centroids", "labels")
+    )
     if not (
         isinstance(contexts, Tensor)
         and isinstance(centroids, Tensor)
@@ -196,28 +198,30 @@ def repeat_prompt_loss(
         centroids.to(device),
         labels,
         temperature=settings.temperature,
-        first_identity=int(torch.as_tensor(state["first_identity"])),
+        first_identity=int(torch.as_tensor(checkpoint["first_identity"])),
         precision=resolve_precision(settings.precision, device),
     )
 
 
-def _diverged(loss: float, state: State, remedy: str) -> DivergedError:
-    identities = sorted(set(torch.as_tensor(state["labels"]).tolist()))
+def _diverged(loss: float, checkpoint: Checkpoint, remedy: str) -> DivergedError:
+    identities = sorted(set(torch.as_tensor(checkpoint["labels"]).tolist()))
     return DivergedError(
-        f"stage 1 diverged in epoch {state['epoch']}, step {state['step']}: its loss is {loss}. "
+        f"stage 1 diverged in epoch {checkpoint['epoch']}, step {checkpoint['step']}: its loss is {loss}. "
         f"The contexts are those before this step. Identities of the batch, as the training counts "
         f"them: {', '.join(map(str, identities))}. {remedy}",
-        lambda: state,
+        lambda: checkpoint,
     )
 
 
-def _state(epoch: int, contexts: nn.Parameter, optimiser: torch.optim.Optimizer) -> State:
+def _checkpoint(epoch: int, contexts: nn.Parameter, optimiser: torch.optim.Optimizer) -> Checkpoint:
     moments = optimiser_state(optimiser, {"contexts": contexts})
     return {"epoch": epoch, "contexts": contexts.detach().to("cpu", copy=True), **moments}
 
 
-def _restore(contexts: nn.Parameter, optimiser: torch.optim.Optimizer, state: State) -> int:
-    stored, epoch = state.get("contexts"), state.get("epoch")
+def _restore(
+    contexts: nn.Parameter, optimiser: torch.optim.Optimizer, checkpoint: Checkpoint
+) -> int:
+    stored, epoch = checkpoint.get("contexts"), checkpoint.get("epoch")
     if not isinstance(stored, Tensor) or not isinstance(epoch, int):
         raise MuvaError("this checkpoint is not one of stage 1: no contexts or epoch in it")
     if stored.shape != contexts.shape:
@@ -226,6 +230,6 @@ def _restore(contexts: nn.Parameter, optimiser: torch.optim.Optimizer, state: St
             f"{tuple(contexts.shape)}: it is of other sources or prompts"
         )
     contexts.data.copy_(stored)
-    moments = {key: value for key, value in state.items() if "/" in key}
+    moments = {key: value for key, value in checkpoint.items() if "/" in key}
     restore_optimiser(optimiser, {"contexts": contexts}, moments)
     return epoch + 1

@@ -29,9 +29,9 @@ from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
 from muva.training.memory import VisualMemory, new_memory
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 from muva.training.sampler import BatchDraw, epoch_draws, rank_share
-from muva.training.stage2_state import restore_stage2, stage2_state, stage2_tensors
+from muva.training.stage2_checkpoint import restore_stage2, stage2_checkpoint, stage2_tensors
 
 AfterStep = Callable[[Mapping[str, Tensor], VisualMemory], None]
 """Sees a step's loss terms by name, of this worker's share, and the memory after it."""
@@ -44,14 +44,14 @@ def train_image_encoder(
     settings: Stage2Config,
     seed: int,
     device: torch.device,
-    state: State | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
     compute: Compute | None = None,
     after_step: AfterStep | None = None,
 ) -> Iterator[EpochReport]:
     """Train `model`, which holds the learned prompts, yielding after each epoch.
 
-    `state` is a former report's state: training goes on behind its epoch, as if uninterrupted.
+    `checkpoint` is a former report's state: training goes on behind its epoch, as if uninterrupted.
     `progress(done, total)` counts the batches of an epoch, those of the memory included. `compute`
     changes speed and memory alone. A loss that is not finite is a DivergedError, on all workers,
     with a state for `repeat_step`; a GPU without memory for a batch is a MuvaError.
@@ -59,7 +59,7 @@ def train_image_encoder(
     compute = compute or Compute()
     with computing(model.image_encoder, compute):
         yield from _epochs(
-            model, images, settings, seed, device, state, progress, compute, after_step
+            model, images, settings, seed, device, checkpoint, progress, compute, after_step
         )
 
 
@@ -69,22 +69,22 @@ def _epochs(
     settings: Stage2Config,
     seed: int,
     device: torch.device,
-    state: State | None,
+    checkpoint: Checkpoint | None,
     progress: Progress | None,
     compute: Compute,
     after_step: AfterStep | None,
 ) -> Iterator[EpochReport]:
     precision = resolve_precision(settings.precision, device)
     sections = {"stage2": settings, "model": model.config, "seed": seed}
-    if state is not None:
-        check_settings(state, sections)
+    if checkpoint is not None:
+        check_settings(checkpoint, sections)
     model.to(device).contexts.requires_grad_(False)
     prototypes = model.prototypes()
     optimiser = stage2_optimiser(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     first_epoch = 1
-    if state is not None:
-        first_epoch += restore_stage2(model, optimiser, scaler, state)
+    if checkpoint is not None:
+        first_epoch += restore_stage2(model, optimiser, scaler, checkpoint)
     trained = _shared(model) if world_size() > 1 else model
     loader = Loader(images, processes=compute.loaders, device=device)
     share = settings.batch_size // world_size()
@@ -163,8 +163,8 @@ def _epochs(
             epoch=epoch,
             metrics={**metrics, "lr": lr},
             step_losses=step_losses,
-            state=lambda epoch=epoch: {
-                **stage2_state(epoch, model, optimiser, scaler),
+            checkpoint=lambda epoch=epoch: {
+                **stage2_checkpoint(epoch, model, optimiser, scaler),
                 **told_settings(sections),
             },
             seconds={

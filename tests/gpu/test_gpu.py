@@ -117,7 +117,7 @@ def _losses(found: Trace) -> list[float]:
 def test_fp16_scales_its_loss_and_keeps_the_scale() -> None:
     model = small_model(identities=6, parts=PARTS)
     *_, last = train(model, ToyImages(), device=GPU, precision="fp16")
-    assert float(torch.as_tensor(last.state()["scaler/scale"])) >= 1024
+    assert float(torch.as_tensor(last.checkpoint()["scaler/scale"])) >= 1024
 
 
 def test_auto_is_bf16_where_the_gpu_has_it() -> None:

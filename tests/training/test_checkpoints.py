@@ -9,20 +9,29 @@ import torch
 from muva.errors import MuvaError
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
 
-STATE = {"epoch": 3, "model/weight": torch.randn(4, 5), "scaler/scale": 2.0, "note": "as it is"}
+CHECKPOINT = {
+    "epoch": 3,
+    "model/weight": torch.randn(4, 5),
+    "scaler/scale": 2.0,
+    "note": "as it is",
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_checkpoint(tmp_path / "checkpoint", STATE)
+    save_checkpoint(tmp_path / "checkpoint", CHECKPOINT)
     return tmp_path / "checkpoint"
 
 
 def test_a_state_comes_back_bit_for_bit(folder: Path) -> None:
-    state = load_checkpoint(folder)
-    assert state.keys() == STATE.keys()
-    assert torch.equal(torch.as_tensor(state["model/weight"]), STATE["model/weight"])
-    assert (state["epoch"], state["scaler/scale"], state["note"]) == (3, 2.0, "as it is")
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.keys() == CHECKPOINT.keys()
+    assert torch.equal(torch.as_tensor(checkpoint["model/weight"]), CHECKPOINT["model/weight"])
+    assert (checkpoint["epoch"], checkpoint["scaler/scale"], checkpoint["note"]) == (
+        3,
+        2.0,
+        "as it is",
+    )
 
 
 def test_a_checkpoint_is_written_over(folder: Path) -> None:

@@ -19,7 +19,7 @@ from muva.errors import MuvaError
 from muva.models import local_copy
 from muva.training.checkpoints import VALUES, load_checkpoint, save_checkpoint
 from muva.training.divergence import DivergedError, NotFiniteError
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 
 STATES = "states"
 DIVERGED = "diverged"
@@ -46,7 +46,7 @@ def save_state(
 
     Of the others in `folder` the one before stays, and those of the epochs to `keep`.
     """
-    state = {**report.state(), _HISTORY: json.dumps(history)}
+    state = {**report.checkpoint(), _HISTORY: json.dumps(history)}
     _write(artifact, _of_epoch(report.epoch, folder), state)
     kept = [_of_epoch(epoch, folder) for epoch in keep]
     for outdated in _saved(artifact, folder)[:-KEPT]:
@@ -54,7 +54,7 @@ def save_state(
             artifact.delete_part(outdated)
 
 
-def saved_state(artifact: Artifact, epoch: int) -> State:
+def saved_state(artifact: Artifact, epoch: int) -> Checkpoint:
     """The state behind an epoch; MuvaError where it was not kept, or is damaged."""
     folder = _of_epoch(epoch)
     if folder not in _saved(artifact):
@@ -66,7 +66,7 @@ def saved_state(artifact: Artifact, epoch: int) -> State:
     return _read(artifact, folder)
 
 
-def newest_state(artifact: Artifact, *, folder: str = STATES) -> tuple[State | None, History]:
+def newest_state(artifact: Artifact, *, folder: str = STATES) -> tuple[Checkpoint | None, History]:
     """The newest whole state and the history up to it; None and nothing when there is none."""
     for saved in reversed(_saved(artifact, folder)):
         try:
@@ -84,14 +84,14 @@ def save_diverged(artifact: Artifact, error: DivergedError, *, made_from: object
 
     `made_from`: what building the same model again takes, as JSON.
     """
-    _write(artifact, DIVERGED, {**error.state(), _MADE_FROM: json.dumps(made_from)})
+    _write(artifact, DIVERGED, {**error.checkpoint(), _MADE_FROM: json.dumps(made_from)})
     return NotFiniteError(
         f"{error} The state before the step is kept in {artifact.uri}/{DIVERGED}; "
         f"`python -m workflows.verbs.diverged {artifact.uri}` repeats it, --set tries others"
     )
 
 
-def diverged_state(artifact: Artifact) -> tuple[State, Any]:
+def diverged_state(artifact: Artifact) -> tuple[Checkpoint, Any]:
     """The state before a diverged step, and what it was made from; MuvaError when there is none."""
     if not list(artifact.store.list(artifact.key(DIVERGED) + "/")):
         raise MuvaError(
@@ -119,7 +119,7 @@ def _of_epoch(epoch: int, folder: str = STATES) -> str:
     return f"{folder}/{epoch:05d}"
 
 
-def _write(artifact: Artifact, folder: str, state: State) -> None:
+def _write(artifact: Artifact, folder: str, state: Checkpoint) -> None:
     """A state under a folder of keys; the values, written last, make it whole."""
     with tempfile.TemporaryDirectory() as copy:
         try:

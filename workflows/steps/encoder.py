@@ -23,7 +23,7 @@ from muva.model.precision import resolve_precision
 from muva.models import store_bundle
 from muva.training.divergence import DivergedError
 from muva.training.stage2 import train_image_encoder
-from muva.training.stage2_state import load_weights
+from muva.training.stage2_checkpoint import load_weights
 from workflows.progress import track
 from workflows.runtime.capacity import Room
 from workflows.runtime.cluster import ANYWHERE, ray_cluster
@@ -255,7 +255,7 @@ def _run_stage2(task: Mapping[str, Any]) -> None:
             settings=inputs.config.stage2,
             seed=inputs.config.seed,
             device=device,
-            state=state,
+            checkpoint=state,
             progress=posting(task["board"], "batches") if leads else None,
             compute=task["compute"],
         )

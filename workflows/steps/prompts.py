@@ -227,7 +227,7 @@ def _learn_share(
         settings=settings,
         seed=inputs.config.seed,
         identities=identities,
-        state=state,
+        checkpoint=state,
     )
     saved_at, took = 0.0, 0.0
     try:
@@ -242,7 +242,7 @@ def _learn_share(
                 took = saved_at - began_at
     except DivergedError as error:
         # Others may diverge too: the driver keeps the first one's state.
-        board.post(("diverged", (str(error), error.state())), wait=True)
+        board.post(("diverged", (str(error), error.checkpoint())), wait=True)
         return None
     contexts = model.contexts[identities.start : identities.stop].detach().cpu()
     return Learned(contexts, history, precision)
@@ -272,7 +272,7 @@ def _centroids(
         compute=compute,
     )
     kept = {"centroids": centroids.cpu()}
-    report = EpochReport(epoch=0, metrics={}, step_losses=(), state=lambda: kept)
+    report = EpochReport(epoch=0, metrics={}, step_losses=(), checkpoint=lambda: kept)
     save_state(artifact, report, [], folder=START)
     return centroids
 

@@ -28,7 +28,7 @@ from muva.data.store import MissingKeyError
 from muva.errors import MuvaError
 from muva.model.bundle import embedder_of
 from muva.retrieval.metrics import evaluate
-from muva.training.stage2_state import load_weights
+from muva.training.stage2_checkpoint import load_weights
 from tracking.names import retrieval_metrics
 from workflows.runtime.cluster import ANYWHERE, gpus
 from workflows.runtime.messages import Board

@@ -12,12 +12,12 @@ from torch import Tensor
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.optimisers import optimiser_state, restore_optimiser, trained_parameters
-from muva.training.report import State
+from muva.training.report import Checkpoint
 
 
-def stage2_state(
+def stage2_checkpoint(
     epoch: int, model: MuvaModel, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> State:
+) -> Checkpoint:
     """The state behind an epoch, copied to the processor."""
     weights = {
         f"model/{name}": value.detach().to("cpu", copy=True)
@@ -35,27 +35,27 @@ def restore_stage2(
     model: MuvaModel,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    state: State,
+    checkpoint: Checkpoint,
 ) -> int:
-    """Undo `stage2_state`; returns the state's epoch. MuvaError when it is of another model."""
-    epoch = load_weights(model, state)
-    moments = _under("optimiser/", state)
-    if moments or "step" not in state:  # none before the first step of all
+    """Undo `stage2_checkpoint`; returns the state's epoch. MuvaError when it is of another model."""
+    epoch = load_weights(model, checkpoint)
+    moments = _under("optimiser/", checkpoint)
+    if moments or "step" not in checkpoint:  # none before the first step of all
         restore_optimiser(optimiser, trained_parameters(model), moments)
-    scale = dict(_under("scaler/", state))
+    scale = dict(_under("scaler/", checkpoint))
     # There is none where the state comes from a device that trained in bf16 or float32.
     if scaler.is_enabled() and scale:
         scaler.load_state_dict(scale)
     return epoch
 
 
-def load_weights(model: MuvaModel, state: State) -> int:
+def load_weights(model: MuvaModel, checkpoint: Checkpoint) -> int:
     """Give a model the weights and the neck's statistics of a state; returns its epoch.
 
     Raises MuvaError when it is a state of another model.
     """
-    epoch = state.get("epoch")
-    weights = _under("model/", state)
+    epoch = checkpoint.get("epoch")
+    weights = _under("model/", checkpoint)
     tensors = stage2_tensors(model)
     wrong = [
         name
@@ -83,5 +83,5 @@ def neck_statistics(model: MuvaModel) -> dict[str, Tensor]:
     return {f"bn_neck.{name}": value for name, value in model.bn_neck.named_buffers()}
 
 
-def _under(prefix: str, state: State) -> State:
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+def _under(prefix: str, checkpoint: Checkpoint) -> Checkpoint:
+    return {key.removeprefix(prefix): v for key, v in checkpoint.items() if key.startswith(prefix)}
