@@ -102,8 +102,8 @@ def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:
             elif champion.address != version.address:
                 registry.give(CHALLENGER, version)
             after = {alias: registry.holder(alias) for alias in (CHAMPION, CHALLENGER)}
-        run.metrics({HELD_OUT: found.value})
-        run.describe(_told(name, after))
+        run.log_metrics({HELD_OUT: found.value})
+        run.set_description(_told(name, after))
     return {alias: asdict(one) if one else None for alias, one in after.items()}
 
 

@@ -116,12 +116,14 @@ def encoder_step(
 
     def report(run: Run, summary: dict[str, Any]) -> None:
         report_epochs("stage2")(run, summary)
-        run.metrics(_cost(summary))
-        run.used(*map(used_dataset, map(open_artifact, inputs.sources.domains)), context="training")
+        run.log_metrics(_cost(summary))
+        run.log_datasets(
+            *map(used_dataset, map(open_artifact, inputs.sources.domains)), context="training"
+        )
         if inputs.sources.held_out_domain is not None:
             held_out = open_artifact(inputs.sources.held_out_domain)
-            run.used(used_dataset(held_out), context="held out")
-        run.model(used_model(artifact.uri), made=True)
+            run.log_datasets(used_dataset(held_out), context="held out")
+        run.log_model(used_model(artifact.uri), made=True)
 
     step = Step(
         label=f"stage 2 of {name}",
@@ -161,9 +163,9 @@ def chosen_step(session: Session, training: Done) -> Done:
     assert made_from is not None
 
     def report(run: Run, summary: dict[str, Any]) -> None:
-        model_id = run.model(used_model(step.artifact.uri), made=True)
+        model_id = run.log_model(used_model(step.artifact.uri), made=True)
         verdict = {name: v for name, v in summary["verdict"].items() if name != "epoch"}
-        run.metrics(verdict, model_id=model_id)
+        run.log_metrics(verdict, model_id=model_id)
 
     step = Step(
         label=f"choice of {training.artifact.name}: epoch {verdict['epoch']}",
@@ -208,7 +210,7 @@ def epoch_step(session: Session, training: Artifact, epoch: int) -> Done:
     )
 
     def report(run: Run, _: dict[str, Any]) -> None:
-        run.model(used_model(artifact.uri), made=True)
+        run.log_model(used_model(artifact.uri), made=True)
 
     return do_step(step, session=session, work=work, report=report)
 

@@ -94,14 +94,14 @@ def evaluate_on(
 
     def report(run: Run, summary: dict[str, Any]) -> None:
         found = _target_report(summary, seconds=0)
-        run.tags({"target": dataset.name, "method": name})
+        run.set_tags({"target": dataset.name, "method": name})
         on = used_dataset(target)
-        run.used(on, context="held out" if held_out else "evaluation")
-        run.metrics(
+        run.log_datasets(on, context="held out" if held_out else "evaluation")
+        run.log_metrics(
             retrieval_metrics(
                 dataset.name, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp
             ),
-            model_id=run.model(used_model(model), made=False),
+            model_id=run.log_model(used_model(model), made=False),
             dataset=on,
         )
         draw(run, model, judged, artifact, found.camera_pairs)
@@ -145,7 +145,7 @@ def evaluate_file(session: Session, file: Path, config: ExperimentConfig) -> Tar
     settings = {"file": str(file), "evaluation": config.evaluation.model_dump(mode="json")}
     with session.run(f"features {file.stem}", key=f"features-{key}", params=settings) as run:
         if run is not None:
-            run.metrics(
+            run.log_metrics(
                 retrieval_metrics(
                     file.stem, mean_ap=report.mean_ap, cmc=report.cmc, mean_inp=report.mean_inp
                 )

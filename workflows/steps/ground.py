@@ -99,10 +99,10 @@ def ground(
         )
 
     def report(run: Run, summary: dict[str, Any]) -> None:
-        run.tags({"source": dataset.name, "expert": config.expert})
+        run.set_tags({"source": dataset.name, "expert": config.expert})
         found = {f"found/{part}": share for part, share in summary["found"].items()}
-        run.metrics(found | {"images": summary["images"], "failed": summary["failed"]})
-        run.picture("pseudo-labels.png", _sheet(dataset, artifact))
+        run.log_metrics(found | {"images": summary["images"], "failed": summary["failed"]})
+        run.log_image("pseudo-labels.png", _sheet(dataset, artifact))
 
     step = Step(
         label=f"ground {dataset.name}",

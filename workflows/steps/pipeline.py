@@ -111,7 +111,7 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
         },
     ) as run:
         if run is not None:
-            run.text("config.yaml", to_yaml(config))
+            run.log_text("config.yaml", to_yaml(config))
         yield run
 
 
@@ -119,19 +119,21 @@ def tell_run(run: Run, config: ExperimentConfig, report: PipelineReport) -> None
     """Writes a pipeline's numbers, curves, origins and description into its run."""
     last = list(report.models)[-1]
     used = {name: used_dataset(artifact) for name, artifact in report.datasets.items()}
-    run.used(*map(used.__getitem__, config.sources), context="training")
-    run.used(*map(used.__getitem__, config.targets), context="evaluation")
+    run.log_datasets(*map(used.__getitem__, config.sources), context="training")
+    run.log_datasets(*map(used.__getitem__, config.targets), context="evaluation")
     for model in report.models.values():
-        run.model(used_model(model), made=not model.startswith(UNTOUCHED))
+        run.log_model(used_model(model), made=not model.startswith(UNTOUCHED))
     for target, results in report.targets.items():
         found = results[last]
-        run.metrics(
+        run.log_metrics(
             retrieval_metrics(target, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp)
         )
         curves = {told_variant(which): result.curve for which, result in results.items()}
         means = {told_variant(which): result.mean_ap for which, result in results.items()}
-        run.figure(f"cmc/{target}.png", cmc_plot(curves, title=f"CMC on {target}", mean_ap=means))
-    run.describe(
+        run.log_figure(
+            f"cmc/{target}.png", cmc_plot(curves, title=f"CMC on {target}", mean_ap=means)
+        )
+    run.set_description(
         pipeline_description(
             {
                 target: {

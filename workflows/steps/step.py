@@ -59,7 +59,7 @@ class Tell:
     def __call__(self, metrics: Mapping[str, float], epoch: int | None) -> None:
         """Metrics, and the epoch that they are of."""
         if self.run is not None:
-            self.run.tell(metrics, epoch)
+            self.run.log_metrics_buffered(metrics, epoch)
 
 
 def do_step(

@@ -68,9 +68,9 @@ def report_epochs(stage: str) -> Callable[[Run, dict[str, Any]], None]:
 
     def report(run: Run, summary: dict[str, Any]) -> None:
         for epoch in summary["history"]:
-            run.metrics(grouped(stage, _metrics(epoch)), epoch["epoch"])
+            run.log_metrics(grouped(stage, _metrics(epoch)), epoch["epoch"])
         for verdict in summary.get("verdicts", ()):
-            run.metrics(_metrics(verdict), verdict["epoch"])
+            run.log_metrics(_metrics(verdict), verdict["epoch"])
 
     return report
 

@@ -135,8 +135,8 @@ def search(
         params={"tune": chosen.settings.model_dump(mode="json"), **told_settings(config)},
     ) as run:
         if run is not None:
-            run.tags({ARTIFACT_TAG: study.artifact.address})
-            run.used(*map(used_dataset, sources), context="training")
+            run.set_tags({ARTIFACT_TAG: study.artifact.address})
+            run.log_datasets(*map(used_dataset, sources), context="training")
         inside = session.within(run)
         finished = study.finished()
         for record in finished:
@@ -477,9 +477,9 @@ def _tell_trial(session: Session, study: Study, record: Record) -> None:
 
 
 def _write_trial(run: Run, record: Record, place: Artifact) -> None:
-    run.metrics({**record["metrics"], "seconds": record["seconds"]})
+    run.log_metrics({**record["metrics"], "seconds": record["seconds"]})
     for rung, value in record["rungs"].items():
-        run.metrics({"held-out/by-rung": value}, int(rung))
-    run.tags({ARTIFACT_TAG: place.address, "state": record["state"]})
+        run.log_metrics({"held-out/by-rung": value}, int(rung))
+    run.set_tags({ARTIFACT_TAG: place.address, "state": record["state"]})
     if record["state"] == "failed":
-        run.describe(record["failed"])
+        run.set_description(record["failed"])

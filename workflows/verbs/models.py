@@ -186,7 +186,7 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
     key = f"log {artifact.address}"
     with session.run(f"log model {artifact.name}", key=key, params=settings) as run:
         assert run is not None
-        run.tags({ARTIFACT_TAG: artifact.address})
+        run.set_tags({ARTIFACT_TAG: artifact.address})
         uri = f"models:/{served_model(run, artifact)}"
         tracking_uri = run.ref.tracking_uri
     serve = f"mlflow models serve -m {uri} --env-manager local --host 127.0.0.1 --port 5001"
