@@ -151,7 +151,7 @@ def tell_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
             for record in records
             if record["state"] == "stopped"
         ]
-        figure = history_plot(history(study, records), stopped=stopped, aim=name)
+        figure = history_plot(history(study, records), stopped=stopped, objective=name)
         run.log_figure("search/history.png", figure)
     if len(complete) > 1:
         points = [(whole_point(study, r["params"]), r["metrics"][study.aims[0]]) for r in complete]
@@ -161,11 +161,11 @@ def tell_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
             if entry.get("log")
         }
         run.log_figure(
-            "search/parallel.png", parallel_coordinates(points, aim=name, logarithmic=logs)
+            "search/parallel.png", parallel_coordinates(points, objective=name, logarithmic=logs)
         )
     shares = importance(study, records)
     if shares:
-        run.log_figure("search/importance.png", importance_plot(shares, aim=name))
+        run.log_figure("search/importance.png", importance_plot(shares, objective=name))
 
 
 def _markdown(summary: Mapping[str, Any]) -> str:
