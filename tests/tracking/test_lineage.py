@@ -74,22 +74,22 @@ def test_a_model_is_one_whoever_makes_or_uses_it_and_however_often(tracker: Trac
 def test_aliases_move_with_versions_and_a_model_is_registered_once(tracker: Tracker) -> None:
     client = MlflowClient(tracker.tracking_uri)
     registry = Registry(client, "people")
-    assert registry.holder(CHAMPION) is None
+    assert registry.version_with_alias(CHAMPION) is None
     versions = [
-        registry.registered(
+        registry.register(
             model_id=evaluated(tracker, used(name), 0.1),
             run_id="0" * 32,
             address=used(name).address,
             value=value,
-            judged_by="whom",
+            validated_on="whom",
         )
         for name, value in (("one", 0.2), ("two", 0.3), ("one", 0.2))
     ]
     assert [version.number for version in versions] == ["1", "2", "1"]
-    registry.give(CHAMPION, versions[0])
-    registry.give(CHALLENGER, versions[1])
-    assert registry.holder(CHAMPION) == versions[0]
-    registry.give(CHAMPION, versions[1])
-    registry.give(CHALLENGER, None)
-    assert registry.holder(CHAMPION) == versions[1]
-    assert registry.holder(CHALLENGER) is None
+    registry.set_alias(CHAMPION, versions[0])
+    registry.set_alias(CHALLENGER, versions[1])
+    assert registry.version_with_alias(CHAMPION) == versions[0]
+    registry.set_alias(CHAMPION, versions[1])
+    registry.set_alias(CHALLENGER, None)
+    assert registry.version_with_alias(CHAMPION) == versions[1]
+    assert registry.version_with_alias(CHALLENGER) is None

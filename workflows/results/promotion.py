@@ -20,7 +20,7 @@ class HeldOutValue:
 
     value: float
     """mAP, a fraction."""
-    judged_by: str
+    validated_on: str
     """A hash of who they are."""
 
 
@@ -41,7 +41,9 @@ def held_out_value(model: Artifact) -> HeldOutValue:
             "but targets, which must not choose. Train with --set 'validation={}' "
             "(docs/choosing.md), and promote NAME-chosen or NAME"
         )
-    return HeldOutValue(value=verdict[HELD_OUT], judged_by=_judged_by(model, training, validation))
+    return HeldOutValue(
+        value=verdict[HELD_OUT], validated_on=_judged_by(model, training, validation)
+    )
 
 
 def _judged_by(model: Artifact, training: dict[str, Any], validation: dict[str, Any]) -> str:
@@ -82,26 +84,26 @@ def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:
         model_id = served_model(run, model)
         with failures_explained(run.ref.tracking_uri):
             registry = Registry(reached_client(run.ref.tracking_uri), name)
-            champion = registry.holder(CHAMPION)
-            if champion is not None and champion.judged_by != found.judged_by:
+            champion = registry.version_with_alias(CHAMPION)
+            if champion is not None and champion.validated_on != found.validated_on:
                 raise MuvaError(
                     f"{model.address} was judged by other people than the champion of {name}, "
                     f"{champion.address}: their values cannot be compared. Train both with the "
                     "same sources and validation, or register this one by another name with --as"
                 )
-            version = registry.registered(
+            version = registry.register(
                 model_id=model_id,
                 run_id=run.ref.run_id,
                 address=model.address,
                 value=found.value,
-                judged_by=found.judged_by,
+                validated_on=found.validated_on,
             )
             if champion is None or found.value > champion.value:
-                registry.give(CHAMPION, version)
-                registry.give(CHALLENGER, champion)
+                registry.set_alias(CHAMPION, version)
+                registry.set_alias(CHALLENGER, champion)
             elif champion.address != version.address:
-                registry.give(CHALLENGER, version)
-            after = {alias: registry.holder(alias) for alias in (CHAMPION, CHALLENGER)}
+                registry.set_alias(CHALLENGER, version)
+            after = {alias: registry.version_with_alias(alias) for alias in (CHAMPION, CHALLENGER)}
         run.log_metrics({HELD_OUT: found.value})
         run.set_description(_told(name, after))
     return {alias: asdict(one) if one else None for alias, one in after.items()}
