@@ -21,14 +21,14 @@ from muva.model.text_encoder import TextEncoder
 
 CLASSIFIER_STD = 0.001
 
-NOT_OF_THE_BUILD = ("clip", "gating", "mask_max_value", "mask_temperature")
+NON_ARCHITECTURAL_SETTINGS = ("clip", "gating", "mask_max_value", "mask_temperature")
 """Settings that no parameter depends on: a model may start from one that differs in them."""
 
 
 TEXT_SIDE = ("text_", "context_length", "vocabulary", "reduced_vocabulary")
 """Beginnings of a CLIP's sizes that only its text side has, which no start takes over."""
 
-ANOTHER_BUILD = "cannot start from a model of another build"
+DIFFERENT_ARCHITECTURE = "cannot start from a model of a different architecture"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class MuvaModel(nn.Module):
         ]
         if differing:
             raise MuvaError(
-                f"{ANOTHER_BUILD}: {'; '.join(differing)}. --set model.clip=… names a CLIP of its "
+                f"{DIFFERENT_ARCHITECTURE}: {'; '.join(differing)}. --set model.clip=… names a CLIP of its "
                 "size"
             )
         modules = ["image_encoder", "bn_neck", *(["classifier"] if classifier else [])]
@@ -183,7 +183,7 @@ def check_same_settings(
     differing = [
         key
         for key in mine
-        if key not in NOT_OF_THE_BUILD
+        if key not in NON_ARCHITECTURAL_SETTINGS
         and (mask_predictor or not key.startswith("predictor_"))
         and mine[key] != other[key]
     ]
@@ -196,7 +196,7 @@ def check_same_settings(
     remedy = " ".join(
         f"--set model.{key}={json.dumps(taken[key], separators=(',', ':'))}" for key in differing
     )
-    raise MuvaError(f"{ANOTHER_BUILD}: {told}. To take over its settings: {remedy}")
+    raise MuvaError(f"{DIFFERENT_ARCHITECTURE}: {told}. To take over its settings: {remedy}")
 
 
 def build_model(

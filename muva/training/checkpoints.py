@@ -39,7 +39,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     beside.replace(folder / VALUES)
 
 
-def told_settings(settings: Settings) -> dict[str, str]:
+def recorded_settings(settings: Settings) -> dict[str, str]:
     """What a state says of the settings that it was trained with."""
     return {SETTINGS: json.dumps(_plain(settings))}
 

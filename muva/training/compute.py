@@ -79,7 +79,7 @@ def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
     try:
         with (
             _deterministic(compute.deterministic),
-            _compile_explained(compute.compile),
+            _explain_compile_errors(compute.compile),
             _graphed(encoder, compute.cuda_graphs),
         ):
             yield
@@ -88,7 +88,7 @@ def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_memory_told(
+def explain_out_of_memory(
     compute: Compute, *, batch: int, precision: Precision, where: str
 ) -> Iterator[None]:
     """A GPU's lack of memory as a MuvaError with the settings that would fit.
@@ -185,7 +185,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _compile_explained(compiles: bool) -> Iterator[None]:
+def _explain_compile_errors(compiles: bool) -> Iterator[None]:
     if not compiles:
         yield
         return

@@ -37,7 +37,7 @@ def is_finite(loss: Float[Tensor, ""]) -> bool:
     return not on_any_worker(~loss.detach().isfinite())
 
 
-def told_losses(terms: Mapping[str, Float[Tensor, ""]]) -> str:
+def format_losses(terms: Mapping[str, Float[Tensor, ""]]) -> str:
     """Each term of a loss, for errors; where there are several workers, theirs: all must call."""
     table = gather_batch(torch.stack([value.detach() for value in terms.values()])[None]).tolist()
     workers = [

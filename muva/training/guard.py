@@ -12,7 +12,7 @@ from torch import Tensor
 from muva.config import Stage2Config
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import resolve_precision
-from muva.training.divergence import DivergedError, is_finite, remedies, told_losses
+from muva.training.divergence import DivergedError, format_losses, is_finite, remedies
 from muva.training.losses import Stage2Losses
 from muva.training.memory import VisualMemory
 from muva.training.sampler import BatchDraw
@@ -55,7 +55,7 @@ class Guard:
         precision = resolve_precision(settings.precision, device)
         raise DivergedError(
             f"stage 2 diverged in epoch {self._epoch}, step {self._step} of {len(self._draws)}: "
-            f"the loss is not finite ({told_losses({'loss': losses.total, **losses.terms()})}). "
+            f"the loss is not finite ({format_losses({'loss': losses.total, **losses.terms()})}). "
             f"The weights are those before this step. Images of the batch: {', '.join(image_ids)}. "
             f"{remedies('stage2', settings.lr, precision)}",
             lambda: {

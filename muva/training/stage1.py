@@ -19,7 +19,7 @@ from muva.config import Stage1Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast, resolve_precision
-from muva.training.checkpoints import check_settings, told_settings
+from muva.training.checkpoints import check_settings, recorded_settings
 from muva.training.compute import Compute
 from muva.training.divergence import DivergedError, remedies
 from muva.training.images import Progress, dataset_centroids
@@ -135,7 +135,7 @@ def learn_prompts(
             step_losses=step_losses,
             checkpoint=lambda epoch=epoch: {
                 **_checkpoint(epoch, contexts, optimiser),
-                **told_settings(sections),
+                **recorded_settings(sections),
             },
         )
 

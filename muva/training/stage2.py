@@ -20,8 +20,8 @@ from muva.config import Stage2Config
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
-from muva.training.checkpoints import check_settings, told_settings
-from muva.training.compute import Compute, computing, out_of_memory_told
+from muva.training.checkpoints import check_settings, recorded_settings
+from muva.training.compute import Compute, computing, explain_out_of_memory
 from muva.training.divergence import check_weights, remedies
 from muva.training.guard import Guard
 from muva.training.images import Progress, dataset_centroids
@@ -95,7 +95,7 @@ def _epochs(
         passed = -(-len(images.labels) // compute.at_once(settings.batch_size))
         count = _Counter(progress, passed + len(draws))
         began_at, waited_s = time.perf_counter(), loader.waited_s
-        with out_of_memory_told(
+        with explain_out_of_memory(
             compute,
             batch=settings.batch_size,
             precision=precision,
@@ -128,7 +128,7 @@ def _epochs(
         batches = zip(ours, loader.batches(ours), strict=True)
         for number, ((indices, _), (pixels, masks)) in enumerate(batches, start=1):
             guard.before_step()
-            with out_of_memory_told(
+            with explain_out_of_memory(
                 compute,
                 batch=share,
                 precision=precision,
@@ -165,7 +165,7 @@ def _epochs(
             step_losses=step_losses,
             checkpoint=lambda epoch=epoch: {
                 **stage2_checkpoint(epoch, model, optimiser, scaler),
-                **told_settings(sections),
+                **recorded_settings(sections),
             },
             seconds={
                 "memory_pass_s": remembered_at - began_at,
