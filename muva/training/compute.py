@@ -58,13 +58,13 @@ class Compute:
         layout = torch.channels_last if self.channels_last else torch.preserve_format
         return images.to(device, non_blocking=True, memory_format=layout)
 
-    def at_once(self, images: int) -> int:
+    def images_per_pass(self, images: int) -> int:
         """How many of so many images are encoded at a time."""
         return min(images, self.micro_batch or images)
 
 
 @contextmanager
-def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
+def apply_compute(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
     """The encoder's blocks run as these settings say for the length of the block.
 
     Raises MuvaError where torch.compile does not work.
@@ -98,29 +98,31 @@ def explain_out_of_memory(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        at_once = compute.at_once(batch)
-        ways = []
+        images_per_pass = compute.images_per_pass(batch)
+        remedies = []
         if compute.cuda_graphs:
-            ways.append(
+            remedies.append(
                 "no --cuda-graphs, which keep a pass's memory and go with neither micro-batches "
                 "nor several workers"
             )
-        if at_once > 1:
-            ways.append(f"--micro-batch {at_once // 2} (the same result, a second pass forward)")
+        if images_per_pass > 1:
+            remedies.append(
+                f"--micro-batch {images_per_pass // 2} (the same result, a second pass forward)"
+            )
         if not compute.activation_checkpointing:
-            ways.append("--activation-checkpointing (the same result, a second pass forward)")
+            remedies.append("--activation-checkpointing (the same result, a second pass forward)")
         if precision == "fp32":
-            ways.append("--set stage2.precision=bf16, or fp16 where the GPU has no bf16")
-        ways.append("more --workers, which share a batch")
-        ways.append("at last a lower stage2.batch_size, which is another training")
+            remedies.append("--set stage2.precision=bf16, or fp16 where the GPU has no bf16")
+        remedies.append("more --workers, which share a batch")
+        remedies.append("at last a lower stage2.batch_size, which is another training")
         raise MuvaError(
-            f"{where}: the memory is full with {at_once} of {batch} images encoded at a time in "
-            f"{precision}{_used()}. What would fit, best first: {'; '.join(ways)}. PyTorch says: "
+            f"{where}: the memory is full with {images_per_pass} of {batch} images encoded at a time in "
+            f"{precision}{_memory_in_use()}. What would fit, best first: {'; '.join(remedies)}. PyTorch says: "
             f"{str(error).splitlines()[0] if str(error) else 'nothing more'}"
         ) from error
 
 
-def _used() -> str:
+def _memory_in_use() -> str:
     if not torch.cuda.is_available():
         return ""
     peak, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
@@ -128,18 +130,18 @@ def _used() -> str:
 
 
 @contextmanager
-def _graphed(encoder: ImageEncoder, wanted: bool) -> Iterator[None]:
-    if not wanted:
+def _graphed(encoder: ImageEncoder, enabled: bool) -> Iterator[None]:
+    if not enabled:
         yield
         return
-    own = vars(encoder).get("forward")
+    own_forward = vars(encoder).get("forward")
     encoder.forward = GraphedEncoder(encoder)
     try:
         yield
     finally:
         del encoder.forward
-        if own is not None:
-            encoder.forward = own
+        if own_forward is not None:
+            encoder.forward = own_forward
         gc.collect()  # recorded passes are in cycles, and hold a GPU's memory
 
 
@@ -167,8 +169,8 @@ def _checkpointed(call: Call) -> Call:
 
 
 @contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    if not wanted:
+def _deterministic(enabled: bool) -> Iterator[None]:
+    if not enabled:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
@@ -185,8 +187,8 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _explain_compile_errors(compiles: bool) -> Iterator[None]:
-    if not compiles:
+def _explain_compile_errors(enabled: bool) -> Iterator[None]:
+    if not enabled:
         yield
         return
     from torch._dynamo.exc import TorchDynamoException

@@ -21,7 +21,7 @@ from muva.model.precision import autocast_without_cache
 _OUTPUTS = ("feature", "mask_logits", "mask_probabilities")
 """Of `ImageFeatures`, in the order of a recorded pass; without parts there is but the first."""
 
-Replayed = Callable[[Tensor], tuple[Tensor, ...]]
+GraphedForward = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class GraphedEncoder:
@@ -33,7 +33,7 @@ class GraphedEncoder:
 
     def __init__(self, encoder: ImageEncoder):
         self._encoder, self._encode = encoder, encoder.forward
-        self._recorded: dict[tuple[object, ...], Replayed] = {}
+        self._recorded: dict[tuple[object, ...], GraphedForward] = {}
 
     def __call__(
         self, images: Float[Tensor, " B 3 H W"], part_masks: Tensor | None = None
@@ -49,7 +49,7 @@ class GraphedEncoder:
         outputs = self._recorded[kind](images)
         return ImageFeatures(**dict(zip(_OUTPUTS, outputs, strict=False)))
 
-    def _record(self, images: Tensor) -> Replayed:
+    def _record(self, images: Tensor) -> GraphedForward:
         if images.device.type != "cuda" or world_size() > 1:
             raise MuvaError(
                 f"CUDA graphs record the pass of one worker on a CUDA GPU, not of {world_size()} "
@@ -60,12 +60,12 @@ class GraphedEncoder:
         # What is recorded casts the weights in every replay: a cache would keep the first ones.
         with torch.cuda.device(images.device), autocast_without_cache(images.device.type):
             recorded = torch.cuda.make_graphed_callables(
-                InTensors(self._encoder, self._encode), (images.clone(),)
+                TensorOutputs(self._encoder, self._encode), (images.clone(),)
             )
-        return cast(Replayed, recorded)
+        return cast(GraphedForward, recorded)
 
 
-class InTensors(nn.Module):
+class TensorOutputs(nn.Module):
     """The pass in tensors alone; a graph's gradients go to the parameters of its module."""
 
     def __init__(self, encoder: ImageEncoder, encode: Callable[[Tensor], ImageFeatures]):

@@ -43,7 +43,7 @@ def dataset_centroids(
     """
     compute = compute or Compute()
     loader = loader or Loader(images, processes=compute.loaders, device=device)
-    size = compute.at_once(batch_size)
+    size = compute.images_per_pass(batch_size)
     labels = torch.as_tensor(images.labels, device=device)
     share = np.array_split(np.arange(len(labels)), world_size())[rank()]
     batches = [(share[at : at + size], None) for at in range(0, len(share), size)]

@@ -84,10 +84,10 @@ class Loader:
         """Seconds that whoever takes the batches has waited for them so far."""
         if processes:
             self._processes = DataLoader(
-                _Drawn(images),
+                _DrawnBatches(images),
                 batch_size=None,
-                collate_fn=_as_it_is,
-                sampler=_Listed(self._draws),
+                collate_fn=_unchanged,
+                sampler=_DrawSampler(self._draws),
                 num_workers=processes,
                 prefetch_factor=_PREFETCHED,
                 persistent_workers=True,
@@ -138,11 +138,11 @@ def _forkserver() -> Any:
     return context
 
 
-def _as_it_is(made: Any) -> Any:
+def _unchanged(made: Any) -> Any:
     return made
 
 
-class _Drawn(Dataset[Batch | MuvaError]):
+class _DrawnBatches(Dataset[Batch | MuvaError]):
     """Batches by their draws, in the form that a DataLoader asks.
 
     A person's mistake comes as a value: a DataLoader would make its message one of tracebacks.
@@ -158,7 +158,7 @@ class _Drawn(Dataset[Batch | MuvaError]):
             return mistake
 
 
-class _Listed:
+class _DrawSampler:
     """The draws of the list as it stands when a DataLoader begins."""
 
     def __init__(self, draws: list[Draw]):

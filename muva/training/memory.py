@@ -57,8 +57,8 @@ class VisualMemory:
         if self._hard_update:
             self._move(*self._least_similar(features, labels))
             return
-        for turn in _turns(labels.tolist()):
-            self._move(features[turn], labels[turn])
+        for update_round in _update_rounds(labels.tolist()):
+            self._move(features[update_round], labels[update_round])
 
     def _least_similar(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         similarity = (features * self.centroids[labels]).sum(dim=1)
@@ -73,19 +73,19 @@ class VisualMemory:
         self.centroids[identities] = normalize(moved)
 
 
-def _turns(labels: Sequence[int]) -> list[list[int]]:
+def _update_rounds(labels: Sequence[int]) -> list[list[int]]:
     """Positions of each identity's first entry, of each one's second, and so on.
 
     Identities do not touch each other's centroid, so a turn's updates may run at once.
     """
     seen: dict[int, int] = {}
-    turns: list[list[int]] = []
+    rounds: list[list[int]] = []
     for position, label in enumerate(labels):
-        turn = seen[label] = seen.get(label, -1) + 1
-        if turn == len(turns):
-            turns.append([])
-        turns[turn].append(position)
-    return turns
+        update_round = seen[label] = seen.get(label, -1) + 1
+        if update_round == len(rounds):
+            rounds.append([])
+        rounds[update_round].append(position)
+    return rounds
 
 
 def new_memory(centroids: Float[Tensor, " N F"], settings: Stage2Config) -> VisualMemory:

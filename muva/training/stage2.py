@@ -21,7 +21,7 @@ from muva.model.distributed import gather_batch, mean_over_workers, rank, world_
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.checkpoints import check_settings, recorded_settings
-from muva.training.compute import Compute, computing, explain_out_of_memory
+from muva.training.compute import Compute, apply_compute, explain_out_of_memory
 from muva.training.divergence import check_weights, remedies
 from muva.training.guard import Guard
 from muva.training.images import Progress, dataset_centroids
@@ -57,7 +57,7 @@ def train_image_encoder(
     with a state for `repeat_step`; a GPU without memory for a batch is a MuvaError.
     """
     compute = compute or Compute()
-    with computing(model.image_encoder, compute):
+    with apply_compute(model.image_encoder, compute):
         yield from _epochs(
             model, images, settings, seed, device, checkpoint, progress, compute, after_step
         )
@@ -85,15 +85,15 @@ def _epochs(
     first_epoch = 1
     if checkpoint is not None:
         first_epoch += restore_stage2(model, optimiser, scaler, checkpoint)
-    trained = _shared(model) if world_size() > 1 else model
+    trained = _distributed(model) if world_size() > 1 else model
     loader = Loader(images, processes=compute.loaders, device=device)
     share = settings.batch_size // world_size()
     for epoch in range(first_epoch, settings.epochs + 1):
         lr = stage2_lr(epoch, settings)
         set_learning_rate(optimiser, lr)
         draws = epoch_draws(images.labels, settings, seed=seed, epoch=epoch)
-        passed = -(-len(images.labels) // compute.at_once(settings.batch_size))
-        count = _Counter(progress, passed + len(draws))
+        encode_batches = -(-len(images.labels) // compute.images_per_pass(settings.batch_size))
+        count = _Counter(progress, encode_batches + len(draws))
         began_at, waited_s = time.perf_counter(), loader.waited_s
         with explain_out_of_memory(
             compute,
@@ -111,7 +111,7 @@ def _epochs(
                 compute=compute,
                 loader=loader,
             )
-        remembered_at = time.perf_counter()
+        memory_built_at = time.perf_counter()
         terms: list[dict[str, Tensor]] = []
         model.train()
         guard = Guard(
@@ -124,7 +124,7 @@ def _epochs(
             settings=settings,
             epoch=epoch,
         )
-        ours = [_ours(draw, settings) for draw in draws]
+        ours = [_rank_share(draw, settings) for draw in draws]
         batches = zip(ours, loader.batches(ours), strict=True)
         for number, ((indices, _), (pixels, masks)) in enumerate(batches, start=1):
             guard.before_step()
@@ -168,14 +168,14 @@ def _epochs(
                 **recorded_settings(sections),
             },
             seconds={
-                "memory_pass_s": remembered_at - began_at,
-                "steps_s": time.perf_counter() - remembered_at,
+                "memory_pass_s": memory_built_at - began_at,
+                "steps_s": time.perf_counter() - memory_built_at,
                 "waiting_s": loader.waited_s - waited_s,
             },
         )
 
 
-def _shared(model: MuvaModel) -> nn.Module:
+def _distributed(model: MuvaModel) -> nn.Module:
     """The model whose gradients are the mean over all workers.
 
     Every parameter that trains has a gradient in every step, so none is looked for, and nothing is
@@ -260,7 +260,7 @@ def training_step(
     return outputs, losses
 
 
-def _ours(draw: BatchDraw, settings: Stage2Config) -> tuple[np.ndarray, Tensor]:
+def _rank_share(draw: BatchDraw, settings: Stage2Config) -> tuple[np.ndarray, Tensor]:
     """This worker's share of a batch."""
     indices, flips = (
         rank_share(

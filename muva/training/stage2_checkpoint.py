@@ -39,10 +39,10 @@ def restore_stage2(
 ) -> int:
     """Undo `stage2_checkpoint`; returns the state's epoch. MuvaError when it is of another model."""
     epoch = load_weights(model, checkpoint)
-    moments = _under("optimiser/", checkpoint)
+    moments = _without_prefix("optimiser/", checkpoint)
     if moments or "step" not in checkpoint:  # none before the first step of all
         restore_optimiser(optimiser, trained_parameters(model), moments)
-    scale = dict(_under("scaler/", checkpoint))
+    scale = dict(_without_prefix("scaler/", checkpoint))
     # There is none where the state comes from a device that trained in bf16 or float32.
     if scaler.is_enabled() and scale:
         scaler.load_state_dict(scale)
@@ -55,7 +55,7 @@ def load_weights(model: MuvaModel, checkpoint: Checkpoint) -> int:
     Raises MuvaError when it is a state of another model.
     """
     epoch = checkpoint.get("epoch")
-    weights = _under("model/", checkpoint)
+    weights = _without_prefix("model/", checkpoint)
     tensors = stage2_tensors(model)
     wrong = [
         name
@@ -83,5 +83,5 @@ def neck_statistics(model: MuvaModel) -> dict[str, Tensor]:
     return {f"bn_neck.{name}": value for name, value in model.bn_neck.named_buffers()}
 
 
-def _under(prefix: str, checkpoint: Checkpoint) -> Checkpoint:
+def _without_prefix(prefix: str, checkpoint: Checkpoint) -> Checkpoint:
     return {key.removeprefix(prefix): v for key, v in checkpoint.items() if key.startswith(prefix)}

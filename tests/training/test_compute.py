@@ -23,8 +23,8 @@ from muva.config import Stage2Config
 from muva.errors import MuvaError
 from muva.model.image_encoder import ImageFeatures, directly
 from muva.model.muva_model import MuvaModel
-from muva.training.compute import Compute, computing
-from muva.training.cuda_graphs import GraphedEncoder, InTensors
+from muva.training.compute import Compute, apply_compute
+from muva.training.cuda_graphs import GraphedEncoder, TensorOutputs
 from muva.training.optimisers import trained_parameters
 from muva.training.report import EpochReport
 from muva.training.stage2 import train_image_encoder
@@ -71,7 +71,7 @@ def test_compiled_blocks_give_the_same_features_and_gradients(fresh_compiler: No
     found: list[list[Tensor]] = []
     for compute in (Compute(), Compute(compile=True)):
         model = small_model(identities=6, parts=PARTS, vision_layers=1)
-        with computing(model.image_encoder, compute):
+        with apply_compute(model.image_encoder, compute):
             encoded = model.encode_images(images)
         assert encoded.mask_logits is not None
         (encoded.feature.square().mean() + encoded.mask_logits.square().mean()).backward()
@@ -98,7 +98,7 @@ def test_a_recorded_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPat
 
     def record(self: GraphedEncoder, images: Tensor) -> Any:
         sizes.append(len(images))
-        return InTensors(self._encoder, self._encode)
+        return TensorOutputs(self._encoder, self._encode)
 
     for case in CASES:
         expected = trace(case, Compute())
@@ -113,11 +113,11 @@ def test_a_batch_in_another_precision_is_recorded_anew(monkeypatch: pytest.Monke
 
     def record(self: GraphedEncoder, images: Tensor) -> Any:
         kinds.append(torch.is_autocast_enabled("cpu"))
-        return InTensors(self._encoder, self._encode)
+        return TensorOutputs(self._encoder, self._encode)
 
     monkeypatch.setattr(GraphedEncoder, "_record", record)
     model = small_model(identities=6, parts=PARTS)
-    with computing(model.image_encoder, Compute(cuda_graphs=True)):
+    with apply_compute(model.image_encoder, Compute(cuda_graphs=True)):
         for precision in ("fp32", "bf16", "fp32", "bf16"):
             one_step(model, None, precision=precision)
     assert kinds == [False, True]
@@ -133,11 +133,11 @@ def test_cuda_graphs_are_refused_where_they_cannot_be() -> None:
 
 def test_the_encoder_is_as_it_was_after_a_training() -> None:
     model = small_model(parts=PARTS)
-    with computing(model.image_encoder, Compute(cuda_graphs=True)):
+    with apply_compute(model.image_encoder, Compute(cuda_graphs=True)):
         assert isinstance(model.image_encoder.forward, GraphedEncoder)
     assert "forward" not in vars(model.image_encoder)
     compute = Compute(activation_checkpointing=True, deterministic=True)
-    with computing(model.image_encoder, compute):
+    with apply_compute(model.image_encoder, compute):
         assert model.image_encoder.call is not directly
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
@@ -159,7 +159,7 @@ def test_checkpointed_blocks_keep_their_inputs_alone() -> None:
     peaks = []
     for compute in (Compute(), Compute(activation_checkpointing=True)):
         model = small_model(identities=6, parts=PARTS, vision_layers=6)
-        with computing(model.image_encoder, compute), LiveBytes() as bytes_:
+        with apply_compute(model.image_encoder, compute), LiveBytes() as bytes_:
             one_step(model, None, images_each=8)
         peaks.append(bytes_.peak)
     assert peaks[1] < 0.5 * peaks[0]
