@@ -110,9 +110,9 @@ class MuvaModel(nn.Module):
     @torch.no_grad()
     def prototypes(self, batch_size: int = 256) -> Float[Tensor, " N F"]:
         """Text features of all identities, as their contexts stand."""
-        everyone = torch.arange(self.identities, device=self.contexts.device)
+        identities = torch.arange(self.identities, device=self.contexts.device)
         return torch.cat(
-            [self.text_encoder(self.contexts[ids], ids) for ids in everyone.split(batch_size)]
+            [self.text_encoder(self.contexts[ids], ids) for ids in identities.split(batch_size)]
         )
 
     def forward(
@@ -157,8 +157,8 @@ class MuvaModel(nn.Module):
         ]
         if differing:
             raise MuvaError(
-                f"{DIFFERENT_ARCHITECTURE}: {'; '.join(differing)}. --set model.clip=… names a CLIP of its "
-                "size"
+                f"{DIFFERENT_ARCHITECTURE}: {'; '.join(differing)}. Choose a CLIP of the same size "
+                "with --set model.clip=…"
             )
         modules = ["image_encoder", "bn_neck", *(["classifier"] if classifier else [])]
         for module in modules:
@@ -189,14 +189,16 @@ def check_same_settings(
     ]
     if not differing:
         return
-    told = "; ".join(
+    differing_settings = "; ".join(
         f"{k} {getattr(theirs, k)!r} there, {getattr(ours, k)!r} here" for k in differing
     )
     taken = theirs.model_dump(mode="json")
     remedy = " ".join(
         f"--set model.{key}={json.dumps(taken[key], separators=(',', ':'))}" for key in differing
     )
-    raise MuvaError(f"{DIFFERENT_ARCHITECTURE}: {told}. To take over its settings: {remedy}")
+    raise MuvaError(
+        f"{DIFFERENT_ARCHITECTURE}: {differing_settings}. To take over its settings: {remedy}"
+    )
 
 
 def build_model(

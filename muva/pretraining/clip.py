@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from muva.model.attention import blocks_of, run_block
+from muva.model.attention import run_block, transformer_blocks
 from muva.model.clip import (
     load_clip,
     new_clip,
@@ -196,7 +196,7 @@ def encode_images(clip: open_clip.CLIP, pixels: Tensor) -> Tensor:
     first = visual.get_parameter("class_embedding").expand(len(pixels), 1, -1)
     tokens = torch.cat([first, patches], dim=1) + visual.positional_embedding
     tokens = visual.ln_pre(tokens)
-    *blocks, last = blocks_of(visual.transformer)
+    *blocks, last = transformer_blocks(visual.transformer)
     for block in blocks:
         tokens = run_block(block, tokens)
     tokens = run_block(last, tokens, outputs=1)

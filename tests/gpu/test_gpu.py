@@ -21,7 +21,7 @@ from muva.config import Stage1Config, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.model.bundle import untouched_clip
+from muva.model.bundle import pretrained_clip
 from muva.model.precision import resolve_precision
 from muva.training.compute import Compute
 from muva.training.stage1 import image_centroids, learn_prompts
@@ -93,7 +93,7 @@ def test_float32_is_float32(small_clip: Path) -> None:
         found = model.float().to(GPU).retrieval_features(images.float().to(GPU)).cpu()
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6)
 
-    clip = untouched_clip(f"{small_clip}", image_height=64, image_width=32, stride=8)
+    clip = pretrained_clip(f"{small_clip}", image_height=64, image_width=32, stride=8)
     pixels = interpolate(images.float(), size=(64, 32)).clamp(0, 1)
     here = clip.embed_pixels(pixels)
     np.testing.assert_allclose(clip.to("cuda").embed_pixels(pixels), here, rtol=0, atol=2e-6)

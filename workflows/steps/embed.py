@@ -22,7 +22,7 @@ from muva.data.images import decode_rgb
 from muva.data.protocols import query_gallery
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.model.bundle import Embedder, untouched_clip
+from muva.model.bundle import Embedder, pretrained_clip
 from muva.retrieval.features import Features
 from workflows.progress import track
 from workflows.runtime.cluster import ANYWHERE, cores_per_gpu, gpus, ray_cluster
@@ -162,7 +162,7 @@ def open_embedder(model: str, height: int, width: int, stride: int) -> Embedder:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not model.startswith(UNTOUCHED):
         return muva.load(model).to(device)
-    return untouched_clip(
+    return pretrained_clip(
         model.removeprefix(UNTOUCHED),
         image_height=height,
         image_width=width,

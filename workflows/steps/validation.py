@@ -26,7 +26,7 @@ from muva.config import ExperimentConfig
 from muva.data.artifacts import Artifact
 from muva.data.store import MissingKeyError
 from muva.errors import MuvaError
-from muva.model.bundle import embedder_of
+from muva.model.bundle import bundle_of_model
 from muva.retrieval.metrics import evaluate
 from muva.training.stage2_checkpoint import load_weights
 from tracking.names import retrieval_metrics
@@ -136,7 +136,7 @@ def _judged(
     identities = torch.as_tensor(state["model/classifier.weight"]).shape[0]
     model = inputs.fresh_model(identities=identities).to(device)
     load_weights(model, state)
-    embedder = embedder_of(model.eval(), metadata={})
+    embedder = bundle_of_model(model.eval(), metadata={})
     metrics: dict[str, float] = {}
     means = []
     for held_out in inputs.sources.held_out():
