@@ -104,7 +104,7 @@ def main() -> None:
         if report.step % 20 == 0 or report.step == arguments.steps:
             print(
                 f"step {report.step}/{arguments.steps}  loss {report.loss:.3f}  "
-                f"told apart {report.told_apart:.2f}  {time.perf_counter() - started:.0f} s",
+                f"accuracy {report.accuracy:.2f}  {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
 
@@ -153,7 +153,7 @@ class StepReport:
 
     step: int
     loss: float
-    told_apart: float
+    accuracy: float
 
 
 def pretrain(
@@ -182,8 +182,8 @@ def pretrain(
         optimiser.step()
         with torch.no_grad():
             clip.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)
-        told_apart = (logits.argmax(dim=1) == own).float().mean()
-        yield StepReport(step, float(loss.detach()), float(told_apart))
+        accuracy = (logits.argmax(dim=1) == own).float().mean()
+        yield StepReport(step, float(loss.detach()), float(accuracy))
     clip.eval()
 
 

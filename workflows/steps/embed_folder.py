@@ -22,7 +22,7 @@ from muva.data.artifacts import Artifact
 from muva.data.benchmarks.listing import IMAGE_SUFFIXES, image_files
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.errors import MuvaError
-from muva.models import described
+from muva.models import model_description
 from muva.retrieval.features import roomy_array
 from muva.retrieval.gallery import EmbeddedBy, Gallery
 from workflows.session import Session
@@ -113,7 +113,7 @@ def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train
 
     The latter are no query and no gallery: whoever evaluates them asks with each for all others.
     """
-    config = ModelConfig.model_validate(described(model)["model"])
+    config = ModelConfig.model_validate(model_description(model)["model"])
     judged = Judged(dataset=dataset, held_out=train)
     done = features_step(session, model.uri, judged, config, name=model.name)
     who = people_of(judged.rows())
@@ -130,7 +130,7 @@ def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train
 
 
 def _by(model: Artifact, *, folder: str | None = None, dataset: str | None = None) -> EmbeddedBy:
-    facts = described(model)
+    facts = model_description(model)
     return EmbeddedBy(
         model=model.uri,
         weights=facts["sha256"],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from muva.config import ExperimentConfig, differences, load_recipe
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.shards import open_dataset
-from muva.models import BUNDLE, described, local_copy
+from muva.models import BUNDLE, local_copy, model_description
 from workflows.steps.embed import UNTOUCHED
 
 ALWAYS_TOLD = (
@@ -93,7 +93,7 @@ def served_model(run: Run, model: Artifact) -> str:
     """The id of a model's logged model, with the files by which MLflow loads and serves it."""
     from tracking.models import add_files, has_files
 
-    feature_dim = described(model)["feature_dim"]
+    feature_dim = model_description(model)["feature_dim"]
     model_id = run.log_model(used_model(model.uri), made=False)
     if not has_files(run, model_id):  # a bundle may be far away, and large
         with local_copy(model, BUNDLE) as bundle:

@@ -22,7 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.search import Searcher
 
 from muva.config import ExperimentConfig, TuneConfig, with_settings
-from muva.config.search_space import Space, impossible, space_for
+from muva.config.search_space import Space, conflict, space_for
 from muva.data.artifacts import Artifact
 from muva.data.sources import SourcesOnly
 from muva.errors import MuvaError, SettingsError
@@ -72,7 +72,7 @@ class Search:
 
     def possible(self, point: Mapping[str, Any]) -> bool:
         """Whether a point's settings go together."""
-        return not impossible(point, self.config)
+        return not conflict(point, self.config)
 
 
 def check_search(config: ExperimentConfig) -> Search:
@@ -82,7 +82,7 @@ def check_search(config: ExperimentConfig) -> Search:
         raise SettingsError(f"Recipe {config.name}: expected a section tune, found none")
     space = space_for(settings.space, config)
     if space.finite or settings.search == "grid":
-        reasons = (impossible(point, config) for point in space.points())
+        reasons = (conflict(point, config) for point in space.points())
         first = next(reasons)
         if first and all(reasons):
             raise SettingsError(f"Recipe {config.name}: no point of the space is possible: {first}")

@@ -17,7 +17,7 @@ from muva.data.artifacts import open_artifact
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.models import described, find_model
+from muva.models import find_model, model_description
 from muva.retrieval.gallery import Gallery, read_gallery
 from tracking.pictures import Found, search_sheet
 from workflows.session import Session
@@ -90,7 +90,7 @@ def search_verb(
 def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> str:
     """The address of the model that a person names; MuvaError unless the gallery is of it."""
     artifact = find_model(session.store, model)
-    if described(artifact)["sha256"] != gallery.by.weights:
+    if model_description(artifact)["sha256"] != gallery.by.weights:
         raise MuvaError(
             f"{file}: its features are not of {artifact.uri} but of {gallery.by.model}. Features "
             "of two models cannot be compared: embed the images with the model that is to "
@@ -108,7 +108,7 @@ def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.nd
         )
     try:
         bundle = muva.load(address)
-        weights = described(open_artifact(address))["sha256"]
+        weights = model_description(open_artifact(address))["sha256"]
     except MuvaError as error:
         raise MuvaError(
             f"{error}. It is the model that {file} names; --model says where it is now"
