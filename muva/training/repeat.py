@@ -1,4 +1,4 @@
-"""A step of stage 2 that a training stopped before, done again: see `muva.training.guard`."""
+"""Repeats the step of stage 2 at which a training diverged: see `muva.training.guard`."""
 
 import torch
 from torch import Tensor
@@ -24,10 +24,13 @@ def repeat_step(
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> tuple[TrainingOutputs, Stage2Losses]:
-    """The step that a DivergedError's state lies before, done again by one process.
+    """Repeat the step that follows the checkpoint of a DivergedError, in a single process.
 
-    `model` holds the learned prompts and is changed as the step does. Several workers' batch is
-    taken as a whole. `settings` may have another precision than the training had.
+    `model` holds the learned prompts and is updated by the step. The batch is the global one of all
+    workers. The precision in `settings` may differ from that of the training.
+
+    Raises:
+        MuvaError: the checkpoint is not one of a diverged step.
     """
     model.to(device).contexts.requires_grad_(False)
     precision = resolve_precision(settings.precision, device)
@@ -38,8 +41,8 @@ def repeat_step(
         isinstance(indices, Tensor) and isinstance(flips, Tensor) and isinstance(centroids, Tensor)
     ):
         raise MuvaError(
-            "this state is none of a step: no indices, flips or memory in it; expected one that a "
-            "diverged training saved"
+            "this checkpoint is not one of a diverged step: it lacks indices, flips or memory; "
+            "expected one that a diverged training saved"
         )
     epoch = restore_stage2(model, optimiser, scaler, checkpoint)
     set_learning_rate(optimiser, stage2_lr(epoch, settings))

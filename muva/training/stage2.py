@@ -1,9 +1,9 @@
-"""Stage 2: learn the image encoder, with the prompts' text features as prototypes (Sec. 3.4).
+"""Stage 2: train the image encoder, with the prompts' text features as prototypes (Sec. 3.4).
 
-A generator that yields after each epoch and knows nothing of who runs it. When torch.distributed is
-initialised it is one of several workers, which do together what one does: each takes whole
-identities of every batch, the BN neck sees the whole batch, gradients are averaged, and all workers
-update their memory alike from all features.
+A generator that yields after each epoch and does not depend on how it is run. If torch.distributed
+is initialised, several workers together compute what a single one would: each takes whole
+identities of every batch, the BN neck sees the global batch, gradients are averaged, and all
+workers apply the same update to their copy of the memory, from all features.
 """
 
 import time
@@ -34,7 +34,7 @@ from muva.training.sampler import BatchDraw, epoch_draws, rank_share
 from muva.training.stage2_checkpoint import restore_stage2, stage2_checkpoint, stage2_tensors
 
 AfterStep = Callable[[Mapping[str, Tensor], VisualMemory], None]
-"""Sees a step's loss terms by name, of this worker's share, and the memory after it."""
+"""Called after each step with this worker's loss terms by name and the updated memory."""
 
 
 def train_image_encoder(
@@ -49,12 +49,19 @@ def train_image_encoder(
     compute: Compute | None = None,
     after_step: AfterStep | None = None,
 ) -> Iterator[EpochReport]:
-    """Train `model`, which holds the learned prompts, yielding after each epoch.
+    """Train `model`, which holds the learned prompts, yielding a report after each epoch.
 
-    `checkpoint` is a former report's state: training goes on behind its epoch, as if uninterrupted.
-    `progress(done, total)` counts the batches of an epoch, those of the memory included. `compute`
-    changes speed and memory alone. A loss that is not finite is a DivergedError, on all workers,
-    with a state for `repeat_step`; a GPU without memory for a batch is a MuvaError.
+    Args:
+        checkpoint: an earlier report's checkpoint; training resumes after its epoch, with the
+            results of an uninterrupted run.
+        progress: called as `progress(done, total)` with the batches of an epoch, including those
+            that build the memory.
+        compute: settings that affect only speed and memory use.
+
+    Raises:
+        DivergedError: a loss is not finite, on all workers; it has a checkpoint for `repeat_step`.
+        MuvaError: the GPU has too little memory for a batch, or the checkpoint belongs to different
+            settings or sources.
     """
     compute = compute or Compute()
     with apply_compute(model.image_encoder, compute):
@@ -176,12 +183,12 @@ def _epochs(
 
 
 def _distributed(model: MuvaModel) -> nn.Module:
-    """The model whose gradients are the mean over all workers.
+    """The model wrapped so that gradients are averaged over all workers.
 
-    Every parameter that trains has a gradient in every step, so none is looked for, and nothing is
-    gained by telling that the graph is static. Buffers are not sent around: the neck's statistics
-    are those of the whole batch on each worker already. Gradients lie in the buckets that are
-    summed: a copy less of all of them.
+    Every trained parameter gets a gradient in every step, so there are no unused ones to find, and
+    declaring the graph static gains nothing. Buffers are not synchronised, because the statistics
+    of the BN neck already cover the global batch on every worker. Gradients are views of the
+    all-reduce buckets, which saves a copy of all of them.
     """
     return DistributedDataParallel(
         model,
@@ -203,7 +210,7 @@ def visual_memory(
     compute: Compute | None = None,
     loader: Loader | None = None,
 ) -> VisualMemory:
-    """The memory at an epoch's start: centroids of all training images as the model sees them."""
+    """The memory at the start of an epoch: identity centroids of all training images."""
     centroids = dataset_centroids(
         model,
         images,
@@ -233,11 +240,14 @@ def training_step(
     micro_batch: int | None = None,
     check: Callable[[Stage2Losses], None] = lambda losses: None,
 ) -> tuple[TrainingOutputs, Stage2Losses]:
-    """One step of a worker on its share of the batch: losses, Adam, then the memory's update.
+    """One worker's step on its share of the batch: losses, Adam, then the memory update.
 
-    `model` is a MuvaModel in train mode, bare or wrapped for several workers. The gradients are
-    still there afterwards. `micro_batch`: see `MuvaModel.forward`. `check` sees the losses before
-    any weight changes, and may raise.
+    The gradients are kept until the next step.
+
+    Args:
+        model: a MuvaModel in train mode, either plain or wrapped in DistributedDataParallel.
+        micro_batch: see `MuvaModel.forward`.
+        check: called with the losses before any weight changes; it may raise.
     """
     scaler = scaler or torch.amp.GradScaler(images.device.type, enabled=False)
     with autocast(precision, images.device):
@@ -275,7 +285,7 @@ def _rank_share(draw: BatchDraw, settings: Stage2Config) -> tuple[np.ndarray, Te
 
 
 class _Counter:
-    """Counts the batches of an epoch for `progress`."""
+    """Counts the batches of an epoch and calls `progress`."""
 
     def __init__(self, progress: Progress | None, total: int):
         self._progress, self._total, self._done = progress, total, 0
@@ -289,7 +299,7 @@ class _Counter:
 def _epoch_means(
     terms: list[dict[str, Tensor]],
 ) -> tuple[dict[str, float], tuple[float, ...]]:
-    """Means of the loss terms over steps and workers, and each step's total over the workers."""
+    """Loss terms averaged over steps and workers, and each step's total averaged over workers."""
     if not terms:
         return {}, ()
     names = list(terms[0])

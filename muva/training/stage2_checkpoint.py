@@ -1,7 +1,7 @@
-"""All that resuming stage 2 needs: weights, the neck's statistics, Adam's moments, the scaler.
+"""Checkpoints of stage 2: weights, BN statistics, Adam's moments and the gradient scaler.
 
-What is not in it is a function of (seed, epoch): batches, flips, learning rates. The memory is made
-anew at each epoch's start.
+Everything else follows from (seed, epoch): batches, flips and learning rates. The memory is rebuilt
+at the start of each epoch.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from muva.training.report import Checkpoint
 def stage2_checkpoint(
     epoch: int, model: MuvaModel, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> Checkpoint:
-    """The state behind an epoch, copied to the processor."""
+    """The checkpoint after an epoch, copied to the CPU."""
     weights = {
         f"model/{name}": value.detach().to("cpu", copy=True)
         for name, value in stage2_tensors(model).items()
@@ -37,22 +37,27 @@ def restore_stage2(
     scaler: torch.amp.GradScaler,
     checkpoint: Checkpoint,
 ) -> int:
-    """Undo `stage2_checkpoint`; returns the state's epoch. MuvaError when it is of another model."""
+    """Load what `stage2_checkpoint` returned; returns its epoch.
+
+    Raises:
+        MuvaError: the checkpoint belongs to a different model.
+    """
     epoch = load_weights(model, checkpoint)
     moments = _without_prefix("optimiser/", checkpoint)
-    if moments or "step" not in checkpoint:  # none before the first step of all
+    if moments or "step" not in checkpoint:  # empty before the very first step
         restore_optimiser(optimiser, trained_parameters(model), moments)
     scale = dict(_without_prefix("scaler/", checkpoint))
-    # There is none where the state comes from a device that trained in bf16 or float32.
+    # It is empty if the checkpoint comes from a training in bf16 or float32.
     if scaler.is_enabled() and scale:
         scaler.load_state_dict(scale)
     return epoch
 
 
 def load_weights(model: MuvaModel, checkpoint: Checkpoint) -> int:
-    """Give a model the weights and the neck's statistics of a state; returns its epoch.
+    """Load a checkpoint's weights and BN statistics into a model; returns the epoch.
 
-    Raises MuvaError when it is a state of another model.
+    Raises:
+        MuvaError: the checkpoint belongs to a different model.
     """
     epoch = checkpoint.get("epoch")
     weights = _without_prefix("model/", checkpoint)
@@ -64,8 +69,8 @@ def load_weights(model: MuvaModel, checkpoint: Checkpoint) -> int:
     ]
     if not isinstance(epoch, int) or wrong:
         raise MuvaError(
-            f"this checkpoint is not one of stage 2 with these settings and sources: "
-            f"{', '.join(sorted(wrong)[:3]) or 'its epoch'} missing or of another shape"
+            f"this checkpoint does not belong to stage 2 with these settings and sources: "
+            f"{', '.join(sorted(wrong)[:3]) or 'the epoch'} is missing or has another shape"
         )
     with torch.no_grad():
         for name, value in weights.items():
@@ -74,12 +79,12 @@ def load_weights(model: MuvaModel, checkpoint: Checkpoint) -> int:
 
 
 def stage2_tensors(model: MuvaModel) -> Mapping[str, Tensor]:
-    """All that stage 2 changes: trained parameters and the neck's statistics."""
+    """Every tensor that stage 2 changes: trained parameters and BN statistics."""
     return {**trained_parameters(model), **neck_statistics(model)}
 
 
 def neck_statistics(model: MuvaModel) -> dict[str, Tensor]:
-    """What the forward pass itself changes in train mode."""
+    """The running statistics of the BN neck, which a forward pass in train mode changes."""
     return {f"bn_neck.{name}": value for name, value in model.bn_neck.named_buffers()}
 
 

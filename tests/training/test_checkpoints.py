@@ -44,7 +44,7 @@ def test_damage_is_found(folder: Path) -> None:
     damaged = bytearray(tensors.read_bytes())
     damaged[-3] ^= 1
     tensors.write_bytes(damaged)
-    with pytest.raises(MuvaError, match=r"is damaged.*resume from an earlier one"):
+    with pytest.raises(MuvaError, match=r"is damaged.*resume from an earlier checkpoint"):
         load_checkpoint(folder)
 
 
@@ -57,7 +57,7 @@ def test_a_truncated_description_is_named(folder: Path) -> None:
 
 def test_an_unfinished_checkpoint_is_no_checkpoint(folder: Path) -> None:
     (folder / "state.json").unlink()
-    with pytest.raises(MuvaError, match="never finished"):
+    with pytest.raises(MuvaError, match="is missing, so saving it was interrupted"):
         load_checkpoint(folder)
 
 
@@ -65,5 +65,5 @@ def test_another_format_is_refused(folder: Path) -> None:
     description = folder / "state.json"
     stored = json.loads(description.read_text())
     description.write_text(json.dumps({**stored, "format_version": 99}))
-    with pytest.raises(MuvaError, match="has the format 99, this program reads 1"):
+    with pytest.raises(MuvaError, match="has format version 99, but this program reads version 1"):
         load_checkpoint(folder)

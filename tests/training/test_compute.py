@@ -21,7 +21,7 @@ from torch._inductor.utils import fresh_cache
 
 from muva.config import Stage2Config
 from muva.errors import MuvaError
-from muva.model.image_encoder import ImageFeatures, directly
+from muva.model.image_encoder import ImageFeatures, call_directly
 from muva.model.muva_model import MuvaModel
 from muva.training.compute import Compute, apply_compute
 from muva.training.cuda_graphs import GraphedEncoder, TensorOutputs
@@ -88,7 +88,7 @@ def test_without_a_compiler_the_error_says_so(
     fresh_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
-    with pytest.raises(MuvaError, match=r"torch\.compile fails here: .* leave --compile out"):
+    with pytest.raises(MuvaError, match=r"torch\.compile failed: .* train without --compile"):
         train(small_model(identities=6, parts=PARTS), ToyImages(), compute=Compute(compile=True))
 
 
@@ -125,9 +125,11 @@ def test_a_batch_in_another_precision_is_recorded_anew(monkeypatch: pytest.Monke
 
 def test_cuda_graphs_are_refused_where_they_cannot_be() -> None:
     model = small_model(identities=6, parts=PARTS)
-    with pytest.raises(MuvaError, match=r"on a CUDA GPU, not of 1 on cpu: leave cuda_graphs out"):
+    with pytest.raises(
+        MuvaError, match=r"on a CUDA GPU, found 1 worker\(s\) on cpu: train without --cuda-graphs"
+    ):
         train(model, ToyImages(), compute=Compute(cuda_graphs=True))
-    with pytest.raises(MuvaError, match=r"--micro-batch cuts the batch: leave out one of them"):
+    with pytest.raises(MuvaError, match=r"--micro-batch splits the batch: use only one of them"):
         Compute(cuda_graphs=True, micro_batch=4)
 
 
@@ -138,10 +140,10 @@ def test_the_encoder_is_as_it_was_after_a_training() -> None:
     assert "forward" not in vars(model.image_encoder)
     compute = Compute(activation_checkpointing=True, deterministic=True)
     with apply_compute(model.image_encoder, compute):
-        assert model.image_encoder.call is not directly
+        assert model.image_encoder.call is not call_directly
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
-    assert model.image_encoder.call is directly
+    assert model.image_encoder.call is call_directly
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -248,7 +250,9 @@ def test_a_gpu_that_is_full_with_recorded_passes_is_told_to_leave_them_out_first
     monkeypatch.setattr(GraphedEncoder, "_record", lambda self, images: self._encode)
     model = small_model(identities=6, parts=PARTS)
     model.image_encoder.forward = FullAt(model, train=0, features=8)
-    with pytest.raises(MuvaError, match=r"best first: no --cuda-graphs, which keep .*; --micro"):
+    with pytest.raises(
+        MuvaError, match=r"best option first: no --cuda-graphs, which keep .*; --micro"
+    ):
         train(model, ToyImages(), compute=Compute(cuda_graphs=True))
     assert isinstance(model.image_encoder.forward, FullAt)
 

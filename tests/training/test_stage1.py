@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_can_be_repeated(tmp_pat
     assert torch.as_tensor(checkpoint["contexts"]).isfinite().all()
     again = repeat_prompt_loss(model=start()[0], settings=flies_apart, checkpoint=checkpoint)
     assert not again.isfinite()
-    with pytest.raises(MuvaError, match="none of a step of stage 1"):
+    with pytest.raises(MuvaError, match="not one of a diverged step of stage 1"):
         repeat_prompt_loss(model=model, settings=flies_apart, checkpoint={"epoch": 1})
 
 
