@@ -124,8 +124,8 @@ def explain_out_of_memory(
         remedies.append("as a last resort a smaller stage2.batch_size, which changes the result")
         raise MuvaError(
             f"{where}: the GPU is out of memory when encoding {images_per_pass} of {batch} "
-            f"images at a time in {precision}{_memory_in_use()}. To reduce memory, best option first: "
-            f"{'; '.join(remedies)}. PyTorch's message: "
+            f"images at a time in {precision}{_memory_in_use()}. To reduce memory, best option "
+            f"first: {'; '.join(remedies)}. PyTorch's message: "
             f"{str(error).splitlines()[0] if str(error) else 'none'}"
         ) from error
 

@@ -68,8 +68,8 @@ def check_features(finite: Bool[Tensor, " M"], image_ids: Sequence[str]) -> None
     raise NotFiniteError(
         f"the features of {len(wrong)} of {len(image_ids)} training images are not finite, for "
         f"example {', '.join(image_ids[int(i)] for i in wrong[:3])}. If all are affected, check "
-        f"the weights; if only some are, look at these images and, if they are intact, set precision "
-        f"to fp32"
+        f"the weights; if only some are, look at these images and, if they are intact, set "
+        f"precision to fp32"
     )
 
 

@@ -234,8 +234,10 @@ def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(
             reports = train(model, ToyImages(), compute=Compute(micro_batch=tried[-1]))
         except MuvaError as error:
             message = str(error)
-            assert message.startswith(f"{where}: the memory is full with {tried[-1] or 8} of 8")
-            assert "PyTorch says: CUDA out of memory. Tried to allocate 9.00 GiB." in message
+            assert message.startswith(
+                f"{where}: the GPU is out of memory when encoding {tried[-1] or 8} of 8"
+            )
+            assert "PyTorch's message: CUDA out of memory. Tried to allocate 9.00 GiB." in message
             advised = re.search(r"--micro-batch (\d+)", message)
             assert advised is not None
             tried.append(int(advised[1]))
