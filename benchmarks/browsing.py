@@ -85,9 +85,9 @@ def measured(folder: Path, trials: int) -> dict[str, float]:
             name=f"trial {number}", key=f"t{number}", parent=parent.ref, params=params
         ) as run:
             metrics = {f"{d}/{m}": number / trials for d in ("a", "b") for m in ("mAP", "rank-1")}
-            run.metrics(metrics | {"held-out/mAP": number / trials, "seconds": 1.0})
+            run.log_metrics(metrics | {"held-out/mAP": number / trials, "seconds": 1.0})
             for rung in (1, 2, 3):
-                run.metrics({"held-out/by-rung": rung / 10}, rung)
+                run.log_metrics({"held-out/by-rung": rung / 10}, rung)
         seconds.append(time.perf_counter() - began_at)
     tenth = max(1, trials // 10)
     found = {

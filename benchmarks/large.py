@@ -30,7 +30,7 @@ from benchmarks.openai_files import VIT_B_16, VIT_L_14, Sizes, random_clip, writ
 from benchmarks.phases import Learned, best_device, device_name, learn, measured
 from muva.config import ExperimentConfig, load_recipe
 from muva.data.shards import open_dataset
-from muva.model.bundle import untouched_clip
+from muva.model.bundle import pretrained_clip
 from muva.model.clip import load_clip
 from muva.model.precision import resolve_precision
 from workflows.progress import say
@@ -136,7 +136,7 @@ def run(
     file = folder / "ViT-L-14.pt"
     checks += _file_checks(file, large)
     height, width = large_size
-    clip = untouched_clip(str(file), image_height=height, image_width=width, stride=large.patch)
+    clip = pretrained_clip(str(file), image_height=height, image_width=width, stride=large.patch)
     clip.to(device)
     few, batch = pictures[:LARGE_IMAGES], LARGE_IMAGES // 2
     with measured(device) as pace:

@@ -25,16 +25,16 @@ from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import device_name
 from benchmarks.training import timed
 from muva.config import ModelConfig, PromptConfig
-from muva.model.bundle import Bundle, embedder_of
+from muva.model.bundle import Bundle, bundle_of_model
 from muva.model.clip import build_clip, load_clip
 from muva.model.export import (
-    LEAST_COSINE_IN_HALF,
-    MOST_APART,
+    MAX_DIFFERENCE,
+    MIN_COSINE_HALF,
     SUFFIXES,
     Form,
     RetrievalGraph,
     export,
-    opened,
+    open_exported,
 )
 from muva.model.muva_model import build_model
 from muva.retrieval import evaluate
@@ -95,7 +95,7 @@ def random_model(config: ModelConfig, *, seed: int = 0) -> Bundle:
         state = openai_state_dict(random_clip(VIT_B_16), VIT_B_16)
         clip = build_clip(state, image_size=size, stride=config.stride)
     model = build_model(clip, model=config, prompts=PromptConfig(), identities=1, seed=seed)
-    return embedder_of(model.eval(), metadata={})
+    return bundle_of_model(model.eval(), metadata={})
 
 
 def shipped_model() -> Bundle:
@@ -118,7 +118,7 @@ def measured(bundle: Bundle, *, batch: int, rounds: int) -> dict[str, dict[str, 
                 file = Path(folder) / f"{half}{SUFFIXES[form][0]}"
                 export(bundle, file, form=form, model="random", half=half)
                 graph = RetrievalGraph(bundle, half=half)
-                ways[name + HALF * half] = opened(file, form=form, graph=graph)
+                ways[name + HALF * half] = open_exported(file, form=form, graph=graph)
         features = {name: way(pixels) for name, way in ways.items()}
         seconds = timed(
             {name: lambda way=way: way(pixels) for name, way in ways.items()},
@@ -146,15 +146,15 @@ def misses(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
     for size, forms in found.items():
         for name, of in forms.items():
             if name.endswith(HALF):
-                if of["least_cosine"] < LEAST_COSINE_IN_HALF:
+                if of["least_cosine"] < MIN_COSINE_HALF:
                     told.append(
                         f"{size}, {name}: a cosine of {of['least_cosine']:.4f}, expected "
-                        f"{LEAST_COSINE_IN_HALF}"
+                        f"{MIN_COSINE_HALF}"
                     )
-            elif of["largest_difference"] > MOST_APART:
+            elif of["largest_difference"] > MAX_DIFFERENCE:
                 told.append(
                     f"{size}, {name}: features differ by {of['largest_difference']:.1e}, expected "
-                    f"{MOST_APART}"
+                    f"{MAX_DIFFERENCE}"
                 )
     return told
 
@@ -180,7 +180,7 @@ def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str,
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = Path(folder) / "half.torchscript"
         export(bundle, file, form="torchscript", model="half", half=True)
-        of_half = opened(file, form="torchscript", graph=RetrievalGraph(bundle, half=True))
+        of_half = open_exported(file, form="torchscript", graph=RetrievalGraph(bundle, half=True))
         batches = [images[first : first + 64] for first in range(0, len(images), 64)]
         features = {
             "float32": bundle.embed(images),

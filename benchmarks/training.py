@@ -42,7 +42,7 @@ from muva.data.artifacts import open_artifact
 from muva.model.clip import build_clip, vision_tower
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
-from muva.training.compute import Compute, computing
+from muva.training.compute import Compute, apply_compute
 from muva.training.images import dataset_centroids
 from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
@@ -247,7 +247,7 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
             "bare forward and backward": lambda p=precision: backward(p),
             "step": lambda p=precision: ours.step(p, graphed),
         }
-        with computing(ours.model.image_encoder, graphed):
+        with apply_compute(ours.model.image_encoder, graphed):
             seconds = timed(ways, rounds=rounds, device=device)
         found[precision] = {
             way: (operations / 1e9 if way == "product" else batch) / spent
@@ -305,7 +305,7 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
         gc.collect()  # what the setting before has left
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    with peak_memory_mb() as peak, computing(stage2.model.image_encoder, compute):
+    with peak_memory_mb() as peak, apply_compute(stage2.model.image_encoder, compute):
         started_at = time.perf_counter()
         stage2.step(precision, compute)
         first_s = time.perf_counter() - started_at

@@ -49,7 +49,7 @@ def find_model(store: Store, reference: str) -> Artifact:
     return find_artifact(store, "models", reference)
 
 
-def described(artifact: Artifact) -> Mapping[str, Any]:
+def model_description(artifact: Artifact) -> Mapping[str, Any]:
     """What a finished model's bundle says of itself: settings, sizes, origin; no weights are read.
 
     Raises MuvaError when there is no finished model, or a damaged one.

@@ -27,7 +27,7 @@ _ABSENT = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PA
 """How stores say that there is no such model, or no such alias of it."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 _VALUE_TAG = "held-out.mAP"
-_JUDGED_BY_TAG = "muva.judged_by"
+_VALIDATED_ON_TAG = "muva.judged_by"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Version:
     """The model artifact's."""
     value: float
     """mAP on held-out sources, a fraction."""
-    judged_by: str
+    validated_on: str
     """Tells whom the value is of: only values of the same people can be compared."""
 
 
@@ -60,7 +60,7 @@ class Registry:
                 description="Person re-identification models; `muva promote` moves the aliases.",
             )
 
-    def holder(self, alias: str) -> Version | None:
+    def version_with_alias(self, alias: str) -> Version | None:
         """The version that an alias is of; MuvaError for one that was not registered here."""
         try:
             return _version(self._client.get_model_version_by_alias(self._name, alias))
@@ -68,8 +68,8 @@ class Registry:
             _only_absent(error)
             return None
 
-    def registered(
-        self, *, model_id: str, run_id: str, address: str, value: float, judged_by: str
+    def register(
+        self, *, model_id: str, run_id: str, address: str, value: float, validated_on: str
     ) -> Version:
         """The version of a model: the one that is there, or a new one."""
         there = self._client.search_model_versions(f"name = '{self._name}'")
@@ -82,17 +82,17 @@ class Registry:
             run_id=run_id,
             model_id=model_id,
             tags=recordable_tags(
-                {ARTIFACT_TAG: address, _VALUE_TAG: str(value), _JUDGED_BY_TAG: judged_by}
+                {ARTIFACT_TAG: address, _VALUE_TAG: str(value), _VALIDATED_ON_TAG: validated_on}
             ),
         )
         self._note(model_id, made)
         return _version(made)
 
-    def give(self, alias: str, version: Version | None) -> None:
+    def set_alias(self, alias: str, version: Version | None) -> None:
         """Moves an alias; None takes it away."""
         if version is not None:
             self._client.set_registered_model_alias(self._name, alias, version.number)
-        elif self.holder(alias) is not None:
+        elif self.version_with_alias(alias) is not None:
             self._client.delete_registered_model_alias(self._name, alias)
 
     def _note(self, model_id: str, made: ModelVersion) -> None:
@@ -119,7 +119,7 @@ def _only_absent(error: MlflowException) -> None:
 
 
 def _version(found: ModelVersion) -> Version:
-    missing = {ARTIFACT_TAG, _VALUE_TAG, _JUDGED_BY_TAG} - found.tags.keys()
+    missing = {ARTIFACT_TAG, _VALUE_TAG, _VALIDATED_ON_TAG} - found.tags.keys()
     if missing:
         raise MuvaError(
             f"version {found.version} of the registered model {found.name} has no "
@@ -131,5 +131,5 @@ def _version(found: ModelVersion) -> Version:
         number=str(found.version),
         address=found.tags[ARTIFACT_TAG],
         value=float(found.tags[_VALUE_TAG]),
-        judged_by=found.tags[_JUDGED_BY_TAG],
+        validated_on=found.tags[_VALIDATED_ON_TAG],
     )

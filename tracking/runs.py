@@ -141,11 +141,11 @@ class Tracker:
                 self._client.delete_tag(run_id, REASON_TAG)
         run = Run(RunRef(self.tracking_uri, self.experiment_id, run_id), self._client)
         if earlier is not None:
-            run.tags(all_tags)
+            run.set_tags(all_tags)
         if params:
-            run.params(params)
+            run.log_params(params)
         if description is not None:
-            run.describe(description)
+            run.set_description(description)
         return run
 
     def _inherited(self, parent: RunRef | None) -> dict[str, str]:
@@ -210,7 +210,7 @@ class Run:
         self._kept: list[Callable[[], None]] = []
         self._kept_figures: list[Metric] = []
 
-    def metrics(
+    def log_metrics(
         self,
         values: Mapping[str, float],
         step: int | None = None,
@@ -221,16 +221,16 @@ class Run:
         """Writes metrics; see `log_metrics`. They are also those of the model on the data set."""
         _log_metrics(self._client, self.ref.run_id, values, step, model_id, dataset)
 
-    def tell(self, values: Mapping[str, float], step: int | None) -> None:
+    def log_metrics_buffered(self, values: Mapping[str, float], step: int | None) -> None:
         """Writes metrics while work goes on, which no silence of MLflow shall end.
 
         What cannot be written now is kept, and written with what comes later, or at the end.
         """
-        self._keep(partial(self.metrics, dict(values), step))
+        self._keep(partial(self.log_metrics, dict(values), step))
 
-    def show(self, path: str, picture: np.ndarray | Image.Image) -> None:
-        """Writes a picture of people as `tell` writes metrics; see `picture`."""
-        self._keep(partial(self.picture, path, picture))
+    def log_image_buffered(self, path: str, picture: np.ndarray | Image.Image) -> None:
+        """Writes a picture of people as `log_metrics_buffered` writes metrics; see `log_image`."""
+        self._keep(partial(self.log_image, path, picture))
 
     def _keep(self, write: Callable[[], None]) -> None:
         self._kept.append(write)
@@ -250,10 +250,10 @@ class Run:
             self._kept[0]()
             del self._kept[0]
 
-    def system_metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_system_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Writes what a machine is doing, under the names that MLflow has a page for.
 
-        They are kept as those of `tell` are, with the time at which they came.
+        They are kept as those of `log_metrics_buffered` are, with the time at which they came.
         """
         now = int(time.time() * 1000)
         self._kept_figures += [
@@ -268,11 +268,11 @@ class Run:
             self._client.log_batch(self.ref.run_id, metrics=batch, synchronous=True)
             del self._kept_figures[: len(batch)]
 
-    def used(self, *datasets: UsedDataset, context: Context) -> None:
+    def log_datasets(self, *datasets: UsedDataset, context: Context) -> None:
         """Notes the data sets as the run's inputs; once, however often it is said."""
         self._client.log_inputs(self.ref.run_id, [one.as_input(context) for one in datasets])
 
-    def model(self, model: UsedModel, *, made: bool) -> str:
+    def log_model(self, model: UsedModel, *, made: bool) -> str:
         """Notes a model as the run's output (`made`) or input; the id of its logged model."""
         return log_model(
             self._client,
@@ -282,14 +282,14 @@ class Run:
             made=made,
         )
 
-    def tags(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags, over earlier values."""
         for batch in _batches(list(recordable_tags(tags).items()), _PARAMS_A_BATCH):
             self._client.log_batch(
                 self.ref.run_id, tags=[RunTag(key, value) for key, value in batch], synchronous=True
             )
 
-    def params(self, params: Mapping[str, Any]) -> None:
+    def log_params(self, params: Mapping[str, Any]) -> None:
         """Writes params, nested sections as `section.setting`.
 
         MLflow refuses a second value of a param: it becomes the tag `muva.changed.<param>`.
@@ -299,7 +299,7 @@ class Run:
         new = [Param(key, value) for key, value in flat.items() if key not in earlier]
         for batch in _batches(new, _PARAMS_A_BATCH):
             self._client.log_batch(self.ref.run_id, params=batch, synchronous=True)
-        self.tags(
+        self.set_tags(
             {
                 f"muva.changed.{key}": value
                 for key, value in flat.items()
@@ -307,34 +307,34 @@ class Run:
             }
         )
 
-    def describe(self, markdown: str) -> None:
+    def set_description(self, markdown: str) -> None:
         """Sets the description that MLflow shows on top of the run."""
-        self.tags({_DESCRIPTION_TAG: markdown})
+        self.set_tags({_DESCRIPTION_TAG: markdown})
 
-    def text(self, path: str, content: str) -> None:
+    def log_text(self, path: str, content: str) -> None:
         """Writes a text file among the run's artifacts; one of that path is replaced."""
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_text(self.ref.run_id, redact(content), path)
 
-    def yaml(self, path: str, value: Any) -> None:
+    def log_yaml(self, path: str, value: Any) -> None:
         """Writes settings (mappings, pydantic sections) as a YAML file."""
         settings = recordable_settings(value)
-        self.text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        self.log_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
-    def figure(self, path: str, figure: matplotlib.figure.Figure) -> None:
+    def log_figure(self, path: str, figure: matplotlib.figure.Figure) -> None:
         """Writes a matplotlib figure as a picture."""
         look = {"dpi": _FIGURE_DPI, "facecolor": "white"}
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_figure(self.ref.run_id, figure, path, save_kwargs=look)
 
-    def picture(self, path: str, picture: np.ndarray | Image.Image) -> None:
+    def log_image(self, path: str, picture: np.ndarray | Image.Image) -> None:
         """Writes a picture of people, PIL or uint8 (H, W, 3), unless none shall be shown."""
         if people() == "hidden":
             return
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_image(self.ref.run_id, picture, artifact_file=path)
 
-    def artifact(self, file: Path | str, folder: str | None = None) -> None:
+    def log_artifact(self, file: Path | str, folder: str | None = None) -> None:
         """Copies a file among the run's artifacts, into a folder of them if one is named."""
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_artifact(self.ref.run_id, str(file), folder)
@@ -349,7 +349,7 @@ class Run:
         self._write_kept()
         self._write_kept_figures()
         if reason is not None:
-            self.tags({REASON_TAG: reason})
+            self.set_tags({REASON_TAG: reason})
         self._client.set_terminated(self.ref.run_id, status)
 
     def __enter__(self) -> Self:
@@ -379,7 +379,7 @@ class Run:
             self.finish("FAILED", reason=str(error))
         else:
             self.finish("FAILED", reason=f"{type(error).__name__}: {error}")
-            self.text("failure.txt", "".join(traceback.format_exception(error)))
+            self.log_text("failure.txt", "".join(traceback.format_exception(error)))
 
 
 def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = None) -> None:

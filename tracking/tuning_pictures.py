@@ -23,7 +23,7 @@ def history_plot(
     trials: Sequence[tuple[int, float, float]],
     *,
     stopped: Sequence[tuple[int, float]] = (),
-    aim: str,
+    objective: str,
 ) -> Figure:
     """Number, value and best so far of the complete trials; fractions, drawn in per cent.
 
@@ -65,9 +65,11 @@ def history_plot(
             color=_BEST,
             fontweight="bold",
         )
-        axes.set_title(f"{_capital(aim)} by trial", loc="left", fontsize=13, fontweight="bold")
+        axes.set_title(
+            f"{_capital(objective)} by trial", loc="left", fontsize=13, fontweight="bold"
+        )
         axes.set_xlabel("trial", color=MUTED)
-        axes.set_ylabel(f"{aim}, %", color=MUTED)
+        axes.set_ylabel(f"{objective}, %", color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.06, y=0.12)
         axes.grid(axis="y", color=FAINT, zorder=0)
@@ -76,7 +78,7 @@ def history_plot(
     return figure
 
 
-def importance_plot(shares: Mapping[str, float], *, aim: str) -> Figure:
+def importance_plot(shares: Mapping[str, float], *, objective: str) -> Figure:
     """Setting -> share in the variance, the largest on top."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -91,7 +93,7 @@ def importance_plot(shares: Mapping[str, float], *, aim: str) -> Figure:
             axes.text(value + 0.8, row, f"{value:.0f}", va="center", color=INK, fontsize=10)
         axes.set_xlim(0, max(values) * 1.12 + 1)
         axes.set_title(
-            f"What {aim} depends on, % of its variance",
+            f"What {objective} depends on, % of its variance",
             loc="left",
             fontsize=13,
             fontweight="bold",
@@ -106,7 +108,7 @@ def importance_plot(shares: Mapping[str, float], *, aim: str) -> Figure:
 def parallel_coordinates(
     trials: Sequence[tuple[Mapping[str, Any], float]],
     *,
-    aim: str,
+    objective: str,
     logarithmic: Collection[str] = (),
 ) -> Figure:
     """A line per trial over an axis per setting, coloured by what it reached (a fraction).
@@ -159,7 +161,7 @@ def parallel_coordinates(
             axes.text(last + 0.06, place, f"{value:.1f}", fontsize=9, va="center", zorder=6)
         titles = [f"{n.partition('.')[0]}\n{n.partition('.')[2].replace('_', ' ')}" for n in names]
         axes.set_xticks(
-            range(last + 1), [*titles, f"{aim}\n%"], fontsize=9, rotation=28, ha="right"
+            range(last + 1), [*titles, f"{objective}\n%"], fontsize=9, rotation=28, ha="right"
         )
         axes.set_xlim(-0.1, last + 0.45)
         axes.set_ylim(-0.06, 1.06)
@@ -209,11 +211,11 @@ class _Scale:
                 ((number + 0.5) / len(self._known), _shown(json.loads(text)))
                 for number, text in enumerate(self._known)
             ]
-        told = []
+        ticks = []
         for share in (0.0, 0.5, 1.0):
             value = self._low + share * self._span
-            told.append((share, f"{10**value if self._log else value:.3g}"))
-        return told
+            ticks.append((share, f"{10**value if self._log else value:.3g}"))
+        return ticks
 
 
 def _shown(value: Any) -> str:

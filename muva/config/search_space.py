@@ -60,7 +60,7 @@ class Setting:
     when: Mapping[str, tuple[Any, ...]]
     """Other searched setting -> its values under which this one is drawn; else it is the base's."""
 
-    def drawn_beside(self, point: Mapping[str, Any]) -> bool:
+    def applies_to(self, point: Mapping[str, Any]) -> bool:
         """Whether it is drawn, given the values of the settings before it."""
         return all(name in point and point[name] in values for name, values in self.when.items())
 
@@ -71,7 +71,7 @@ class Space:
 
     name: str
     settings: tuple[Setting, ...]
-    slow: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
     """Settings that keep their values for `every` trials, which share what is made before them."""
     every: int = 1
     left_out: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class Space:
             "settings": {
                 one.name: {**vars(one.values), "when": dict(one.when)} for one in self.settings
             },
-            "slow": list(self.slow),
+            "slow": list(self.held),  # the key that the addresses of earlier studies were made from
             "every": self.every,
         }
 
@@ -133,7 +133,7 @@ def space_for(space: str | Path | Mapping[str, Any], config: ExperimentConfig) -
     return _checked(file, config, name=name, where=where)
 
 
-def impossible(point: Mapping[str, Any], config: ExperimentConfig) -> str:
+def conflict(point: Mapping[str, Any], config: ExperimentConfig) -> str:
     """Why an experiment cannot have all these settings together; empty where it can."""
     try:
         model = with_settings(config, point, where=config.name).model
@@ -178,7 +178,7 @@ class _Entry(Section):
         return self
 
 
-class _Slow(Section):
+class _Held(Section):
     settings: list[str]
     every: Count
 
@@ -188,7 +188,7 @@ class _File(Section):
 
     description: str = ""
     settings: dict[str, _Entry] = Field(default_factory=dict)
-    slow: _Slow | None = None
+    held: _Held | None = None
 
 
 def _read(space: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -236,6 +236,11 @@ def _path_of(space: str | Path) -> Path:
 
 
 def _parsed(content: Mapping[str, Any], *, where: str) -> _File:
+    if "slow" in content:
+        raise SettingsError(
+            f"Recipe {where}: expected the key held, found slow, its former name. Rename the key; "
+            "its content stays the same"
+        )
     settings = content.get("settings")
     if isinstance(settings, Mapping):  # `NAME: [A, B]` is short for a choice
         entries = {
@@ -250,7 +255,7 @@ def _parsed(content: Mapping[str, Any], *, where: str) -> _File:
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"]))
             if problem["type"] == "extra_forbidden":
-                section = {1: _File, 3: _Entry}.get(len(problem["loc"]), _Slow)
+                section = {1: _File, 3: _Entry}.get(len(problem["loc"]), _Held)
                 known = [*section.model_fields, *(["extends"] if section is _File else [])]
                 lines.append(
                     f"{place}: there is no such key; expected {', '.join(known)}"
@@ -258,12 +263,12 @@ def _parsed(content: Mapping[str, Any], *, where: str) -> _File:
                 )
                 continue
             place = place.removeprefix("settings.")
-            told = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if problem["type"] == "model_type":
-                told = "expected [A, B], or {range: [LOW, HIGH]} and the like"
+                message = "expected [A, B], or {range: [LOW, HIGH]} and the like"
             value = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-            separator = " " if told.startswith("names") else ": "
-            lines.append(f"{place}{separator}{told}{value}")
+            separator = " " if message.startswith("names") else ": "
+            lines.append(f"{place}{separator}{message}{value}")
         raise SettingsError(f"Recipe {where}:\n  " + "\n  ".join(lines)) from error
 
 
@@ -294,13 +299,13 @@ def _checked(file: _File, config: ExperimentConfig, *, name: str, where: str) ->
             left_out.append(f"{setting} ({never})")
         else:
             conditions[setting] = when
-    ordered = _in_order({s: list(conditions[s]) for s in conditions}, _slow_of(file, where), where)
+    ordered = _in_order({s: list(conditions[s]) for s in conditions}, _held_of(file, where), where)
     settings = tuple(Setting(name=one, values=values[one], when=conditions[one]) for one in ordered)
     space = Space(
         name=name,
         settings=settings,
-        slow=tuple(one for one in _slow_of(file, where) if one in conditions),
-        every=file.slow.every if file.slow else 1,
+        held=tuple(one for one in _held_of(file, where) if one in conditions),
+        every=file.held.every if file.held else 1,
         left_out=tuple(left_out),
     )
     if not settings:
@@ -335,9 +340,9 @@ def _values(setting: str, entry: _Entry, config: ExperimentConfig, *, where: str
 def _patch_of(config: ExperimentConfig) -> int:
     """The patch of the experiment's CLIP in pixels."""
     model = config.model
-    told = patch_size(model.clip)
-    if told is not None:
-        return told
+    patch = patch_size(model.clip)
+    if patch is not None:
+        return patch
     return _loaded_patch(model.clip, (model.image_height, model.image_width), model.stride)
 
 
@@ -391,21 +396,21 @@ def _setting_of(config: ExperimentConfig, dotted: str) -> Any:
     return value
 
 
-def _slow_of(file: _File, where: str) -> list[str]:
-    if file.slow is None:
+def _held_of(file: _File, where: str) -> list[str]:
+    if file.held is None:
         return []
-    for setting in file.slow.settings:
+    for setting in file.held.settings:
         if setting not in file.settings:
             raise SettingsError(
-                f"Recipe {where}: slow.settings names {setting}, which is not searched: expected "
+                f"Recipe {where}: held.settings names {setting}, which is not searched: expected "
                 f"some of {', '.join(file.settings)}{_meant(setting, list(file.settings))}"
             )
-    return file.slow.settings
+    return file.held.settings
 
 
-def _in_order(depends: Mapping[str, list[str]], slow: Sequence[str], where: str) -> list[str]:
+def _in_order(depends: Mapping[str, list[str]], held: Sequence[str], where: str) -> list[str]:
     """The slow settings first; each behind what it depends on."""
-    waiting = sorted(depends, key=lambda setting: setting not in slow)
+    waiting = sorted(depends, key=lambda setting: setting not in held)
     ordered: list[str] = []
     while waiting:
         ready = next((s for s in waiting if set(depends[s]) <= set(ordered)), None)
@@ -456,11 +461,11 @@ def _refuse_unused(space: Space, config: ExperimentConfig, where: str) -> None:
             unused = [value for value in possible if not used(value)]
             if unused:
                 wanted = [value for value in possible if used(value)]
-                told = json.dumps(wanted if len(wanted) > 1 else wanted[0])
+                condition = json.dumps(wanted if len(wanted) > 1 else wanted[0])
                 raise SettingsError(
                     f"Recipe {where}: {setting.name} would change nothing where {other} is "
                     f"{', '.join(map(repr, unused))}: it is read where {other} {words}. Give it "
-                    f"the condition when: {{{other}: {told}}}"
+                    f"the condition when: {{{other}: {condition}}}"
                 )
 
 
@@ -482,7 +487,7 @@ def _points(settings: Sequence[Setting], point: dict[str, Any]) -> Iterator[dict
         yield point
         return
     first, *others = settings
-    if not first.drawn_beside(point):
+    if not first.applies_to(point):
         yield from _points(others, point)
         return
     assert isinstance(first.values, Choice)

@@ -112,7 +112,7 @@ def split_heads(tokens: Float[Tensor, " B T D"], heads: int) -> Float[Tensor, " 
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def blocks_of(transformer: nn.Module) -> list[ResidualAttentionBlock]:
+def transformer_blocks(transformer: nn.Module) -> list[ResidualAttentionBlock]:
     """The blocks of an open_clip transformer, in order."""
     blocks = list(transformer.get_submodule("resblocks").children())
     return [block for block in blocks if isinstance(block, ResidualAttentionBlock)]

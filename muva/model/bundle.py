@@ -2,7 +2,7 @@
 
 `model.safetensors` holds all parameters, the prompts and CLIP's text side too, so that training can
 go on from a bundle; `bundle.json` says what they are: configuration, sizes, where they come from.
-`load_bundle` gives an embedder, as `untouched_clip` does for CLIP without training.
+`load_bundle` gives an embedder, as `pretrained_clip` does for CLIP without training.
 """
 
 from __future__ import annotations
@@ -217,10 +217,10 @@ def load_bundle(folder: Path) -> Bundle:
             f"model bundle {folder}: {WEIGHTS} is not of the configuration in {DESCRIPTION}: "
             f"{str(error).splitlines()[1].strip()}"
         ) from error
-    return embedder_of(model.eval(), metadata=metadata)
+    return bundle_of_model(model.eval(), metadata=metadata)
 
 
-def embedder_of(model: MuvaModel, *, metadata: Mapping[str, Any]) -> Bundle:
+def bundle_of_model(model: MuvaModel, *, metadata: Mapping[str, Any]) -> Bundle:
     """A bundle of a model in memory, which must be in eval mode when it embeds."""
     return Bundle(
         module=model,
@@ -235,7 +235,7 @@ def embedder_of(model: MuvaModel, *, metadata: Mapping[str, Any]) -> Bundle:
     )
 
 
-def untouched_clip(name: str, *, image_height: int, image_width: int, stride: int) -> Embedder:
+def pretrained_clip(name: str, *, image_height: int, image_width: int, stride: int) -> Embedder:
     """CLIP as it is: the projected class token, with the mean and std it was trained with."""
     clip = load_clip(name, image_size=(image_height, image_width), stride=stride)
     height, width = image_size_of(clip)

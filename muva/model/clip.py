@@ -119,7 +119,7 @@ def load_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_cl
         return _load_folder(path, image_size=image_size, stride=stride)
     if path.is_file():
         weights = read_state_dict(path)
-        _refuse_other_heads(path, clip_shape(_parameters(weights)))
+        _check_heads(path, clip_shape(_parameters(weights)))
         return build_clip(weights, image_size=image_size, stride=stride)
     if name.startswith(HUB):
         return _load_hub(name, image_size=image_size, stride=stride)
@@ -495,7 +495,7 @@ def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> o
     try:
         file = Path(open_clip.download_pretrained(known) if known else tag).expanduser()
     except (RuntimeError, OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
+        raise _loading_error(name, error) from error
     weights = read_state_dict(file)
     shape = clip_shape(
         _parameters(weights), vision_heads=expected.vision_heads, text_heads=expected.text_heads
@@ -503,7 +503,7 @@ def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> o
     of_openai = any(key in weights for key in OPENAI_SIZES)
     quick_gelu = expected.quick_gelu or bool(known.get("quick_gelu")) or of_openai
     shape = ClipShape(**{**asdict(shape), "quick_gelu": quick_gelu})
-    _refuse_other_sizes(name, shape, expected)
+    _check_sizes(name, shape, expected)
     positions = weights["visual.positional_embedding"]
     return build_clip(
         weights,
@@ -522,7 +522,7 @@ def _load_hub(name: str, *, image_size: tuple[int, int], stride: int) -> open_cl
         _shape_of_config(name)
         loaded = open_clip.create_model(name, require_pretrained=True)
     except (RuntimeError, OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
+        raise _loading_error(name, error) from error
     assert isinstance(loaded, open_clip.CLIP)
     mean, std = normalisation(loaded)
     return build_clip(
@@ -536,14 +536,14 @@ def _load_hub(name: str, *, image_size: tuple[int, int], stride: int) -> open_cl
     )
 
 
-def _not_loaded(name: str, error: Exception) -> MuvaError:
+def _loading_error(name: str, error: Exception) -> MuvaError:
     return MuvaError(
         f"CLIP {name!r} could not be loaded ({error}): without network access, put the checkpoint "
         f"on disk and give its path"
     )
 
 
-def _refuse_other_sizes(name: str, found: ClipShape, expected: ClipShape) -> None:
+def _check_sizes(name: str, found: ClipShape, expected: ClipShape) -> None:
     """The text's context and vocabulary are the weights' own; all else is the name's."""
     free = ("context_length", "vocabulary", "reduced_vocabulary", "quick_gelu")
     differing = [
@@ -557,7 +557,7 @@ def _refuse_other_sizes(name: str, found: ClipShape, expected: ClipShape) -> Non
         )
 
 
-def _refuse_other_heads(path: Path, found: ClipShape) -> None:
+def _check_heads(path: Path, found: ClipShape) -> None:
     """A file of a known architecture whose heads are not 64 wide: as many would load wrongly."""
     for name in open_clip.list_models():
         try:

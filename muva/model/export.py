@@ -32,7 +32,7 @@ from muva.model.bundle import Bundle
 from muva.synthetic import DOMAINS, render
 
 Form = Literal["onnx", "torchscript", "safetensors"]
-Takes = Literal["normalised", "hwc", "chw", "imagenet"]
+InputFormat = Literal["normalised", "hwc", "chw", "imagenet"]
 """What images a graph takes, all of the model's size, RGB, a batch of any length: float32 (3, H, W)
 normalised with the model's own mean and std; uint8 (H, W, 3) or (3, H, W) as decoded; float32
 normalised with ImageNet's statistics, as BoxMOT does for every model."""
@@ -49,9 +49,9 @@ OPSET = 18
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-MOST_APART = 1e-4
+MAX_DIFFERENCE = 1e-4
 """Largest difference between a number of the file's features and PyTorch's, in float32."""
-LEAST_COSINE_IN_HALF = 0.99
+MIN_COSINE_HALF = 0.99
 """Between a feature in half precision and the same in float32: how far numbers are apart says
 little where a patch near the edge of a hard gate falls on its other side."""
 CHECKED_IMAGES = 8
@@ -83,7 +83,7 @@ class RetrievalGraph(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, bundle: Bundle, *, takes: Takes = "normalised", half: bool = False):
+    def __init__(self, bundle: Bundle, *, takes: InputFormat = "normalised", half: bool = False):
         super().__init__()
         self.image_encoder = copy.deepcopy(bundle.model.image_encoder).cpu()
         self.bn_neck = copy.deepcopy(bundle.model.bn_neck).cpu()
@@ -106,7 +106,7 @@ class RetrievalGraph(nn.Module):
 
 
 def _scale_and_shift(
-    takes: Takes, mean: Sequence[float], std: Sequence[float]
+    takes: InputFormat, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """Images as given, times one and plus the other, are normalised with the model's statistics."""
     own_mean, own_std = np.array(mean), np.array(std)
@@ -129,7 +129,7 @@ def export(
     *,
     form: Form,
     model: str,
-    takes: Takes = "normalised",
+    takes: InputFormat = "normalised",
     half: bool = False,
     beside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Exported:
@@ -148,9 +148,9 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
             made = Path(folder) / f"made{file.suffix}"
             description = _description(bundle, form=form, model=model, takes=takes, half=half)
-            _WRITERS[form](graph, _as_taken(pixels, bundle, takes), made, description)
-            found = _features_of(made, graph, _as_taken(pixels, bundle, takes), form)
-            compared = _compared(found, expected, half=half, what=f"{model} as {form}")
+            _WRITERS[form](graph, _as_input(pixels, bundle, takes), made, description)
+            found = _features_of(made, graph, _as_input(pixels, bundle, takes), form)
+            compared = _compare(found, expected, half=half, what=f"{model} as {form}")
             description["check"] = {**compared, "images": len(pixels)}
             description["sha256"] = hashlib.sha256(made.read_bytes()).hexdigest()
             sidecars = {".json": description, **(beside or {})}
@@ -196,7 +196,7 @@ def _on_edge(bundle: Bundle, pixels: Tensor) -> bool:
     return bool(logits.abs().min() < _EDGE)
 
 
-def _as_taken(pixels: Tensor, bundle: Bundle, takes: Takes) -> Tensor:
+def _as_input(pixels: Tensor, bundle: Bundle, takes: InputFormat) -> Tensor:
     """uint8 (B, 3, H, W) as a graph takes them."""
     if takes == "chw":
         return pixels
@@ -207,7 +207,7 @@ def _as_taken(pixels: Tensor, bundle: Bundle, takes: Takes) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def _check_settings(file: Path, form: Form, takes: Takes) -> None:
+def _check_settings(file: Path, form: Form, takes: InputFormat) -> None:
     if file.suffix.lower() not in SUFFIXES[form]:
         raise SettingsError(
             f"{file}: expected a name that ends in {' or '.join(SUFFIXES[form])} for {form}"
@@ -233,7 +233,7 @@ _NEEDED: Mapping[Form, tuple[str, ...]] = {
 
 
 def _description(
-    bundle: Bundle, *, form: Form, model: str, takes: Takes, half: bool
+    bundle: Bundle, *, form: Form, model: str, takes: InputFormat, half: bool
 ) -> dict[str, Any]:
     """The sidecar, as far as it is known before the file is there."""
     height, width = bundle.image_height, bundle.image_width
@@ -316,7 +316,9 @@ _WRITERS: Mapping[Form, Callable[[RetrievalGraph, Tensor, Path, Mapping[str, Any
 }
 
 
-def opened(file: Path, *, form: Form, graph: RetrievalGraph) -> Callable[[Tensor], np.ndarray]:
+def open_exported(
+    file: Path, *, form: Form, graph: RetrievalGraph
+) -> Callable[[Tensor], np.ndarray]:
     """What a file computes, on as many cores as torch may use.
 
     `graph` is the build that bare weights are put in.
@@ -344,20 +346,18 @@ def opened(file: Path, *, form: Form, graph: RetrievalGraph) -> Callable[[Tensor
 @torch.inference_mode()
 def _features_of(file: Path, graph: RetrievalGraph, images: Tensor, form: Form) -> np.ndarray:
     """The file's features of all images, of one and of three: a graph may be bound to a number."""
-    features_of = opened(file, form=form, graph=graph)
+    features_of = open_exported(file, form=form, graph=graph)
     return np.concatenate([features_of(some) for some in (images, images[:1], images[:3])])
 
 
-def _compared(
-    found: np.ndarray, expected: np.ndarray, *, half: bool, what: str
-) -> dict[str, float]:
+def _compare(found: np.ndarray, expected: np.ndarray, *, half: bool, what: str) -> dict[str, float]:
     """Raises MuvaError where the features are not those expected."""
     expected = np.concatenate([expected, expected[:1], expected[:3]])
     difference = float(np.abs(found - expected).max())
     cosine = float((found.astype(np.float64) * expected).sum(axis=1).min())
-    passes = cosine >= LEAST_COSINE_IN_HALF if half else difference <= MOST_APART
+    passes = cosine >= MIN_COSINE_HALF if half else difference <= MAX_DIFFERENCE
     if not passes or not np.isfinite(found).all():
-        goal = f"cosines of {LEAST_COSINE_IN_HALF}" if half else f"differences up to {MOST_APART}"
+        goal = f"cosines of {MIN_COSINE_HALF}" if half else f"differences up to {MAX_DIFFERENCE}"
         raise MuvaError(
             f"{what}: its features are not PyTorch's on rendered people: differences up to "
             f"{difference:.2g}, cosines from {cosine:.6f}; expected {goal}. Nothing was written"

@@ -19,9 +19,9 @@ from muva.errors import SettingsError
 from muva.model.attention import (
     attention_bias,
     attention_weights,
-    blocks_of,
     hard_gate,
     run_block,
+    transformer_blocks,
 )
 from muva.model.clip import image_size_of, vision_tower
 from muva.model.mask_predictor import MaskPredictor
@@ -58,7 +58,7 @@ def check_part_tokens(settings: ModelConfig, *, rows: int) -> None:
         )
 
 
-def directly(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+def call_directly(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
     """Call the function."""
     return function(*args, **named)
 
@@ -73,7 +73,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, clip: open_clip.CLIP, settings: ModelConfig):
         super().__init__()
-        self.call = directly
+        self.call = call_directly
         visual = vision_tower(clip)
         built_for = (*image_size_of(clip), visual.conv1.stride[0])
         if built_for != (settings.image_height, settings.image_width, settings.stride):
@@ -102,7 +102,7 @@ class ImageEncoder(nn.Module):
             self.mask_predictor = MaskPredictor(
                 width=len(self.class_embedding),
                 patches=self.grid[0] * self.grid[1],
-                blocks=len(blocks_of(self.transformer)),
+                blocks=len(transformer_blocks(self.transformer)),
                 settings=settings,
             )
 
@@ -129,14 +129,16 @@ class ImageEncoder(nn.Module):
         """
         seen: list[Tensor] = []
 
-        def looking(function: Callable[..., Any], block: Any, *args: Any, **named: Any) -> Any:
+        def record_attention(
+            function: Callable[..., Any], block: Any, *args: Any, **named: Any
+        ) -> Any:
             result = function(block, *args, **named)
             if (outputs := named.get("outputs")) is not None:
                 bias = named["bias"] if "bias" in named else attention_bias(self._gate(result[2]))
                 seen.append(attention_weights(block, args[-1], bias=bias, outputs=outputs))
             return result
 
-        before, self.call = self.call, looking
+        before, self.call = self.call, record_attention
         try:
             self(images)
         finally:
@@ -167,7 +169,7 @@ class ImageEncoder(nn.Module):
     def _run_blocks(
         self, tokens: Float[Tensor, " B T D"], bias: Float[Tensor, " B T T"] | None
     ) -> Float[Tensor, " B F"]:
-        *blocks, last = blocks_of(self.transformer)
+        *blocks, last = transformer_blocks(self.transformer)
         for block in blocks:
             tokens = self.call(run_block, block, tokens, bias=bias)
         return self._project(self.call(run_block, last, tokens, bias=bias, outputs=1 + self.parts))
@@ -176,7 +178,7 @@ class ImageEncoder(nn.Module):
         self, tokens: Float[Tensor, " B T D"], predictor: MaskPredictor
     ) -> ImageFeatures:
         logits, probabilities = [], []
-        blocks = blocks_of(self.transformer)
+        blocks = transformer_blocks(self.transformer)
         for block, predict in zip(blocks, predictor.blocks, strict=True):
             tokens, block_logits, block_probabilities = self.call(
                 self._predict_and_run,

@@ -21,14 +21,14 @@ from muva.model.text_encoder import TextEncoder
 
 CLASSIFIER_STD = 0.001
 
-NOT_OF_THE_BUILD = ("clip", "gating", "mask_max_value", "mask_temperature")
+NON_ARCHITECTURAL_SETTINGS = ("clip", "gating", "mask_max_value", "mask_temperature")
 """Settings that no parameter depends on: a model may start from one that differs in them."""
 
 
 TEXT_SIDE = ("text_", "context_length", "vocabulary", "reduced_vocabulary")
 """Beginnings of a CLIP's sizes that only its text side has, which no start takes over."""
 
-ANOTHER_BUILD = "cannot start from a model of another build"
+DIFFERENT_ARCHITECTURE = "cannot start from a model of a different architecture"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +110,9 @@ class MuvaModel(nn.Module):
     @torch.no_grad()
     def prototypes(self, batch_size: int = 256) -> Float[Tensor, " N F"]:
         """Text features of all identities, as their contexts stand."""
-        everyone = torch.arange(self.identities, device=self.contexts.device)
+        identities = torch.arange(self.identities, device=self.contexts.device)
         return torch.cat(
-            [self.text_encoder(self.contexts[ids], ids) for ids in everyone.split(batch_size)]
+            [self.text_encoder(self.contexts[ids], ids) for ids in identities.split(batch_size)]
         )
 
     def forward(
@@ -157,8 +157,8 @@ class MuvaModel(nn.Module):
         ]
         if differing:
             raise MuvaError(
-                f"{ANOTHER_BUILD}: {'; '.join(differing)}. --set model.clip=… names a CLIP of its "
-                "size"
+                f"{DIFFERENT_ARCHITECTURE}: {'; '.join(differing)}. Choose a CLIP of the same size "
+                "with --set model.clip=…"
             )
         modules = ["image_encoder", "bn_neck", *(["classifier"] if classifier else [])]
         for module in modules:
@@ -183,20 +183,22 @@ def check_same_settings(
     differing = [
         key
         for key in mine
-        if key not in NOT_OF_THE_BUILD
+        if key not in NON_ARCHITECTURAL_SETTINGS
         and (mask_predictor or not key.startswith("predictor_"))
         and mine[key] != other[key]
     ]
     if not differing:
         return
-    told = "; ".join(
+    differing_settings = "; ".join(
         f"{k} {getattr(theirs, k)!r} there, {getattr(ours, k)!r} here" for k in differing
     )
     taken = theirs.model_dump(mode="json")
     remedy = " ".join(
         f"--set model.{key}={json.dumps(taken[key], separators=(',', ':'))}" for key in differing
     )
-    raise MuvaError(f"{ANOTHER_BUILD}: {told}. To take over its settings: {remedy}")
+    raise MuvaError(
+        f"{DIFFERENT_ARCHITECTURE}: {differing_settings}. To take over its settings: {remedy}"
+    )
 
 
 def build_model(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from muva.config import Part, PromptConfig
 from muva.errors import MuvaError
-from muva.model.attention import blocks_of, run_block
+from muva.model.attention import run_block, transformer_blocks
 from muva.model.precision import at_least_float32
 from muva.model.prompts import CONTEXT_START, prompt_texts, tokenise
 
@@ -124,6 +124,6 @@ def _encode_embedded(
     projection: Float[Tensor, " W D"],
 ) -> Float[Tensor, " B D"]:
     tokens = embedded + positions[: embedded.shape[1]]
-    for block in blocks_of(transformer):
+    for block in transformer_blocks(transformer):
         tokens = run_block(block, tokens, causal=True)
     return ln_final(tokens[torch.arange(len(tokens), device=tokens.device), ends]) @ projection

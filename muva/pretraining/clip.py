@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from muva.model.attention import blocks_of, run_block
+from muva.model.attention import run_block, transformer_blocks
 from muva.model.clip import (
     load_clip,
     new_clip,
@@ -104,7 +104,7 @@ def main() -> None:
         if report.step % 20 == 0 or report.step == arguments.steps:
             print(
                 f"step {report.step}/{arguments.steps}  loss {report.loss:.3f}  "
-                f"told apart {report.told_apart:.2f}  {time.perf_counter() - started:.0f} s",
+                f"accuracy {report.accuracy:.2f}  {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
 
@@ -153,7 +153,7 @@ class StepReport:
 
     step: int
     loss: float
-    told_apart: float
+    accuracy: float
 
 
 def pretrain(
@@ -182,8 +182,8 @@ def pretrain(
         optimiser.step()
         with torch.no_grad():
             clip.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)
-        told_apart = (logits.argmax(dim=1) == own).float().mean()
-        yield StepReport(step, float(loss.detach()), float(told_apart))
+        accuracy = (logits.argmax(dim=1) == own).float().mean()
+        yield StepReport(step, float(loss.detach()), float(accuracy))
     clip.eval()
 
 
@@ -196,7 +196,7 @@ def encode_images(clip: open_clip.CLIP, pixels: Tensor) -> Tensor:
     first = visual.get_parameter("class_embedding").expand(len(pixels), 1, -1)
     tokens = torch.cat([first, patches], dim=1) + visual.positional_embedding
     tokens = visual.ln_pre(tokens)
-    *blocks, last = blocks_of(visual.transformer)
+    *blocks, last = transformer_blocks(visual.transformer)
     for block in blocks:
         tokens = run_block(block, tokens)
     tokens = run_block(last, tokens, outputs=1)

@@ -57,7 +57,7 @@ PEOPLE, STEPS, BATCH = 19_200, 5000, 32
 PEAK_LR, WEIGHT_DECAY, GRADIENT_NORM = 1e-3, 0.02, 1.0
 FIRST_SPREAD, LAST_SPREAD = 40.0, 6.0
 """Bins, from the first step to the middle one: a location near the true one is nearly right."""
-LOCATION_STD, PLACE_STD = 0.05, 0.5
+LOCATION_STD, POSITION_STD = 0.05, 0.5
 COVERAGE_WEIGHT = 4.0
 LEFT_PX = 0.25
 """The renderer asks the right one of a pixel's two rays which part it sees (`cutout`), so boxes lie
@@ -126,8 +126,8 @@ def _shots(domain: str, camid: int, people: int) -> Shots:
         render(domain, pid=pid, camid=camid, index=0, height=HEIGHT, width=WIDTH)
         for pid in range(first, first + people)
     ]
-    nowhere = (math.nan,) * 4
-    boxes = [[shot.boxes[part] or nowhere for part in PARTS] for shot in shots]
+    no_box = (math.nan,) * 4
+    boxes = [[shot.boxes[part] or no_box for part in PARTS] for shot in shots]
     return Shots(np.stack([shot.image for shot in shots]), np.array(boxes, np.float32))
 
 
@@ -209,7 +209,7 @@ def new_grounder(processor: Florence2Processor, *, seed: int) -> Florence2ForCon
         torch.manual_seed(seed)
         model = Florence2ForConditionalGeneration(config)
         _widen(model)
-    _lay_out_places(model, first_location=tokenizer.convert_tokens_to_ids("<loc_0>"))
+    _init_positions(model, first_location=tokenizer.convert_tokens_to_ids("<loc_0>"))
     return model
 
 
@@ -226,7 +226,7 @@ def _widen(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def _lay_out_places(model: Any, *, first_location: int) -> None:
+def _init_positions(model: Any, *, first_location: int) -> None:
     """Neighbouring locations start with alike embeddings; rows and columns start apart."""
     table = model.get_input_embeddings().weight
     table[first_location : first_location + LOCATIONS] = LOCATION_STD * _waves(
@@ -234,7 +234,7 @@ def _lay_out_places(model: Any, *, first_location: int) -> None:
     )
     places = model.model.multi_modal_projector.image_position_embed
     for embedding in (places.row_embeddings, places.column_embeddings):
-        embedding.weight.copy_(PLACE_STD * _waves(*embedding.weight.shape))
+        embedding.weight.copy_(POSITION_STD * _waves(*embedding.weight.shape))
 
 
 def _waves(count: int, width: int) -> Tensor:
@@ -412,8 +412,8 @@ def reframe(pixels: Tensor, boxes: Tensor, rng: np.random.Generator) -> tuple[Te
     moved[..., 0::2] -= (mirrored < 0)[:, None, None] * 2 * LEFT_PX / pixels.shape[3]
     moved = moved.clamp(0, 1)
     moved[boxes.isnan().any(dim=2)] = math.nan
-    gone = ((moved[..., 2:] - moved[..., :2]) < 0.02).any(dim=2)
-    moved[gone] = math.nan
+    out_of_frame = ((moved[..., 2:] - moved[..., :2]) < 0.02).any(dim=2)
+    moved[out_of_frame] = math.nan
     return framed, moved.float()
 
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.grains import GRAINS, judged, print_table, unseen
 from muva.config import PARTS, SyntheticConfig
 from muva.data.shards import open_dataset
-from muva.model.bundle import embedder_of
+from muva.model.bundle import bundle_of_model
 from muva.retrieval.metrics import evaluate
 from tests.model.small import IMAGE_SIZE, small_model
 from workflows.session import open_session
@@ -25,7 +25,7 @@ def test_the_whole_feature_scores_as_in_an_evaluation_and_true_masks_agree_with_
     people = SyntheticConfig(train_people=1, test_people=6, height=height, width=width)
     target = datasets_of(session, [TARGET], people)[TARGET].artifact
     sources = [f"{domain}-{'0' * 16}" for domain in ("syn-boulevard", "syn-station", "syn-harbour")]
-    bundle = embedder_of(small_model().eval(), metadata={"sources": sources})
+    bundle = bundle_of_model(small_model().eval(), metadata={"sources": sources})
     assert unseen(bundle) == [TARGET]
 
     figures = judged(session.store, bundle, TARGET)

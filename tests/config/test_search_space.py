@@ -30,7 +30,7 @@ def test_the_space_of_masks_searches_the_masks(demo: ExperimentConfig) -> None:
     assert {"model.gating", "model.mask_temperature", "stage2.mask_loss"} <= settings.keys()
     assert settings["model.mask_max_value"].when == {"model.gating": ("online",)}
     assert settings["model.stride"].values == Choice(values=(8, 6)), "in patches of the tiny CLIP"
-    assert [one.name for one in space.settings][: len(space.slow)] == list(space.slow)
+    assert [one.name for one in space.settings][: len(space.held)] == list(space.held)
     everything = {one.name for one in space_for("all", demo).settings}
     assert settings.keys() < everything
     assert {"prompts.template", "stage2.lr", "stage2.memory_momentum"} < everything
@@ -54,7 +54,7 @@ def test_a_setting_is_drawn_only_where_its_condition_holds(demo: ExperimentConfi
 def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(
-        "extends: masks\nslow: null\nsettings:\n  model.stride: null\n"
+        "extends: masks\nheld: null\nsettings:\n  model.stride: null\n"
         "  stage2.epochs: {range: [2, 9], integer: true}\n"
     )
     settings = {one.name: one.values for one in space_for(mine, demo).settings}
@@ -133,8 +133,12 @@ def test_mask_settings_without_parts_are_refused(demo: ExperimentConfig) -> None
         ("extends: [mine.yaml]", "do not extend this one"),
         ("extends: mask", "did you mean masks"),
         (
-            "settings: {model.gating: [online]}\nslow: {every: 2, settings: [model.gatin]}",
-            "slow.settings names model.gatin.*did you mean model.gating",
+            "settings: {model.gating: [online]}\nheld: {every: 2, settings: [model.gatin]}",
+            "held.settings names model.gatin.*did you mean model.gating",
+        ),
+        (
+            "settings: {model.gating: [online]}\nslow: {every: 2, settings: [model.gating]}",
+            "expected the key held, found slow",
         ),
     ],
 )

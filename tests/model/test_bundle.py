@@ -11,7 +11,7 @@ from PIL import Image
 
 from muva.config import PromptConfig
 from muva.errors import MuvaError
-from muva.model.bundle import load_bundle, save_bundle, untouched_clip
+from muva.model.bundle import load_bundle, pretrained_clip, save_bundle
 from muva.model.clip import save_clip
 from muva.model.muva_model import build_model
 from tests.model.small import IMAGE_SIZE, PATCH, small_clip, small_config, small_model
@@ -199,7 +199,7 @@ def test_the_untouched_clip_embeds_with_its_own_mean_and_std(tmp_path: Path) -> 
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     clip = small_clip(mean=mean, std=std).eval()
     save_clip(clip, tmp_path, name="small", dtype=torch.float32)
-    embedder = untouched_clip(
+    embedder = pretrained_clip(
         str(tmp_path), image_height=IMAGE_SIZE[0], image_width=IMAGE_SIZE[1], stride=PATCH
     )
     pixels = torch.rand(2, 3, *IMAGE_SIZE)

@@ -17,11 +17,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from muva.config import PARTS, ModelConfig, PromptConfig
 from muva.errors import MuvaError, SettingsError
-from muva.model.bundle import embedder_of, load_bundle, save_bundle
+from muva.model.bundle import bundle_of_model, load_bundle, save_bundle
 from muva.model.clip import load_clip, openai_weights
 from muva.model.foreign import fit_checkpoint
 from muva.model.foreign.adopt import Adopted, adopt, needs_clip
-from muva.model.foreign.fit import Given
+from muva.model.foreign.fit import ImportOptions
 from muva.model.foreign.form import Row
 from muva.model.muva_model import MuvaModel
 from tests.model.foreign_files import (
@@ -55,7 +55,7 @@ def imported(
     seed: int = 0,
     **model: Any,
 ) -> Adopted:
-    given = Given(
+    given = ImportOptions(
         model=ModelConfig(**{**SIZE, **model}),
         prompts=prompts or PromptConfig(),
         quick_gelu=quick_gelu,
@@ -81,7 +81,7 @@ def pixels(count: int = 4, size: tuple[int, int] = IMAGE_SIZE) -> Tensor:
 
 
 def embedded(model: MuvaModel, images: Tensor) -> np.ndarray:
-    return embedder_of(model, metadata={}).embed_pixels(images)
+    return bundle_of_model(model, metadata={}).embed_pixels(images)
 
 
 # The authors' release --------------------------------------------------------------------------

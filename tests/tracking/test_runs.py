@@ -77,7 +77,7 @@ def test_a_child_repeats_its_parents_tags_and_not_its_bookkeeping(
     parent = tracker.open(
         name="demo", key="demo", tags={"sources": "a,b", "targets": "c"}, description="the whole"
     )
-    parent.tags({"muva.artifact": "x"})
+    parent.set_tags({"muva.artifact": "x"})
     child = tracker.open(name="train", key="train", parent=parent.ref, tags={"targets": "d"})
     tags = client.get_run(child.ref.run_id).data.tags
     assert (tags["sources"], tags["targets"]) == ("a,b", "d")
@@ -89,7 +89,7 @@ def test_a_child_repeats_its_parents_tags_and_not_its_bookkeeping(
 def test_a_repeated_epoch_is_one_point_of_the_curve(tracker: Tracker, client: MlflowClient) -> None:
     run = tracker.open(name="train", key="train")
     for epoch in (1, 2, 3):
-        run.metrics({"stage2/loss": 1 / epoch}, step=epoch)
+        run.log_metrics({"stage2/loss": 1 / epoch}, step=epoch)
     ref: RunRef = pickle.loads(pickle.dumps(run.ref))
     for epoch in (2, 3, 4):  # resumed from the checkpoint of epoch 1, with other rounding
         log_metrics(ref, {"stage2/loss": 1 / epoch + 1e-7}, step=epoch)
@@ -104,7 +104,7 @@ def test_a_final_number_is_written_once_and_its_newest_value_is_shown(
     run = tracker.open(name="evaluate", key="evaluate")
     monkeypatch.setattr(time, "time", lambda: 1.8e9)  # all in one millisecond
     for value in (0.5, 0.5, 0.4, 0.4):
-        run.metrics({"syn-station/mAP": value, "empty/mAP": math.nan})
+        run.log_metrics({"syn-station/mAP": value, "empty/mAP": math.nan})
     data = client.get_run(run.ref.run_id).data
     assert data.metrics["syn-station/mAP"] == 0.4
     assert len(client.get_metric_history(run.ref.run_id, "syn-station/mAP")) == 2
@@ -115,7 +115,7 @@ def test_more_than_one_batch_of_everything_arrives(tracker: Tracker, client: Mlf
     run = tracker.open(
         name="many", key="many", params={f"p{i}": i for i in range(230)}, tags={"long": "x" * 9000}
     )
-    run.metrics({f"m{i}": float(i) for i in range(1100)})
+    run.log_metrics({f"m{i}": float(i) for i in range(1100)})
     data = client.get_run(run.ref.run_id).data
     assert len(data.params) == 230
     assert len(data.metrics) == 1100
@@ -205,11 +205,11 @@ def test_artifacts_of_one_path_replace_each_other(
     figure.add_subplot().plot([0, 1])
     (tmp_path / "report.json").write_text("{}")
     for shade in (0, 200):
-        run.picture("pictures/sheet.png", np.full((4, 6, 3), shade, np.uint8))
-        run.picture("pictures/pil.png", Image.new("RGB", (5, 5)))
-        run.figure("pictures/cmc.png", figure)
-        run.yaml("config.yaml", {"model": ModelConfig(), "seed": shade})
-        run.artifact(tmp_path / "report.json", "reports")
+        run.log_image("pictures/sheet.png", np.full((4, 6, 3), shade, np.uint8))
+        run.log_image("pictures/pil.png", Image.new("RGB", (5, 5)))
+        run.log_figure("pictures/cmc.png", figure)
+        run.log_yaml("config.yaml", {"model": ModelConfig(), "seed": shade})
+        run.log_artifact(tmp_path / "report.json", "reports")
     pictures = client.list_artifacts(run.ref.run_id, "pictures")
     assert [Path(file.path).name for file in pictures] == ["cmc.png", "pil.png", "sheet.png"]
     folder = Path(client.download_artifacts(run.ref.run_id, ""))
@@ -245,8 +245,8 @@ def test_no_secret_reaches_the_disk(
             description=f"Run with password={secret}",
         ) as run,
     ):
-        run.text("log.txt", f"Authorization: Bearer {secret}")
-        run.yaml("config.yaml", {"hubs": [{"token": other}]})
+        run.log_text("log.txt", f"Authorization: Bearer {secret}")
+        run.log_yaml("config.yaml", {"hubs": [{"token": other}]})
         raise RuntimeError(f"cannot log in with {secret}")
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert {"mlflow.db", "log.txt", "config.yaml", "failure.txt"} <= {file.name for file in files}
@@ -279,7 +279,7 @@ def test_runs_are_found_by_a_tag_in_all_experiments(tmp_path: Path) -> None:
     made = {}
     for number in (1, 2):
         run = Tracker(uri, f"experiment {number}").open(name=f"run {number}", key="key")
-        run.tags({"muva.artifact": f"models/{number}"})
+        run.set_tags({"muva.artifact": f"models/{number}"})
         made[f"run {number}"] = (f"models/{number}", run.ref)
         Tracker(uri, f"experiment {number}").open(name="other", key="other")
     found = runs_with_tag(uri, "muva.artifact")
@@ -374,7 +374,7 @@ def test_a_file_that_mlflow_does_not_take_is_explained_without_its_password(
         pytest.raises(MuvaError, match="failed: 413 Client Error") as told,
         tracker.open(name="large", key="large") as run,
     ):
-        run.text("large.txt", "large")
+        run.log_text("large.txt", "large")
     assert "s3cr3t" not in str(told.value)
 
 
@@ -383,6 +383,6 @@ def test_no_picture_of_people_is_written_where_they_are_hidden(
 ) -> None:
     run = tracker.open(name="evaluate", key="evaluate")
     monkeypatch.setenv("MUVA_PEOPLE", "hidden")
-    run.picture("ranked-gallery.png", np.zeros((4, 4, 3), np.uint8))
-    run.figure("cmc.png", Figure())
+    run.log_image("ranked-gallery.png", np.zeros((4, 4, 3), np.uint8))
+    run.log_figure("cmc.png", Figure())
     assert [file.path for file in client.list_artifacts(run.ref.run_id)] == ["cmc.png"]

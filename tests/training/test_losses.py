@@ -61,7 +61,7 @@ def test_a_model_without_parts_has_no_mask_terms() -> None:
 
 
 def test_parts_without_masks_are_a_fault() -> None:
-    with pytest.raises(ValueError, match="learns from part masks"):
+    with pytest.raises(ValueError, match="needs part masks to train"):
         losses_of(masks=None)
 
 

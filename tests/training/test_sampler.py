@@ -86,7 +86,9 @@ def test_the_workers_shares_of_a_batch_make_the_batch_in_order() -> None:
 
 def test_what_fills_no_batch_is_refused_before_there_are_images() -> None:
     check_batches(16, batch_size=64, images_per_identity=4, world=8)
-    with pytest.raises(MuvaError, match="needs 16 identities, the training images show 15"):
+    with pytest.raises(
+        MuvaError, match="needs 16 identities, but the training images show only 15"
+    ):
         check_batches(15, batch_size=64, images_per_identity=4)
     with pytest.raises(MuvaError, match="3 workers cannot share the 16 identities"):
         check_batches(20, batch_size=64, images_per_identity=4, world=3)
@@ -95,7 +97,7 @@ def test_what_fills_no_batch_is_refused_before_there_are_images() -> None:
 
 
 def test_too_few_identities_are_refused() -> None:
-    with pytest.raises(MuvaError, match="needs 2 identities, the training images show 1"):
+    with pytest.raises(MuvaError, match="needs 2 identities, but the training images show only 1"):
         batches_of(np.zeros(12, dtype=np.int64))
-    with pytest.raises(MuvaError, match="show 0"):
+    with pytest.raises(MuvaError, match="show only 0"):
         batches_of(np.empty(0, dtype=np.int64))

@@ -32,8 +32,8 @@ def test_metrics_of_an_outage_are_written_when_the_server_is_back(
         tell({"stage2/loss": 1.0}, 1)
     for epoch in (2, 3):
         tell({"stage2/loss": 1 / epoch}, epoch)
-    run.show("masks/epoch-003.png", np.zeros((8, 8, 3), np.uint8))
-    run.system_metrics({"cpu_utilization_percentage": 50.0}, 30)
+    run.log_image_buffered("masks/epoch-003.png", np.zeros((8, 8, 3), np.uint8))
+    run.log_system_metrics({"cpu_utilization_percentage": 50.0}, 30)
     away_at = time.time()
     assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
     assert "they are kept and written later" in caplog.text

@@ -91,7 +91,7 @@ def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:
                     f"{champion.address}, so their scores cannot be compared. Train both with the "
                     "same sources and validation, or register this one by another name with --as"
                 )
-            version = registry.registered(
+            version = registry.register(
                 model_id=model_id,
                 run_id=run.ref.run_id,
                 address=model.address,
@@ -99,8 +99,8 @@ def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:
                 judged_by=found.validated_on,
             )
             if champion is None or found.value > champion.value:
-                registry.give(CHAMPION, version)
-                registry.give(CHALLENGER, champion)
+                registry.set_alias(CHAMPION, version)
+                registry.set_alias(CHALLENGER, champion)
             elif champion.address != version.address:
                 registry.give(CHALLENGER, version)
             after = {alias: registry.holder(alias) for alias in (CHAMPION, CHALLENGER)}

@@ -113,7 +113,7 @@ def _watch(run: Run, over: threading.Event, every_s: float) -> None:
     while not over.wait(every_s):
         step = int(time.monotonic() - began_at)
         try:
-            run.system_metrics(_figures(watchers, here=here, own=own), step)
+            run.log_system_metrics(_figures(watchers, here=here, own=own), step)
         except (RayError, MuvaError, OSError):  # the work matters more
             watchers.clear()
 

@@ -19,7 +19,7 @@ from muva.errors import MuvaError
 from muva.models import local_copy
 from muva.training.checkpoints import VALUES, load_checkpoint, save_checkpoint
 from muva.training.divergence import DivergedError, NotFiniteError
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 
 CHECKPOINTS = "states"
 """The folder of checkpoints within an artifact."""
@@ -47,7 +47,7 @@ def save_epoch(
 
     Of the others in `folder`, the one before is kept, and those of the epochs to `keep`.
     """
-    state = {**report.state(), _HISTORY: json.dumps(history)}
+    state = {**report.checkpoint(), _HISTORY: json.dumps(history)}
     _write(artifact, _of_epoch(report.epoch, folder), state)
     kept = [_of_epoch(epoch, folder) for epoch in keep]
     for outdated in _saved(artifact, folder)[:-KEPT]:
@@ -87,7 +87,7 @@ def save_diverged(artifact: Artifact, error: DivergedError, *, made_from: object
 
     `made_from`: what building the same model again takes, as JSON.
     """
-    _write(artifact, DIVERGED, {**error.state(), _MADE_FROM: json.dumps(made_from)})
+    _write(artifact, DIVERGED, {**error.checkpoint(), _MADE_FROM: json.dumps(made_from)})
     return NotFiniteError(
         f"{error} The checkpoint before the step is kept in {artifact.uri}/{DIVERGED}; "
         f"`python -m workflows.verbs.diverged {artifact.uri}` repeats the step, and --set tries "

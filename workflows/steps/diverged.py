@@ -11,7 +11,7 @@ from torch import Tensor
 from muva.config import with_overrides
 from muva.data.artifacts import Artifact, open_artifact
 from muva.training.repeat import repeat_step
-from muva.training.report import State
+from muva.training.report import Checkpoint
 from muva.training.stage1 import repeat_prompt_loss
 from workflows.steps.checkpoints import diverged_state
 from workflows.steps.prompts import learned_contexts
@@ -34,11 +34,11 @@ def repeat_diverged(artifact: Artifact, *, overrides: Sequence[str] = ()) -> Rep
     place: Repeated = {"epoch": state["epoch"], "step": state["step"]}
     model, images = inputs.open(predicts_masks=artifact.kind == "models")
     if artifact.kind == "prompts":
-        loss = repeat_prompt_loss(model=model.to(device), settings=config.stage1, state=state)
+        loss = repeat_prompt_loss(model=model.to(device), settings=config.stage1, checkpoint=state)
         return {**place, "losses": {"loss": loss.item()}, "images": []}
     model.contexts.data.copy_(learned_contexts(open_artifact(made_from["prompts"])))
     outputs, losses = repeat_step(
-        model=model, images=images, settings=config.stage2, device=device, state=state
+        model=model, images=images, settings=config.stage2, device=device, checkpoint=state
     )
     terms = {"loss": losses.total, **losses.terms()}
     return {
@@ -48,7 +48,7 @@ def repeat_diverged(artifact: Artifact, *, overrides: Sequence[str] = ()) -> Rep
     }
 
 
-def _not_finite(features: Tensor, state: State, image_ids: Sequence[str]) -> list[str]:
+def _not_finite(features: Tensor, state: Checkpoint, image_ids: Sequence[str]) -> list[str]:
     """The images of the batch whose features, before the neck mixes them, are not finite."""
     indices = torch.as_tensor(state["indices"]).tolist()
     finite = features.isfinite().all(dim=1).tolist()

@@ -64,14 +64,14 @@ def map_of_domains(
     def log(run: Run, summary: dict[str, Any]) -> None:
         from tracking.domain_map import domain_plot
 
-        run.figure(
+        run.log_figure(
             "domains.png",
             domain_plot(
                 {which: (one["domains"], np.array(one["places"])) for which, one in summary.items()}
             ),
         )
         for which, one in summary.items():
-            run.metrics({f"domains/{which}-same-domain-nearest": one["same_domain_nearest"]})
+            run.log_metrics({f"domains/{which}-same-domain-nearest": one["same_domain_nearest"]})
 
     return run_step(step, session=session, work=work, log=log)
 

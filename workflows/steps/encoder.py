@@ -160,8 +160,8 @@ def train_encoder(
         run.used(*map(used_dataset, map(open_artifact, inputs.sources.domains)), context="training")
         if inputs.sources.held_out_domain is not None:
             held_out = open_artifact(inputs.sources.held_out_domain)
-            run.used(used_dataset(held_out), context="held out")
-        run.model(used_model(artifact.uri), made=True)
+            run.log_datasets(used_dataset(held_out), context="held out")
+        run.log_model(used_model(artifact.uri), made=True)
 
     return run_step(step, session=session, work=work, log=log)
 

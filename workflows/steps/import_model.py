@@ -13,7 +13,7 @@ from muva.data.artifacts import Artifact, fingerprint
 from muva.model.clip import check_clip, load_clip
 from muva.model.foreign import fit_checkpoint
 from muva.model.foreign.adopt import adopt, needs_clip
-from muva.model.foreign.fit import Given
+from muva.model.foreign.fit import ImportOptions
 from muva.model.foreign.plain_clip import weights_file
 from muva.models import IMPORTED, store_bundle
 from workflows.progress import track
@@ -44,7 +44,9 @@ def import_model(
     what became of the file's entries. Raises MuvaError for what is not of a known form, and
     SettingsError for settings that the file contradicts.
     """
-    given = Given(model=config.model, prompts=config.prompts, quick_gelu=quick_gelu, grid=grid)
+    given = ImportOptions(
+        model=config.model, prompts=config.prompts, quick_gelu=quick_gelu, grid=grid
+    )
     fitted = fit_checkpoint(path, given, form=None if form == AUTO else form)
     file, form = weights_file(path), fitted.translation.form.name
     filler = clip or config.model.clip

@@ -78,4 +78,4 @@ def draw_masks(run: Run, masks: Masks, parts: Sequence[str]) -> None:
         subtitle="Training images; the last block's prediction beside the expert's boxes",
         people_per_row=2,
     )
-    run.show(f"masks/epoch-{masks.epoch:03d}.png", sheet)
+    run.log_image_buffered(f"masks/epoch-{masks.epoch:03d}.png", sheet)

@@ -41,15 +41,17 @@ def draw(
 ) -> None:
     """Ranked galleries, what cameras reach among each other, and where the model sees parts."""
     if camera_pairs:
-        run.figure("camera-pairs.png", _camera_map(open_dataset(judged.dataset).name, camera_pairs))
+        run.log_figure(
+            "camera-pairs.png", _camera_map(open_dataset(judged.dataset).name, camera_pairs)
+        )
     rows = judged.rows()
     for name, sheet in _gallery_sheets(judged, rows, QueryScores.read(metrics)).items():
         run.picture(f"{name}.png", sheet)
     if not model.startswith(UNTRAINED):
         bundle = muva.load(model)
         if bundle.model.config.parts:
-            run.picture("predicted-masks.png", _mask_sheet(judged, rows, bundle))
-        run.picture("attention.png", _attention_sheet(judged, rows, bundle))
+            run.log_image("predicted-masks.png", _mask_sheet(judged, rows, bundle))
+        run.log_image("attention.png", _attention_sheet(judged, rows, bundle))
 
 
 def _camera_map(target: str, pairs: Sequence[CameraPair]) -> Figure:

@@ -122,7 +122,7 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
         },
     ) as run:
         if run is not None:
-            run.text("config.yaml", to_yaml(config))
+            run.log_text("config.yaml", to_yaml(config))
         yield run
 
 
@@ -133,8 +133,8 @@ def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> 
 
     last = list(report.models)[-1]
     used = {name: used_dataset(artifact) for name, artifact in report.datasets.items()}
-    run.used(*map(used.__getitem__, config.sources), context="training")
-    run.used(*map(used.__getitem__, config.targets), context="evaluation")
+    run.log_datasets(*map(used.__getitem__, config.sources), context="training")
+    run.log_datasets(*map(used.__getitem__, config.targets), context="evaluation")
     for model in report.models.values():
         run.model(used_model(model), made=not model.startswith(UNTRAINED))
     for target, results in report.targets.items():

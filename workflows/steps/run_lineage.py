@@ -98,8 +98,8 @@ def served_model(run: Run, model: Artifact) -> str:
     from muva.models import BUNDLE, described, local_copy
     from tracking.models import add_files, has_files
 
-    feature_dim = described(model)["feature_dim"]
-    model_id = run.model(used_model(model.uri), made=False)
+    feature_dim = model_description(model)["feature_dim"]
+    model_id = run.log_model(used_model(model.uri), made=False)
     if not has_files(run, model_id):  # a bundle may be far away, and large
         with local_copy(model, BUNDLE) as bundle:
             add_files(run, model_id, bundle, address=model.address, feature_dim=feature_dim)

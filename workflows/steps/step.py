@@ -126,7 +126,7 @@ class MetricLogger:
     def __call__(self, metrics: Mapping[str, float], epoch: int | None) -> None:
         """Logs metrics, and the epoch that they belong to."""
         if self.run is not None:
-            self.run.tell(metrics, epoch)
+            self.run.log_metrics_buffered(metrics, epoch)
 
 
 def run_step(

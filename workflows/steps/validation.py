@@ -21,9 +21,9 @@ from muva.config import ExperimentConfig
 from muva.data.artifacts import Artifact
 from muva.data.store import MissingKeyError
 from muva.errors import MuvaError
-from muva.model.bundle import embedder_of
+from muva.model.bundle import bundle_of_model
 from muva.retrieval.metrics import evaluate
-from muva.training.stage2_state import load_weights
+from muva.training.stage2_checkpoint import load_weights
 from tracking.names import retrieval_metrics
 from workflows.runtime.messages import MessageQueue
 from workflows.runtime.tasks import MAX_RETRIES

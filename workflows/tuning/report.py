@@ -139,11 +139,11 @@ def log_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
     complete = [record for record in ranked(records, study.aims) if record["state"] == "complete"]
     if complete:
         best = complete[0]
-        run.metrics(best["metrics"])
-        run.tags({f"best.{name}": str(value) for name, value in best["params"].items()})
+        run.log_metrics(best["metrics"])
+        run.set_tags({f"best.{name}": str(value) for name, value in best["params"].items()})
     told = summary["reuse"]
-    run.metrics({"reuse/saved": told["saved"], "reuse/saved-seconds": told["saved_s"]})
-    run.describe(f"{_markdown(summary)}\n\n{reuse_text(told)}")
+    run.log_metrics({"reuse/saved": told["saved"], "reuse/saved-seconds": told["saved_s"]})
+    run.set_description(f"{_markdown(summary)}\n\n{reuse_text(told)}")
     name = NAMES.get(study.aims[0], study.aims[0])
     if complete:
         stopped = [
@@ -151,8 +151,8 @@ def log_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
             for record in records
             if record["state"] == "stopped"
         ]
-        figure = history_plot(history(study, records), stopped=stopped, aim=name)
-        run.figure("search/history.png", figure)
+        figure = history_plot(history(study, records), stopped=stopped, objective=name)
+        run.log_figure("search/history.png", figure)
     if len(complete) > 1:
         points = [(whole_point(study, r["params"]), r["metrics"][study.aims[0]]) for r in complete]
         logs = {
@@ -160,10 +160,12 @@ def log_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
             for setting, entry in study.config["space"]["settings"].items()
             if entry.get("log")
         }
-        run.figure("search/parallel.png", parallel_coordinates(points, aim=name, logarithmic=logs))
+        run.log_figure(
+            "search/parallel.png", parallel_coordinates(points, objective=name, logarithmic=logs)
+        )
     shares = importance(study, records)
     if shares:
-        run.figure("search/importance.png", importance_plot(shares, aim=name))
+        run.log_figure("search/importance.png", importance_plot(shares, objective=name))
 
 
 def _markdown(summary: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ class Points:
         return None if unseen is None else self._ask(unseen)
 
     def _keep_slow(self, number: int, point: Point) -> None:
-        slow = {name: point[name] for name in self._space.slow if name in point}
+        slow = {name: point[name] for name in self._space.held if name in point}
         if slow:
             self._slow.setdefault(number // self._space.every, slow)
 
@@ -148,7 +148,7 @@ class Points:
         trial = self._study.ask()
         point: Point = {}
         for setting in self._space.settings:
-            if setting.drawn_beside(point):
+            if setting.applies_to(point):
                 point[setting.name] = _suggested(trial, setting)
         return trial, point
 

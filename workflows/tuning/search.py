@@ -22,7 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.search import Searcher
 
 from muva.config import ExperimentConfig, TuneConfig, with_settings
-from muva.config.search_space import Space, impossible, space_for
+from muva.config.search_space import Space, conflict, space_for
 from muva.data.artifacts import Artifact
 from muva.data.sources import SourcesOnlyStore
 from muva.errors import MuvaError, SettingsError
@@ -72,7 +72,7 @@ class Search:
 
     def possible(self, point: Mapping[str, Any]) -> bool:
         """Whether a point's settings go together."""
-        return not impossible(point, self.config)
+        return not conflict(point, self.config)
 
 
 def check_search(config: ExperimentConfig) -> Search:
@@ -82,7 +82,7 @@ def check_search(config: ExperimentConfig) -> Search:
         raise SettingsError(f"Recipe {config.name}: expected a section tune, found none")
     space = space_for(settings.space, config)
     if space.finite or settings.search == "grid":
-        reasons = (impossible(point, config) for point in space.points())
+        reasons = (conflict(point, config) for point in space.points())
         first = next(reasons)
         if first and all(reasons):
             raise SettingsError(f"Recipe {config.name}: no point of the space is possible: {first}")
@@ -135,8 +135,8 @@ def search(
         params={"tune": chosen.settings.model_dump(mode="json"), **run_params(config)},
     ) as run:
         if run is not None:
-            run.tags({ARTIFACT_TAG: study.artifact.address})
-            run.used(*map(used_dataset, sources), context="training")
+            run.set_tags({ARTIFACT_TAG: study.artifact.address})
+            run.log_datasets(*map(used_dataset, sources), context="training")
         inside = session.within(run)
         finished = study.finished()
         for record in finished:
@@ -477,9 +477,9 @@ def _tell_trial(session: Session, study: Study, record: Record) -> None:
 
 
 def _write_trial(run: Run, record: Record, place: Artifact) -> None:
-    run.metrics({**record["metrics"], "seconds": record["seconds"]})
+    run.log_metrics({**record["metrics"], "seconds": record["seconds"]})
     for rung, value in record["rungs"].items():
-        run.metrics({"held-out/by-rung": value}, int(rung))
-    run.tags({ARTIFACT_TAG: place.address, "state": record["state"]})
+        run.log_metrics({"held-out/by-rung": value}, int(rung))
+    run.set_tags({ARTIFACT_TAG: place.address, "state": record["state"]})
     if record["state"] == "failed":
-        run.describe(record["failed"])
+        run.set_description(record["failed"])

@@ -112,8 +112,8 @@ def _record(session: Session, found: Sequence[Comparison], lines: Sequence[Seque
     with session.run("comparison", key="comparison", params={}) as run:
         if run is None:
             return
-        run.describe(as_markdown(lines))
-        run.text("comparison.csv", as_csv(lines))
+        run.set_description(as_markdown(lines))
+        run.log_text("comparison.csv", as_csv(lines))
         for method in dict.fromkeys(one.method for one in found if one.sources):
             values = {
                 (" + ".join(one.sources), one.target): one.mean_ap
@@ -125,7 +125,7 @@ def _record(session: Session, found: Sequence[Comparison], lines: Sequence[Seque
                 figure = heat_map(
                     values, title=title, rows="learned from", columns="judged on", order=FOUR
                 )
-                run.figure(f"source-target/{method}.png", figure)
+                run.log_figure(f"source-target/{method}.png", figure)
 
 
 SHOWN_FLIPS = 10

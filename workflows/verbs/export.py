@@ -9,7 +9,7 @@ import click
 
 import muva
 from muva.errors import SettingsError
-from muva.model.export import SUFFIXES, Form, Takes, export
+from muva.model.export import SUFFIXES, Form, InputFormat, export
 from muva.models import find_model
 from workflows.progress import track
 from workflows.session import Session
@@ -112,7 +112,7 @@ def export_verb(
     print_result(result, as_json=as_json, text=text)
 
 
-def _takes(prepares: bool, layout: str | None, reader: str | None) -> Takes:
+def _takes(prepares: bool, layout: str | None, reader: str | None) -> InputFormat:
     if prepares and reader:
         raise click.UsageError(
             f"--for {reader} and --with-preprocessing contradict each other: {reader} prepares "

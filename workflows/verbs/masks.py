@@ -120,11 +120,11 @@ def report(
     tags = {ARTIFACT_TAG: chosen.artifact.address}
     with session.run(f"masks of {data.name}", key=key, params=params, tags=tags) as run:
         if run is not None:
-            run.metrics(figures.metrics())
+            run.log_metrics(figures.metrics())
             for name, picture in pictures.items():
-                run.picture(f"{name}.png", picture)
+                run.log_image(f"{name}.png", picture)
             if people() != "hidden":  # the page has the pictures inside
-                run.artifact(file)
+                run.log_artifact(file)
     print_result(
         {"report": str(file), **dataclasses.asdict(figures)},
         as_json=as_json,

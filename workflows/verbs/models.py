@@ -20,7 +20,7 @@ from muva.config import load_recipe
 from muva.data.artifacts import Artifact, check_name, list_artifacts
 from muva.errors import MuvaError
 from muva.model.foreign import FORMS
-from muva.models import IMPORTED, described, find_model
+from muva.models import IMPORTED, find_model, model_description
 from tracking.redaction import redact
 from workflows.progress import say
 from workflows.session import Session
@@ -182,11 +182,11 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
     mlflow models serve -m models:/m-… --env-manager local --host 127.0.0.1 --port 5001
     """
     artifact = find_model(session.store, model)
-    settings = described(artifact)["model"]
+    settings = model_description(artifact)["model"]
     key = f"log {artifact.address}"
     with session.run(f"log model {artifact.name}", key=key, params=settings) as run:
         assert run is not None
-        run.tags({ARTIFACT_TAG: artifact.address})
+        run.set_tags({ARTIFACT_TAG: artifact.address})
         uri = f"models:/{served_model(run, artifact)}"
         tracking_uri = run.ref.tracking_uri
     serve = f"mlflow models serve -m {uri} --env-manager local --host 127.0.0.1 --port 5001"
@@ -226,7 +226,7 @@ def show(model: str, as_json: bool, session: Session) -> None:
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
     """A model without its weights."""
-    description = described(artifact)
+    description = model_description(artifact)
     metadata = description["metadata"]
     imported = metadata.get(IMPORTED)
     sources = ", ".join(source.rpartition("-")[0] for source in metadata.get("sources", ()))

@@ -17,7 +17,7 @@ from muva.data.artifacts import open_artifact
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.models import described, find_model
+from muva.models import find_model, model_description
 from muva.retrieval.gallery import Gallery, read_gallery
 from tracking.pictures import Found, search_sheet
 from workflows.session import Session
@@ -108,7 +108,7 @@ def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.nd
         )
     try:
         bundle = muva.load(address)
-        weights = described(open_artifact(address))["sha256"]
+        weights = model_description(open_artifact(address))["sha256"]
     except MuvaError as error:
         raise MuvaError(
             f"{error}. It is the model that {file} names; --model says where it is now"

@@ -12,7 +12,7 @@ from muva.config import ExperimentConfig, ModelConfig, load_recipe
 from muva.data.artifacts import Artifact, check_name
 from muva.data.sources import Sources
 from muva.model.muva_model import check_same_settings
-from muva.models import described, find_model
+from muva.models import find_model, model_description
 from workflows.progress import say
 from workflows.runtime.cluster import ray_cluster
 from workflows.runtime.workers import Workers
@@ -37,7 +37,7 @@ def _taken_over(
     start: Artifact, sources: Sequence[Artifact], config: ExperimentConfig
 ) -> list[dict[str, str]]:
     """What a training takes from the model that it starts from, and what it makes anew."""
-    description = described(start)
+    description = model_description(start)
     divided = Sources.of(sources, config)
     known = knows_the_same(
         description["metadata"],
@@ -99,7 +99,7 @@ def train_verb(
     config = config.model_copy(update={"sources": names, "targets": ()})
     start = find_model(session.store, init) if init else None
     if start is not None:
-        settings = ModelConfig.model_validate(described(start)["model"])
+        settings = ModelConfig.model_validate(model_description(start)["model"])
         check_same_settings(config.model, settings)
     with ray_cluster():
         datasets = [d.artifact for d in datasets_of(session, names, config.synthetic).values()]

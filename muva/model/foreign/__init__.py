@@ -7,16 +7,16 @@ file: `fit_checkpoint` reads it, names its entries as ours and finds the setting
 from pathlib import Path
 
 from muva.model.foreign.clip_reid import CLIP_REID
-from muva.model.foreign.fit import Fit, Given, fit
-from muva.model.foreign.form import Form, recognised, translate
-from muva.model.foreign.plain_clip import PLAIN_CLIP, read_beside, weights_file
+from muva.model.foreign.fit import Fit, ImportOptions, fit
+from muva.model.foreign.form import Form, detect_form, translate
+from muva.model.foreign.plain_clip import PLAIN_CLIP, read_sidecar_config, weights_file
 from muva.model.foreign.release import RELEASE
 from muva.model.state_dicts import read_state_dict
 
 FORMS: dict[str, Form] = {form.name: form for form in (RELEASE, CLIP_REID, PLAIN_CLIP)}
 
 
-def fit_checkpoint(path: Path, given: Given, *, form: str | None = None) -> Fit:
+def fit_checkpoint(path: Path, options: ImportOptions, *, form: str | None = None) -> Fit:
     """A checkpoint's entries under our names, with the settings of the model that it is.
 
     `path` is a file or a folder with one; `form` a name of `FORMS`, told by the entries' names
@@ -26,5 +26,7 @@ def fit_checkpoint(path: Path, given: Given, *, form: str | None = None) -> Fit:
     file = weights_file(path)
     weights = read_state_dict(file)
     forms, where = FORMS.values(), str(file)
-    chosen = recognised(weights, forms, where=where) if form is None else FORMS[form]
-    return fit(translate(weights, chosen, forms=forms, where=where), given, read_beside(file))
+    chosen = detect_form(weights, forms, where=where) if form is None else FORMS[form]
+    return fit(
+        translate(weights, chosen, forms=forms, where=where), options, read_sidecar_config(file)
+    )

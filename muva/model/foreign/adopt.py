@@ -40,7 +40,7 @@ UNTRAINED = (
     "of no use for recognition yet"
 )
 
-SAME_TEXT = 1e-3
+TEXT_TOLERANCE = 1e-3
 """How far text weights may be from CLIP's for its token embedding to go with them."""
 
 
@@ -148,7 +148,7 @@ def _text_side(
     )
     note = (
         f"as in {clip_name}"
-        if apart <= SAME_TEXT
+        if apart <= TEXT_TOLERANCE
         else f"up to {apart:.2g} from {clip_name}'s: its token embedding may not go with it"
     )
     filled = Row(

@@ -22,7 +22,7 @@ from muva.model.foreign.form import (
     VISUAL,
     Translation,
 )
-from muva.model.foreign.plain_clip import Beside
+from muva.model.foreign.plain_clip import SidecarConfig
 from muva.model.position_embedding import patch_grid
 
 Origin = Literal["the file", "beside the file", "the form", "given", "the recipe", "assumed"]
@@ -42,7 +42,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class ImportOptions:
     """What a person says of a checkpoint; None and what is not set is for the file to tell."""
 
     model: ModelConfig
@@ -73,23 +73,25 @@ class Fit:
     settings: tuple[Setting, ...]
 
 
-def fit(translation: Translation, given: Given, beside: Beside) -> Fit:
+def fit(translation: Translation, options: ImportOptions, sidecar: SidecarConfig) -> Fit:
     """The settings that a checkpoint is a model of.
 
     Raises:
         MuvaError: the file contradicts itself.
         SettingsError: what was given contradicts the file, or is needed and was not given.
     """
-    settings = _Settings(translation, given)
+    settings = _Settings(translation, options)
     settings.check_dimensions()
     parts = settings.parts()
     patch = settings.patch
-    stride, grid, file_grid = settings.stride(parts, patch, beside)
-    told: dict[str, Any] = {"parts": parts, "stride": stride}
-    told |= settings.predictor() | settings.normalisation(beside)
-    model = given.model.model_dump() | told | {"clip": IMPORTED}  # whose patch is not a name's
+    stride, grid, file_grid = settings.stride(parts, patch, sidecar)
+    inferred: dict[str, Any] = {"parts": parts, "stride": stride}
+    inferred |= settings.predictor() | settings.normalisation(sidecar)
+    model = (
+        options.model.model_dump() | inferred | {"clip": IMPORTED}
+    )  # whose patch is not a name's
     prompts = settings.prompts()
-    quick_gelu = settings.quick_gelu(beside)
+    quick_gelu = settings.quick_gelu(sidecar)
     for name in ("image_height", "image_width", *(_PREDICTED if parts else ())):
         settings.from_recipe(name)
     return Fit(
@@ -101,8 +103,8 @@ def fit(translation: Translation, given: Given, beside: Beside) -> Fit:
         file_grid=file_grid,
         grid=grid,
         quick_gelu=quick_gelu,
-        vision_heads=beside.vision_heads,
-        text_heads=beside.text_heads,
+        vision_heads=sidecar.vision_heads,
+        text_heads=sidecar.text_heads,
         settings=tuple(settings.found),
     )
 
@@ -128,12 +130,12 @@ _DIMENSIONS = {
 class _Settings:
     """The settings one by one; `found` keeps what was decided, and on whose word."""
 
-    def __init__(self, translation: Translation, given: Given):
+    def __init__(self, translation: Translation, options: ImportOptions):
         self.translation = translation
         self.weights = translation.weights
         self.form = translation.form
         self.where = translation.where
-        self.given = given
+        self.options = options
         self.found: list[Setting] = []
 
     def check_dimensions(self) -> None:
@@ -151,7 +153,7 @@ class _Settings:
         return self.weights[f"{VISUAL}conv1.weight"].shape[-1]
 
     def parts(self) -> tuple[Part, ...]:
-        asked = self.given.model.parts if self._is_given("parts") else None
+        asked = self.options.model.parts if self._is_given("parts") else None
         tokens = self.weights.get(PART_TOKENS)
         if tokens is None or not self.form.has_parts:
             return self._decide("parts", asked or (), "the form" if asked is None else "given")
@@ -176,20 +178,20 @@ class _Settings:
         )
 
     def stride(
-        self, parts: Sequence[Part], patch: int, beside: Beside
+        self, parts: Sequence[Part], patch: int, sidecar: SidecarConfig
     ) -> tuple[int, tuple[int, int], tuple[int, int]]:
         """The stride, the model's grid, and the grid of the file's position embedding."""
         leading = 1 + (len(parts) if self.form.has_parts else 0)
         patches = len(self.weights[f"{VISUAL}positional_embedding"]) - leading
-        config, asked = self.given.model, self._is_given("stride")
+        config, asked = self.options.model, self._is_given("stride")
         resizes = not self.form.fixed_grid or (
-            self.given.grid is not None and not self.form.has_parts
+            self.options.grid is not None and not self.form.has_parts
         )
         if resizes:
             stride = config.stride if asked else patch
             self._decide("stride", stride, "given" if asked else "assumed")
             grid = self._grid(patch, stride)
-            return stride, grid, self._file_grid(patches, grid, beside)
+            return stride, grid, self._file_grid(patches, grid, sidecar)
         fitting = [s for s in range(1, patch + 1) if _count(self._grid(patch, s)) == patches]
         if not fitting or (asked and config.stride not in fitting):
             raise SettingsError(self._other_grid(patches, patch, fitting))
@@ -203,9 +205,9 @@ class _Settings:
         stride = config.stride if asked else alone
         self._decide("stride", stride, "given" if asked else "the file")
         grid = self._grid(patch, stride)
-        if self.given.grid not in (None, grid):
+        if self.options.grid not in (None, grid):
             raise SettingsError(
-                f"--grid {'x'.join(map(str, self.given.grid or ()))}: this model's is "
+                f"--grid {'x'.join(map(str, self.options.grid or ()))}: this model's is "
                 f"{grid[0]}x{grid[1]}, at {self._size} and stride {stride}"
             )
         return stride, grid, grid
@@ -216,7 +218,7 @@ class _Settings:
         if tokens is None or not self.form.has_parts:
             return {}
         means = bool((tokens == 0).all())
-        start = self.given.model.part_token_init
+        start = self.options.model.part_token_init
         if self._is_given("part_token_init") and (start == "patch_avg") != means:
             raise SettingsError(
                 f"{self.where}: model.part_token_init is {start}, but its part tokens are "
@@ -226,7 +228,7 @@ class _Settings:
             start = "patch_avg" if means else "random"
         norms = any(f".{n}." in name for name in self.weights for n in ("ln_attn1", "ln_mlp")
                     if name.startswith(MASK_PREDICTOR))  # fmt: skip
-        asked = self.given.model.predictor_layer_norm
+        asked = self.options.model.predictor_layer_norm
         if self._is_given("predictor_layer_norm") and asked != norms:
             raise SettingsError(
                 f"{self.where}: model.predictor_layer_norm is {str(asked).lower()}, but its mask "
@@ -236,41 +238,41 @@ class _Settings:
         self._decide("predictor_layer_norm", norms, "the file")
         return {"part_token_init": start, "predictor_layer_norm": norms}
 
-    def normalisation(self, beside: Beside) -> dict[str, Any]:
+    def normalisation(self, sidecar: SidecarConfig) -> dict[str, Any]:
         """Mean and std: given, beside the file, CLIP's own for a plain CLIP, else the recipe's."""
-        told = {}
+        inferred = {}
         for name, own, openai in (
-            ("mean", beside.mean, OPENAI_MEAN),
-            ("std", beside.std, OPENAI_STD),
+            ("mean", sidecar.mean, OPENAI_MEAN),
+            ("std", sidecar.std, OPENAI_STD),
         ):
             if self._is_given(name):
-                told[name] = self._decide(name, getattr(self.given.model, name), "given")
+                inferred[name] = self._decide(name, getattr(self.options.model, name), "given")
             elif own is not None and not self.form.fixed_grid:
-                told[name] = self._decide(name, tuple(own), "beside the file")
+                inferred[name] = self._decide(name, tuple(own), "beside the file")
             elif not self.form.fixed_grid:
-                told[name] = self._decide(name, tuple(openai), "assumed")
+                inferred[name] = self._decide(name, tuple(openai), "assumed")
             else:
-                told[name] = self._decide(name, getattr(self.given.model, name), "the recipe")
-        return told
+                inferred[name] = self._decide(name, getattr(self.options.model, name), "the recipe")
+        return inferred
 
-    def quick_gelu(self, beside: Beside) -> bool:
-        given = self.given.quick_gelu
+    def quick_gelu(self, sidecar: SidecarConfig) -> bool:
+        requested = self.options.quick_gelu
         if self.form.fixed_grid:
-            if given is False:
+            if requested is False:
                 raise SettingsError(
                     f"{self.where}: --activation gelu, but {self.form.title} has quick-gelu alone"
                 )
             self.found.append(Setting(name="activation", value="quick-gelu", origin="the form"))
             return True
-        if given is not None and beside.quick_gelu not in (None, given):
+        if requested is not None and sidecar.quick_gelu not in (None, requested):
             raise SettingsError(
                 f"{self.where}: its config.json says "
-                f"{'quick-gelu' if beside.quick_gelu else 'gelu'}, --activation the other"
+                f"{'quick-gelu' if sidecar.quick_gelu else 'gelu'}, --activation the other"
             )
-        if given is not None:
-            value, origin = given, "given"
-        elif beside.quick_gelu is not None:
-            value, origin = beside.quick_gelu, "beside the file"
+        if requested is not None:
+            value, origin = requested, "given"
+        elif sidecar.quick_gelu is not None:
+            value, origin = sidecar.quick_gelu, "beside the file"
         else:
             value, origin = True, "assumed"
         name = "quick-gelu" if value else "gelu"
@@ -278,7 +280,7 @@ class _Settings:
         return value
 
     def prompts(self) -> PromptConfig:
-        prompts, contexts = self.given.prompts, self.weights.get(CONTEXTS)
+        prompts, contexts = self.options.prompts, self.weights.get(CONTEXTS)
         if contexts is None:
             return prompts
         tokens = contexts.shape[2]
@@ -313,21 +315,21 @@ class _Settings:
     def from_recipe(self, name: str) -> None:
         """A setting that no weight tells."""
         origin: Origin = "given" if self._is_given(name) else "the recipe"
-        self._decide(name, getattr(self.given.model, name), origin)
+        self._decide(name, getattr(self.options.model, name), origin)
 
     def _decide(self, name: str, value: Any, origin: Origin) -> Any:
         self.found.append(Setting(name=f"model.{name}", value=value, origin=origin))
         return value
 
     def _is_given(self, name: str) -> bool:
-        return name in self.given.model.model_fields_set
+        return name in self.options.model.model_fields_set
 
     @property
     def _size(self) -> str:
-        return f"{self.given.model.image_height} x {self.given.model.image_width}"
+        return f"{self.options.model.image_height} x {self.options.model.image_width}"
 
     def _grid(self, patch: int, stride: int) -> tuple[int, int]:
-        size = (self.given.model.image_height, self.given.model.image_width)
+        size = (self.options.model.image_height, self.options.model.image_width)
         if stride > patch or min(size) < patch:
             raise SettingsError(
                 f"{self.where}: its patches are {patch} pixels: expected model.stride of 1 to "
@@ -335,10 +337,12 @@ class _Settings:
             )
         return patch_grid(size, patch=patch, stride=stride)
 
-    def _file_grid(self, patches: int, grid: tuple[int, int], beside: Beside) -> tuple[int, int]:
+    def _file_grid(
+        self, patches: int, grid: tuple[int, int], sidecar: SidecarConfig
+    ) -> tuple[int, int]:
         """Given, told beside the file, square, or the model's own."""
         side = round(patches**0.5)
-        found = self.given.grid or beside.grid
+        found = self.options.grid or sidecar.grid
         if found is None:
             found = (side, side) if side * side == patches else grid
         if _count(found) != patches:
@@ -349,7 +353,7 @@ class _Settings:
         return found
 
     def _other_grid(self, patches: int, patch: int, fitting: Collection[int]) -> str:
-        stride = self.given.model.stride
+        stride = self.options.model.stride
         at = ""
         if stride <= patch:
             rows, columns = self._grid(patch, stride)

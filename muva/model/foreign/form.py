@@ -29,8 +29,8 @@ TEXT_TOWER = ("transformer.", "positional_embedding", "ln_final.", "text_project
 _BLOCK = ("attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias",
           "ln_1.weight", "ln_1.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight",
           "mlp.c_proj.bias", "ln_2.weight", "ln_2.bias")  # fmt: skip
-_AROUND = ("class_embedding", "positional_embedding", "proj", "conv1.weight", "ln_pre.weight",
-           "ln_pre.bias", "ln_post.weight", "ln_post.bias")  # fmt: skip
+_OUTSIDE_BLOCKS = ("class_embedding", "positional_embedding", "proj", "conv1.weight",
+                   "ln_pre.weight", "ln_pre.bias", "ln_post.weight", "ln_post.bias")  # fmt: skip
 
 Weights = Mapping[str, Tensor]
 
@@ -130,7 +130,7 @@ def translate(weights: Weights, form: Form, *, forms: Iterable[Form], where: str
     return translation
 
 
-def recognised(weights: Weights, forms: Iterable[Form], *, where: str) -> Form:
+def detect_form(weights: Weights, forms: Iterable[Form], *, where: str) -> Form:
     """The form that a checkpoint has by its names; MuvaError with the closest when it has none."""
     forms = list(forms)
     if "bn_neck.running_mean" in weights and "text_encoder.text_projection" in weights:
@@ -147,7 +147,7 @@ def recognised(weights: Weights, forms: Iterable[Form], *, where: str) -> Form:
         if closest
         else "Expected " + ", ".join(f"{f.signature}* of {f.name} ({f.title})" for f in forms)
     )
-    raise MuvaError(f"{where}: of no form that is known here ({_some(weights)}). {hint}")
+    raise MuvaError(f"{where}: of no form that is known here ({_sample_of(weights)}). {hint}")
 
 
 def pattern(names: Iterable[str]) -> str:
@@ -193,7 +193,7 @@ def _missing(translation: Translation) -> list[str]:
             f"{where}: its image encoder is a ResNet ({translation.source(VISUAL)}): expected a "
             "CLIP vision transformer, which has patches to mask"
         )
-    whole = [*(VISUAL + name for name in _AROUND), *_blocks(weights, VISUAL)]
+    whole = [*(VISUAL + name for name in _OUTSIDE_BLOCKS), *_blocks(weights, VISUAL)]
     missing = [name for name in whole if name not in weights]
     unknown = sorted(set(translation.under(VISUAL)) - set(whole))
     if unknown and not missing:
@@ -218,7 +218,7 @@ def _not_of_this_form(
     theirs = [foreign_name(name, form) or name for name in missing]
     text = (
         f"{translation.where}: not of the form {form.name} ({form.title}): {len(missing)} entries "
-        f"are missing, first {', '.join(theirs[:3])}; it has {_some(weights)}"
+        f"are missing, first {', '.join(theirs[:3])}; it has {_sample_of(weights)}"
     )
     others = [f for f in forms if f is not form]
     fitting = [f for f in others if any(n.startswith(f.signature) for n in _prepared(weights, f))]
@@ -251,5 +251,5 @@ def _renamed(name: str, names: Mapping[str, str], *, whole: bool = False) -> str
     return None
 
 
-def _some(weights: Weights) -> str:
+def _sample_of(weights: Weights) -> str:
     return f"{len(weights)} entries, such as {', '.join(list(weights)[:3])}"

@@ -52,7 +52,7 @@ WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_mod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class SidecarConfig:
     """What the files beside a checkpoint say of it; None where they say nothing."""
 
     quick_gelu: bool | None = None
@@ -127,7 +127,7 @@ def weights_file(path: Path) -> Path:
     raise MuvaError(f"{path}: expected one of {', '.join(WEIGHT_FILES)} in the folder, found none")
 
 
-def read_beside(file: Path) -> Beside:
+def read_sidecar_config(file: Path) -> SidecarConfig:
     """What the files beside a checkpoint say of a CLIP in it.
 
     They are `config.json`, Hugging Face's of a CLIP with its `preprocessor_config.json` or the one
@@ -141,14 +141,14 @@ def read_beside(file: Path) -> Beside:
     try:
         if "quick_gelu" in config and "patch" in config:
             size = (config["image_height"], config["image_width"])
-            return Beside(
+            return SidecarConfig(
                 quick_gelu=config["quick_gelu"],
                 grid=patch_grid(size, patch=config["patch"], stride=config["patch"]),
                 mean=tuple(config["mean"]),
                 std=tuple(config["std"]),
             )
         if not str(config.get("model_type", "")).startswith("clip"):
-            return _beside_open_clip(open_clip) if open_clip else Beside()
+            return _open_clip_sidecar(open_clip) if open_clip else SidecarConfig()
         vision = config.get("vision_config", config)
         activation = vision.get("hidden_act", "quick_gelu")
         if activation not in ("quick_gelu", "gelu"):
@@ -158,7 +158,7 @@ def read_beside(file: Path) -> Beside:
             )
         size = vision.get("image_size", 224)
         text = config.get("text_config", {})
-        return Beside(
+        return SidecarConfig(
             quick_gelu=activation == "quick_gelu",
             vision_heads=vision.get("num_attention_heads", 12),
             text_heads=text.get("num_attention_heads", 8) if text else None,
@@ -177,10 +177,10 @@ def read_beside(file: Path) -> Beside:
         ) from error
 
 
-def _beside_open_clip(config: Mapping[str, Any]) -> Beside:
+def _open_clip_sidecar(config: Mapping[str, Any]) -> SidecarConfig:
     model, images = config["model_cfg"], config.get("preprocess_cfg", {})
     vision = model["vision_cfg"]
-    return Beside(
+    return SidecarConfig(
         quick_gelu=model.get("quick_gelu", False),
         vision_heads=vision["width"] // vision.get("head_width", 64),
         text_heads=model["text_cfg"].get("heads", 8),

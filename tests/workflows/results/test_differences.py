@@ -56,7 +56,7 @@ def session(tmp_path: Path) -> Session:
         )
         with session.run(f"evaluate {name}", key=metrics.address, params={}) as run:
             assert run is not None
-            run.tags({ARTIFACT_TAG: metrics.address})
+            run.set_tags({ARTIFACT_TAG: metrics.address})
     return session
 
 

@@ -13,7 +13,7 @@ from muva.data.artifacts import Artifact
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 from muva.training.stage2 import train_image_encoder
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
@@ -36,7 +36,7 @@ def report(epoch: int) -> EpochReport:
         epoch=epoch,
         metrics={"loss": 1.0 / epoch},
         step_losses=(),
-        state=lambda: {"epoch": epoch, "weights": torch.full((3,), float(epoch))},
+        checkpoint=lambda: {"epoch": epoch, "weights": torch.full((3,), float(epoch))},
     )
 
 
@@ -97,14 +97,14 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
         batch_size=8, images_per_identity=2, epochs=3, warmup_epochs=0, precision="fp32"
     )
 
-    def training(model: MuvaModel, state: State | None = None) -> Iterator[EpochReport]:
+    def training(model: MuvaModel, state: Checkpoint | None = None) -> Iterator[EpochReport]:
         return train_image_encoder(
             model=model,
             images=images,
             settings=settings,
             seed=5,
             device=torch.device("cpu"),
-            state=state,
+            checkpoint=state,
         )
 
     undisturbed, stopped, resumed = (small_model(identities=6) for _ in range(3))

@@ -53,7 +53,7 @@ def made(session: Session, kind: str, name: str, **inputs: str) -> str:
     with session.run(f"make {name}", key=artifact.address, params={}, tags=tag) as run:
         assert run is not None
         if kind in ("labels", "models"):
-            run.picture("some/people.png", np.zeros((4, 4, 3), np.uint8))
+            run.log_image("some/people.png", np.zeros((4, 4, 3), np.uint8))
     return artifact.address
 
 
@@ -67,7 +67,7 @@ def begun(session: Session, kind: str, name: str) -> str:
         session.run(f"begin {kind} {name}", key=artifact.address, params={}, tags=tag) as run,
     ):
         assert run is not None
-        run.picture("masks/epoch-001.png", np.zeros((4, 4, 3), np.uint8))
+        run.log_image("masks/epoch-001.png", np.zeros((4, 4, 3), np.uint8))
         raise RuntimeError("the power is gone")
     return artifact.address
 
@@ -342,7 +342,7 @@ def test_a_training_that_failed_and_left_nothing_is_named(session: Session) -> N
     )
 
     def work(tell: Any) -> dict[str, Any]:
-        tell.run.show("masks/epoch-001.png", np.zeros((4, 4, 3), np.uint8))
+        tell.run.log_image_buffered("masks/epoch-001.png", np.zeros((4, 4, 3), np.uint8))
         raise MuvaError("diverged")
 
     with pytest.raises(MuvaError, match="diverged"):

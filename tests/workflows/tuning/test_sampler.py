@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from muva.config import ExperimentConfig, load_recipe
-from muva.config.search_space import Space, impossible, space_for
+from muva.config.search_space import Space, conflict, space_for
 from muva.errors import SettingsError
 from workflows.tuning.sampler import Method, Points
 
@@ -87,7 +87,7 @@ def test_a_search_that_was_cut_off_goes_on_with_what_it_began(
 def test_slow_settings_keep_their_values(demo: ExperimentConfig) -> None:
     space = space_for("masks", demo)
     made = records(Points(space, method="tpe", aims=("a",), seed=0, trials=25), aims=("a",))
-    slow = [str([record["params"][name] for name in space.slow]) for record in made]
+    slow = [str([record["params"][name] for name in space.held]) for record in made]
     assert [len(set(slow[start : start + 10])) for start in (0, 10, 20)] == [1, 1, 1]
     assert len(set(slow)) > 1
 
@@ -127,7 +127,7 @@ def test_settings_that_do_not_go_together_are_not_tried(
         aims=("a",),
         seed=0,
         trials=60,
-        possible=lambda point: not impossible(point, demo),
+        possible=lambda point: not conflict(point, demo),
     )
     made = records(points, aims=("a",))
     assert len(made) == 60
@@ -135,5 +135,5 @@ def test_settings_that_do_not_go_together_are_not_tried(
     assert bands
     for params in bands:
         assert rows[params["model.stride"]] % len(params["model.parts"]) == 0
-    told = impossible({"model.part_token_init": "patch_avg"}, demo)
-    assert "16 rows do not divide by 3" in told
+    reason = conflict({"model.part_token_init": "patch_avg"}, demo)
+    assert "16 rows do not divide by 3" in reason

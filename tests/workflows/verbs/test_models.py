@@ -20,7 +20,7 @@ from muva.data.artifacts import find_artifact, list_artifacts, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
-from muva.model.bundle import embedder_of
+from muva.model.bundle import bundle_of_model
 from muva.model.clip import OPENAI_MEAN, OPENAI_STD, load_clip
 from muva.model.muva_model import MuvaModel, build_model
 from muva.retrieval import evaluate
@@ -85,7 +85,7 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     dataset = open_dataset(find_artifact(store, "datasets", TARGET))
     rows = dataset.rows(["pid", "camid", "split"], splits=["query", "gallery"])
     images = dataset.read_images(rows["row"].to_numpy())
-    features = embedder_of(original, metadata={}).embed([decode_rgb(image) for image in images])
+    features = bundle_of_model(original, metadata={}).embed([decode_rgb(image) for image in images])
     asked = rows["split"].to_numpy(zero_copy_only=False) == "query"
     pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
     expected = evaluate(
@@ -154,7 +154,7 @@ def test_models_are_listed_with_what_they_were_made_from(
     pixels = torch.rand(3, 3, 64, 32)
     np.testing.assert_allclose(
         muva.load(found["model"]).embed_pixels(pixels),
-        embedder_of(model, metadata={}).embed_pixels(pixels),
+        bundle_of_model(model, metadata={}).embed_pixels(pixels),
         atol=1e-6,
     )
 

@@ -154,7 +154,7 @@ def test_a_model_that_was_judged_before_is_logged_with_its_files(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Tracker(tracking_uri(home), "muva").open(name="evaluate", key="evaluate") as run:
-        judged = run.model(UsedModel(name="small", address=f"models/{NAME}"), made=False)
+        judged = run.log_model(UsedModel(name="small", address=f"models/{NAME}"), made=False)
     told = log(home, capsys)
     assert told["mlflow_model"] == f"models:/{judged}"
     model = MlflowClient(tracking_uri(home)).get_logged_model(told["mlflow_model"].split("/")[-1])

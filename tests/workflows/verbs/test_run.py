@@ -272,7 +272,9 @@ def test_a_mistake_in_a_workers_settings_is_told_as_it_is(
     pipeline: Pipeline,
 ) -> None:
     config = with_settings(pipeline.config, {"model.predictor_heads": 4}, where="test")
-    with pytest.raises(MuvaError, match="another build: predictor_heads 2 there, 4 here"):
+    with pytest.raises(
+        MuvaError, match="a different architecture: predictor_heads 2 there, 4 here"
+    ):
         train(
             dataclasses.replace(pipeline.session, tracking_uri=None),
             config,

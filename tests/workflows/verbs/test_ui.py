@@ -32,8 +32,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(home: Path) -> RunRef:
     with Tracker(f"sqlite:///{home / 'mlflow.db'}", "muva/demo").open(name="demo", key="d") as made:
-        made.metrics({"syn-station/mAP": 0.5})
-        made.picture("pictures/sheet.png", np.zeros((4, 4, 3), np.uint8))
+        made.log_metrics({"syn-station/mAP": 0.5})
+        made.log_image("pictures/sheet.png", np.zeros((4, 4, 3), np.uint8))
     return made.ref
 
 
@@ -91,8 +91,8 @@ def test_runs_are_tracked_through_the_server_as_well(server: tuple[str, list[str
     address, _ = server
     for value in (0.5, 0.5):
         with Tracker(address, "muva/remote").open(name="step", key="step") as run:
-            run.metrics({"loss": value}, step=1)
-            run.text("notes.txt", "kept by the server")
+            run.log_metrics({"loss": value}, step=1)
+            run.log_text("notes.txt", "kept by the server")
     client = MlflowClient(tracking_uri=address)
     assert len(client.get_metric_history(run.ref.run_id, "loss")) == 1
     assert client.get_run(run.ref.run_id).data.tags["muva.attempt"] == "2"
