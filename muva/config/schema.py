@@ -1,6 +1,7 @@
 """Every setting of an experiment, one frozen section per stage; the defaults are the paper's.
 
-Sections are what steps are fingerprinted by: a field here changes a result, or it is not here.
+Sections are what steps are fingerprinted by: a field here changes a result, except those of
+`execution`, which no address depends on.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Section(BaseModel):
     """A group of settings: immutable, complete by defaults, closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that decide a result, as plain data: what fingerprints are made of."""
+        return self.model_dump(mode="json")
 
 
 class ModelConfig(Section):
@@ -290,6 +295,51 @@ class TuneConfig(Section):
     stage2_epochs: Count | None = None
 
 
+class ExecutionConfig(Section):
+    """How machines compute a training: its speed and memory, never its result beyond rounding.
+
+    No address, run or study depends on this section. The command line's options are generated from
+    it, with the fields' docstrings as their help.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    workers: Count = 1
+    """Processes that share identities in stage 1 and batches in stage 2."""
+    cpus_per_worker: Count | None = None
+    """Cores of each worker; by default the cluster's cores, divided among the workers."""
+    gpus_per_worker: Literal[0, 1] | None = None
+    """GPUs of each worker: 0 trains without, 1 refuses to train without; by default 1 where the
+    cluster has a GPU for every worker."""
+    micro_batch: Count | None = None
+    """Images that each worker encodes at a time, with the same result; by default its whole share
+    of the batch."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+    compile: bool = False
+    """torch.compile the blocks; needs a C++ compiler."""
+    cuda_graphs: bool = False
+    """Record the passes of a single worker on a GPU once, and replay them."""
+    channels_last: bool = False
+    """Lay images out in memory in the channels-last format."""
+    deterministic: bool = False
+    """Give the same bits every time, also on a GPU."""
+    loaders: Annotated[int, Field(ge=0)] | None = None
+    """Processes of each worker that decode images, 0 for a thread; by default a thread without a
+    GPU, else the worker's other cores."""
+    keep_every: Count | None = None
+    """Keep the checkpoint of every N-th epoch of stage 2 for good; by default of none."""
+
+    @model_validator(mode="after")
+    def _whole_passes(self) -> Self:
+        if self.cuda_graphs and self.micro_batch is not None:
+            raise ValueError(
+                "cuda_graphs replays the pass of a whole batch, micro_batch cuts the batch: leave "
+                "out one of them"
+            )
+        return self
+
+
 class ExperimentConfig(Section):
     """A whole experiment: domains, seed and one section per stage."""
 
@@ -316,6 +366,11 @@ class ExperimentConfig(Section):
     """None, the paper's way: all sources are learned from, and the last epoch counts."""
     evaluation: EvaluationConfig = EvaluationConfig()
     tune: TuneConfig | None = None
+    execution: ExecutionConfig = ExecutionConfig()
+
+    def result_settings(self) -> dict[str, Any]:
+        """All settings but those of `execution`."""
+        return self.model_dump(mode="json", exclude={"execution"})
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -330,7 +330,9 @@ def _train(
     room = Room(processes=workers.count, cpus=task["threads"], gpus=int(workers.use_gpu))
     validation = validation_config(inputs, artifact, workers, board)
     if workers.count == 1 and not workers.use_gpu and validation is None:
-        alone = _train_alone.options(num_cpus=workers.threads).remote(task)
+        alone = _train_alone.options(
+            num_cpus=workers.threads, runtime_env=workers.runtime_env
+        ).remote(task)
         try:
             gather([alone], board=board, on_message=on_message, room=room)
         except BaseException:
@@ -350,6 +352,7 @@ def _train(
             name=uuid.uuid4().hex,
             storage_path=f"{artifact.uri}/{RAY_NOTES}",
             failure_config=ray.train.FailureConfig(max_failures=MOST_FAILURES),
+            worker_runtime_env=workers.runtime_env,
         ),
         validation_config=validation,
     )

@@ -29,7 +29,7 @@ from muva.training.report import EpochReport
 from muva.training.stage1 import identity_shares, image_centroids, learn_prompts
 from workflows.progress import Track, track
 from workflows.runtime.capacity import Room
-from workflows.runtime.cluster import ANYWHERE, cpus, cpus_of_one_node, gpus, ray_cluster
+from workflows.runtime.cluster import ANYWHERE, cpus, cpus_of_one_node, ray_cluster
 from workflows.runtime.messages import Board, gather
 from workflows.runtime.workers import MOST_FAILURES, Workers
 from workflows.session import Session
@@ -147,10 +147,12 @@ def _learn(
 
     def done(task: Any, jobs: Sequence[Share | None]) -> list[Any]:
         threads = max(1, min(cores // len(jobs), cpus_of_one_node()))
-        remote = task.options(num_cpus=threads, num_gpus=min(1, gpus()))
+        remote = task.options(
+            num_cpus=threads, num_gpus=min(1, workers.gpus), runtime_env=workers.runtime_env
+        )
         how = workers.how
         # Shares that are not learned at once are learned one after the other.
-        room = Room(processes=1, cpus=threads, gpus=min(1, gpus()))
+        room = Room(processes=1, cpus=threads, gpus=min(1, workers.gpus))
         running = [remote.remote(inputs, artifact, job, threads, how, board) for job in jobs]
         try:
             return gather(running, board=board, on_message=on_message, room=room)
@@ -175,7 +177,7 @@ def _learn(
 def _shares_for(workers: Workers, settings: Stage1Config) -> int:
     """As many as workers, but no more than there are GPUs, if any, or identities in a batch."""
     in_a_batch = settings.batch_size // settings.images_per_identity
-    return min(workers.count, gpus() or workers.count, in_a_batch)
+    return min(workers.count, workers.gpus or workers.count, in_a_batch)
 
 
 def _begun_in(artifact: Artifact) -> int:

@@ -26,7 +26,7 @@ ALWAYS_TOLD = (
     "stage2.batch_size",
 )
 """Settings that every pipeline's run has among its parameters, so that runs can be compared."""
-NOT_TOLD = ("tune", "name", "description")
+NOT_TOLD = ("tune", "name", "description", "execution")
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.lineage import UsedDataset, UsedModel

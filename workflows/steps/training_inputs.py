@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import muva
-from muva.config import ExperimentConfig, ModelConfig
+from muva.config import ExecutionConfig, ExperimentConfig, ModelConfig
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.protocols import Pool
 from muva.data.sources import Sources
@@ -34,7 +34,7 @@ class TrainingInputs:
     init: str | None
     """URI of a model to start from instead of CLIP."""
     config: ExperimentConfig
-    """Its targets are left out."""
+    """Its targets are left out, and so is how it is computed."""
 
     @classmethod
     def of(
@@ -52,7 +52,9 @@ class TrainingInputs:
             sources=divided,
             labels=tuple(labelled[uri].uri for uri in divided.domains) if labels else (),
             init=init.uri if init else None,
-            config=config.model_copy(update={"targets": (), "tune": None}),
+            config=config.model_copy(
+                update={"targets": (), "tune": None, "execution": ExecutionConfig()}
+            ),
         )
 
     def as_json(self) -> dict[str, Any]:

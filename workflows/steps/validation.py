@@ -30,7 +30,7 @@ from muva.model.bundle import embedder_of
 from muva.retrieval.metrics import evaluate
 from muva.training.stage2_state import load_weights
 from tracking.names import retrieval_metrics
-from workflows.runtime.cluster import ANYWHERE, gpus
+from workflows.runtime.cluster import ANYWHERE
 from workflows.runtime.messages import Board
 from workflows.runtime.workers import MOST_FAILURES, Workers
 from workflows.steps.checkpoints import saved_state
@@ -81,7 +81,8 @@ def validation_config(
         fn=lambda checkpoint, **_: judge(checkpoint, inputs=inputs, artifact=artifact, board=board),
         ray_remote_kwargs={
             "num_cpus": 0,
-            "num_gpus": 1 if gpus() > workers.count else 0,
+            "num_gpus": 1 if workers.gpus > workers.count else 0,
+            "runtime_env": workers.runtime_env,
             "max_retries": MOST_FAILURES,
             "scheduling_strategy": ANYWHERE,
         },

@@ -62,7 +62,6 @@ def run_verb(
     without: tuple[str, ...] | None,
     settings: str | None,
     overrides: tuple[str, ...],
-    workers: Workers,
     as_json: bool,
     session: Session,
 ) -> None:
@@ -95,7 +94,7 @@ def run_verb(
             session, experiment=experiment_name(recipe if recipe in PROTOCOLS else config.name)
         )
         with ray_cluster(), pipeline_run(within, config) as run, watched_nodes(run):
-            report = run_pipeline(within.within(run), config, workers=workers)
+            report = run_pipeline(within.within(run), config, workers=Workers.of(config.execution))
             map_domains(within.within(run), config, report)
             if run is not None:
                 tell_run(run, config, report)
