@@ -7,7 +7,8 @@ Sections are what steps are fingerprinted by: a field here changes a result, exc
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -17,22 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from muva.config.parts import PARTS, PHRASES, Part, check_part, in_order, with_papers_phrases
 from muva.errors import did_you_mean
 
-if TYPE_CHECKING:
-    pass
-
-PARTS = ("head", "upper_body", "legs")
-"""The body parts in their fixed order: index 0, 1, 2 of masks, tokens, contexts and prompts."""
-
-PHRASES = {
-    "head": "the head of the person",
-    "upper_body": "the upper body of the person",
-    "legs": "the legs of the person",
-}
-"""Part -> phrase that an expert is asked for, the paper's wording."""
-
-Part = Literal["head", "upper_body", "legs"]
 BoxRule = Literal[
     "drop-whole-image", "drop-tiny", "drop-disordered", "drop-duplicates", "cut-overlap"
 ]
@@ -63,7 +51,8 @@ class ModelConfig(Section):
     stride: Count = 16
     """Step between patches in pixels; smaller than the patch makes them overlap."""
     parts: tuple[Part, ...] = PARTS
-    """Body parts with a token of their own; empty for the global-only model."""
+    """Parts with a token of their own, each of which needs pseudo-labels: the paper's three come
+    first, in their fixed order. Empty for the global-only model."""
     part_token_init: Literal["random", "cls", "patch_avg"] = "random"
     gating: Literal["offline", "online"] = "offline"
     """`offline`: a hard gate without gradient; `online`: an additive bias with gradient."""
@@ -79,10 +68,10 @@ class ModelConfig(Section):
 
     @field_validator("parts")
     @classmethod
-    def _ascending(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    def _in_order(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         if len(set(parts)) != len(parts):
             raise ValueError(f"names a part twice: {', '.join(parts)}")
-        return tuple(part for part in PARTS if part in parts)
+        return in_order(parts)
 
     @model_validator(mode="after")
     def _stride_fits(self) -> Self:
@@ -214,8 +203,9 @@ class GroundingConfig(Section):
     """What the model behind `http` counts boxes in."""
     requests_per_second: Positive | None = None
     """At most so many to the model behind `http`, by each actor."""
-    phrases: Annotated[dict[str, str], Field(min_length=1)] = PHRASES
-    """Part -> what the expert is asked for."""
+    phrases: Annotated[dict[str, str], Field(min_length=1)] = dict(PHRASES)
+    """Part -> what the expert is asked for. In an experiment, those of the model's parts that have
+    no phrase here and are the paper's have the paper's."""
     rules: tuple[BoxRule, ...] = ()
     """Which of `muva masks refine`'s rules drop or mend boxes afterwards, in this order."""
     quarantine_limit: Fraction = 0.01
@@ -225,10 +215,7 @@ class GroundingConfig(Section):
     @classmethod
     def _names_and_phrases(cls, phrases: dict[str, str]) -> dict[str, str]:
         for part, phrase in phrases.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", part):
-                raise ValueError(
-                    f"part {part!r}: expected small letters, digits and underscores, as upper_body"
-                )
+            check_part(part)
             if not phrase.strip() or set(phrase) & set("<>[]{}\n"):
                 raise ValueError(
                     f"phrase {phrase!r} of {part}: expected words such as 'the shoes', without "
@@ -371,6 +358,21 @@ class ExperimentConfig(Section):
     def result_settings(self) -> dict[str, Any]:
         """All settings but those of `execution`."""
         return self.model_dump(mode="json", exclude={"execution"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_phrases(cls, settings: Any) -> Any:
+        """A recipe that gives another part a phrase need not repeat the paper's."""
+        if not isinstance(settings, Mapping):
+            return settings
+        model, grounding = settings.get("model", {}), settings.get("grounding")
+        if not isinstance(model, Mapping) or not isinstance(grounding, Mapping):
+            return settings
+        phrases, parts = grounding.get("phrases"), model.get("parts", PARTS)
+        if not phrases or not isinstance(phrases, Mapping) or not isinstance(parts, list | tuple):
+            return settings
+        completed = with_papers_phrases(phrases, parts)
+        return {**settings, "grounding": {**grounding, "phrases": completed}}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from muva.config import check_part
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.shards import open_dataset
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 from muva.grounding.labels import (
     LABEL_FORMAT,
     label_table,
@@ -35,6 +36,11 @@ def import_release(
     missing: bool,
 ) -> Done:
     """The labels in a file of the release's form; `missing`: an image may have no entry."""
+    for part in parts:
+        try:
+            check_part(part)
+        except ValueError as error:
+            raise SettingsError(f"--parts: {error}") from error
     dataset = open_dataset(source)
     content = read_release(file)
     first = next(iter(content.values()))

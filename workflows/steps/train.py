@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from muva.config import ExperimentConfig
+from muva.config import ExperimentConfig, words_of
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.shards import open_dataset
 from muva.data.sources import Sources
@@ -60,7 +60,9 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
             raise MuvaError(
                 f"model.parts names {', '.join(lacking)}, of which no label would tell: "
                 f"grounding.phrases has phrases for {', '.join(grounding.phrases)}. Give each "
-                "part one, or take the parts out of model.parts"
+                f"part one, as --set grounding.phrases.{lacking[0]}='the "
+                f"{words_of(lacking[0])}', take it out of model.parts, or import labels of it: "
+                "`muva masks import`, then --set grounding.expert=imported"
             )
     with ray_cluster():
         workers.check()
