@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from muva.config import ExecutionConfig
 from muva.errors import MuvaError, SettingsError
-from muva.training.compute import Compute
 from workflows.jobs.cluster_settings import ClusterSettings, explained, load_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import open_session
 
 
@@ -117,80 +116,31 @@ def as_text(table: Table) -> str:
 
 
 def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a verb the options of a training's workers, and `workers` made of them."""
+    """Gives a verb an option for each setting of `execution`: overrides behind those of `--set`."""
+    fields = ExecutionConfig.model_json_schema()["properties"]
 
-    @click.option(
-        "--workers",
-        "count",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Processes that share identities in stage 1, batches in stage 2.",
-    )
-    @click.option(
-        "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each. [all, divided]"
-    )
-    @click.option(
-        "--micro-batch",
-        type=click.IntRange(min=1),
-        help="Images that each encodes at a time, with the same result. [its whole share]",
-    )
-    @click.option(
-        "--activation-checkpointing",
-        is_flag=True,
-        help="Compute blocks again on the way back, for memory.",
-    )
-    @click.option("--compile", is_flag=True, help="torch.compile the blocks; needs a C++ compiler.")
-    @click.option(
-        "--cuda-graphs", is_flag=True, help="Record the passes of one worker on a GPU, and replay."
-    )
-    @click.option("--channels-last", is_flag=True, help="Images pixel by pixel in memory.")
-    @click.option("--deterministic", is_flag=True, help="The same bits every time, also on a GPU.")
-    @click.option(
-        "--loaders",
-        type=click.IntRange(min=0),
-        help="Processes of each that decode images, 0: a thread. [0 without a GPU, else its other "
-        "cores]",
-    )
-    @click.option(
-        "--keep-every",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Keep the state of every N-th epoch of stage 2. [of none]",
-    )
     @functools.wraps(verb)
-    def with_workers(
-        *args: object,
-        count: int,
-        cpus_per_worker: int | None,
-        loaders: int | None,
-        micro_batch: int | None,
-        activation_checkpointing: bool,
-        compile: bool,
-        cuda_graphs: bool,
-        channels_last: bool,
-        deterministic: bool,
-        keep_every: int | None,
-        **kwargs: object,
-    ) -> Any:
-        compute = Compute(
-            micro_batch=micro_batch,
-            activation_checkpointing=activation_checkpointing,
-            compile=compile,
-            channels_last=channels_last,
-            cuda_graphs=cuda_graphs,
-            deterministic=deterministic,
-        )
-        workers = Workers(
-            count=count,
-            cpus_each=cpus_per_worker,
-            compute=compute,
-            loaders=loaders,
-            keep_every=keep_every,
-        )
-        return verb(*args, workers=workers, **kwargs)
+    def with_execution(*args: object, overrides: tuple[str, ...], **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(name) for name in fields}
+        own = (f"execution.{name}={value}" for name, value in given.items() if value is not None)
+        return verb(*args, overrides=(*overrides, *own), **kwargs)
 
-    return with_workers
+    for name, field in reversed(fields.items()):
+        with_execution = _execution_option(name, field)(with_execution)
+    return with_execution
+
+
+def _execution_option(name: str, field: Mapping[str, Any]) -> Callable[..., Any]:
+    """The option of a setting from its JSON schema; without it, what the recipe says holds."""
+    option = f"--{name.replace('_', '-')}"
+    text = " ".join(field["description"].split())
+    value = next(one for one in field.get("anyOf", [field]) if one["type"] != "null")
+    if value["type"] == "boolean":
+        return click.option(f"{option}/--no-{option[2:]}", name, default=None, help=text)
+    kind: click.ParamType = click.IntRange(min=value.get("minimum"))
+    if "enum" in value:
+        kind = click.Choice([str(choice) for choice in value["enum"]])
+    return click.option(option, name, type=kind, help=text)
 
 
 def cluster_options(verb: Callable[..., Any]) -> Callable[..., Any]:

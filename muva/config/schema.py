@@ -1,12 +1,14 @@
 """Every setting of an experiment, one frozen section per stage; the defaults are the paper's.
 
-Sections are what steps are fingerprinted by: a field here changes a result, or it is not here.
+Sections are what steps are fingerprinted by: a field here changes a result, except those of
+`execution`, which no address depends on.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,22 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from muva.config.parts import PARTS, PHRASES, Part, check_part, in_order, with_papers_phrases
 from muva.errors import did_you_mean
 
-if TYPE_CHECKING:
-    pass
-
-PARTS = ("head", "upper_body", "legs")
-"""The body parts in their fixed order: index 0, 1, 2 of masks, tokens, contexts and prompts."""
-
-PHRASES = {
-    "head": "the head of the person",
-    "upper_body": "the upper body of the person",
-    "legs": "the legs of the person",
-}
-"""Part -> phrase that an expert is asked for, the paper's wording."""
-
-Part = Literal["head", "upper_body", "legs"]
 BoxRule = Literal[
     "drop-whole-image", "drop-tiny", "drop-disordered", "drop-duplicates", "cut-overlap"
 ]
@@ -46,6 +35,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that decide a result, as plain data: what fingerprints are made of."""
+        return self.model_dump(mode="json")
+
 
 class ModelConfig(Section):
     """The image encoder (Sec. 3.2 to 3.4 of the paper)."""
@@ -58,7 +51,8 @@ class ModelConfig(Section):
     stride: Count = 16
     """Step between patches in pixels; smaller than the patch makes them overlap."""
     parts: tuple[Part, ...] = PARTS
-    """Body parts with a token of their own; empty for the global-only model."""
+    """Parts with a token of their own, each of which needs pseudo-labels: the paper's three come
+    first, in their fixed order. Empty for the global-only model."""
     part_token_init: Literal["random", "cls", "patch_avg"] = "random"
     gating: Literal["offline", "online"] = "offline"
     """`offline`: a hard gate without gradient; `online`: an additive bias with gradient."""
@@ -74,10 +68,10 @@ class ModelConfig(Section):
 
     @field_validator("parts")
     @classmethod
-    def _ascending(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    def _in_order(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         if len(set(parts)) != len(parts):
             raise ValueError(f"names a part twice: {', '.join(parts)}")
-        return tuple(part for part in PARTS if part in parts)
+        return in_order(parts)
 
     @model_validator(mode="after")
     def _stride_fits(self) -> Self:
@@ -209,8 +203,9 @@ class GroundingConfig(Section):
     """What the model behind `http` counts boxes in."""
     requests_per_second: Positive | None = None
     """At most so many to the model behind `http`, by each actor."""
-    phrases: Annotated[dict[str, str], Field(min_length=1)] = PHRASES
-    """Part -> what the expert is asked for."""
+    phrases: Annotated[dict[str, str], Field(min_length=1)] = dict(PHRASES)
+    """Part -> what the expert is asked for. In an experiment, those of the model's parts that have
+    no phrase here and are the paper's have the paper's."""
     rules: tuple[BoxRule, ...] = ()
     """Which of `muva masks refine`'s rules drop or mend boxes afterwards, in this order."""
     quarantine_limit: Fraction = 0.01
@@ -220,10 +215,7 @@ class GroundingConfig(Section):
     @classmethod
     def _names_and_phrases(cls, phrases: dict[str, str]) -> dict[str, str]:
         for part, phrase in phrases.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", part):
-                raise ValueError(
-                    f"part {part!r}: expected small letters, digits and underscores, as upper_body"
-                )
+            check_part(part)
             if not phrase.strip() or set(phrase) & set("<>[]{}\n"):
                 raise ValueError(
                     f"phrase {phrase!r} of {part}: expected words such as 'the shoes', without "
@@ -290,6 +282,51 @@ class TuneConfig(Section):
     stage2_epochs: Count | None = None
 
 
+class ExecutionConfig(Section):
+    """How machines compute a training: its speed and memory, never its result beyond rounding.
+
+    No address, run or study depends on this section. The command line's options are generated from
+    it, with the fields' docstrings as their help.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    workers: Count = 1
+    """Processes that share identities in stage 1 and batches in stage 2."""
+    cpus_per_worker: Count | None = None
+    """Cores of each worker; by default the cluster's cores, divided among the workers."""
+    gpus_per_worker: Literal[0, 1] | None = None
+    """GPUs of each worker: 0 trains without, 1 refuses to train without; by default 1 where the
+    cluster has a GPU for every worker."""
+    micro_batch: Count | None = None
+    """Images that each worker encodes at a time, with the same result; by default its whole share
+    of the batch."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+    compile: bool = False
+    """torch.compile the blocks; needs a C++ compiler."""
+    cuda_graphs: bool = False
+    """Record the passes of a single worker on a GPU once, and replay them."""
+    channels_last: bool = False
+    """Lay images out in memory in the channels-last format."""
+    deterministic: bool = False
+    """Give the same bits every time, also on a GPU."""
+    loaders: Annotated[int, Field(ge=0)] | None = None
+    """Processes of each worker that decode images, 0 for a thread; by default a thread without a
+    GPU, else the worker's other cores."""
+    keep_every: Count | None = None
+    """Keep the checkpoint of every N-th epoch of stage 2 for good; by default of none."""
+
+    @model_validator(mode="after")
+    def _whole_passes(self) -> Self:
+        if self.cuda_graphs and self.micro_batch is not None:
+            raise ValueError(
+                "cuda_graphs replays the pass of a whole batch, micro_batch cuts the batch: leave "
+                "out one of them"
+            )
+        return self
+
+
 class ExperimentConfig(Section):
     """A whole experiment: domains, seed and one section per stage."""
 
@@ -316,6 +353,26 @@ class ExperimentConfig(Section):
     """None, the paper's way: all sources are learned from, and the last epoch counts."""
     evaluation: EvaluationConfig = EvaluationConfig()
     tune: TuneConfig | None = None
+    execution: ExecutionConfig = ExecutionConfig()
+
+    def result_settings(self) -> dict[str, Any]:
+        """All settings but those of `execution`."""
+        return self.model_dump(mode="json", exclude={"execution"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_phrases(cls, settings: Any) -> Any:
+        """A recipe that gives another part a phrase need not repeat the paper's."""
+        if not isinstance(settings, Mapping):
+            return settings
+        model, grounding = settings.get("model", {}), settings.get("grounding")
+        if not isinstance(model, Mapping) or not isinstance(grounding, Mapping):
+            return settings
+        phrases, parts = grounding.get("phrases"), model.get("parts", PARTS)
+        if not phrases or not isinstance(phrases, Mapping) or not isinstance(parts, list | tuple):
+            return settings
+        completed = with_papers_phrases(phrases, parts)
+        return {**settings, "grounding": {**grounding, "phrases": completed}}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

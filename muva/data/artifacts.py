@@ -17,8 +17,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import BaseModel
-
+from muva.config import Section
 from muva.data.store import MissingKeyError, Store, open_store
 from muva.errors import MuvaError, SettingsError, closest
 
@@ -295,8 +294,8 @@ def _later_than(time: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+    if isinstance(value, Section):
+        return value.result_settings()
     raise TypeError(f"{type(value).__name__} has no place in a fingerprint or manifest")
 
 

@@ -1,6 +1,7 @@
 """The prompts of an identity: one text per grain, with placeholders for its learned context.
 
-`A photo of a * * * * person`, then one per part in their fixed order (Sec. 3.1). The placeholder
+`A photo of a * * * * person`, then one per part in the model's order (Sec. 3.1), as `A photo of a
+* * * * upper body of a person`. The placeholder
 `*` is a token of its own; its embeddings give way to the contexts.
 """
 
@@ -9,17 +10,12 @@ from collections.abc import Sequence
 import open_clip
 from torch import Tensor
 
-from muva.config import Part, PromptConfig
+from muva.config import Part, PromptConfig, words_of
 from muva.errors import MuvaError
 
 PREFIX = "A photo of a"
 PLACEHOLDER = "*"
 PERSON = "person"
-PART_NOUNS: dict[Part, str] = {
-    "head": "head of a person",
-    "upper_body": "upper body of a person",
-    "legs": "legs of a person",
-}
 
 CONTEXT_START = 5
 """Position of the first placeholder: after the start token and the four words of the prefix."""
@@ -34,7 +30,7 @@ def prompt_texts(
     """
     # CLIP's tokeniser reads `*,` as one token: without a noun, the comma of a domain context gives
     # way to the last context token. The ids are what the tokeniser makes of the whole text.
-    nouns = [PERSON, *(PART_NOUNS[part] for part in parts)]
+    nouns = [PERSON, *(f"{words_of(part)} of a {PERSON}" for part in parts)]
     opening = " ".join([PREFIX, *[PLACEHOLDER] * prompts.context_tokens])
     context = prompts.domain_context if context is None else context
     ending = f", {context}" if context else ""

@@ -8,7 +8,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from muva.config import ExecutionConfig
 from muva.errors import MuvaError
 from muva.model.image_encoder import Call, ImageEncoder
 from muva.model.precision import Precision
@@ -54,6 +55,12 @@ class Compute:
                 "--cuda-graphs replays the pass of a whole batch, whereas --micro-batch splits the "
                 "batch: use only one of them"
             )
+
+    @classmethod
+    def of(cls, execution: ExecutionConfig, *, loaders: int) -> "Compute":
+        """What a recipe's section says of one process; `loaders`: how many it has in the end."""
+        shared = {field.name for field in fields(cls)} - {"loaders"}
+        return cls(**execution.model_dump(include=shared), loaders=loaders)
 
     def pixels(
         self, images: Float[Tensor, " B 3 H W"], device: torch.device

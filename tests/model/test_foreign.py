@@ -208,7 +208,7 @@ def test_a_checkpoint_of_stage_1_is_said_to_be_one(clip: Path, tmp_path: Path) -
     ("given", "message"),
     [
         ({"parts": ("head",)}, r"has 3 part tokens, model\.parts names 1 \(head\)"),
-        ({"parts": ()}, r"model\.parts names 0 \(none\): expected 3 of head, upper_body, legs"),
+        ({"parts": ()}, r"model\.parts names 0 \(none\): expected 3, .*=\[head,upper_body,legs\]"),
         ({"stride": 4}, r"18 patches \(of 8 pixels\); stride 4 makes 11 x 5 = 55 at 48 x 24: "
          r"--set model\.stride=8 fits"),
         ({"image_height": 64}, r"18 patches .* at 64 x 24: name the size of its images"),
@@ -231,6 +231,14 @@ def test_fewer_parts_must_be_named(clip: Path, tmp_path: Path) -> None:
     file = write(release_state(trained_model(parts=("head", "legs"))), tmp_path / "model.pth")
     with pytest.raises(SettingsError, match=r"2 part tokens and does not tell whose.*parts=\["):
         imported(file, clip)
+
+
+def test_more_parts_than_the_papers_must_be_named(clip: Path, tmp_path: Path) -> None:
+    parts = (*PARTS, "x")  # a word that the small CLIP knows
+    file = write(release_state(trained_model(parts=parts)), tmp_path / "model.pth")
+    with pytest.raises(SettingsError, match=r"4 part tokens .*=\[head,upper_body,legs,part_4\]"):
+        imported(file, clip)
+    assert imported(file, clip, parts=parts).model.config.parts == parts
 
 
 def test_a_file_that_contradicts_itself_is_refused(clip: Path, tmp_path: Path) -> None:

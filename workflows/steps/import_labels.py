@@ -31,6 +31,11 @@ def import_release(
     missing: bool,
 ) -> StepResult:
     """The labels in a file of the release's form; `missing`: an image may have no entry."""
+    for part in parts:
+        try:
+            check_part(part)
+        except ValueError as error:
+            raise SettingsError(f"--parts: {error}") from error
     dataset = open_dataset(source)
     content = read_release(file)
     first = next(iter(content.values()))

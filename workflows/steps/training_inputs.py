@@ -33,7 +33,7 @@ class TrainingInputs:
     init: str | None
     """URI of a model to start from instead of CLIP."""
     config: ExperimentConfig
-    """Its targets are left out."""
+    """Its targets are left out, and so is how it is computed."""
 
     @classmethod
     def of(
@@ -51,7 +51,9 @@ class TrainingInputs:
             sources=divided,
             labels=tuple(labelled[uri].uri for uri in divided.domains) if labels else (),
             init=init.uri if init else None,
-            config=config.model_copy(update={"targets": (), "tune": None}),
+            config=config.model_copy(
+                update={"targets": (), "tune": None, "execution": ExecutionConfig()}
+            ),
         )
 
     def step_inputs(self) -> dict[Role, list[Artifact]]:

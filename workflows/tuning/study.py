@@ -132,7 +132,7 @@ def study_of(
         "space": space.as_data(),
         "search": search,
         "aims": list(aims),
-        "experiment": experiment.model_dump(mode="json"),
+        "experiment": experiment.result_settings(),
     }
     # Through JSON, so that a study that is read again is equal.
     config = json.loads(json.dumps(config))

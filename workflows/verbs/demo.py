@@ -48,9 +48,7 @@ from workflows.verb import (
 @worker_options
 @json_option
 @session_options
-def demo_verb(
-    recipe: str, overrides: tuple[str, ...], workers: Workers, as_json: bool, session: Session
-) -> None:
+def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: Session) -> None:
     """Run the whole workflow on synthetic people; needs no GPU, no data and no download.
 
     \b
@@ -59,6 +57,7 @@ def demo_verb(
     """
     started_at = time.monotonic()
     config = load_recipe(recipe, overrides=overrides)
+    workers = Workers.of(config.execution)
     if "muva" not in config.variants or config.tune is None or not config.model.parts:
         raise SettingsError(
             f"Recipe {config.name}: the demo shows MUVA with parts and a search: expected muva "

@@ -86,7 +86,8 @@ def ground_verb(
     if expert is not None:
         changes["grounding.expert"] = expert
     if settings.grounding is not None and (parts or phrases):
-        changes["grounding.phrases"] = _asked(settings.grounding.phrases, parts, phrases)
+        asked = _asked(settings.grounding.phrases, parts, phrases)
+        changes |= {"grounding.phrases": asked, "model.parts": list(asked)}
     settings = with_settings(settings, changes, where=f"{recipe} with the options given")
     if settings.grounding is None:
         raise SettingsError(

@@ -62,7 +62,6 @@ def run_verb(
     without: tuple[str, ...] | None,
     settings: str | None,
     overrides: tuple[str, ...],
-    workers: Workers,
     as_json: bool,
     session: Session,
 ) -> None:

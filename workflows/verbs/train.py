@@ -82,7 +82,6 @@ def train_verb(
     name: str,
     recipe: str,
     overrides: tuple[str, ...],
-    workers: Workers,
     as_json: bool,
     session: Session,
 ) -> None:
@@ -93,6 +92,7 @@ def train_verb(
     muva train --sources mine --init muva --set stage2.epochs=10
     """
     config = load_recipe(recipe, overrides=overrides)
+    workers = Workers.of(config.execution)
     names = sources or config.sources
     if not names:
         raise click.UsageError("--sources is missing: which data sets shall be learned from?")

@@ -111,7 +111,6 @@ def search_verb(
     concurrent: int | None,
     recipe: str,
     overrides: tuple[str, ...],
-    workers: Workers,
     as_json: bool,
     session: Session,
 ) -> None:
@@ -122,6 +121,7 @@ def search_verb(
     muva tune search all --recipe demo --aim both --search nsga2 --scheduler asha
     """
     config = load_recipe(recipe, overrides=overrides)
+    workers = Workers.of(config.execution)
     asked = {
         "space": space,
         "trials": trials,

@@ -127,6 +127,11 @@ _DIMENSIONS = {
 }
 
 
+def _example_of(count: int) -> list[str]:
+    """Names of so many parts."""
+    return [*PARTS[:count], *(f"part_{number}" for number in range(len(PARTS) + 1, count + 1))]
+
+
 class _Settings:
     """The settings one by one; `found` keeps what was decided, and on whose word."""
 
@@ -161,17 +166,13 @@ class _Settings:
         if asked is not None and len(asked) != count:
             raise SettingsError(
                 f"{self.where}: has {count} part tokens, model.parts names {len(asked)} "
-                f"({', '.join(asked) or 'none'}): expected {count} of {', '.join(PARTS)}"
+                f"({', '.join(asked) or 'none'}): expected {count}, for example "
+                f"--set model.parts=[{','.join(_example_of(count))}]"
             )
-        if asked is None and count > len(PARTS):
-            raise MuvaError(
-                f"{self.where}: has {count} part tokens: expected at most {len(PARTS)}, for "
-                f"{', '.join(PARTS)}"
-            )
-        if asked is None and count < len(PARTS):
+        if asked is None and count != len(PARTS):
             raise SettingsError(
                 f"{self.where}: has {count} part tokens and does not tell whose: name them, for "
-                f"example --set model.parts=[{','.join(PARTS[:count])}]"
+                f"example --set model.parts=[{','.join(_example_of(count))}]"
             )
         return self._decide(
             "parts", PARTS if asked is None else asked, "the file" if asked is None else "given"
