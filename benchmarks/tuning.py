@@ -35,7 +35,13 @@ from workflows.steps.import_data import datasets_of
 from workflows.steps.train import train
 from workflows.tuning.search import search
 from workflows.tuning.study import best_of, find_study, reuse
-from workflows.tuning.trial import Reached, TrialInputs, grounding_key, run_trial, trial_config
+from workflows.tuning.trial import (
+    TrialInputs,
+    TrialProgress,
+    grounding_key,
+    run_trial,
+    trial_config,
+)
 
 WORKS = ("reuse", "concurrency", "study")
 LEAST_SAVED = 0.6
@@ -133,7 +139,7 @@ class Sources:
         )
         return done.summary
 
-    def trial(self, params: Mapping[str, Any], *, seeds: int) -> Reached:
+    def trial(self, params: Mapping[str, Any], *, seeds: int) -> TrialProgress:
         """A trial by itself, in this process."""
         settings = self.config.tune
         assert settings is not None
@@ -147,7 +153,7 @@ class Sources:
             labels={grounding_key(grounding): tuple(labels)},
             workers=Workers(),
         )
-        reached: list[Reached] = []
+        reached: list[TrialProgress] = []
         seeded = settings.model_copy(update={"seeds": seeds})
         run_trial(params, inputs=inputs, settings=seeded, report=reached.append)
         return reached[-1]

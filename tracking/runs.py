@@ -139,7 +139,9 @@ class Tracker:
             self._client.update_run(run_id, status="RUNNING", name=name)
             if REASON_TAG in earlier.data.tags:
                 self._client.delete_tag(run_id, REASON_TAG)
-        run = Run(RunRef(self.tracking_uri, self.experiment_id, run_id), self._client)
+        is_logged = earlier is not None and LOGGED_TAG in earlier.data.tags
+        ref = RunRef(self.tracking_uri, self.experiment_id, run_id)
+        run = Run(ref, self._client, is_logged=is_logged)
         if earlier is not None:
             run.set_tags(all_tags)
         if params:
@@ -204,8 +206,10 @@ class Run:
     End of the block: FINISHED; an exception: FAILED with its message; Ctrl-C: KILLED.
     """
 
-    def __init__(self, ref: RunRef, client: MlflowClient) -> None:
+    def __init__(self, ref: RunRef, client: MlflowClient, *, is_logged: bool = False) -> None:
+        """`is_logged`: whether an earlier attempt has called `mark_logged`."""
         self.ref = ref
+        self.is_logged = is_logged
         self._client = client
         self._kept: list[Callable[[], None]] = []
         self._kept_figures: list[Metric] = []
@@ -342,7 +346,7 @@ class Run:
     def mark_logged(self) -> None:
         """Notes that the run holds all that there is to log: see `has_logged`."""
         self._write_kept()
-        self.tags({LOGGED_TAG: "1"})
+        self.set_tags({LOGGED_TAG: "1"})
 
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
         """Closes the run, with the reason if it did not end well."""

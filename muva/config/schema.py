@@ -268,7 +268,7 @@ class TuneConfig(Section):
     """None: as many as the cluster has room for."""
     budget_hours: Positive | None = None
     """After so long no trial begins or goes on; the same command goes on with them."""
-    aim: str = "mean"
+    objective: str = "mean"
     """Over the held-out domains: `mean`, `worst`, `both` of these, or the name of one domain."""
     folds: Count | None = None
     """How many of the sources are held out in turn; None: each."""

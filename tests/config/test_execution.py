@@ -137,7 +137,7 @@ def test_no_study_depends_on_it(tmp_path: Path) -> None:
     space = space_for(settings.space, config)
     store = open_store(tmp_path)
     one, other = (
-        study_of(store, recipe, settings, space, aims=("mAP",), inputs={})
+        study_of(store, recipe, settings, space, objectives=("mAP",), inputs={})
         for recipe in (config, elsewhere(config))
     )
     assert one.artifact == other.artifact and one.config == other.config

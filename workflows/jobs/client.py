@@ -6,29 +6,23 @@ what calls these functions may have to say so first.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.jobs.cluster_settings import ClusterSettings, token_of
 from workflows.jobs.head import find_head, start_head
 from workflows.progress import console
-from workflows.runtime.authentication import AUTH_MODE, authorisation, bearer
+from workflows.runtime.authentication import authorisation, bearer
+from workflows.runtime.quirks import client_environment, client_with_timeouts, quiet_about_requests
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-_CHATTY = (
-    "ray.dashboard.modules.job.sdk",
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray._private.runtime_env.packaging",
-)
-"""What tells of every request and upload."""
 ANSWER_S = (10.0, 60.0)
 """How long a cluster may take to be reached, and to answer. A machine that is lost refuses nothing:
 without these, whoever asks it would wait for ever."""
@@ -50,20 +44,12 @@ def jobs_client(cluster: ClusterSettings) -> JobSubmissionClient:
     # As Ray understands its own variables: HOST:PORT is not the dashboard's there.
     url = cluster.address or address_of_environment() or find_head() or _started_head()
     headers = token_header(cluster)
-    with _ray_environment(token=bool(headers)):
+    with client_environment(token=bool(headers)):
         from ray.exceptions import AuthenticationError
-        from ray.job_submission import JobSubmissionClient
 
-        class Client(JobSubmissionClient):
-            """Ray's, which by itself waits for an answer as long as it takes."""
-
-            def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
-                return super()._do_request(method, endpoint, **{"timeout": ANSWER_S, **arguments})
-
-        for chatty in _CHATTY:
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        quiet_about_requests()
         try:
-            return Client(url, headers=headers)
+            return client_with_timeouts(url, headers=headers, timeout_s=ANSWER_S)
         except AuthenticationError as error:
             complaint = "refuses the token" if headers else "asks for a token, and there is none"
             raise MuvaError(
@@ -156,26 +142,3 @@ def _started_head() -> str:
         soft_wrap=True,
     )
     return head.address
-
-
-@contextmanager
-def _ray_environment(*, token: bool) -> Iterator[None]:
-    """What Ray reads of the environment while a client is made; afterwards it is as it was.
-
-    Ray lets its address variables win over the address that it is given. Whether it uses tokens it
-    decides when it is first imported, or when it starts a cluster: a variable that stayed would
-    tell a cluster that is started later something else than the process that starts it.
-    """
-    kept = {name: os.environ.get(name) for name in (*ADDRESS_VARIABLES, AUTH_MODE)}
-    for name in ADDRESS_VARIABLES:
-        os.environ.pop(name, None)
-    if token:
-        os.environ.setdefault(AUTH_MODE, "token")
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

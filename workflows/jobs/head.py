@@ -28,7 +28,7 @@ import psutil
 from muva.errors import MuvaError
 from workflows.runtime.authentication import AUTH_MODE, RAY, authorisation, ensure_token
 from workflows.runtime.local import HOST, OBJECT_STORE_BYTES, usable_port
-from workflows.runtime.quirks import IDLE_MS, IDLE_SETTING
+from workflows.runtime.quirks import HEAD_ENVIRONMENT, HEAD_PORTS
 
 USUAL_ADDRESS = f"http://{HOST}:8265"
 START_S = 90.0
@@ -109,10 +109,7 @@ def start_head(*, outlives: bool = True) -> Head:
         f"--dashboard-port={port}",
         "--port=0",
         f"--ray-client-server-port={usable_port(0)}",
-        "--dashboard-agent-listen-port=0",
-        # From 10002 on otherwise, among which the ports above may be: Ray then refuses to start.
-        "--min-worker-port=0",
-        "--max-worker-port=0",
+        *HEAD_PORTS,
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={_temporary_folder()}",
         "--disable-usage-stats",
@@ -127,7 +124,7 @@ def start_head(*, outlives: bool = True) -> Head:
                 **os.environ,
                 AUTH_MODE: "token",
                 "PATH": _path_with_this_python(),
-                f"RAY_{IDLE_SETTING}": f"{IDLE_MS}",
+                **HEAD_ENVIRONMENT,
             },
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -265,9 +265,9 @@ def _expert_check(config: ExperimentConfig, most: int) -> Check:
         if asked == "default"
         else BYTES_PER_PARAMETER[asked] / BYTES_PER_PARAMETER[info.precision]
     )
-    from workflows.runtime.expert_pool import ROOM_FOR_ANSWERS
+    from workflows.runtime.expert_pool import ACTIVATION_FACTOR
 
-    needed = round(ROOM_FOR_ANSWERS * info.memory_gb * 1e9 * scale)
+    needed = round(ACTIVATION_FACTOR * info.memory_gb * 1e9 * scale)
     said = f"needs about {_gb(needed)} for each actor; the largest node or GPU has {_gb(most)}"
     return ok("expert", name, said) if needed <= most else mend("expert", name, said)
 

@@ -133,7 +133,6 @@ def _result(lineage: Lineage, node: Node) -> Result | None:
     """None for domain maps, unfinished evaluations, and people who were held out of a training."""
     if node.manifest is None or Role.FEATURES not in node.inputs or node.facts.get("held_out"):
         return None
-    address = node.artifact.address
     features = lineage[node.inputs[Role.FEATURES][0]]
     [target] = features.inputs[Role.DATASET]
     made = Made()

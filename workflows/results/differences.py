@@ -99,9 +99,7 @@ def differences_between(session: Session, first: str, second: str) -> list[Diffe
 def evaluations_of(session: Session, lineage: Lineage, reference: str) -> list[Evaluation]:
     """The finished evaluations of a run, or the newest ones of a model on each target."""
     addresses = _addresses_of_run(session, reference)
-    every = [
-        node for node in lineage.complete("metrics") if Role.FEATURES in node.inputs
-    ]
+    every = [node for node in lineage.complete("metrics") if Role.FEATURES in node.inputs]
     found = [
         node
         for node in every

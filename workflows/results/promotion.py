@@ -84,8 +84,8 @@ def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:
         model_id = served_model(run, model)
         with failures_explained(run.ref.tracking_uri):
             registry = Registry(reached_client(run.ref.tracking_uri), name)
-            champion = registry.holder(CHAMPION)
-            if champion is not None and champion.judged_by != found.validated_on:
+            champion = registry.version_with_alias(CHAMPION)
+            if champion is not None and champion.validated_on != found.validated_on:
                 raise MuvaError(
                     f"{model.address} was validated on other people than the champion of {name}, "
                     f"{champion.address}, so their scores cannot be compared. Train both with the "
@@ -96,16 +96,16 @@ def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:
                 run_id=run.ref.run_id,
                 address=model.address,
                 value=found.value,
-                judged_by=found.validated_on,
+                validated_on=found.validated_on,
             )
             if champion is None or found.value > champion.value:
                 registry.set_alias(CHAMPION, version)
                 registry.set_alias(CHALLENGER, champion)
             elif champion.address != version.address:
-                registry.give(CHALLENGER, version)
-            after = {alias: registry.holder(alias) for alias in (CHAMPION, CHALLENGER)}
-        run.metrics({HELD_OUT: found.value})
-        run.describe(_description(name, after))
+                registry.set_alias(CHALLENGER, version)
+            after = {alias: registry.version_with_alias(alias) for alias in (CHAMPION, CHALLENGER)}
+        run.log_metrics({HELD_OUT: found.value})
+        run.set_description(_description(name, after))
     return {alias: asdict(one) if one else None for alias, one in after.items()}
 
 

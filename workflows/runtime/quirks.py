@@ -167,7 +167,7 @@ def actor_is_dead(actor_id: str) -> bool:
 TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0"}
 """Ray Tune's newer output prints tables at any verbosity. Ray 2.60."""
 
-TRIAL_RESOURCES = {"memory": 1}
+TRIAL_RESOURCES = {"memory": 1.0}
 """What a trial itself holds.
 
 It only waits for the tasks and workers that it starts. If it held a CPU, its workers could wait for

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muva.config import ExecutionConfig
 from muva.errors import MuvaError
-from muva.training.compute import Compute
-from workflows.runtime.cluster import cpus, cpus_of_one_node, gpus
 
-MOST_FAILURES = 3
-"""Lost workers that a training survives; each costs what was done since the last saved state."""
-MOST_LOADERS = 8
-"""That a worker starts unless a recipe says how many."""
+if TYPE_CHECKING:  # Ray and PyTorch are imported where they are asked: finished steps need neither
+    from muva.training.compute import Compute
+
+MAX_LOADERS = 8
+"""The most data loaders that a worker starts unless a recipe says how many."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
     """The processes that share stage 1's identities and stage 2's batches.
 
-    `Workers.of` makes them of a recipe's section; what it leaves open depends on the cluster.
+    `Workers.of` takes them from a recipe's section; what that leaves open depends on the cluster.
     """
 
     count: int = 1
     cpus_each: int | None = None
-    """None: the cluster's cores divided among them, and at most a node's."""
+    """None: the cluster's CPU cores divided among them, and at most those of one node."""
     gpus_each: int | None = None
-    """0: none, 1: one; None: one where the cluster has a GPU for every worker."""
+    """0 or 1; None: 1 where the cluster has a GPU for every worker."""
     keep_every: int | None = None
-    """Keep the training state of every so many epochs of stage 2 for good; None: of none."""
-    compute: Compute = dataclasses.field(default_factory=Compute)
-    """How each computes, stage 1 its features alone: no setting of the result."""
+    """Keeps the checkpoint of every so many epochs of stage 2 for good; None: of none."""
     loaders: int | None = None
-    """Processes of each that make batches; None: as many as it has cores to spare."""
+    """Data loader processes of each; None: as many as it has CPU cores to spare."""
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
+    """How each computes; stage 1 only its features."""
 
     @classmethod
     def of(cls, execution: ExecutionConfig) -> Workers:
@@ -43,20 +42,24 @@ class Workers:
             cpus_each=execution.cpus_per_worker,
             gpus_each=execution.gpus_per_worker,
             keep_every=execution.keep_every,
-            compute=Compute.of(execution, loaders=0),
             loaders=execution.loaders,
+            execution=execution,
         )
 
     @property
     def threads(self) -> int:
-        """Cores of each worker."""
+        """CPU cores of each worker."""
+        from workflows.runtime.cluster import cpus, cpus_of_one_node
+
         return self.cpus_each or max(1, min(cpus() // self.count, cpus_of_one_node()))
 
     def check(self) -> None:
         """Raises MuvaError when the cluster could never run all of them at once.
 
-        CUDA graphs need a single worker, and it a GPU.
+        CUDA graphs need a single worker, with a GPU.
         """
+        from workflows.runtime.cluster import cpus, cpus_of_one_node, gpus
+
         if self.count * self.threads > cpus():
             raise MuvaError(
                 f"{self.count} workers of {self.threads} cores each: this cluster has {cpus()} "
@@ -72,25 +75,28 @@ class Workers:
                 f"{self.count} workers with a GPU each: this cluster has {gpus()} GPUs; ask for "
                 "fewer with --workers, or for workers without one with --gpus-per-worker 0"
             )
-        if self.compute.cuda_graphs and not (self.count == 1 and self.use_gpu):
+        if self.execution.cuda_graphs and not (self.count == 1 and self.use_gpu):
             raise MuvaError(
                 f"--cuda-graphs records the pass of one worker on a GPU; here are {self.count} "
                 f"workers and {self.gpus} GPUs: leave the option out"
             )
 
     @property
-    def how(self) -> Compute:
-        """How each computes, the number of its loaders decided.
+    def compute(self) -> Compute:
+        """How each computes, with the number of its data loaders decided.
 
-        Where CPUs compute, no core is idle, and a thread decodes faster than they learn.
+        On CPUs no core is idle, and a thread decodes faster than the training needs.
         """
-        spare = min(self.threads - 1, MOST_LOADERS) if self.use_gpu else 0
-        loaders = spare if self.loaders is None else self.loaders
-        return dataclasses.replace(self.compute, loaders=loaders)
+        from muva.training.compute import Compute
+
+        spare = min(self.threads - 1, MAX_LOADERS) if self.use_gpu else 0
+        return Compute.of(self.execution, loaders=spare if self.loaders is None else self.loaders)
 
     @property
     def gpus(self) -> int:
         """The cluster's GPUs that the training may use."""
+        from workflows.runtime.cluster import gpus
+
         return 0 if self.gpus_each == 0 else gpus()
 
     @property

@@ -55,7 +55,7 @@ def save_epoch(
             artifact.delete_part(outdated)
 
 
-def checkpoint_of_epoch(artifact: Artifact, epoch: int) -> State:
+def checkpoint_of_epoch(artifact: Artifact, epoch: int) -> Checkpoint:
     """The checkpoint after an epoch; MuvaError where it was not kept, or is damaged."""
     folder = _of_epoch(epoch)
     if folder not in _saved(artifact):
@@ -69,7 +69,7 @@ def checkpoint_of_epoch(artifact: Artifact, epoch: int) -> State:
 
 def latest_checkpoint(
     artifact: Artifact, *, folder: str = CHECKPOINTS
-) -> tuple[State | None, History]:
+) -> tuple[Checkpoint | None, History]:
     """The newest complete checkpoint and the history up to it; None and nothing if there is none."""
     for saved in reversed(_saved(artifact, folder)):
         try:
@@ -95,7 +95,7 @@ def save_diverged(artifact: Artifact, error: DivergedError, *, made_from: object
     )
 
 
-def diverged_checkpoint(artifact: Artifact) -> tuple[State, Any]:
+def diverged_checkpoint(artifact: Artifact) -> tuple[Checkpoint, Any]:
     """The checkpoint before a diverged step, and what it was made from; MuvaError if none is kept."""
     if not list(artifact.store.list(artifact.key(DIVERGED) + "/")):
         raise MuvaError(
@@ -123,11 +123,11 @@ def _of_epoch(epoch: int, folder: str = CHECKPOINTS) -> str:
     return f"{folder}/{epoch:05d}"
 
 
-def _write(artifact: Artifact, folder: str, state: State) -> None:
+def _write(artifact: Artifact, folder: str, checkpoint: Checkpoint) -> None:
     """A checkpoint under a folder of keys; the values, which are written last, make it complete."""
     with tempfile.TemporaryDirectory() as copy:
         try:
-            save_checkpoint(Path(copy), state)
+            save_checkpoint(Path(copy), checkpoint)
         except OSError as error:
             raise MuvaError(
                 f"{artifact.uri}: {folder} could not be written to {copy} first: {error}. The "

@@ -13,7 +13,7 @@ from muva.data.artifacts import Artifact, open_artifact
 from muva.training.repeat import repeat_step
 from muva.training.report import Checkpoint
 from muva.training.stage1 import repeat_prompt_loss
-from workflows.steps.checkpoints import diverged_state
+from workflows.steps.checkpoints import diverged_checkpoint
 from workflows.steps.prompts import learned_contexts
 from workflows.steps.training_inputs import TrainingInputs
 from workflows.steps.training_messages import default_device
@@ -27,7 +27,7 @@ def repeat_diverged(artifact: Artifact, *, overrides: Sequence[str] = ()) -> Rep
 
     `overrides` change settings as `--set` does. Raises MuvaError when no such step was kept.
     """
-    state, made_from = diverged_state(artifact)
+    state, made_from = diverged_checkpoint(artifact)
     inputs = TrainingInputs.read(made_from["inputs"])
     config = with_overrides(inputs.config, overrides, where=artifact.uri)
     device = default_device()

@@ -10,7 +10,7 @@ import muva
 from muva.config import ModelConfig
 from muva.data.artifacts import Artifact
 from muva.data.shards import open_dataset
-from muva.model.bundle import Embedder, untouched_clip
+from muva.model.bundle import Embedder, pretrained_clip
 from workflows.runtime.messages import MessageQueue
 from workflows.runtime.tasks import assigned_cpus
 from workflows.steps.embed import UNTRAINED, EvaluationSet, Part
@@ -48,7 +48,7 @@ def open_embedder(model: str, height: int, width: int, stride: int) -> Embedder:
     device = default_device()
     if not model.startswith(UNTRAINED):
         return muva.load(model).to(device)
-    clip = untouched_clip(
+    clip = pretrained_clip(
         model.removeprefix(UNTRAINED), image_height=height, image_width=width, stride=stride
     )
     return clip.to(device)

@@ -136,7 +136,7 @@ def train_encoder(
                 artifact=artifact,
                 chosen=chosen_step(step).artifact,
                 threads=workers.threads,
-                compute=workers.how,
+                compute=workers.compute,
                 keep_every=workers.keep_every,
                 queue=queue,
                 draws_masks=log_metrics.run is not None,
@@ -156,8 +156,10 @@ def train_encoder(
 
     def log(run: Run, summary: dict[str, Any]) -> None:
         log_epochs("stage2")(run, summary)
-        run.metrics(_cost(summary))
-        run.used(*map(used_dataset, map(open_artifact, inputs.sources.domains)), context="training")
+        run.log_metrics(_cost(summary))
+        run.log_datasets(
+            *map(used_dataset, map(open_artifact, inputs.sources.domains)), context="training"
+        )
         if inputs.sources.held_out_domain is not None:
             held_out = open_artifact(inputs.sources.held_out_domain)
             run.log_datasets(used_dataset(held_out), context="held out")
@@ -183,9 +185,9 @@ def choose_epoch(session: Session, training_step: Step, training: StepResult) ->
     step = chosen_step(training_step)
 
     def log(run: Run, summary: dict[str, Any]) -> None:
-        model_id = run.model(used_model(step.artifact.uri), made=True)
+        model_id = run.log_model(used_model(step.artifact.uri), made=True)
         metrics = {name: value for name, value in summary["verdict"].items() if name != "epoch"}
-        run.metrics(metrics, model_id=model_id)
+        run.log_metrics(metrics, model_id=model_id)
 
     return run_step(step, session=session, work=lambda _: {"verdict": result}, log=log)
 
@@ -214,7 +216,7 @@ def model_of_epoch(session: Session, training: Artifact, epoch: int) -> StepResu
     def work(_: object) -> dict[str, Any]:
         import muva
         from muva.models import store_bundle
-        from muva.training.stage2_state import load_weights
+        from muva.training.stage2_checkpoint import load_weights
         from workflows.steps.checkpoints import checkpoint_of_epoch
 
         checkpoint = checkpoint_of_epoch(training, epoch)
@@ -224,6 +226,6 @@ def model_of_epoch(session: Session, training: Artifact, epoch: int) -> StepResu
         return {"epoch": epoch}
 
     def log(run: Run, _: dict[str, Any]) -> None:
-        run.model(used_model(step.artifact.uri), made=True)
+        run.log_model(used_model(step.artifact.uri), made=True)
 
     return run_step(step, session=session, work=work, log=log)

@@ -16,7 +16,7 @@ from muva.models import store_bundle
 from muva.training.compute import Compute
 from muva.training.divergence import DivergedError
 from muva.training.stage2 import train_image_encoder
-from muva.training.stage2_state import load_weights
+from muva.training.stage2_checkpoint import load_weights
 from workflows.runtime.messages import MessageQueue
 from workflows.runtime.train_group import (
     is_first_worker,
@@ -95,7 +95,7 @@ def _train(task: EncoderTask) -> None:
             settings=inputs.config.stage2,
             seed=inputs.config.seed,
             device=device,
-            state=checkpoint,
+            checkpoint=checkpoint,
             progress=progress_sender(task.queue, "batches") if first else None,
             compute=task.compute,
         )

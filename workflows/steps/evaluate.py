@@ -90,12 +90,12 @@ def evaluate_on(
         from workflows.steps.pictures import draw
 
         scores = Scores.from_json(summary)
-        run.tags({"target": dataset.name, "method": name})
+        run.set_tags({"target": dataset.name, "method": name})
         on = used_dataset(target)
-        run.used(on, context="held out" if held_out else "evaluation")
-        run.metrics(
+        run.log_datasets(on, context="held out" if held_out else "evaluation")
+        run.log_metrics(
             score_metrics(dataset.name, scores),
-            model_id=run.model(used_model(model), made=False),
+            model_id=run.log_model(used_model(model), made=False),
             dataset=on,
         )
         draw(run, model, images, step.artifact, scores.camera_pairs)
@@ -122,5 +122,5 @@ def evaluate_file(session: Session, file: Path, config: ExperimentConfig) -> Eva
     settings = {"file": str(file), "evaluation": config.evaluation.model_dump(mode="json")}
     with session.run(f"features {file.stem}", key=f"features-{key}", params=settings) as run:
         if run is not None:
-            run.metrics(score_metrics(file.stem, scores))
+            run.log_metrics(score_metrics(file.stem, scores))
     return Evaluation(scores=scores, seconds=0.0, computed=True)

@@ -29,9 +29,7 @@ def forget(
     them. The name keeps referring to the version that it referred to before. An interrupted
     removal is resumed by the same call: the old shards are deleted last.
     """
-    report = erasure_report(
-        session, reference, pids, images, without=lambda *of: without_step(session, *of).artifact
-    )
+    report = what_to_forget(session, reference, pids, images)
     remaining = None
     deleted = [*report.deleted, *report.unfinished]
     if report.dataset is not None:
@@ -51,6 +49,17 @@ def forget(
     delete_decoded_images()
     delete_local_copies()
     return report, remaining
+
+
+def what_to_forget(
+    session: Session, reference: str, pids: Collection[int] = (), images: Collection[str] = ()
+) -> ErasureReport:
+    """The report of a removal, without doing it."""
+
+    def without(dataset: Dataset, removed: Collection[int]) -> Artifact:
+        return without_step(session, dataset, removed).artifact
+
+    return erasure_report(session, reference, pids, images, without=without)
 
 
 def without_step(session: Session, dataset: Dataset, pids: Collection[int]) -> Step:

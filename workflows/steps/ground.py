@@ -185,10 +185,10 @@ def _finish(
         )
 
     def log(run: Run, summary: dict[str, Any]) -> None:
-        run.tags({"source": dataset.name, "expert": config.expert})
+        run.set_tags({"source": dataset.name, "expert": config.expert})
         found = {f"found/{part}": share for part, share in summary["found"].items()}
-        run.metrics(found | {"images": summary["images"], "failed": summary["failed"]})
-        run.picture("pseudo-labels.png", _sheet(dataset, step.artifact))
+        run.log_metrics(found | {"images": summary["images"], "failed": summary["failed"]})
+        run.log_image("pseudo-labels.png", _sheet(dataset, step.artifact))
 
     spent_s = progress.elapsed_s if progress is not None else 0.0
     return run_step(step, session=session, work=work, log=log, spent_s=spent_s)
@@ -226,7 +226,7 @@ def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
         rows = dataset.read_shard(shard, ["image_id", "pid", "image"])
         shown += rows.take(row_of[shard_of == shard]).to_pylist()
     opened = open_labels(labels, dataset=dataset, shards=shards)
-    masks = opened.masks_on(SHOWN_GRID, [row["image_id"] for row in shown])
+    masks = opened.masks_on_grid(SHOWN_GRID, [row["image_id"] for row in shown])
     return part_mask_sheet(
         [decode_rgb(row["image"]) for row in shown],
         {"pseudo-label": masks.numpy()},

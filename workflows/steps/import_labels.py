@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from muva.config.parts import check_part
 from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.lineage import Role
 from muva.data.shards import open_dataset
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 from muva.grounding.labels import label_table, packed_mask, summarise_labels, write_shard_labels
 from muva.grounding.release import base_name, by_base_name, grid_of, read_release
 from workflows.session import Session

@@ -9,7 +9,6 @@ from typing import Any
 
 from muva.config import ExperimentConfig, patch_size
 from muva.data import formats
-from muva.data.artifacts import Artifact, fingerprint
 from muva.model.clip import check_clip, load_clip
 from muva.model.foreign import fit_checkpoint
 from muva.model.foreign.adopt import adopt, needs_clip

@@ -46,7 +46,7 @@ def draw(
         )
     rows = judged.rows()
     for name, sheet in _gallery_sheets(judged, rows, QueryScores.read(metrics)).items():
-        run.picture(f"{name}.png", sheet)
+        run.log_image(f"{name}.png", sheet)
     if not model.startswith(UNTRAINED):
         bundle = muva.load(model)
         if bundle.model.config.parts:

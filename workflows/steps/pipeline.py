@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +14,23 @@ from muva.config import (
 )
 from muva.data.artifacts import Artifact, fingerprint
 from muva.errors import SettingsError
+from muva.retrieval.results import Scores
 from tracking.descriptions import pipeline_description
-from tracking.names import pipeline_name, retrieval_metrics
+from tracking.names import pipeline_name, score_metrics
 from tracking.pictures import cmc_plot
 from tracking.source import command
+from workflows.runtime.on_demand import cluster_on_demand
 from workflows.runtime.workers import Workers
 from workflows.session import Session
-from workflows.steps.domain_map import domain_map_step
+from workflows.steps.domain_map import map_of_domains
 from workflows.steps.embed import UNTRAINED
 from workflows.steps.encoder import CHOSEN
-from workflows.steps.evaluate import TargetReport, evaluate_on
-from workflows.steps.ground import ground
+from workflows.steps.evaluate import Evaluation, evaluate_on
+from workflows.steps.ground import ground, labels_of
 from workflows.steps.import_data import datasets_of
 from workflows.steps.run_lineage import run_params, used_dataset, used_model
-from workflows.steps.train import check_training, train
+from workflows.steps.step import StepResult
+from workflows.steps.train import Training, check_training, declare_training, train
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
@@ -61,12 +64,22 @@ class PipelineReport:
         self.computed |= result.computed
 
 
-def run_pipeline(session: Session, config: ExperimentConfig, *, workers: Workers) -> PipelineReport:
+def run_recipe(session: Session, config: ExperimentConfig) -> PipelineReport:
+    """A recipe from data to scores, in a run with a child for each step."""
+    with pipeline_run(session, config) as (run, children):
+        report = run_pipeline(children, config)
+        map_domains(children, config, report)
+        if run is not None and (report.computed or not run.is_logged):
+            log_pipeline(run, config, report)
+    return report
+
+
+def run_pipeline(session: Session, config: ExperimentConfig) -> PipelineReport:
     """Everything that a recipe names: data sets, pseudo-labels, a training per variant, all targets.
 
     The runs are children of the session's parent; `pipeline_run` opens one.
     """
-    report = PipelineReport()
+    report, workers = PipelineReport(), Workers.of(config.execution)
     imports = datasets_of(session, [*config.sources, *config.targets], config.synthetic)
     for name, result in imports.items():
         report.note(f"import {name}", result)
@@ -76,9 +89,7 @@ def run_pipeline(session: Session, config: ExperimentConfig, *, workers: Workers
     if not all(_declared(session, config, one, report).is_finished for one in trained):
         check_training(config, sources, workers)
     if config.grounding is not None and "muva" in config.variants:
-        for source, result in zip(
-            sources, ground(session, sources, config.grounding), strict=True
-        ):
+        for source, result in zip(sources, ground(session, sources, config.grounding), strict=True):
             report.note(f"ground {source.name}", result)
             report.labels[source.name] = result.artifact
     for variant in config.variants:
@@ -101,8 +112,14 @@ def run_pipeline(session: Session, config: ExperimentConfig, *, workers: Workers
 
 
 @contextmanager
-def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | None]:
-    """The parent run of a recipe's pipeline. Raises SettingsError for a recipe without domains."""
+def pipeline_run(
+    session: Session, config: ExperimentConfig
+) -> Iterator[tuple[Run | None, Session]]:
+    """The run of a recipe's pipeline, and the session whose runs are its children.
+
+    A cluster is started by the first step that needs one, and its nodes' metrics are recorded.
+    Raises SettingsError for a recipe without domains.
+    """
     if not config.sources or not config.targets:
         raise SettingsError(
             f"Recipe {config.name}: expected sources to train on and targets to evaluate on, found "
@@ -121,28 +138,35 @@ def pipeline_run(session: Session, config: ExperimentConfig) -> Iterator[Run | N
             "seed": str(config.seed),
         },
     ) as run:
-        if run is not None:
+        if run is not None and not run.is_logged:
             run.log_text("config.yaml", to_yaml(config))
-        yield run
+
+        def record_nodes() -> AbstractContextManager[None]:
+            from workflows.runtime.node_metrics import node_metrics_recorded
+
+            return node_metrics_recorded(run)
+
+        with cluster_on_demand(beside=record_nodes):
+            yield run, session.within(run)
 
 
 def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
     """Logs a pipeline's scores, curves, inputs and description to its run."""
-    from tracking.descriptions import pipeline_description
-    from tracking.pictures import cmc_plot
 
     last = list(report.models)[-1]
     used = {name: used_dataset(artifact) for name, artifact in report.datasets.items()}
     run.log_datasets(*map(used.__getitem__, config.sources), context="training")
     run.log_datasets(*map(used.__getitem__, config.targets), context="evaluation")
     for model in report.models.values():
-        run.model(used_model(model), made=not model.startswith(UNTRAINED))
+        run.log_model(used_model(model), made=not model.startswith(UNTRAINED))
     for target, results in report.targets.items():
-        run.metrics(score_metrics(target, results[last]))
+        run.log_metrics(score_metrics(target, results[last]))
         curves = {variant_title(which): scores.curve for which, scores in results.items()}
         means = {variant_title(which): scores.mean_ap for which, scores in results.items()}
-        run.figure(f"cmc/{target}.png", cmc_plot(curves, title=f"CMC on {target}", mean_ap=means))
-    run.describe(
+        run.log_figure(
+            f"cmc/{target}.png", cmc_plot(curves, title=f"CMC on {target}", mean_ap=means)
+        )
+    run.set_description(
         pipeline_description(
             {
                 target: {

@@ -96,8 +96,8 @@ def learn_shares(
     def on_message(message: tuple[str, Any]) -> None:
         kind, content = message
         if kind == "diverged":
-            reason, state = content
-            error = DivergedError(reason, lambda: state)
+            reason, checkpoint = content
+            error = DivergedError(reason, lambda: checkpoint)
             raise save_diverged(artifact, error, made_from={"inputs": inputs.as_json()})
         if kind == "epochs":
             epochs.add(*content)
@@ -109,7 +109,7 @@ def learn_shares(
         devices = min(1, workers.gpus)
         return run_tasks(
             task,
-            [(inputs, artifact, job, workers.how, queue) for job in jobs],
+            [(inputs, artifact, job, workers.compute, queue) for job in jobs],
             cpus=threads,
             gpus=devices,
             threads=threads,
@@ -162,11 +162,11 @@ def learn_share(
     """Learns a share of the identities from its last checkpoint on; None when it diverged."""
     settings = inputs.config.stage1
     precision = resolve_precision(settings.precision, default_device())
-    state, history = latest_checkpoint(artifact, folder=share.folder)
+    checkpoint, history = latest_checkpoint(artifact, folder=share.folder)
     if history:
         queue.send(("epochs", (share.index, history)))
-    if state is not None and state["epoch"] == settings.epochs:
-        return Learned(torch.as_tensor(state["contexts"]), history, precision)
+    if checkpoint is not None and checkpoint["epoch"] == settings.epochs:
+        return Learned(torch.as_tensor(checkpoint["contexts"]), history, precision)
     model, images = inputs.open(predicts_masks=False)
     centroids = _centroids(inputs, artifact, model, images, compute, queue)
     identities = identity_shares(images.labels, share.count)[share.index]
@@ -177,7 +177,7 @@ def learn_share(
         settings=settings,
         seed=inputs.config.seed,
         identities=identities,
-        state=state,
+        checkpoint=checkpoint,
     )
     saved_at, took = 0.0, 0.0
     try:
@@ -192,7 +192,7 @@ def learn_share(
                 took = saved_at - started_at
     except DivergedError as error:
         # Other shares may diverge too: the driver keeps the first one's checkpoint.
-        queue.send(("diverged", (str(error), error.state())), block=True)
+        queue.send(("diverged", (str(error), error.checkpoint())), block=True)
         return None
     contexts = model.contexts[identities.start : identities.stop].detach().cpu()
     return Learned(contexts, history, precision)
@@ -207,9 +207,9 @@ def _centroids(
     queue: MessageQueue,
 ) -> torch.Tensor:
     """The identities' centroids (N, F): those that are kept, so that all shares have the same."""
-    state, _ = latest_checkpoint(artifact, folder=CENTROIDS)
-    if state is not None:
-        return torch.as_tensor(state["centroids"])
+    checkpoint, _ = latest_checkpoint(artifact, folder=CENTROIDS)
+    if checkpoint is not None:
+        return torch.as_tensor(checkpoint["centroids"])
     centroids = image_centroids(
         model,
         images,
@@ -219,7 +219,7 @@ def _centroids(
         compute=compute,
     )
     kept = {"centroids": centroids.cpu()}
-    report = EpochReport(epoch=0, metrics={}, step_losses=(), state=lambda: kept)
+    report = EpochReport(epoch=0, metrics={}, step_losses=(), checkpoint=lambda: kept)
     save_epoch(artifact, report, [], folder=CENTROIDS)
     return centroids
 
@@ -235,9 +235,7 @@ def _together(histories: Sequence[History]) -> History:
 class _Epochs:
     """Combines the epochs of the shares, and passes on those that all shares have finished."""
 
-    def __init__(
-        self, count: int, progress: Track, log_metrics: MetricLogger, epochs: int
-    ) -> None:
+    def __init__(self, count: int, progress: Track, log_metrics: MetricLogger, epochs: int) -> None:
         self.on_message = training_message_handler(progress, log_metrics, "stage1", epochs)
         self._total = epochs
         self._histories: list[History] = [[] for _ in range(count)]

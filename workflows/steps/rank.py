@@ -7,11 +7,10 @@ there are, in which order they end, or how often one is repeated after its node 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement, product
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +18,7 @@ from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
-from muva.retrieval.camera_rule import CameraRule
-from muva.retrieval.camera_rule import labels as identity_labels
+from muva.retrieval.camera_rule import CameraRule, checked_labels
 from muva.retrieval.distances import even_slices
 from muva.retrieval.features import Features, allocate_or_memmap
 from muva.retrieval.match_ranks import (
@@ -32,14 +30,20 @@ from muva.retrieval.match_ranks import (
     matching_and_ignored_pairs,
     pair_similarities,
 )
-from muva.retrieval.nearest import Nearest, compare
-from muva.retrieval.reranking import Encodings, Reranking, encode, members_of, who_counts
+from muva.retrieval.nearest import NearestNeighbours, compare_chunks
+from muva.retrieval.reranking import (
+    Encodings,
+    Reranking,
+    encode,
+    expanded_reciprocal_members,
+    included_images,
+)
 from workflows.runtime.tasks import completed_tasks, run_tasks, shared
 
 PART_IMAGES = 512
 """Images that a task embeds and writes together."""
 CHUNK_IMAGES = 16_384
-"""Gallery images that a task counts in: 128 MiB of features 2,048 wide."""
+"""Gallery images that a task counts in: 128 MiB of features with 2,048 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class FeatureParts:
         return f"part-{first:09d}.npy"
 
     def write(self, first: int, features: np.ndarray) -> None:
-        """Keep one part."""
+        """Stores one part."""
         buffer = io.BytesIO()
         np.save(buffer, features, allow_pickle=False)
         self.artifact.store.write(self.artifact.key(self.name(first)), buffer.getvalue())
@@ -68,19 +72,19 @@ class FeatureParts:
         return np.append(np.arange(0, images, PART_IMAGES), images)
 
     def read(self, images: np.ndarray) -> np.ndarray:
-        """(images, width): those of these numbers, in this order, in a mapped file where many.
+        """(images, dimensions): the features of these images, in this order.
 
-        Raises MuvaError for a damaged part.
+        Large arrays are memory-mapped files. Raises MuvaError for a damaged part.
         """
         part_of = np.searchsorted(self.firsts, images, side="right") - 1
         features: np.ndarray | None = None
         for part in np.unique(part_of):
-            places = np.flatnonzero(part_of == part)
+            indices = np.flatnonzero(part_of == part)
             values = self._part(int(self.firsts[part]))
             if features is None:
                 features = allocate_or_memmap((len(images), values.shape[1]), values.dtype)
-            features[places] = values[images[places] - self.firsts[part]]
-        assert features is not None, "no images are asked for"
+            features[indices] = values[images[indices] - self.firsts[part]]
+        assert features is not None, "expected at least one image"
         return features
 
     def _part(self, first: int) -> np.ndarray:
@@ -97,21 +101,21 @@ class FeatureParts:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Images that follow each other in the gallery, or among queries and gallery."""
+    """Consecutive images of the gallery, or of queries and gallery together."""
 
     parts: FeatureParts
     images: np.ndarray
-    """Their numbers in the parts."""
+    """Their indices into the parts."""
     first: int
-    """The place of the first one."""
+    """The position of the first one."""
 
     @property
     def place(self) -> slice:
         return slice(self.first, self.first + len(self.images))
 
-    def side(self, name: str) -> Side:
+    def features(self, name: str) -> FeatureChunk:
         """Their features, read in a task."""
-        return Side(self.parts.read(self.images), name, first=self.first)
+        return FeatureChunk(self.parts.read(self.images), name, first=self.first)
 
 
 def _chunks(parts: FeatureParts, images: np.ndarray, largest: int) -> list[_Chunk]:
@@ -126,26 +130,27 @@ def ranks_of(
     chunk_images: int = CHUNK_IMAGES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[MatchRanks, CameraRule]:
-    """The ranks of all matches; `labels` says labels is on the images, its features are not read.
+    """The ranks of all matches; of `labels` only ids, pids and camids are read.
 
-    `encodings` re-rank. `tell` hears of gallery images that have been ranked, and of all. Needs a
-    Ray cluster.
+    `encodings` re-rank. `on_progress` gets the number of gallery images that have been ranked, and
+    of all. Needs a Ray cluster.
     """
     rule = camera_rule(labels)
     queries = _Chunk(parts, labels.queries, 0)
-    matches, ignored = judged_pairs(rule, len(labels.queries))
+    matches, ignored = matching_and_ignored_pairs(rule, len(labels.queries))
     chunks = _chunks(parts, labels.gallery, chunk_images)
     similarities = run_tasks(
-        _similarities, [(queries, chunk, matches.within(chunk.place)) for chunk in chunks]
+        similarities_in_chunk,
+        [(queries, chunk, matches.within(chunk.place)) for chunk in chunks],
     )
     thresholds = Thresholds.of(
-        matches, np.concatenate(similarities), queries=len(labels.queries), shifts=encodings
+        matches, np.concatenate(similarities), queries=len(labels.queries), rescoring=encodings
     )
     common = shared((rule, thresholds, encodings))
     nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
     calls = [(queries, chunk, common, ignored.within(chunk.place)) for chunk in chunks]
     ranked = 0
-    for number, counts in completed_tasks(_count, calls):
+    for number, counts in completed_tasks(count_in_chunk, calls):
         nearer += counts
         ranked += len(chunks[number].images)
         on_progress(ranked, len(labels.gallery))
@@ -160,45 +165,48 @@ def encodings_by_tasks(
     chunk_images: int = CHUNK_IMAGES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encodings:
-    """As `compute_encodings`, the images compared by tasks: the same numbers for any of them.
+    """As `compute_encodings`, with the images compared by tasks: the same numbers for any of them.
 
-    `tell` hears of pairs of images that have been compared, and of all. Needs a Ray cluster.
+    `on_progress` gets the number of pairs of images that have been compared, and of all. Needs a
+    Ray cluster.
     """
     images = np.concatenate([labels.queries, labels.gallery])
     junk = np.flatnonzero(labels.pids[labels.gallery] == JUNK_PID)
-    counts = who_counts(len(labels.queries), len(labels.gallery), junk)
-    nearest = Nearest.of(len(images), count=min(settings.neighbours, int(counts.sum())))
+    included = included_images(len(labels.queries), len(labels.gallery), junk)
+    nearest = NearestNeighbours.empty(
+        len(images), count=min(settings.neighbours, int(included.sum()))
+    )
     chunks = _chunks(parts, images, chunk_images)
-    common = shared(counts)
+    common = shared(included)
     pairs = list(combinations_with_replacement(chunks, 2))
     sizes = [len(one.images) * len(other.images) for one, other in pairs]
     calls = [(one, other, common, nearest.images.shape[1]) for one, other in pairs]
     compared = 0
-    for number, neighbours in completed_tasks(_compare, calls):
-        for place, some in neighbours:
-            nearest.rows(place).merge(some)
+    for number, neighbours in completed_tasks(neighbours_between, calls):
+        for place, found in neighbours:
+            nearest.rows(place).merge(found)
         compared += sizes[number]
         on_progress(compared, sum(sizes))
-    members = members_of(nearest, settings)
+    members = expanded_reciprocal_members(nearest, settings)
     cosines = np.empty(len(members.query))
     both = list(product(chunks, repeat=2))
-    places = [members.among(one.place, other.place) for one, other in both]
-    found = run_tasks(
-        _similarities,
+    selections = [members.among(one.place, other.place) for one, other in both]
+    values_of = run_tasks(
+        similarities_in_chunk,
         [
-            (one, other, members.take(here))
-            for (one, other), here in zip(both, places, strict=True)
+            (one, other, members.select(selected))
+            for (one, other), selected in zip(both, selections, strict=True)
         ],
     )
-    for here, values in zip(places, found, strict=True):
-        cosines[here] = values
+    for selected, values in zip(selections, values_of, strict=True):
+        cosines[selected] = values
     return encode(nearest, members, cosines, queries=len(labels.queries), settings=settings)
 
 
 def camera_rule(labels: Features) -> CameraRule:
     """Which images count for which query."""
     query, gallery = (
-        identity_labels(
+        checked_labels(
             pids=labels.pids[side],
             camids=None if labels.camids is None else labels.camids[side],
             ids=labels.ids[side],
@@ -210,20 +218,24 @@ def camera_rule(labels: Features) -> CameraRule:
     return CameraRule(query, gallery)
 
 
-def _similarities(one: _Chunk, other: _Chunk, pairs: Pairs) -> np.ndarray:
-    return pair_similarities(one.side("query_features"), other.side("gallery_features"), pairs)
+def similarities_in_chunk(one: _Chunk, other: _Chunk, pairs: Pairs) -> np.ndarray:
+    """The cosine similarities of pairs of images of two chunks."""
+    return pair_similarities(
+        one.features("query_features"), other.features("gallery_features"), pairs
+    )
 
 
-def _count(
+def count_in_chunk(
     queries: _Chunk,
     chunk: _Chunk,
     common: tuple[CameraRule, Thresholds, Encodings | None],
     ignored: Pairs,
 ) -> np.ndarray:
+    """How many images of the chunk are nearer to a query than each of its matches."""
     rule, thresholds, encodings = common
-    return count_nearer_in(
-        queries.side("query_features"),
-        chunk.side("gallery_features"),
+    return count_nearer_in_chunk(
+        queries.features("query_features"),
+        chunk.features("gallery_features"),
         thresholds,
         ignored=ignored,
         rule=rule,
@@ -231,16 +243,19 @@ def _count(
     )
 
 
-def _compare(
-    one: _Chunk, other: _Chunk, counts: np.ndarray, neighbours: int
-) -> list[tuple[slice, Nearest]]:
-    """What the images of each chunk found in the other."""
-    mine, of_mine = one.side("features"), Nearest.of(len(one.images), count=neighbours)
+def neighbours_between(
+    one: _Chunk, other: _Chunk, included: np.ndarray, neighbours: int
+) -> list[tuple[slice, NearestNeighbours]]:
+    """The nearest neighbours that the images of each chunk have in the other."""
+    mine = one.features("features")
+    of_mine = NearestNeighbours.empty(len(one.images), count=neighbours)
     found = [(one.place, of_mine)]
     theirs, of_theirs = mine, of_mine
     if other.first != one.first:
-        theirs = other.side("features")
+        theirs = other.features("features")
         of_theirs = NearestNeighbours.empty(len(other.images), count=neighbours)
         found.append((other.place, of_theirs))
-    compare_chunks(mine, theirs, found_for_one=of_mine, found_for_other=of_theirs, included=counts)
+    compare_chunks(
+        mine, theirs, found_for_one=of_mine, found_for_other=of_theirs, included=included
+    )
     return found

@@ -25,9 +25,7 @@ from workflows.session import Session
 from workflows.steps.step import Step, StepResult, run_step
 
 
-def refine_step(
-    session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]
-) -> Step:
+def refine_step(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> Step:
     """The declaration of the pseudo-labels that these rules make from `raw` ones."""
     name = open_dataset(source).name
     return Step(

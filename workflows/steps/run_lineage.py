@@ -12,6 +12,7 @@ from muva.config import ExperimentConfig, differences, load_recipe
 from muva.data.artifacts import Artifact, artifact_at, open_artifact
 from muva.data.lineage import Node, Role, node_at
 from muva.data.shards import open_dataset
+from muva.models import model_description
 from workflows.steps.embed import UNTRAINED
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -95,7 +96,7 @@ def training_of(model: Node) -> Node:
 
 def served_model(run: Run, model: Artifact) -> str:
     """The id of a model's logged model, with the files by which MLflow loads and serves it."""
-    from muva.models import BUNDLE, described, local_copy
+    from muva.models import BUNDLE, local_copy
     from tracking.models import add_files, has_files
 
     feature_dim = model_description(model)["feature_dim"]

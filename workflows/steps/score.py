@@ -19,7 +19,7 @@ from muva.data.shards import open_dataset
 from muva.retrieval.features import Features
 from muva.retrieval.metrics import evaluate
 from muva.retrieval.ranked_lists import ranked_lists
-from muva.retrieval.reranking import Encodings, Reranking, encodings_of
+from muva.retrieval.reranking import Encodings, Reranking, compute_encodings
 from muva.retrieval.results import Scores
 from muva.retrieval.scores import RetrievalResult, score
 from workflows.progress import track
@@ -101,9 +101,7 @@ def rank_and_score(
                 parts, labels, settings=Reranking(), on_progress=progress.update
             )
     with track(f"rank for {len(labels.queries)} queries") as progress:
-        ranks, rule = ranks_of(
-            parts, labels, encodings=rerank or None, on_progress=progress.update
-        )
+        ranks, rule = ranks_of(parts, labels, encodings=rerank or None, on_progress=progress.update)
     result = score(ranks, rule, ranks=_reported_ranks(config))
     [kept] = run_tasks(query_scores, [(parts, labels, result, rerank)])
     kept.write(metrics)
@@ -129,7 +127,7 @@ def _with_lists(
 ) -> QueryScores:
     """The scores of each query, and the ranked lists of the queries in pictures."""
     numbers = shown_numbers(result.average_precision)
-    shown = labels.chosen(query=query[numbers], gallery=gallery)
+    shown = labels.select(query=query[numbers], gallery=gallery)
     inputs: dict[str, Any] = shown.retrieval_inputs() | {
         "query_features": parts.read(query[numbers]),
         "gallery_features": parts.read(gallery),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig, ModelConfig
+from muva.config.schema import ExecutionConfig
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.lineage import Role
 from muva.data.sources import Sources

@@ -71,9 +71,9 @@ def log_epochs(stage: str) -> Callable[[Run, dict[str, Any]], None]:
 
     def log(run: Run, summary: dict[str, Any]) -> None:
         for epoch in summary["history"]:
-            run.metrics(grouped(stage, _metrics(epoch)), epoch["epoch"])
+            run.log_metrics(grouped(stage, _metrics(epoch)), epoch["epoch"])
         for result in summary.get("verdicts", ()):
-            run.metrics(_metrics(result), result["epoch"])
+            run.log_metrics(_metrics(result), result["epoch"])
 
     return log
 

@@ -109,7 +109,7 @@ def _metrics(
     identities = torch.as_tensor(checkpoint["model/classifier.weight"]).shape[0]
     model = inputs.fresh_model(identities=identities).to(device)
     load_weights(model, checkpoint)
-    embedder = embedder_of(model.eval(), metadata={})
+    embedder = bundle_of_model(model.eval(), metadata={})
     metrics: dict[str, float] = {}
     means = []
     for held_out in inputs.sources.held_out():

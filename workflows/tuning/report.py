@@ -27,12 +27,12 @@ NAMES = {MEAN: "held-out mAP", WORST: "worst domain"}
 
 
 def importance(study: Study, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Each setting's share in the variance of the first aim (fANOVA), largest first.
+    """Each setting's share in the variance of the first objective (fANOVA), largest first.
 
     A setting that a trial did not draw counts with the recipe's value. Empty for too few trials.
     """
     done = [record for record in records if record["state"] == "complete"]
-    if len(done) < ENOUGH or len({record["metrics"][study.aims[0]] for record in done}) == 1:
+    if len(done) < ENOUGH or len({record["metrics"][study.objectives[0]] for record in done}) == 1:
         return {}
     points = [whole_point(study, record["params"]) for record in done]
     varied = [name for name in points[0] if len({label(point[name]) for point in points}) > 1]
@@ -45,7 +45,7 @@ def importance(study: Study, records: Sequence[Mapping[str, Any]]) -> dict[str, 
             optuna.trial.create_trial(
                 params={name: label(point[name]) for name in varied},
                 distributions=distributions,
-                value=record["metrics"][study.aims[0]],
+                value=record["metrics"][study.objectives[0]],
             )
         )
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -62,39 +62,41 @@ def whole_point(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def history(study: Study, records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float]]:
-    """Number, value and best value so far of the complete trials, by the first aim."""
+    """Number, value and best value so far of the complete trials, by the first objective."""
     told, best = [], float("-inf")
     for record in sorted(records, key=lambda record: record["number"]):
         if record["state"] == "complete":
-            value = record["metrics"][study.aims[0]]
+            value = record["metrics"][study.objectives[0]]
             best = max(best, value)
             told.append((record["number"], value, best))
     return told
 
 
 def trials_table(summary: Mapping[str, Any]) -> Table:
-    """The trials, best first, held-out mAP in per cent; * marks the unbeaten where two aims are."""
-    trials, aims = summary["trials"], summary["aims"]
+    """The trials, best first, held-out mAP in per cent; * marks the unbeaten where there are two objectives."""
+    trials, objectives = summary["trials"], summary["objectives"]
     table = Table(title="Trials on held-out sources")
     settings = list(dict.fromkeys(name for trial in trials for name in trial["params"]))
     table.add_column("trial", justify="right")
     for name in settings if len(settings) <= COLUMNS else ["settings"]:
         table.add_column(name, overflow="fold")
-    shown = [MEAN, *(aim for aim in aims if aim != MEAN)]
-    for aim in shown:
-        table.add_column(NAMES.get(aim) or aim, justify="right")
+    shown = [MEAN, *(objective for objective in objectives if objective != MEAN)]
+    for objective in shown:
+        table.add_column(NAMES.get(objective) or objective, justify="right")
     several = any(DEVIATION in trial["metrics"] for trial in trials)
     if several:
         table.add_column("± seeds", justify="right")
     table.add_column("seconds", justify="right")
-    unbeaten = {one["number"] for one in pareto(trials, aims)} if len(aims) > 1 else set()
+    unbeaten = (
+        {one["number"] for one in pareto(trials, objectives)} if len(objectives) > 1 else set()
+    )
     for trial in trials:
         params = trial["params"]
         values = [str(label(params[name])) if name in params else "" for name in settings]
         if len(settings) > COLUMNS:
             values = [short(params)]
         note = "*" if trial["number"] in unbeaten else ""
-        reached = [_per_cent(trial["metrics"].get(aim)) for aim in shown]
+        reached = [_per_cent(trial["metrics"].get(objective)) for objective in shown]
         if trial["state"] != "complete":
             reached[0] = f"{reached[0]} {trial['state']}".strip()
         if several:
@@ -136,7 +138,9 @@ def log_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
     from tracking.tuning_pictures import history_plot, importance_plot, parallel_coordinates
 
     records = study.finished()
-    complete = [record for record in ranked(records, study.aims) if record["state"] == "complete"]
+    complete = [
+        record for record in ranked(records, study.objectives) if record["state"] == "complete"
+    ]
     if complete:
         best = complete[0]
         run.log_metrics(best["metrics"])
@@ -144,17 +148,19 @@ def log_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
     told = summary["reuse"]
     run.log_metrics({"reuse/saved": told["saved"], "reuse/saved-seconds": told["saved_s"]})
     run.set_description(f"{_markdown(summary)}\n\n{reuse_text(told)}")
-    name = NAMES.get(study.aims[0], study.aims[0])
+    name = NAMES.get(study.objectives[0], study.objectives[0])
     if complete:
         stopped = [
-            (record["number"], record["metrics"][study.aims[0]])
+            (record["number"], record["metrics"][study.objectives[0]])
             for record in records
             if record["state"] == "stopped"
         ]
         figure = history_plot(history(study, records), stopped=stopped, objective=name)
         run.log_figure("search/history.png", figure)
     if len(complete) > 1:
-        points = [(whole_point(study, r["params"]), r["metrics"][study.aims[0]]) for r in complete]
+        points = [
+            (whole_point(study, r["params"]), r["metrics"][study.objectives[0]]) for r in complete
+        ]
         logs = {
             setting
             for setting, entry in study.config["space"]["settings"].items()
@@ -171,7 +177,7 @@ def log_study(run: Run, study: Study, summary: Mapping[str, Any]) -> None:
 def _markdown(summary: Mapping[str, Any]) -> str:
     lines = ["| trial | settings | mAP | worst |", "|---:|---|---:|---:|"]
     for trial in summary["trials"][:50]:
-        values = [_per_cent(trial["metrics"].get(aim)) for aim in (MEAN, WORST)]
+        values = [_per_cent(trial["metrics"].get(objective)) for objective in (MEAN, WORST)]
         lines.append(f"| {trial['number']} | {short(trial['params'])} | {' | '.join(values)} |")
     return "\n".join(lines)
 

@@ -34,7 +34,7 @@ Point = dict[str, Any]
 Method = Literal["tpe", "nsga2", "random", "grid"]
 
 
-class Points:
+class Sampler:
     """A search's points, one at a time; it is told what became of them."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Points:
         space: Space,
         *,
         method: Method,
-        aims: Sequence[str],
+        objectives: Sequence[str],
         seed: int,
         trials: int,
         finished: Sequence[Mapping[str, Any]] = (),
@@ -53,11 +53,11 @@ class Points:
 
         `possible`: whether a point's settings go together; no other is given.
         """
-        self._space, self._aims, self._trials = space, tuple(aims), trials
+        self._space, self._objectives, self._trials = space, tuple(objectives), trials
         self._possible = possible
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
-            directions=[StudyDirection.MAXIMIZE] * len(self._aims),
+            directions=[StudyDirection.MAXIMIZE] * len(self._objectives),
             sampler=_sampler(method, seed=seed + len(finished)),
         )
         for record in finished:
@@ -95,23 +95,23 @@ class Points:
 
     def report(self, number: int, rung: int, values: Mapping[str, float]) -> None:
         """What a running trial has reached so far."""
-        if len(self._aims) == 1:
-            self._asked[number].report(values[self._aims[0]], step=rung)
+        if len(self._objectives) == 1:
+            self._asked[number].report(values[self._objectives[0]], step=rung)
 
     def tell(self, number: int, values: Mapping[str, float] | None, *, stopped: bool) -> None:
         """What a trial came to; no values: it failed."""
         trial = self._asked.pop(number)
-        if values is None or (stopped and len(self._aims) > 1):
+        if values is None or (stopped and len(self._objectives) > 1):
             self._study.tell(trial, state=TrialState.FAIL)
         elif stopped:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
-            self._study.tell(trial, [values[aim] for aim in self._aims])
+            self._study.tell(trial, [values[objective] for objective in self._objectives])
 
     @property
     def nothing(self) -> dict[str, float]:
         """What a trial is worth that failed: nobody is recognised."""
-        return dict.fromkeys(self._aims, 0.0)
+        return dict.fromkeys(self._objectives, 0.0)
 
     def notes(self, number: int) -> dict[str, Any]:
         """What the sampler keeps of a running trial, as JSON: its generation."""
@@ -158,7 +158,7 @@ class Points:
         if record["state"] == "failed":
             metrics = self.nothing
         elif record["state"] == "stopped":
-            state = TrialState.FAIL if len(self._aims) > 1 else TrialState.PRUNED
+            state = TrialState.FAIL if len(self._objectives) > 1 else TrialState.PRUNED
         distributions = {
             setting.name: distribution(setting)
             for setting in self._space.settings
@@ -169,8 +169,10 @@ class Points:
             state=state,
             params={name: label(record["params"][name]) for name in distributions},
             distributions=distributions,
-            values=[metrics[aim] for aim in self._aims] if state == TrialState.COMPLETE else None,
-            intermediate_values=reached if len(self._aims) == 1 else {},
+            values=[metrics[objective] for objective in self._objectives]
+            if state == TrialState.COMPLETE
+            else None,
+            intermediate_values=reached if len(self._objectives) == 1 else {},
             system_attrs=record["notes"],
         )
 

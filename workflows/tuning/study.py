@@ -46,9 +46,9 @@ class Study:
     """The recipe that it was started with; its targets too, which no trial is given."""
 
     @property
-    def aims(self) -> tuple[str, ...]:
+    def objectives(self) -> tuple[str, ...]:
         """The metrics that it raises, the first one first."""
-        return tuple(self.config["aims"])
+        return tuple(self.config["objectives"])
 
     @property
     def base(self) -> ExperimentConfig:
@@ -122,7 +122,7 @@ def study_of(
     settings: TuneConfig,
     space: Space,
     *,
-    aims: Sequence[str],
+    objectives: Sequence[str],
     inputs: Inputs,
 ) -> Study:
     """The study of this space, search, experiment and sources."""
@@ -131,7 +131,7 @@ def study_of(
     config = {
         "space": space.as_data(),
         "search": search,
-        "aims": list(aims),
+        "objectives": list(objectives),
         "experiment": experiment.result_settings(),
     }
     # Through JSON, so that a study that is read again is equal.
@@ -187,7 +187,7 @@ def find_study(store: Store, reference: str | None) -> Study:
 def record_of(
     number: int,
     params: Mapping[str, Any],
-    reached: Reached,
+    reached: TrialProgress,
     *,
     steps: Sequence[UsedStep],
     rungs: Mapping[int, float],
@@ -208,36 +208,36 @@ def record_of(
     }
 
 
-def ranked(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
+def ranked(records: Sequence[Record], objectives: Sequence[str]) -> list[Record]:
     """The complete trials, best first, then the stopped and the failed ones.
 
-    By the first aim; with two, those that no other beats in both come before the others.
+    By the first objective; with two, those that no other beats in both come before the others.
     """
 
     def place(record: Record) -> tuple[Any, ...]:
         complete = record["state"] == "complete"
-        beaten = complete and len(aims) > 1 and not _unbeaten(record, records, aims)
-        value = record["metrics"].get(aims[0], 0.0)
+        beaten = complete and len(objectives) > 1 and not _unbeaten(record, records, objectives)
+        value = record["metrics"].get(objectives[0], 0.0)
         return _ORDER.index(record["state"]), beaten, -value, record["number"]
 
     return sorted(records, key=place)
 
 
-def pareto(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
-    """The complete trials that no other one beats in all aims."""
+def pareto(records: Sequence[Record], objectives: Sequence[str]) -> list[Record]:
+    """The complete trials that no other one beats in all objectives."""
     return [
         record
-        for record in ranked(records, aims)
-        if record["state"] == "complete" and _unbeaten(record, records, aims)
+        for record in ranked(records, objectives)
+        if record["state"] == "complete" and _unbeaten(record, records, objectives)
     ]
 
 
-def _unbeaten(record: Record, records: Sequence[Record], aims: Sequence[str]) -> bool:
-    mine = [record["metrics"][aim] for aim in aims]
+def _unbeaten(record: Record, records: Sequence[Record], objectives: Sequence[str]) -> bool:
+    mine = [record["metrics"][objective] for objective in objectives]
     for other in records:
         if other["state"] != "complete":
             continue
-        theirs = [other["metrics"][aim] for aim in aims]
+        theirs = [other["metrics"][objective] for objective in objectives]
         if theirs != mine and all(t >= m for t, m in zip(theirs, mine, strict=True)):
             return False
     return True
@@ -245,7 +245,7 @@ def _unbeaten(record: Record, records: Sequence[Record], aims: Sequence[str]) ->
 
 def best_of(study: Study, records: Sequence[Record]) -> Record:
     """The best complete trial. MuvaError where none is complete."""
-    best = next(iter(ranked(records, study.aims)), None)
+    best = next(iter(ranked(records, study.objectives)), None)
     if best is None or best["state"] != "complete":
         raise MuvaError(
             f"{study.artifact.address}: no trial is complete yet. The command that started the "

@@ -21,8 +21,8 @@ from muva.errors import MuvaError, SettingsError, closest
 from muva.synthetic import DOMAINS
 from workflows.progress import say
 from workflows.session import Session
-from workflows.steps.erasure_report import Traces, told, traces_of
-from workflows.steps.forget import forget
+from workflows.steps.erasure_report import ErasureReport, described
+from workflows.steps.forget import forget, what_to_forget
 from workflows.steps.import_data import import_benchmark, import_synthetic, import_tree
 from workflows.verb import (
     as_text,
@@ -334,29 +334,34 @@ def forget_verb(
     if not pids and not images:
         raise click.UsageError("whom? Expected --pid PID or --image IMAGE_ID")
     if yes:
-        traces, left = forget(session, name, pids, images)
+        report, remaining = forget(session, name, pids, images)
     else:
-        traces, left = traces_of(session, name, pids, images), None
-    result = {"forgotten": yes, **asdict(traces), "left": left.uri if left else None}
-    print_result(result, as_json=as_json, text=_text(traces, left, yes=yes))
+        report, remaining = what_to_forget(session, name, pids, images), None
+    left = remaining.uri if remaining else None
+    result = {"forgotten": yes, **asdict(report), "left": left}
+    print_result(result, as_json=as_json, text=_forget_text(report, remaining, yes=yes))
 
 
-def _text(traces: Traces, left: Artifact | None, *, yes: bool) -> str:
-    verb = "Deleted" if yes else "Would go"
+def _forget_text(report: ErasureReport, remaining: Artifact | None, *, yes: bool) -> str:
+    verb = "Deleted" if yes else "To be deleted"
     lists = {
-        f"{verb}, to be made again where it is wanted:": traces.goes,
-        f"{verb}, unfinished, so that it may hold them:": traces.unfinished,
-        "Learned from them, and stays (delete or train again):": traces.stays,
-        "Unfinished, and may have learned from them (delete or train again):": traces.begun,
-        "Searches stay, hours of work that hold settings and numbers alone:": traces.searches,
+        f"{verb}; can be made again when needed:": report.deleted,
+        f"{verb}; unfinished, and may show them:": report.unfinished,
+        "Trained on them, and kept (delete them or train again):": report.kept,
+        "Unfinished, and may have been trained on them (delete them or train again):": (
+            report.incomplete
+        ),
+        "Searches, which are kept: they hold only settings and metrics:": report.searches,
         "Runs in MLflow whose pictures may show them (`mlflow runs delete --run-id ID`, then "
-        "`mlflow gc`):": [f"{run['run_id']}  {run['name']}" for run in traces.runs],
-        "Reports that may show them (delete these files):": traces.reports,
-        "Other versions, where a pid may be another's (the address instead of the name takes them "
-        "out there):": told(traces.others),
+        "`mlflow gc`):": [f"{run['run_id']}  {run['name']}" for run in report.runs],
+        "Reports that may show them (delete these files):": report.reports,
+        "Other versions, in which a pid may be another person's (give the address instead of the "
+        "name to remove people there):": described(report.others),
     }
-    lines = told(traces.people) or ["No finished version that is meant holds an image of them."]
+    lines = described(report.people) or [
+        "No finished version of the data set that is referred to holds an image of them."
+    ]
     for title, entries in lists.items():
         lines += [title, *(f"  {entry}" for entry in entries)] if entries else []
-    lines += [f"Left: {left.address}"] if left else []
-    return "\n".join([*lines, "" if yes else "--yes does it."]).rstrip()
+    lines += [f"Remaining: {remaining.address}"] if remaining else []
+    return "\n".join([*lines, "" if yes else "--yes deletes them."]).rstrip()

@@ -24,12 +24,16 @@ from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.jobs.head import head_for_a_while
 from workflows.jobs.submit import submit_and_follow
 from workflows.progress import say
-from workflows.results.tables import pipeline_table as pipeline_table
-from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.node_metrics import node_metrics_recorded
+from workflows.results.tables import pipeline_table
 from workflows.runtime.workers import Workers
 from workflows.session import Session
-from workflows.steps.pipeline import as_data, log_pipeline, map_domains, pipeline_run, run_pipeline
+from workflows.steps.pipeline import (
+    as_data,
+    log_pipeline,
+    map_domains,
+    pipeline_run,
+    run_pipeline,
+)
 from workflows.tuning.report import trials_table
 from workflows.tuning.search import check_search, search
 from workflows.verb import (
@@ -57,7 +61,6 @@ def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: S
     """
     started_at = time.monotonic()
     config = load_recipe(recipe, overrides=overrides)
-    workers = Workers.of(config.execution)
     if "muva" not in config.variants or config.tune is None or not config.model.parts:
         raise SettingsError(
             f"Recipe {config.name}: the demo shows MUVA with parts and a search: expected muva "
@@ -74,25 +77,23 @@ def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: S
             f"{folder} cannot be written ({error.strerror}): name another folder with --home"
         ) from error
     say(f"Settings: {folder / 'config.yaml'}")
-    with pipeline_run(session, config) as run:
-        inside = session.within(run)
-        with ray_cluster(), node_metrics_recorded(run):
-            report = run_pipeline(inside, config, workers=workers)
-            map_domains(inside, config, report)
-            tuned = search(
-                inside,
-                config,
-                sources=[report.datasets[name] for name in config.sources],
-                labels=[report.labels[name] for name in config.sources],
-                workers=workers,
-            )
-        report.note("tune", tuned.seconds)
-        if run is not None:
+    with pipeline_run(session, config) as (run, children):
+        report = run_pipeline(children, config)
+        map_domains(children, config, report)
+        tuned = search(
+            children,
+            config,
+            sources=[report.datasets[name] for name in config.sources],
+            labels=[report.labels[name] for name in config.sources],
+            workers=Workers.of(config.execution),
+        )
+        report.note("tune", tuned)
+        if run is not None and (report.computed or not run.is_logged):
             log_pipeline(run, config, report)
-        job_started_at = time.monotonic()
-        _submit_evaluation(report.models["muva"], config, session)
-        report.note("submit", time.monotonic() - job_started_at)
-    report.note("total", time.monotonic() - started_at)
+    job_started_at = time.monotonic()
+    _submit_evaluation(report.models["muva"], config, session)
+    report.seconds["submit"] = round(time.monotonic() - job_started_at, 2)
+    report.seconds["total"] = round(time.monotonic() - started_at, 2)
     content = as_data(report)
     if run is not None:
         content["mlflow"] = {

@@ -59,7 +59,7 @@ def embed_verb(
         embedded = embed_dataset(session, dataset, found, train=train)
     else:
         with track(f"embed {folder} by {found.name}") as progress:
-            embedded = embed_folder(folder, found, tell=progress.update)
+            embedded = embed_folder(folder, found, on_progress=progress.update)
     write_gallery(out, embedded.gallery)
     _warn(embedded)
     gallery = embedded.gallery
@@ -69,7 +69,7 @@ def embed_verb(
         "feature_dim": gallery.source.feature_dim,
         "model": gallery.source.model,
         "people_known": gallery.pids is not None,
-        "set_aside": embedded.set_aside,
+        "quarantined": embedded.quarantined,
     }
     text = (
         f"{out}: {len(gallery)} images, features {gallery.source.feature_dim} wide\n"
@@ -106,8 +106,8 @@ def _only_to_learn_from(dataset: Artifact) -> bool:
 
 
 def _warn(embedded: Embedded) -> None:
-    named = [": ".join(entry.values()) for entry in embedded.set_aside[:_MOST_NAMED]]
-    if more := len(embedded.set_aside) - len(named):
+    named = [": ".join(entry.values()) for entry in embedded.quarantined[:_MOST_NAMED]]
+    if more := len(embedded.quarantined) - len(named):
         named.append(f"and {more} more, which --json names")
     if named:
         say("Set aside, for they cannot be read:\n" + "\n".join(f"  {line}" for line in named))

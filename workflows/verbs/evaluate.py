@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-import muva
 from muva.config import ExperimentConfig, load_recipe
+from muva.config.schema import ModelConfig
 from muva.model.clip import check_clip
-from muva.models import find_model
+from muva.models import find_model, model_description
 from workflows.progress import say
 from workflows.results.tables import evaluation_table
-from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.on_demand import cluster_on_demand
 from workflows.session import Session
 from workflows.steps.embed import UNTRAINED
-from workflows.steps.evaluate import TargetReport, evaluate_file, evaluate_on
+from workflows.steps.evaluate import Evaluation, evaluate_file, evaluate_on
 from workflows.steps.import_data import datasets_of
 from workflows.verb import (
     NAMES,
@@ -71,41 +70,46 @@ def evaluate_verb(
     if features is not None and targets:
         raise click.UsageError("--targets are for a MODEL; a features file is its own target.")
     if features is not None:
-        reports = {features.stem: evaluate_file(session, features, config)}
+        evaluations = {features.stem: evaluate_file(session, features, config)}
         title = f"Features in {features}"
     else:
         assert model is not None
         if not targets:
-            raise click.UsageError("--targets is missing: which data sets is the model judged on?")
-        reports, title = _judge_model(session, model, targets, config)
-    for target, found in reports.items():
-        if not found.cameras_known:
+            raise click.UsageError(
+                "--targets is missing: on which data sets is the model to be evaluated?"
+            )
+        evaluations, title = _evaluate_model(session, model, targets, config)
+    for target, evaluation in evaluations.items():
+        if not evaluation.scores.cameras_known:
             say(f"{target}: cameras are unknown, so each query ignored only its own image.")
+    scores_of = {target: evaluation.scores for target, evaluation in evaluations.items()}
     print_result(
-        {target: dataclasses.asdict(found) for target, found in reports.items()},
+        {target: evaluation.as_json() for target, evaluation in evaluations.items()},
         as_json=as_json,
-        text=as_text(evaluation_table(reports, title=title)),
+        text=as_text(evaluation_table(scores_of, title=title)),
     )
 
 
-def _judge_model(
+def _evaluate_model(
     session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
-) -> tuple[dict[str, TargetReport], str]:
+) -> tuple[dict[str, Evaluation], str]:
     uri, name = model, UNTRAINED.rstrip(":")
     if model.startswith(UNTRAINED):
         check_clip(model.removeprefix(UNTRAINED))
     else:
         artifact = find_model(session.store, model)
         uri, name = artifact.uri, artifact.name
-        bundle = muva.load(uri)
-        config = config.model_copy(update={"model": bundle.model.config})
-        learned = {source.rpartition("-")[0] for source in bundle.metadata.get("sources", ())}
-        for seen in learned.intersection(targets):
-            say(f"{seen} is a source of this model: its figures are not those of an unseen domain.")
-    with ray_cluster():
+        description = model_description(artifact)
+        config = config.model_copy(
+            update={"model": ModelConfig.model_validate(description["model"])}
+        )
+        sources = description["metadata"].get("source_names", ())
+        for seen in sorted({*sources} & {*targets}):
+            say(f"{seen} is a source of this model: its scores are not those of an unseen domain.")
+    with cluster_on_demand():
         datasets = datasets_of(session, targets, config.synthetic)
-        reports = {
-            target: evaluate_on(session, uri, done.artifact, config, name=name)
-            for target, done in datasets.items()
+        evaluations = {
+            target: evaluate_on(session, uri, result.artifact, config, name=name)
+            for target, result in datasets.items()
         }
-    return reports, f"Judged: {uri}"
+    return evaluations, f"Evaluated: {uri}"

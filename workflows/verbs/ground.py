@@ -96,7 +96,7 @@ def ground_verb(
         )
     source = datasets_of(session, [dataset], settings.synthetic)[dataset].artifact
     actors = Actors(count=count, cpus_each=cpus_per_actor, gpus_each=gpus_per_actor)
-    done = ground(session, source, settings.grounding, actors)
+    [done] = ground(session, [source], settings.grounding, actors)
     found = ", ".join(f"{part} {share:.1%}" for part, share in done.summary["found"].items())
     print_result(
         {"artifact": done.artifact.uri, **done.summary},

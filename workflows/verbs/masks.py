@@ -113,7 +113,7 @@ def report(
         figures, trusted = mask_figures(data, chosen, other)
         pictures = mask_pictures(data, chosen, trusted)
         page = mask_report(figures, pictures)
-    file = out or session.home / "reports" / f"masks-{chosen.artifact.address[7:]}.html"
+    file = out or session.home / "reports" / f"masks-{of.name}-{of.fingerprint}.html"
     _write(file, page.encode())
     key = f"{chosen.artifact.address}/report"
     params = {"labels": chosen.artifact.address, "dataset": data.name}

@@ -24,7 +24,7 @@ from muva.models import IMPORTED, find_model, model_description
 from tracking.redaction import redact
 from workflows.progress import say
 from workflows.session import Session
-from workflows.steps.encoder import epoch_step
+from workflows.steps.encoder import model_of_epoch
 from workflows.steps.import_model import AUTO, import_model
 from workflows.steps.run_lineage import served_model
 from workflows.steps.step import ARTIFACT_TAG
@@ -162,7 +162,7 @@ def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
     \b
     muva models epoch muva 10
     """
-    done = epoch_step(session, find_model(session.store, model), epoch)
+    done = model_of_epoch(session, find_model(session.store, model), epoch)
     uri = done.artifact.uri
     print_result({"model": uri, **done.summary}, as_json=as_json, text=uri)
 
@@ -229,7 +229,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
     description = model_description(artifact)
     metadata = description["metadata"]
     imported = metadata.get(IMPORTED)
-    sources = ", ".join(source.rpartition("-")[0] for source in metadata.get("sources", ()))
+    sources = ", ".join(metadata.get("source_names", ()))
     made_from = f"{imported['file']} ({imported['form']})" if imported else sources
     return {
         "address": artifact.address,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
@@ -22,11 +21,8 @@ from muva.paper import PROTOCOLS, Row, rows
 from tracking.names import experiment_name
 from workflows.progress import say
 from workflows.results.tables import pipeline_table
-from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.node_metrics import node_metrics_recorded
-from workflows.runtime.workers import Workers
 from workflows.session import Session
-from workflows.steps.pipeline import as_data, log_pipeline, map_domains, pipeline_run, run_pipeline
+from workflows.steps.pipeline import as_data, run_recipe
 from workflows.verb import (
     NAMES,
     as_text,
@@ -36,9 +32,6 @@ from workflows.verb import (
     session_options,
     worker_options,
 )
-
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    pass
 
 
 @click.command("run")
@@ -93,11 +86,7 @@ def run_verb(
         within = dataclasses.replace(
             session, experiment=experiment_name(recipe if recipe in PROTOCOLS else config.name)
         )
-        with ray_cluster(), pipeline_run(within, config) as run, node_metrics_recorded(run):
-            report = run_pipeline(within.within(run), config, workers=workers)
-            map_domains(within.within(run), config, report)
-            if run is not None:
-                log_pipeline(run, config, report)
+        report = run_recipe(within, config)
         reports.append(as_data(report))
         tables.append(as_text(pipeline_table(config, report)))
     data = reports[0] if recipe not in PROTOCOLS else reports

@@ -90,7 +90,7 @@ def search_verb(
 def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> str:
     """The address of the model that a person names; MuvaError unless the gallery is of it."""
     artifact = find_model(session.store, model)
-    if described(artifact)["sha256"] != gallery.source.weights:
+    if model_description(artifact)["sha256"] != gallery.source.weights:
         raise MuvaError(
             f"{file}: its features are not of {artifact.uri} but of {gallery.source.model}. Features "
             "of two models cannot be compared: embed the images with the model that is to "

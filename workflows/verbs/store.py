@@ -18,8 +18,8 @@ from muva.data.artifacts import (
     Artifact,
     DamagedManifestError,
     list_artifacts,
-    unused_artifacts,
 )
+from muva.data.lineage import Lineage
 from muva.data.store import STALE_PARTIAL_S
 from muva.errors import MuvaError
 from tracking.redaction import redact
@@ -88,7 +88,7 @@ def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
             f"{session.store.uri}. Expected the runs that made it: name their place with --home or "
             "--tracking-uri, or give --all where all may go"
         )
-    unused = unused_artifacts(session.store, keep=users.keys())
+    unused = Lineage.of(session.store).unused(keep=users.keys())
     rows = [_describe(artifact, []) for artifact in unused]
     if yes:
         for artifact in unused:

@@ -14,12 +14,12 @@ from muva.data.sources import Sources
 from muva.model.muva_model import check_same_settings
 from muva.models import find_model, model_description
 from workflows.progress import say
-from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.on_demand import cluster_on_demand
 from workflows.runtime.workers import Workers
 from workflows.session import Session
-from workflows.steps.ground import ground
+from workflows.steps.ground import ground, labels_of
 from workflows.steps.import_data import datasets_of
-from workflows.steps.train import check_training, train
+from workflows.steps.train import check_training, declare_training, train
 from workflows.steps.training_inputs import knows_the_same
 from workflows.verb import (
     NAMES,
@@ -101,18 +101,23 @@ def train_verb(
     if start is not None:
         settings = ModelConfig.model_validate(model_description(start)["model"])
         check_same_settings(config.model, settings)
-    with ray_cluster():
-        datasets = [d.artifact for d in datasets_of(session, names, config.synthetic).values()]
-        check_training(config, datasets, workers)
+    workers = Workers.of(config.execution)
+    with cluster_on_demand():
+        datasets = [one.artifact for one in datasets_of(session, names, config.synthetic).values()]
+        labels = None
+        if config.model.parts and config.grounding is not None:
+            labels = [labels_of(session, dataset, config.grounding) for dataset in datasets]
+        training = declare_training(
+            session, config, sources=datasets, labels=labels, name=name, init=start
+        )
+        if not training.is_finished:
+            check_training(config, datasets, workers)
         taken = _taken_over(start, datasets, config) if start is not None else None
         if taken:
             say(as_text(_start_table(taken, title=f"Start: {init}")))
-        labels = None
-        if config.model.parts and config.grounding is not None:
-            labels = [ground(session, dataset, config.grounding).artifact for dataset in datasets]
-        trained = train(
-            session, config, sources=datasets, labels=labels, workers=workers, name=name, init=start
-        )
+        if labels is not None and config.grounding is not None:
+            ground(session, datasets, config.grounding)
+        trained = train(session, training, workers)
     uri = trained.model.uri
     print_result(
         {"model": uri, **trained.encoder.summary, **({"start": taken} if taken else {})},

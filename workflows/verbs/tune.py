@@ -17,7 +17,7 @@ from muva.config.search_space import shipped_spaces
 from muva.errors import MuvaError, SettingsError
 from tracking.names import experiment_name
 from workflows.progress import say
-from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.on_demand import cluster_on_demand
 from workflows.runtime.workers import Workers
 from workflows.session import Session
 from workflows.steps.ground import ground
@@ -80,7 +80,9 @@ def tune_verb() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="After so long no trial begins or goes on.",
 )
-@click.option("--aim", metavar="mean|worst|both|DOMAIN", help="Over the held-out domains. [mean]")
+@click.option(
+    "--objective", metavar="mean|worst|both|DOMAIN", help="Over the held-out domains. [mean]"
+)
 @click.option("--folds", type=click.IntRange(min=1), help="Domains that are held out. [each]")
 @click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each trial. [1]")
 @click.option(
@@ -103,7 +105,7 @@ def search_verb(
     space: str | None,
     trials: int | None,
     budget_hours: float | None,
-    aim: str | None,
+    objective: str | None,
     folds: int | None,
     seeds: int | None,
     method: str | None,
@@ -118,7 +120,7 @@ def search_verb(
 
     \b
     muva tune masks --recipe demo --trials 20 --budget-hours 1
-    muva tune search all --recipe demo --aim both --search nsga2 --scheduler asha
+    muva tune search all --recipe demo --objective both --search nsga2 --scheduler asha
     """
     config = load_recipe(recipe, overrides=overrides)
     workers = Workers.of(config.execution)
@@ -126,7 +128,7 @@ def search_verb(
         "space": space,
         "trials": trials,
         "budget_hours": budget_hours,
-        "aim": aim,
+        "objective": objective,
         "folds": folds,
         "seeds": seeds,
         "search": method,
@@ -136,18 +138,18 @@ def search_verb(
     config = _with_search(config, {key: value for key, value in asked.items() if value is not None})
     settings = check_search(config).settings
     session = dataclasses.replace(session, experiment=experiment_name(config.name))
-    with ray_cluster():
+    with cluster_on_demand():
         imports = datasets_of(session, config.sources, config.synthetic)
-        sources = [done.artifact for done in imports.values()]
+        sources = [one.artifact for one in imports.values()]
         for fold in range(folds_of(settings, len(sources))):
             without = config.model_copy(update={"validation": None})
             check_training(without, [*sources[:fold], *sources[fold + 1 :]], workers)
         labels = []
         if config.grounding is not None and config.model.parts:
-            labels = [ground(session, source, config.grounding).artifact for source in sources]
-        done = search(session, config, sources=sources, labels=labels, workers=workers)
-    text = f"{as_text(trials_table(done.summary))}\n{reuse_text(done.summary['reuse'])}"
-    print_result(done.summary, as_json=as_json, text=text)
+            labels = [one.artifact for one in ground(session, sources, config.grounding)]
+        result = search(session, config, sources=sources, labels=labels, workers=workers)
+    text = f"{as_text(trials_table(result.summary))}\n{reuse_text(result.summary['reuse'])}"
+    print_result(result.summary, as_json=as_json, text=text)
 
 
 def _with_search(config: ExperimentConfig, asked: dict[str, Any]) -> ExperimentConfig:
@@ -187,20 +189,22 @@ def show_verb(study: str | None, as_json: bool, session: Session) -> None:
         pieces.append(f"Begun and not ended: {len(found.begun())}")
     if shares:
         rows = [f"  {100 * share:5.1f} %  {name}" for name, share in shares.items()]
-        pieces.append("\n".join(["What the first aim depends on, of its variance:", *rows]))
+        pieces.append("\n".join(["What the first objective depends on, of its variance:", *rows]))
     elif records:
         pieces.append(f"What matters is told from {ENOUGH} complete trials that differ.")
     if told["history"]:
-        pieces.append(_improvements(told["history"], NAMES.get(found.aims[0], found.aims[0])))
+        pieces.append(
+            _improvements(told["history"], NAMES.get(found.objectives[0], found.objectives[0]))
+        )
     pieces.append(reuse_text(summary["reuse"]))
     if records:
         _draw(session, found, summary)
     print_result(told, as_json=as_json, text="\n\n".join(pieces))
 
 
-def _improvements(told: list[tuple[int, float, float]], aim: str) -> str:
+def _improvements(told: list[tuple[int, float, float]], objective: str) -> str:
     steps = [f"trial {number}: {100 * best:.1f}" for number, value, best in told if value == best]
-    return f"Best {aim} so far, at {', '.join(steps)}"
+    return f"Best {objective} so far, at {', '.join(steps)}"
 
 
 def _draw(session: Session, study: Study, summary: dict[str, Any]) -> None:
@@ -241,8 +245,8 @@ def best_verb(study: str | None, out: Path | None, as_json: bool, session: Sessi
     best = best_of(found, found.finished())
     text = to_yaml(best_recipe(found, best))
     values = [
-        f"{NAMES.get(aim, aim)} {100 * best['metrics'][aim]:.1f}"
-        for aim in dict.fromkeys((MEAN, WORST, *found.aims))
+        f"{NAMES.get(objective, objective)} {100 * best['metrics'][objective]:.1f}"
+        for objective in dict.fromkeys((MEAN, WORST, *found.objectives))
     ]
     if DEVIATION in best["metrics"]:
         values.append(f"deviation between seeds {100 * best['metrics'][DEVIATION]:.1f}")

@@ -7,9 +7,12 @@ actors load the weights.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from muva.config import GroundingConfig
+from muva.config.parts import PHRASES
 from muva.errors import MuvaError, closest
 from muva.grounding.expert import Expert
 from muva.grounding.experts.http import Endpoint
@@ -209,6 +212,6 @@ def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> 
     if expert.weights is not None:
         config["precision"] = expert.precision
     if expert.coordinates:
-        config |= {"model": expert.weights and expert.weights.place}
+        config |= {"model": expert.weights and expert.weights.location}
         config |= {"coordinates": expert.coordinates}
     return config

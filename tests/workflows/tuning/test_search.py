@@ -33,12 +33,12 @@ from workflows.tuning.trial import (
     DEVIATION,
     MEAN,
     WORST,
-    Found,
-    Reached,
+    FoldResult,
     TrialInputs,
-    aims_of,
+    TrialProgress,
     grounding_key,
     metrics_of,
+    objectives_of,
     run_trial,
 )
 
@@ -153,7 +153,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place)
         scheduler="asha",
         search="grid",
         concurrent_trials=1,
-        aim="worst",
+        objective="worst",
         stage2_epochs=2,
     )
     states = {trial["state"] for trial in found.summary["trials"]}
@@ -299,8 +299,8 @@ def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
 
 
 def test_a_trials_figures_are_means_over_seeds_and_domains() -> None:
-    def of(domain: str, seed: int, mean_ap: float) -> Found:
-        return Found(domain=domain, seed=seed, mean_ap=mean_ap, rank1=1.0)
+    def of(domain: str, seed: int, mean_ap: float) -> FoldResult:
+        return FoldResult(domain=domain, seed=seed, mean_ap=mean_ap, rank1=1.0)
 
     half = metrics_of([of("a", 0, 0.2), of("b", 0, 0.6), of("a", 1, 0.4)])
     assert half["a/mAP"] == pytest.approx(0.3)
@@ -332,7 +332,7 @@ def test_every_domain_is_held_out_with_every_seed(
         labels={grounding_key(place.config.grounding): tuple(place.labels)},
         workers=Workers(),
     )
-    reports: list[Reached] = []
+    reports: list[TrialProgress] = []
     run_trial({}, inputs=inputs, settings=TuneConfig(seeds=2), report=reports.append)
     harbour, airport = (source.name for source in place.sources)
     assert asked == [
@@ -357,7 +357,9 @@ def test_the_setting_that_decides_is_the_important_one(smoke_recipe: Path, tmp_p
     config = with_settings(load_recipe(smoke_recipe), {"tune.space": space}, where="test")
     chosen = check_search(config)
     store = open_session(home=tmp_path).store
-    study = study_of(store, config, chosen.settings, chosen.space, aims=chosen.aims, inputs={})
+    study = study_of(
+        store, config, chosen.settings, chosen.space, objectives=chosen.objectives, inputs={}
+    )
     trials = [
         {
             **record(number, 0.5 if point["stage2.mask_loss"] == "mse" else 0.1, 0.1),
@@ -377,7 +379,7 @@ def record(number: int, mean: float, worst: float, state: str = "complete") -> d
     return {"number": number, "params": {}, "state": state, "metrics": metrics}
 
 
-def test_with_two_aims_what_no_trial_beats_in_both_comes_first() -> None:
+def test_with_two_objectives_what_no_trial_beats_in_both_comes_first() -> None:
     trials = [
         record(0, 0.5, 0.1),
         record(1, 0.4, 0.3),
@@ -416,9 +418,12 @@ def test_what_is_saved_is_every_use_of_a_step_but_the_first() -> None:
             {"tune.space": {"stage2.epochs": [1, 2]}, "tune.scheduler": "asha"},
             "asha compares trials at equal epochs",
         ),
-        ({"tune.aim": "median"}, "aim median: no trial reports it: expected mean, worst, both"),
-        ({"tune.aim": "syn-station", "tune.folds": 2}, "held out: syn-harbour, syn-airport"),
-        ({"tune.aim": "both", "tune.folds": 1}, "mean and worst domain are the same"),
+        (
+            {"tune.objective": "median"},
+            "objective median: no trial reports it: expected mean, worst, both",
+        ),
+        ({"tune.objective": "syn-station", "tune.folds": 2}, "held out: syn-harbour, syn-airport"),
+        ({"tune.objective": "both", "tune.folds": 1}, "mean and worst domain are the same"),
         (
             {"tune.search": "grid", "tune.space": {"stage2.lr": {"range": [1e-6, 1e-3]}}},
             "stage2.lr is a range",
@@ -438,7 +443,7 @@ def test_an_impossible_search_is_refused_before_it_starts(
 
 def test_the_aim_may_be_a_domain(smoke_recipe: Path) -> None:
     config = with_settings(
-        load_recipe(smoke_recipe), {"tune.aim": "syn-airport", "tune.folds": 2}, where="test"
+        load_recipe(smoke_recipe), {"tune.objective": "syn-airport", "tune.folds": 2}, where="test"
     )
-    assert check_search(config).aims == ("syn-airport/mAP",)
-    assert aims_of(TuneConfig(aim="both"), ["a", "b"]) == (MEAN, WORST)
+    assert check_search(config).objectives == ("syn-airport/mAP",)
+    assert objectives_of(TuneConfig(objective="both"), ["a", "b"]) == (MEAN, WORST)
