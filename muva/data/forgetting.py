@@ -1,4 +1,4 @@
-"""A data set without some of its people: what is left of its shards, written anew."""
+"""Removes identities from a data set: the remaining images are written to new shards."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from muva.data.records import LazyImage, Record
 from muva.data.shards import SHARD_FORMAT, Dataset, write_shards
 
 _BATCH_IMAGES = 64
-"""Images that are read together: as many as lie together."""
+"""Number of adjacent images that are read together."""
 
 
 @dataclass(frozen=True)
 class DatasetWithout:
-    """What a data set is without the people of some pids; it lies beside the data set."""
+    """A data set without the identities in `pids`, stored beside the original."""
 
     dataset: Dataset
     pids: Collection[int]
 
     @property
     def artifact(self) -> Artifact:
-        """Where it is: the address is a hash of the data set's and of who is gone."""
+        """Where the new data set is stored. Its address is a hash of the original's address and
+        `pids`."""
         original = self.dataset.artifact
         removed = fingerprint([original.address, self._removed])
         return Artifact(original.store, "datasets", original.name, removed)
 
     @property
     def config(self) -> dict[str, Any]:
-        """For its manifest: the data set's own, and how many people are gone, but not who."""
+        """The original's manifest config plus the number of identities removed so far, but not
+        their pids."""
         manifest = self.dataset.artifact.manifest(format_version=SHARD_FORMAT)
         assert manifest is not None
         before = manifest["config"].get("people_forgotten", 0)
         return {**manifest["config"], "people_forgotten": before + len(self._removed)}
 
     def write(self) -> dict[str, Any]:
-        """Writes it, and returns its manifest's summary; committing is left to the caller.
+        """Write the shards and trials, and return the summary for the manifest.
 
-        Names of images that were set aside at the import are not taken over. Raises MuvaError where
-        a split would be left empty.
+        The caller commits the artifact. The names of images that were quarantined at import are not
+        copied. Raises MuvaError if a split would be left empty.
         """
         records = [record for record in _records(self.dataset) if record.pid not in self._removed]
         summary = write_shards(records, artifact=self.artifact)
@@ -71,7 +73,7 @@ class DatasetWithout:
 
 
 def _records(dataset: Dataset) -> Iterator[Record]:
-    """The rows as records, whose images are read when they are wanted."""
+    """The rows of a data set as records whose images are read on demand."""
 
     @functools.lru_cache(maxsize=2)
     def together(number: int) -> list[bytes]:

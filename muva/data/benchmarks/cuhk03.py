@@ -178,7 +178,7 @@ def _new_splits(root: Path, variable: str, names: set[str]) -> dict[str, Split]:
     }
     if unmatched := sorted(names ^ set(splits)):
         raise MuvaError(
-            f"{file}: expected the images of {_FILE}, found {len(unmatched)} that are only in one of the "
-            f"two, the first {unmatched[0]}. Are both of the {variable} boxes?"
+            f"{file}: expected the images of {_FILE}, found {len(unmatched)} that are only in one "
+            f"of the two, the first {unmatched[0]}. Are both of the {variable} boxes?"
         )
     return splits

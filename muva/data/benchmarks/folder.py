@@ -89,8 +89,8 @@ def _split_folders(root: Path, names: list[Path]) -> list[Split] | None:
     outside = [name for name in names if name.parts[0] not in split_of_folder]
     if outside:  # they would be lost without a word
         raise MuvaError(
-            f"the image folder {root}: expected all images within {', '.join(split_of_folder)}, found "
-            f"{len(outside)} outside, for example {outside[0]}"
+            f"the image folder {root}: expected all images within {', '.join(split_of_folder)}, "
+            f"found {len(outside)} outside, for example {outside[0]}"
         )
     return [split_of_folder[name.parts[0]] for name in names]
 
@@ -100,8 +100,9 @@ def _folders_of_people(root: Path, names: list[Path], *, depth: int) -> list[str
     unassigned = [name for name in names if len(name.parts) < depth + 2]
     if unassigned:
         raise MuvaError(
-            f"the image folder {root}: expected one folder per person, found the image {unassigned[0]} "
-            "in none. Put each person's images in a folder, or tell the person from file names, "
+            f"the image folder {root}: expected one folder per person, found the image "
+            f"{unassigned[0]} in none. Put each person's images in a folder, or tell the person "
+            "from file names, "
             r"for example with --pid-regex '^(\d+)_'"
         )
     return [name.parts[depth] for name in names]
