@@ -113,8 +113,7 @@ def write_shards(
             if len(quarantine) > allowed:
                 raise MuvaError(
                     f"{artifact.name}: {len(quarantine)} of the first {done} images cannot be "
-                    f"read, more than the {int(allowed)} that may be quarantined (of "
-                    f"{len(ordered)}): "
+                    f"read (of {len(ordered)}, at most {int(allowed)} may be quarantined): "
                     f"{_examples(': '.join(entry.values()) for entry in quarantine)}. Was the "
                     "copy interrupted?"
                 ) from error

@@ -3,8 +3,9 @@ k-reciprocal Encoding", CVPR 2017), computed exactly, but without a dense matrix
 
 Of each row of that matrix, the definition needs only the maximum and the first k1 + 1 neighbours;
 the encodings V are sparse. The distance of a pair is then
-lambda o + (1 - lambda) (1 - s / (2 - s)), where o is the original distance divided by its row's maximum and s the sum of minima of the two
-encodings. Relative to the cosine, this is a gain for each query and an offset for each pair.
+lambda o + (1 - lambda) (1 - s / (2 - s)), where o is the original distance divided by its row's
+maximum and s is the sum of minima of the two encodings. Relative to the cosine, this is a gain for
+each query and an offset for each pair.
 """
 
 from __future__ import annotations

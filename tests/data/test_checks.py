@@ -66,9 +66,9 @@ def test_a_report_counts_what_is_there(town):
     assert report.duplicates == [["gallery/6: g/2", "train/1: t/1"]]
     assert [entry["image_id"] for entry in report.quarantined] == ["g/4"]
     assert report.warnings == [
-        "1 images could not be read and were set aside",
+        "1 images could not be read and were quarantined",
         "1 groups of images have the same content",
-        "1 of 2 queries have no match in another camera and will not count",
+        "1 of 2 queries have no match in another camera and are left out of the metrics",
         "1 training identities have only one image",
     ]
     json.dumps(asdict(report))

@@ -99,5 +99,5 @@ def test_a_full_disk_keeps_no_more_and_says_so_once(
 
 def test_a_folder_that_cannot_be_used_is_a_mistake_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MuvaError, match="TMPDIR chooses another folder"):
+    with pytest.raises(MuvaError, match="Set TMPDIR to another folder"):
         opened(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Shards: sorted, reproducible, checked; unreadable images set aside, contradictions refused."""
+"""Shards: sorted, reproducible, checked; unreadable images quarantined, contradictions refused."""
 
 import hashlib
 import io
@@ -173,20 +173,23 @@ def test_too_many_unreadable_images_stop_the_import(artifact, total, fine):
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([], "there are no images"),
+        ([], "expected images, found none"),
         ([record(), record()], "image ids must be unique; repeated train/a.jpg"),
         ([record("a", camid=-2)], r"must not be negative; found a \(camera -2\)"),
         ([record("a"), record("b", camid=None)], "for all images or for none; missing for b"),
         ([record("a", boxes={"head": (0, 0, 64, 128)})], r"boxes must be fractions.*a \(0, 0, 64"),
         ([record("a", boxes={"legs": (0.5, 0, 0.5 + 1e-12, 1)})], "boxes must be fractions"),
-        ([record("a", pid=-1)], r"-1 \(junk\) is for gallery images only; broken by a"),
+        ([record("a", pid=-1)], r"except for -1 \(junk\) in the gallery; found a"),
         (
             [record("a", pid=-2, split="gallery"), record("b", split="query")],
-            "pids count from 0.*broken by a",
+            "pids must not be negative.*found a",
         ),
         ([record("a", split="query")], "the split gallery is empty while query has 1"),
         ([record("a", split="gallery")], "the split query is empty while gallery has 1"),
-        ([record("a"), record("b", domain="city")], "several domains: city, town"),
+        (
+            [record("a"), record("b", domain="city")],
+            "expected records of one domain, found city, town",
+        ),
         (
             [record("a"), record("b", split="query"), record("c", split="gallery")],
             "both train and query or gallery; found pids 1",
@@ -198,7 +201,7 @@ def test_too_many_unreadable_images_stop_the_import(artifact, total, fine):
             ],
             r"the split query is empty while gallery has 20 images \(1 images are unreadable\)",
         ),
-        ([record("a", source=b"")], r"there are no images \(1 images are unreadable\)"),
+        ([record("a", source=b"")], r"expected images, found none \(1 images are unreadable\)"),
     ],
 )
 def test_records_that_contradict_each_other_are_refused(artifact, records, message):
@@ -265,7 +268,7 @@ def test_damage_beside_the_shards_is_named(artifact):
     manifest = artifact.manifest()
     del manifest["summary"]["cameras_known"]
     artifact.store.write(artifact.key("manifest.json"), json.dumps(manifest).encode())
-    with pytest.raises(MuvaError, match=r"summary in its manifest\.json is damaged.*cameras_known"):
+    with pytest.raises(MuvaError, match=r"summary in manifest\.json is damaged.*cameras_known"):
         open_dataset(artifact)
 
 

@@ -197,7 +197,7 @@ def truncated(root: Path, name: str) -> Path:
         (
             lambda root: truncated(root, "cuhk03_release/cuhk-03.mat"),
             {},
-            r"cannot be read \(.*truncated file.*and whole\?",
+            r"cannot be read \(.*truncated file.*the complete file of CUHK03\?",
         ),
         (lambda root: replaced(root, "detected"), {}, "expected a MATLAB file of version 7.3"),
         (lambda root: replaced(root, "testsets"), {}, "with the cells detected, labeled and tests"),

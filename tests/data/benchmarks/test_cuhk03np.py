@@ -69,7 +69,7 @@ def test_labelled_boxes_are_read_when_asked_for(tmp_path):
         (
             lambda root: tree(root, {"detected/query": ["0005_c2_f0046985.jpg"]}),
             {},
-            "a name of DukeMTMC-reID's, which the layout dukemtmc reads",
+            "a file name of DukeMTMC-reID; use the layout dukemtmc",
         ),
         (lambda root: root, {"boxes": "labeled"}, "'labeled': expected one of detected, labelled"),
     ],

@@ -76,7 +76,7 @@ def test_a_box_ends_with_its_frame_and_is_refused_outside_of_it(archive):
     assert isinstance(within, LazyImage)
     assert isinstance(outside, LazyImage)
     assert Image.open(io.BytesIO(within.encoded())).size == (8, 5)
-    with pytest.raises(OSError, match="outside of the frame"):
+    with pytest.raises(OSError, match="lies outside the frame"):
         outside.encoded()
 
 
@@ -150,7 +150,7 @@ def test_the_published_counts_are_of_training_images_of_unknown_cameras():
         (lambda root, _: save_people(root, {"x": []}) or root, "named like p11422, found .*x"),
         (
             lambda root, _: save_people(root, {"p1": [("s1.jpg", (1, 2))]}) or root,
-            "expected boxes of 4 numbers, found .* at p1",
+            "expected boxes of 4 numbers, found .* for p1",
         ),
         (
             lambda root, _: savemat(root / "annotation/Person.mat", {"Img": 1}) or root,

@@ -38,11 +38,11 @@ def test_dukemtmc_reads_splits_people_and_cameras_from_names(tmp_path):
         ),
         (
             lambda root: tree(root, {"query": ["0002_c1s1_000451_03.jpg"]}),
-            "a name of Market-1501's, which the layout market1501 reads",
+            "a file name of Market-1501; use the layout market1501",
         ),
         (
             lambda root: tree(root, {"query": ["person.jpg"]}),
-            r"like 0001_c2_f0046182\.jpg, found query/person\.jpg\. Are these DukeMTMC-reID's",
+            r"like 0001_c2_f0046182\.jpg, found query/person\.jpg\. Are these the files of DukeMTMC-reID",
         ),
     ],
     ids=["no folder", "outer folder", "inner folder", "split missing", "Market's", "other names"],
@@ -56,7 +56,7 @@ def test_a_tree_that_is_not_dukemtmc_is_refused(tmp_path, spoil, message):
 def test_dukes_names_lead_market1501_to_dukes_layout(tmp_path):
     name = "0001_c2_f0046182.jpg"
     root = tree(tmp_path, {folder: [name] for folder in DUKE})
-    with pytest.raises(MuvaError, match=f"{name}.*which the layout dukemtmc reads"):
+    with pytest.raises(MuvaError, match=f"{name}.*use the layout dukemtmc"):
         read_tree("market1501", root, domain="mine")
 
 

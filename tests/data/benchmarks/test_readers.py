@@ -137,18 +137,22 @@ def test_without_cameras_the_first_image_of_a_person_asks(tmp_path):
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        ({}, {}, "expected images in it, found nothing"),
-        ({"docs": []}, {}, "expected images in it"),
+        ({}, {}, "expected images, found nothing"),
+        ({"docs": []}, {}, "expected images, found nothing"),
         ({".": ["1.jpg"]}, {}, r"found the image 1\.jpg in none.*--pid-regex"),
         ({"train": ["1.jpg"]}, {}, r"found the image train/1\.jpg in none"),
         ({"train/a": ["1.jpg"], "other/b": ["1.jpg"]}, {}, "found 1 outside, for example other/b"),
         ({".": ["x.jpg", "1.jpg"]}, {"pid_regex": r"(\d)"}, r"1 of 2 file names, .* in x\.jpg"),
         ({".": ["1.jpg"]}, {"pid_regex": r"\d"}, "expected one group in parentheses, found 0"),
-        ({".": ["1.jpg"]}, {"pid_regex": "("}, "is no regular expression"),
+        ({".": ["1.jpg"]}, {"pid_regex": "("}, "is not a regular expression"),
         ({"a": ["1.jpg"]}, {"split": "validation"}, "expected one of train, test"),
         ({"a": ["1.jpg"]}, {"colour": "red"}, "has no option colour; it has camid_regex"),
-        ({"query/a": ["1.jpg"]}, {"split": "train"}, "expected no split 'train' beside them"),
-        ({"a": ["1\udcff.jpg"]}, {}, r"1\\udcff\.jpg': expected file names in UTF-8"),
+        (
+            {"query/a": ["1.jpg"]},
+            {"split": "train"},
+            "expected no option split in addition, found 'train'",
+        ),
+        ({"a": ["1\udcff.jpg"]}, {}, r"1\\udcff\.jpg': expected a file name in UTF-8"),
     ],
 )
 def test_folders_that_cannot_be_read_say_why(tmp_path, files, options, message):
@@ -205,7 +209,7 @@ def test_a_list_may_hold_no_more_than_paths_and_names(tmp_path, form):
         ({"path": "a", "pid": ""}, "pid is empty in row 1"),
         ({"path": "a", "pid": 1, "camid": ""}, "camid is empty in row 1"),
         ({"path": "a", "pid": 1, "split": "val"}, "found 'val' in row 1"),
-        ({"path": "a", "pid": 1, "legs_x0": 0.1}, "column legs_y0 is missing"),
+        ({"path": "a", "pid": 1, "legs_x0": 0.1}, "corners of a part, legs_y0 is missing"),
         (
             {"path": "a", "pid": 1, "legs_x0": 0, "legs_y0": 0, "legs_x1": 64, "legs_y1": 128},
             "fractions of the image, not pixels",
