@@ -42,7 +42,7 @@ def test_dukemtmc_reads_splits_people_and_cameras_from_names(tmp_path):
         ),
         (
             lambda root: tree(root, {"query": ["person.jpg"]}),
-            r"like 0001_c2_f0046182\.jpg, found query/person\.jpg\. Are these the files of DukeMTMC-reID",
+            r"like 0001_c2_f0046182\.jpg, found query/person\.jpg\. Are these the files of Duke",
         ),
     ],
     ids=["no folder", "outer folder", "inner folder", "split missing", "Market's", "other names"],

@@ -116,7 +116,7 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
         flush(file)
 
     monkeypatch.setattr(os, "fsync", fills_up)
-    with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* start the same"):
+    with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* run the same"):
         save_state(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
     monkeypatch.undo()
 
