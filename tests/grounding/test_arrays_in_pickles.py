@@ -134,7 +134,7 @@ def test_one_list_in_very_many_places_is_refused_at_once() -> None:
     nested: list[Any] = []
     for _ in range(60):
         nested = [nested, nested]
-    with pytest.raises(ValueError, match="over and over"):
+    with pytest.raises(ValueError, match="again and again"):
         reads(pickle.dumps({"a.jpg": nested}))
     shared = [[0.1, 0.1, 0.9, 0.9]] * 3
     names = [f"{number:08d}.jpg" for number in range(50)]

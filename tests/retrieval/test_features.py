@@ -101,9 +101,9 @@ def test_parquet_of_other_programs_may_hold_plain_lists_and_doubles(tmp_path):
     ("spoil", "message"),
     [
         ({"pids": None}, "pids missing, found features, ids"),
-        ({"pids": np.arange(29)}, r"30 rows of features but pids of shape \(29,\)"),
-        ({"pids": np.full(30, 0.5)}, "whole numbers as pids, found float64"),
-        ({"pids": np.array(3)}, r"pids of shape \(\)"),
+        ({"pids": np.arange(29)}, r"30 rows of features, but pids has shape \(29,\)"),
+        ({"pids": np.full(30, 0.5)}, "integers as pids, found float64"),
+        ({"pids": np.array(3)}, r"pids has shape \(\)"),
         ({"ids": np.full(30, "same")}, "ids must be unique"),
         ({"camids": np.full(30, -1)}, "camids must not be negative"),
         ({"split": np.full(30, "train")}, "query and gallery as split, found train"),
@@ -133,11 +133,11 @@ def test_files_that_are_no_features_are_refused(tmp_path):
     for name, message in {
         "f.npz": "cannot be read",
         "f.parquet": "cannot be read",
-        "pickle.npz": "features holds objects, which are not read",
+        "pickle.npz": "features contains objects, which are never loaded",
         "pickled-ids.npz": "allow_pickle=False",
         "ragged.parquet": "different widths",
         "holes.parquet": "pids is empty in 1 of 2 rows",
-        "none.npz": "no such file",
+        "none.npz": "expected a file, found none",
         "f.txt": r"ends in \.npz or \.parquet",
     }.items():
         with pytest.raises(MuvaError, match=message):

@@ -277,7 +277,7 @@ def test_precision_allowed_to_training_does_not_reach_the_ranking():
                 "query_camids": [],
                 "query_ids": [],
             },
-            "query_features: there are none",
+            r"query_features: expected features, found shape \(0, 3\)",
         ),
     ],
 )

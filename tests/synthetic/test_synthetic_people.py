@@ -85,7 +85,7 @@ def test_progress_counts_to_the_end():
 
 @pytest.mark.parametrize(
     ("people", "images", "complaint"),
-    [((0, 0), 2, "people"), ((1, 1), 1, "two images"), ((-1, 3), 2, "people")],
+    [((0, 0), 2, "people"), ((1, 1), 1, "at least two images"), ((-1, 3), 2, "people")],
 )
 def test_a_data_set_that_cannot_be_split_is_refused(people, images, complaint):
     with pytest.raises(MuvaError, match=complaint):
