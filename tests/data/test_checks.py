@@ -52,7 +52,7 @@ def town(tmp_path) -> Dataset:
     )
 
 
-def test_a_report_counts_what_is_there(town):
+def test_a_report_counts_images_identities_and_anomalies(town):
     report = check_dataset(town)
     assert (report.images, report.name) == (8, "town")
     assert report.width == Range(smallest=8, median=8.0, largest=20)
@@ -74,7 +74,7 @@ def test_a_report_counts_what_is_there(town):
     json.dumps(asdict(report))
 
 
-def test_unknown_cameras_are_said(tmp_path):
+def test_unknown_cameras_are_reported(tmp_path):
     records = [
         record(f"{i}", "query" if i < 3 else "gallery", i % 3, None, flat((i, 0, 0)))
         for i in range(5)

@@ -24,7 +24,7 @@ def reads(pickled: bytes) -> Any:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_and_plain_containers_come_out_as_pickle_itself_reads_them(protocol: int) -> None:
+def test_arrays_and_plain_containers_are_read_as_by_pickle(protocol: int) -> None:
     rng = np.random.default_rng(0)
     grey = rng.random((3, 4, 5))
     sent = OrderedDict(
@@ -61,7 +61,7 @@ def calling(function: Callable[..., object], *arguments: object) -> object:
         (np.ma.zeros(3), "_mareconstruct"),
     ],
 )
-def test_what_is_no_array_is_named_and_not_called(
+def test_other_globals_are_named_and_not_called(
     what: object, name: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,7 +82,7 @@ def test_what_is_no_array_is_named_and_not_called(
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_arrays_of_anything_but_numbers_are_refused(what: object, protocol: int) -> None:
+def test_arrays_of_anything_but_numbers_are_rejected(what: object, protocol: int) -> None:
     with pytest.raises((ValueError, ForbiddenGlobalError)):
         reads(pickle.dumps(what, protocol=protocol))
 
@@ -118,7 +118,7 @@ ARRAY, RECONSTRUCT = named("numpy", "ndarray"), named("numpy.core.multiarray", "
     ],
     ids=["strides", "unfilled", "reconstructed", "bytearray", "bytes", "memo", "stack"],
 )
-def test_a_few_bytes_do_not_fill_the_memory(pickled: bytes) -> None:
+def test_a_few_bytes_cannot_fill_the_memory(pickled: bytes) -> None:
     tracemalloc.start()
     try:
         content = reads(pickled)
@@ -130,7 +130,7 @@ def test_a_few_bytes_do_not_fill_the_memory(pickled: bytes) -> None:
     assert peak_bytes < 1e6
 
 
-def test_one_list_in_very_many_places_is_refused_at_once() -> None:
+def test_exponentially_nested_lists_are_rejected_quickly() -> None:
     nested: list[Any] = []
     for _ in range(60):
         nested = [nested, nested]

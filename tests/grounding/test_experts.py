@@ -83,7 +83,7 @@ def test_there_is_a_small_checkpoint_of_every_expert_with_weights() -> None:
     assert set(MAKERS) == set(EXPERTS) - {"annotated", "http", "tiny"}
 
 
-def test_florence_looks_once_at_an_image_and_answers_as_its_own_processor_does(
+def test_florence_encodes_an_image_once_and_answers_like_its_own_pipeline(
     images: list[GroundingImage], checkpoints: Path
 ) -> None:
     folder = checkpoint(checkpoints, "florence-2")
@@ -113,7 +113,7 @@ def test_florence_looks_once_at_an_image_and_answers_as_its_own_processor_does(
         ("there are no legs here</s>", None),
     ],
 )  # fmt: skip
-def test_florences_locations_are_the_middles_of_thousandths(
+def test_florences_locations_are_bin_centres(
     said: str, box: tuple[float, ...] | None, checkpoints: Path
 ) -> None:
     expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
@@ -132,9 +132,7 @@ def test_weights_are_pinned_by_their_content(checkpoints: Path, tmp_path: Path) 
     assert chosen(folder, "owlv2").revision != revision
 
 
-def test_a_hub_that_is_out_of_reach_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody there
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", f"{tmp_path}")
     with pytest.raises(
@@ -143,9 +141,7 @@ def test_a_hub_that_is_out_of_reach_is_told(
         choose_expert(GroundingConfig(expert="grounding-dino"))
 
 
-def test_weights_that_are_not_what_they_should_be_are_named(
-    checkpoints: Path, tmp_path: Path
-) -> None:
+def test_wrong_or_incomplete_weights_are_reported(checkpoints: Path, tmp_path: Path) -> None:
     owl = checkpoint(checkpoints, "owlv2")
     with pytest.raises(MuvaError, match="expected the architecture kosmos-2, found owlv2"):
         chosen(owl, "kosmos-2").load()
@@ -171,7 +167,7 @@ def test_weights_that_are_not_what_they_should_be_are_named(
         chosen(tmp_path / "partial", "owlv2").load()
 
 
-def test_experts_and_settings_that_do_not_fit_are_refused() -> None:
+def test_experts_with_incompatible_settings_are_rejected() -> None:
     with pytest.raises(MuvaError, match="expert 'florence' is unknown; closest: florence-2"):
         choose_expert(GroundingConfig(expert="florence"))
     with pytest.raises(MuvaError, match="annotated has no weights"):
@@ -180,7 +176,7 @@ def test_experts_and_settings_that_do_not_fit_are_refused() -> None:
         choose_expert(GroundingConfig(expert="http"))
 
 
-def test_the_small_vocabulary_refuses_other_words(
+def test_words_outside_the_small_vocabulary_are_rejected(
     images: list[GroundingImage], checkpoints: Path
 ) -> None:
     expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
@@ -252,9 +248,7 @@ def test_a_served_model_is_asked_the_papers_question(
     assert any("the location of the legs of the person within the image" in text for text in asked)
 
 
-def test_refusals_of_the_moment_are_tried_again(
-    endpoint: Endpoint, images: list[GroundingImage]
-) -> None:
+def test_temporary_failures_are_retried(endpoint: Endpoint, images: list[GroundingImage]) -> None:
     endpoint.failures = [503, 429, 500]
     answers = served(coordinates="pixels").ground(images[:1], {"head": PHRASES["head"]})
     assert len(endpoint.seen) == 4
@@ -276,7 +270,7 @@ def test_an_endpoint_that_refuses_is_named_without_its_token(
         served()
 
 
-def test_an_image_that_the_endpoint_refuses_is_named_with_its_reason(
+def test_an_image_that_the_endpoint_refuses_is_reported_with_its_reason(
     endpoint: Endpoint, images: list[GroundingImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MUVA_EXPERT_TOKEN", "s3cr3t-token")
@@ -300,7 +294,7 @@ def test_neither_address_nor_token_of_an_endpoint_is_shown(monkeypatch: pytest.M
     assert "s3cr3t" not in str(mistake.value)
 
 
-def test_weights_that_have_changed_since_they_were_chosen_are_not_loaded(tmp_path: Path) -> None:
+def test_weights_that_changed_after_they_were_pinned_are_not_loaded(tmp_path: Path) -> None:
     MAKERS["owlv2"](tmp_path / "owl")
     chosen = choose_expert(GroundingConfig(expert="owlv2", checkpoint=str(tmp_path / "owl")))
     (tmp_path / "owl" / "more.json").write_text("{}")
@@ -311,7 +305,7 @@ def test_weights_that_have_changed_since_they_were_chosen_are_not_loaded(tmp_pat
         chosen.load()
 
 
-def test_the_shipped_expert_finds_parts_of_people_in_a_network_that_it_has_not_seen():
+def test_the_shipped_expert_finds_parts_in_an_unseen_camera_network():
     chosen = choose_expert(GroundingConfig(expert="tiny"))
     assert chosen.weights is not None and chosen.weights.location == "shipped:tiny"
     assert chosen.weight_bytes() == pytest.approx(2.06e6 * 4, rel=0.05)

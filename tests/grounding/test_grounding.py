@@ -90,7 +90,7 @@ def grounded(town: Dataset, expert=None, *, leave_out=(), commit=True) -> Artifa
     return artifact
 
 
-def test_annotated_boxes_come_out_aligned_with_the_images_asked_for(town):
+def test_annotated_boxes_are_aligned_with_the_requested_images(town):
     labels = open_labels(grounded(town), dataset=town)
     order = np.random.default_rng(0).permutation(40)
     boxes, found = labels.boxes([f"{i:03d}.png" for i in order])
@@ -104,7 +104,7 @@ def test_annotated_boxes_come_out_aligned_with_the_images_asked_for(town):
     assert torch.equal(legs_only, boxes[order.tolist().index(1), 2].view(1, 1, 4))
 
 
-def test_the_summary_tells_how_often_each_part_was_found(town):
+def test_the_summary_has_the_detection_rate_of_each_part(town):
     manifest = grounded(town).manifest()
     assert manifest is not None
     summary = manifest["summary"]
@@ -120,7 +120,7 @@ def test_a_shard_is_grounded_whatever_the_batch(town):
     assert len(one) == town.shards[1].rows * 3
 
 
-def test_quick_batches_are_told_of_together_and_slow_ones_each(town, monkeypatch):
+def test_fast_batches_are_announced_together_and_slow_ones_separately(town, monkeypatch):
     def started(plan: RetryPlan | None = None) -> list[range]:
         begun: list[range] = []
         expert = AnnotatedExpert()
@@ -152,7 +152,7 @@ class Looking:
         ]
 
 
-def test_an_expert_is_asked_the_phrases_and_its_answers_are_kept(town):
+def test_an_expert_gets_the_phrases_and_its_answers_are_stored(town):
     rows = looked_at(town, 0, expert=Looking()).to_pylist()
     first = [row for row in rows if row["image_id"] == "000.png"]
     assert [row["answer"] for row in first] == list(PHRASES.values())
@@ -180,7 +180,7 @@ def damaged(town: Dataset, image_ids: set[str]) -> Dataset:
     return town
 
 
-def test_an_image_that_cannot_be_decoded_is_noted_and_the_rest_goes_on(town):
+def test_an_image_that_cannot_be_decoded_is_recorded_and_the_rest_continues(town):
     labels = grounded(damaged(town, {"002.png", "017.png"}), Looking())
     manifest = labels.manifest()
     assert manifest is not None and manifest["summary"]["failed"] == 2
@@ -206,7 +206,9 @@ class Failing(Looking):
         return super().ground(images, phrases)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert_is_set_aside(town):
+def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert_is_quarantined(
+    town,
+):
     expert = Failing({"003.png"})
     table = looked_at(town, 0, expert=expert, batch_images=16)
     assert len(table) == town.shards[0].rows * 3
@@ -238,7 +240,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert
         (RefusedImageError("400 too long"), "000.png: 400 too long"),
     ],
 )
-def test_what_breaks_at_most_images_is_no_fault_of_the_images(town, error, reason):
+def test_an_expert_that_fails_for_most_images_is_broken(town, error, reason):
     class Broken(Looking):
         def ground(self, images, phrases):
             raise error
@@ -249,7 +251,7 @@ def test_what_breaks_at_most_images_is_no_fault_of_the_images(town, error, reaso
         looked_at(town, 0, expert=Broken())
 
 
-def test_a_size_that_does_not_fit_is_not_tried_again(town):
+def test_a_batch_size_that_does_not_fit_is_not_tried_again(town):
     expert = Failing(set())
     assert town.shards[0].rows == 13
     _, report = ground_shard(town, 0, expert=expert, name="looking", batch_images=5)
@@ -258,7 +260,7 @@ def test_a_size_that_does_not_fit_is_not_tried_again(town):
     assert (report.batch_images, report.failed, report.expert_failures) == (2, 0, 0)
 
 
-def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
+def test_isolated_rows_are_processed_without_prefetching(town, monkeypatch):
     started: list[str] = []
     decode = ground_module._decode_batch
 
@@ -279,12 +281,12 @@ def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
     assert started[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
 
 
-def test_too_many_images_that_cannot_be_decoded_stop_it(town):
+def test_too_many_images_that_cannot_be_decoded_stop_grounding(town):
     with pytest.raises(MuvaError, match=r"6 of 40 images were quarantined.*not an image"):
         grounded(damaged(town, {f"{i:03d}.png" for i in range(6)}), Looking())
 
 
-def test_unfinished_labels_are_taken_up_and_not_opened(town):
+def test_unfinished_labels_are_resumed_and_cannot_be_opened(town):
     labels = grounded(town, leave_out=[1], commit=False)
     assert labelled_shards(labels) == set(range(len(town.shards))) - {1}
     with pytest.raises(
@@ -340,7 +342,7 @@ def test_missing_rows_and_damaged_files_are_named(town):
         ),
     ],
 )
-def test_rows_that_cannot_be_right_are_named(town, change, message):
+def test_inconsistent_rows_are_reported(town, change, message):
     artifact = grounded(town)
     rows = looked_at(town, 0, expert=AnnotatedExpert()).to_pylist()
     artifact.store.delete(artifact.key(label_key(0)))
@@ -367,12 +369,12 @@ def test_annotated_needs_boxes_and_knows_three_parts(town, tmp_path):
         (-0.1, 0.0, 1.0, 1.0),
     ],
 )
-def test_an_expert_that_answers_in_another_convention_is_found_out(box):
+def test_boxes_in_another_convention_are_rejected(box):
     with pytest.raises(ValueError, match="expected a box of ordered fractions"):
         Grounding(box=box)
 
 
-def test_what_decides_the_labels_decides_their_address(tmp_path):
+def test_everything_that_determines_the_labels_is_in_their_address(tmp_path):
     settings = GroundingConfig(expert="http", checkpoint="cogvlm", revision="2023-11")
     config = label_config(choose_expert(settings), {"shoes": "the shoes"})
     assert config == {

@@ -73,7 +73,7 @@ def test_flipping_the_box_flips_the_mask(box, grid):
     assert torch.equal(flipped, flip_part_masks(masks_of(box, grid).flatten(), grid=(rows, width)))
 
 
-def test_the_grid_of_a_stride_that_divides_is_even_and_of_one_that_does_not_is_centred():
+def test_the_grid_is_even_if_the_stride_divides_and_centred_otherwise():
     assert patch_centres(128, patch=16, stride=16).tolist() == [(i + 0.5) / 8 for i in range(8)]
     overlapping = patch_centres(128, patch=16, stride=12)
     assert len(overlapping) == 10 and len(patch_centres(256, patch=16, stride=12)) == 21

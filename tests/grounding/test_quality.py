@@ -62,7 +62,7 @@ def test_the_part_on_the_wrong_side_of_the_upper_body_is_marked_and_no_other():
     assert not quality.disordered(boxes[:, :1], found[:, :1], ["shoes"]).any()
 
 
-def test_confidence_is_high_for_the_usual_and_low_for_what_is_odd():
+def test_confidence_is_high_for_typical_and_low_for_unusual_boxes():
     boxes, found = crowd()
     boxes[7, 0] = [0.0, 0.0, 1.0, 1.0]  # the whole image as a head
     boxes[8, 2] = [0.45, 0.9, 0.5, 0.95]  # legs as small as a shoe
@@ -89,7 +89,7 @@ def test_confidence_is_one_half_at_three_robust_deviations():
     assert trusted[0, 0] == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_patch_more_or_less_is_usual_where_boxes_are_around_patches():
+def test_a_difference_of_one_patch_is_typical_for_boxes_around_patches():
     boxes, found = crowd(100)
     boxes[:] = PERSON
     boxes[:, 0] = [3 / 8, 1 / 16, 5 / 8, 3 / 16]
@@ -99,7 +99,7 @@ def test_a_patch_more_or_less_is_usual_where_boxes_are_around_patches():
     assert quality.confidence(boxes, found, PARTS)[0, 0] < 0.4
 
 
-def test_found_rates_by_camera():
+def test_detection_rates_by_camera():
     found = np.array([[1, 0, 1], [1, 1, 0], [0, 0, 0], [1, 1, 1]], bool)
     everywhere, by_camera = quality.detection_rates(found, np.array([2, 2, 1, 1]))
     assert everywhere.tolist() == [0.75, 0.5, 0.5]
@@ -110,7 +110,7 @@ def test_found_rates_by_camera():
     assert quality.detection_rates(found, None)[1] == {}
 
 
-def test_agreement_counts_what_one_alone_has_found():
+def test_agreement_counts_parts_that_only_one_found():
     boxes, found = crowd(4)
     other, other_found = boxes.copy(), found.copy()
     other[0, 0] = [0.0, 0.9, 0.1, 1.0]
@@ -145,7 +145,7 @@ def test_a_rule_drops_what_it_names_and_counts_it(rule, part, box, dropped):
     assert counts == {rule: {p: int(p in dropped) for p in PARTS}}
 
 
-def test_neighbours_that_reach_into_each_other_end_half_way():
+def test_overlapping_neighbours_end_half_way():
     boxes = PERSON[None].astype(np.float32).copy()
     boxes[0, 1, 3], boxes[0, 2, 1] = 0.6, 0.5
     after, found, counts = apply_rules(boxes, np.ones((1, 3), bool), PARTS, ["cut-overlap"])
@@ -156,7 +156,7 @@ def test_neighbours_that_reach_into_each_other_end_half_way():
     assert np.array_equal(again, after) and sum(counts["cut-overlap"].values()) == 0
 
 
-def test_rules_go_in_the_order_given_and_an_unknown_one_is_named():
+def test_rules_apply_in_the_given_order_and_an_unknown_one_is_named():
     boxes = PERSON[None].astype(np.float32).copy()
     boxes[0, 0] = [0, 0, 1, 1]
     _, _, counts = apply_rules(

@@ -33,7 +33,7 @@ def test_masks_of_zero_and_minus_infinity_are_read(tmp_path, protocol, dtype):
     assert all(np.array_equal(found[name], true[name]) for name in true)
 
 
-def test_what_is_written_is_what_the_release_holds(tmp_path):
+def test_written_files_have_the_format_of_the_release(tmp_path):
     write_release(tmp_path / "out.pkl", masks())
     content = pickle.loads((tmp_path / "out.pkl").read_bytes())
     for name, mask in masks().items():
@@ -59,7 +59,7 @@ class Evil:
         return os.system, (f"touch {self.place}",)
 
 
-def test_a_pickle_that_asks_for_a_command_is_refused_and_not_run(tmp_path):
+def test_a_pickle_that_names_a_command_is_rejected_and_not_executed(tmp_path):
     trap = tmp_path / "it-ran"
     file = stored(tmp_path, {"a.jpg": Evil(trap)})
     with pytest.raises(MuvaError, match=r"names posix\.system, .* was not executed"):
@@ -69,7 +69,7 @@ def test_a_pickle_that_asks_for_a_command_is_refused_and_not_run(tmp_path):
     assert trap.exists()  # the trap works: it is the reader that is careful
 
 
-def test_objects_within_arrays_are_refused(tmp_path):
+def test_objects_in_arrays_are_rejected(tmp_path):
     trap = tmp_path / "it-ran"
     array = np.array([[Evil(trap)]], dtype=object)
     with pytest.raises(MuvaError):
@@ -96,12 +96,12 @@ def test_objects_within_arrays_are_refused(tmp_path):
         ),
     ],
 )
-def test_what_is_not_of_the_form_is_named(tmp_path, content, message):
+def test_content_in_another_format_is_reported(tmp_path, content, message):
     with pytest.raises(MuvaError, match=message):
         read_release(stored(tmp_path, content))
 
 
-def test_a_file_that_is_no_pickle_is_named(tmp_path):
+def test_a_file_that_is_not_a_pickle_is_reported(tmp_path):
     (tmp_path / "x.pkl").write_bytes(b"\x80\x04nonsense")
     with pytest.raises(MuvaError, match=r"x\.pkl: cannot be read .* expected a pickle"):
         read_release(tmp_path / "x.pkl")
@@ -118,7 +118,7 @@ def test_base_names_that_two_images_share_are_named():
     assert list(only) == ["a.jpg"]
 
 
-def test_a_grid_is_twice_as_high_as_wide_unless_it_is_named():
+def test_a_grid_is_twice_as_high_as_wide_unless_it_is_given():
     assert (grid_of(128), grid_of(32)) == ((16, 8), (8, 4))
     with pytest.raises(MuvaError, match=r"100 patches do not form a grid .* --grid ROWSxCOLUMNS"):
         grid_of(100)

@@ -62,7 +62,7 @@ def test_a_gallery_is_read_as_it_was_written(known: bool, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("block", [7, 65_536])
-def test_the_most_similar_are_those_of_a_plain_product(
+def test_the_most_similar_images_equal_those_of_a_plain_product(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(galleries, "_BLOCK_ROWS", block)
@@ -84,7 +84,7 @@ def test_images_that_are_equally_similar_keep_their_order() -> None:
     assert twins.most_similar(twins.features[0], top=4)[0].tolist() == [0, 1, 2, 3]
 
 
-def test_a_file_that_says_nothing_of_its_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_its_model_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "features.parquet"
     write_gallery(file, gallery())
     table = pq.read_table(file)
@@ -99,7 +99,7 @@ def test_a_file_that_says_nothing_of_its_model_is_refused(tmp_path: Path) -> Non
         read_gallery(file)
 
 
-def test_a_write_that_fails_leaves_the_file_of_before(
+def test_a_failed_write_leaves_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "features.parquet"

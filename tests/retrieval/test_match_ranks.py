@@ -68,7 +68,7 @@ def almost_equal(seed: int, *, queries: int, gallery: int, width: int) -> list[n
     width=st.sampled_from([3, 17, 300]),
     block_bytes=st.integers(1, 200_000),
 )
-def test_what_float32_cannot_tell_apart_ranks_as_in_float64(seed, width, block_bytes):
+def test_images_that_float32_cannot_distinguish_rank_as_in_float64(seed, width, block_bytes):
     query, gallery = almost_equal(seed, queries=9, gallery=60, width=width)
     rule = rule_of(9, 60, people=5, seed=seed)
     found = match_ranks(query, gallery, rule, block_bytes=block_bytes)
@@ -86,7 +86,7 @@ def test_what_float32_cannot_tell_apart_ranks_as_in_float64(seed, width, block_b
 
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(seed=st.integers(0, 10**6), cuts=st.sets(st.integers(1, 79), max_size=6))
-def test_counts_of_stretches_add_up_to_those_of_the_gallery_in_any_order(seed, cuts):
+def test_counts_of_chunks_add_up_to_those_of_the_gallery_in_any_order(seed, cuts):
     query, gallery = almost_equal(seed, queries=11, gallery=80, width=20)
     rule = rule_of(11, 80, people=6, seed=seed)
     matches, ignored = matching_and_ignored_pairs(rule, 11)

@@ -93,7 +93,7 @@ def asked(query, gallery, *, seed):
 
 
 @pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[-1]], ids=lambda s: f"{s.k1}-{s.k2}")
-def test_ranks_do_not_depend_on_the_blocks_where_float32_cannot_tell_images_apart(settings):
+def test_ranks_do_not_depend_on_blocks_even_if_float32_cannot_distinguish_images(settings):
     rng = np.random.default_rng(settings.k1)
     query, gallery = clusters(3, 21, width=40), clusters(4, 160, width=40)
     gallery[80:] = gallery[:80]

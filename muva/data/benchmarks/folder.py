@@ -102,7 +102,7 @@ def _folders_of_people(root: Path, names: list[Path], *, depth: int) -> list[str
     if unassigned:
         raise MuvaError(
             f"the image folder {root}: expected one folder per person, found the image "
-            f"{unassigned[0]} in none. Put each person's images in a folder, or tell the person "
+            f"{unassigned[0]} in none. Put each person's images in a folder, or extract the person "
             "from file names, "
             r"for example with --pid-regex '^(\d+)_'"
         )

@@ -89,7 +89,7 @@ def with_config(root: Path, splits: Mapping[str, list[str]] = NEW_PROTOCOL) -> P
     return root
 
 
-def test_the_first_test_set_asks_from_the_first_camera_and_is_sought_in_the_second(tmp_path):
+def test_the_first_test_set_has_queries_from_camera_1_and_a_gallery_from_camera_2(tmp_path):
     records = read_tree("cuhk03", cuhk03(tmp_path), domain="d")
     assert told(records) == {
         ("detected/1_001_1_01.png", "train", 10001, 1),
@@ -118,7 +118,7 @@ def test_labelled_boxes_are_other_images_of_the_same_people(tmp_path):
     }
 
 
-def test_the_new_protocol_splits_by_its_own_file(tmp_path):
+def test_the_new_protocol_takes_its_splits_from_its_own_file(tmp_path):
     root = with_config(cuhk03(tmp_path))
     records = read_tree("cuhk03", root, domain="d", options={"protocol": "new"})
     assert {(record.image_id, record.split) for record in records} == {
@@ -141,7 +141,7 @@ def test_shards_hold_all_images_of_the_file(tmp_path):
     assert (summary.images, summary.quarantined) == (len(IMAGES["detected"].split()), 0)
 
 
-def test_a_file_that_breaks_after_it_was_listed_gives_an_os_error(tmp_path):
+def test_a_file_damaged_after_it_was_listed_raises_an_os_error(tmp_path):
     source = read_tree("cuhk03", cuhk03(tmp_path), domain="d")[0].source
     assert isinstance(source, LazyImage)
     source.file.write_bytes(source.file.read_bytes()[:2000])
@@ -149,7 +149,7 @@ def test_a_file_that_breaks_after_it_was_listed_gives_an_os_error(tmp_path):
         source.encoded()
 
 
-def test_a_listing_tells_another_file_from_the_same_one(tmp_path):
+def test_a_listing_distinguishes_another_file_from_the_same_one(tmp_path):
     root = cuhk03(tmp_path)
     before = file_listing(read_tree("cuhk03", root, domain="d"))
     assert file_listing(read_tree("cuhk03", root, domain="d")) == before
@@ -158,7 +158,7 @@ def test_a_listing_tells_another_file_from_the_same_one(tmp_path):
     assert file_listing(read_tree("cuhk03", root, domain="d")) != before
 
 
-def test_trials_ask_with_all_queries_for_one_image_of_each_person(tmp_path):
+def test_trials_have_all_queries_and_one_gallery_image_of_each_person(tmp_path):
     root = cuhk03(tmp_path)
     records = read_tree("cuhk03", root, domain="d")
     draw = BENCHMARKS["cuhk03-detected"].trials
@@ -220,7 +220,7 @@ def truncated(root: Path, name: str) -> Path:
         ),
     ],
 )
-def test_a_tree_that_is_not_cuhk03_is_refused(tmp_path, spoil, options, message):
+def test_a_tree_that_is_not_cuhk03_is_rejected(tmp_path, spoil, options, message):
     root = spoil(cuhk03(tmp_path / "cuhk03"))
     with pytest.raises(MuvaError, match=message):
         read_tree("cuhk03", root, domain="d", options=options)

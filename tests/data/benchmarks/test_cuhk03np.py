@@ -30,7 +30,7 @@ def test_detected_boxes_are_read_by_default(tmp_path):
     assert read_tree("cuhk03np", tmp_path, domain="d", options={"boxes": "detected"}) == records
 
 
-def test_labelled_boxes_are_read_when_asked_for(tmp_path):
+def test_labelled_boxes_are_read_on_request(tmp_path):
     tree(tmp_path, CUHK03NP)
     assert told(read_tree("cuhk03np", tmp_path, domain="d", options={"boxes": "labelled"})) == {
         ("labeled/bounding_box_train/0001_c1_1.png", "train", 1, 1),
@@ -74,7 +74,7 @@ def test_labelled_boxes_are_read_when_asked_for(tmp_path):
         (lambda root: root, {"boxes": "labeled"}, "'labeled': expected one of detected, labelled"),
     ],
 )
-def test_a_tree_that_is_not_cuhk03np_is_refused(tmp_path, spoil, options, message):
+def test_a_tree_that_is_not_cuhk03np_is_rejected(tmp_path, spoil, options, message):
     root = spoil(tree(tmp_path / "cuhk03-np", CUHK03NP))
     with pytest.raises(MuvaError, match=message):
         read_tree("cuhk03np", root, domain="d", options=options)

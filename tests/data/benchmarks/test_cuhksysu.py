@@ -46,7 +46,7 @@ def archive(tmp_path):
     return root
 
 
-def test_each_time_a_person_was_marked_is_an_image_to_train_on(archive, told):
+def test_each_annotated_box_is_a_training_image(archive, told):
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
     assert told(records) == {
         ("Image/SSM/s1.jpg#p1_1", "train", 1, None),
@@ -55,7 +55,7 @@ def test_each_time_a_person_was_marked_is_an_image_to_train_on(archive, told):
     }
 
 
-def test_people_are_cut_out_without_loss_where_matlab_would_cut_them_out(archive):
+def test_people_are_cropped_losslessly_exactly_as_in_matlab(archive):
     # BCaR's script finds frames and boxes in Person.mat so
     people = loadmat(archive / "annotation" / "Person.mat")["Person"][0]
     marked = [(scene[0][0], scene[1][0]) for person in people for scene in person[2][0]]
@@ -70,7 +70,7 @@ def test_people_are_cut_out_without_loss_where_matlab_would_cut_them_out(archive
         np.testing.assert_array_equal(cut_out, frame[np.ix_(rows - 1, columns - 1)])
 
 
-def test_a_box_ends_with_its_frame_and_is_refused_outside_of_it(archive):
+def test_a_box_is_clipped_to_its_frame_and_rejected_outside_of_it(archive):
     save_people(archive, {"p1": [("s1.jpg", (11, 21, 50, 50)), ("s1.jpg", (19, 1, 5, 5))]})
     within, outside = (r.source for r in read_tree("cuhksysu", archive, domain="cuhksysu"))
     assert isinstance(within, LazyImage)
@@ -80,7 +80,7 @@ def test_a_box_ends_with_its_frame_and_is_refused_outside_of_it(archive):
         outside.encoded()
 
 
-def test_the_archive_is_stored_but_for_boxes_outside_of_frames_and_frames_that_are_lost(
+def test_the_archive_is_stored_except_for_boxes_outside_frames_and_missing_frames(
     archive, tmp_path
 ):
     good = {f"p{pid}": [("s1.jpg", (1, 1, 9, 9))] for pid in range(1, 21)}
@@ -101,7 +101,7 @@ def test_the_archive_is_stored_but_for_boxes_outside_of_frames_and_frames_that_a
     ],
     ids=["torchreid", "metabin"],
 )
-def test_a_tree_that_others_cropped_is_read_by_its_names(tmp_path, tree, told, folder, names):
+def test_a_tree_of_cropped_images_is_read_by_file_names(tmp_path, tree, told, folder, names):
     records = read_tree("cuhksysu", tree(tmp_path, {folder: names}), domain="cuhksysu")
     assert told(records) == {
         (f"{folder}/{names[0]}", "train", 1, None),
@@ -109,7 +109,7 @@ def test_a_tree_that_others_cropped_is_read_by_its_names(tmp_path, tree, told, f
     }
 
 
-def test_the_archive_is_read_where_crops_lie_beside_it(archive, tree):
+def test_the_archive_is_preferred_over_crops_beside_it(archive, tree):
     tree(archive, {"cropped_images": ["p1_s1_1.jpg"]})
     assert len(read_tree("cuhksysu", archive, domain="cuhksysu")) == 3
 
@@ -166,6 +166,6 @@ def test_the_published_counts_are_of_training_images_of_unknown_cameras():
         *("folder of crops", "person's name", "box", "other list", "other fields"),
     ],
 )
-def test_a_tree_that_is_not_cuhksysu_is_refused(archive, tree, spoil, message):
+def test_a_tree_that_is_not_cuhksysu_is_rejected(archive, tree, spoil, message):
     with pytest.raises(MuvaError, match=message):
         read_tree("cuhksysu", spoil(archive, tree), domain="cuhksysu")

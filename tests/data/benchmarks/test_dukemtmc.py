@@ -47,20 +47,20 @@ def test_dukemtmc_reads_splits_people_and_cameras_from_names(tmp_path):
     ],
     ids=["no folder", "outer folder", "inner folder", "split missing", "Market's", "other names"],
 )
-def test_a_tree_that_is_not_dukemtmc_is_refused(tmp_path, spoil, message):
+def test_a_tree_that_is_not_dukemtmc_is_rejected(tmp_path, spoil, message):
     root = spoil(tree(tmp_path / "duke", DUKE))
     with pytest.raises(MuvaError, match=message):
         read_tree("dukemtmc", root, domain="dukemtmc")
 
 
-def test_dukes_names_lead_market1501_to_dukes_layout(tmp_path):
+def test_market1501_with_names_of_dukemtmc_points_to_the_other_layout(tmp_path):
     name = "0001_c2_f0046182.jpg"
     root = tree(tmp_path, {folder: [name] for folder in DUKE})
     with pytest.raises(MuvaError, match=f"{name}.*use the layout dukemtmc"):
         read_tree("market1501", root, domain="mine")
 
 
-def test_trees_of_ones_own_take_market1501s_form_without_its_sequences(tmp_path):
+def test_custom_trees_may_omit_the_sequences_of_market1501(tmp_path):
     root = tree(tmp_path, {folder: ["0007_c12_3.jpg"] for folder in DUKE})
     records = read_tree("market1501", root, domain="mine")
     assert {(record.pid, record.camid) for record in records} == {(7, 12)}

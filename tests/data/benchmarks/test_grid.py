@@ -36,7 +36,7 @@ def grid(tmp_path, tree):
     return root
 
 
-def test_probes_ask_and_the_gallery_holds_their_matches_and_distractors(grid, told):
+def test_probes_are_queries_and_the_gallery_has_their_matches_and_distractors(grid, told):
     assert told(read_tree("grid", grid, domain="grid")) == {
         (f"probe/{PROBES[0]}", "query", 1, 1),
         (f"probe/{PROBES[1]}", "query", 2, 5),
@@ -47,7 +47,7 @@ def test_probes_ask_and_the_gallery_holds_their_matches_and_distractors(grid, to
     }
 
 
-def test_a_trial_tests_whom_its_official_partition_does_not_train_on(grid):
+def test_a_trial_tests_the_people_that_its_official_partition_does_not_train_on(grid):
     trials = BENCHMARKS["grid"].trials
     assert trials is not None
     distractors = tuple(f"gallery/{name}" for name in DISTRACTORS)
@@ -97,7 +97,7 @@ def test_a_trial_of_the_whole_data_set_has_125_people_and_a_gallery_of_900(tmp_p
     ],
     ids=["outer folder", "inner folder", "list missing", "other names"],
 )
-def test_a_tree_that_is_not_grid_is_refused(grid, tree, spoil, message):
+def test_a_tree_that_is_not_grid_is_rejected(grid, tree, spoil, message):
     with pytest.raises(MuvaError, match=message):
         read_tree("grid", spoil(grid, tree), domain="grid")
 
@@ -113,7 +113,7 @@ def test_a_tree_that_is_not_grid_is_refused(grid, tree, spoil, message):
     ],
     ids=["no list", "matrix", "other fields", "empty", "no MATLAB file"],
 )
-def test_partitions_that_cannot_be_read_say_why(grid, content, message):
+def test_unreadable_partitions_are_explained(grid, content, message):
     file = grid / "features_and_partitions.mat"
     if isinstance(content, bytes):
         file.write_bytes(content)

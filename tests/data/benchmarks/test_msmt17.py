@@ -35,7 +35,7 @@ def msmt17(root: Path, version: str) -> Path:
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-def test_people_of_test_are_numbered_after_those_of_train_and_val(tmp_path, version):
+def test_test_identities_are_numbered_after_those_of_train_and_val(tmp_path, version):
     train, test = FOLDERS[version]
     root = msmt17(tmp_path, version)
     records = read_tree("msmt17", root, domain="d", options={"version": version})
@@ -49,7 +49,7 @@ def test_people_of_test_are_numbered_after_those_of_train_and_val(tmp_path, vers
     }
 
 
-def test_shards_take_its_people_though_both_lists_start_at_0(tmp_path):
+def test_shards_accept_its_identities_although_both_lists_start_from_0(tmp_path):
     records = read_tree("msmt17", msmt17(tmp_path / "v1", "1"), domain="msmt17")
     artifact = Artifact(open_store(tmp_path / "store"), "datasets", "msmt17", "0" * 16)
     splits = write_shards(records, artifact=artifact).splits
@@ -61,13 +61,13 @@ def test_shards_take_its_people_though_both_lists_start_at_0(tmp_path):
 
 
 @pytest.mark.parametrize(("version", "other"), [("1", "msmt17-v2"), ("2", "msmt17")])
-def test_the_other_version_is_told_by_its_name(tmp_path, version, other):
+def test_the_other_version_is_named(tmp_path, version, other):
     root = msmt17(tmp_path, "2" if version == "1" else "1")
     with pytest.raises(MuvaError, match=rf"MSMT17 V{version} at .* the data set {other}$"):
         read_tree("msmt17", root, domain="d", options={"version": version})
 
 
-def test_of_two_versions_side_by_side_the_one_asked_for_is_named(tmp_path):
+def test_with_two_versions_side_by_side_the_requested_one_is_suggested(tmp_path):
     for version in FOLDERS:
         msmt17(tmp_path / f"MSMT17_V{version}", version)
     for version in FOLDERS:
@@ -112,7 +112,7 @@ def with_line(root: Path, line: str) -> Path:
         (lambda root: root, {"version": "V1"}, "version 'V1': expected one of 1, 2"),
     ],
 )
-def test_a_tree_that_is_not_msmt17_is_refused(tmp_path, spoil, options, message):
+def test_a_tree_that_is_not_msmt17_is_rejected(tmp_path, spoil, options, message):
     root = spoil(msmt17(tmp_path / "MSMT17_V1", "1"))
     with pytest.raises(MuvaError, match=message):
         read_tree("msmt17", root, domain="d", options=options)

@@ -56,7 +56,7 @@ def test_market1501_reads_splits_people_and_cameras_from_names(tmp_path):
     ],
     ids=["no folder", "file", "outer folder", "inner folder", "split missing", "other names"],
 )
-def test_a_tree_that_is_not_market1501_is_refused(tmp_path, spoil, message):
+def test_a_tree_that_is_not_market1501_is_rejected(tmp_path, spoil, message):
     root = spoil(tree(tmp_path / "town", MARKET))
     with pytest.raises(MuvaError, match=message):
         read_tree("market1501", root, domain="market1501")
@@ -117,7 +117,7 @@ def test_folders_named_by_numbers_keep_them_across_splits(tmp_path):
     }
 
 
-def test_a_flat_folder_is_read_by_expressions_and_split_for_testing(tmp_path):
+def test_a_flat_folder_is_read_by_regular_expressions_and_split_for_testing(tmp_path):
     tree(tmp_path, {".": ["p1_east_1.jpg", "p1_east_2.jpg", "p1_west_1.jpg", "p2_east_1.jpg"]})
     options = {"pid_regex": r"^p(\d+)_", "camid_regex": r"_(\w+)_\d"}
     assert told(read_tree("folder", tmp_path, domain="d", options=options)) == {
@@ -128,7 +128,7 @@ def test_a_flat_folder_is_read_by_expressions_and_split_for_testing(tmp_path):
     }
 
 
-def test_without_cameras_the_first_image_of_a_person_asks(tmp_path):
+def test_without_cameras_the_first_image_of_a_person_is_a_query(tmp_path):
     tree(tmp_path, {"a": ["1.jpg", "2.jpg", "3.jpg"]})
     records = read_tree("folder", tmp_path, domain="d")
     assert [r.split for r in records] == ["query", "gallery", "gallery"]
@@ -155,7 +155,7 @@ def test_without_cameras_the_first_image_of_a_person_asks(tmp_path):
         ({"a": ["1\udcff.jpg"]}, {}, r"1\\udcff\.jpg': expected a file name in UTF-8"),
     ],
 )
-def test_folders_that_cannot_be_read_say_why(tmp_path, files, options, message):
+def test_folders_that_cannot_be_read_are_explained(tmp_path, files, options, message):
     tree(tmp_path, files)
     with pytest.raises(MuvaError, match=message):
         read_tree("folder", tmp_path, domain="d", options=options)
@@ -174,7 +174,7 @@ def listed(root: Path, rows: list[dict], form: str) -> Path:
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_a_list_gives_what_its_columns_say(tmp_path, form):
+def test_the_columns_of_a_list_are_read(tmp_path, form):
     corners = dict(zip(("x0", "y0", "x1", "y1"), (0.25, 0.0, 0.75, 0.25), strict=True))
     seen = {f"head_{name}": value for name, value in corners.items()}
     hidden = {f"head_{name}": None for name in corners}
@@ -192,7 +192,7 @@ def test_a_list_gives_what_its_columns_say(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_a_list_may_hold_no_more_than_paths_and_names(tmp_path, form):
+def test_a_list_may_contain_only_paths_and_pids(tmp_path, form):
     rows = [{"path": f"{i}.jpg", "pid": name} for i, name in enumerate(["eve", "adam", "eve"])]
     file = listed(tmp_path, rows, form)
     assert told(read_tree("manifest", file, domain="d")) == {
@@ -220,12 +220,12 @@ def test_a_list_may_hold_no_more_than_paths_and_names(tmp_path, form):
         ),
     ],
 )
-def test_lists_that_cannot_be_read_say_why(tmp_path, row, message):
+def test_lists_that_cannot_be_read_are_explained(tmp_path, row, message):
     with pytest.raises(MuvaError, match=message):
         read_tree("manifest", listed(tmp_path, [row], "csv"), domain="d")
 
 
-def test_files_that_are_no_lists_are_refused(tmp_path):
+def test_files_that_are_not_lists_are_rejected(tmp_path):
     (tmp_path / "list.txt").write_text("path,pid\n")
     (tmp_path / "list.parquet").write_text("path,pid\n")
     (tmp_path / "list.csv").write_bytes(b"")
@@ -240,12 +240,12 @@ def test_files_that_are_no_lists_are_refused(tmp_path):
             read_tree("manifest", tmp_path / name, domain="d")
 
 
-def test_an_unknown_layout_is_refused_with_the_closest(tmp_path):
+def test_an_unknown_layout_is_rejected_with_the_closest_name(tmp_path):
     with pytest.raises(MuvaError, match="layout 'market' is unknown; closest: market1501"):
         read_tree("market", tmp_path, domain="d")
 
 
-def test_a_listing_changes_with_the_tree_and_only_then(tmp_path):
+def test_a_listing_changes_if_and_only_if_the_tree_does(tmp_path):
     tree(tmp_path, MARKET)
     before = file_listing(read_tree("market1501", tmp_path, domain="d"))
     assert file_listing(read_tree("market1501", tmp_path, domain="d")[::-1]) == before
@@ -254,7 +254,7 @@ def test_a_listing_changes_with_the_tree_and_only_then(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["pid", "camid", "split", "caption", "head_x0"])
-def test_a_listing_changes_with_what_a_list_says_of_its_images(tmp_path, column):
+def test_a_listing_changes_with_the_annotations_of_a_list(tmp_path, column):
     columns = {"path": "a.jpg", "pid": "1", "camid": "1", "split": "train", "caption": "red"}
     columns |= {"head_x0": "0.1", "head_y0": "0.1", "head_x1": "0.5", "head_y1": "0.5"}
     other = {"pid": "2", "camid": "2", "split": "gallery", "caption": "blue", "head_x0": "0.2"}
