@@ -1,4 +1,4 @@
-"""Artifacts: complete when the manifest is there, found by name, kept while they are needed."""
+"""Artifacts: complete once the manifest exists, found by name, kept while they are needed."""
 
 import json
 

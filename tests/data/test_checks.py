@@ -1,4 +1,4 @@
-"""What is said of a data set is what is in it."""
+"""The report of a data set agrees with its content."""
 
 import io
 import json

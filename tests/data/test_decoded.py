@@ -1,4 +1,4 @@
-"""Decoded images are kept once for all processes, and what is kept is never wrong."""
+"""Decoded images are cached once for all processes, and cached images are never wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards: sorted, reproducible, checked; unreadable images quarantined, contradictions refused."""
+"""Shards: sorted, reproducible, checked; unreadable images quarantined, contradictions rejected."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""What learning and choosing may open: nobody who is held out, no test image, no target."""
+"""What training and model selection can access: no held-out identity, no test image, no target."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PEOPLE, CAMERAS = 20, 3
 
 
 def domain(store: Path, name: str, *, cameras: int = CAMERAS, people: int = PEOPLE) -> Artifact:
-    """People 0 to 19 to learn from, and five others as queries and gallery."""
+    """Identities 0 to 19 for training, and five others as queries and gallery."""
 
     def png(colour: int) -> bytes:
         buffer = io.BytesIO()
@@ -97,7 +97,9 @@ def test_a_whole_domain_can_be_held_out(town_and_city: list[Artifact]) -> None:
     assert {name for name, _ in sources.pool().identities} == {"town"}
     (judged,) = sources.held_out()
     assert judged.dataset.name == "city"
-    assert pids_of(judged.rows) == set(range(PEOPLE)), "its people to learn from, none of its test"
+    assert pids_of(judged.rows) == set(range(PEOPLE)), (
+        "its training identities, none of its test identities"
+    )
 
 
 def test_queries_have_a_match_in_another_camera(town_and_city: list[Artifact]) -> None:

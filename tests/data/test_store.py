@@ -1,4 +1,4 @@
-"""Stores: a local folder and S3's protocol, spoken by moto's server, keep the same promises."""
+"""Stores: a local folder and S3 (served by moto) give the same guarantees."""
 
 import errno
 import os
@@ -89,11 +89,11 @@ def test_a_missing_key_is_named(store):
 def test_a_folder_deleted_under_a_writer_is_created_again(tmp_path, monkeypatch):
     store, replace, calls = open_store(tmp_path), os.replace, []
 
-    def removed_once(aside: Path, target: Path) -> None:
+    def removed_once(temporary: Path, target: Path) -> None:
         calls.append(target)
         if len(calls) == 1:
             target.parent.rmdir()
-        replace(aside, target)
+        replace(temporary, target)
 
     monkeypatch.setattr(os, "replace", removed_once)
     store.write("folder/key", b"value")
@@ -194,12 +194,12 @@ def test_large_values_are_uploaded_in_parts_and_interrupted_uploads_are_swept(s3
     assert s3.path("large").read_bytes() == large
     bucket, _, prefix = s3.uri.removeprefix("s3://").partition("/")
     client = Session().client("s3")
-    # The tag of what came in parts ends with their number.
+    # The ETag of a multipart upload ends with the number of parts.
     assert client.head_object(Bucket=bucket, Key=f"{prefix}/large")["ETag"].endswith('-3"')
     client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/broken")
     client.create_multipart_upload(Bucket=bucket, Key="another's")
     century = 100 * 365 * 86400
-    # moto lets all uploads begin in 2010
+    # in moto, all uploads were initiated in 2010
     assert (s3.sweep(older_than_s=century), s3.sweep(older_than_s=3600)) == (0, 1)
     assert [u["Key"] for u in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == [
         "another's"
@@ -216,7 +216,7 @@ def test_empty_folder_objects_of_other_programs_are_not_keys_and_are_swept(s3):
         f"{bucket}/{prefix}/models/muva/ray"
     )
     client = Session().client("s3")
-    client.put_object(Bucket=bucket, Key=f"{prefix}/", Body=b"")  # a person's
+    client.put_object(Bucket=bucket, Key=f"{prefix}/", Body=b"")  # created by a user
     s3.write("models/muva/ray/notes.json", b"{}")
     assert list(s3.list()) == ["models/muva/ray/notes.json"]
     s3.delete("models/muva/ray/notes.json")

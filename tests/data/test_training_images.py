@@ -1,4 +1,4 @@
-"""Training images: pooled without mixing people, resized, flipped together with their masks."""
+"""Training images: pooled without mixing identities, resized, flipped together with their masks."""
 
 import io
 import pickle
@@ -125,8 +125,8 @@ def test_pickled_training_images_give_the_same_batches(sources):
     )
     travelled = pickle.loads(pickle.dumps(images))
     indices, flips = np.array([2, 9, 2, 14]), torch.tensor([True, False, False, True])
-    ours, theirs = travelled.batch(indices, flips), images.batch(indices, flips)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    unpickled, original = travelled.batch(indices, flips), images.batch(indices, flips)
+    torch.testing.assert_close(unpickled, original, rtol=0, atol=0)
     assert len(images.image_ids) == 15 and not travelled.image_ids
 
 
@@ -230,14 +230,14 @@ def test_an_image_is_rotated_by_its_exif_orientation():
 
 def test_an_image_truncated_anywhere_is_unreadable():
     whole = png(0)
-    for length in range(0, len(whole) - 12, 97):  # the last 12 bytes only say that it ends
+    for length in range(0, len(whole) - 12, 97):  # the last 12 bytes only mark the end
         with pytest.raises(UnreadableImageError):
             decode_rgb(whole[:length])
 
 
 def test_test_images_are_resized_bilinearly():
     image = Image.open(io.BytesIO(png(1)))
-    ours = resized(image, height=16, width=8, interpolation="bilinear")
-    assert np.array_equal(ours, np.array(image.resize((8, 16), Image.Resampling.BILINEAR)))
+    result = resized(image, height=16, width=8, interpolation="bilinear")
+    assert np.array_equal(result, np.array(image.resize((8, 16), Image.Resampling.BILINEAR)))
     black = normalised_pixels(np.zeros((1, 2, 2, 3), np.uint8), mean=HALF, std=HALF)
     assert black.shape == (1, 3, 2, 2) and black.unique().tolist() == [-1]

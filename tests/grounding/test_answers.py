@@ -1,4 +1,4 @@
-"""Answers as models really give them, against boxes worked out by hand."""
+"""Answers as models actually give them, compared with boxes computed by hand."""
 
 import pytest
 
@@ -65,9 +65,9 @@ def test_kosmos_boxes_use_cell_centres_and_whole_cells_if_corners_share_a_line()
     assert cells_box(0, 32 * 31 + 31) == (0.5 / 32, 0.5 / 32, 31.5 / 32, 31.5 / 32)
     # Columns 3 to 3, rows 2 to 9.
     assert cells_box(2 * 32 + 3, 9 * 32 + 3) == (3 / 32, 2.5 / 32, 4 / 32, 9.5 / 32)
-    said = "<object><patch_index_0044><patch_index_0863></object> is <patch_index_0000>"
+    text = "<object><patch_index_0044><patch_index_0863></object> is <patch_index_0000>"
     # Cells (row 1, column 12) and (row 26, column 31).
-    assert kosmos_grounding(said).box == (12.5 / 32, 1.5 / 32, 31.5 / 32, 26.5 / 32)
+    assert kosmos_grounding(text).box == (12.5 / 32, 1.5 / 32, 31.5 / 32, 26.5 / 32)
     assert kosmos_grounding(" is a man").box is None
 
 

@@ -1,4 +1,4 @@
-"""Pickles are read as data: what they name is never called, and no byte is taken for two."""
+"""Pickles are read as data: what they name is never called, and no byte counts twice."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ ARRAY, RECONSTRUCT = named("numpy", "ndarray"), named("numpy.core.multiarray", "
 @pytest.mark.parametrize(
     "pickled",
     [
-        # Four bytes as 2^40 numbers, by strides of 0; memory that nobody filled; the same by state.
+        # Four bytes as 2^40 numbers by strides of 0; uninitialised memory; the same in a state.
         ARRAY
         + b"("
         + number(2**40)
@@ -122,7 +122,7 @@ def test_a_few_bytes_cannot_fill_the_memory(pickled: bytes) -> None:
     tracemalloc.start()
     try:
         content = reads(pickled)
-    except Exception as error:  # any refusal will do
+    except Exception as error:  # any rejection is fine
         content = error
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Every expert on its real classes, with small random weights: processor, model, answer."""
+"""Every expert with its real classes and small random weights: processor, model, answer."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_an_image_gets_the_same_answers_alone_and_among_others(
     together = expert.ground(images, PHRASES)
     assert [len(answers) for answers in together] == [len(PHRASES)] * len(images)
     alone = [expert.ground([image], PHRASES)[0] for image in images]
-    for ours, theirs in zip(together, alone, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
+    for in_batch, one_by_one in zip(together, alone, strict=True):
+        for one, other in zip(in_batch, one_by_one, strict=True):
             if one.score is None:
                 assert one.answer == other.answer
                 assert one.box == other.box
@@ -94,8 +94,8 @@ def test_florence_encodes_an_image_once_and_answers_like_its_own_pipeline(
         for phrase, answer in zip(PHRASES.values(), answers, strict=True):
             text = f"<CAPTION_TO_PHRASE_GROUNDING>{phrase}"
             inputs = processor(text=text, images=image.image, return_tensors="pt")
-            said = model.generate(**inputs, max_new_tokens=64, num_beams=1, do_sample=False)
-            expected = processor.batch_decode(said, skip_special_tokens=False)[0]
+            generated = model.generate(**inputs, max_new_tokens=64, num_beams=1, do_sample=False)
+            expected = processor.batch_decode(generated, skip_special_tokens=False)[0]
             assert answer.answer == expected.replace("<pad>", "")
 
 
@@ -114,10 +114,10 @@ def test_florence_encodes_an_image_once_and_answers_like_its_own_pipeline(
     ],
 )  # fmt: skip
 def test_florences_locations_are_bin_centres(
-    said: str, box: tuple[float, ...] | None, checkpoints: Path
+    generated: str, box: tuple[float, ...] | None, checkpoints: Path
 ) -> None:
     expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
-    found = expert._grounding(said)
+    found = expert._grounding(generated)
     assert found.box == (box and pytest.approx(box))
 
 
@@ -133,7 +133,9 @@ def test_weights_are_pinned_by_their_content(checkpoints: Path, tmp_path: Path) 
 
 
 def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody there
+    monkeypatch.setattr(
+        "huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9"
+    )  # nothing listens there
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", f"{tmp_path}")
     with pytest.raises(
         MuvaError, match=r"the hub does not respond .* network access and use --set"
@@ -185,7 +187,7 @@ def test_words_outside_the_small_vocabulary_are_rejected(
 
 
 class Endpoint(ThreadingHTTPServer):
-    """A chat endpoint that answers by a script: status codes first, then this text."""
+    """A chat endpoint with scripted answers: first these status codes, then this text."""
 
     text: str = "[[100,200,300,400]]"
     failures: list[int]
@@ -243,9 +245,11 @@ def test_a_served_model_is_asked_the_papers_question(
     assert request["model"] == "cogvlm" and request["temperature"] == 0
     image, question = request["messages"][0]["content"]
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
-    asked = {seen["messages"][0]["content"][1]["text"] for seen in endpoint.seen}
-    assert question["text"] in asked and len(asked) == 3
-    assert any("the location of the legs of the person within the image" in text for text in asked)
+    questions = {seen["messages"][0]["content"][1]["text"] for seen in endpoint.seen}
+    assert question["text"] in questions and len(questions) == 3
+    assert any(
+        "the location of the legs of the person within the image" in text for text in questions
+    )
 
 
 def test_temporary_failures_are_retried(endpoint: Endpoint, images: list[GroundingImage]) -> None:
@@ -320,7 +324,7 @@ def test_the_shipped_expert_finds_parts_in_an_unseen_camera_network():
     answers = chosen.load().ground(images, PHRASES)
     for column, part in enumerate(PHRASES):
         true = np.array([shot.boxes[part] for shot in shots if shot.boxes[part]])
-        said = np.array(
+        generated = np.array(
             [a[column].box for a, shot in zip(answers, shots, strict=True) if shot.boxes[part]]
         )
-        assert np.median(iou(true, said)) > 0.6
+        assert np.median(iou(true, generated)) > 0.6

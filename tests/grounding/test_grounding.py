@@ -1,4 +1,4 @@
-"""Grounding a data set: labels per shard, aligned with images, refused where they do not belong."""
+"""Grounding a data set: labels per shard, aligned with images, rejected for other data sets."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -122,10 +122,10 @@ def test_a_shard_is_grounded_whatever_the_batch(town):
 
 def test_fast_batches_are_announced_together_and_slow_ones_separately(town, monkeypatch):
     def started(plan: RetryPlan | None = None) -> list[range]:
-        begun: list[range] = []
+        starts: list[range] = []
         expert = AnnotatedExpert()
-        looked_at(town, 0, expert=expert, batch_images=4, on_start=begun.append, plan=plan)
-        return begun
+        looked_at(town, 0, expert=expert, batch_images=4, on_start=starts.append, plan=plan)
+        return starts
 
     assert town.shards[0].rows == 13
     each = [range(4), range(4, 8), range(8, 12), range(12, 13)]
@@ -136,7 +136,7 @@ def test_fast_batches_are_announced_together_and_slow_ones_separately(town, monk
 
 
 class Looking:
-    """An expert that looks at the pixels, and answers with the mean brightness as a score."""
+    """An expert that reads the pixels and answers with the mean brightness as the score."""
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
@@ -162,7 +162,7 @@ def test_an_expert_gets_the_phrases_and_its_answers_are_stored(town):
 
 
 def damaged(town: Dataset, image_ids: set[str]) -> Dataset:
-    """The data set with images that became unreadable after it was stored."""
+    """The data set with images that were damaged after it was stored."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -189,16 +189,16 @@ def test_an_image_that_cannot_be_decoded_is_recorded_and_the_rest_continues(town
 
 
 class Failing(Looking):
-    """Fails on an image as a whole batch would, and takes no more than four images at once."""
+    """Fails for certain images, alone or in a batch, and accepts at most four images at once."""
 
     def __init__(self, dark: set[str]) -> None:
         self.dark = dark
-        self.asked: list[list[str]] = []
+        self.batches: list[list[str]] = []
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        self.asked.append([image.image_id for image in images])
+        self.batches.append([image.image_id for image in images])
         if len(images) > 4:
             raise torch.OutOfMemoryError("too large")
         if self.dark & {image.image_id for image in images}:
@@ -216,10 +216,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert
     assert failed == {
         "003.png": "the expert failed twice: RuntimeError: a shape that it cannot take"
     }
-    assert sum("003.png" in asked and len(asked) <= 4 for asked in expert.asked) >= 2
+    assert sum("003.png" in batches and len(batches) <= 4 for batches in expert.batches) >= 2
     alone = Failing({"003.png"})
     assert looked_at(town, 0, expert=alone, batch_images=1).equals(table)
-    assert alone.asked.count(["003.png"]) == 2
+    assert alone.batches.count(["003.png"]) == 2
     assert (
         table.drop_columns("error")
         .filter(table["error"].is_null())
@@ -255,8 +255,8 @@ def test_a_batch_size_that_does_not_fit_is_not_tried_again(town):
     expert = Failing(set())
     assert town.shards[0].rows == 13
     _, report = ground_shard(town, 0, expert=expert, name="looking", batch_images=5)
-    # The second batch was ready when the first one turned out too large.
-    assert list(map(len, expert.asked)) == [5, 2, 3, 5, 2, 3, 2, 1]
+    # The second batch was already prefetched when the first one turned out to be too large.
+    assert list(map(len, expert.batches)) == [5, 2, 3, 5, 2, 3, 2, 1]
     assert (report.batch_images, report.failed, report.expert_failures) == (2, 0, 0)
 
 
@@ -264,9 +264,9 @@ def test_isolated_rows_are_processed_without_prefetching(town, monkeypatch):
     started: list[str] = []
     decode = ground_module._decode_batch
 
-    def decoded(rows, report, stretch):
-        started.append(f"decode {stretch.start}")
-        return decode(rows, report, stretch)
+    def decoded(rows, report, batch):
+        started.append(f"decode {batch.start}")
+        return decode(rows, report, batch)
 
     monkeypatch.setattr(ground_module, "_decode_batch", decoded)
     on_start = lambda rows: started.append(f"begin {rows.start}")  # noqa: E731

@@ -1,4 +1,4 @@
-"""What geometry says of labels, against loops that say it box by box; rules that change boxes."""
+"""Geometric quality measures compared with loops over boxes, and the rules that change boxes."""
 
 import math
 from typing import get_args
@@ -15,7 +15,7 @@ PERSON = np.array([[0.4, 0.05, 0.6, 0.2], [0.2, 0.2, 0.8, 0.55], [0.3, 0.55, 0.7
 
 
 def crowd(images: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """People of slightly different size and place, all parts found."""
+    """People of slightly different sizes and positions, with all parts found."""
     rng = np.random.default_rng(seed)
     boxes = PERSON[None] + rng.normal(0, 0.01, (images, 3, 4))
     return boxes.clip(0, 1).astype(np.float32), np.ones((images, 3), bool)
@@ -121,8 +121,8 @@ def test_agreement_counts_parts_that_only_one_found():
     assert (head.median_iou, head.half) == (1.0, pytest.approx(2 / 3))
     assert (upper_body.both, upper_body.only_first) == (2, 2)
     assert legs.median_iou == 1.0
-    nobody = quality.agreement(found[:1], ~other_found[:1], np.ones((1, 3)))
-    assert math.isnan(nobody[0].median_iou) and nobody[0].both == 0
+    empty = quality.agreement(found[:1], ~other_found[:1], np.ones((1, 3)))
+    assert math.isnan(empty[0].median_iou) and empty[0].both == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The authors' pickles: read as arrays and plain containers, and never run."""
+"""Pickles of the authors' release: read as arrays and plain containers, and never executed."""
 
 import os
 import pickle
@@ -66,7 +66,7 @@ def test_a_pickle_that_names_a_command_is_rejected_and_not_executed(tmp_path):
         read_release(file)
     assert not trap.exists()
     pickle.loads(file.read_bytes())
-    assert trap.exists()  # the trap works: it is the reader that is careful
+    assert trap.exists()  # the trap itself works
 
 
 def test_objects_in_arrays_are_rejected(tmp_path):

@@ -1,4 +1,4 @@
-"""Feature files and ranked lists: what goes in comes out, and what a file lacks is named."""
+"""Feature files and ranked lists: files round-trip, and missing columns are named."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Galleries: what is written is read, and searches find what a plain product finds."""
+"""Galleries: files round-trip, and searches agree with a plain product."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def test_a_gallery_is_read_as_it_was_written(known: bool, tmp_path: Path) -> Non
         with pytest.raises(MuvaError, match="pids missing, found ids, features"):
             read_features(file)
         return
-    judged = read_features(file)
+    features_read = read_features(file)
     for name in ("features", "ids", "pids", "camids", "split"):
-        np.testing.assert_array_equal(getattr(judged, name), getattr(written, name))
+        np.testing.assert_array_equal(getattr(features_read, name), getattr(written, name))
     assert found.describe(5) == {"image_id": "cam1/0005.jpg", "pid": 1, "camid": 1}
 
 
@@ -67,15 +67,15 @@ def test_the_most_similar_images_equal_those_of_a_plain_product(
 ) -> None:
     monkeypatch.setattr(galleries, "_BLOCK_ROWS", block)
     all_images = gallery()
-    asked = all_images.features[11]
-    cosines = [float(np.dot(f.astype(float), asked.astype(float))) for f in all_images.features]
+    query = all_images.features[11]
+    cosines = [float(np.dot(f.astype(float), query.astype(float))) for f in all_images.features]
     expected = sorted(range(50), key=lambda n: (-cosines[n], n))
-    indices, found = all_images.most_similar(asked, top=10)
+    indices, found = all_images.most_similar(query, top=10)
     assert indices.tolist() == expected[:10]
     np.testing.assert_allclose(found, [cosines[n] for n in expected[:10]], atol=1e-12)
-    indices, _ = all_images.most_similar(asked, top=10, exclude=11)
+    indices, _ = all_images.most_similar(query, top=10, exclude=11)
     assert indices.tolist() == expected[1:11]
-    assert len(all_images.most_similar(asked, top=99, exclude=11)[0]) == 49
+    assert len(all_images.most_similar(query, top=99, exclude=11)[0]) == 49
 
 
 def test_images_that_are_equally_similar_keep_their_order() -> None:

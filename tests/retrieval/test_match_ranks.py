@@ -1,4 +1,4 @@
-"""Ranks of matches by counting: those of float64 cosines, whatever is computed together."""
+"""Ranks of matches by counting equal those of float64 cosines, however they are computed."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -37,12 +37,12 @@ def rule_of(queries: int, gallery: int, *, people: int, seed: int) -> CameraRule
 def naive(
     query: np.ndarray, gallery: np.ndarray, rule: CameraRule, *, left_out: Sequence[int] = ()
 ) -> list[list[int]]:
-    """Sorts all that count, by float64 cosine and then by index."""
+    """Sort all images that count by float64 cosine, then by index."""
     query, gallery = (f.astype(np.float64) for f in (query, gallery))
     ranks = []
     for index, row in enumerate(query):
         matches, ignored = rule.matches_and_ignored(index)
-        # Sums in one order for all: equal rows have equal ones.
+        # Sum in the same order for all rows, so that equal rows have equal sums.
         cosines = np.array([(row * other).sum() / np.sqrt((other**2).sum()) for other in gallery])
         out = {*ignored.tolist(), *rule.junk.tolist(), *left_out}
         order = sorted(
@@ -53,7 +53,7 @@ def naive(
 
 
 def almost_equal(seed: int, *, queries: int, gallery: int, width: int) -> list[np.ndarray]:
-    """Gallery features that float32 products cannot tell apart: one last bit differs."""
+    """Gallery features that float32 products cannot distinguish: one last bit differs."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((3, width)).astype(np.float32)[rng.integers(0, 3, gallery)]
     at = np.arange(gallery), rng.integers(0, width, gallery)
@@ -144,14 +144,14 @@ def test_equal_images_tie_wherever_a_product_puts_them(rows):
 
 def test_progress_counts_gallery_images_up_to_all_of_them():
     query, gallery = almost_equal(0, queries=9, gallery=60, width=17)
-    told = []
+    calls = []
     match_ranks(
         query,
         gallery,
         rule_of(9, 60, people=5, seed=0),
         block_bytes=1000,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
-    assert len(told) > 3
-    assert told == sorted(told)
-    assert told[-1][0] == told[-1][1]
+    assert len(calls) > 3
+    assert calls == sorted(calls)
+    assert calls[-1][0] == calls[-1][1]

@@ -125,7 +125,7 @@ def test_when_everything_ties_the_gallery_order_decides():
     features = np.tile(np.array([0.3, -1.7, 0.11], np.float32), (1001, 1))
     gallery_pids = np.zeros(1001, int)
     gallery_pids[[4, 9, 1000]] = 7
-    for queries in (1, 2, 5):  # one row alone takes another kernel
+    for queries in (1, 2, 5):  # a single row uses another kernel
         result = evaluate(
             query_features=features[:queries],
             query_pids=np.full(queries, 7),

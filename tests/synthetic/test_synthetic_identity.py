@@ -1,4 +1,4 @@
-"""Who the people are: doubles, captions, shares."""
+"""Identities: doubles, captions, and shares of attributes."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Synthetic data sets are split as benchmarks are, and their files hold the rendered images."""
+"""Synthetic data sets have the splits of a benchmark, and their files are the rendered images."""
 
 from collections import Counter
 
@@ -68,19 +68,19 @@ def test_test_people_rendered_alone_give_the_same_records(records):
 
 
 def test_progress_counts_to_the_end():
-    told = []
+    calls = []
     list(
         synthetic_records(
             DOMAIN,
             train_people=1,
             test_people=0,
             images_per_camera=1,
-            progress=lambda done, total: told.append((done, total)),
+            progress=lambda done, total: calls.append((done, total)),
             height=HEIGHT,
             width=WIDTH,
         )
     )
-    assert told == [(done, CAMERAS) for done in range(1, CAMERAS + 1)]
+    assert calls == [(done, CAMERAS) for done in range(1, CAMERAS + 1)]
 
 
 @pytest.mark.parametrize(

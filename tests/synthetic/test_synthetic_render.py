@@ -1,4 +1,4 @@
-"""An image is a function of its address, and its labels are true of it."""
+"""An image is a function of its key, and its labels are correct."""
 
 import hashlib
 import subprocess

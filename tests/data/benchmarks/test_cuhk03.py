@@ -1,4 +1,4 @@
-"""CUHK03: images come out of MATLAB's file as they are in it, and both protocols split them."""
+"""CUHK03: images are read unchanged from the MATLAB file, and both protocols split them."""
 
 import io
 import shutil
@@ -17,7 +17,7 @@ from muva.data.records import LazyImage
 from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from tests.data.benchmarks.trees import told
+from tests.data.benchmarks.trees import image_labels
 
 PEOPLE = (3, 2)
 """In each of the miniature's two pairs."""
@@ -36,13 +36,14 @@ CONFIG = "cuhk03_new_protocol_config_detected.mat"
 
 
 def pixels(boxes: str, name: str) -> np.ndarray:
-    """Higher than wide, and another one for each image."""
+    """An image that is higher than wide and differs for each position."""
     random = np.random.default_rng(list(f"{boxes}{name}".encode()))
     return random.integers(0, 256, (7, 3, 3), np.uint8)
 
 
 def cuhk03(root: Path, images: Mapping[str, str] = IMAGES) -> Path:
-    """What MATLAB saves with -v7.3: cells are arrays of references, axes are turned round."""
+    """A file as MATLAB saves it with -v7.3: cells are arrays of references, and axes are
+    reversed."""
     (root / "cuhk03_release").mkdir(parents=True)
     with h5py.File(root / "cuhk03_release" / "cuhk-03.mat", "w", userblock_size=512) as mat:
         values_of_cells = mat.create_group("#refs#")
@@ -77,7 +78,8 @@ def cuhk03(root: Path, images: Mapping[str, str] = IMAGES) -> Path:
 
 
 def with_config(root: Path, splits: Mapping[str, list[str]] = NEW_PROTOCOL) -> Path:
-    """The tree with the new protocol's file: all images by name, and each split's numbers."""
+    """The tree with the file of the new protocol: all images by name, and the indices of each
+    split."""
     names = sorted(name for split in splits.values() for name in split)
     files = np.empty((len(names), 1), object)
     files[:, 0] = [f"{name}.png" for name in names]
@@ -91,7 +93,7 @@ def with_config(root: Path, splits: Mapping[str, list[str]] = NEW_PROTOCOL) -> P
 
 def test_the_first_test_set_has_queries_from_camera_1_and_a_gallery_from_camera_2(tmp_path):
     records = read_tree("cuhk03", cuhk03(tmp_path), domain="d")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("detected/1_001_1_01.png", "train", 10001, 1),
         ("detected/1_001_2_06.png", "train", 10001, 2),
         ("detected/1_002_1_01.png", "query", 10002, 1),
@@ -107,7 +109,7 @@ def test_the_first_test_set_has_queries_from_camera_1_and_a_gallery_from_camera_
 
 def test_labelled_boxes_are_other_images_of_the_same_people(tmp_path):
     options = {"boxes": "labelled"}
-    assert told(read_tree("cuhk03", cuhk03(tmp_path), domain="d", options=options)) == {
+    assert image_labels(read_tree("cuhk03", cuhk03(tmp_path), domain="d", options=options)) == {
         ("labeled/1_001_1_01.png", "train", 10001, 1),
         ("labeled/1_002_1_01.png", "query", 10002, 1),
         ("labeled/1_002_2_07.png", "gallery", 10002, 2),

@@ -6,7 +6,7 @@ import pytest
 
 from muva.data.benchmarks import read_tree
 from muva.errors import MuvaError
-from tests.data.benchmarks.trees import told, tree
+from tests.data.benchmarks.trees import image_labels, tree
 
 CUHK03NP = {
     "detected/bounding_box_train": ["0001_c1_1.png", "0001_c2_6.png"],
@@ -21,7 +21,7 @@ CUHK03NP = {
 def test_detected_boxes_are_read_by_default(tmp_path):
     tree(tmp_path, CUHK03NP)
     records = read_tree("cuhk03np", tmp_path, domain="d")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("detected/bounding_box_train/0001_c1_1.png", "train", 1, 1),
         ("detected/bounding_box_train/0001_c2_6.png", "train", 1, 2),
         ("detected/query/0003_c1_21.png", "query", 3, 1),
@@ -32,7 +32,9 @@ def test_detected_boxes_are_read_by_default(tmp_path):
 
 def test_labelled_boxes_are_read_on_request(tmp_path):
     tree(tmp_path, CUHK03NP)
-    assert told(read_tree("cuhk03np", tmp_path, domain="d", options={"boxes": "labelled"})) == {
+    assert image_labels(
+        read_tree("cuhk03np", tmp_path, domain="d", options={"boxes": "labelled"})
+    ) == {
         ("labeled/bounding_box_train/0001_c1_1.png", "train", 1, 1),
         ("labeled/query/0004_c2_33.png", "query", 4, 2),
         ("labeled/bounding_box_test/0004_c1_31.png", "gallery", 4, 1),

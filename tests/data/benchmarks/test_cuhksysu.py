@@ -1,4 +1,5 @@
-"""CUHK-SYSU: people are cut out of frames as they were marked; wrong trees say what is wrong."""
+"""CUHK-SYSU: people are cropped from frames as annotated; other trees are rejected with an
+explanation."""
 
 import io
 import shutil
@@ -46,9 +47,9 @@ def archive(tmp_path):
     return root
 
 
-def test_each_annotated_box_is_a_training_image(archive, told):
+def test_each_annotated_box_is_a_training_image(archive, image_labels):
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("Image/SSM/s1.jpg#p1_1", "train", 1, None),
         ("Image/SSM/s2.jpg#p1_2", "train", 1, None),
         ("Image/SSM/s1.jpg#p11934_1", "train", 11934, None),
@@ -56,7 +57,7 @@ def test_each_annotated_box_is_a_training_image(archive, told):
 
 
 def test_people_are_cropped_losslessly_exactly_as_in_matlab(archive):
-    # BCaR's script finds frames and boxes in Person.mat so
+    # This is how BCaR's script finds frames and boxes in Person.mat.
     people = loadmat(archive / "annotation" / "Person.mat")["Person"][0]
     marked = [(scene[0][0], scene[1][0]) for person in people for scene in person[2][0]]
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
@@ -101,9 +102,11 @@ def test_the_archive_is_stored_except_for_boxes_outside_frames_and_missing_frame
     ],
     ids=["torchreid", "metabin"],
 )
-def test_a_tree_of_cropped_images_is_read_by_file_names(tmp_path, tree, told, folder, names):
+def test_a_tree_of_cropped_images_is_read_by_file_names(
+    tmp_path, tree, image_labels, folder, names
+):
     records = read_tree("cuhksysu", tree(tmp_path, {folder: names}), domain="cuhksysu")
-    assert told(records) == {
+    assert image_labels(records) == {
         (f"{folder}/{names[0]}", "train", 1, None),
         (f"{folder}/{names[1]}", "train", 11422, None),
     }

@@ -1,4 +1,5 @@
-"""DukeMTMC-reID: its names are told apart from Market-1501's, and its copies from broken ones."""
+"""DukeMTMC-reID: its file names are distinguished from Market-1501's, and incomplete copies
+rejected."""
 
 import shutil
 
@@ -6,7 +7,7 @@ import pytest
 
 from muva.data.benchmarks import read_tree
 from muva.errors import MuvaError
-from tests.data.benchmarks.trees import told, tree
+from tests.data.benchmarks.trees import image_labels, tree
 
 DUKE = {
     "bounding_box_train": ["0001_c2_f0046182.jpg", "0001_c8_f0000001.jpg"],
@@ -17,7 +18,7 @@ DUKE = {
 
 def test_dukemtmc_reads_splits_people_and_cameras_from_names(tmp_path):
     records = read_tree("dukemtmc", tree(tmp_path, DUKE), domain="dukemtmc")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("bounding_box_train/0001_c2_f0046182.jpg", "train", 1, 2),
         ("bounding_box_train/0001_c8_f0000001.jpg", "train", 1, 8),
         ("query/0005_c2_f0046985.jpg", "query", 5, 2),

@@ -1,4 +1,4 @@
-"""MSMT17: lists say who is who, and the two versions are not taken for each other."""
+"""MSMT17: identities come from the lists, and the two versions are not confused."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from muva.data.benchmarks import read_tree
 from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from tests.data.benchmarks.trees import told, tree
+from tests.data.benchmarks.trees import image_labels, tree
 
 LISTS = {
     "list_train.txt": [
@@ -39,7 +39,7 @@ def test_test_identities_are_numbered_after_those_of_train_and_val(tmp_path, ver
     train, test = FOLDERS[version]
     root = msmt17(tmp_path, version)
     records = read_tree("msmt17", root, domain="d", options={"version": version})
-    assert told(records) == {
+    assert image_labels(records) == {
         (f"{train}/0000/0000_000_01_0303morning_0015_0.jpg", "train", 0, 1),
         (f"{train}/0001/0001_001_12_0303noon_0006_2_ex.jpg", "train", 1, 12),
         (f"{train}/0000/0000_045_05_0303morning_0006_2.jpg", "train", 0, 5),

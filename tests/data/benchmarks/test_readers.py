@@ -1,4 +1,5 @@
-"""Readers: miniature trees in each layout give their records, wrong ones say what is wrong."""
+"""Readers: miniature trees in each layout are read correctly; others are rejected with an
+explanation."""
 
 import csv
 import shutil
@@ -14,7 +15,7 @@ from muva.data.shards import open_dataset, write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.synthetic import synthetic_records
-from tests.data.benchmarks.trees import told, tree
+from tests.data.benchmarks.trees import image_labels, tree
 
 MARKET = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c2s1_000001_00.jpg"],
@@ -27,7 +28,7 @@ def test_market1501_reads_splits_people_and_cameras_from_names(tmp_path):
     tree(tmp_path, MARKET)
     (tmp_path / "bounding_box_test" / "Thumbs.db").write_bytes(b"")
     records = read_tree("market1501", tmp_path, domain="market1501")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("bounding_box_train/0002_c1s1_000451_03.jpg", "train", 2, 1),
         ("bounding_box_train/0002_c2s1_000001_00.jpg", "train", 2, 2),
         ("query/0003_c1s1_000001_00.jpg", "query", 3, 1),
@@ -95,7 +96,7 @@ def test_a_synthetic_domain_in_market1501_layout_is_the_same_data_set(tmp_path):
 
 def test_a_folder_per_person_is_numbered_by_name(tmp_path):
     tree(tmp_path, {"bob": ["1.png", "2.png"], "alice": ["1.jpg"], ".cache/x": ["1.jpg"]})
-    assert told(read_tree("folder", tmp_path, domain="d", options={"split": "train"})) == {
+    assert image_labels(read_tree("folder", tmp_path, domain="d", options={"split": "train"})) == {
         ("alice/1.jpg", "train", 0, None),
         ("bob/1.png", "train", 1, None),
         ("bob/2.png", "train", 1, None),
@@ -108,7 +109,7 @@ def test_folders_named_by_numbers_keep_them_across_splits(tmp_path):
         {"train/0007": ["a.jpg"], "query/12": ["a.jpg"], "gallery/0012": ["b.jpg", "sub/c.jpg"]}
         | {"gallery/-1": ["junk.jpg"]},
     )
-    assert told(read_tree("folder", tmp_path, domain="d")) == {
+    assert image_labels(read_tree("folder", tmp_path, domain="d")) == {
         ("train/0007/a.jpg", "train", 7, None),
         ("query/12/a.jpg", "query", 12, None),
         ("gallery/0012/b.jpg", "gallery", 12, None),
@@ -120,7 +121,7 @@ def test_folders_named_by_numbers_keep_them_across_splits(tmp_path):
 def test_a_flat_folder_is_read_by_regular_expressions_and_split_for_testing(tmp_path):
     tree(tmp_path, {".": ["p1_east_1.jpg", "p1_east_2.jpg", "p1_west_1.jpg", "p2_east_1.jpg"]})
     options = {"pid_regex": r"^p(\d+)_", "camid_regex": r"_(\w+)_\d"}
-    assert told(read_tree("folder", tmp_path, domain="d", options=options)) == {
+    assert image_labels(read_tree("folder", tmp_path, domain="d", options=options)) == {
         ("p1_east_1.jpg", "query", 1, 1),
         ("p1_east_2.jpg", "gallery", 1, 1),
         ("p1_west_1.jpg", "query", 1, 2),
@@ -184,7 +185,7 @@ def test_the_columns_of_a_list_are_read(tmp_path, form):
     ]
     file = listed(tmp_path, rows, form)
     records = read_tree("manifest", file, domain="d")
-    assert told(records) == {("a/1.jpg", "query", 2, 3), ("a/2.jpg", "gallery", 2, 4)}
+    assert image_labels(records) == {("a/1.jpg", "query", 2, 3), ("a/2.jpg", "gallery", 2, 4)}
     assert records[0].source == tmp_path / "a" / "1.jpg"
     out_of_sight = {"upper_body": None, "legs": None}
     assert records[0].boxes == {"head": (0.25, 0.0, 0.75, 0.25), **out_of_sight}
@@ -195,7 +196,7 @@ def test_the_columns_of_a_list_are_read(tmp_path, form):
 def test_a_list_may_contain_only_paths_and_pids(tmp_path, form):
     rows = [{"path": f"{i}.jpg", "pid": name} for i, name in enumerate(["eve", "adam", "eve"])]
     file = listed(tmp_path, rows, form)
-    assert told(read_tree("manifest", file, domain="d")) == {
+    assert image_labels(read_tree("manifest", file, domain="d")) == {
         ("0.jpg", "query", 1, None),
         ("1.jpg", "query", 0, None),
         ("2.jpg", "gallery", 1, None),

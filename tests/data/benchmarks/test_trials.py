@@ -1,4 +1,4 @@
-"""Random splits are the same for everyone, whatever the order of the records, and fair."""
+"""Random splits are reproducible, independent of the order of records, and fair."""
 
 import random
 
@@ -15,7 +15,8 @@ def record(split, pid, image):
 
 
 def people(number, *, images="ab", distractors=0):
-    """One query of each person and the other images in the gallery, with others' besides."""
+    """One query per person, the other images in the gallery, and gallery images of further
+    people."""
     return [
         *(record("query", pid, images[0]) for pid in range(1, number + 1)),
         *(record("gallery", pid, i) for pid in range(1, number + 1) for i in images[1:]),
@@ -79,7 +80,7 @@ def test_each_person_has_one_query_and_another_image_in_the_gallery():
         assert query_pids == [pid_of[image_id] for image_id in trial.gallery]
         assert query_pids == sorted(set(query_pids))
         assert not set(trial.query) & set(trial.gallery)
-        assert max(query_pids) < 1000  # who has one image only is not there
+        assert max(query_pids) < 1000  # people with a single image are left out
         drawn |= {image_id[-1] for image_id in trial.query}
     assert drawn == set("abcd")
 

@@ -1,4 +1,4 @@
-"""VIPeR: a miniature tree gives its records, wrong ones say what is wrong."""
+"""VIPeR: a miniature tree is read correctly, and other trees are rejected with an explanation."""
 
 import shutil
 
@@ -12,9 +12,9 @@ from muva.errors import MuvaError
 VIPER = {"cam_a": ["000_45.bmp", "873_0.bmp"], "cam_b": ["000_90.bmp", "873_180.bmp"]}
 
 
-def test_camera_a_has_the_queries_and_camera_b_the_gallery(tmp_path, tree, told):
+def test_camera_a_has_the_queries_and_camera_b_the_gallery(tmp_path, tree, image_labels):
     records = read_tree("viper", tree(tmp_path, VIPER), domain="viper")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("cam_a/000_45.bmp", "query", 0, 1),
         ("cam_a/873_0.bmp", "query", 873, 1),
         ("cam_b/000_90.bmp", "gallery", 0, 2),
