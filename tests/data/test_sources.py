@@ -95,9 +95,9 @@ def test_the_same_identities_are_held_out_whatever_else_is_pooled(
 def test_a_whole_domain_can_be_held_out(town_and_city: list[Artifact]) -> None:
     sources = Sources.of(town_and_city, experiment(domain="city"))
     assert {name for name, _ in sources.pool().identities} == {"town"}
-    (judged,) = sources.held_out()
-    assert judged.dataset.name == "city"
-    assert pids_of(judged.rows) == set(range(PEOPLE)), (
+    (validation_set,) = sources.held_out()
+    assert validation_set.dataset.name == "city"
+    assert pids_of(validation_set.rows) == set(range(PEOPLE)), (
         "its training identities, none of its test identities"
     )
 
