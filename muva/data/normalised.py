@@ -18,7 +18,7 @@ def normalised_pixels(pixels: np.ndarray, *, mean: Channels, std: Channels) -> T
     levels = normalised_levels(
         torch.arange(256, dtype=torch.uint8).expand(1, channels, 1, 256), mean=mean, std=std
     )
-    # NumPy allocates huge pages, so the first access costs almost nothing, unlike torch.empty.
+    # NumPy allocates huge pages, so the first access to them costs almost nothing.
     normalised = np.empty((count, channels, height * width), np.float32)
     _look_up(pixels.reshape(count, -1, channels), levels.view(channels, 256).numpy(), normalised)
     return torch.from_numpy(normalised).view(count, channels, height, width)

@@ -268,9 +268,9 @@ def open_labels(
     summary = _summary(artifact)
     if summary["dataset_fingerprint"] != dataset.fingerprint:
         raise MuvaError(
-            f"{artifact.uri} holds labels of {summary['dataset']} with the content "
-            f"{summary['dataset_fingerprint']}; expected those of {dataset.name} with "
-            f"{dataset.fingerprint}. Run `muva ground {dataset.name}`"
+            f"{artifact.uri}: expected labels of {dataset.name} with the content "
+            f"{dataset.fingerprint}, found those of {summary['dataset']} with "
+            f"{summary['dataset_fingerprint']}. Run `muva ground {dataset.name}`"
         )
     parts = tuple(summary["parts"])
     grid = (int(summary["grid"][0]), int(summary["grid"][1])) if "grid" in summary else None

@@ -120,8 +120,8 @@ def _similarity_blocks(
     gallery_features = feature_matrix(gallery, name="gallery_features")
     if queries.shape[1] != gallery_features.shape[1]:
         raise MuvaError(
-            f"query features are {queries.shape[1]} wide, gallery features "
-            f"{gallery_features.shape[1]}: both must come from the same model"
+            f"expected query and gallery features of the same width, found {queries.shape[1]} and "
+            f"{gallery_features.shape[1]}. Both must come from the same model"
         )
     gallery_scale = inverse_norms(gallery_features, "gallery_features").float()
     blocks = even_slices(len(queries), block_bytes // (4 * max(1, len(gallery_features))))

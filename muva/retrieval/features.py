@@ -167,7 +167,7 @@ def read_columns(path: Path, *, required: Sequence[str] = _REQUIRED) -> dict[str
     missing = [name for name in required if name not in columns]
     if missing:
         raise MuvaError(
-            f"features {path}: expected {', '.join(required)} and, where known, "
+            f"features {path}: expected {', '.join(required)} and, if known, "
             f"{', '.join(_optional_columns(required))}; {', '.join(missing)} missing, found "
             f"{', '.join(columns) or 'nothing'}"
         )

@@ -300,7 +300,7 @@ def test_unfinished_labels_are_resumed_and_cannot_be_opened(town):
 def test_labels_of_another_data_set_are_refused(town, tmp_path):
     labels = grounded(town)
     other = dataset(tmp_path / "other", name="city", images=20)
-    with pytest.raises(MuvaError, match=r"holds labels of town .* expected those of city"):
+    with pytest.raises(MuvaError, match=r"expected labels of city .* found those of town"):
         open_labels(labels, dataset=other)
 
 
