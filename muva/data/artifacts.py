@@ -1,8 +1,7 @@
-"""Artifacts: what steps leave in a store, named by what they were made from.
+"""Artifacts: the stored results of steps, addressed by a fingerprint of what they were made from.
 
-An artifact is a folder of keys, `<kind>/<name>-<fingerprint>/...`. It is complete when its
-`manifest.json` exists, which is written last and by the first writer only; nothing else decides
-what is done.
+An artifact is a folder of keys, `<kind>/<name>-<fingerprint>/...`. It is complete if and only if
+its `manifest.json` exists. The manifest is written last, and only the first writer succeeds.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ MANIFEST = "manifest.json"
 STARTED = "started.json"
 """Key within an artifact: what its step noted before it began to compute."""
 LATEST = "meant"
-"""Key within an artifact: when its name was last made to mean it, ISO 8601."""
+"""Key within an artifact: when its name was last set to refer to it, in ISO 8601."""
 
 _MANIFEST_FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -35,20 +34,23 @@ _RECORDED_LIBRARIES = ("muva", "numpy", "torch", "open_clip_torch", "pillow", "p
 
 
 class DamagedManifestError(MuvaError):
-    """What says that an artifact is complete cannot be read."""
+    """The manifest of an artifact cannot be read."""
 
 
 def check_name(name: str) -> str:
-    """The name, if an artifact may have it; else SettingsError."""
+    """Return the name if it is a valid artifact name; raise SettingsError otherwise."""
     if not _NAME.fullmatch(name):
         raise SettingsError(
-            f"name {name!r}: expected letters, digits and . _ + -, no sign at the start"
+            f"name {name!r}: expected letters, digits and . _ + -, starting with a letter or digit"
         )
     return name
 
 
 def fingerprint(value: Any) -> str:
-    """16 hex characters of the SHA-256 of the value as canonical JSON; sections are allowed."""
+    """The first 16 hex digits of the SHA-256 of a value's canonical JSON.
+
+    Pydantic models, such as the sections of a config, may occur anywhere in the value.
+    """
     text = json.dumps(
         value,
         sort_keys=True,
@@ -62,7 +64,7 @@ def fingerprint(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A place for a step's result, whether the result is there or not."""
+    """The address of a step's result in a store, whether or not the result exists yet."""
 
     store: Store
     kind: str
@@ -76,27 +78,28 @@ class Artifact:
 
     @property
     def address(self) -> str:
-        """Where it is in its store."""
+        """Its path within the store."""
         return f"{self.kind}/{self.name}-{self.fingerprint}"
 
     @property
     def uri(self) -> str:
-        """Store and address; `open_artifact` takes it."""
+        """The URI of the store followed by the address; `open_artifact` accepts it."""
         return f"{self.store.uri}/{self.address}"
 
     def key(self, *parts: str) -> str:
-        """The store's key of a part of the artifact."""
+        """The store key of a file of the artifact."""
         return "/".join([self.address, *parts])
 
     def delete_part(self, part: str) -> None:
-        """Remove all under a part of it."""
+        """Delete all keys below a subfolder of the artifact."""
         for key in list(self.store.list(self.key(part) + "/")):
             self.store.delete(key)
 
     def manifest(self, *, format_version: int | None = None) -> dict[str, Any] | None:
-        """What `commit` wrote, None while unfinished.
+        """The manifest that `commit` wrote, or None if the artifact is unfinished.
 
-        Raises DamagedManifestError, and MuvaError for a format other than `format_version`.
+        Raises DamagedManifestError if it cannot be parsed, and MuvaError if its format version
+        differs from `format_version`.
         """
         try:
             text = self.store.read(self.key(MANIFEST))
@@ -109,14 +112,14 @@ class Artifact:
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedManifestError(
                 f"{self.uri}: its {MANIFEST} is damaged ({error}). Delete the artifact "
-                "(`muva store gc`) and make it again"
+                "with `muva store gc` and run the same command again"
             ) from error
         expected = (_MANIFEST_FORMAT, found[1] if format_version is None else format_version)
         if found != expected:
             raise MuvaError(
-                f"{self.uri}: its format is {found[0]}.{found[1]}, this version of muva knows "
-                f"{expected[0]}.{expected[1]}. Use the version that wrote it, or delete the "
-                "artifact and make it again"
+                f"{self.uri}: expected format {expected[0]}.{expected[1]}, found "
+                f"{found[0]}.{found[1]}, which this version of muva cannot read. Use the version "
+                "that wrote it, or delete the artifact and run the same command again"
             )
         return manifest
 
@@ -130,7 +133,7 @@ class Artifact:
         facts: Mapping[str, Any] | None = None,
         seconds: float | None = None,
     ) -> bool:
-        """Declare the artifact complete; call this when everything else is written.
+        """Mark the artifact as complete. Call this after everything else has been written.
 
         `inputs` maps roles to addresses; `facts` say in words what no setting says, and are part of
         no address. False when another writer was first: both made the same, the other's manifest
@@ -182,16 +185,17 @@ class Artifact:
         return note
 
     def set_latest(self) -> None:
-        """Let its name mean this artifact, also where another of that name was made later.
+        """Make this the artifact that its name refers to, even if a newer one has the same name.
 
-        Or where a clock that was set back, or another machine's, says so.
+        This also holds if the other timestamp lies in the future because of a clock that was wrong.
         """
         latest = find_artifact(self.store, self.kind, self.name)
         if latest != self:
             self.store.write(self.key(LATEST), _later_than(latest.latest_since()).encode())
 
     def latest_since(self) -> str:
-        """When it was made or last made to be meant, ISO 8601; empty for a damaged one."""
+        """When it was created or last made the latest, in ISO 8601; empty if its manifest is
+        damaged."""
         try:
             manifest = self.manifest()
         except DamagedManifestError:
@@ -202,7 +206,7 @@ class Artifact:
             return manifest["created"] if manifest else ""
 
     def size_bytes(self) -> int:
-        """Bytes of everything it holds."""
+        """Total size of all its keys in bytes."""
         return sum(self.store.size(key) for key in self.store.list(self.address + "/"))
 
     def delete(self) -> None:
@@ -225,7 +229,8 @@ class Artifact:
 def list_artifacts(
     store: Store, kind: str | None = None, *, unfinished: bool = False
 ) -> list[Artifact]:
-    """The complete artifacts by address; with `unfinished` those without a manifest too."""
+    """The complete artifacts, sorted by address; with `unfinished`, also those without a
+    manifest."""
     complete: dict[str, bool] = {}
     for key in store.list(f"{kind}/" if kind else ""):
         kind_of_key, _, rest = key.partition("/")
@@ -241,10 +246,10 @@ def list_artifacts(
 
 
 def find_artifact(store: Store, kind: str, reference: str) -> Artifact:
-    """The complete artifact of a kind that is meant by a name, `name-fingerprint`, or an address.
+    """The complete artifact of a kind for a name, a `name-fingerprint`, or an address.
 
-    A name alone means the one that was made, or asked to be made, last. Raises MuvaError with the
-    closest names when there is none.
+    A bare name refers to the artifact that was created, or made the latest, most recently. Raises
+    MuvaError with the closest names if there is none.
     """
     short_name = reference.removeprefix(f"{kind}/")
     artifacts = list_artifacts(store, kind)
@@ -274,7 +279,7 @@ def open_artifact(uri: str) -> Artifact:
 
 
 def artifact_at(store: Store, address: str) -> Artifact:
-    """The artifact of an address, `<kind>/<name>-<fingerprint>`, complete or not."""
+    """The artifact at an address, `<kind>/<name>-<fingerprint>`, complete or not."""
     match = _ADDRESS.fullmatch(address)
     assert match is not None, address
     return Artifact(store, match["kind"], match["name"], match["fingerprint"])
@@ -285,7 +290,7 @@ def _now() -> str:
 
 
 def _later_than(time: str) -> str:
-    """Now, or a moment after a time (ISO 8601) that this clock has yet to reach."""
+    """The current time, or one microsecond after `time` (ISO 8601) if that is not in the past."""
     now = _now()
     if now > time:
         return now
@@ -304,6 +309,6 @@ def _library_versions() -> dict[str, str]:
     for name in _RECORDED_LIBRARIES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # a source tree on the path, not installed
+        except PackageNotFoundError:  # imported from a source tree without being installed
             versions[name] = "unknown"
     return versions

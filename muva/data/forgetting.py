@@ -1,4 +1,4 @@
-"""A data set without some of its people: what is left of its shards, written anew."""
+"""Removes identities from a data set: the remaining images are written to new shards."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from muva.data.records import LazyImage, Record
 from muva.data.shards import Dataset, write_shards
 
 _BATCH_IMAGES = 64
-"""Images that are read together: as many as lie together."""
+"""Number of adjacent images that are read together."""
 
 
 @dataclass(frozen=True)
 class DatasetWithout:
-    """What a data set is without the people of some pids; it lies beside the data set."""
+    """A data set without the identities in `pids`, stored beside the original."""
 
     dataset: Dataset
     pids: Collection[int]
@@ -42,8 +42,8 @@ class DatasetWithout:
     def write(self, artifact: Artifact) -> dict[str, Any]:
         """Writes it, and returns its manifest's summary; committing is left to the caller.
 
-        Names of images that were set aside at the import are not taken over. Raises MuvaError where
-        a split would be left empty.
+        The caller commits the artifact. The names of images that were quarantined at import are not
+        copied. Raises MuvaError if a split would be left empty.
         """
         records = [record for record in _records(self.dataset) if record.pid not in self._removed]
         summary = write_shards(records, artifact=artifact)
@@ -70,7 +70,7 @@ class DatasetWithout:
 
 
 def _records(dataset: Dataset) -> Iterator[Record]:
-    """The rows as records, whose images are read when they are wanted."""
+    """The rows of a data set as records whose images are read on demand."""
 
     @functools.lru_cache(maxsize=2)
     def together(number: int) -> list[bytes]:

@@ -1,8 +1,8 @@
-"""What learning and choosing may open of the world: the training images of source domains.
+"""The part of the data that training and model selection may access: the source domains.
 
-Whoever holds `Sources` reaches no target: it names source domains alone, and of those it gives data
-sets in which only the images to learn from can be read. Some may be held out of learning, to judge
-by: a share of every domain's identities, or a domain as a whole.
+`Sources` has no access to a target. It names source domains only, and the data sets that it opens
+expose only their training images. Some of those can be held out for validation: a share of the
+identities of every domain, or one whole domain.
 """
 
 from __future__ import annotations
@@ -25,43 +25,47 @@ from muva.data.store import Store
 from muva.errors import MuvaError
 
 MIN_HELD_OUT_IDENTITIES = 2
-"""Identities of a domain to judge by: with one, every answer is right."""
+"""Minimum number of identities of a domain to validate on: with a single one, every answer is
+right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """People of a source domain that nothing is learned from."""
+    """Identities of a source domain that are excluded from training and used for validation."""
 
     dataset: Dataset
-    """Only its images to learn from can be read."""
+    """Exposes only training images."""
     rows: pa.Table
-    """image_id, pid, camid, row and split: the first image of each pid and camera is a query."""
+    """image_id, pid, camid, row and split. The first image of each pid and camera is a query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Source domains by address, and who of them is held out."""
+    """The source domains of an experiment, by URI, and which identities are held out."""
 
     domains: tuple[str, ...]
-    """URIs of the data sets to learn from, in order."""
+    """URIs of the data sets to train on, in order."""
     all_splits: bool = False
-    """Learn from the people of query and gallery too."""
+    """Also train on the identities of query and gallery."""
     held_out_share: float = 0.0
-    """Share of each domain's training identities to judge by instead."""
+    """Share of each domain's training identities that is held out for validation."""
     held_out_domain: str | None = None
-    """URI of a further source domain to judge by."""
+    """URI of a further source domain that is held out as a whole."""
 
     @classmethod
     def of(cls, datasets: Sequence[Artifact], config: ExperimentConfig) -> Sources:
-        """These data sets as an experiment's section `validation` divides them."""
+        """The sources, divided as the section `validation` of the config says.
+
+        Raises MuvaError if `validation.domain` is not one of at least two sources.
+        """
         settings = config.validation
         domains = {open_dataset(dataset).name: dataset.uri for dataset in datasets}
         held_out = None
         if settings is not None and settings.domain:
             if settings.domain not in domains or len(domains) < 2:
                 raise MuvaError(
-                    f"validation.domain is {settings.domain}: expected one of two sources or more, "
-                    f"found {', '.join(domains)}"
+                    f"validation.domain is {settings.domain}: expected one of at least two "
+                    f"sources, found {', '.join(domains)}"
                 )
             held_out = domains.pop(settings.domain)
         return cls(
@@ -73,28 +77,28 @@ class Sources:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Sources:
-        """Undo `as_json`."""
+        """The inverse of `as_json`."""
         fields = {("all_splits" if name == "everyone" else name): stored[name] for name in stored}
         return cls(**{**fields, "domains": tuple(fields["domains"])})
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON; `all_splits` is stored under its first name, `everyone`."""
+        """The fields as JSON. `all_splits` is stored under the key `everyone`."""
         return {("everyone" if name == "all_splits" else name): v for name, v in vars(self).items()}
 
     def pool(self) -> Pool:
-        """The images to learn from; MuvaError as `muva.data.protocols.pool`."""
+        """The training images. Raises MuvaError as `muva.data.protocols.pool` does."""
         datasets = [self._open(uri) for uri in self.domains]
         held_out = {dataset.name: self._held_out_pids(dataset) for dataset in datasets}
         return pool(datasets, all_splits=self.all_splits, excluded=held_out)
 
     def identities(self) -> int:
-        """How many there are to learn."""
+        """Number of identities to train on."""
         return len(self.pool().identities)
 
     def held_out(self) -> list[HeldOut]:
-        """Those to judge by, a domain each, in order; empty where nobody is held out.
+        """The validation sets, one per domain, in order; empty if nothing is held out.
 
-        Raises MuvaError where a domain has too few people to hold out.
+        Raises MuvaError if a domain has too few identities.
         """
         if self.held_out_domain is not None:
             dataset = self._open(self.held_out_domain)
@@ -114,9 +118,9 @@ class Sources:
         return replace(open_dataset(open_artifact(uri)), visible=visible)
 
     def _held_out_pids(self, dataset: Dataset) -> np.ndarray:
-        """A share of those whom another camera has seen, drawn by a hash of domain and pid.
+        """A share of the pids that have a cross-camera match, drawn by a hash of domain and pid.
 
-        So they are the same whatever else is pooled, and with whatever seed.
+        The choice therefore depends neither on the other sources nor on a seed.
         """
         if not self.held_out_share:
             return np.empty(0, np.int64)
@@ -127,10 +131,10 @@ class Sources:
         if len(eligible) < MIN_HELD_OUT_IDENTITIES or count >= len(pids):
             raise MuvaError(
                 f"{dataset.name}: {count} of its {len(pids)} training identities would be held "
-                f"out to judge by, and {len(eligible)} have a match to be found (an image of "
-                f"another camera): expected at least {MIN_HELD_OUT_IDENTITIES} of those, and some left to "
-                f"learn from. Hold a whole source out with validation.domain, or set "
-                f"validation=null"
+                f"out for validation, and {len(eligible)} of them have a match in another camera. "
+                f"Expected at least {MIN_HELD_OUT_IDENTITIES} with a match, and some identities "
+                "left to train on. Hold out a whole source with validation.domain, or set "
+                "validation=null"
             )
         by_hash = sorted(eligible.tolist(), key=lambda pid: _hash(f"{dataset.name}/{pid}"))
         return np.array(sorted(by_hash[:count]), np.int64)
@@ -141,7 +145,7 @@ def _training_rows(dataset: Dataset) -> pa.Table:
 
 
 def _pids_with_a_match(rows: pa.Table) -> np.ndarray:
-    """Pids seen by two cameras, or on two images where cameras are unknown."""
+    """Pids with images from two cameras, or with two images if cameras are unknown."""
     pids = rows["pid"].to_numpy()
     if rows["camid"].null_count:
         known, images = np.unique(pids, return_counts=True)
@@ -156,7 +160,7 @@ def _hash(text: str) -> bytes:
 
 
 class SourcesOnlyStore:
-    """A store in which no data set can be touched but these sources: what a search is given."""
+    """A store that hides all data sets except the sources. A search is given this store."""
 
     def __init__(self, store: Store, sources: Sequence[Artifact]):
         self.uri = store.uri
@@ -164,7 +168,7 @@ class SourcesOnlyStore:
         self._addresses = tuple(f"{source.address}/" for source in sources)
 
     def read(self, key: str) -> bytes:
-        """See `muva.data.store.Store`; so the other methods."""
+        """See `muva.data.store.Store`, as for the other methods."""
         return self._store.read(self._checked(key))
 
     def write(self, key: str, data: bytes) -> None:
@@ -184,7 +188,7 @@ class SourcesOnlyStore:
         return self._store.size(self._checked(key))
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Store`; the keys of other data sets are left out."""
+        """See `Store`; keys of other data sets are left out."""
         return (key for key in self._store.list(prefix) if self._is_allowed(key))
 
     def delete(self, key: str) -> None:
@@ -205,7 +209,7 @@ class SourcesOnlyStore:
     def _checked(self, key: str) -> str:
         if not self._is_allowed(key):
             raise MuvaError(
-                f"store {self.uri}: {key} is of no source: what learns and chooses reaches no "
-                "other data set"
+                f"store {self.uri}: {key} does not belong to a source; training and model "
+                "selection must not access any other data set"
             )
         return key

@@ -1,8 +1,9 @@
-"""Where artifacts live: a local folder or a prefix of an S3 bucket, behind one small interface.
+"""Storage for artifacts: a local folder or a prefix of an S3 bucket behind one small interface.
 
-Two operations carry everything: `write` replaces a key as a whole, `create` makes a key that only
-the first of any number of writers gets. On a disk these are rename and link, on S3 a PUT and a PUT
-with `If-None-Match: *` (RFC 9110 13.1.2). What is being written is never seen under its key.
+Two operations are enough: `write` replaces a key atomically, and `create` creates a key so that
+exactly one of several concurrent writers succeeds. On a local disk these are a rename and a hard
+link; on S3 a PUT and a PUT with `If-None-Match: *` (RFC 9110 13.1.2). Partially written data is
+never visible under its key.
 """
 
 from __future__ import annotations
@@ -22,59 +23,62 @@ from typing import Any, Protocol
 from muva.errors import MuvaError, SettingsError
 
 MULTIPART_BYTES, PART_BYTES = 64 * 2**20, 16 * 2**20
-"""What goes to S3 in parts, and how large those are."""
+"""Uploads to S3 above the first size are split into parts of the second."""
 
 
 class MissingKeyError(MuvaError):
-    """The store holds nothing under a key."""
+    """The key does not exist in the store."""
 
 
 class Store(Protocol):
-    """Bytes under keys. Keys are relative paths with slashes; `uri` opens the same store again."""
+    """Maps keys to bytes. Keys are relative paths with forward slashes; `uri` reopens the store."""
 
     uri: str
 
     def read(self, key: str) -> bytes:
-        """The bytes; MissingKeyError when there are none."""
+        """The bytes under a key. Raises MissingKeyError if it does not exist."""
         ...
 
     def write(self, key: str, data: bytes) -> None:
-        """Put the bytes there, replacing what is there, as a whole or not at all."""
+        """Write a key atomically, replacing any previous value."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """The same if nothing is there; False, and nothing changes, if something is."""
+        """Write a key only if it does not exist yet. Returns False, and changes nothing, if it
+        does."""
         ...
 
     def exists(self, key: str) -> bool:
-        """Whether something is there."""
+        """Whether the key exists."""
         ...
 
     def size(self, key: str) -> int:
-        """Number of bytes; MissingKeyError when there are none."""
+        """Size in bytes. Raises MissingKeyError if the key does not exist."""
         ...
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """All keys that begin with the prefix, in order of their characters."""
+        """All keys with this prefix, in lexicographic order."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove what is there; nothing there is no error."""
+        """Delete a key; it is not an error if it does not exist."""
         ...
 
     def path(self, key: str) -> Path:
-        """A local file with these bytes, to be read only; MissingKeyError when there are none."""
+        """A local, read-only file with these bytes. Raises MissingKeyError if the key does not
+        exist."""
         ...
 
     def sweep(self, *, older_than_s: float) -> int:
-        """Remove what broken-off writes left behind; the number of files removed."""
+        """Delete leftovers of interrupted writes and return how many were deleted."""
         ...
 
 
 def open_store(uri: str | Path) -> Store:
-    """The store at a folder or at `s3://bucket/prefix`.
+    """The store at a local folder or at `s3://bucket/prefix`.
 
-    Credentials, region and endpoint of S3 come from the usual AWS variables and files.
+    Credentials, region and endpoint of S3 are taken from the usual AWS variables and files. Raises
+    SettingsError for any other scheme.
     """
     text = str(uri)
     if text.startswith("s3://"):
@@ -88,7 +92,7 @@ def open_store(uri: str | Path) -> Store:
 
 
 class LocalStore:
-    """A folder. Needs hard links, as every common file system but FAT has them."""
+    """A store in a local folder. The file system must support hard links, as all but FAT do."""
 
     def __init__(self, root: Path):
         self._root = root.expanduser().resolve()
@@ -141,14 +145,14 @@ class LocalStore:
         return iter(sorted(key for key in keys if key.startswith(prefix)))
 
     def delete(self, key: str) -> None:
-        """See `Store`; folders that become empty go too."""
+        """See `Store`; folders that become empty are deleted too."""
         with self._readable_errors("delete", key):
             file = self._file(key)
             file.unlink(missing_ok=True)
             for folder in file.relative_to(self._root).parents:
                 try:
                     (self._root / folder).rmdir()
-                except OSError:  # not empty, or gone: a neighbour's
+                except OSError:  # not empty, or already deleted by another process
                     return
 
     def path(self, key: str) -> Path:
@@ -167,7 +171,7 @@ class LocalStore:
                     if time.time() - file.stat().st_mtime > older_than_s:
                         file.unlink()
                         removed += 1
-                except FileNotFoundError:  # its writer has just finished
+                except FileNotFoundError:  # its writer finished in the meantime
                     continue
         return removed
 
@@ -176,7 +180,7 @@ class LocalStore:
 
     @contextmanager
     def _temporary_file(self, data: bytes) -> Iterator[Path]:
-        """A file on the store's own disk that holds the bytes, flushed."""
+        """A file on the store's own disk with these bytes, flushed to disk."""
         self._partial.mkdir(parents=True, exist_ok=True)
         temporary = self._partial / uuid.uuid4().hex
         try:
@@ -190,7 +194,7 @@ class LocalStore:
 
     @contextmanager
     def _readable_errors(self, verb: str, key: str) -> Iterator[None]:
-        """Errors of the disk in words that say what to do."""
+        """Turn errors of the file system into a MuvaError that names the remedy."""
         try:
             yield
         except FileNotFoundError as error:
@@ -200,14 +204,14 @@ class LocalStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise MuvaError(
-                    f"store {self.uri}: the disk is full, {key} was not written and nothing "
-                    "half-written counts as done. Free some space (`muva store gc` lists what can "
-                    "go) or choose another store, then start the same command again"
+                    f"store {self.uri}: the disk is full, so {key} was not written. Partial "
+                    "results are not used. Free some space (`muva store gc` lists what can be "
+                    "deleted) or choose another store, then run the same command again"
                 ) from error
             remedy = (
-                "May this account read it?"
+                "Does this account have permission to read it?"
                 if verb == "read"
-                else "Choose a folder that this account may write to; its disk must know hard links"
+                else "Choose a folder that this account can write to, on a disk with hard links"
             )
             raise MuvaError(
                 f"store {self.uri}: cannot {verb} {key}: {error.strerror or error}. {remedy}"
@@ -215,7 +219,7 @@ class LocalStore:
 
 
 class S3Store:
-    """A prefix of a bucket of S3 or of a server that speaks its protocol."""
+    """A store under a prefix of a bucket on S3 or a compatible server."""
 
     def __init__(self, uri: str):
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
@@ -232,7 +236,7 @@ class S3Store:
         return hash(self.uri)
 
     def __reduce__(self) -> tuple[Callable[[str], S3Store], tuple[str]]:
-        return S3Store, (self.uri,)  # connections do not travel to other processes
+        return S3Store, (self.uri,)  # connections cannot be pickled
 
     def read(self, key: str) -> bytes:
         """See `Store`."""
@@ -242,7 +246,7 @@ class S3Store:
         return buffer.getvalue()
 
     def write(self, key: str, data: bytes) -> None:
-        """See `Store`; what is large goes in parts, each of which is tried again by itself."""
+        """See `Store`. Large values are uploaded in parts, each of which is retried separately."""
         with self._readable_errors("write", key):
             self._call("upload_fileobj", key, Fileobj=io.BytesIO(data), Config=_transfer_config())
 
@@ -258,9 +262,9 @@ class S3Store:
                 except ClientError as error:
                     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                     if status == 412:
-                        # Ours, where the answer to an earlier attempt was lost on the way.
+                        # The key is ours if the response to an earlier attempt was lost.
                         return self.read(key) == data
-                    # 409: another conditional write of this key is under way; who wins is open.
+                    # 409: another conditional write of this key is in progress and may still fail.
                     if status != 409 or pause_s is None:
                         raise
                     time.sleep(pause_s)
@@ -294,7 +298,7 @@ class S3Store:
             self._call("delete_object", key)
 
     def path(self, key: str) -> Path:
-        """See `Store`: a copy under the user's cache folder, named by the content's ETag."""
+        """See `Store`: a copy in the user's cache folder, named by the ETag of the content."""
         with self._readable_errors("read", key):
             etag = self._call("head_object", key)["ETag"]
             name = hashlib.sha256(f"{self.uri}/{key} {etag}".encode()).hexdigest()
@@ -311,9 +315,10 @@ class S3Store:
             return copy
 
     def sweep(self, *, older_than_s: float) -> int:
-        """See `Store`: a PUT that breaks off leaves nothing, one in parts leaves those.
+        """See `Store`. Only interrupted multipart uploads leave anything behind.
 
-        Programs that know folders, Ray Train among them, leave empty objects named like one.
+        Libraries that emulate folders, Ray Train among them, also leave empty objects that are
+        named like folders; these are deleted too.
         """
         removed = 0
         with self._readable_errors("list", "broken-off uploads"):
@@ -347,8 +352,8 @@ class S3Store:
                 )
             except ValueError as error:
                 raise MuvaError(
-                    f"store {self.uri}: {error}: expected AWS_ENDPOINT_URL as http://HOST:PORT, or "
-                    "not set for Amazon's own"
+                    f"store {self.uri}: {error}: expected AWS_ENDPOINT_URL to be "
+                    "http://HOST:PORT, or unset for Amazon S3"
                 ) from error
         return self._client
 
@@ -358,7 +363,7 @@ class S3Store:
 
     @contextmanager
     def _readable_errors(self, verb: str, key: str) -> Iterator[None]:
-        """Errors of the service in words that say what to do."""
+        """Turn errors of the service into a MuvaError that names the remedy."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -374,35 +379,35 @@ class S3Store:
             raise MuvaError(
                 f"store {self.uri}: cannot {verb} {key}: {error}. Are AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION and, for servers other than "
-                "Amazon's, AWS_ENDPOINT_URL set?"
+                "Amazon S3, AWS_ENDPOINT_URL set?"
             ) from error
         except OSError as error:
             raise MuvaError(
-                f"store {self.uri}: cannot keep a copy of {key} in {_cache_folder()}: {error}. "
-                "XDG_CACHE_HOME chooses another folder"
+                f"store {self.uri}: cannot cache a copy of {key} in {_cache_folder()}: {error}. "
+                "Set XDG_CACHE_HOME to another folder"
             ) from error
 
 
 _S3_REMEDIES = {
-    "NoSuchBucket": "Create the bucket first, or mend its name",
-    "AccessDenied": "These credentials may not do this here",
-    "403": "These credentials may not do this here",
-    "InvalidAccessKeyId": "Are AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL of the same server?",
+    "NoSuchBucket": "Create the bucket first, or correct its name",
+    "AccessDenied": "These credentials lack the permission for this operation",
+    "403": "These credentials lack the permission for this operation",
+    "InvalidAccessKeyId": "Do AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL belong to the same server?",
     "SignatureDoesNotMatch": "Is AWS_SECRET_ACCESS_KEY right?",
     "ExpiredToken": "The session token has expired: log in again",
     **dict.fromkeys(
         ("PermanentRedirect", "AuthorizationHeaderMalformed", "301"),
         "The bucket is in another region: set AWS_REGION to it",
     ),
-    "400": "Is AWS_REGION the bucket's, and this machine's clock right?",
-    "RequestTimeTooSkewed": "This machine's clock is wrong: set it, for example by NTP",
-    "SlowDown": "The service asks for fewer requests: start the same command again later",
+    "400": "Is AWS_REGION the region of the bucket, and is this machine's clock right?",
+    "RequestTimeTooSkewed": "This machine's clock is wrong: synchronise it, for example by NTP",
+    "SlowDown": "The service is limiting requests: run the same command again later",
 }
 
 
 @functools.cache
 def _transfer_config() -> Any:
-    """How bytes go: in parts from this size on, few at once beside the work."""
+    """Multipart uploads above this size, with few threads beside the actual work."""
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(
@@ -411,14 +416,16 @@ def _transfer_config() -> Any:
 
 
 def checked_key(key: str) -> str:
-    """The key, if it is a relative path with slashes that stays within the store."""
+    """Return the key if it is a relative path within the store; raise MuvaError otherwise."""
     if not key or key.startswith("/") or not set(key.split("/")).isdisjoint({"", ".", ".."}):
-        raise MuvaError(f"store: {key!r} is no key; expected a relative path with slashes")
+        raise MuvaError(
+            f"store: {key!r} is not a key; expected a relative path with forward slashes"
+        )
     return key
 
 
 def delete_local_copies() -> None:
-    """Removes the copies of buckets' content that this user has on this machine."""
+    """Delete the copies of bucket content that this user has cached on this machine."""
     for copy in _cache_folder().glob("*"):
         copy.unlink(missing_ok=True)
 
@@ -428,11 +435,11 @@ def _cache_folder() -> Path:
 
 
 def _move_into_place(temporary: Path, target: Path, move: Callable[[Path, Path], None]) -> None:
-    """Move or link a finished file to its name, and flush the folder: the name is on disk then."""
+    """Move or link a finished file to its final name, and flush the folder to disk."""
     for attempt in range(_MOVE_ATTEMPTS):
         last = attempt == _MOVE_ATTEMPTS - 1
-        # A neighbour's `delete` may remove the empty folder at any moment: between the two looks
-        # that `mkdir` takes at it, or before the file is in it.
+        # Another process may delete the empty folder at any moment: between the two checks that
+        # `mkdir` makes, or before the file is moved into it.
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -456,4 +463,4 @@ _MOVE_ATTEMPTS = 10
 
 
 STALE_PARTIAL_S = 3600.0
-"""A file that a write left behind is swept when it is this old: younger ones may be in use."""
+"""Age after which files of interrupted writes are swept; younger ones may still be in use."""

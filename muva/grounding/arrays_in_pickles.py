@@ -1,7 +1,8 @@
-"""A pickle of numpy arrays and plain containers, read without calling anything that it names.
+"""Reads NumPy arrays and plain containers from a pickle without calling anything that it names.
 
-What it names is replaced: by `_Array` and `_Dtype`, which take numpy's form as plain data and check
-it. So no array is larger than its bytes in the file, and none holds objects.
+The globals in the pickle are replaced by `_Array` and `_Dtype`, which accept NumPy's pickled state
+as plain data and validate it. An array therefore cannot be larger than its bytes in the file, and
+cannot contain objects.
 """
 
 from __future__ import annotations
@@ -16,27 +17,29 @@ from typing import Any
 import numpy as np
 
 _NUMBERS = re.compile(r"[<>|=]?[biuf][1248]")
-"""Types of numbers as numpy writes them: bool, whole, floating."""
+"""NumPy's codes for bool, integer and floating-point dtypes."""
 
 MAX_VALUES_PER_BYTE = 64
-"""What is in a pickle once takes a byte or more; the same boxes may well stand at many names."""
+"""Limit on values per byte of the file. Everything stored takes at least a byte, but many names may
+share the same boxes."""
 
 
 def load_arrays(pickled: io.BufferedIOBase) -> Any:
-    """What a pickle holds: dicts, lists, strings, numbers, and arrays of numbers; tuples as lists.
+    """The content of a pickle: dicts, lists, strings, numbers and numeric arrays.
 
-    Raises ForbiddenError for one that names anything else, and whatever damage leads to.
+    Tuples become lists. Raises ForbiddenGlobalError if it names any other global, and any
+    exception if it is damaged.
     """
     value = _Unpickler(pickled).load()
     return _arrays(value, _Budget(MAX_VALUES_PER_BYTE * pickled.tell()))
 
 
 class ForbiddenGlobalError(Exception):
-    """A pickle names something that is neither an array nor a plain container."""
+    """A pickle names a global that is neither an array nor a plain container."""
 
 
 class _Dtype:
-    """What `numpy.dtype` is to a pickle."""
+    """Stands in for `numpy.dtype` while unpickling."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
@@ -51,7 +54,7 @@ class _Dtype:
 
 
 class _Array:
-    """What an array is to a pickle: numpy fills it when the pickle gives its state."""
+    """Stands in for an array while unpickling; filled from NumPy's pickled state."""
 
     values: np.ndarray
 
@@ -63,11 +66,11 @@ class _Array:
 def _array_from_bytes(
     content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
 ) -> np.ndarray:
-    """The array of these bytes; ValueError unless they are as many as its shape needs."""
+    """The array with this content; ValueError unless the number of bytes matches the shape."""
     shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     whole = all(type(side) is int and side >= 0 for side in shape)
     if not (isinstance(content, bytes | bytearray) and isinstance(dtype, _Dtype) and whole):
-        raise ValueError("an array that is not in numpy's form")
+        raise ValueError("an array that is not in NumPy's format")
     if len(content) != math.prod(shape) * dtype.numpy_dtype.itemsize:
         raise ValueError(f"an array of shape {shape} in {len(content)} bytes")
     values = np.frombuffer(content, dtype.numpy_dtype)
@@ -85,12 +88,12 @@ def _scalar(dtype: Any, content: Any) -> Any:
 
 
 def _no_bytes() -> bytes:
-    """How protocol 2 writes them."""
+    """Protocol 2 writes empty bytes as a call of this."""
     return b""
 
 
 def _bytes(text: Any, encoding: Any) -> bytes:
-    """How protocol 2 writes some; no other codec runs."""
+    """Protocol 2 writes other bytes as a call of this; no other codec is run."""
     if encoding != "latin1":
         raise ValueError(f"bytes in {encoding!r}")
     return text.encode("latin1")
@@ -99,17 +102,17 @@ def _bytes(text: Any, encoding: Any) -> bytes:
 _ALLOWED_GLOBALS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _bytes,
-    "__builtin__.bytes": _no_bytes,  # Python 2 names, as protocol 2 has them
+    "__builtin__.bytes": _no_bytes,  # protocol 2 uses the names of Python 2
     "numpy.ndarray": _Array,
     "numpy.dtype": _Dtype,
 }
-for _package in ("numpy.core", "numpy._core"):  # of numpy 1 and numpy 2
+for _package in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
     _ALLOWED_GLOBALS[f"{_package}.multiarray._reconstruct"] = _empty_array
     _ALLOWED_GLOBALS[f"{_package}.multiarray.scalar"] = _scalar
     _ALLOWED_GLOBALS[f"{_package}.numeric._frombuffer"] = _array_from_bytes
 
 
-# The one in Python, not the one in C: that one takes gigabytes for a memo's place in a few bytes.
+# The Python implementation: in the C one, a few bytes can make the memo allocate gigabytes.
 class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _ALLOWED_GLOBALS:
@@ -118,23 +121,23 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Budget:
-    """How much a pickle may hold, for its size.
+    """Limits how many values are visited, relative to the size of the pickle.
 
-    A few hundred bytes can name one list in so many places that going through all takes for ever.
+    A few hundred bytes can nest references to one list so that visiting all of them takes forever.
     """
 
     def __init__(self, limit: int) -> None:
         self._left = limit
 
     def spend(self) -> None:
-        """For one thing more; ValueError where there is no room for it."""
+        """Count one more value. Raises ValueError once the limit is exceeded."""
         self._left -= 1
         if self._left < 0:
-            raise ValueError("containers that hold each other over and over")
+            raise ValueError("containers that are nested in each other again and again")
 
 
 def _arrays(value: Any, budget: _Budget) -> Any:
-    """The value with arrays where the pickle had them."""
+    """The value with every `_Array` replaced by its NumPy array."""
     budget.spend()
     if isinstance(value, _Array):
         return value.values

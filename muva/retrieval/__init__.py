@@ -1,4 +1,4 @@
-"""Features -> distances -> CMC, mAP, mINP, re-ranking -> ranked lists."""
+"""Retrieval: distances, CMC, mAP and mINP, re-ranking, and ranked lists from features."""
 
 from muva.retrieval.features import Features, read_features, write_features
 from muva.retrieval.metrics import evaluate

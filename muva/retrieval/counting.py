@@ -1,6 +1,6 @@
-"""The loops of exact ranking, compiled: float64 cosines of pairs, and who is nearer than whom.
+"""Compiled loops for exact ranking: float64 cosines of pairs, and counts of nearer images.
 
-They let go of Python's lock: rows can be shared out among threads.
+They release the GIL, so rows can be distributed over threads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 @numba.njit(cache=True, fastmath={"reassoc", "contract"})
 @no_type_check
 def dot(one, other):
-    """The float64 sum of two rows' products, in an order that hangs on their length alone."""
+    """Dot product of two rows in float64; the order of summation depends only on their length."""
     total = 0.0
     for position in range(len(one)):
         total += np.float64(one[position]) * np.float64(other[position])
@@ -24,7 +24,7 @@ def dot(one, other):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def squared_lengths(rows, out):
-    """The float64 sum of each row's squares."""
+    """The squared length of each row in float64."""
     for row in range(len(rows)):
         out[row] = dot(rows[row], rows[row])
 
@@ -32,7 +32,7 @@ def squared_lengths(rows, out):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def cosines(queries, query_scales, query_of_pair, galleries, gallery_scales, image_of_pair, out):
-    """The cosine of each pair: of the query in `query_of_pair` and the gallery image in `image_of_pair`."""
+    """The cosine of each pair of a query and a gallery image."""
     for pair in range(len(query_of_pair)):
         query, image = query_of_pair[pair], image_of_pair[pair]
         scale = query_scales[query] * gallery_scales[image]
@@ -57,10 +57,10 @@ def count_nearer(
     matches,
     nearer,
 ):
-    """Adds a block's images to `nearer`: each to the first match that it outranks, by camera.
+    """Adds each image of a block to `nearer`, at the first match that it outranks, by camera.
 
-    `near` is within `errors` of the exact closeness: the cosine, or gain x cosine + shift where
-    there are `offsets`.
+    `near` differs from the exact similarity by at most `errors`. The similarity is the cosine, or
+    gain x cosine + offset if there are `offsets`.
     """
     rescored = len(offsets) > 0
     for row in range(len(near)):
@@ -95,7 +95,7 @@ def count_nearer(
 @numba.njit(cache=True)
 @no_type_check
 def _first_below(thresholds, first, last, value):
-    """The first place of a falling row whose threshold is below the value."""
+    """First index of a descending row whose threshold is below the value."""
     while first < last:
         middle = (first + last) // 2
         if thresholds[middle] < value:

@@ -1,11 +1,11 @@
-"""The ranks of the queries' true matches, exactly, while the gallery is read once.
+"""Exact ranks of the true matches of each query, in a single pass over the gallery.
 
-A match ranks behind the images that are nearer to the query, so these are counted, and nothing is
-sorted or kept. A float32 product tells on which side of each match an image lies, unless it lies
-within that product's proven error of it: the similarity of those few is computed in float64. The
-ranks are therefore those of float64 cosines, whatever the blocks, their order, the threads and the
-kernels; equal cosines rank by gallery index. Re-ranking adds a shift to each cosine, in the same
-way everywhere.
+The rank of a match is one plus the number of images that are nearer to the query, so nearer images
+are counted, and nothing is sorted or kept. A float32 product decides on which side of each match an
+image lies, unless the two are closer than the proven error of that product; in those few cases, the
+similarity is computed in float64. The ranks are therefore those of float64 cosines, independent of
+blocks, their order, threads and kernels; ties are broken by gallery index. Re-ranking adds an
+offset to each cosine, computed in the same way everywhere.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ _PAIRS_AT_ONCE = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class MatchRanks:
-    """The ranks of each query's matches, those of query i at `start[i]` to `start[i + 1]`."""
+    """The ranks of all matches; those of query i are at `start[i]` to `start[i + 1]`."""
 
     start: np.ndarray
     """(queries + 1,) int64."""
     ranks: np.ndarray
-    """(matches,) int64 from 1, ascending within a query."""
+    """(matches,) int64 from 1, ascending for each query."""
     within: np.ndarray
-    """(matches,): the ranks among the images of the match's own camera alone."""
+    """(matches,): the ranks among images of the match's own camera."""
     cameras: np.ndarray
-    """(matches,): that camera, as `CameraRule.cameras` numbers it."""
+    """(matches,): index of that camera in `CameraRule.camids`."""
 
     def of(self, query: int) -> np.ndarray:
-        """The ranks of one query's matches; empty where it has none."""
+        """The ranks of one query's matches; empty if it has none."""
         return self.ranks[self.start[query] : self.start[query + 1]]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of a query and a gallery image."""
+    """Pairs of a query and a gallery image, by index."""
 
     query: np.ndarray
     gallery: np.ndarray
 
     def select(self, places: np.ndarray | slice) -> Pairs:
-        """Some of them."""
+        """The pairs at these positions."""
         return Pairs(self.query[places], self.gallery[places])
 
     def within(self, gallery: slice) -> Pairs:
-        """Those of a stretch of the gallery; they must be sorted by gallery image."""
+        """The pairs within a range of the gallery; requires pairs sorted by gallery image."""
         begin, end = np.searchsorted(self.gallery, (gallery.start, gallery.stop))
         return self.select(slice(int(begin), int(end)))
 
     def among(self, queries: slice, gallery: slice) -> np.ndarray:
-        """Places of those of two stretches."""
+        """Positions of the pairs within a range of queries and a range of gallery images."""
         inside = (self.query >= queries.start) & (self.query < queries.stop)
         inside &= (self.gallery >= gallery.start) & (self.gallery < gallery.stop)
         return np.flatnonzero(inside)
@@ -78,13 +78,13 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The matches of each query, nearest first: where the gallery is to be counted."""
+    """The matches of each query, nearest first: the boundaries between which images are counted."""
 
     matches: Pairs
     similarity: np.ndarray
-    """(matches,) float64: the cosine, or what re-ranking makes of it."""
+    """(matches,) float64: the cosine, or the re-ranked similarity."""
     start: np.ndarray
-    """(queries + 1,): each query's first match."""
+    """(queries + 1,): position of each query's first match."""
 
     @classmethod
     def of(
@@ -95,7 +95,7 @@ class Thresholds:
         queries: int,
         rescoring: AffineRescoring | None = None,
     ) -> Thresholds:
-        """Sorted by query, closeness and gallery index; `similarities` are cosines."""
+        """Sort matches by query, similarity and gallery index; `similarities` are their cosines."""
         similarity = similarities
         if rescoring is not None:
             similarity = similarities * rescoring.gains[matches.query] + rescoring.pair_offsets(
@@ -107,7 +107,7 @@ class Thresholds:
         return cls(matches=matches, similarity=similarity[order], start=start)
 
     def ranks(self, nearer: np.ndarray, rule: CameraRule) -> MatchRanks:
-        """Each match behind all that `count_nearer_in_chunk` has counted, in the whole gallery."""
+        """The ranks, given the counts of `count_nearer_in_chunk` summed over the whole gallery."""
         before = np.cumsum(nearer, axis=0)
         earlier = np.concatenate([np.zeros((1, nearer.shape[1]), np.int64), before])[
             self.start[:-1]
@@ -124,7 +124,8 @@ class Thresholds:
 
 @runtime_checkable
 class AffineRescoring(Protocol):
-    """Ranks by gain x cosine + shift instead: a gain for each query, a shift for each pair."""
+    """Replaces the cosine by gain x cosine + offset, with one gain per query and one offset per
+    pair."""
 
     @property
     def gains(self) -> np.ndarray:
@@ -132,11 +133,11 @@ class AffineRescoring(Protocol):
         ...
 
     def offset_block(self, queries: slice, gallery: slice) -> np.ndarray:
-        """(queries, gallery) float32, at most 1 in size."""
+        """(queries, gallery) float32, at most 1 in absolute value."""
         ...
 
     def pair_offsets(self, pairs: Pairs) -> np.ndarray:
-        """(pairs,) float32: bit for bit the block's."""
+        """(pairs,) float32, bitwise equal to those of the block."""
         ...
 
 
@@ -149,12 +150,12 @@ def match_ranks(
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> MatchRanks:
-    """Ranks by cosine similarity, of the gallery images that count for each query.
+    """Ranks by cosine similarity among the gallery images that count for each query.
 
-    Features are (images, width) of any length, and may be memory-mapped. `rescoring` rank otherwise.
-    `block_bytes` bounds a block of similarities, and a block of features beside it; `progress`
-    hears of gallery images.
-    Raises MuvaError for features that do not belong together, and for NaN and infinity.
+    Features are (images, width), need not be normalised, and may be memory-mapped. `rescoring`
+    ranks by other similarities. `block_bytes` bounds a block of similarities, and a block of
+    features beside it; `progress` is called with (gallery images done, all). Raises MuvaError if
+    features do not match each other, or contain NaN or infinity.
     """
     queries, galleries = (
         FeatureChunk(query, "query_features"),
@@ -178,18 +179,18 @@ def match_ranks(
 
 
 def check_widths(queries: FeatureChunk, galleries: FeatureChunk) -> None:
-    """MuvaError unless the features can be compared."""
+    """Raise MuvaError unless the features have the same width."""
     if queries.width != galleries.width:
         raise MuvaError(
-            f"query features are {queries.width} wide, gallery features {galleries.width}: both "
-            "must come from the same model"
+            f"expected query and gallery features of the same width, found {queries.width} and "
+            f"{galleries.width}. Both must come from the same model"
         )
 
 
 def matching_and_ignored_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
-    """The pairs that match, and those that do not count, besides junk; sorted by gallery image."""
+    """The matching pairs, and the ignored pairs besides junk, both sorted by gallery image."""
     by_query = [rule.matches_and_ignored(index) for index in range(queries)]
-    # A query without a match counts nowhere: what it ignores is of no use.
+    # A query without a match is in no metric, so its ignored images are not needed.
     sides = [matches for matches, _ in by_query], [i if len(m) else i[:0] for m, i in by_query]
     pairs = []
     for side in sides:
@@ -201,7 +202,7 @@ def matching_and_ignored_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, P
 
 
 def pair_similarities(queries: FeatureChunk, chunk: FeatureChunk, pairs: Pairs) -> np.ndarray:
-    """The float64 cosine of each pair, whose images are within the two stretches."""
+    """The float64 cosine of each pair; the images must be within the two chunks."""
     cosines_of_pairs = np.empty(len(pairs.query))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for batch in even_slices(len(cosines_of_pairs), _PAIRS_AT_ONCE):
@@ -238,18 +239,18 @@ def count_nearer_in_chunk(
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """How many images of a stretch of the gallery are nearer than a match, but not than the next.
+    """Count the images of a gallery chunk that are nearer than a match, but not than the next one.
 
-    (matches, cameras) int64, in the thresholds' order, by the camera of what is nearer; counts of
-    stretches that make up a gallery add up. `ignored`: pairs that do not count, of the whole
-    gallery, sorted by gallery image.
+    Returns (matches, cameras) int64, in the order of the thresholds and by the camera of the nearer
+    image; the counts of all chunks of a gallery add up. `ignored` are the pairs of the whole
+    gallery that do not count, sorted by gallery image.
     """
     width = queries.width
     matches_side = (thresholds.similarity, thresholds.matches.gallery)
     nearer = np.zeros((len(thresholds.similarity), rule.camera_count), np.int64)
     gains = np.ones(len(queries)) if rescoring is None else rescoring.gains
     errors = cosine_error(width) * gains
-    if rescoring is not None:  # each operation rounds, and so does the gain
+    if rescoring is not None:  # rounding of each operation, and of the gain
         errors += 4 * _UNIT * (gains + 1)
     groups = even_slices(len(queries), block_bytes // (4 * width))
     done, total = 0, len(chunk) * len(groups)
@@ -300,7 +301,7 @@ _NO_OFFSETS = np.empty((0, 0), np.float32)
 
 
 def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:
-    """The products of all rows with all, float32, in the buffer."""
+    """The product of all rows with all rows in float32, written to the buffer."""
     products = buffer[: len(one) * len(other)].view(len(one), -1)
     with full_precision():
         torch.mm(one, other.T, out=products)
@@ -308,22 +309,22 @@ def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:
 
 
 def thread_slices(rows: int) -> list[slice]:
-    """So many rows, one stretch of them for each thread."""
+    """Divide rows among the threads."""
     return even_slices(rows, rows // torch.get_num_threads() + 1)
 
 
 def run_in_threads(
     threads: ThreadPoolExecutor, kernel: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 ) -> None:
-    """Calls a compiled loop with each of these arguments, side by side."""
+    """Call a compiled loop with each of these argument tuples in parallel."""
     for call in [threads.submit(kernel, *call_arguments) for call_arguments in arguments]:
         call.result()
 
 
 class FeatureChunk:
-    """Features where they are, and the scales that make their rows' length 1.
+    """Consecutive features, in place, with the factors that normalise their rows.
 
-    `first`: the number of a stretch's first row, in the gallery or among all images.
+    `first` is the number of the first row in the gallery, or among all images.
     """
 
     def __init__(self, features: np.ndarray | Tensor, name: str, *, first: int = 0):
@@ -336,20 +337,20 @@ class FeatureChunk:
 
     @property
     def image_range(self) -> slice:
-        """The rows' numbers."""
+        """Range of the rows' numbers."""
         return slice(self.first, self.first + len(self))
 
     @property
     def width(self) -> int:
-        """Numbers of a feature."""
+        """Dimension of a feature."""
         return self.features.shape[1]
 
     def exact(self, rows: slice) -> np.ndarray:
-        """The rows as they are, in a type that holds them exactly and is computed with."""
+        """The rows without rounding, in float32 or float64."""
         return _exact(self.features[rows])
 
     def at(self, rows: np.ndarray) -> _RowSelection:
-        """Some rows where they are, or copies of them where they have to be converted."""
+        """Some rows in place, or copies if they have to be converted."""
         features = self.features
         if features.dtype in (torch.float32, torch.float64) and features.is_contiguous():
             return _RowSelection(features.numpy(), self.scales, rows)
@@ -357,7 +358,7 @@ class FeatureChunk:
         return _RowSelection(copied, self.scales[rows], np.arange(len(rows)))
 
     def normalised(self, rows: slice) -> Tensor:
-        """The rows with length 1, float32: each number rounded once or twice."""
+        """The rows with length 1 in float32; each number is rounded once or twice."""
         scales = torch.from_numpy(self.scales[rows])[:, None]
         chosen = self.features[rows]
         if chosen.dtype == torch.float64:
@@ -367,7 +368,7 @@ class FeatureChunk:
 
 @dataclass(frozen=True)
 class _RowSelection:
-    """Rows of an array, by their places in it."""
+    """Rows of an array, by their positions."""
 
     features: np.ndarray
     scales: np.ndarray
@@ -381,18 +382,18 @@ def _exact(features: Tensor) -> np.ndarray:
 
 
 def cosine_error(width: int) -> float:
-    """How far a float32 cosine may be from the exact one, and a little more.
+    """Upper bound for the error of a float32 cosine, with a small margin.
 
-    A sum of n products in any order errs by at most n u / (1 - n u) of the sum of their sizes
-    (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1), which is at most 1 here;
-    rounding scale and numbers on both sides adds 4 u.
+    A sum of n products in any order has an error of at most n u / (1 - n u) times the sum of their
+    absolute values (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1), which is at
+    most 1 here. Rounding the scale and the numbers on both sides adds 4 u.
     """
     terms = (width + 8) * _UNIT
     return terms / (1 - terms)
 
 
 def _within(indices: np.ndarray, gallery_range: slice) -> np.ndarray:
-    """Of sorted gallery indices those of a stretch."""
+    """The part of sorted gallery indices that lies in a range."""
     begin, end = np.searchsorted(indices, (gallery_range.start, gallery_range.stop))
     return indices[begin:end]
 
@@ -400,7 +401,7 @@ def _within(indices: np.ndarray, gallery_range: slice) -> np.ndarray:
 def _block_positions(
     pairs: Pairs, group: slice, gallery_range: slice
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of pairs in a block of similarities."""
+    """Rows and columns of pairs within a block of similarities."""
     pairs = pairs.within(gallery_range)
     inside = (pairs.query >= group.start) & (pairs.query < group.stop)
     return pairs.query[inside] - group.start, pairs.gallery[inside] - gallery_range.start

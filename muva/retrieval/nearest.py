@@ -1,7 +1,8 @@
-"""Each image's nearest others among very many, exactly, in blocks of any size.
+"""Exact nearest neighbours among very many images, in blocks of any size.
 
-As in `match_ranks`, a float32 product tells which images may be among them, and float64 cosines
-decide: the neighbours do not depend on blocks, threads or kernels. Equal cosines go by index.
+As in `match_ranks`, a float32 product determines which images may be among them, and float64
+cosines decide. The neighbours do not depend on blocks, threads or kernels. Ties are broken by
+index.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from muva.retrieval.neighbour_loops import keep_nearest, merge_nearest
 
 @dataclass(frozen=True)
 class NearestNeighbours:
-    """The nearest of the images that some images were compared with, and the lowest cosine."""
+    """The nearest neighbours of each image found so far, and its lowest cosine."""
 
     images: np.ndarray
-    """(images, count) int64: numbers of the nearest, itself included, nearest first; `NONE` where
-    fewer were seen."""
+    """(images, count) int64: numbers of the nearest images, itself included, nearest first; `NONE`
+    where fewer have been seen."""
     cosines: np.ndarray
     """(images, count) float64."""
     lowest: np.ndarray
@@ -41,7 +42,7 @@ class NearestNeighbours:
 
     @classmethod
     def empty(cls, images: int, *, count: int) -> NearestNeighbours:
-        """Before anything was compared."""
+        """The state before any comparison."""
         return cls(
             np.full((images, count), cls.NONE),
             np.full((images, count), -np.inf),
@@ -49,11 +50,11 @@ class NearestNeighbours:
         )
 
     def rows(self, rows: slice) -> NearestNeighbours:
-        """Some of the images; what is found for them is found for the whole."""
+        """A view of some of the images; updates apply to the whole."""
         return NearestNeighbours(self.images[rows], self.cosines[rows], self.lowest[rows])
 
     def merge(self, other: NearestNeighbours) -> None:
-        """Take what the same images found elsewhere."""
+        """Add the neighbours that the same images have elsewhere."""
         merge_nearest(self.images, self.cosines, other.images, other.cosines)
         np.minimum(self.lowest, other.lowest, out=self.lowest)
 
@@ -68,9 +69,10 @@ def compare_chunks(
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> None:
-    """Compares all images of two stretches, which may be the same one, both ways at once.
+    """Compare all images of two chunks, which may be the same one, in both directions.
 
-    `included`: (all images,) bool, whether an image takes part. `progress` hears of pairs compared.
+    `included` is (all images,) bool: whether an image takes part. `progress` is called with the
+    number of pairs compared since the last call.
     """
     edge = min(isqrt(block_bytes // 4), block_bytes // (4 * one.width))
     pieces, others = (even_slices(len(side), edge) for side in (one, other))
@@ -127,11 +129,11 @@ def compare_chunks(
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """Some rows of a side, as a block needs them."""
+    """Some rows of a chunk, prepared for a block."""
 
     rows: slice
     first: int
-    """The number of the first among all images."""
+    """Number of the first row among all images."""
     included: np.ndarray
     exact: np.ndarray
     scales: np.ndarray

@@ -1,6 +1,6 @@
-"""The loops of re-ranking, compiled: nearest neighbours of float64 cosines, sums of minima.
+"""Compiled loops for re-ranking: nearest neighbours by float64 cosines, and sums of minima.
 
-They let go of Python's lock: rows can be shared out among threads.
+They release the GIL, so rows can be distributed over threads.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def keep_nearest(
     cosines,
     lowest,
 ):
-    """Takes a block's images among each row's nearest, and finds the lowest cosine of each row.
+    """Adds the images of a block to each row's nearest, and updates each row's lowest cosine.
 
-    `near` holds the block's cosines within `error`; rows and columns that are not `query_included` and
-    `gallery_included` are passed over.
+    `near` holds the cosines of the block, within `error`. Rows and columns that are not in
+    `query_included` and `gallery_included` are skipped.
     """
     last = images.shape[1] - 1
     best = np.empty(last + 1, np.float32)
     for row in range(len(near)):
         if not query_included[row]:
             continue
-        # First what the block's own cosines rule out: exact ones take a thousand times as long.
+        # Use the block's cosines to rule out most images: exact ones are a thousand times slower.
         best[:] = cosines[row, last] - 2 * error
         lowest_seen = np.float32(lowest[row])
         for column in range(near.shape[1]):
@@ -66,7 +66,7 @@ def keep_nearest(
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def merge_nearest(images, cosines, other_images, other_cosines):
-    """Takes another's nearest images of the same rows among these."""
+    """Merges the nearest images of the same rows from elsewhere into these."""
     for row in range(len(images)):
         for position in range(other_images.shape[1]):
             _insert(
@@ -77,7 +77,7 @@ def merge_nearest(images, cosines, other_images, other_cosines):
 @numba.njit(cache=True)
 @no_type_check
 def _insert(images, cosines, image, cosine):
-    """Puts an image into its place, if it has one; equal cosines by index."""
+    """Inserts an image at its rank, if it has one; ties are broken by index."""
     position = len(images)
     while position > 0 and (
         cosine > cosines[position - 1]
@@ -93,7 +93,7 @@ def _insert(images, cosines, image, cosine):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def row_jaccard_offsets(start, columns, values, column_start, rows, row_values, weight, out):
-    """-weight x Jaccard distance of some sparse rows and all of a matrix given by columns."""
+    """-weight x Jaccard distance between sparse rows and all columns of a CSC matrix."""
     for row in range(len(out)):
         overlaps = np.zeros(out.shape[1])
         for entry in range(start[row], start[row + 1]):
@@ -118,7 +118,7 @@ def pair_jaccard_offsets(
     weight,
     out,
 ):
-    """The same of pairs of sparse rows whose columns ascend, bit for bit."""
+    """The same for pairs of sparse rows with sorted columns, bitwise equal."""
     for pair in range(len(out)):
         one_entry, one_end = one_start[one[pair]], one_start[one[pair] + 1]
         other_entry, other_end = other_start[other[pair]], other_start[other[pair] + 1]

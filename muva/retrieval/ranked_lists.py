@@ -1,4 +1,4 @@
-"""The first gallery images of each query, for people to look at."""
+"""Ranked lists: the first gallery images of each query, for inspection."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from muva.retrieval.reranking import Encodings, Reranking, reranked_blocks, reso
 
 @dataclass(frozen=True, kw_only=True)
 class RankedLists:
-    """For each query the first images that the camera rule leaves, nearest first."""
+    """For each query the first images that count under the camera rule, nearest first."""
 
     indices: np.ndarray
-    """(queries, top) int64 gallery indices; -1 where fewer images are left."""
+    """(queries, top) int64 gallery indices; -1 if there are fewer images."""
     is_match: np.ndarray
-    """(queries, top) bool: the query's person."""
+    """(queries, top) bool: whether the image has the identity of the query."""
 
 
 def ranked_lists(
@@ -36,7 +36,7 @@ def ranked_lists(
     rerank: bool | Reranking | Encodings = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> RankedLists:
-    """The ranking that `evaluate` scores, cut after `top` images; same inputs, same errors."""
+    """The ranking of `evaluate`, cut off after `top` images; same inputs and errors."""
     query = checked_labels(
         pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
     )
@@ -67,7 +67,7 @@ def ranked_lists(
 
 
 def nearest_indices(distances: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` smallest finite distances, in order, equal ones by index."""
+    """Indices of the `count` smallest finite distances in ascending order, ties broken by index."""
     count = min(count, len(distances))
     furthest = np.partition(distances, count - 1)[count - 1]
     candidates = np.flatnonzero((distances <= furthest) & np.isfinite(distances))

@@ -1,9 +1,11 @@
 """Re-ranking with k-reciprocal neighbours (Zhong et al., "Re-ranking Person Re-identification with
-k-reciprocal Encoding", CVPR 2017), exact, without the dense matrix of all against all.
+k-reciprocal Encoding", CVPR 2017), computed exactly, but without a dense matrix of all distances.
 
-What the definition needs of each row of that matrix is its maximum and its first k1 + 1 neighbours;
-the encodings V are sparse. A pair's distance is then lambda o + (1 - lambda) (1 - s / (2 - s)), s
-the sum of minima of its encodings: for each query a factor of the cosine, and a shift.
+Of each row of that matrix, the definition needs only the maximum and the first k1 + 1 neighbours;
+the encodings V are sparse. The distance of a pair is then
+lambda o + (1 - lambda) (1 - s / (2 - s)), where o is the original distance divided by its row's
+maximum and s is the sum of minima of the two encodings. Relative to the cosine, this is a gain for
+each query and an offset for each pair.
 """
 
 from __future__ import annotations
@@ -32,39 +34,41 @@ from muva.retrieval.nearest import NearestNeighbours, compare_chunks
 from muva.retrieval.neighbour_loops import pair_jaccard_offsets, row_jaccard_offsets
 
 _MIN_DISTANCE = 1e-12
-"""What 2 - 2 cos of float64 can tell from nothing."""
+"""The smallest 2 - 2 cos that float64 distinguishes from zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reranking:
-    """Settings of the re-ranking; the defaults are the paper's."""
+    """Settings of re-ranking; the defaults are those of the paper."""
 
     k1: int = 20
-    """Neighbours that may be reciprocal."""
+    """Number of neighbours that may be reciprocal."""
     k2: int = 6
-    """Neighbours whose encodings are averaged."""
+    """Number of neighbours whose encodings are averaged."""
     original_weight: float = 0.3
-    """lambda: the share of the original distance in the final one."""
+    """lambda: weight of the original distance in the final distance."""
 
     @property
     def neighbours(self) -> int:
-        """How many of each image are needed, itself included."""
+        """How many neighbours of each image are required, itself included."""
         return max(self.k1 + 1, self.k2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encodings:
-    """All that re-ranking needs besides the cosines; `match_ranks` takes it as `AffineRescoring`.
+    """Everything that re-ranking needs besides the cosines; an `AffineRescoring` for `match_ranks`.
 
-    A final distance is 2 lambda / furthest - closeness, the first term the same for all images.
+    The final distance is 2 lambda / furthest minus this similarity; the first term is constant for
+    each query.
     """
 
     query: sparse.csr_array
-    """(queries, images) float32: V of the queries, by number among queries and gallery."""
+    """(queries, images) float32: the encodings V of the queries; columns are all images, queries
+    first."""
     gallery: sparse.csr_array
-    """(gallery, images) float32; no entries in the rows of junk."""
+    """(gallery, images) float32; the rows of junk are empty."""
     furthest: np.ndarray
-    """(queries,) float64: the largest squared distance of each query, to anything."""
+    """(queries,) float64: the largest squared distance of each query to any image."""
     settings: Reranking
 
     @property
@@ -73,11 +77,11 @@ class Encodings:
         return 2 * self.settings.original_weight / self.furthest
 
     def of_queries(self, numbers: np.ndarray) -> Encodings:
-        """For some of the queries."""
+        """The encodings for a subset of the queries."""
         return replace(self, query=self.query[numbers], furthest=self.furthest[numbers])
 
     def offset_block(self, queries: slice, gallery: slice) -> Float[np.ndarray, "Q G"]:
-        """-(1 - lambda) Jaccard distance of these queries and gallery images."""
+        """-(1 - lambda) x Jaccard distance between these queries and gallery images."""
         query_rows = self.query[queries]
         by_column = self.gallery[gallery].tocsc()
         out = np.empty((query_rows.shape[0], by_column.shape[0]), np.float32)
@@ -101,7 +105,7 @@ class Encodings:
         return out
 
     def pair_offsets(self, pairs: Pairs) -> np.ndarray:
-        """The same of pairs."""
+        """The same for pairs."""
         out = np.empty(len(pairs.query), np.float32)
         one, other = ((side.indptr, side.indices, side.data) for side in (self.query, self.gallery))
         weight = 1 - self.settings.original_weight
@@ -118,9 +122,9 @@ def compute_encodings(
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encodings:
-    """The encodings of queries and gallery; the gallery rows in `excluded` take no part.
+    """The encodings of queries and gallery; gallery rows in `excluded` do not take part.
 
-    Features as `match_ranks` takes them. `progress` hears of pairs of images compared, and of all.
+    Features are as in `match_ranks`. `progress` is called with (pairs of images compared, all).
     """
     queries = FeatureChunk(query, "query_features")
     galleries = FeatureChunk(gallery, "gallery_features", first=len(query))
@@ -165,7 +169,8 @@ def resolve_encodings(
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encodings | None:
-    """What a caller asks for: nothing, the paper's settings (True), others, or ready encodings."""
+    """Encodings for an argument `rerank`: none, default settings (True), settings, or ready
+    encodings."""
     if isinstance(rerank, Encodings) or not rerank:
         return rerank or None
     return compute_encodings(
@@ -179,21 +184,21 @@ def resolve_encodings(
 
 
 def included_images(queries: int, gallery: int, excluded: np.ndarray) -> np.ndarray:
-    """(queries + gallery,) bool: all but the gallery rows in `excluded`."""
+    """(queries + gallery,) bool: False for the gallery rows in `excluded`."""
     included = np.ones(queries + gallery, bool)
     included[queries + np.asarray(excluded, np.int64)] = False
     return included
 
 
 def expanded_reciprocal_members(nearest: NearestNeighbours, settings: Reranking) -> Pairs:
-    """Pairs of an image and a member of its expanded reciprocal set R*, by image, then member."""
+    """Pairs of an image and a member of its expanded reciprocal set R*, sorted."""
     mutual = _reciprocal(nearest, settings.k1 + 1)
     nearer = _reciprocal(nearest, round(settings.k1 / 2) + 1)
     sizes = np.diff(nearer.indptr)
     of, members = [], []
     for rows in even_slices(len(nearest.images), _CHUNK_ROWS):
         candidates = mutual[rows]
-        # At each candidate, how many of its nearer set are in the image's own set.
+        # For each candidate, how many members of its half-size set are in the image's own set.
         widening = candidates.multiply(candidates @ nearer.T).tocsr()
         widening.data = (3 * widening.data > 2 * sizes[widening.indices]).astype(np.int32)
         widening.eliminate_zeros()
@@ -208,13 +213,13 @@ _CHUNK_ROWS = 16_384
 
 
 def _reciprocal(nearest: NearestNeighbours, count: int) -> sparse.csr_array:
-    """(images, images): 1 where each is among the other's first neighbours."""
+    """(images, images): 1 where each image is among the first neighbours of the other."""
     near = _first(nearest, count)
     return near.multiply(near.T).tocsr()
 
 
 def _first(nearest: NearestNeighbours, count: int) -> sparse.csr_array:
-    """(images, images): 1 at each image's first neighbours."""
+    """(images, images): 1 for the first neighbours of each image."""
     images = nearest.images[:, :count]
     seen = images != NearestNeighbours.NONE
     start = np.concatenate([[0], np.cumsum(seen.sum(axis=1))])
@@ -230,9 +235,9 @@ def encode(
     queries: int,
     settings: Reranking,
 ) -> Encodings:
-    """V: each image's members weighted by exp(-o), with sum 1; then the mean over k2 neighbours.
+    """V: members weighted by exp(-distance), normalised, then averaged over k2 neighbours.
 
-    `cosines`: (members,) float64, those of `expanded_reciprocal_members`.
+    `cosines` is (members,) float64, for the pairs of `expanded_reciprocal_members`.
     """
     total = len(nearest.images)
     furthest = np.maximum(2 - 2 * nearest.lowest, _MIN_DISTANCE)
@@ -258,7 +263,7 @@ def reranked_blocks(
     *,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """As `distance_blocks`, with re-ranked distances; those of junk mean nothing."""
+    """As `distance_blocks`, with re-ranked distances; those of junk are meaningless."""
     everything = slice(0, len(gallery))
     for rows, distances in distance_blocks(query, gallery, block_bytes=block_bytes):
         distances += 1
@@ -273,7 +278,7 @@ def reranked_distances(
     *,
     settings: Reranking | None = None,
 ) -> Float[np.ndarray, "Q G"]:
-    """Dense re-ranked distances, for sets that are small enough; junk must be left out before."""
+    """Dense re-ranked distances, for small data sets; junk must be removed before."""
     encodings = compute_encodings(
         query, gallery, excluded=np.empty(0, np.int64), settings=settings or Reranking()
     )

@@ -1,4 +1,4 @@
-"""From the ranks of the matches to CMC, mAP, mINP, camera pairs and confidence intervals."""
+"""CMC, mAP, mINP, camera pairs and confidence intervals from the ranks of the matches."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from muva.retrieval.match_ranks import MatchRanks
 from muva.retrieval.results import CameraPair, Interval
 
 BOOTSTRAP_RESAMPLES, CONFIDENCE = 1000, 0.95
-"""Of the bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Sec. 13.3)."""
+"""See Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Sec. 13.3."""
 
 _COUNTS_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalResult:
-    """Fractions, all of them; a query without a match counts in none."""
+    """Metrics as fractions; a query without a match is left out of all of them."""
 
     mean_ap: float
     cmc: dict[int, float]
-    """Rank -> share of valid queries with a match among the first that many."""
+    """Rank -> share of valid queries with a match at or before that rank."""
     mean_inp: float
     """Mean over valid queries of matches / rank of the last match (Ye et al., TPAMI 2021)."""
     average_precision: np.ndarray
-    """(queries,) float64, NaN where a query has no match."""
+    """(queries,) float64, NaN if a query has no match."""
     first_match_rank: np.ndarray
-    """(queries,) int64 from 1, 0 where a query has no match."""
+    """(queries,) int64 from 1, 0 if a query has no match."""
     valid_queries: int
     mean_ap_interval: Interval
     rank1_interval: Interval
     camera_pairs: tuple[CameraPair, ...]
-    """By query camera, then gallery camera; none where cameras are unknown."""
+    """Sorted by query camera, then gallery camera; empty if cameras are unknown."""
 
 
 def score(ranking: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> RetrievalResult:
-    """All figures of a ranking; MuvaError when no query has a match.
+    """The metrics of a ranking. Raises MuvaError if no query has a match.
 
-    The intervals are percentiles of a bootstrap over identities, whose queries stand and fall
-    together.
+    The intervals are percentiles of a bootstrap over identities: all queries of an identity are
+    drawn together.
     """
     query = rule.query
     counts = np.diff(ranking.start)
     valid = counts > 0
     if not valid.any():
         raise MuvaError(
-            f"none of the {len(query)} queries has a match among the gallery images that the "
-            "camera rule leaves. Are query and gallery of the same data set, and are the camera "
-            "ids right?"
+            f"none of the {len(query)} queries has a match among the gallery images that "
+            "count under the camera rule. Are query and gallery from the same data set, and are "
+            "the camera ids correct?"
         )
     average_precision = np.full(len(query), np.nan)
     average_precision[valid] = _average_precision(ranking.ranks, counts[valid])
@@ -74,7 +74,7 @@ def score(ranking: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> Ret
 
 
 def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval:
-    """The interval of the mean when whole groups are drawn anew; always the same draws."""
+    """Confidence interval of the mean when whole groups are resampled; deterministic."""
     _, group = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(group, weights=values), np.bincount(group)
     rng = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval:
 
 
 def _average_precision(ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Of each stretch of so many ascending ranks; no stretch is empty."""
+    """The average precision of consecutive groups of ascending ranks; no group is empty."""
     starts = np.cumsum(counts) - counts
     matches_so_far = np.arange(len(ranks)) - np.repeat(starts, counts) + 1
     return np.add.reduceat(matches_so_far / ranks, starts) / counts

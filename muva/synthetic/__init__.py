@@ -1,8 +1,9 @@
 """Synthetic people: camera networks rendered from a seed, with exact labels.
 
-The way of an image: `identity` (who) and `site` (where) -> `figure` (`gait`, `body`, `clothes`,
-`hair`, `bags`) -> `cutout` (`camera`, `raster`, `surface`, `light`) -> `crowd` -> `sensor`;
-`render` puts them together, `people` makes data sets of the results, `domain` sets the stage.
+An image is made in these steps: `identity` (who) and `site` (where) -> `figure` (`gait`, `body`,
+`clothes`, `hair`, `bags`) -> `cutout` (`camera`, `raster`, `surface`, `light`) -> `crowd` ->
+`sensor`. `render` combines them, `people` makes data sets, and `domain` defines the camera
+networks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captions: an identity's attributes in one sentence, the same from every camera."""
+"""Captions: the attributes of an identity in one sentence, identical for all cameras."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _article(noun: str) -> str:
 
 
 def vocabulary_texts() -> list[str]:
-    """Short texts that together hold every word that a caption can have, of any domain."""
+    """Short texts that together contain every word that may occur in a caption of any domain."""
     garments = {name for domain in DOMAINS.values() for name in domain.wardrobe.tops}
     garments |= {name for domain in DOMAINS.values() for name in domain.wardrobe.bottoms}
     bags = {name for domain in DOMAINS.values() for name in domain.wardrobe.bags}

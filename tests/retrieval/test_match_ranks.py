@@ -1,4 +1,4 @@
-"""Ranks of matches by counting: those of float64 cosines, whatever is computed together."""
+"""Ranks of matches by counting equal those of float64 cosines, however they are computed."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -37,12 +37,12 @@ def rule_of(queries: int, gallery: int, *, people: int, seed: int) -> CameraRule
 def naive(
     query: np.ndarray, gallery: np.ndarray, rule: CameraRule, *, left_out: Sequence[int] = ()
 ) -> list[list[int]]:
-    """Sorts all that count, by float64 cosine and then by index."""
+    """Sort all images that count by float64 cosine, then by index."""
     query, gallery = (f.astype(np.float64) for f in (query, gallery))
     ranks = []
     for index, row in enumerate(query):
         matches, ignored = rule.matches_and_ignored(index)
-        # Sums in one order for all: equal rows have equal ones.
+        # Sum in the same order for all rows, so that equal rows have equal sums.
         cosines = np.array([(row * other).sum() / np.sqrt((other**2).sum()) for other in gallery])
         out = {*ignored.tolist(), *rule.junk.tolist(), *left_out}
         order = sorted(
@@ -53,7 +53,7 @@ def naive(
 
 
 def almost_equal(seed: int, *, queries: int, gallery: int, width: int) -> list[np.ndarray]:
-    """Gallery features that float32 products cannot tell apart: one last bit differs."""
+    """Gallery features that float32 products cannot distinguish: one last bit differs."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((3, width)).astype(np.float32)[rng.integers(0, 3, gallery)]
     at = np.arange(gallery), rng.integers(0, width, gallery)
@@ -68,7 +68,7 @@ def almost_equal(seed: int, *, queries: int, gallery: int, width: int) -> list[n
     width=st.sampled_from([3, 17, 300]),
     block_bytes=st.integers(1, 200_000),
 )
-def test_what_float32_cannot_tell_apart_ranks_as_in_float64(seed, width, block_bytes):
+def test_images_that_float32_cannot_distinguish_rank_as_in_float64(seed, width, block_bytes):
     query, gallery = almost_equal(seed, queries=9, gallery=60, width=width)
     rule = rule_of(9, 60, people=5, seed=seed)
     found = match_ranks(query, gallery, rule, block_bytes=block_bytes)
@@ -86,7 +86,7 @@ def test_what_float32_cannot_tell_apart_ranks_as_in_float64(seed, width, block_b
 
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(seed=st.integers(0, 10**6), cuts=st.sets(st.integers(1, 79), max_size=6))
-def test_counts_of_stretches_add_up_to_those_of_the_gallery_in_any_order(seed, cuts):
+def test_counts_of_chunks_add_up_to_those_of_the_gallery_in_any_order(seed, cuts):
     query, gallery = almost_equal(seed, queries=11, gallery=80, width=20)
     rule = rule_of(11, 80, people=6, seed=seed)
     matches, ignored = matching_and_ignored_pairs(rule, 11)
@@ -144,14 +144,14 @@ def test_equal_images_tie_wherever_a_product_puts_them(rows):
 
 def test_progress_counts_gallery_images_up_to_all_of_them():
     query, gallery = almost_equal(0, queries=9, gallery=60, width=17)
-    told = []
+    calls = []
     match_ranks(
         query,
         gallery,
         rule_of(9, 60, people=5, seed=0),
         block_bytes=1000,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
-    assert len(told) > 3
-    assert told == sorted(told)
-    assert told[-1][0] == told[-1][1]
+    assert len(calls) > 3
+    assert calls == sorted(calls)
+    assert calls[-1][0] == calls[-1][1]

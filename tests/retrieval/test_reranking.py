@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking and distances against the dense definition and the recorded reference."""
+"""k-reciprocal re-ranking compared with the dense definition and the recorded reference."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "retrieval.npz"
 
 
 def dense(query, gallery, *, k1, k2, original_weight):
-    """The definition word for word, on full matrices in float64."""
+    """The definition, taken literally, on full matrices in float64."""
     features = np.concatenate([query, gallery]).astype(np.float64)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     o = np.maximum(2 - 2 * features @ features.T, 0)
@@ -76,11 +76,11 @@ def test_images_that_are_all_alike_tie():
     alike = np.ones((50, 7), np.float32)
     found = reranked_distances(alike[:3], alike)
     assert np.isfinite(found).all()
-    # The first images fill everyone's neighbourhood, so these alone are each other's neighbours.
+    # The first images fill all neighbourhoods, so only they are each other's neighbours.
     assert (np.diff(found[:, 18:]) == 0).all()
 
 
-def asked(query, gallery, *, seed):
+def random_inputs(query, gallery, *, seed):
     rng = np.random.default_rng(seed)
     return {
         "query_features": query,
@@ -93,15 +93,15 @@ def asked(query, gallery, *, seed):
 
 
 @pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[-1]], ids=lambda s: f"{s.k1}-{s.k2}")
-def test_ranks_do_not_depend_on_the_blocks_where_float32_cannot_tell_images_apart(settings):
+def test_ranks_do_not_depend_on_blocks_even_if_float32_cannot_distinguish_images(settings):
     rng = np.random.default_rng(settings.k1)
     query, gallery = clusters(3, 21, width=40), clusters(4, 160, width=40)
     gallery[80:] = gallery[:80]
     at = np.arange(80, 160), rng.integers(0, 40, 80)
     gallery[at] = np.where(rng.random(80) < 0.5, np.nextafter(gallery[at], 9), gallery[at])
-    who = asked(query, gallery, seed=5)
+    inputs = random_inputs(query, gallery, seed=5)
     first, *others = [
-        evaluate(**who, rerank=settings, block_bytes=size) for size in (3000, 40_000, 10**8)
+        evaluate(**inputs, rerank=settings, block_bytes=size) for size in (3000, 40_000, 10**8)
     ]
     for other in others:
         np.testing.assert_array_equal(other.average_precision, first.average_precision)
@@ -112,16 +112,16 @@ def test_ranks_do_not_depend_on_the_blocks_where_float32_cannot_tell_images_apar
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.k1}-{s.k2}")
 def test_precisions_are_those_of_the_dense_distances(settings):
     query, gallery = clusters(3, 21), clusters(4, 160)
-    who = asked(query, gallery, seed=5)
-    kept = np.flatnonzero(who["gallery_pids"] != -1)
+    inputs = random_inputs(query, gallery, seed=5)
+    kept = np.flatnonzero(inputs["gallery_pids"] != -1)
     distances = dense(query, gallery[kept], k1=settings.k1, k2=settings.k2, original_weight=0.3)
     precisions = []
     for index, row in enumerate(distances):
-        same = who["gallery_pids"][kept] == who["query_pids"][index]
-        counts = ~(same & (who["gallery_camids"][kept] == 0))
+        same = inputs["gallery_pids"][kept] == inputs["query_pids"][index]
+        counts = ~(same & (inputs["gallery_camids"][kept] == 0))
         hits = np.flatnonzero(same[counts][np.argsort(row[counts])]) + 1
         precisions.append(np.mean(np.arange(1, len(hits) + 1) / hits))
-    found = evaluate(**who, rerank=settings, block_bytes=30_000)
+    found = evaluate(**inputs, rerank=settings, block_bytes=30_000)
     np.testing.assert_allclose(found.average_precision, precisions, atol=1e-6)
 
 

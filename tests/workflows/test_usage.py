@@ -15,8 +15,11 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
     ("words", "explanation"),
     [
         ((*IMPORT, ".", "--set", "synthetic.height=64"), "--set says how synthetic people"),
-        ((*IMPORT, "people", "--pid-regex", "("), "is no regular expression"),
-        ((*IMPORT, "people", "--split", "train"), "expected no split 'train'"),
+        ((*IMPORT, "people", "--pid-regex", "("), "is not a regular expression"),
+        (
+            (*IMPORT, "people", "--split", "train"),
+            "expected no option split in addition, found 'train'",
+        ),
         (("data", "import", "a b", *IMPORT[3:], "people"), "name 'a b': expected letters"),
         (("ground", "mine", "--set", "grounding=null", "--set", "model.parts=[]"), "no expert"),
         (("ground", "mine", "--parts", "shoes"), "--phrases shoes='the shoes'"),

@@ -171,10 +171,11 @@ def _facts(benchmark: Benchmark) -> dict[str, Any]:
     facts = {
         field.name: getattr(benchmark, field.name)
         for field in dataclasses.fields(benchmark)
-        if field.name not in ("counts", "trials")
+        if field.name not in ("counts", "trials", "distractors")
     }
     counts = {split: dataclasses.asdict(counts) for split, counts in benchmark.counts.items()}
-    return facts | {"counts": counts, "trials": benchmark.trials is not None}
+    trials = benchmark.trials is not None
+    return facts | {"nobody": benchmark.distractors, "counts": counts, "trials": trials}
 
 
 def _card(name: str) -> str:

@@ -92,9 +92,9 @@ def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> s
     artifact = find_model(session.store, model)
     if model_description(artifact)["sha256"] != gallery.source.weights:
         raise MuvaError(
-            f"{file}: its features are not of {artifact.uri} but of {gallery.source.model}. Features "
-            "of two models cannot be compared: embed the images with the model that is to "
-            "be used, or leave --model out"
+            f"{file}: its features are not of {artifact.uri} but of {gallery.source.model}. "
+            "Features of two models cannot be compared: embed the images with the model that is "
+            "to be used, or leave --model out"
         )
     return artifact.uri
 

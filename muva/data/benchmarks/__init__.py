@@ -1,8 +1,8 @@
-"""Readers: one file a layout, each turning a tree of images into records.
+"""Readers of data set layouts, one per file. Each turns a tree of images into records.
 
-A reader is `read(root, *, domain, **its own options)` and yields `Record`s; it opens listings, not
-images, and raises MuvaError for a tree that is not its own. To add one, add a file and a line here;
-a public data set has a line in `BENCHMARKS` too.
+A reader is a function `read(root, *, domain, **options)` that yields `Record`s. It opens listings
+but no images, and raises MuvaError if the tree has another layout. To add a reader, add a file and
+an entry in `READERS`; a public data set also gets an entry in `BENCHMARKS`.
 """
 
 from __future__ import annotations
@@ -63,13 +63,16 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cuhk03np-detected": CUHK03NP_DETECTED,
     "cuhk03np-labelled": CUHK03NP_LABELLED,
 }
-"""By the one name that each has here."""
+"""Public data sets by the name that each has in muva."""
 
 
 def read_tree(
     layout: str, root: Path, *, domain: str, options: Mapping[str, Any] | None = None
 ) -> list[Record]:
-    """All records of a tree in a layout, with the layout's own options (None: its default)."""
+    """All records of a tree with a certain layout; options that are None keep their defaults.
+
+    Raises SettingsError for an unknown layout or option.
+    """
     if layout not in READERS:
         suggestion = closest(layout, READERS, most=len(READERS))
         raise SettingsError(f"layout {layout!r} is unknown; {suggestion}")
@@ -86,10 +89,10 @@ def read_tree(
 
 
 def file_listing(records: Iterable[Record]) -> list[tuple[Any, ...]]:
-    """What is known of each image, with its file's size and time of change, by id.
+    """The annotations of each image with its file's size and modification time, sorted by image id.
 
-    An unchanged listing means an unchanged data set, without reading an image. Where there is no
-    file its size is -1.
+    If the listing is unchanged, the data set is unchanged; no image has to be read. The size is -1
+    if the file does not exist.
     """
     listing = []
     for record in records:

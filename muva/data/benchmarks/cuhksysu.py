@@ -1,11 +1,11 @@
 """CUHK-SYSU (Xiao et al., "Joint Detection and Identification Feature Learning for Person Search",
-CVPR 2017): whole frames in which people are marked, all of them for training here.
+CVPR 2017): whole frames with annotated people, all of which are used for training here.
 
-In the archive, `annotation/Person.mat` is an array of structs, one a person: `idname`, like p11422,
-and `scene`, an array of structs with a frame of `Image/SSM` (`imname`) and a box in it
-(`idlocate`: left, top, width, height). Others have cut the people out into `cropped_images`
+In the archive, `annotation/Person.mat` is an array with one struct per person: `idname`, like
+p11422, and `scene`, an array of structs with a frame of `Image/SSM` (`imname`) and a box in it
+(`idlocate`: left, top, width, height). Others distribute the cropped people as `cropped_images`
 (torchreid: `p11422_s16929_1.jpg`) or `cropped_image` (MetaBIN: `p11422_n01_s16929_hard0.png`);
-such a folder is read where the frames are not there.
+such a folder is read if the frames are missing.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ CUHKSYSU = Benchmark(
     "CVPR 2017",
     source="https://github.com/ShuangLI59/person_search",
     licence="academic use only",
-    status="given by its authors on request, from a university's address",
-    rules="cameras unknown; all images of all people are for training",
-    lists="none are needed",
+    status="available from its authors on request, with a university email address",
+    rules="cameras are unknown; all images of all people are used for training",
+    lists="none needed",
     counts={"train": Counts(images=34574, identities=11934, cameras=0)},
     counts_from="torchreid's reader and NEU-Gou's awesome-reid-dataset",
 )
@@ -51,10 +51,10 @@ _FILE_NAME = re.compile(r"p(?P<pid>\d+)_(?:n\d+_)?s\d+_")
 
 
 def read_cuhksysu(root: Path, *, domain: str) -> Iterator[Record]:
-    """Records of the archive, whose people are cut out when they are wanted, or of a cropped tree.
+    """Records of the original archive, cropped on demand, or of a tree of cropped images.
 
-    Image ids of the archive are `Image/SSM/s16929.jpg#p11422_1`: the frame, the person, and which
-    of the person's scenes it is.
+    Image ids of the archive look like `Image/SSM/s16929.jpg#p11422_1`: the frame, the person, and
+    the index among the person's scenes. Raises MuvaError if neither layout is found.
     """
     existing_folder(root, title=CUHKSYSU.title)
     if (root / _FRAMES).is_dir() and (root / _PEOPLE).is_file():
@@ -90,24 +90,24 @@ def _crops_of_frames(root: Path, domain: str) -> Iterator[Record]:
         seen = structs(scenes, "imname", "idlocate", where=where)
         for number, (frame, box) in enumerate(seen, start=1):
             if box.size != 4:
-                raise MuvaError(f"{where}: expected boxes of 4 numbers, found {box} at {name[0]}")
+                raise MuvaError(f"{where}: expected boxes of 4 numbers, found {box} for {name[0]}")
             file = root / _FRAMES / "".join(frame)
             left, top, width, height = (int(corner) for corner in box.ravel())
             image_id = f"{file.relative_to(root).as_posix()}#{name[0]}_{number}"
-            # MATLAB counts from 1 and includes the end: MetaBIN's make_cropped_image.m cuts out
-            # I(y:y+h, x:x+w), which MATLAB would refuse if boxes were counted from 0.
+            # MATLAB indices start from 1 and ranges include their end. MetaBIN's
+            # make_cropped_image.m crops I(y:y+h, x:x+w), which would fail for boxes from 0.
             corners = (left - 1, top - 1, left + width, top + height)
             source = LazyImage(file=file, encoded=partial(_png, file, corners))
             yield _record(domain, image_id, int(name["pid"]), source)
 
 
 def _png(frame: Path, corners: tuple[int, int, int, int]) -> bytes:
-    """What is within x0, y0, x1, y1 (pixels, the latter exclusive) of a frame."""
+    """The region x0, y0, x1, y1 of a frame (pixels, x1 and y1 exclusive) as PNG."""
     with Image.open(frame) as image:
         x0, y0, x1, y1 = corners
         inside = (max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height))
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
-            raise OSError(f"the box {corners} is outside of the frame, {image.size}")
+            raise OSError(f"the box {corners} lies outside the frame of size {image.size}")
         encoded = io.BytesIO()
         image.convert("RGB").crop(inside).save(encoded, format="PNG")
     return encoded.getvalue()

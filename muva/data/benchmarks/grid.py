@@ -1,10 +1,9 @@
-"""GRID, the QMUL underground re-identification data set (Loy et al., "Time-Delayed Correlation
-Analysis for Multi-Camera Activity Understanding", IJCV 2010).
+"""GRID, the QMUL underground re-identification data set (Loy et al., IJCV 2010).
 
-`probe` and `gallery` hold files like `0001_2_25023_116_134_128_330.jpeg`: person 1, camera 2, then
-frame and box. 250 people have one image in each folder; 775 more in the gallery, all of pid 0, show
-people whom no probe shows. `features_and_partitions.mat` holds the ten official partitions, in
-cells of structs: `trainIdxAll{1}.personIdx` are the people that the first one trains on.
+`probe` and `gallery` contain files like `0001_2_25023_116_134_128_330.jpeg`: person 1, camera 2,
+then frame and box. 250 people have one image in each folder; 775 more gallery images, all with pid
+0, show people without a probe. `features_and_partitions.mat` contains the ten official partitions
+as cells of structs: `trainIdxAll{1}.personIdx` are the training identities of the first.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ GRID = Benchmark(
     "IJCV 2010; Liu et al., Person Re-Identification: What Features are Important?, ECCV "
     "workshops 2012",
     source="http://personal.ie.cuhk.edu.hk/~ccloy/downloads_qmul_underground_reid.html",
-    licence="none stated; the archive's readme asks to cite both papers",
-    status="given away by its authors as underground_reid.zip",
+    licence="none stated; the readme in the archive asks users to cite both papers",
+    status="distributed by its authors as underground_reid.zip",
     rules="eight cameras; gallery images of pid 0 are distractors; ten trials of 125 people, with "
     "all 775 distractors in the gallery",
     lists="the archive's features_and_partitions.mat (trainIdxAll)",
@@ -63,7 +62,7 @@ def read_grid(root: Path, *, domain: str) -> Iterator[Record]:
 
 
 def official_partitions(records: Sequence[Record], root: Path) -> list[Trial]:
-    """The people whom a partition does not train on, and in the gallery the extra images."""
+    """The test identities of each partition; all distractors stay in the gallery."""
     file = root / _PARTITIONS
     cells = matlab_variable(file, "trainIdxAll", title=GRID.title)
     partitions = structs(cells, "personIdx", where=f"{GRID.title} at {file}")

@@ -1,6 +1,6 @@
 """QMUL i-LIDS (Zheng et al., "Associating Groups of People", BMVC 2009).
 
-`Persons` holds files like `0001002.jpg`: person 1, image 2. Which camera took it is not told.
+`Persons` contains files like `0001002.jpg`: person 1, image 2. Cameras are unknown.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ILIDS = Benchmark(
     paper="Zheng et al., Associating Groups of People, BMVC 2009",
     source="http://www.eecs.qmul.ac.uk/~jason/data/i-LIDS_Pedestrian.tgz",
     licence="none stated; the footage is the i-LIDS library of the UK Home Office",
-    status="the link is dead (torchreid issue 115, 2021); DualNorm's authors give a copy away",
-    rules="cameras unknown, so that no image is ignored for its camera; the first image of each "
-    "person asks, the others are the gallery; ten trials of 60 people with one random image each "
-    "to ask and one in the gallery, as torchreid, MetaBIN and BCaR draw them",
-    lists="no official ones: see muva.data.benchmarks.trials",
+    status="the link is dead (torchreid issue 115, 2021); DualNorm's authors distribute a copy",
+    rules="cameras are unknown, so no image is ignored because of its camera; the first image of "
+    "each person is a query, the others are gallery; ten trials of 60 people with one random image "
+    "each as query and one as gallery, as in torchreid, MetaBIN and BCaR",
+    lists="none are official; see muva.data.benchmarks.trials",
     counts={
         "query": Counts(images=119, identities=119, cameras=0),
         "gallery": Counts(images=357, identities=119, cameras=0),
@@ -38,7 +38,7 @@ _FILE_NAME = re.compile(r"(?P<pid>\d{4})\d{3}\.")
 
 
 def read_ilids(root: Path, *, domain: str) -> Iterator[Record]:
-    """Records of the folder that holds `Persons`."""
+    """Records of the folder that contains `Persons`."""
     check_entries(root, ["Persons"], title=ILIDS.title)
     files = list(image_files(root / "Persons"))
     names = [

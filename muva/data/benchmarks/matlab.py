@@ -1,4 +1,4 @@
-"""Annotations in MATLAB's files (up to version 7): structs and cells, however they are nested."""
+"""Annotations in MATLAB files up to version 7: structs and cell arrays, however they are nested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.io.matlab import MatReadError
 
 from muva.errors import MuvaError
 
-# SciPy reports damage by any of these, depending on where it is.
+# SciPy raises any of these for damaged files, depending on what is damaged.
 _READ_ERRORS = (
     MatReadError, OSError, ValueError, LookupError, TypeError, NotImplementedError, zlib.error
 )  # fmt: skip
@@ -34,9 +34,9 @@ def matlab_variable(file: Path, name: str, *, title: str) -> np.ndarray:
 
 
 def structs(value: Any, *fields: str, where: str) -> list[tuple[np.ndarray, ...]]:
-    """These fields of each struct in a struct array, or in a cell array of structs.
+    """The given fields of each struct in a struct array, or in a cell array of structs.
 
-    `where` names the data set and its file in errors.
+    `where` names the data set and the file in errors.
     """
     cells = np.asarray(value)
     arrays = [np.asarray(cell) for cell in cells.ravel()] if cells.dtype == object else [cells]

@@ -1,7 +1,7 @@
 """VIPeR (Gray et al., "Evaluating Appearance Models for Recognition, Reacquisition, and Tracking",
 PETS 2007).
 
-`cam_a` and `cam_b` hold one image of each person, like `000_45.bmp`: person 0, seen at 45 degrees.
+`cam_a` and `cam_b` contain one image per person, like `000_45.bmp`: person 0, seen from 45 degrees.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ VIPER = Benchmark(
     paper="Gray et al., Evaluating Appearance Models for Recognition, Reacquisition, and "
     "Tracking, PETS 2007",
     source="https://vision.soe.ucsc.edu/node/178",
-    licence="none stated; the archive's README asks to cite the paper",
-    status="given away by its authors as VIPeR.v1.0.zip",
-    rules="two cameras, one image of each person in each: a asks, b is the gallery; ten trials of "
-    "316 people",
-    lists="no official ones: see muva.data.benchmarks.trials",
+    licence="none stated; the README in the archive asks users to cite the paper",
+    status="distributed by its authors as VIPeR.v1.0.zip",
+    rules="two cameras with one image per person; images of a are queries, b is the gallery; ten "
+    "trials of 316 people",
+    lists="none are official; see muva.data.benchmarks.trials",
     counts={
         "query": Counts(images=632, identities=632, cameras=1),
         "gallery": Counts(images=632, identities=632, cameras=1),
@@ -39,7 +39,7 @@ _FILE_NAME = re.compile(r"(?P<pid>\d{3})_\d+\.")
 
 
 def read_viper(root: Path, *, domain: str) -> Iterator[Record]:
-    """Records of the folder that holds `cam_a` and `cam_b`."""
+    """Records of the folder that contains `cam_a` and `cam_b`."""
     check_entries(root, list(_FOLDERS), title=VIPER.title)
     for camid, (folder, split) in enumerate(_FOLDERS.items(), start=1):
         for file in image_files(root / folder):

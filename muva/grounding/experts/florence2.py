@@ -17,13 +17,13 @@ from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 TASK = "<CAPTION_TO_PHRASE_GROUNDING>"
 BOX_RESOLUTION = 10_000
-"""The processor rounds boxes down to whole pixels of the size that it is told: told this one, the
-middle of a bin comes out exact, on crops of any size."""
+"""The processor rounds boxes down to whole pixels of the image size that it is given. With this
+size, the centre of every bin is exact, whatever the size of the crop."""
 MAX_NEW_TOKENS = 64
 
 
 class Florence2Expert:
-    """Asks each phrase of each image; the image is looked at once."""
+    """Processes every phrase for every image; each image is encoded only once."""
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
         self._model, self._processor = load_pretrained(
@@ -35,7 +35,7 @@ class Florence2Expert:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`. A phrase that is found several times gives the largest of its boxes."""
+        """See `Expert`. If a phrase is found several times, the largest box is used."""
         prompts = tuple(phrases.values())
         ids, attention = (part.repeat(len(images), 1) for part in self._prompts(prompts))
         pixels = self._processor.image_processor(
@@ -62,14 +62,15 @@ class Florence2Expert:
         ]
 
     def _tokenised(self, phrases: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention of the questions (R, tokens), with the image's places."""
+        """Token ids and attention mask (R, tokens) of the prompts, with placeholders for the
+        image."""
         tokenizer = self._processor.tokenizer
         for phrase in phrases:
             ids = tokenizer(phrase, add_special_tokens=False).input_ids
             if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
                 raise MuvaError(
-                    f"phrase {phrase!r}: this expert's small vocabulary does not hold all of its "
-                    "words; an expert of full size takes any phrase"
+                    f"phrase {phrase!r}: the small vocabulary of this expert lacks some of its "
+                    "words. Choose a full-size expert for arbitrary phrases"
                 )
         size = self._processor.image_processor.size
         blank = torch.zeros(3, size["height"], size["width"], dtype=torch.uint8)
@@ -88,7 +89,7 @@ class Florence2Expert:
             text, task=TASK, image_size=(BOX_RESOLUTION, BOX_RESOLUTION)
         )
         boxes, labels = parsed[TASK]["bboxes"], parsed[TASK]["labels"]
-        # The phrase's own noun comes first; "of the person" may be grounded after it.
+        # The noun of the phrase comes first; "of the person" may be grounded after it.
         first_phrase_boxes = [
             box for box, label in zip(boxes, labels, strict=True) if label == labels[0]
         ]

@@ -1,4 +1,4 @@
-"""Grounding DINO (Liu et al., ECCV 2024): a detector that reads phrases."""
+"""Grounding DINO (Liu et al., ECCV 2024): an open-set detector that takes phrases."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from muva.grounding.expert import Grounding, GroundingImage, ground_each_phrase
 from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 THRESHOLD = 0.25
-"""The authors' own; below it a phrase is not found."""
+"""The authors' default; below this score, a phrase counts as not found."""
 
 
 class GroundingDinoExpert:
-    """Asks phrase by phrase: of a list of phrases it cannot be told which one a box answers."""
+    """Processes one phrase at a time, because with several it is unclear which one a box
+    answers."""
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
         self._model, self._processor = load_pretrained(
@@ -26,7 +27,7 @@ class GroundingDinoExpert:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`; of several boxes the one with the highest score."""
+        """See `Expert`. If there are several boxes, the one with the highest score is used."""
         return ground_each_phrase(lambda phrase: self._answers(images, phrase), phrases)
 
     @torch.inference_mode()
@@ -48,7 +49,7 @@ class GroundingDinoExpert:
 
 
 def detection(boxes: Sequence[Sequence[float]], scores: Sequence[float]) -> Grounding:
-    """A detector's boxes (fractions) and scores for one phrase as an answer."""
+    """A detector's boxes (as fractions) and scores for one phrase, converted to an answer."""
     best = best_box(boxes, scores)
     top_boxes = "; ".join(
         f"{score:.3f} [{', '.join(f'{value:.4f}' for value in box)}]"

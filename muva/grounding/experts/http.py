@@ -1,8 +1,8 @@
-"""An MLLM behind an OpenAI-compatible endpoint (vLLM and the like), which a team serves already.
+"""An MLLM behind an OpenAI-compatible endpoint (vLLM and similar servers).
 
-`MUVA_EXPERT_URL` names it (`http://HOST:8000/v1`), `MUVA_EXPERT_TOKEN` its token, if it wants one;
-both are variables because they are the deployment's and may be secret. The checkpoint is the name
-of the served model, the revision what you know of its state.
+`MUVA_EXPERT_URL` is the address (`http://HOST:8000/v1`) and `MUVA_EXPERT_TOKEN` the token, if one
+is required. Both are environment variables because they belong to the deployment and may be secret.
+The checkpoint is the name of the served model; the revision is whatever identifies its version.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from muva.grounding.expert import QUESTION, Grounding, GroundingImage, RefusedIm
 URL_VARIABLE = "MUVA_EXPERT_URL"
 TOKEN_VARIABLE = "MUVA_EXPERT_TOKEN"
 Coordinates = Literal["fractions", "thousandths", "pixels"]
-"""What a served model counts in: CogVLM (its zero-padded `[[x0,y0,x1,y1]]`) and Qwen3-VL in
-thousandths, others in pixels of the image as it was sent."""
+"""Units of a served model's answers: thousandths for CogVLM (its zero-padded `[[x0,y0,x1,y1]]`) and
+Qwen3-VL, pixels of the image as it was sent for others."""
 
 REJECTING_STATUSES = (400, 413, 415, 422)
-"""What an endpoint answers to an image that it will not look at: too large, too small, filtered."""
+"""Status codes for an image that the endpoint refuses: too large, too small, or filtered."""
 MAX_REASON_CHARS = 200
-"""Characters of its reason that are passed on."""
+"""How much of the endpoint's reason is reported."""
 
 MAX_RETRIES = 6
 BACKOFF_S = 0.5
@@ -46,30 +46,30 @@ MAX_CONCURRENT_REQUESTS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where the model is served, as the driver's environment says: actors have another one."""
+    """Where the model is served, from the driver's environment: that of an actor may differ."""
 
     url: str = field(repr=False)
     token: str = field(repr=False)
 
     @classmethod
     def from_environment(cls) -> Endpoint:
-        """What the two variables say now; empty for one that is not set."""
+        """The current values of the two variables; empty if not set."""
         url = os.environ.get(URL_VARIABLE, "").rstrip("/")
         return cls(url=url, token=os.environ.get(TOKEN_VARIABLE, ""))
 
     @property
     def redacted_url(self) -> str:
-        """The address without what may be a password."""
+        """The address without a password."""
         return re.sub(r"//[^/]*@", "//***@", self.url)
 
     def redact(self, text: str) -> str:
-        """The text without the secrets."""
+        """The text without secrets."""
         text = text.replace(self.url, self.redacted_url) if self.url else text
         return text.replace(self.token, "***") if self.token else text
 
 
 class HttpExpert:
-    """Sends each image with each phrase; refused and broken requests are sent again."""
+    """Sends every phrase for every image; requests that are throttled or fail are retried."""
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class HttpExpert:
     ) -> None:
         if not endpoint.url.startswith(("http://", "https://")):
             raise MuvaError(
-                f"expert http: {URL_VARIABLE} is {endpoint.redacted_url or 'not set'!r}; expected the "
-                "endpoint's address, for example http://127.0.0.1:8000/v1"
+                f"expert http: {URL_VARIABLE} is {endpoint.redacted_url or 'not set'!r}; expected "
+                "the endpoint's address, for example http://127.0.0.1:8000/v1"
             )
         if coordinates not in get_args(Coordinates):
             raise MuvaError(
@@ -109,9 +109,9 @@ class HttpExpert:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`. Raises MuvaError when the endpoint stays silent or refuses us.
+        """See `Expert`. Raises RefusedImageError if the endpoint refuses an image.
 
-        RefusedImageError when it refuses an image.
+        Raises MuvaError if the endpoint does not respond or denies access.
         """
         requests_to_send = [(image, phrase) for image in images for phrase in phrases.values()]
         with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
@@ -137,25 +137,25 @@ class HttpExpert:
             )
             if answer.status_code in REJECTING_STATUSES:
                 body = self._endpoint.redact(" ".join(answer.text.split()))[:MAX_REASON_CHARS]
-                raise RefusedImageError(f"the endpoint refused it: {answer.status_code} {body}")
+                raise RefusedImageError(f"refused by the endpoint: {answer.status_code} {body}")
             answer.raise_for_status()
             text = answer.json()["choices"][0]["message"]["content"]
         except requests.RequestException as error:
             raise MuvaError(
                 f"expert http: {self._model} at {self._endpoint.redacted_url} does not answer "
-                f"({type(error).__name__}: {self._endpoint.redact(str(error))}). Is it up, is "
-                f"{TOKEN_VARIABLE} right, and is the model served under this name?"
+                f"({type(error).__name__}: {self._endpoint.redact(str(error))}). Is it running, is "
+                f"{TOKEN_VARIABLE} correct, and is the model served under this name?"
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise MuvaError(
-                f"expert http: {self._endpoint.redacted_url} answers in another form ({error!r}): "
-                "expected that of an OpenAI-compatible chat endpoint"
+                f"expert http: {self._endpoint.redacted_url} sent an unexpected response "
+                f"({error!r}). Expected an OpenAI-compatible chat endpoint"
             ) from error
         return grounding(text or "", self._coordinates, image.image.size)
 
 
 def grounding(text: str, coordinates: Coordinates, size: tuple[int, int]) -> Grounding:
-    """An answer whose numbers count in `coordinates`; `size`: the image's width and height."""
+    """Parse an answer in units of `coordinates`; `size` is the image's (width, height)."""
     unit = {"fractions": (1, 1), "thousandths": (1000, 1000), "pixels": size}[coordinates]
     boxes = [
         (x0 / unit[0], y0 / unit[1], x1 / unit[0], y1 / unit[1])
@@ -165,7 +165,7 @@ def grounding(text: str, coordinates: Coordinates, size: tuple[int, int]) -> Gro
 
 
 class _RateLimiter:
-    """Lets so many pass a second, whatever the number of threads."""
+    """Limits calls per second across all threads."""
 
     def __init__(self, per_second: float | None) -> None:
         self._gap_s = 1 / per_second if per_second else 0.0
@@ -173,7 +173,7 @@ class _RateLimiter:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Returns when it is this caller's turn."""
+        """Block until the caller may proceed."""
         if not self._gap_s:
             return
         with self._lock:

@@ -1,6 +1,6 @@
 """Qwen2.5-VL and Qwen3-VL (Bai et al. 2025): chat models that answer with boxes in JSON.
 
-Qwen2.5-VL counts in pixels of the image as it was resized for it, Qwen3-VL in thousandths.
+Qwen2.5-VL answers in pixels of the resized image, Qwen3-VL in thousandths.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ THOUSANDTHS = (1000.0, 1000.0)
 
 
 class _QwenExpert(ABC):
-    """What both generations share."""
+    """The common part of both generations."""
 
     model_class: Any
     processor_class: Any
@@ -44,7 +44,8 @@ class _QwenExpert(ABC):
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`; the paper's question, and of several boxes the largest."""
+        """See `Expert`. Asks the question of the paper; if there are several boxes, the largest is
+        used."""
         questions = [self._question(phrase) for phrase in phrases.values()]
         inputs = self._processor(
             text=questions * len(images),
@@ -74,13 +75,14 @@ class _QwenExpert(ABC):
 
     @abstractmethod
     def _coordinate_range(self, grid: Sequence[int]) -> tuple[float, float]:
-        """Width and height of the image in the numbers of an answer; `grid`: frames, rows, columns
-        of the patches that the image was resized to.
+        """Width and height of the image in the units of an answer.
+
+        `grid` is (frames, rows, columns) of the patches of the resized image.
         """
 
 
 class Qwen25VLExpert(_QwenExpert):
-    """Counts in pixels of the resized image."""
+    """Answers in pixels of the resized image."""
 
     model_class = Qwen2_5_VLForConditionalGeneration
     processor_class = Qwen2_5_VLProcessor
@@ -91,7 +93,7 @@ class Qwen25VLExpert(_QwenExpert):
 
 
 class Qwen3VLExpert(_QwenExpert):
-    """Counts in thousandths of the image."""
+    """Answers in thousandths of the image."""
 
     model_class = Qwen3VLForConditionalGeneration
     processor_class = Qwen3VLProcessor
@@ -101,7 +103,7 @@ class Qwen3VLExpert(_QwenExpert):
 
 
 def grounding(text: str, coordinate_range: tuple[float, float]) -> Grounding:
-    """An answer whose boxes count up to `coordinate_range` (width, height)."""
+    """Parse an answer whose coordinates range up to `coordinate_range` (width, height)."""
     width, height = coordinate_range
     boxes = [
         (x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes_in_text(text)

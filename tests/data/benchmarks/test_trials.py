@@ -1,4 +1,4 @@
-"""Random splits are the same for everyone, whatever the order of the records, and fair."""
+"""Random splits are reproducible, independent of the order of records, and fair."""
 
 import random
 
@@ -15,7 +15,8 @@ def record(split, pid, image):
 
 
 def people(number, *, images="ab", distractors=0):
-    """One query of each person and the other images in the gallery, with others' besides."""
+    """One query per person, the other images in the gallery, and gallery images of further
+    people."""
     return [
         *(record("query", pid, images[0]) for pid in range(1, number + 1)),
         *(record("gallery", pid, i) for pid in range(1, number + 1) for i in images[1:]),
@@ -50,19 +51,19 @@ def test_trials_do_not_depend_on_the_order_of_records(draw):
 
 
 @pytest.mark.parametrize("draw", [random_halves, random_pairs])
-def test_each_trial_and_each_data_set_draws_others(draw):
+def test_each_trial_and_each_data_set_has_another_split(draw):
     records = people(30)
     trials = draw(records, name="d") + draw(records, name="e")
     assert len({trial.query for trial in trials}) == 20
 
 
 @pytest.mark.parametrize(("number", "tested"), [(632, 316), (200, 100), (119, 60), (2, 1), (1, 1)])
-def test_half_of_the_people_are_tested_and_of_an_odd_number_the_larger_half(number, tested):
+def test_half_of_the_people_are_tested_rounded_up(number, tested):
     assert {len(trial.query) for trial in random_halves(people(number), name="d")} == {tested}
     assert {len(trial.query) for trial in random_pairs(people(number), name="d")} == {tested}
 
 
-def test_the_other_half_is_nowhere_and_people_without_a_query_are_in_every_gallery():
+def test_the_other_half_is_left_out_and_people_without_a_query_are_in_every_gallery():
     for trial in random_halves(people(9, images="abc", distractors=3), name="d"):
         tested = {image_id[6] for image_id in trial.query}
         others = {f"gallery/{1000 + other}x" for other in range(3)}
@@ -70,7 +71,7 @@ def test_the_other_half_is_nowhere_and_people_without_a_query_are_in_every_galle
         assert others <= set(trial.gallery)
 
 
-def test_two_images_of_a_person_are_one_to_ask_and_another_in_the_gallery():
+def test_each_person_has_one_query_and_another_image_in_the_gallery():
     records = people(9, images="abcd", distractors=3)
     pid_of = {r.image_id: r.pid for r in records}
     drawn = set()
@@ -79,7 +80,7 @@ def test_two_images_of_a_person_are_one_to_ask_and_another_in_the_gallery():
         assert query_pids == [pid_of[image_id] for image_id in trial.gallery]
         assert query_pids == sorted(set(query_pids))
         assert not set(trial.query) & set(trial.gallery)
-        assert max(query_pids) < 1000  # who has one image only is not there
+        assert max(query_pids) < 1000  # people with a single image are left out
         drawn |= {image_id[-1] for image_id in trial.query}
     assert drawn == set("abcd")
 

@@ -268,7 +268,7 @@ def test_too_many_images_aside_stop_it_early_and_are_asked_again(
     left = set(shards) - labelled_shards(labels)
     large = [shard for shard in shards if town.shards[shard].rows > MAX_EXPERT_FAILURES]
     assert 0 in large
-    with pytest.raises(BrokenExpertError, match="Nothing of the shard is kept"):
+    with pytest.raises(BrokenExpertError, match="Nothing of this shard is stored"):
         by_one_actor(town, labels, large[:1], expert=broken, most_aside=99)
     by_one_actor(town, labels, left)
     summarise_labels(labels, town, parts=list(PHRASES))

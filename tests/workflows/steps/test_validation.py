@@ -172,7 +172,7 @@ def test_what_trains_and_judges_has_no_way_to_a_target(training: Training) -> No
         assert dataset.name in training.config.sources
         for row in range(dataset.summary.images):
             if row not in dataset.rows([])["row"].to_pylist():
-                with pytest.raises(MuvaError, match="nothing else of this data set"):
+                with pytest.raises(MuvaError, match="which must not be read here"):
                     dataset.read_images([row])
 
 

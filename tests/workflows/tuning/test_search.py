@@ -285,7 +285,7 @@ def test_a_trial_reaches_no_data_set_but_the_sources(
     monkeypatch.setattr("workflows.tuning.search._run", lambda *args: given.append(args[3]))
     place.search(space={"stage2.mask_weight": [7.0]})
     (inputs,) = given
-    with pytest.raises(MuvaError, match="is of no source"):
+    with pytest.raises(MuvaError, match="does not belong to a source"):
         inputs.session.store.read("datasets/syn-station-0123456789abcdef/manifest.json")
     assert inputs.config.targets == ()
     assert [source.manifest() for source in inputs.sources] == [

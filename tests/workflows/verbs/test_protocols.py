@@ -64,7 +64,7 @@ def test_a_tree_of_other_counts_is_refused_with_both_tables(
     said = capsys.readouterr().err
     assert "Market-1501 at " in said
     assert "train    images         12936        48  differs" in said
-    assert "--accept-counts goes on, and marks the data set as altered" in said
+    assert "--accept-counts to import it anyway; it is then marked as altered" in said
 
 
 def test_a_data_set_is_the_same_in_every_layout(home: Path) -> None:
