@@ -1,9 +1,9 @@
-"""Do the parts help on camera networks never seen? `python -m benchmarks.generalisation`.
+"""Gain of part tokens on unseen camera networks: `python -m benchmarks.generalisation`.
 
-Each synthetic benchmark domain in turn is the target, the others are learned from: CLIP as it is,
-global-only and MUVA, with several seeds. Prints mean and standard deviation over the seeds, and the
-paired difference MUVA - global-only with its standard error. What is trained already is not
-trained again, so a stopped run goes on.
+Each synthetic benchmark domain in turn is the target, and the others are the sources: CLIP without
+training, global-only and MUVA, with several seeds. Prints mean and standard deviation over the
+seeds, and the paired difference MUVA - global-only with its standard error. Models that exist
+already are not trained again, so an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from workflows.session import Session, open_session
 from workflows.steps.pipeline import VARIANTS, pipeline_run, run_pipeline, tell_run
 
 Figures = dict[str, dict[str, list[float]]]
-"""Target -> variant -> mAP of each seed, fractions."""
+"""Target -> variant -> mAP of each seed, as fractions."""
 
 
 def main() -> int:
-    """Train and judge, then print the table; with --check 1 where training did not help."""
+    """Train and evaluate, then print the table; with --check, exit with 1 if it did not help."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--expert", default="annotated", help="who finds the parts")
@@ -63,13 +63,13 @@ def main() -> int:
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     missed = untaught(mean_ap)
     if arguments.check and missed:
-        print("\nnot above CLIP as it is: " + ", ".join(missed), file=sys.stderr)
+        print("\nnot better than CLIP without training: " + ", ".join(missed), file=sys.stderr)
         return 1
     return 0
 
 
 def untaught(mean_ap: Figures) -> list[str]:
-    """The trained models whose mean over the seeds is not above the CLIP that they started from."""
+    """Trained models whose mean over the seeds does not exceed the CLIP that they started from."""
     return [
         f"{VARIANTS[variant]} on {target}"
         for target, values in mean_ap.items()
@@ -144,12 +144,12 @@ def _mean(values: Sequence[float] | np.ndarray, *, spread: float, sign: str = ""
 
 
 def _deviation(values: Sequence[float] | np.ndarray) -> float:
-    """Over the seeds; NaN for one."""
+    """Standard deviation over the seeds; NaN for a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
 def values_of(results: list[dict[str, dict[str, float]]], name: str) -> dict[str, list[float]]:
-    """Variant -> this figure of each seed."""
+    """Variant -> this metric for each seed."""
     return {variant: [result[variant][name] for result in results] for variant in results[0]}
 
 

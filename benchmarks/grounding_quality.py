@@ -1,8 +1,9 @@
-"""How well an expert finds parts of synthetic people: `python -m benchmarks.grounding_quality`.
+"""Accuracy of an expert on synthetic people: `python -m benchmarks.grounding_quality`.
 
-Of each domain, people that no pre-training has seen, as JPEG, against the renderer's exact boxes:
-the median IoU of each part, the share not found, and images per second of one core. `--check`
-exits 1 when a benchmark domain, none of which the shipped expert has learned from, misses a goal.
+Compares the boxes for people that no pre-training has seen, as JPEGs, with the renderer's exact
+boxes, by domain: the median IoU of each part, the fraction not found, and images per second and
+core. `--check` exits with 1 if a benchmark domain misses a goal; the shipped expert was trained on
+none of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from muva.synthetic import BENCHMARK, DOMAINS, PRETRAINING, render
 from muva.synthetic.sensor import encode_jpeg
 
 LEAST_IOU, MOST_MISSED, LEAST_RATE = 0.75, 0.03, 30.0
-"""Goals: median IoU of each part, share not found, images per second and core."""
+"""Goals: median IoU of each part, fraction not found, images per second and core."""
 
 FIRST_PID = 5001
 BATCH, JPEG_QUALITY = 32, 95
@@ -62,7 +63,7 @@ def main() -> int:
 
 
 def judged(expert: Expert, domain: str, people: int) -> Figures:
-    """Median IoU by part, shares not found and invented, images per second of processor time."""
+    """Median IoU by part, fractions not found and invented, images per second of CPU time."""
     shots = [
         render(domain, pid=pid, camid=camid, index=0, height=128, width=64)
         for pid in range(FIRST_PID, FIRST_PID + people)

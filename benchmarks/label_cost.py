@@ -1,9 +1,10 @@
-"""What do an expert's labels cost beside exact ones? `python -m benchmarks.label_cost`.
+"""mAP lost by an expert's labels compared with exact ones: `python -m benchmarks.label_cost`.
 
-MUVA with the settings of the demo, each synthetic benchmark domain in turn as the target, learned
-from the others twice: with the exact boxes of `annotated` and with those of the expert. Prints mean
-and standard deviation over the seeds, and the paired difference with its standard error. What is
-trained already is not trained again, so a stopped run goes on.
+Trains MUVA with the settings of the demo, with each synthetic benchmark domain in turn as the
+target and the others as sources, twice: with the exact boxes of `annotated` and with those of the
+expert. Prints mean and standard deviation over the seeds, and the paired difference with its
+standard error. Models that exist already are not trained again, so an interrupted run can be
+resumed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ EXACT = "annotated"
 
 
 def main() -> int:
-    """Train and judge, then print the tables."""
+    """Train and evaluate, then print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--expert", default="tiny")
