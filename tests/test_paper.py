@@ -74,7 +74,7 @@ def test_every_row_makes_an_experiment(protocol):
 
 def test_test_people_are_never_learned_from():
     settings = {"sources": ["grid"], "targets": ["grid"], "same_domain": True, "train_on": "all"}
-    with pytest.raises(SettingsError, match="its test people would be learned from"):
+    with pytest.raises(SettingsError, match="its test people would be used for training"):
         with_settings(load_recipe("base"), settings, where="test")
 
 
