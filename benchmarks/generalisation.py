@@ -50,7 +50,9 @@ def main() -> int:
     settings = {"grounding.expert": arguments.expert}
     with ray_cluster():
         found = {
-            target: judged(session, arguments.recipe, target, arguments.seeds, workers, settings)
+            target: evaluate_variants(
+                session, arguments.recipe, target, arguments.seeds, workers, settings
+            )
             for target in arguments.targets
         }
     mean_ap = {target: values_of(results, "mean_ap") for target, results in found.items()}
@@ -61,14 +63,14 @@ def main() -> int:
     if arguments.json:
         content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
-    missed = untaught(mean_ap)
+    missed = not_improved(mean_ap)
     if arguments.check and missed:
         print("\nnot better than CLIP without training: " + ", ".join(missed), file=sys.stderr)
         return 1
     return 0
 
 
-def untaught(mean_ap: Figures) -> list[str]:
+def not_improved(mean_ap: Figures) -> list[str]:
     """Trained models whose mean over the seeds does not exceed the CLIP that they started from."""
     return [
         f"{VARIANTS[variant]} on {target}"
@@ -78,7 +80,7 @@ def untaught(mean_ap: Figures) -> list[str]:
     ]
 
 
-def judged(
+def evaluate_variants(
     session: Session,
     recipe: str,
     target: str,
@@ -113,27 +115,28 @@ def print_table(
     *,
     names: Mapping[str, str] = VARIANTS,
     ours: str = "muva",
-    beside: str = "global_only",
+    reference: str = "global_only",
 ) -> None:
-    """A row per target and one for their mean; the last column is the difference `ours - beside`.
+    """A row per target and one for their mean; the last column is the difference `ours -
+    reference`.
 
     `names`: what each of the figures' columns is called.
     """
     variants = list(next(iter(figures.values())))
-    heads = [*(names[variant] for variant in variants), f"{names[ours]} - {names[beside]}"]
+    heads = [*(names[variant] for variant in variants), f"{names[ours]} - {names[reference]}"]
     print("| target | " + " | ".join(heads) + " |")
     print("|---|" + "---:|" * len(heads))
     for target, values in figures.items():
-        print(f"| {target} | " + " | ".join(_cells(values, ours, beside)) + " |")
+        print(f"| {target} | " + " | ".join(_cells(values, ours, reference)) + " |")
     over_targets = {
         variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
         for variant in variants
     }
-    print("| mean | " + " | ".join(_cells(over_targets, ours, beside)) + " |")
+    print("| mean | " + " | ".join(_cells(over_targets, ours, reference)) + " |")
 
 
-def _cells(values: dict[str, list[float]], ours: str, beside: str) -> list[str]:
-    gains = np.subtract(values[ours], values[beside])
+def _cells(values: dict[str, list[float]], ours: str, reference: str) -> list[str]:
+    gains = np.subtract(values[ours], values[reference])
     cells = [_mean(found, spread=_deviation(found)) for found in values.values()]
     return [*cells, _mean(gains, spread=_deviation(gains) / np.sqrt(len(gains)), sign="+")]
 

@@ -50,7 +50,7 @@ def main() -> int:
             if artifact.name == "muva":
                 bundle = load(artifact.uri)
                 for target in unseen(bundle):
-                    found[target].append(judged(store, bundle, target))
+                    found[target].append(evaluate_grains(store, bundle, target))
                     print(f"{artifact.address} on {target}: done", file=sys.stderr)
     if not found:
         print("no model that has not seen a benchmark domain", file=sys.stderr)
@@ -67,7 +67,7 @@ def unseen(bundle: Bundle) -> list[str]:
     return [domain for domain in BENCHMARK if domain not in sources]
 
 
-def judged(store: Store, bundle: Bundle, target: str) -> Figures:
+def evaluate_grains(store: Store, bundle: Bundle, target: str) -> Figures:
     """mAP as `predicted/GRAIN` and `true/GRAIN` (GRAIN: all, person, parts), and `iou/PART`."""
     dataset = open_dataset(find_artifact(store, "datasets", target))
     columns = ["pid", "camid", "split", *(f"box_{part}" for part in PARTS)]
@@ -113,11 +113,11 @@ def print_table(found: dict[str, list[Figures]]) -> None:
 
 def _true_masks(rows: pa.Table, bundle: Bundle) -> torch.Tensor:
     """True masks (M, R, L), from the boxes in the target's data set."""
-    told = [[row[f"box_{part}"] for part in PARTS] for row in rows.to_pylist()]
+    boxes_by_image = [[row[f"box_{part}"] for part in PARTS] for row in rows.to_pylist()]
     settings, patch = bundle.model.config, bundle.model.clip_shape.patch
     return part_masks(
-        torch.tensor([[box or [0.0] * 4 for box in boxes] for boxes in told]),
-        torch.tensor([[box is not None for box in boxes] for boxes in told]),
+        torch.tensor([[box or [0.0] * 4 for box in boxes] for boxes in boxes_by_image]),
+        torch.tensor([[box is not None for box in boxes] for boxes in boxes_by_image]),
         row_centres=patch_centres(settings.image_height, patch=patch, stride=settings.stride),
         column_centres=patch_centres(settings.image_width, patch=patch, stride=settings.stride),
     )

@@ -193,8 +193,8 @@ def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
         finally:
             cluster.shutdown()
     if rounds >= len(KINDS):
-        told = ", ".join(f"{count} {what}" for what, count in disturber.disturbed.items())
-        print(f"\nS3's requests disturbed: {told}")
+        injected = ", ".join(f"{count} {what}" for what, count in disturber.disturbed.items())
+        print(f"\nFaults injected into S3 requests: {injected}")
     return results
 
 
@@ -237,9 +237,9 @@ def _start(
 
 
 def _finish(driver: subprocess.Popen[bytes]) -> None:
-    _, said = driver.communicate(timeout=PATIENCE_S)
+    _, output = driver.communicate(timeout=PATIENCE_S)
     if driver.returncode:
-        raise RuntimeError(f"the driver failed: {said.decode()[-3000:]}")
+        raise RuntimeError(f"the driver failed: {output.decode()[-3000:]}")
 
 
 def _wait(condition: Any, driver: subprocess.Popen[bytes]) -> None:

@@ -51,7 +51,7 @@ def main() -> int:
     print("not found | invented | images/s and core |\n|---|" + "---|" * (len(PARTS) + 3))
     found: dict[str, Figures] = {}
     for domain in (*BENCHMARK, *PRETRAINING):
-        found[domain] = judged(expert, domain, arguments.people)
+        found[domain] = evaluate_expert(expert, domain, arguments.people)
         print(_row(domain, found[domain]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -62,7 +62,7 @@ def main() -> int:
     return 0
 
 
-def judged(expert: Expert, domain: str, people: int) -> Figures:
+def evaluate_expert(expert: Expert, domain: str, people: int) -> Figures:
     """Median IoU by part, fractions not found and invented, images per second of CPU time."""
     shots = [
         render(domain, pid=pid, camid=camid, index=0, height=128, width=64)
@@ -83,13 +83,13 @@ def judged(expert: Expert, domain: str, people: int) -> Figures:
     missed, invented = [], []
     for column, part in enumerate(PARTS):
         pairs = [(shot.boxes[part], a[column].box) for shot, a in zip(shots, answers, strict=True)]
-        there = [(true, said) for true, said in pairs if true is not None]
-        true, said = (
-            np.array([box or NO_BOX for box in boxes]) for boxes in zip(*there, strict=True)
+        visible = [(true, predicted) for true, predicted in pairs if true is not None]
+        true, predicted = (
+            np.array([box or NO_BOX for box in boxes]) for boxes in zip(*visible, strict=True)
         )
-        figures["iou"][part] = float(np.median(iou(true, said)))
-        missed += [said is None for _, said in there]
-        invented += [said is not None for true, said in pairs if true is None]
+        figures["iou"][part] = float(np.median(iou(true, predicted)))
+        missed += [predicted is None for _, predicted in visible]
+        invented += [predicted is not None for true, predicted in pairs if true is None]
     figures["not_found"] = float(np.mean(missed))
     figures["invented"] = float(np.mean(invented)) if invented else None
     return figures

@@ -113,7 +113,7 @@ def main() -> int:
         shutil.rmtree(folder)
     print("| what | figure | goal |\n|---|---|---|")
     missed = []
-    for name, value, goal, reached in judged(figures):
+    for name, value, goal, reached in check_goals(figures):
         print(f"| {name} | {value} | {goal} |")
         if not reached:
             missed.append(f"{name}: {value}, goal {goal}")
@@ -149,7 +149,7 @@ def measured(folder: Path, expert: ChosenExpert, images: int, repeats: int) -> d
     }
 
 
-def judged(figures: Mapping[str, float]) -> list[tuple[str, str, str, bool]]:
+def check_goals(figures: Mapping[str, float]) -> list[tuple[str, str, str, bool]]:
     """Name, value and goal, and whether the goal is reached."""
     growth = figures["driver_mb_many"] - figures["driver_mb_few"]
     return [

@@ -111,15 +111,15 @@ def main() -> int:
 
 
 def misses(found: dict) -> list[str]:
-    """The goals that are missed, in words."""
-    told = [
+    """Descriptions of the missed goals."""
+    missed = [
         f"{name}: {of['in order'] / of['bare']:.2f} of bare decoding, goal {LEAST_SHARE}"
         for name, of in found["rates"].items()
         if of["in order"] < LEAST_SHARE * of["bare"]
     ]
     if found["memory"]["growth"] > MOST_GROWTH:
-        told.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MOST_GROWTH:.0%}")
-    return told
+        missed.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MOST_GROWTH:.0%}")
+    return missed
 
 
 def rates(

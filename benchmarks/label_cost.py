@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.generalisation import judged, print_table, values_of
+from benchmarks.generalisation import evaluate_variants, print_table, values_of
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
@@ -42,7 +42,7 @@ def main() -> int:
     with ray_cluster():
         for target in arguments.targets:
             found = {
-                expert: judged(
+                expert: evaluate_variants(
                     session,
                     arguments.recipe,
                     target,
@@ -58,7 +58,9 @@ def main() -> int:
                 }
     for name, by_target in figures.items():
         print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
-        print_table(by_target, names={e: e for e in experts}, ours=arguments.expert, beside=EXACT)
+        print_table(
+            by_target, names={e: e for e in experts}, ours=arguments.expert, reference=EXACT
+        )
     if arguments.json:
         content = {"seeds": arguments.seeds, **figures}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -115,13 +115,13 @@ def main() -> int:
         chosen = list(every_row()) if arguments.row == "all" else [find_row(arguments.row)]
         given = _counts_given(arguments.images)
         by_recipe: dict[str, Rates] = {}
-        told = []
+        facts = []
         for one in chosen:
             if one.recipe not in by_recipe:
                 by_recipe[one.recipe] = (
                     read_rates(arguments.rates) if arguments.rates else measured_rates(one.recipe)
                 )
-            told.append(
+            facts.append(
                 described(
                     one,
                     by_recipe[one.recipe],
@@ -133,9 +133,9 @@ def main() -> int:
     except MuvaError as mistake:
         print(f"Error: {mistake}", file=sys.stderr)
         return 2 if isinstance(mistake, SettingsError) else 1
-    print(overview(told) if arguments.row == "all" else as_text(told[0]))
+    print(overview(facts) if arguments.row == "all" else as_text(facts[0]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
     return 0
 
 
@@ -194,10 +194,10 @@ def commands(one: PaperRow, *, expert: str) -> list[str]:
 def work_of(one: PaperRow, *, images: Mapping[str, int]) -> dict[str, int | None]:
     """The work of each phase: identities for `prompts`, images for the others.
 
-    Boxes are asked for in all images of a source, also those that only testing uses. A P x K epoch
-    shows about as many images as there are: what an identity has beyond a multiple of K is left
-    out, and one with fewer than K shows some twice. `images` are counts for data sets that have no
-    published one.
+    Boxes are predicted in all images of a source, also in those used only for testing. A P x K
+    epoch shows about as many images as there are: what an identity has beyond a multiple of K is
+    left out, and one with fewer than K shows some twice. `images` are counts for data sets that
+    have no published one.
     """
     config = load_recipe(one.recipe)
     learned, grounded = (
@@ -381,49 +381,51 @@ def _noise(config: ExperimentConfig, sizes: Sizes) -> Callable[[], tuple[MuvaMod
     return open_stage
 
 
-def as_text(told: Mapping[str, Any]) -> str:
+def as_text(facts: Mapping[str, Any]) -> str:
     """A row as text: commands, then a table, then memory."""
     lines = [
-        f"{told['row']}: {told['protocol']}, {' + '.join(told['sources'])} -> {told['target']}"
+        f"{facts['row']}: {facts['protocol']}, {' + '.join(facts['sources'])} -> {facts['target']}"
     ]
-    for paper in told["published"]:
+    for paper in facts["published"]:
         figures = [
             f"{name} {100 * paper[key]:.1f}"
             for name, key in (("mAP", "mean_ap"), ("rank-1", "rank1"))
             if paper[key] is not None
         ]
         lines.append(f"published: {', '.join(figures)}")
-    lines += ["", *told["commands"], "", f"On {told['device']}, {told['precision']}:", ""]
+    lines += ["", *facts["commands"], "", f"On {facts['device']}, {facts['precision']}:", ""]
     lines += ["| phase | work | per second | hours |", "|---|---:|---:|---:|"]
-    for phase, share in told["phases"].items():
+    for phase, share in facts["phases"].items():
         unit = "identities" if phase == "prompts" else "images"
         work = "?" if share["work"] is None else f"{share['work']} {unit}"
         rate = "?" if share["per_s"] is None else f"{share['per_s']:.1f}"
         lines.append(f"| {phase} | {work} | {rate} | {_hours(share['hours'])} |")
-    lines.append(f"| all but grounding | | | {_hours(told['hours'])} |")
+    lines.append(f"| all but grounding | | | {_hours(facts['hours'])} |")
     unknown = [
-        name for name in told["sources"] if _images(name, told["protocol"] == "classical") is None
+        name for name in facts["sources"] if _images(name, facts["protocol"] == "classical") is None
     ]
-    if told["phases"]["features"]["work"] is None:
+    if facts["phases"]["features"]["work"] is None:
         lines.append(
             f"\nNobody has published how many images {', '.join(unknown)} has: --images NAME=COUNT"
         )
-    if told["protocol"] == "classical":
-        lines.append("\nJunk and distractors, which nobody learns from, are counted as images too.")
-    lines.append(f"\n{_memory(told)}")
+    if facts["protocol"] == "classical":
+        lines.append(
+            "\nJunk images and distractors, which are not trained on, are counted as images too."
+        )
+    lines.append(f"\n{_memory(facts)}")
     return "\n".join(lines)
 
 
-def overview(told: Sequence[Mapping[str, Any]]) -> str:
+def overview(facts: Sequence[Mapping[str, Any]]) -> str:
     """All rows as text, one line each."""
-    devices = sorted({f"{one['device']}, {one['precision']}" for one in told})
+    devices = sorted({f"{one['device']}, {one['precision']}" for one in facts})
     lines = [
         f"Hours on {'; '.join(devices)}, grounding left out",
         "",
         "| row | protocol | recipe | images | stage 1 | stage 2 | embedding | all |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
-    for one in told:
+    for one in facts:
         phases = one["phases"]
         hours = {name: phases[name]["hours"] for name in PHASES}
         cells = [_sum(hours, "features", "prompts"), _sum(hours, "memory", "steps"),
@@ -436,16 +438,18 @@ def overview(told: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _memory(told: Mapping[str, Any]) -> str:
-    memory = told["memory"]
+def _memory(facts: Mapping[str, Any]) -> str:
+    memory = facts["memory"]
     if memory is None:
         return "Memory at the recipe's batch was not measured."
-    said = f"Stage 2 takes {memory['mb']:.0f} MB at its batch of {memory['batch']} on this device"
+    summary = (
+        f"Stage 2 takes {memory['mb']:.0f} MB at its batch of {memory['batch']} on this device"
+    )
     at = memory["measured_at"]
     if len(at) == 1:
-        return f"{said}, measured."
+        return f"{summary}, measured."
     return (
-        f"{said}: on the line through what was measured at {at[0]} and {at[1]}, "
+        f"{summary}: linearly extrapolated from measurements at {at[0]} and {at[1]}, "
         f"{memory['each_image_mb']:.1f} MB an image. Weights take {memory['weights_mb']:.0f}, "
         f"gradients and Adam {memory['gradients_and_adam_mb']:.0f}."
     )

@@ -102,8 +102,8 @@ def main() -> int:
         else:
             shutil.rmtree(folder, ignore_errors=True)
     if arguments.json:
-        told = [dataclasses.asdict(one) for one in outcomes]
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+        report = [dataclasses.asdict(one) for one in outcomes]
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     bad = [one for one in outcomes if one.faults]
     print(f"\n{len(outcomes) - len(bad)} of {len(outcomes)} pipelines ended as they must")
     for one in bad:
@@ -229,11 +229,11 @@ class Service:
         """Start the service and wait until it is ready, unless it is running."""
         if self._process is not None:
             return
-        with self._log.open("ab") as said:
+        with self._log.open("ab") as stream:
             self._process = subprocess.Popen(
                 self._command,
                 env=self._environment,
-                stdout=said,
+                stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -410,7 +410,7 @@ class Pipeline:
         apart = None
         if found.keys() == undisturbed.keys() and found:
             apart = max(abs(found[name] - undisturbed[name]) for name in found)
-        reused = self._there & set(re.findall(r": exists, (\S+)", last.said()))
+        reused = self._there & set(re.findall(r": exists, (\S+)", last.output()))
         return Outcome(
             outage=self._name,
             seconds=round(seconds, 1),
@@ -440,13 +440,13 @@ class Pipeline:
         if apart is None or apart > CLOSE:
             yield f"its numbers are apart by {apart}"
         for one in self._submissions:
-            if "Traceback (most recent call last)" in one.said():
+            if "Traceback (most recent call last)" in one.output():
                 yield "a traceback was shown"
         for one in earlier:
             if one.code == 0:
                 yield "a submission without a result ended with 0"
             if "again" not in one.last_line():
-                yield "it was not said what to do"
+                yield "the error does not say what to do"
         yield from self._faults_of_runs()
 
     def _faults_of_runs(self) -> Iterator[str]:
@@ -473,12 +473,12 @@ class Submission:
 
     def __init__(self, words: tuple[str, ...], *, folder: Path, log: Path) -> None:
         self._log = log
-        with log.open("wb") as said:
+        with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "workflows.cli", *words],
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=said,
+                stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -488,19 +488,19 @@ class Submission:
         """Its exit code after it has ended."""
         return self._process.returncode
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Its output so far."""
         return self._log.read_text(errors="replace")
 
     def last_line(self) -> str:
         """Its error message, or the last line of its output."""
-        lines = [line for line in self.said().splitlines() if line.strip()]
+        lines = [line for line in self.output().splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("Error: ")]
         return (errors or lines or [""])[-1]
 
     def report(self) -> dict[str, Any]:
         """The JSON that the command printed; empty if there is none."""
-        found = re.search(r"^\{$.*?^\}$", self.said(), re.DOTALL | re.MULTILINE)
+        found = re.search(r"^\{$.*?^\}$", self.output(), re.DOTALL | re.MULTILINE)
         return json.loads(found.group()) if found else {}
 
     def wait_for(self, condition: Callable[[], object]) -> None:

@@ -124,8 +124,8 @@ def table(figures: dict[str, Any]) -> str:
         precision = figures["auto"] if name == "ours, auto" else "fp32"
         times = rate / rates["plain"]
         lines.append(f"| {name.split(',')[0]} | {precision} | {rate:.2f} | {times:.1f} |")
-    told = ", ".join(f"{what} {value:.1e}" for what, value in figures["apart"].items())
-    return "\n".join([*lines, f"\nFrom the plain loop: {told}"])
+    differences = ", ".join(f"{what} {value:.1e}" for what, value in figures["apart"].items())
+    return "\n".join([*lines, f"\nFrom the plain loop: {differences}"])
 
 
 def text_model() -> tuple[open_clip.CLIP, MuvaModel]:

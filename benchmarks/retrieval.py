@@ -228,17 +228,17 @@ def _ours(work: Work, folder: Path) -> float:
 def misses(name: str, found: Figures) -> list[str]:
     """Descriptions of the missed goals."""
     work, ours = WORKS[name], found["ours"]
-    told = []
+    missed = []
     if work.most_times is not None and ours["times"] > work.most_times:
-        told.append(f"{name}: {ours['times']:.2f} times the product, goal {work.most_times}")
+        missed.append(f"{name}: {ours['times']:.2f} times the product, goal {work.most_times}")
     if work.most_s is not None and ours["seconds"] > work.most_s:
-        told.append(f"{name}: {ours['seconds']:.0f} s, goal {work.most_s:.0f}")
+        missed.append(f"{name}: {ours['seconds']:.0f} s, goal {work.most_s:.0f}")
     if ours["peak_mb"] > work.most_mb:
-        told.append(f"{name}: {ours['peak_mb']:.0f} MB, goal {work.most_mb:.0f}")
+        missed.append(f"{name}: {ours['peak_mb']:.0f} MB, goal {work.most_mb:.0f}")
     dense = found.get("dense")
     if dense is not None and abs(dense["mean_ap"] - ours["mean_ap"]) > 1e-6:
-        told.append(f"{name}: mAP {ours['mean_ap']:.7f}, the dense way {dense['mean_ap']:.7f}")
-    return told
+        missed.append(f"{name}: mAP {ours['mean_ap']:.7f}, the dense way {dense['mean_ap']:.7f}")
+    return missed
 
 
 def _row(name: str, way: str, figures: Mapping[str, float]) -> str:

@@ -85,13 +85,13 @@ def main() -> int:
     print()
     print(limits(alone, images=arguments.images))
     if arguments.json:
-        told = {
+        report = {
             "device": rates.device,
             "precision": rates.precision,
             "phases": {share.phase: asdict(share) | {"hours": share.hours} for share in shares},
             "alone": [asdict(one) for one in alone],
         }
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 

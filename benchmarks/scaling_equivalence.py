@@ -95,8 +95,8 @@ class Comparison:
     @property
     def passed(self) -> bool:
         """Whether every difference is within its limit; NaN is not."""
-        judged = [self.weights, *(value for step in self.steps for value in step.values())]
-        return self.workers_alike and all(value <= self.limit for value in judged)
+        differences = [self.weights, *(value for step in self.steps for value in step.values())]
+        return self.workers_alike and all(value <= self.limit for value in differences)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

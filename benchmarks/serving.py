@@ -142,21 +142,21 @@ def _pytorch(bundle: Bundle) -> Callable[[Tensor], np.ndarray]:
 
 def misses(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
     """Descriptions of formats whose features differ from PyTorch's."""
-    told = []
+    missed = []
     for size, forms in found.items():
         for name, of in forms.items():
             if name.endswith(HALF):
                 if of["least_cosine"] < MIN_COSINE_HALF:
-                    told.append(
+                    missed.append(
                         f"{size}, {name}: a cosine of {of['least_cosine']:.4f}, expected "
                         f"{MIN_COSINE_HALF}"
                     )
             elif of["largest_difference"] > MAX_DIFFERENCE:
-                told.append(
+                missed.append(
                     f"{size}, {name}: features differ by {of['largest_difference']:.1e}, expected "
                     f"{MAX_DIFFERENCE}"
                 )
-    return told
+    return missed
 
 
 def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str, dict[str, float]]:

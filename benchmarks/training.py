@@ -275,12 +275,12 @@ def timed(
 def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Descriptions of the missed goals."""
     full, half = found["fp32"], found["bf16"]
-    told = [
+    missed = [
         f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {LEAST_OF_BARE}"
         for ours, bare in _PAIRS.items()
         if full[ours] < LEAST_OF_BARE * full[bare]
     ]
-    return told + [
+    return missed + [
         f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {LEAST_OF_FLOAT32:g} "
         f"(the product alone: {half['product'] / full['product']:.2f})"
         for ours in _PAIRS

@@ -233,23 +233,23 @@ class Driver:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._said: list[str] = []
+        self._output: list[str] = []
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self._process.stderr is not None
-        self._said.extend(self._process.stderr)
+        self._output.extend(self._process.stderr)
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Its output so far."""
-        return "".join(self._said)
+        return "".join(self._output)
 
     def await_stage(self, stage: str) -> None:
         """Wait until it reports that the stage begins."""
         self.wait_for(
             lambda: any(
                 line.startswith(STAGES[stage]) and line.rstrip().endswith("…")
-                for line in list(self._said)
+                for line in list(self._output)
             )
         )
 
@@ -260,7 +260,7 @@ class Driver:
             if self._process.poll() == 0:
                 raise TooLateError
             if self._process.poll() is not None or time.monotonic() > ends_at:
-                raise RuntimeError(f"the driver could not be disturbed: {self.said()[-3000:]}")
+                raise RuntimeError(f"the driver could not be disturbed: {self.output()[-3000:]}")
             time.sleep(0.02)
 
     def kill(self) -> None:
@@ -277,7 +277,7 @@ class Driver:
             self.kill()
             code = f"no end within {PATIENCE_S:.0f} s"
         if code:
-            raise RuntimeError(f"the driver failed ({code}): {self.said()[-3000:]}")
+            raise RuntimeError(f"the driver failed ({code}): {self.output()[-3000:]}")
 
 
 def _elastic(start: Callable[..., Driver], store: Store, stage: str) -> float:
