@@ -1,8 +1,9 @@
-"""Whether a search of a thousand trials stays browsable: `python -m benchmarks.browsing --check`.
+"""MLflow's response times for a search of a thousand trials: `python -m benchmarks.browsing
+--check`.
 
-Writes a search's run and its trials as `muva tune` does, into SQLite, and then asks MLflow's own
-server for what its pages ask: the first page of the experiment's runs, the search's children, one
-run, and a chart's history of a metric for the runs of a page.
+Writes the run of a search and its trials as `muva tune` does, into SQLite, and then sends the
+requests of MLflow's pages to its server: the first page of the experiment's runs, the trials of the
+search, a single run, and a metric's history for the runs of a page.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from tracking.runs import Tracker
 from workflows.verbs.ui import mlflow_server
 
 MOST_A_TRIAL_S = 0.5
-"""To write a trial's run."""
+"""Goal: seconds to write the run of a trial."""
 MOST_GROWTH = 1.5
-"""Of that, from the first to the last tenth of the trials."""
+"""Goal: growth of that time from the first to the last tenth of the trials."""
 MOST_A_PAGE_S = 2.0
-"""For any of the server's answers."""
+"""Goal: seconds for any response of the server."""
 PAGE = 100
-"""Runs that MLflow's table loads at once."""
+"""Runs per page in MLflow's table."""
 ROUNDS = 5
 
 
@@ -53,25 +54,25 @@ def main() -> int:
 
 
 def misses(found: dict[str, float]) -> list[str]:
-    """The goals that are missed, in words."""
+    """Descriptions of the missed goals."""
     first, last = found["a trial, first tenth"], found["a trial, last tenth"]
-    told = []
+    missed = []
     if last > MOST_A_TRIAL_S:
-        told.append(f"a trial takes {last:.2f} s to write, goal {MOST_A_TRIAL_S}")
+        missed.append(f"a trial takes {last:.2f} s to write, goal {MOST_A_TRIAL_S}")
     if last > MOST_GROWTH * first:
-        told.append(
+        missed.append(
             f"a trial takes {last / first:.1f} times as long in the end, goal {MOST_GROWTH}"
         )
-    told += [
+    missed += [
         f"{name}: {seconds:.2f} s, goal {MOST_A_PAGE_S}"
         for name, seconds in found.items()
         if name.startswith("page") and seconds > MOST_A_PAGE_S
     ]
-    return told
+    return missed
 
 
 def measured(folder: Path, trials: int) -> dict[str, float]:
-    """What it takes -> seconds; medians."""
+    """Operation -> seconds, as medians."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = Tracker(uri, "muva/demo")
     parent = tracker.open(

@@ -1,8 +1,8 @@
-"""What embedding a data set costs beside the bare model: `python -m benchmarks.extraction`.
+"""Overhead of embedding a data set over the bare model: `python -m benchmarks.extraction`.
 
 Worker processes run the bare model on a batch in memory, embed a data set of JPEGs as `muva
-evaluate` does, and run the bare model again: the same processes, one after the other at once.
-`--check` exits 1 when a figure misses its goal.
+evaluate` does, and run the bare model again, all in the same processes. `--check` exits with 1 if a
+goal is missed.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from workflows.steps.embed import UNTRAINED, EvaluationSet, features_step, open_
 from workflows.steps.rank import PART_IMAGES
 
 LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
-"""Goals: of the bare model's images per second; of the memory between the first and last third."""
+"""Goals: fraction of the bare model's images per second; growth of memory between thirds."""
 BARE_S, BATCH = 20.0, 64
 SHARD_IMAGES = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """A model, and how much it embeds."""
+    """A model and the number of images that it embeds."""
 
     clip: str
     config: ModelConfig
     images: int
-    judged: bool
-    """Whether the goal of speed is this model's."""
+    has_goal: bool
+    """Whether the speed goal applies to this model."""
 
 
 WORKS = {
-    "ViT-B-16": Work(clip="ViT-B-16", config=ModelConfig(), images=2048, judged=True),
+    "ViT-B-16": Work(clip="ViT-B-16", config=ModelConfig(), images=2048, has_goal=True),
     "tiny": Work(
         clip="tiny",
         config=ModelConfig(clip="tiny", image_height=128, image_width=64, stride=8),
         images=32_768,
-        judged=False,
+        has_goal=False,
     ),
 }
 
@@ -109,7 +109,7 @@ def measured(work: Work, folder: Path) -> dict[str, float]:
         )
         for name, count in (("few", 2 * PART_IMAGES), ("many", work.images))
     )
-    # What a process does once is not what is looked for: it starts, imports, loads the model.
+    # Warm up: starting processes, imports and loading the model are not measured.
     features_step(session, model, few, work.config, name="warm-up")
     before = _bare_rate(model, work.config)
     with _memory_of_workers() as samples:
@@ -130,13 +130,13 @@ def measured(work: Work, folder: Path) -> dict[str, float]:
 
 
 def misses(name: str, work: Work, figures: dict[str, float]) -> list[str]:
-    """The goals that are missed, in words."""
-    told = []
-    if work.judged and figures["share"] < LEAST_SHARE:
-        told.append(f"{name}: {figures['share']:.3f} of the bare model, goal {LEAST_SHARE}")
+    """Descriptions of the missed goals."""
+    missed = []
+    if work.has_goal and figures["share"] < LEAST_SHARE:
+        missed.append(f"{name}: {figures['share']:.3f} of the bare model, goal {LEAST_SHARE}")
     if figures["growth"] > MOST_GROWTH:
-        told.append(f"{name}: memory grew by {figures['growth']:.1%}, goal {MOST_GROWTH:.0%}")
-    return told
+        missed.append(f"{name}: memory grew by {figures['growth']:.1%}, goal {MOST_GROWTH:.0%}")
+    return missed
 
 
 def _bare_rate(model: str, config: ModelConfig) -> float:
@@ -160,7 +160,7 @@ def _bare(model: str, config: ModelConfig) -> float:
 
 @contextmanager
 def _memory_of_workers() -> Iterator[list[dict[Path, float]]]:
-    """RssAnon + RssShmem of each process that embeds, twice a second, in MB."""
+    """RssAnon + RssShmem of each embedding process in MB, sampled twice a second."""
     samples = []
 
     def look() -> None:
@@ -172,7 +172,7 @@ def _memory_of_workers() -> Iterator[list[dict[Path, float]]]:
 
 
 def _peaks_mb(samples: Sequence[Mapping[Path, float]]) -> float:
-    """The processes' own peaks together: they need not fall together."""
+    """The sum of the processes' peaks, which need not coincide."""
     peaks: dict[Path, float] = {}
     for sample in samples:
         for worker, megabytes in sample.items():
@@ -181,10 +181,10 @@ def _peaks_mb(samples: Sequence[Mapping[Path, float]]) -> float:
 
 
 def _embeds(command_line: Path) -> bool:
-    """Whether a process does; Ray names its processes by what they do."""
+    """Whether a process embeds images, by the title that Ray gives it."""
     try:
         return command_line.read_bytes().startswith(b"ray::_embed")
-    except OSError:  # it has ended meanwhile
+    except OSError:  # it has ended in the meantime
         return False
 
 

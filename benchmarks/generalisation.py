@@ -1,9 +1,9 @@
-"""Do the parts help on camera networks never seen? `python -m benchmarks.generalisation`.
+"""Gain of part tokens on unseen camera networks: `python -m benchmarks.generalisation`.
 
-Each synthetic benchmark domain in turn is the target, the others are learned from: CLIP as it is,
-global-only and MUVA, with several seeds. Prints mean and standard deviation over the seeds, and the
-paired difference MUVA - global-only with its standard error. What is trained already is not
-trained again, so a stopped run goes on.
+Each synthetic benchmark domain in turn is the target, and the others are the sources: CLIP without
+training, global-only and MUVA, with several seeds. Prints mean and standard deviation over the
+seeds, and the paired difference MUVA - global-only with its standard error. Models that exist
+already are not trained again, so an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from workflows.session import Session, open_session
 from workflows.steps.pipeline import VARIANTS, log_pipeline, pipeline_run, run_pipeline
 
 Figures = dict[str, dict[str, list[float]]]
-"""Target -> variant -> mAP of each seed, fractions."""
+"""Target -> variant -> mAP of each seed, as fractions."""
 
 
 def main() -> int:
-    """Train and judge, then print the table; with --check 1 where training did not help."""
+    """Train and evaluate, then print the table; with --check, exit with 1 if it did not help."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--expert", default="annotated", help="who finds the parts")
@@ -50,7 +50,9 @@ def main() -> int:
     settings = {"grounding.expert": arguments.expert}
     with ray_cluster():
         found = {
-            target: judged(session, arguments.recipe, target, arguments.seeds, workers, settings)
+            target: evaluate_variants(
+                session, arguments.recipe, target, arguments.seeds, workers, settings
+            )
             for target in arguments.targets
         }
     mean_ap = {target: values_of(results, "mean_ap") for target, results in found.items()}
@@ -61,15 +63,15 @@ def main() -> int:
     if arguments.json:
         content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
-    missed = untaught(mean_ap)
+    missed = not_improved(mean_ap)
     if arguments.check and missed:
-        print("\nnot above CLIP as it is: " + ", ".join(missed), file=sys.stderr)
+        print("\nnot better than CLIP without training: " + ", ".join(missed), file=sys.stderr)
         return 1
     return 0
 
 
-def untaught(mean_ap: Figures) -> list[str]:
-    """The trained models whose mean over the seeds is not above the CLIP that they started from."""
+def not_improved(mean_ap: Figures) -> list[str]:
+    """Trained models whose mean over the seeds does not exceed the CLIP that they started from."""
     return [
         f"{VARIANTS[variant]} on {target}"
         for target, values in mean_ap.items()
@@ -78,7 +80,7 @@ def untaught(mean_ap: Figures) -> list[str]:
     ]
 
 
-def judged(
+def evaluate_variants(
     session: Session,
     recipe: str,
     target: str,
@@ -113,27 +115,28 @@ def print_table(
     *,
     names: Mapping[str, str] = VARIANTS,
     ours: str = "muva",
-    beside: str = "global_only",
+    reference: str = "global_only",
 ) -> None:
-    """A row per target and one for their mean; the last column is the difference `ours - beside`.
+    """A row per target and one for their mean; the last column is the difference `ours -
+    reference`.
 
     `names`: what each of the figures' columns is called.
     """
     variants = list(next(iter(figures.values())))
-    heads = [*(names[variant] for variant in variants), f"{names[ours]} - {names[beside]}"]
+    heads = [*(names[variant] for variant in variants), f"{names[ours]} - {names[reference]}"]
     print("| target | " + " | ".join(heads) + " |")
     print("|---|" + "---:|" * len(heads))
     for target, values in figures.items():
-        print(f"| {target} | " + " | ".join(_cells(values, ours, beside)) + " |")
+        print(f"| {target} | " + " | ".join(_cells(values, ours, reference)) + " |")
     over_targets = {
         variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
         for variant in variants
     }
-    print("| mean | " + " | ".join(_cells(over_targets, ours, beside)) + " |")
+    print("| mean | " + " | ".join(_cells(over_targets, ours, reference)) + " |")
 
 
-def _cells(values: dict[str, list[float]], ours: str, beside: str) -> list[str]:
-    gains = np.subtract(values[ours], values[beside])
+def _cells(values: dict[str, list[float]], ours: str, reference: str) -> list[str]:
+    gains = np.subtract(values[ours], values[reference])
     cells = [_mean(found, spread=_deviation(found)) for found in values.values()]
     return [*cells, _mean(gains, spread=_deviation(gains) / np.sqrt(len(gains)), sign="+")]
 
@@ -144,12 +147,12 @@ def _mean(values: Sequence[float] | np.ndarray, *, spread: float, sign: str = ""
 
 
 def _deviation(values: Sequence[float] | np.ndarray) -> float:
-    """Over the seeds; NaN for one."""
+    """Standard deviation over the seeds; NaN for a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
 def values_of(results: list[dict[str, dict[str, float]]], name: str) -> dict[str, list[float]]:
-    """Variant -> this figure of each seed."""
+    """Variant -> this metric for each seed."""
     return {variant: [result[variant][name] for result in results] for variant in results[0]}
 
 

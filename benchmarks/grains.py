@@ -1,8 +1,8 @@
-"""What does each grain of MUVA tell on an unseen domain? `python -m benchmarks.grains`.
+"""mAP of each grain of MUVA on an unseen domain: `python -m benchmarks.grains`.
 
-Takes the models that `benchmarks.generalisation` left in a store, each on the benchmark domain that
-it has not seen: mAP of the whole feature after the BN neck and of each grain's share of it, under
-predicted masks and under true ones, and how well the predicted masks agree with the true ones.
+Evaluates the models that `benchmarks.generalisation` left in a store, each on the benchmark domain
+that it has not seen: mAP of the whole feature after the BN neck and of each grain's slice of it,
+with predicted and with true masks, and the IoU of predicted and true masks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Figures = dict[str, float]
 
 
 def main() -> int:
-    """Print a table; 1 where there is no model to look at."""
+    """Print a table; returns 1 if there is no model to evaluate."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--home", default=["runs"], nargs="+", help="where generalisation ran")
     parser.add_argument("--threads", type=int, default=2)
@@ -50,7 +50,7 @@ def main() -> int:
             if artifact.name == "muva":
                 bundle = load(artifact.uri)
                 for target in unseen(bundle):
-                    found[target].append(judged(store, bundle, target))
+                    found[target].append(evaluate_grains(store, bundle, target))
                     print(f"{artifact.address} on {target}: done", file=sys.stderr)
     if not found:
         print("no model that has not seen a benchmark domain", file=sys.stderr)
@@ -67,7 +67,7 @@ def unseen(bundle: Bundle) -> list[str]:
     return [domain for domain in BENCHMARK if domain not in sources]
 
 
-def judged(store: Store, bundle: Bundle, target: str) -> Figures:
+def evaluate_grains(store: Store, bundle: Bundle, target: str) -> Figures:
     """mAP as `predicted/GRAIN` and `true/GRAIN` (GRAIN: all, person, parts), and `iou/PART`."""
     dataset = open_dataset(find_artifact(store, "datasets", target))
     columns = ["pid", "camid", "split", *(f"box_{part}" for part in PARTS)]
@@ -101,7 +101,7 @@ def judged(store: Store, bundle: Bundle, target: str) -> Figures:
 
 
 def print_table(found: dict[str, list[Figures]]) -> None:
-    """A row per target, means over its models."""
+    """Print a row per target with means over its models."""
     columns = ["predicted/all", *(f"predicted/{grain}" for grain in GRAINS), "true/all"]
     columns += [f"iou/{part}" for part in PARTS]
     print("mAP and IoU in per cent, means over the models\n")
@@ -112,12 +112,12 @@ def print_table(found: dict[str, list[Figures]]) -> None:
 
 
 def _true_masks(rows: pa.Table, bundle: Bundle) -> torch.Tensor:
-    """Masks from the boxes that the target's images come with (M, R, L)."""
-    told = [[row[f"box_{part}"] for part in PARTS] for row in rows.to_pylist()]
+    """True masks (M, R, L), from the boxes in the target's data set."""
+    boxes_by_image = [[row[f"box_{part}"] for part in PARTS] for row in rows.to_pylist()]
     settings, patch = bundle.model.config, bundle.model.clip_shape.patch
     return part_masks(
-        torch.tensor([[box or [0.0] * 4 for box in boxes] for boxes in told]),
-        torch.tensor([[box is not None for box in boxes] for boxes in told]),
+        torch.tensor([[box or [0.0] * 4 for box in boxes] for boxes in boxes_by_image]),
+        torch.tensor([[box is not None for box in boxes] for boxes in boxes_by_image]),
         row_centres=patch_centres(settings.image_height, patch=patch, stride=settings.stride),
         column_centres=patch_centres(settings.image_width, patch=patch, stride=settings.stride),
     )
@@ -125,7 +125,7 @@ def _true_masks(rows: pa.Table, bundle: Bundle) -> torch.Tensor:
 
 @torch.inference_mode()
 def _features(bundle: Bundle, images: Sequence[bytes], masks: torch.Tensor | None) -> np.ndarray:
-    """Features after the BN neck, under these masks or under predicted ones."""
+    """Features after the BN neck, with these masks or with predicted ones."""
     features = []
     for start, some in zip(range(0, len(images), BATCH), _batches(images), strict=True):
         given = None if masks is None else masks[start : start + BATCH]

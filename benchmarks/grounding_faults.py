@@ -1,9 +1,9 @@
-"""Does grounding survive what clusters do? `python -m benchmarks.grounding_faults --rounds 20`.
+"""Fault injection for grounding: `python -m benchmarks.grounding_faults --rounds 20`.
 
-A small cluster of three nodes labels a data set again and again; in each round, at a moment drawn
-from a fixed seed, one thing is disturbed: an actor, a node or the driver is killed, or S3 refuses,
-delays and cuts connections all through. Afterwards the labels must equal those of a plain loop, row
-for row, and no shard may have been computed more often than once and once more for each kill.
+A small cluster of three nodes labels a data set repeatedly. In each round, at a moment drawn from a
+fixed seed, an actor, a node or the driver is killed, or S3 fails, delays and drops requests
+throughout. Afterwards the labels must equal those of a plain loop, row for row, and no shard may
+have been computed more than once, plus once for each kill.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ KINDS = ("actor", "node", "driver", "s3")
 IMAGES, SHARD_IMAGES, BATCH_S = 480, 12, 0.15
 PATIENCE_S = 240.0
 S3_SHARE = 0.15
-"""Of requests that are disturbed in a round of `s3`."""
+"""Fraction of requests that get a fault in a round of `s3`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Noting(ChosenExpert):
-    """Takes its time, answers by the image's content, and notes who looked at which image."""
+    """A slow expert whose answers depend on the image, and which logs all images."""
 
     notes: str
 
@@ -80,7 +80,7 @@ def _answer(image: GroundingImage, part: str) -> Grounding:
 
 
 def main() -> int:
-    """Run the rounds and print them; with --check 1 where one did not end as it must."""
+    """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
-    """What `muva ground` does, with this benchmark's expert; a process of its own, to be killed."""
+    """Run what `muva ground` runs with this expert, in a process that can be killed."""
     from workflows.runtime.cluster import ray_cluster
 
     dataset, labels = open_dataset(open_artifact(dataset_uri)), open_artifact(labels_uri)
@@ -123,7 +123,7 @@ def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
 
 
 def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
-    """The rounds, one kind of disturbance after the other."""
+    """Run the rounds, cycling through the kinds of faults."""
     from ray.cluster_utils import Cluster
 
     rng = np.random.default_rng(seed)
@@ -193,8 +193,8 @@ def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
         finally:
             cluster.shutdown()
     if rounds >= len(KINDS):
-        told = ", ".join(f"{count} {what}" for what, count in disturber.disturbed.items())
-        print(f"\nS3's requests disturbed: {told}")
+        injected = ", ".join(f"{count} {what}" for what, count in disturber.disturbed.items())
+        print(f"\nFaults injected into S3 requests: {injected}")
     return results
 
 
@@ -208,7 +208,7 @@ def _disturb(
     dataset: Dataset,
     labels: Artifact,
 ) -> subprocess.Popen[bytes]:
-    """Kills one thing; the driver that goes on, or a new one."""
+    """Kill an actor, a node or the driver; returns the driver that continues, or a new one."""
     time.sleep(float(rng.uniform(0, 2 * BATCH_S)))
     if kind == "actor":
         pids = [line.split()[0] for line in notes.read_text().splitlines()[-2 * SHARD_IMAGES :]]
@@ -237,9 +237,9 @@ def _start(
 
 
 def _finish(driver: subprocess.Popen[bytes]) -> None:
-    _, said = driver.communicate(timeout=PATIENCE_S)
+    _, output = driver.communicate(timeout=PATIENCE_S)
     if driver.returncode:
-        raise RuntimeError(f"the driver failed: {said.decode()[-3000:]}")
+        raise RuntimeError(f"the driver failed: {output.decode()[-3000:]}")
 
 
 def _wait(condition: Any, driver: subprocess.Popen[bytes]) -> None:
@@ -251,7 +251,7 @@ def _wait(condition: Any, driver: subprocess.Popen[bytes]) -> None:
 
 
 def _begun(notes: Path, dataset: Dataset) -> list[int]:
-    """How often each shard's first image was looked at."""
+    """How often the first image of each shard was processed."""
     looked_at = Counter(line.split()[1] for line in notes.read_text().splitlines())
     firsts = np.cumsum([0, *(shard.rows for shard in dataset.shards[:-1])])
     return [looked_at[f"train/{first:06d}.jpg"] for first in firsts]
@@ -264,11 +264,11 @@ def _expert(notes: str) -> Noting:
 
 @contextlib.contextmanager
 def _s3(disturber: Disturber) -> Iterator[str]:
-    """A bucket behind a server that is disturbed as the disturber says."""
+    """A bucket on an S3 server behind a proxy that injects faults."""
     from boto3.session import Session
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

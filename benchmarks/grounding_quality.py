@@ -1,8 +1,9 @@
-"""How well an expert finds parts of synthetic people: `python -m benchmarks.grounding_quality`.
+"""Accuracy of an expert on synthetic people: `python -m benchmarks.grounding_quality`.
 
-Of each domain, people that no pre-training has seen, as JPEG, against the renderer's exact boxes:
-the median IoU of each part, the share not found, and images per second of one core. `--check`
-exits 1 when a benchmark domain, none of which the shipped expert has learned from, misses a goal.
+Compares the boxes for people that no pre-training has seen, as JPEGs, with the renderer's exact
+boxes, by domain: the median IoU of each part, the fraction not found, and images per second and
+core. `--check` exits with 1 if a benchmark domain misses a goal; the shipped expert was trained on
+none of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from muva.synthetic import BENCHMARK, DOMAINS, PRETRAINING, render
 from muva.synthetic.sensor import encode_jpeg
 
 LEAST_IOU, MOST_MISSED, LEAST_RATE = 0.75, 0.03, 30.0
-"""Goals: median IoU of each part, share not found, images per second and core."""
+"""Goals: median IoU of each part, fraction not found, images per second and core."""
 
 FIRST_PID = 5001
 BATCH, JPEG_QUALITY = 32, 95
@@ -50,7 +51,7 @@ def main() -> int:
     print("not found | invented | images/s and core |\n|---|" + "---|" * (len(PARTS) + 3))
     found: dict[str, Figures] = {}
     for domain in (*BENCHMARK, *PRETRAINING):
-        found[domain] = judged(expert, domain, arguments.people)
+        found[domain] = evaluate_expert(expert, domain, arguments.people)
         print(_row(domain, found[domain]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -61,8 +62,8 @@ def main() -> int:
     return 0
 
 
-def judged(expert: Expert, domain: str, people: int) -> Figures:
-    """Median IoU by part, shares not found and invented, images per second of processor time."""
+def evaluate_expert(expert: Expert, domain: str, people: int) -> Figures:
+    """Median IoU by part, fractions not found and invented, images per second of CPU time."""
     shots = [
         render(domain, pid=pid, camid=camid, index=0, height=128, width=64)
         for pid in range(FIRST_PID, FIRST_PID + people)
@@ -82,13 +83,13 @@ def judged(expert: Expert, domain: str, people: int) -> Figures:
     missed, invented = [], []
     for column, part in enumerate(PARTS):
         pairs = [(shot.boxes[part], a[column].box) for shot, a in zip(shots, answers, strict=True)]
-        there = [(true, said) for true, said in pairs if true is not None]
-        true, said = (
-            np.array([box or NO_BOX for box in boxes]) for boxes in zip(*there, strict=True)
+        visible = [(true, predicted) for true, predicted in pairs if true is not None]
+        true, predicted = (
+            np.array([box or NO_BOX for box in boxes]) for boxes in zip(*visible, strict=True)
         )
-        figures["iou"][part] = float(np.median(iou(true, said)))
-        missed += [said is None for _, said in there]
-        invented += [said is not None for true, said in pairs if true is None]
+        figures["iou"][part] = float(np.median(iou(true, predicted)))
+        missed += [predicted is None for _, predicted in visible]
+        invented += [predicted is not None for true, predicted in pairs if true is None]
     figures["not_found"] = float(np.mean(missed))
     figures["invented"] = float(np.mean(invented)) if invented else None
     return figures

@@ -1,8 +1,8 @@
-"""What the fan-out around an expert costs: `python -m benchmarks.grounding_speed`.
+"""Overhead of distributed grounding over a bare loop: `python -m benchmarks.grounding_speed`.
 
-A bare loop over decoded batches, the same process as the only actor, then a second one beside it;
-the driver's memory from 1,000 to 50,000 images with an expert that only sleeps; how fast finished
-shards are recognised. `--check` exits 1 when a figure misses its goal.
+Measures a bare loop over decoded batches, then the same process as the only actor, then a second
+actor next to it; the driver's memory from 1,000 to 50,000 images, with an expert that only sleeps;
+and how fast finished shards are detected. `--check` exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from workflows.runtime.expert_pool import Actors, Spent, ground_shards
 
 MOST_OVERHEAD, LEAST_SPEED_UP = 0.05, 1.8
 MOST_GROWTH_MB, MOST_RECOGNITION_S = 100.0, 5.0
-"""Goals: share of the bare loop's time, two actors over one, driver's memory, 10,000 shards."""
+"""Goals: overhead over the bare loop, speed-up of two actors, driver's memory, 10,000 shards."""
 
 THREADS_EACH, WAIT_S = 1, 0.05
 FEW, MANY, MANY_SHARDS = 1000, 50_000, 10_000
@@ -61,7 +61,7 @@ class Rehearsed(ChosenExpert):
 
     dataset: Artifact
     folder: Path
-    """What the processes and the driver tell each other: `first`, `rate`, `second` as files."""
+    """Folder of the files `first`, `rate` and `second`, by which processes communicate."""
 
     def load(self) -> Expert:
         """See `ChosenExpert`."""
@@ -79,7 +79,7 @@ class Rehearsed(ChosenExpert):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sleeping(ChosenExpert):
-    """An expert that takes its time and looks at nothing."""
+    """An expert that only sleeps."""
 
     def load(self) -> Expert:
         """See `ChosenExpert`."""
@@ -113,7 +113,7 @@ def main() -> int:
         shutil.rmtree(folder)
     print("| what | figure | goal |\n|---|---|---|")
     missed = []
-    for name, value, goal, reached in judged(figures):
+    for name, value, goal, reached in check_goals(figures):
         print(f"| {name} | {value} | {goal} |")
         if not reached:
             missed.append(f"{name}: {value}, goal {goal}")
@@ -126,7 +126,7 @@ def main() -> int:
 
 
 def measured(folder: Path, expert: ChosenExpert, images: int, repeats: int) -> dict[str, float]:
-    """All figures."""
+    """All measurements."""
     people = crowd(
         folder, "crowd", images, encoded=shots(height=128, width=64), shard_images=SHARD_IMAGES
     )
@@ -149,14 +149,14 @@ def measured(folder: Path, expert: ChosenExpert, images: int, repeats: int) -> d
     }
 
 
-def judged(figures: Mapping[str, float]) -> list[tuple[str, str, str, bool]]:
-    """Name, figure, goal, and whether it is reached."""
+def check_goals(figures: Mapping[str, float]) -> list[tuple[str, str, str, bool]]:
+    """Name, value and goal, and whether the goal is reached."""
     growth = figures["driver_mb_many"] - figures["driver_mb_few"]
     return [
         ("bare loop, images/s", f"{figures['bare_images_per_s']:.1f}", "", True),
         ("one actor, images/s", f"{figures['one_images_per_s']:.1f}", "", True),
         (
-            "around the expert, of the bare loop",
+            "overhead around the expert, of the bare loop",
             f"{figures['overhead']:.1%}",
             f"under {MOST_OVERHEAD:.0%}",
             figures["overhead"] < MOST_OVERHEAD,
@@ -175,7 +175,7 @@ def judged(figures: Mapping[str, float]) -> list[tuple[str, str, str, bool]]:
             growth <= MOST_GROWTH_MB,
         ),
         (
-            f"{MANY_SHARDS} finished shards recognised, s",
+            f"{MANY_SHARDS} finished shards detected, s",
             f"{figures['recognition_s']:.2f}",
             f"under {MOST_RECOGNITION_S:.0f}",
             figures["recognition_s"] < MOST_RECOGNITION_S,
@@ -193,7 +193,7 @@ def crowd(
     shard_images: int,
     splits: Sequence[Split] = ("train",),
 ) -> Dataset:
-    """A data set of so many images, these ones again and again."""
+    """A data set of `count` images, which repeats the given ones."""
     records = (
         Record(
             domain=name,
@@ -213,7 +213,7 @@ def crowd(
 
 
 def bare_rate(dataset: Artifact, expert: Expert, batch_images: int) -> float:
-    """Images per second of the expert alone, on a third of the batches, decoded before."""
+    """Images per second of the expert alone, on a third of the batches, already decoded."""
     people = open_dataset(dataset)
     batches: list[list[GroundingImage]] = []
     for shard in range(len(people.shards) // 3):
@@ -260,7 +260,9 @@ def actor_rates(dataset: Dataset, expert: ChosenExpert, folder: Path) -> dict[st
         tell=tell,
     )
     labels.delete()
-    last = dataset.summary.images - SHARD_IMAGES  # from then on one of two may find none left
+    last = (
+        dataset.summary.images - SHARD_IMAGES
+    )  # afterwards one of two actors may run out of shards
     return {
         "bare": float((folder / "rate").read_text()),
         "one": _rate(seen, first=SHARD_IMAGES, last=alone),
@@ -269,13 +271,13 @@ def actor_rates(dataset: Dataset, expert: ChosenExpert, folder: Path) -> dict[st
 
 
 def _rate(seen: Mapping[int, float], *, first: int, last: int) -> float:
-    """Images per second between two counts of done images, or the nearest counts within."""
+    """Images per second between two counts of finished images."""
     counts = [count for count in seen if first <= count <= last]
     return (max(counts) - min(counts)) / (seen[max(counts)] - seen[min(counts)])
 
 
 def driver_memory_mb(folder: Path) -> tuple[float, float]:
-    """The driver's highest memory with few and with many images."""
+    """The driver's peak memory with few and with many images."""
     rng = np.random.default_rng(0)
     tiny = [
         encode_jpeg(rng.integers(0, 256, (8, 4, 3), dtype=np.uint8), quality=50) for _ in range(10)
@@ -301,7 +303,7 @@ def driver_memory_mb(folder: Path) -> tuple[float, float]:
 
 
 def recognition_s(folder: Path) -> tuple[float, float]:
-    """Seconds that it takes to see which of many shards are done, and to sum them up."""
+    """Seconds to detect which of many shards are finished, and to summarise them."""
     image = encode_jpeg(np.zeros((8, 4, 3), np.uint8), quality=50)
     few = crowd(folder, "finished", 4, encoded=[image], shard_images=4)
     summary = dataclasses.replace(
@@ -334,7 +336,7 @@ def recognition_s(folder: Path) -> tuple[float, float]:
 
 
 def shots(*, height: int, width: int) -> list[bytes]:
-    """Pictures of people, as JPEGs."""
+    """Images of people as JPEGs."""
     rendered = (
         render(
             BENCHMARK[n % len(BENCHMARK)], pid=1 + n, camid=1, index=0, height=height, width=width

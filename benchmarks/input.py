@@ -1,12 +1,12 @@
-"""What making batches costs beside bare decoding: `python -m benchmarks.input`.
+"""Overhead of the input pipeline over bare decoding: `python -m benchmarks.input`.
 
-JPEGs of people in shards become normalised batches at 256 x 128. Beside each other, by turns and
-medians: decoding and resizing alone, of the same bytes in memory, and the batches of a `Loader`, by
-its thread on one core and by one process for each core; in the order of the shards and in P x K
-batches, decoded for the first time and from the node's decoded images. Then the memory of this
-process and its loaders over some epochs, and what share of a step waits for its batch: measured in
-a training of the tiny CLIP's, and computed for ViT-B/16 from the rate of `benchmarks.training`.
-`--check` exits 1 when a goal is missed.
+JPEGs of people in shards become normalised batches at 256 x 128. Compares, in turns and as medians,
+decoding and resizing alone, from memory, with the batches of a `Loader`, by its thread on one core
+and by one process per core: in shard order and in P x K batches, decoded for the first time and
+from the node's cache of decoded images. Also measures the memory of this process and its loaders
+over several epochs, and the fraction of a step spent waiting for its batch: measured when training
+the tiny CLIP, and computed for ViT-B/16 from the rate of `benchmarks.training`. `--check` exits
+with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from muva.training.sampler import flip_draws, pk_batches
 from muva.training.stage2 import train_image_encoder
 
 LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
-"""Goals: of the rate of bare decoding; of the memory between the first and last third."""
+"""Goals: fraction of the rate of bare decoding; growth of memory between thirds."""
 SIZE = {"height": 256, "width": 128}
 BATCH, EACH = 64, 4
 IMAGES = 4096
@@ -111,15 +111,15 @@ def main() -> int:
 
 
 def misses(found: dict) -> list[str]:
-    """The goals that are missed, in words."""
-    told = [
+    """Descriptions of the missed goals."""
+    missed = [
         f"{name}: {of['in order'] / of['bare']:.2f} of bare decoding, goal {LEAST_SHARE}"
         for name, of in found["rates"].items()
         if of["in order"] < LEAST_SHARE * of["bare"]
     ]
     if found["memory"]["growth"] > MOST_GROWTH:
-        told.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MOST_GROWTH:.0%}")
-    return told
+        missed.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MOST_GROWTH:.0%}")
+    return missed
 
 
 def rates(

@@ -1,9 +1,10 @@
-"""What do an expert's labels cost beside exact ones? `python -m benchmarks.label_cost`.
+"""mAP lost by an expert's labels compared with exact ones: `python -m benchmarks.label_cost`.
 
-MUVA with the settings of the demo, each synthetic benchmark domain in turn as the target, learned
-from the others twice: with the exact boxes of `annotated` and with those of the expert. Prints mean
-and standard deviation over the seeds, and the paired difference with its standard error. What is
-trained already is not trained again, so a stopped run goes on.
+Trains MUVA with the settings of the demo, with each synthetic benchmark domain in turn as the
+target and the others as sources, twice: with the exact boxes of `annotated` and with those of the
+expert. Prints mean and standard deviation over the seeds, and the paired difference with its
+standard error. Models that exist already are not trained again, so an interrupted run can be
+resumed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.generalisation import judged, print_table, values_of
+from benchmarks.generalisation import evaluate_variants, print_table, values_of
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
@@ -24,7 +25,7 @@ EXACT = "annotated"
 
 
 def main() -> int:
-    """Train and judge, then print the tables."""
+    """Train and evaluate, then print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--expert", default="tiny")
@@ -41,7 +42,7 @@ def main() -> int:
     with ray_cluster():
         for target in arguments.targets:
             found = {
-                expert: judged(
+                expert: evaluate_variants(
                     session,
                     arguments.recipe,
                     target,
@@ -57,7 +58,9 @@ def main() -> int:
                 }
     for name, by_target in figures.items():
         print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
-        print_table(by_target, names={e: e for e in experts}, ours=arguments.expert, beside=EXACT)
+        print_table(
+            by_target, names={e: e for e in experts}, ours=arguments.expert, reference=EXACT
+        )
     if arguments.json:
         content = {"seeds": arguments.seeds, **figures}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""The paper's recipe at its full size, on files of OpenAI's form: `make check-large`.
+"""The paper's recipe at full size, on weights in OpenAI's format: `make check-large`.
 
-Writes ViT-B/16 and ViT-L/14 with random weights as OpenAI publishes CLIP, compares what is loaded
-with open_clip's own loader, and lets ViT-B/16 learn for a few steps from rendered people by the
-settings of `base`: 256 x 128, three parts, batches of 64, both stages, a bundle, features. Random
-weights recognise nobody, so what is checked is that all that should learn moves, that nothing else
-does, that losses are finite, and that shapes are the paper's. Prints images per second and peak
-memory of each phase; `benchmarks.paper --rates` reads them as JSON.
+Writes ViT-B/16 and ViT-L/14 with random weights as OpenAI publishes CLIP, compares the loaded
+models with open_clip's own loader, and trains ViT-B/16 for a few steps on rendered people with the
+settings of `base`: 256 x 128, three parts, batches of 64, both stages, a bundle, features. A model
+with random weights cannot recognise people, so the checks are that everything trainable changes,
+that nothing else does, that losses are finite, and that shapes are the paper's. Prints images per
+second and peak memory of each phase; `benchmarks.paper --rates` reads them as JSON.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from workflows.steps.training_inputs import TrainingInputs
 SOURCE = "syn-boulevard"
 TEST_PEOPLE = 8
 LARGE_SIZE = (252, 126)
-"""Of the images that ViT-L/14 embeds: whole patches of 14."""
+"""Size of the images that ViT-L/14 embeds, a multiple of its patches of 14."""
 LARGE_IMAGES = 16
 CLOSE = 1e-4
 
 Check = tuple[str, str, bool]
-"""What was looked at, what was found, whether that is as it should be."""
+"""A check: what was checked, what was found, and whether it passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Large:
-    """All that one run found."""
+    """The results of a run."""
 
     figures: dict[str, Any]
-    """As JSON: device, precision, settings, phases."""
+    """The results as JSON: device, precision, settings, phases."""
     checks: list[Check]
 
 
 def main() -> int:
-    """Measure, print, and with --check exit 1 where something is not as it should be."""
+    """Measure and print; with --check, exit with 1 if a check fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--people", type=int, default=32, help="to learn from; 8 images of each")
     parser.add_argument("--epochs", type=int, default=2, help="of each stage")
@@ -101,7 +101,7 @@ def run(
     large: Sizes = VIT_L_14,
     large_size: tuple[int, int] = LARGE_SIZE,
 ) -> Large:
-    """The recipe on the base CLIP, then features of the large one; files go to `folder`."""
+    """Run the recipe on ViT-B/16, then embed images with ViT-L/14; files go to `folder`."""
     device = best_device()
     file = folder / "ViT-B-16.pt"
     checks = [*_file_checks(file, base)]
@@ -155,7 +155,7 @@ def run(
 
 
 def _file_checks(file: Path, sizes: Sizes) -> list[Check]:
-    """Writes a CLIP as OpenAI publishes it; it is loaded as open_clip's own loader loads it."""
+    """Write a CLIP as OpenAI publishes it, and compare loading it with open_clip's own loader."""
     write_archive(random_clip(sizes), sizes, file)
     say(f"{file.name}: {file.stat().st_size / 1e6:.0f} MB, TorchScript, random weights")
     ours = load_clip(str(file), image_size=(sizes.resolution, sizes.resolution), stride=sizes.patch)
@@ -183,7 +183,7 @@ def _file_checks(file: Path, sizes: Sizes) -> list[Check]:
 
 
 def _people(folder: Path, config: ExperimentConfig) -> tuple[TrainingInputs, list[bytes]]:
-    """Rendered people with their part boxes, as the verbs leave them, and the test images."""
+    """Rendered people with their part boxes, imported as by the commands, and the test images."""
     session = dataclasses.replace(open_session(home=folder / "runs"), tracking_uri=None)
     assert config.grounding is not None
     with ray_cluster():
@@ -197,7 +197,7 @@ def _people(folder: Path, config: ExperimentConfig) -> tuple[TrainingInputs, lis
 
 
 def learning_checks(learned: Learned, config: ExperimentConfig, sizes: Sizes) -> list[Check]:
-    """What a few steps of both stages must have done."""
+    """Checks after a few steps of both stages."""
     losses = [loss for stage in learned.losses.values() for loss in stage]
     grains = 1 + len(config.model.parts)
     return [
@@ -231,7 +231,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The phases, for people."""
+    """The phases as a table."""
     height, width = figures["image"]
     lines = [
         f"{figures['clip']}, {height} x {width}, stride {figures['stride']}, batches of "

@@ -1,7 +1,7 @@
-"""How fast synthetic people are rendered: `python -m benchmarks.render`.
+"""Speed of rendering synthetic people: `python -m benchmarks.render`.
 
-Prints images per second and core (processor time of one process, rendering to stored JPEG left
-out), per domain and size. `--check` exits 1 when a size misses its goal.
+Prints images per second and core (CPU time of one process, without encoding the JPEG), per domain
+and size. `--check` exits with 1 if a size misses its goal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import cv2
 from muva.synthetic import DOMAINS, render
 
 GOALS = {(256, 128): 20.0, (128, 64): 60.0}
-"""Images per second and core that a size is to reach in the mean over the domains."""
+"""Goals: images per second and core for each size, averaged over the domains."""
 
 INDEX = 0
 
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def images_per_second(domain: str, height: int, width: int, people: int) -> float:
-    """Processor time, after sites and passers-by are made, as in a data set of some size."""
+    """Rate in CPU time, after sites and passers-by have been created once."""
     _render_all(domain, range(people + 1, 2 * people + 1), height, width)
     started = time.process_time()
     images = _render_all(domain, range(1, people + 1), height, width)

@@ -1,9 +1,9 @@
-"""What very many images take: `python -m benchmarks.scale --images 100000000 --identities 10000`.
+"""Cost of very many images: `python -m benchmarks.scale --images 100000000 --identities 10000`.
 
-Two tables. The first has the hours of one device for each phase, and their price, by the recipe's
-epochs and by rates that are measured here or come from the JSON of `benchmarks.large`, run where
-the work shall be done. The second has what one process must hold or do whatever the number of
-machines, measured with `--sample` images and carried over in proportion: where the design ends.
+Two tables. The first has hours and price of each phase on one device, from the recipe's epochs and
+from rates that are measured here or come from the JSON of `benchmarks.large`, run on the intended
+device. The second has what a single process must do or keep in memory regardless of the number of
+machines, measured with `--sample` images and scaled proportionally: the limits of the design.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ CAMERAS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Alone:
-    """What one process does by itself, for so many images."""
+    """Work that a single process does for so many images."""
 
     what: str
     images: int
     seconds: float
     peak_mb: float
-    """More than the process held before, in 10^6 bytes."""
+    """Additional memory of the process, in 10^6 bytes."""
 
     def at(self, images: int) -> Alone:
-        """In proportion, for another number of images."""
+        """Scaled proportionally to another number of images."""
         times = images / self.images
         return Alone(
             what=self.what,
@@ -86,27 +86,27 @@ def main() -> int:
     print()
     print(limits(alone, images=arguments.images))
     if arguments.json:
-        told = {
+        report = {
             "device": rates.device,
             "precision": rates.precision,
             "phases": {share.phase: asdict(share) | {"hours": share.hours} for share in shares},
             "alone": [asdict(one) for one in alone],
         }
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 
 def shares_of(
     config: ExperimentConfig, rates: Rates, *, images: int, grounding_rate: float | None
 ) -> list[Share]:
-    """Every phase of learning from so many images, and of embedding as many once."""
+    """Every phase of training on so many images and embedding each of them once."""
     work = phase_work(config, grounded=images, learned=images, embedded=images)
     per_s = {GROUNDING: grounding_rate, **rates.per_s}
     return [Share(phase=phase, work=count, per_s=per_s[phase]) for phase, count in work.items()]
 
 
 def measured_alone(config: ExperimentConfig, *, images: int, identities: int) -> list[Alone]:
-    """The parts of the work that no other machine takes over, through the library's own functions.
+    """The parts of the work that cannot be distributed, measured with the library's functions.
 
     Images are one grey pixel each, so that what is measured is all that is done besides images.
     """
@@ -175,7 +175,7 @@ def costs(shares: list[Share], rates: Rates, *, price: float | None) -> str:
 
 
 def limits(alone: list[Alone], *, images: int) -> str:
-    """What one process takes for all images, by what it took for the sample."""
+    """Time and memory of one process for all images, extrapolated from the sample."""
     sample = alone[0].images
     lines = [
         f"| one process, whatever the number of machines | {sample:,} images, s | MB "

@@ -1,16 +1,16 @@
-"""Whether several workers, and micro-batches, do in stage 2 what one worker does: step by step.
+"""Equivalence of several workers, and of micro-batches, to one worker in stage 2, step by step.
 
     python -m benchmarks.scaling_equivalence [--json FILE] [--check]
 
-A small model learns for an epoch from noise, by the library's own loop, in processes of one thread
-that talk through gloo: one, two and four of them, and with micro-batches of three images. Printed
-are the largest differences to one worker with the whole batch: after every step of each loss term
-(mean over the workers), of the memory's centroids and of the BN neck's running statistics, and at
-the end of the weights. With --check the exit status is 1 where one is above its limit, or where
-the workers of one training do not end every step with the same memory, bit for bit.
+A small model trains for an epoch on noise, with the library's own loop, in processes of one thread
+that communicate through gloo: one, two and four of them, and with micro-batches of three images.
+Prints the largest differences from one worker with the whole batch: after every step, of each loss
+term (mean over the workers), of the memory's centroids and of the BN neck's running statistics; and
+at the end, of the weights. With --check, the exit status is 1 if a difference exceeds its limit, or
+if the workers of a training do not end every step with bit-identical memories.
 
-The key third of an attention's bias is printed but not judged: its true gradient is zero (it adds
-the same to all of a query's scores), so its steps are rounding.
+The key third of an attention's bias is printed but not checked: its true gradient is zero (it adds
+the same value to all of a query's scores), so its steps are rounding errors.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from muva.training.stage2 import train_image_encoder
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 MICRO_BATCH = 3
-"""Of batches of eight, so the last micro-batch is smaller."""
+"""Batches have eight images, so the last micro-batch is smaller."""
 TRAININGS: dict[int, tuple[int | None, ...]] = {
     1: (None, MICRO_BATCH),
     2: (None, MICRO_BATCH),
     4: (None,),
 }
-"""Workers -> micro-batches of their trainings; the first is what all others are compared with."""
+"""Workers -> micro-batches of their trainings; the first training is the reference."""
 SEED = 5
 IDENTITIES, IMAGES_EACH = 8, 6
 PATCH = 8
@@ -67,7 +67,7 @@ Numbers = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What one worker saw: numbers of each step by name, and weights before and after all."""
+    """A worker's record: values of each step by name, and weights before and after the training."""
 
     steps: list[Numbers]
     """Loss terms over all workers by name, `centroids` and `statistics`."""
@@ -77,7 +77,7 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Largest absolute differences of a training to that of one worker with the whole batch."""
+    """Largest absolute differences of a training from that of one worker with the whole batch."""
 
     dtype: str
     workers: int
@@ -86,21 +86,21 @@ class Comparison:
     steps: list[dict[str, float]]
     weights: float
     key_biases: float
-    """Not judged."""
+    """Not checked."""
     moved: float
-    """How far the weight that moved most went in the training compared with."""
+    """The largest change of a weight in the reference training."""
     workers_alike: bool
-    """Whether all workers had the same numbers after each step and the same weights."""
+    """Whether all workers had identical values after each step and identical weights."""
 
     @property
     def passed(self) -> bool:
-        """Whether every difference is within the limit; one that is not a number is not."""
-        judged = [self.weights, *(value for step in self.steps for value in step.values())]
-        return self.workers_alike and all(value <= self.limit for value in judged)
+        """Whether every difference is within its limit; NaN is not."""
+        differences = [self.weights, *(value for step in self.steps for value in step.values())]
+        return self.workers_alike and all(value <= self.limit for value in differences)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all trainings, print the comparisons; 1 if one is to pass and does not."""
+    """Run all trainings and print the comparisons; with --check, return 1 if one fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="write the differences to this file")
     parser.add_argument("--check", action="store_true", help="end with 1 where a limit is missed")
@@ -137,7 +137,7 @@ def compare_all(
 def compare(
     found: Sequence[Trace], expected: Trace, *, dtype: torch.dtype, micro_batch: int | None
 ) -> Comparison:
-    """One training, a trace per worker, beside another's trace."""
+    """Compare a training, with a trace per worker, with the reference trace."""
     first = found[0]
     weights = {name: apart(first.after[name], value) for name, value in expected.after.items()}
     return Comparison(
@@ -175,11 +175,11 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 def traces_of(
     workers: int, micro_batches: Sequence[int | None], dtypes: Sequence[torch.dtype]
 ) -> list[dict[tuple[torch.dtype, int | None], Trace]]:
-    """For each of so many workers the traces of these trainings."""
+    """The traces of these trainings for each of so many workers."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_work, (workers, micro_batches, dtypes, folder), nprocs=workers)
         return [
-            # Of our own processes: a trace is no bare tensor.
+            # Written by our own processes; a trace contains more than tensors.
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False)
             for rank in range(workers)
         ]
@@ -204,7 +204,7 @@ def _work(
 
 
 def trace(dtype: torch.dtype, *, micro_batch: int | None) -> Trace:
-    """An epoch of stage 2 as this worker sees it."""
+    """The trace of an epoch of stage 2 on this worker."""
     model = small_model().to(dtype)
     before = _weights(model)
     steps: list[Numbers] = []
@@ -234,7 +234,7 @@ KEYS = ".in_proj_bias of keys"
 
 
 def _weights(model: MuvaModel) -> Numbers:
-    """Copies of the weights; the attentions' biases of queries, keys and values apart."""
+    """Copies of the weights, with attention biases split into queries, keys and values."""
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         value = parameter.detach().clone()
@@ -291,7 +291,7 @@ class Noise:
 
 
 def table(comparison: Comparison) -> str:
-    """A comparison for people: a line per step, and one for the end."""
+    """A comparison as text: a line per step, and one for the end."""
     names = list(comparison.steps[0])
     size = comparison.micro_batch
     what = f"{comparison.workers} worker{'s' if comparison.workers > 1 else ''}" + (

@@ -1,9 +1,9 @@
-"""Images per second of a model in each form: `python -m benchmarks.serving`.
+"""Images per second of a model in each export format: `python -m benchmarks.serving`.
 
-PyTorch, TorchScript and ONNX Runtime, and in half precision, on batches in memory, by turns in one
-process, at the tiny CLIP's size and at ViT-B/16's, with three parts and random weights; medians.
-Then what half precision costs in mAP, on synthetic people: of the tiny CLIP as it is shipped, or of
-`--model`. `--check` exits 1 where a form's features are not PyTorch's.
+PyTorch, TorchScript and ONNX Runtime, also in half precision, on batches in memory, in turns in a
+single process, at the sizes of the tiny CLIP and of ViT-B/16, with three parts and random weights;
+medians. Then the effect of half precision on mAP, on synthetic people, of the shipped tiny CLIP or
+of `--model`. `--check` exits with 1 if a format's features differ from PyTorch's.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def random_model(config: ModelConfig, *, seed: int = 0) -> Bundle:
-    """A model of this size: random weights are as fast as others."""
+    """A model of this size with random weights, which run at the same speed."""
     size = (config.image_height, config.image_width)
     if config.clip == "tiny":
         clip = load_clip(config.clip, image_size=size, stride=config.stride)
@@ -99,12 +99,12 @@ def random_model(config: ModelConfig, *, seed: int = 0) -> Bundle:
 
 
 def shipped_model() -> Bundle:
-    """The tiny CLIP as a model without parts: the one with weights that have learned something."""
+    """The tiny CLIP as a model without parts, whose weights are trained."""
     return random_model(SIZES["tiny"].model_copy(update={"parts": ()}))
 
 
 def measured(bundle: Bundle, *, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Form -> images per second, and how far its features are from PyTorch's in float32."""
+    """Format -> images per second, and the difference of its features from PyTorch's in float32."""
     size = {"height": bundle.image_height, "width": bundle.image_width}
     people = [
         render("syn-harbour", pid=1 + n, camid=1 + n % 2, index=1, **size).image
@@ -141,26 +141,26 @@ def _pytorch(bundle: Bundle) -> Callable[[Tensor], np.ndarray]:
 
 
 def misses(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """The forms whose features are not PyTorch's, in words."""
-    told = []
+    """Descriptions of formats whose features differ from PyTorch's."""
+    missed = []
     for size, forms in found.items():
         for name, of in forms.items():
             if name.endswith(HALF):
                 if of["least_cosine"] < MIN_COSINE_HALF:
-                    told.append(
+                    missed.append(
                         f"{size}, {name}: a cosine of {of['least_cosine']:.4f}, expected "
                         f"{MIN_COSINE_HALF}"
                     )
             elif of["largest_difference"] > MAX_DIFFERENCE:
-                told.append(
+                missed.append(
                     f"{size}, {name}: features differ by {of['largest_difference']:.1e}, expected "
                     f"{MAX_DIFFERENCE}"
                 )
-    return told
+    return missed
 
 
 def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str, dict[str, float]]:
-    """Precision -> mAP and rank-1 of synthetic people whom each camera of a domain saw twice.
+    """Precision -> mAP and rank-1 on synthetic people, seen twice by each camera of a domain.
 
     The half is an exported file, as it is given away.
     """
@@ -201,7 +201,7 @@ def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str,
 
 
 def print_size(size: str, found: Mapping[str, Mapping[str, float]]) -> None:
-    """A size's rows."""
+    """The rows of a model size."""
     plain = found[PYTORCH]["images_per_s"]
     for name, of in found.items():
         print(
@@ -212,7 +212,7 @@ def print_size(size: str, found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_half(model: str, found: Mapping[str, Mapping[str, float]]) -> None:
-    """What half precision costs, for people."""
+    """The effect of half precision as a table."""
     full, half = found["float32"], found["half"]
     print(f"\nOf {model} on {TARGET}, per cent:\n")
     print("| precision | mAP | rank-1 |\n|---|---:|---:|")

@@ -1,15 +1,14 @@
-"""Images per second of stage 2 beside the bare CLIP: `python -m benchmarks.training`.
+"""Images per second of stage 2 compared with the bare CLIP: `python -m benchmarks.training`.
 
-`rates`: ViT-B/16 with random weights at 256 x 128, three parts. The feature pass beside the visual
-tower's forward pass, a step (forward, losses, backward, Adam, memory) beside the tower's forward
-and backward, and a matrix product of the model's, in one process and by turns; medians. Batches are
-small, so that it takes minutes.
-`settings`: the same step with each setting of `Compute`, and with other forms of Adam; on
-processors in a process of its own for its peak memory, which a GPU tells by itself. Without the
-first step, which compiles and allocates.
-`precision`: the demo's tiny model learns from two synthetic domains and is judged on a third, in
-each precision, with the same seed.
-`--check` exits 1 when a goal is missed.
+`rates`: ViT-B/16 with random weights at 256 x 128, three parts. The feature pass is compared with
+the forward pass of the visual tower, a step (forward, losses, backward, Adam, memory) with the
+tower's forward and backward pass, and with a matrix product from the model, in one process and in
+turns; medians. Batches are small, so that it takes minutes. `settings`: the same step with each
+setting of `Compute`, and with other implementations of Adam; on CPUs in a separate process for each
+to measure its peak memory, which a GPU reports itself. The first step, which compiles and
+allocates, is excluded. `precision`: the demo's tiny model is trained on two synthetic domains and
+evaluated on a third, in each precision, with the same seed. `--check` exits with 1 if a goal is
+missed.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ from workflows.session import open_session
 from workflows.steps.pipeline import run_pipeline
 
 LEAST_OF_BARE, LEAST_OF_FLOAT32 = 0.88, 3.0
-"""Goals: float32 beside the bare model's rate; bf16 beside our float32."""
+"""Goals: float32 relative to the bare model's rate; bf16 relative to our float32."""
 WORKS = ("rates", "settings", "precision")
 BATCH, ROUNDS = 16, 3
 IDENTITIES = 64
 PRODUCT = (3072, 768)
-"""Of the first layer of a block's MLP: out and in."""
+"""Output and input width of the first layer of a block's MLP."""
 PRODUCTS = 10
-"""At once: a GPU is done with one before it has been asked for."""
+"""Products per timing: a GPU finishes a single one before the next is launched."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "fp32"},
@@ -83,7 +82,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Adam in a loop": {"adam": "loop"},
     "bf16, again": {},
 }
-"""In bf16 with fused Adam where not said otherwise; the last tells how steady the machine was."""
+"""In bf16 with fused Adam unless noted; the last one shows how stable the machine was."""
 
 TARGET, SOURCES = "syn-station", ["syn-boulevard", "syn-harbour"]
 EPOCHS, PEOPLE = 3, 60
@@ -133,7 +132,7 @@ def main() -> int:
 
 
 def settings_here() -> list[str]:
-    """All that this device can show: processors have no graphs, nor fp16 products worth timing."""
+    """The settings that apply to this device: CPUs have neither CUDA graphs nor fast fp16."""
     if best_device().type == "cuda":
         return list(SETTINGS)
     return [
@@ -164,7 +163,7 @@ class Held:
 
 
 class Stage2:
-    """The model with all that a step takes."""
+    """The model with everything that a step needs."""
 
     def __init__(self, batch: int, *, adam: str = "fused"):
         self.config = load_recipe("base")
@@ -214,7 +213,7 @@ class Stage2:
 
 
 def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Precision -> way -> images per second; `product` is in 10^9 operations per second."""
+    """Precision -> method -> images per second; `product` is in 10^9 operations per second."""
     ours = Stage2(batch)
     device = ours.device
     bare = vision_tower(_random_clip(ours.config)).to(device).train()
@@ -259,7 +258,7 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
 def timed(
     ways: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of each, by turns: what else the machine does hits all alike."""
+    """Median seconds of each, in turns, so that other load affects all equally."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way, work in ways.items():
@@ -268,20 +267,20 @@ def timed(
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if number:  # what a process does once is not what is looked for
+            if number:  # the first round only warms up
                 seconds[way].append(time.perf_counter() - started_at)
     return {way: statistics.median(spent) for way, spent in seconds.items()}
 
 
 def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The goals that are missed, in words."""
+    """Descriptions of the missed goals."""
     full, half = found["fp32"], found["bf16"]
-    told = [
+    missed = [
         f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {LEAST_OF_BARE}"
         for ours, bare in _PAIRS.items()
         if full[ours] < LEAST_OF_BARE * full[bare]
     ]
-    return told + [
+    return missed + [
         f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {LEAST_OF_FLOAT32:g} "
         f"(the product alone: {half['product'] / full['product']:.2f})"
         for ours in _PAIRS
@@ -302,7 +301,7 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
     precision = setting.get("precision", "bf16")
     device = stage2.device
     if device.type == "cuda":
-        gc.collect()  # what the setting before has left
+        gc.collect()  # memory of the previous setting
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     with peak_memory_mb() as peak, apply_compute(stage2.model.image_encoder, compute):
@@ -340,7 +339,7 @@ def _measured_apart(name: str, batch: int, rounds: int) -> dict[str, float]:
 
 
 def precisions(home: Path) -> dict[str, dict[str, Any]]:
-    """Precision -> the losses of stage 2's epochs, and mAP on a domain that nobody learned from."""
+    """Precision -> the losses of stage 2's epochs, and mAP on an unseen domain."""
     session = dataclasses.replace(open_session(home=home), tracking_uri=None)
     found: dict[str, dict[str, Any]] = {}
     with ray_cluster():
@@ -377,7 +376,7 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
 
 
 def print_rates(found: Mapping[str, Mapping[str, float]]) -> None:
-    """The rates of `rates` for people."""
+    """The results of `rates` as a table."""
     print("\n| precision | bare forward | feature pass | ratio | bare forward and backward | step "
           "| ratio | product, 10^9/s |")  # fmt: skip
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
@@ -393,7 +392,7 @@ def print_rates(found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_setting(name: str, found: Mapping[str, Mapping[str, float]]) -> None:
-    """A setting's row; the ratio is to bf16's steps."""
+    """The row of a setting; the ratio is relative to steps in bf16."""
     of, plain = found[name], found.get("bf16", found[name])
     print(
         f"| {name} | {of['steps']:.2f} | {of['steps'] / plain['steps']:.2f} | {of['features']:.2f} "
@@ -403,7 +402,7 @@ def print_setting(name: str, found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_precisions(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """What each precision learned, beside float32."""
+    """The results of each precision compared with float32."""
     full = np.array(found["fp32"]["losses"])
     print(f"\nTiny model, {' + '.join(SOURCES)} -> {TARGET}, {EPOCHS} epochs of each stage\n")
     print("| precision | loss by epoch | furthest from float32 | mAP | rank-1 | memory pass, s | "
@@ -420,7 +419,7 @@ def print_precisions(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _random_clip(config: ExperimentConfig) -> open_clip.CLIP:
-    """ViT-B/16 with random weights: they are as fast as others."""
+    """ViT-B/16 with random weights, which run at the same speed."""
     model = config.model
     return build_clip(
         _random_weights(),

@@ -1,12 +1,11 @@
-"""Does a training survive what clusters do? `python -m benchmarks.training_faults --rounds 20`.
+"""Fault injection for training: `python -m benchmarks.training_faults --rounds 20`.
 
-On a small cluster of three nodes both stages are trained again and again; in each round, a moment
+On a small cluster of three nodes, both stages are trained repeatedly. In each round, at a moment
 after an epoch, both drawn from a fixed seed, a process of the stage, a node or the driver is killed
-with SIGKILL.
-The killed driver is started again, a lost node is replaced. What the stage ends with must be what
-the undisturbed training ended with: bit for bit with one worker, to rounding with two. In the end
-one training is begun by two workers, killed after an epoch, continued by one, killed and ended by
-two, in both stages: its losses must be those of two undisturbed workers, to rounding.
+with SIGKILL. A killed driver is restarted, a lost node is replaced. The stage must end with the
+result of an undisturbed training: bit for bit with one worker, up to rounding with two. Finally, a
+training is started by two workers, killed after an epoch, continued by one, killed and finished by
+two, in both stages: its losses must be those of two undisturbed workers, up to rounding.
 """
 
 from __future__ import annotations
@@ -49,21 +48,21 @@ from workflows.steps.training_inputs import TrainingInputs
 
 KINDS = ("process", "node", "driver")
 STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}
-"""Kind of artifact -> how a driver's line begins when the stage does."""
+"""Kind of artifact -> the start of the line that a driver prints when the stage begins."""
 TITLES = {"prompts": ("_learn_share", "_prepare"), "models": ("TrainWorker", "_train_alone")}
-"""Kind of artifact -> what is in the titles of the processes that make it."""
+"""Kind of artifact -> part of the titles of the processes that compute it."""
 WORKERS = (1, 2)
 PATIENCE_S = 240.0
 LATEST, AFTER_S = 0.8, 0.5
-"""Moments: up to so much of the epochs, and up to so many seconds after one."""
+"""Moments of faults: up to this fraction of the epochs, and so many seconds after one."""
 CLOSE = 1e-4
-"""Of losses, relative, and of weights, which move by 1e-2, where two workers add up."""
+"""Tolerance with two workers: relative for losses, absolute for weights, which change by 1e-2."""
 HEALTH = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 4,
     "health_check_initial_delay_ms": 0,
 }
-"""A node is taken for lost after seconds without a sign of life, not after half a minute."""
+"""A node counts as lost after seconds without a heartbeat instead of half a minute."""
 
 RECIPE = """
 name: faults
@@ -78,23 +77,23 @@ stage2: {{epochs: 5, batch_size: 16, lr: 1.0e-4, warmup_epochs: 0, precision: fp
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One disturbed training and how it ended."""
+    """A training with a fault, and its outcome."""
 
     disturbed: str
     stage: str
     workers: int
     after: int
-    """The epoch behind which it was, 0 while the stage was starting."""
+    """The epoch after which the fault occurred; 0 while the stage was starting."""
     epochs: int
-    """That the stage has."""
+    """Number of epochs of the stage."""
     seconds: float
     apart: float
-    """Largest difference of a weight to the undisturbed training's."""
+    """Largest difference of a weight from the undisturbed training."""
     right: bool
 
 
 def main() -> int:
-    """Run the rounds and print them; with --check 1 where one did not end as it must."""
+    """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -121,7 +120,7 @@ def main() -> int:
 
 
 def drive(home: str, stage: str, name: str, workers: str) -> int:
-    """One stage of a training, as `muva train` does it; a process of its own, to be killed."""
+    """Train one stage as `muva train` does, in a process that can be killed."""
     session, config = _session(Path(home)), load_recipe(Path(home) / "faults.yaml")
     sources = [_named(session.store, "datasets", source) for source in config.sources]
     labels = [_named(session.store, "labels", source) for source in config.sources]
@@ -182,7 +181,7 @@ def _round(
     store: Store,
     rng: np.random.Generator,
 ) -> Round:
-    """A stage during which one thing of a kind is killed; another try where it ended before."""
+    """Run a stage and kill a process, node or driver; repeat if it ended too early."""
     undisturbed = _named(store, stage, _undisturbed(workers))
     epochs = len(_losses(undisturbed))
     after = int(rng.uniform(0, LATEST) * epochs)
@@ -218,11 +217,11 @@ def _round(
 
 
 class TooLateError(Exception):
-    """The driver was done before it was disturbed."""
+    """The driver finished before the fault was injected."""
 
 
 class Driver:
-    """A driver in a process group of its own, whose words are kept."""
+    """A driver in a separate process group, with its output."""
 
     def __init__(self, address: str, folder: str, stage: str, name: str, workers: int) -> None:
         words = (folder, stage, name, str(workers))
@@ -234,55 +233,55 @@ class Driver:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._said: list[str] = []
+        self._output: list[str] = []
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self._process.stderr is not None
-        self._said.extend(self._process.stderr)
+        self._output.extend(self._process.stderr)
 
-    def said(self) -> str:
-        """All that it wrote for people so far."""
-        return "".join(self._said)
+    def output(self) -> str:
+        """Its output so far."""
+        return "".join(self._output)
 
     def await_stage(self, stage: str) -> None:
-        """Returns when it says that the stage begins."""
+        """Wait until it reports that the stage begins."""
         self.wait_for(
             lambda: any(
                 line.startswith(STAGES[stage]) and line.rstrip().endswith("…")
-                for line in list(self._said)
+                for line in list(self._output)
             )
         )
 
     def wait_for(self, condition: Callable[[], object]) -> None:
-        """Returns when the condition holds; TooLateError when the driver has ended well before."""
+        """Wait until the condition holds; raises TooLateError if the driver succeeds before."""
         ends_at = time.monotonic() + PATIENCE_S
         while not condition():
             if self._process.poll() == 0:
                 raise TooLateError
             if self._process.poll() is not None or time.monotonic() > ends_at:
-                raise RuntimeError(f"the driver could not be disturbed: {self.said()[-3000:]}")
+                raise RuntimeError(f"the driver could not be disturbed: {self.output()[-3000:]}")
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """SIGKILL, to all its processes."""
+        """Send SIGKILL to all its processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def finish(self) -> None:
-        """Waits for its end; RuntimeError when it fails or does not come to one."""
+        """Wait until it ends; raises RuntimeError if it fails or hangs."""
         try:
             code = self._process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.kill()
             code = f"no end within {PATIENCE_S:.0f} s"
         if code:
-            raise RuntimeError(f"the driver failed ({code}): {self.said()[-3000:]}")
+            raise RuntimeError(f"the driver failed ({code}): {self.output()[-3000:]}")
 
 
 def _elastic(start: Callable[..., Driver], store: Store, stage: str) -> float:
-    """Two workers, killed after an epoch, one, killed again, two: how far losses are apart."""
+    """Train with two workers, then one, then two, killed in between; the difference of losses."""
     name = f"elastic-{stage}"
     for workers in (2, 1):
         driver = start(stage, name, workers)
@@ -301,7 +300,7 @@ def _losses(made: Artifact) -> list[float]:
 
 
 def _epochs(store: Store, stage: str, name: str) -> int:
-    """The epoch of the newest state of a stage."""
+    """The epoch of a stage's latest checkpoint."""
     states = [
         int(key.split("/")[-2])
         for key in store.list(f"{stage}/{name}-")
@@ -311,7 +310,7 @@ def _epochs(store: Store, stage: str, name: str) -> int:
 
 
 def _kill_process(stage: str, nodes: Sequence[Any], rng: np.random.Generator) -> bool:
-    """Kills one of the stage's processes, if there is one."""
+    """Kill one of the stage's processes, if there is one."""
     pids = sorted(_processes(stage, nodes))
     with contextlib.suppress(ProcessLookupError, ValueError):
         os.kill(int(rng.choice(pids)), signal.SIGKILL)
@@ -320,7 +319,7 @@ def _kill_process(stage: str, nodes: Sequence[Any], rng: np.random.Generator) ->
 
 
 def _processes(stage: str, nodes: Sequence[Any]) -> Iterator[int]:
-    """The processes that these nodes started for the stage's work."""
+    """The processes of the stage on these nodes."""
     raylets = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", [])}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):

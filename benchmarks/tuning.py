@@ -1,10 +1,10 @@
-"""What a search over settings costs and gains: `python -m benchmarks.tuning`.
+"""Cost and gain of a search over settings: `python -m benchmarks.tuning`.
 
-reuse: the space of masks, its trials' steps against every trial on its own, from images to figures.
-concurrency: the same trials, half of the cores each, one after the other and two at once; and one
-after the other with all cores each, which is what one would do else.
-study: a search on synthetic sources, its best trial trained anew with other seeds beside the
-default, on the held-out sources and, only then, on a target that nothing before has opened.
+reuse: the time that trials in the mask space save by sharing steps, from images to results.
+concurrency: the same trials with half of the cores each, one after the other and two at once; and
+one after the other with all cores each, which is the alternative. study: a search on synthetic
+sources; its best trial is retrained with other seeds and compared with the default, on the held-out
+sources and, only at the end, on a target that was not used before.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from workflows.tuning.trial import (
 
 WORKS = ("reuse", "concurrency", "study")
 LEAST_SAVED = 0.6
-"""Of the space of masks' compute, by reuse."""
+"""Goal: fraction of the mask space's compute saved by reuse."""
 MOST_OF_SEQUENTIAL = 0.6
-"""Two trials at once on two cores, in units of the same trials one after the other."""
+"""Goal: time of two concurrent trials relative to the same trials one after the other."""
 OWN_KINDS = ("prompts", "models", "features", "metrics")
-"""What a trial makes; data and labels it is given."""
+"""The artifacts that a trial makes; data and labels exist already."""
 
 
 def main() -> int:
-    """Measure, then print; with --check 1 where a bound is missed."""
+    """Measure, then print; with --check, exit with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--recipe", default="demo")
@@ -110,7 +110,7 @@ def main() -> int:
 
 
 def missing(figures: Mapping[str, Any]) -> list[str]:
-    """The bounds that the figures miss, in words."""
+    """Descriptions of the missed goals."""
     told = []
     saved = figures.get("reuse", {}).get("saved", 1.0)
     if saved < LEAST_SAVED:
@@ -123,7 +123,7 @@ def missing(figures: Mapping[str, Any]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Sources with their pseudo-labels, in a home of their own."""
+    """Sources with their pseudo-labels, in a separate home folder."""
 
     session: Session
     config: ExperimentConfig
@@ -131,7 +131,7 @@ class Sources:
     labels: list[Artifact]
 
     def search(self, workers: Workers, **changes: Any) -> dict[str, Any]:
-        """The summary of a search with these settings of it."""
+        """The summary of a search with these settings."""
         changed = {f"tune.{key}": value for key, value in changes.items()}
         config = with_settings(self.config, changed, where=self.config.name)
         done = search(
@@ -277,7 +277,7 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
 
 
 def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int) -> list[float]:
-    """Mean mAP over the targets, of each seed: learned on all sources."""
+    """Mean mAP over the targets for each seed, trained on all sources."""
     settings = place.config.tune
     assert settings is not None
     session = place.session
@@ -305,7 +305,7 @@ def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int)
 
 
 def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Means, deviations between seeds, and the gain of the best on the default; fractions."""
+    """Means, deviations between seeds, and the gain of the best over the default, as fractions."""
     told: dict[str, Any] = {
         name: {
             "mean_ap": round(statistics.fmean(one), 4),

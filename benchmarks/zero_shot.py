@@ -1,7 +1,7 @@
-"""How well a CLIP as it is tells synthetic people apart: `python -m benchmarks.zero_shot`.
+"""Zero-shot re-identification of synthetic people by CLIP: `python -m benchmarks.zero_shot`.
 
-Measures the tiny CLIP, or any CLIP that `model.clip` takes, on people that the tiny one has not
-seen: its projected class token, across cameras.
+Evaluates the projected class token of the tiny CLIP, or of any CLIP that `model.clip` accepts,
+across cameras, on people that the tiny CLIP has not seen.
 """
 
 from __future__ import annotations

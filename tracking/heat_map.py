@@ -1,4 +1,4 @@
-"""A table of fractions as a picture: sources against targets, cameras against cameras."""
+"""Heat maps of fractions: sources by targets, or cameras by cameras."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 _CELL_INCHES = 0.75
 _LEFT_INCHES, _TOP_INCHES = 3.4, 2.6
 _SHORT = 3
-"""Letters of a name that stand below a cell without being turned."""
+"""Longest name, in letters, that fits below a cell without rotation."""
 _MOST_NUMBERED = 16
-"""Columns up to which each cell's number has room."""
+"""Largest number of columns for which cells are wide enough to show their value."""
 
 
 def heat_map(
@@ -26,10 +26,10 @@ def heat_map(
     columns: str,
     order: Sequence[str] = (),
 ) -> Figure:
-    """(row, column) -> fraction, in per cent; `rows` and `columns` say what these are.
+    """Draw (row, column) -> fraction, in per cent; `rows` and `columns` label the axes.
 
-    Rows and columns stand as in `order`, the others after these as they come; what has no value
-    stays empty.
+    Rows and columns are in the given `order`, followed by the others in order of appearance. Cells
+    without a value stay empty.
     """
     import matplotlib
     import numpy as np

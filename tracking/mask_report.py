@@ -1,4 +1,4 @@
-"""The page on part labels, one file of HTML: what they hold, how usual it is, what to look at."""
+"""The HTML report on part pseudo-labels: statistics, plausibility, and images to inspect."""
 
 from __future__ import annotations
 
@@ -12,74 +12,74 @@ from typing import Any
 from PIL import Image
 
 Quartiles = tuple[float, float, float]
-"""First, second (the median) and third."""
+"""First quartile, median and third quartile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartFigures:
-    """One part of the body over the data set; shares are 0 to 1."""
+    """Statistics of a body part over the data set; shares are fractions from 0 to 1."""
 
     part: str
     found: float
     found_by_camera: Mapping[int, float]
     area: Quartiles | None
-    """Share of the image that its boxes cover; None where none was found."""
+    """Fraction of the image covered by its boxes; None if it was never found."""
     centre_x: Quartiles | None
     centre_y: Quartiles | None
     disordered: float
-    """Share of images in which it is on the wrong side of another part."""
+    """Fraction of images in which it is on the wrong side of another part."""
     whole_image: float
-    """Share of its boxes that cover more than 95 % of the image."""
+    """Fraction of its boxes that cover more than 95 % of the image."""
     confidence: float | None
-    """Median of the expert's scores, of geometry's where it gave none."""
+    """Median of the expert's scores, or of geometric confidences if it gives none."""
     agreement: Mapping[str, Any] | None
-    """With the other label set: both, only_first, only_second, median_iou, half."""
+    """Agreement with the other label set: both, only_first, only_second, median_iou, half."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverlapFigures:
-    """Two parts of the same image."""
+    """Overlap of two parts of the same image."""
 
     parts: tuple[str, str]
     median_iou: float | None
     duplicates: float
-    """Share of pairs that have one and the same box."""
+    """Fraction of pairs with the same box."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outlier:
-    """An image worth a look."""
+    """An image to inspect."""
 
     image_id: str
     part: str
-    """The least trusted one."""
+    """The part with the lowest confidence."""
     confidence: float
     why: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFigures:
-    """What is known of a label set without ground truth."""
+    """Statistics of a label set that need no ground truth."""
 
     dataset: str
     labels: str
-    """Its address."""
+    """The address of the label set."""
     against: str | None
-    """The other label set's."""
+    """The address of the other label set."""
     config: Mapping[str, Any]
     images: int
     failed: int
-    """Of them, those that were set aside."""
+    """How many of the images are quarantined."""
     reasons: Mapping[str, str]
-    """Of some of these: image -> why."""
+    """Reasons for some of the quarantined images: image -> reason."""
     without_any: float
-    """Share of images in which no part was found."""
+    """Fraction of images in which no part was found."""
     parts: Sequence[PartFigures]
     overlaps: Sequence[OverlapFigures]
     outliers: Sequence[Outlier]
 
     def metrics(self) -> dict[str, float]:
-        """The figures that runs are compared by."""
+        """The metrics by which runs can be compared."""
         values: dict[str, float] = {"images": self.images, "failed": self.failed}
         for part in self.parts:
             values[f"found/{part.part}"] = part.found
@@ -92,13 +92,13 @@ class MaskFigures:
 
 
 def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> str:
-    """The page. `pictures`: overlays, least-trusted, distributions."""
+    """The HTML page; `pictures` has the keys overlays, least-trusted and distributions."""
     sections = [
         f"<h1>Part labels of {escape(figures.dataset)}</h1>",
         _facts(figures),
         "<h2>Found</h2>",
         _table(
-            ["part", "found", "area", "middle x", "middle y", "out of order", "whole image"],
+            ["part", "found", "area", "centre x", "centre y", "out of order", "whole image"],
             [
                 [
                     part.part,
@@ -111,15 +111,15 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
                 ]
                 for part in figures.parts
             ],
-            note="Area and middle: median, quartiles in brackets, per cent of the image. Out of "
-            "order: the head should be above the upper body, that above the legs.",
+            note="Area and centre: median with quartiles in brackets, in per cent of the image. "
+            "Out of order: the head should be above the upper body, and that above the legs.",
         ),
-        _picture(pictures["distributions"], "Distributions of area and height by part"),
+        _picture(pictures["distributions"], "Distributions of area and vertical position by part"),
         *_aside(figures),
         *_cameras(figures),
         "<h2>Overlap</h2>",
         _table(
-            ["parts", "median IoU", "the same box"],
+            ["parts", "median IoU", "identical boxes"],
             [
                 [
                     " and ".join(pair.parts),
@@ -130,13 +130,13 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
             ],
         ),
         *_agreement(figures),
-        "<h2>Some images</h2>",
-        _picture(pictures["overlays"], "Images chosen at random under their labels"),
-        "<h2>The least trusted</h2>",
+        "<h2>Sample images</h2>",
+        _picture(pictures["overlays"], "Randomly chosen images with their labels"),
+        "<h2>Lowest confidence</h2>",
         f"<p>{_TRUST}</p>",
         _picture(pictures["least-trusted"], "Images with the lowest confidence"),
         _table(
-            ["image", "part", "confidence", "why"],
+            ["image", "part", "confidence", "reason"],
             [
                 [one.image_id, one.part, f"{one.confidence:.2f}", one.why]
                 for one in figures.outliers
@@ -153,9 +153,9 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
 
 
 _TRUST = (
-    "Confidence tells how usual a box's size, shape and place are in this data set, one half at "
-    "three robust deviations; it is halved for parts out of order and for parts that share a box. "
-    "It finds what is odd, which is not always wrong."
+    "Confidence measures how typical a box's size, shape and position are in this data set: it is "
+    "one half at three robust deviations, and halved again for parts out of order and for parts "
+    "that share a box. It finds unusual boxes, which are not always wrong."
 )
 
 _STYLE = """
@@ -177,8 +177,8 @@ def _facts(figures: MaskFigures) -> str:
     facts = {
         "labels": figures.labels,
         "made by": ", ".join(f"{k} {_plain(v)}" for k, v in figures.config.items()),
-        "images": f"{figures.images}, of which {figures.failed} could not be looked at; "
-        f"{_share(figures.without_any)} have no part at all",
+        "images": f"{figures.images}, of which {figures.failed} could not be processed; "
+        f"{_share(figures.without_any)} have no part",
     }
     if figures.against:
         facts["compared with"] = figures.against
@@ -190,7 +190,7 @@ def _aside(figures: MaskFigures) -> list[str]:
     if not figures.reasons:
         return []
     rows = [[image_id, reason] for image_id, reason in figures.reasons.items()]
-    return ["<h2>Set aside</h2>", _table(["image", "why"], rows)]
+    return ["<h2>Quarantined images</h2>", _table(["image", "reason"], rows)]
 
 
 def _cameras(figures: MaskFigures) -> list[str]:
@@ -220,7 +220,14 @@ def _agreement(figures: MaskFigures) -> list[str]:
     ]
     if not rows:
         return []
-    heads = ["part", "found by both", "median IoU", "IoU of 0.5 or more", "these alone", "others"]
+    heads = [
+        "part",
+        "in both",
+        "median IoU",
+        "IoU of at least 0.5",
+        "only here",
+        "only in the other",
+    ]
     return ["<h2>Agreement of the two label sets</h2>", _table(heads, rows)]
 
 

@@ -1,9 +1,8 @@
-"""Runs in MLflow that can be opened again: a key names a run, so resumed work makes no second one.
+"""MLflow runs that can be reopened: a run is identified by a key, so resumed work reuses its run.
 
-The driver opens and closes every run through a `Tracker`; nothing else creates an experiment or,
-with SQLite, the database. What another process of the same work is given is a `RunRef`, which
-`log_metrics` takes. Only MLflow's client is used, not its module-wide active run: a process that
-writes to two runs could not tell them apart.
+The driver opens and closes every run through a `Tracker`; nothing else creates an experiment or a
+SQLite database. Other processes get a `RunRef`, which `log_metrics` accepts. Only `MlflowClient` is
+used, not MLflow's global active run, because a process may write to two runs at the same time.
 """
 
 from __future__ import annotations
@@ -63,27 +62,27 @@ _METRICS_A_BATCH = 1000
 _RUNS_A_PAGE = 1000
 _FIGURE_DPI = 150
 _FAILURES = (MuvaError, MlflowException, SQLAlchemyError, OSError)
-"""What MLflow's silence comes as."""
+"""The exceptions raised when MLflow is unavailable."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".html")
-"""What a run's files with pictures of people end with; pages have them inside."""
+"""Suffixes of artifacts that may contain pictures of people; HTML pages embed them."""
 
 
 @dataclass(frozen=True)
 class RunRef:
-    """Where a run is: small, picklable, enough to write to it from another process."""
+    """A picklable reference to a run, sufficient to write to it from another process."""
 
-    tracking_uri: str = field(repr=False)  # may hold a database's password
+    tracking_uri: str = field(repr=False)  # may contain the password of a database
     experiment_id: str
     run_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaggedRun:
-    """A run that has a certain tag."""
+    """A run found by a tag."""
 
     name: str
     value: str
-    """Of the tag."""
+    """The value of the tag."""
     ref: RunRef
     tags: Mapping[str, str] = field(default_factory=dict, repr=False)
     """All of its tags."""
@@ -93,14 +92,15 @@ class Tracker:
     """The runs of one experiment."""
 
     def __init__(self, tracking_uri: str, experiment: str, *, within_s: float = 0.0) -> None:
-        """Creates the experiment (and a SQLite database) where there is none.
+        """Open the experiment; create it, and a SQLite database, if it does not exist.
 
-        Runs that a dead process of this machine left open are closed as failed.
+        Runs left open by dead processes on this machine are closed as failed.
 
-        within_s: how long a server that is away may take to come back.
+        Args:
+            within_s: how long to wait for a server that does not respond.
 
         Raises:
-            MuvaError: the server does not answer, or the address is of a kind MLflow cannot use.
+            MuvaError: the server does not respond, or MLflow does not support the tracking URI.
         """
         self.tracking_uri = absolute_uri(tracking_uri)
         self._client = reached_client(self.tracking_uri, within_s=within_s)
@@ -117,15 +117,15 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         description: str | None = None,
     ) -> Run:
-        """The run with this key under this parent: the one that is there, or a new one.
+        """Open the run with this key under this parent; create it if it does not exist.
 
-        A child gets its parent's tags besides its own, because MLflow's filters look at each run
-        alone; those of the namespaces `muva.` and `mlflow.` describe the parent alone and stay.
-        Params may be nested sections; a value that differs from an earlier attempt's goes into a
-        tag, because MLflow never changes a param.
+        A child inherits its parent's tags, because MLflow's filters look only at a run itself. Tags
+        with the prefixes `muva.` and `mlflow.` describe only the parent and are not inherited.
+        Params may be nested sections. A value that differs from an earlier attempt's becomes a tag,
+        because params in MLflow cannot be changed.
         """
         if not re.fullmatch(r"[^'\"`\\]+", key):
-            raise ValueError(f"A run's key has no quotes or backslashes: {key!r}")
+            raise ValueError(f"The key of a run must not contain quotes or backslashes: {key!r}")
         earlier = self._find(key, parent)
         attempt = 1 if earlier is None else int(earlier.data.tags.get(ATTEMPT_TAG, "1")) + 1
         own = {**source_tags(), **(tags or {}), KEY_TAG: key, ATTEMPT_TAG: str(attempt)}
@@ -167,14 +167,14 @@ class Tracker:
                     name, artifact_location=artifact_location(self.tracking_uri, name)
                 )
             except MlflowException:
-                # Another driver may have created it since; if not, the error is the real one.
+                # Another driver may have created it in the meantime; if not, raise the error.
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
             raise MuvaError(
-                f"MLflow at {redact(self.tracking_uri)}: the experiment {name} was deleted, and "
-                "its name is still taken. Restore it with `mlflow experiments restore "
+                f"MLflow at {redact(self.tracking_uri)}: the experiment {name} was deleted, but "
+                "its name is still in use. Restore it with `mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`, or give the recipe another name."
             )
         return found.experiment_id
@@ -196,14 +196,15 @@ class Tracker:
             if left_behind(found.data.tags):
                 ref = RunRef(self.tracking_uri, self.experiment_id, found.info.run_id)
                 Run(ref, self._client).finish(
-                    "FAILED", reason="Its process ended without closing it (killed, or power lost)."
+                    "FAILED",
+                    reason="The process ended without closing the run (killed, or lost power).",
                 )
 
 
 class Run:
-    """An open run. As a context manager it is closed by how the block ends.
+    """An open run. As a context manager, it is closed at the end of the block.
 
-    End of the block: FINISHED; an exception: FAILED with its message; Ctrl-C: KILLED.
+    Its status is then FINISHED, after an exception FAILED with the message, after Ctrl-C KILLED.
     """
 
     def __init__(self, ref: RunRef, client: MlflowClient, *, is_logged: bool = False) -> None:
@@ -222,30 +223,30 @@ class Run:
         model_id: str | None = None,
         dataset: UsedDataset | None = None,
     ) -> None:
-        """Writes metrics; see `log_metrics`. They are also those of the model on the data set."""
+        """Log metrics, optionally of a model on a data set; see the function `log_metrics`."""
         _log_metrics(self._client, self.ref.run_id, values, step, model_id, dataset)
 
     def log_metrics_buffered(self, values: Mapping[str, float], step: int | None) -> None:
-        """Writes metrics while work goes on, which no silence of MLflow shall end.
+        """Log metrics without failing if MLflow is unavailable.
 
-        What cannot be written now is kept, and written with what comes later, or at the end.
+        Metrics that cannot be written are buffered, and written with later ones or at the end.
         """
         self._keep(partial(self.log_metrics, dict(values), step))
 
     def log_image_buffered(self, path: str, picture: np.ndarray | Image.Image) -> None:
-        """Writes a picture of people as `log_metrics_buffered` writes metrics; see `log_image`."""
+        """Log a picture of people, buffered like the metrics of `log_metrics_buffered`."""
         self._keep(partial(self.log_image, path, picture))
 
     def _keep(self, write: Callable[[], None]) -> None:
         self._kept.append(write)
         try:
-            reached_client(self.ref.tracking_uri)  # asks a server once, and does not wait for it
+            reached_client(self.ref.tracking_uri)  # checks the server once, without waiting for it
             self._write_kept()
         except _FAILURES as error:
             if len(self._kept) == 1:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.getLogger(__name__).warning(
-                    "MLflow takes no metrics at the moment; they are kept and written later: %s",
+                    "MLflow is unavailable; metrics are buffered and written later: %s",
                     redact(reason),
                 )
 
@@ -255,9 +256,9 @@ class Run:
             del self._kept[0]
 
     def log_system_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Writes what a machine is doing, under the names that MLflow has a page for.
+        """Log system metrics under the names that MLflow's page for them expects.
 
-        They are kept as those of `log_metrics_buffered` are, with the time at which they came.
+        They are buffered like those of `log_metrics_buffered`, with their timestamps.
         """
         now = int(time.time() * 1000)
         self._kept_figures += [
@@ -273,11 +274,11 @@ class Run:
             del self._kept_figures[: len(batch)]
 
     def log_datasets(self, *datasets: UsedDataset, context: Context) -> None:
-        """Notes the data sets as the run's inputs; once, however often it is said."""
+        """Log data sets as inputs of the run; repeated calls have no effect."""
         self._client.log_inputs(self.ref.run_id, [one.as_input(context) for one in datasets])
 
     def log_model(self, model: UsedModel, *, made: bool) -> str:
-        """Notes a model as the run's output (`made`) or input; the id of its logged model."""
+        """Log a model as an output (`made`) or input; returns the id of its logged model."""
         return log_model(
             self._client,
             model,
@@ -287,16 +288,16 @@ class Run:
         )
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags, over earlier values."""
+        """Set tags, replacing earlier values."""
         for batch in _batches(list(recordable_tags(tags).items()), _PARAMS_A_BATCH):
             self._client.log_batch(
                 self.ref.run_id, tags=[RunTag(key, value) for key, value in batch], synchronous=True
             )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Writes params, nested sections as `section.setting`.
+        """Log params; nested sections become `section.setting`.
 
-        MLflow refuses a second value of a param: it becomes the tag `muva.changed.<param>`.
+        MLflow rejects a second value of a param, which becomes the tag `muva.changed.<param>`.
         """
         flat = recordable_params(params)
         earlier = self._client.get_run(self.ref.run_id).data.params
@@ -312,34 +313,34 @@ class Run:
         )
 
     def set_description(self, markdown: str) -> None:
-        """Sets the description that MLflow shows on top of the run."""
+        """Set the description that MLflow shows at the top of the run."""
         self.set_tags({_DESCRIPTION_TAG: markdown})
 
     def log_text(self, path: str, content: str) -> None:
-        """Writes a text file among the run's artifacts; one of that path is replaced."""
+        """Log a text file as an artifact of the run, replacing a file with the same path."""
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_text(self.ref.run_id, redact(content), path)
 
     def log_yaml(self, path: str, value: Any) -> None:
-        """Writes settings (mappings, pydantic sections) as a YAML file."""
+        """Log settings (mappings, pydantic models) as a YAML file."""
         settings = recordable_settings(value)
         self.log_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def log_figure(self, path: str, figure: matplotlib.figure.Figure) -> None:
-        """Writes a matplotlib figure as a picture."""
+        """Log a matplotlib figure as an image."""
         look = {"dpi": _FIGURE_DPI, "facecolor": "white"}
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_figure(self.ref.run_id, figure, path, save_kwargs=look)
 
     def log_image(self, path: str, picture: np.ndarray | Image.Image) -> None:
-        """Writes a picture of people, PIL or uint8 (H, W, 3), unless none shall be shown."""
+        """Log a picture of people, PIL or uint8 (H, W, 3), unless `MUVA_PEOPLE` is hidden."""
         if people() == "hidden":
             return
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_image(self.ref.run_id, picture, artifact_file=path)
 
     def log_artifact(self, file: Path | str, folder: str | None = None) -> None:
-        """Copies a file among the run's artifacts, into a folder of them if one is named."""
+        """Log a file as an artifact of the run, optionally in a folder."""
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_artifact(self.ref.run_id, str(file), folder)
 
@@ -349,7 +350,7 @@ class Run:
         self.set_tags({LOGGED_TAG: "1"})
 
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
-        """Closes the run, with the reason if it did not end well."""
+        """Close the run, with a reason if it was not successful."""
         self._write_kept()
         self._write_kept_figures()
         if reason is not None:
@@ -371,14 +372,16 @@ class Run:
         try:
             self._fail(error)
         except _FAILURES as failure:
-            # What stopped the work matters more than that MLflow could not be told.
+            # The original error matters more than failing to log it.
             logging.getLogger(__name__).warning(
-                "MLflow was not told of the failure: %s", redact(str(failure))
+                "The failure could not be logged to MLflow: %s", redact(str(failure))
             )
 
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
-            self.finish("KILLED", reason="Interrupted with Ctrl-C; the same command goes on.")
+            self.finish(
+                "KILLED", reason="Interrupted with Ctrl-C; run the same command again to resume."
+            )
         elif isinstance(error, MuvaError):
             self.finish("FAILED", reason=str(error))
         else:
@@ -387,14 +390,14 @@ class Run:
 
 
 def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = None) -> None:
-    """Writes metrics to a run that a driver has opened.
+    """Log metrics to a run that the driver has opened.
 
-    A value at a step that has one already is not written again: MLflow keeps every write, and a
-    resumed training would draw each repeated epoch twice. Without a step (a final number) a value
-    that differs is written, and the newest is the one shown.
+    A metric that already has a value at this step is skipped: MLflow keeps every write, so a
+    resumed training would plot each repeated epoch twice. Without a step, for final results, a
+    value that differs is written, and MLflow shows the latest.
 
     Raises:
-        MuvaError: the SQLite database is gone; only a driver creates one.
+        MuvaError: the SQLite database does not exist; only the driver creates it.
     """
     _log_metrics(attached_client(ref.tracking_uri), ref.run_id, values, step)
 
@@ -423,9 +426,9 @@ def has_logged(tracking_uri: str, experiment: str, key: str, *, parent: RunRef |
 def runs_with_tag(
     tracking_uri: str | None, tag: str, *, value: str | None = None
 ) -> list[TaggedRun]:
-    """The runs of all experiments that have the tag, with this value if one is given.
+    """The runs in all experiments that have a tag, optionally with a given value.
 
-    None where nothing has been tracked yet.
+    Empty if nothing has been tracked yet.
     """
     if tracking_uri is None:
         return []
@@ -449,9 +452,9 @@ def runs_with_tag(
 
 
 def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> list[str]:
-    """The values of a tag on the run of this id, or the newest of this name, and on its children.
+    """The values of a tag on a run, given by id or name, and on its descendants.
 
-    None where there is no such run.
+    Of several runs with this name, the newest counts. Empty if there is no such run.
     """
     runs = runs_with_tag(tracking_uri, KEY_TAG)
     named = [one for one in runs if reference in (one.ref.run_id, one.name)]
@@ -472,7 +475,7 @@ def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> l
 
 
 def has_pictures(ref: RunRef) -> bool:
-    """Whether there is a picture among a run's artifacts."""
+    """Whether the artifacts of a run include a picture."""
     client = attached_client(ref.tracking_uri)
     waiting: list[str | None] = [None]
     while waiting:
@@ -540,7 +543,7 @@ def _unwritten(
     shown = max(history, key=lambda point: (point.step, point.timestamp))
     if shown.value == value or (math.isnan(shown.value) and math.isnan(value)):
         return None
-    # Of two values in one millisecond MLflow shows the larger, not the later.
+    # Of two values with the same timestamp, MLflow shows the larger one, not the later one.
     return Metric(key, value, max(now, shown.timestamp + 1), shown.step)
 
 

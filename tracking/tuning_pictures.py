@@ -1,4 +1,4 @@
-"""Pictures of a search: how it went, which settings matter, where good trials lie."""
+"""Plots of a search: objective by trial, importance of settings, parallel coordinates."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tracking.pictures import CURVE_COLOURS, FAINT, INK, MUTED
 
-if TYPE_CHECKING:  # imported where it draws: workers import this package and draw nothing
+if TYPE_CHECKING:  # imported lazily: workers import this package without drawing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BEST, _TRIAL = CURVE_COLOURS[0], CURVE_COLOURS[1]
 _AXIS_INCHES = 1.35
 _LONGEST = 18
-"""Letters of a value beside its axis."""
+"""Longest label of a value on an axis, in letters."""
 
 
 def history_plot(
@@ -25,9 +25,9 @@ def history_plot(
     stopped: Sequence[tuple[int, float]] = (),
     objective: str,
 ) -> Figure:
-    """Number, value and best so far of the complete trials; fractions, drawn in per cent.
+    """Plot the objective of complete trials: (number, value, best so far), as fractions.
 
-    `stopped`: number and last value of those that fell behind.
+    `stopped` has number and last value of the trials that were stopped early.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -79,7 +79,7 @@ def history_plot(
 
 
 def importance_plot(shares: Mapping[str, float], *, objective: str) -> Figure:
-    """Setting -> share in the variance, the largest on top."""
+    """Plot setting -> share of the objective's variance, largest at the top."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -93,7 +93,7 @@ def importance_plot(shares: Mapping[str, float], *, objective: str) -> Figure:
             axes.text(value + 0.8, row, f"{value:.0f}", va="center", color=INK, fontsize=10)
         axes.set_xlim(0, max(values) * 1.12 + 1)
         axes.set_title(
-            f"What {objective} depends on, % of its variance",
+            f"Importance of settings, % of the variance of {objective}",
             loc="left",
             fontsize=13,
             fontweight="bold",
@@ -111,9 +111,10 @@ def parallel_coordinates(
     objective: str,
     logarithmic: Collection[str] = (),
 ) -> Figure:
-    """A line per trial over an axis per setting, coloured by what it reached (a fraction).
+    """Parallel coordinates: an axis per setting and a line per trial, coloured by its objective.
 
-    Settings with one value in all trials are left out; the best trial's line is thick.
+    Objectives are fractions. Settings with the same value in all trials are omitted; the line of
+    the best trial is thick.
     """
     import matplotlib
     import numpy as np
@@ -139,7 +140,7 @@ def parallel_coordinates(
         for trial in order:
             line = [*places[trial], (reached[trial] - low) / span]
             best = trial == order[-1]
-            # Lines through equal values lie beside each other.
+            # Slight shifts separate lines through equal values.
             shift = 0.0 if best else 0.018 * math.sin(2.4 * float(trial))
             axes.plot(
                 range(last + 1),
@@ -167,7 +168,7 @@ def parallel_coordinates(
         axes.set_ylim(-0.06, 1.06)
         axes.set_yticks([])
         axes.set_title(
-            "Trials by setting; the best one thick",
+            "Trials by setting, best trial in bold",
             loc="left",
             fontsize=13,
             fontweight="bold",
@@ -180,7 +181,7 @@ def parallel_coordinates(
 
 
 class _Scale:
-    """Where a setting's values stand on its axis, 0 to 1."""
+    """Maps a setting's values to positions on its axis, from 0 to 1."""
 
     def __init__(self, values: Sequence[Any], *, log: bool) -> None:
         self._log = log
@@ -199,13 +200,13 @@ class _Scale:
         return math.log10(value) if self._log and value > 0 else float(value)
 
     def place(self, value: Any) -> float:
-        """Between 0, at the bottom, and 1."""
+        """The position of a value, from 0 at the bottom to 1."""
         if self._continuous:
             return (self._scaled(value) - self._low) / self._span
         return (self._known.index(json.dumps(value)) + 0.5) / len(self._known)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Places and texts beside the axis."""
+        """Positions and labels of the axis."""
         if not self._continuous:
             return [
                 ((number + 0.5) / len(self._known), _shown(json.loads(text)))

@@ -1,4 +1,4 @@
-"""Every setting of an experiment: its sections, the recipes that set them, the spaces searched."""
+"""The settings of an experiment: sections, recipes that set them, and search spaces."""
 
 from muva.config.parts import PARTS, PHRASES, Part, check_part, words_of
 from muva.config.recipes import (

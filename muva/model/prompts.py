@@ -1,4 +1,4 @@
-"""The prompts of an identity: one text per grain, with placeholders for its learned context.
+"""The prompts of an identity: one text per grain, with placeholders for the learned context.
 
 `A photo of a * * * * person`, then one per part in the model's order (Sec. 3.1), as `A photo of a
 * * * * upper body of a person`. The placeholder
@@ -26,7 +26,7 @@ def prompt_texts(
 ) -> list[str]:
     """The texts of the person and of these parts, in this order.
 
-    `context`: of the identities' domain; None: the settings' one for all.
+    `context`: the domain context of the identities; None: the one in the settings.
     """
     # CLIP's tokeniser reads `*,` as one token: without a noun, the comma of a domain context gives
     # way to the last context token. The ids are what the tokeniser makes of the whole text.
@@ -40,13 +40,18 @@ def prompt_texts(
 
 
 def tokenise(texts: Sequence[str], *, context_length: int) -> Tensor:
-    """Token ids (texts, context_length), int64, padded with 0; a longer text is an error."""
+    """Token ids (texts, context_length), int64, padded with 0.
+
+    Raises:
+        MuvaError: a text is longer than the context.
+    """
     whole = open_clip.tokenize(list(texts), context_length=20 * context_length)
     lengths = whole.argmax(dim=1) + 1
     if int(lengths.max()) > context_length:
         longest = texts[int(lengths.argmax())]
         raise MuvaError(
-            f"{longest!r} is {int(lengths.max())} tokens long, this CLIP reads {context_length}: "
-            f"shorten the text, for a prompt its domain context or its number of context tokens"
+            f"{longest!r} is {int(lengths.max())} tokens long, but this CLIP reads at most "
+            f"{context_length}: shorten the text; for a prompt, shorten prompts.domain_context or "
+            f"lower prompts.context_tokens"
         )
     return whole[:, :context_length]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.grains import GRAINS, judged, print_table, unseen
+from benchmarks.grains import GRAINS, evaluate_grains, print_table, unseen
 from muva.config import PARTS, SyntheticConfig
 from muva.data.shards import open_dataset
 from muva.model.bundle import bundle_of_model
@@ -28,7 +28,7 @@ def test_the_whole_feature_scores_as_in_an_evaluation_and_true_masks_agree_with_
     bundle = bundle_of_model(small_model().eval(), metadata={"sources": sources})
     assert unseen(bundle) == [TARGET]
 
-    figures = judged(session.store, bundle, TARGET)
+    figures = evaluate_grains(session.store, bundle, TARGET)
 
     dataset = open_dataset(target)
     rows = dataset.rows(splits=["query", "gallery"])

@@ -123,7 +123,7 @@ def test_the_table_of_runs_shows_the_pipeline_by_name(site: Site) -> None:
 
 def test_a_parent_has_its_numbers_and_its_children(site: Site) -> None:
     path = f"experiments/{site.experiment}/runs/{site.parent.info.run_id}"
-    site.open(path, shows="Recognition of people in camera networks")
+    site.open(path, shows="Re-identification in camera networks")
     for text in ("Child runs", "stage 2 of muva", f"{TARGET}/mAP", "Reproduce with"):
         site.page.get_by_text(text).first.wait_for()
     site.page.get_by_text("syn-harbour (").first.wait_for()  # what it learned from

@@ -66,26 +66,35 @@ def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "explanation"),
     [
-        ({}, "names no setting to search"),
+        ({}, "expected at least one setting to search, found none"),
         ({"model.gatin": ["online"]}, "did you mean model.gating"),
         ({"model.gating": ["soft"]}, "should be 'offline' or 'online', found 'soft'"),
         ({"model.gating": []}, "model.gating names no value"),
         ({"model.gating": ["online", "online"]}, "names a value twice"),
-        ({"model.gating": "online"}, "expected .A, B., or .range: .LOW, HIGH.. and the like"),
+        (
+            {"model.gating": "online"},
+            "expected a list of values .A, B. or an entry such as .range: .LOW, HIGH..",
+        ),
         ({"model.gating": {"choise": ["online"]}}, "choise: there is no such key.*choice"),
-        ({"model.gating": {"choice": ["online"], "log": True}}, "are of a range"),
+        (
+            {"model.gating": {"choice": ["online"], "log": True}},
+            "log and integer apply only to a range",
+        ),
         ({"stage2.lr": {"range": [0, 1], "log": True}}, "two ascending numbers above 0"),
         ({"stage2.lr": {"range": [1, 1e-3]}}, "two ascending numbers"),
         ({"stage2.lr": {"range": [-1, 1]}}, "stage2.lr: should be greater than 0, found -1"),
         ({"stage2.epochs": {"range": [1.5, 3], "integer": True}}, "expected whole numbers"),
-        ({"targets": [["a"]]}, "targets changes nothing that a trial is judged by"),
-        ({"evaluation.rerank": [True, False]}, "evaluation.rerank changes nothing"),
-        ({"seed": [1, 2]}, "seed is noise; --seeds"),
+        ({"targets": [["a"]]}, "targets does not affect the objective"),
+        ({"evaluation.rerank": [True, False]}, "evaluation.rerank does not affect"),
+        ({"seed": [1, 2]}, "seed only adds noise; use --seeds"),
         ({"model.clip": ["tiny", "ViT-Z"]}, "nor a name that open_clip knows"),
-        ({"model.mask_max_value": [1, 9]}, "is read where model.gating is online, found 'offline'"),
+        (
+            {"model.mask_max_value": [1, 9]},
+            "is used only if model.gating is online, found 'offline'",
+        ),
         (
             {"model.gating": ["offline", "online"], "model.mask_max_value": [1, 9]},
-            'Give it the condition when: {model.gating: "online"}',
+            'Add the condition when: {model.gating: "online"}',
         ),
         (
             {
@@ -96,7 +105,7 @@ def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> N
         ),
         (
             {"model.stride": {"choice": [1], "when": {"model.clip": "ViT-B-16"}}},
-            "model.clip is 'tiny', and its condition expects 'ViT-B-16'",
+            "model.clip is 'tiny', but its condition expects 'ViT-B-16'",
         ),
         (
             {"model.stride": {"choice": [8], "when": {"model.gatin": "online"}}},
@@ -107,7 +116,7 @@ def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> N
                 "model.gating": {"choice": ["online"], "when": {"stage2.mask_loss": "mse"}},
                 "stage2.mask_loss": {"choice": ["mse"], "when": {"model.gating": "online"}},
             },
-            "depend on each other in a circle",
+            "depend on each other: remove one of them",
         ),
     ],
 )
@@ -120,7 +129,7 @@ def test_an_impossible_space_is_refused(
 
 def test_mask_settings_without_parts_are_refused(demo: ExperimentConfig) -> None:
     without = with_settings(demo, {"model.parts": [], "tune": None}, where="test")
-    with pytest.raises(SettingsError, match=r"read where model\.parts names a part, found \[\]"):
+    with pytest.raises(SettingsError, match=r"used only if model\.parts names a part, found \[\]"):
         space_for({"model.gating": ["online", "offline"]}, without)
 
 

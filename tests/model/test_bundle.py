@@ -94,7 +94,7 @@ def test_pixels_may_be_bytes_or_fractions(folder: Path) -> None:
     np.testing.assert_allclose(
         bundle.embed_pixels(pixels), bundle.embed_pixels(pixels / 255), atol=1e-6
     )
-    with pytest.raises(MuvaError, match="this model takes 48 x 24"):
+    with pytest.raises(MuvaError, match="this model expects 48 x 24"):
         bundle.embed_pixels(pixels[..., :20])
 
 
@@ -122,14 +122,16 @@ def test_a_trained_encoder_is_taken_over_for_other_identities(folder: Path) -> N
 
 def test_a_model_of_another_build_is_no_start(folder: Path) -> None:
     trained = load_bundle(folder).model
-    with pytest.raises(MuvaError, match=r"parts \('head', .*\) there, \('head',\) here"):
+    with pytest.raises(MuvaError, match=r"parts is \('head', .*\) in that model, \('head',\) here"):
         small_model(parts=("head",)).start_from(trained)
-    with pytest.raises(MuvaError, match="predictor_layer_norm True there, False here"):
+    with pytest.raises(MuvaError, match="predictor_layer_norm is True in that model, False here"):
         small_model(predictor_layer_norm=False).start_from(trained)
-    with pytest.raises(MuvaError, match=r'take over its settings: --set model\.parts=\["head",'):
+    with pytest.raises(MuvaError, match=r'use its settings: --set model\.parts=\["head",'):
         small_model(parts=("head",)).start_from(trained)
     wider = small_model(vision_layers=3, gating="online")
-    with pytest.raises(MuvaError, match=r"vision_layers 2 there, 3 here\. --set model\.clip"):
+    with pytest.raises(
+        MuvaError, match=r"vision_layers is 2 in that model, 3 here\. Choose .* --set model\.clip"
+    ):
         wider.start_from(trained)
     copied = small_model(part_token_init="cls")
     copied.start_from(trained)
@@ -178,20 +180,20 @@ def test_a_description_of_another_model_is_refused(folder: Path) -> None:
     stored = json.loads((folder / "bundle.json").read_text())
     change(folder, model={**stored["model"], "parts": ["head"]})
     with pytest.raises(
-        MuvaError, match=r"not of the configuration in bundle\.json: size mismatch for"
+        MuvaError, match=r"does not match the configuration in bundle\.json: size mismatch for"
     ):
         load_bundle(folder)
     change(folder, model={**stored["model"], "colour": "red"})
     with pytest.raises(MuvaError, match="does not describe a model of this version"):
         load_bundle(folder)
     change(folder, format_version=99)
-    with pytest.raises(MuvaError, match="format 99, this program reads 1"):
+    with pytest.raises(MuvaError, match="format version 99, but this program reads version 1"):
         load_bundle(folder)
     (folder / "bundle.json").write_text("{")
     with pytest.raises(MuvaError, match=r"bundle\.json is damaged"):
         load_bundle(folder)
     (folder / "bundle.json").unlink()
-    with pytest.raises(MuvaError, match="is no model bundle"):
+    with pytest.raises(MuvaError, match="is not a model bundle"):
         load_bundle(folder)
 
 

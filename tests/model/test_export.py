@@ -165,7 +165,10 @@ def test_a_file_that_computes_something_else_is_not_left_behind(
     monkeypatch.setattr(
         exporting, "_scale_and_shift", lambda *a: tuple(1.01 * v for v in scaled(*a))
     )
-    with pytest.raises(MuvaError, match=r"features are not PyTorch's .* Nothing was written"):
+    with pytest.raises(
+        MuvaError,
+        match=r"features of rendered people differ from PyTorch's: .* Nothing was written",
+    ):
         export(
             bundle_of(),
             file,
@@ -194,8 +197,8 @@ def test_no_image_to_compare_by_has_a_patch_on_the_gates_edge() -> None:
 @pytest.mark.parametrize(
     ("name", "form", "takes", "explanation"),
     [
-        ("model.pt", "onnx", "normalised", "ends in .onnx for onnx"),
-        ("model.safetensors", "safetensors", "hwc", "no graph that could prepare images"),
+        ("model.pt", "onnx", "normalised", "ending in .onnx for onnx"),
+        ("model.safetensors", "safetensors", "hwc", "no graph that could preprocess images"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(

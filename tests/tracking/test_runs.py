@@ -141,7 +141,11 @@ def test_sections_become_flat_params_and_a_changed_one_a_tag(
     [
         (MuvaError("The store is full."), "FAILED", "The store is full."),
         (ZeroDivisionError("by zero"), "FAILED", "ZeroDivisionError: by zero"),
-        (KeyboardInterrupt(), "KILLED", "Interrupted with Ctrl-C; the same command goes on."),
+        (
+            KeyboardInterrupt(),
+            "KILLED",
+            "Interrupted with Ctrl-C; run the same command again to resume.",
+        ),
         (SystemExit(3), "FAILED", "SystemExit: 3"),
         (SystemExit(0), "FINISHED", None),
     ],
@@ -289,7 +293,7 @@ def test_runs_are_found_by_a_tag_in_all_experiments(tmp_path: Path) -> None:
 
 def test_metrics_from_another_process_create_no_database(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
-    with pytest.raises(MuvaError, match=r"mlflow\.db is not there.*use a server"):
+    with pytest.raises(MuvaError, match=r"mlflow\.db does not exist.*use a tracking server"):
         log_metrics(RunRef(f"sqlite:///{file}", "1", "abc"), {"loss": 1.0}, step=1)
     assert not file.exists()
 
@@ -299,7 +303,7 @@ def test_a_server_that_does_not_answer_is_named_at_once() -> None:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
     started_at = time.monotonic()
-    with pytest.raises(MuvaError, match=f"No MLflow server answers at {address}"):
+    with pytest.raises(MuvaError, match=f"No MLflow server responds at {address}"):
         Tracker(address, "demo")
     assert time.monotonic() - started_at < 5
 
@@ -307,7 +311,7 @@ def test_a_server_that_does_not_answer_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://127.0.0.1:abc", "No MLflow server answers at http://127.0.0.1:abc"),
+        ("http://127.0.0.1:abc", "No MLflow server responds at http://127.0.0.1:abc"),
         ("postgresql://me:hidden@127.0.0.1/mlflow", "cannot be opened"),
         ("sqlite:////proc/mlflow.db", "cannot be opened"),
     ],

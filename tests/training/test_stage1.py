@@ -134,7 +134,9 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_can_be_repeated(tmp_pat
         run(model, centroids, labels, settings=flies_apart)
     batch = pk_batches(labels, batch_size=8, images_per_identity=2, seed=1, epoch=1)[1]
     identities = ", ".join(map(str, sorted(set(labels[batch].tolist()))))
-    assert f"counts them: {identities}. Lower stage1.lr (it is 1e+25)" in str(stopped.value)
+    assert f"Identity labels of the batch: {identities}. Lower stage1.lr (it is 1e+25)" in str(
+        stopped.value
+    )
     save_checkpoint(tmp_path, stopped.value.checkpoint())
     checkpoint = load_checkpoint(tmp_path)
     assert torch.as_tensor(checkpoint["contexts"]).isfinite().all()

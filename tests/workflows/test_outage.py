@@ -36,7 +36,7 @@ def test_metrics_of_an_outage_are_written_when_the_server_is_back(
     run.log_system_metrics({"cpu_utilization_percentage": 50.0}, 30)
     away_at = time.time()
     assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
-    assert "they are kept and written later" in caplog.text
+    assert "metrics are buffered and written later" in caplog.text
     with mlflow_server(database, port=port):
         tell({"stage2/loss": 0.25}, 4)
         run.finish()
@@ -63,7 +63,7 @@ def test_a_step_that_begins_while_the_server_is_away_waits_and_a_first_run_does_
         session = Session(home=tmp_path, store=open_store(tmp_path), tracking_uri=address)
         parent = Tracker(address, "muva/demo").open(name="pipeline", key="pipeline")
     with (
-        pytest.raises(MuvaError, match="No MLflow server answers"),
+        pytest.raises(MuvaError, match="No MLflow server responds"),
         session.run("another", key="another", params={}),
     ):
         pass

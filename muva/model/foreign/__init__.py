@@ -1,7 +1,7 @@
-"""Checkpoints of other programs as models of ours: one form a file, and `adopt` for all of them.
+"""Imports checkpoints of other programs: one module per form, and `adopt` for all of them.
 
-A form says what its names mean here; `FORMS` lists them by the name that people give. The way of a
-file: `fit_checkpoint` reads it, names its entries as ours and finds the settings; `adopt` builds.
+A form maps the names in a program's checkpoints to ours; `FORMS` has them by name. `fit_checkpoint`
+reads a file, renames its entries and infers the settings; `adopt` builds the model.
 """
 
 from pathlib import Path
@@ -17,11 +17,15 @@ FORMS: dict[str, Form] = {form.name: form for form in (RELEASE, CLIP_REID, PLAIN
 
 
 def fit_checkpoint(path: Path, options: ImportOptions, *, form: str | None = None) -> Fit:
-    """A checkpoint's entries under our names, with the settings of the model that it is.
+    """Read a checkpoint: its entries under our names, and the settings of its model.
 
-    `path` is a file or a folder with one; `form` a name of `FORMS`, told by the entries' names
-    unless given. Raises MuvaError for a file that is not whole or of no form, SettingsError for
-    settings that it contradicts.
+    Args:
+        path: a file, or a folder with one.
+        form: a name in `FORMS`; None: detected from the names of the entries.
+
+    Raises:
+        MuvaError: the file is incomplete or of no known form.
+        SettingsError: the file contradicts the given settings.
     """
     file = weights_file(path)
     weights = read_state_dict(file)

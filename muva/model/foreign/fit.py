@@ -1,7 +1,7 @@
-"""What settings a checkpoint is a model of: what it tells itself, what was given, what is assumed.
+"""Infers a model's settings from a checkpoint, the user's options, and defaults.
 
-A setting that was given and that the file contradicts is an error; one that was not given and that
-the file tells is the file's.
+It is an error if the file contradicts an option of the user. A setting that the user did not give
+is taken from the file if the file records it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Origin = Literal["the file", "beside the file", "the form", "given", "the recipe
 
 
 IMPORTED = "imported"
-"""The CLIP of a model whose own is in the file."""
+"""The name of a CLIP that came from the imported file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A setting of the model, and who says so."""
+    """A setting of the model and where its value comes from."""
 
     name: str
     value: Any
@@ -43,10 +43,10 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What a person says of a checkpoint; None and what is not set is for the file to tell."""
+    """The user's options for an import. None, and settings not set, are inferred from the file."""
 
     model: ModelConfig
-    """Its set fields count as given, the others as the recipe's defaults."""
+    """Fields that are set count as given, the others as the recipe's defaults."""
     prompts: PromptConfig
     quick_gelu: bool | None = None
     grid: tuple[int, int] | None = None
@@ -55,7 +55,7 @@ class ImportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A checkpoint with settings that fit it."""
+    """A checkpoint with the settings inferred for it."""
 
     translation: Translation
     model: ModelConfig
@@ -66,7 +66,7 @@ class Fit:
     file_grid: tuple[int, int]
     """The patch grid of the position embedding in the file."""
     grid: tuple[int, int]
-    """That of the model."""
+    """The patch grid of the model."""
     quick_gelu: bool
     vision_heads: int | None
     text_heads: int | None
@@ -74,11 +74,11 @@ class Fit:
 
 
 def fit(translation: Translation, options: ImportOptions, sidecar: SidecarConfig) -> Fit:
-    """The settings that a checkpoint is a model of.
+    """Infer the settings of a checkpoint's model.
 
     Raises:
         MuvaError: the file contradicts itself.
-        SettingsError: what was given contradicts the file, or is needed and was not given.
+        SettingsError: an option contradicts the file, or is needed and was not given.
     """
     settings = _Settings(translation, options)
     settings.check_dimensions()
@@ -89,7 +89,7 @@ def fit(translation: Translation, options: ImportOptions, sidecar: SidecarConfig
     inferred |= settings.predictor() | settings.normalisation(sidecar)
     model = (
         options.model.model_dump() | inferred | {"clip": IMPORTED}
-    )  # whose patch is not a name's
+    )  # a name would say another patch size
     prompts = settings.prompts()
     quick_gelu = settings.quick_gelu(sidecar)
     for name in ("image_height", "image_width", *(_PREDICTED if parts else ())):
@@ -111,7 +111,7 @@ def fit(translation: Translation, options: ImportOptions, sidecar: SidecarConfig
 
 _PREDICTED = ("gating", "mask_max_value", "mask_temperature", "predictor_heads",
               "predictor_shortcut")  # fmt: skip
-"""What no weight tells of how parts are masked."""
+"""Settings of the part masks that weights do not record."""
 
 
 _DIMENSIONS = {
@@ -133,7 +133,7 @@ def _example_of(count: int) -> list[str]:
 
 
 class _Settings:
-    """The settings one by one; `found` keeps what was decided, and on whose word."""
+    """Infers the settings one by one; `found` records each value and its origin."""
 
     def __init__(self, translation: Translation, options: ImportOptions):
         self.translation = translation
@@ -144,7 +144,11 @@ class _Settings:
         self.found: list[Setting] = []
 
     def check_dimensions(self) -> None:
-        """MuvaError where what tells sizes has other dimensions than it has in CLIP."""
+        """Check the number of dimensions of the tensors that sizes are inferred from.
+
+        Raises:
+            MuvaError: one of them differs from CLIP's.
+        """
         for name, expected in _DIMENSIONS.items():
             shape = tuple(self.weights[name].shape) if name in self.weights else None
             if shape is not None and len(shape) != len(expected):
@@ -181,7 +185,7 @@ class _Settings:
     def stride(
         self, parts: Sequence[Part], patch: int, sidecar: SidecarConfig
     ) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        """The stride, the model's grid, and the grid of the file's position embedding."""
+        """The stride, the patch grid of the model, and that of the file's position embedding."""
         leading = 1 + (len(parts) if self.form.has_parts else 0)
         patches = len(self.weights[f"{VISUAL}positional_embedding"]) - leading
         config, asked = self.options.model, self._is_given("stride")
@@ -198,23 +202,23 @@ class _Settings:
             raise SettingsError(self._other_grid(patches, patch, fitting))
         if not asked and patch not in fitting and len(fitting) > 1:
             raise SettingsError(
-                f"{self.where}: {patches} patches are what strides of "
-                f"{', '.join(map(str, fitting))} make at {self._size}: name the one that it was "
-                "trained with by --set model.stride=…"
+                f"{self.where}: {patches} patches at {self._size} could result from any of the "
+                f"strides {', '.join(map(str, fitting))}: set the one that it was trained with, "
+                "--set model.stride=…"
             )
-        alone = patch if patch in fitting else fitting[0]  # overlapping patches are the rarer ones
+        alone = patch if patch in fitting else fitting[0]  # overlapping patches are less common
         stride = config.stride if asked else alone
         self._decide("stride", stride, "given" if asked else "the file")
         grid = self._grid(patch, stride)
         if self.options.grid not in (None, grid):
             raise SettingsError(
-                f"--grid {'x'.join(map(str, self.options.grid or ()))}: this model's is "
-                f"{grid[0]}x{grid[1]}, at {self._size} and stride {stride}"
+                f"--grid {'x'.join(map(str, self.options.grid or ()))}: the patch grid of this "
+                f"model is {grid[0]}x{grid[1]}, at {self._size} and stride {stride}"
             )
         return stride, grid, grid
 
     def predictor(self) -> dict[str, Any]:
-        """Where part tokens start, and whether the mask predictor normalises."""
+        """How part tokens are initialised, and whether the mask predictor has layer norms."""
         tokens = self.weights.get(PART_TOKENS)
         if tokens is None or not self.form.has_parts:
             return {}
@@ -223,7 +227,7 @@ class _Settings:
         if self._is_given("part_token_init") and (start == "patch_avg") != means:
             raise SettingsError(
                 f"{self.where}: model.part_token_init is {start}, but its part tokens are "
-                + ("zeros, which stand for patch_avg" if means else "no zeros: they were learned")
+                + ("zeros, which means patch_avg" if means else "not zeros: they were learned")
             )
         if means != (start == "patch_avg"):
             start = "patch_avg" if means else "random"
@@ -240,7 +244,7 @@ class _Settings:
         return {"part_token_init": start, "predictor_layer_norm": norms}
 
     def normalisation(self, sidecar: SidecarConfig) -> dict[str, Any]:
-        """Mean and std: given, beside the file, CLIP's own for a plain CLIP, else the recipe's."""
+        """Mean and std: the user's, the file's, OpenAI's for a plain CLIP, or the recipe's."""
         inferred = {}
         for name, own, openai in (
             ("mean", sidecar.mean, OPENAI_MEAN),
@@ -261,14 +265,14 @@ class _Settings:
         if self.form.fixed_grid:
             if requested is False:
                 raise SettingsError(
-                    f"{self.where}: --activation gelu, but {self.form.title} has quick-gelu alone"
+                    f"{self.where}: --activation gelu, but {self.form.title} uses only quick-gelu"
                 )
             self.found.append(Setting(name="activation", value="quick-gelu", origin="the form"))
             return True
         if requested is not None and sidecar.quick_gelu not in (None, requested):
             raise SettingsError(
                 f"{self.where}: its config.json says "
-                f"{'quick-gelu' if sidecar.quick_gelu else 'gelu'}, --activation the other"
+                f"{'quick-gelu' if sidecar.quick_gelu else 'gelu'}, but --activation the opposite"
             )
         if requested is not None:
             value, origin = requested, "given"
@@ -287,34 +291,35 @@ class _Settings:
         tokens = contexts.shape[2]
         if "context_tokens" in prompts.model_fields_set and prompts.context_tokens != tokens:
             raise SettingsError(
-                f"{self.where}: its contexts have {tokens} tokens, prompts.context_tokens is "
-                f"{prompts.context_tokens}"
+                f"{self.where}: its contexts have {tokens} tokens, but prompts.context_tokens is "
+                f"{prompts.context_tokens}: set it to {tokens}"
             )
         self.found.append(Setting(name="prompts.context_tokens", value=tokens, origin="the file"))
         return PromptConfig.model_validate(prompts.model_dump() | {"context_tokens": tokens})
 
     def identities(self, parts: int) -> int:
-        """How many have a class or a context; 0 where the file has neither."""
+        """The number of identities with a class or a context; 0 if the file has neither."""
         counts = {
             name: len(self.weights[name]) for name in (CLASSIFIER, CONTEXTS) if name in self.weights
         }
         if len(set(counts.values())) > 1:
             raise MuvaError(
-                f"{self.where}: its classifier knows {counts[CLASSIFIER]} identities, its prompts "
-                f"{counts[CONTEXTS]}: expected the same; are two checkpoints mixed?"
+                f"{self.where}: its classifier has {counts[CLASSIFIER]} identities, but its "
+                f"prompts {counts[CONTEXTS]}: expected the same number; two "
+                f"checkpoints may be mixed"
             )
         projection = self.weights[f"{VISUAL}proj"]
         width = (1 + parts) * projection.shape[1]
         neck = self.weights.get(f"{BN_NECK}weight")
         if neck is not None and self.form.has_parts and len(neck) != width:
             raise MuvaError(
-                f"{self.where}: its neck is {len(neck)} wide, {1 + parts} grains of "
-                f"{projection.shape[1]} are {width}: it contradicts its own part tokens"
+                f"{self.where}: its BN neck is {len(neck)} wide, but {1 + parts} grains of "
+                f"{projection.shape[1]} are {width}: the file contradicts itself"
             )
         return next(iter(counts.values()), 0)
 
     def from_recipe(self, name: str) -> None:
-        """A setting that no weight tells."""
+        """Take a setting that weights do not record from the user's options or the recipe."""
         origin: Origin = "given" if self._is_given(name) else "the recipe"
         self._decide(name, getattr(self.options.model, name), origin)
 
@@ -333,23 +338,23 @@ class _Settings:
         size = (self.options.model.image_height, self.options.model.image_width)
         if stride > patch or min(size) < patch:
             raise SettingsError(
-                f"{self.where}: its patches are {patch} pixels: expected model.stride of 1 to "
-                f"{patch} and images of at least that, found {stride} at {self._size}"
+                f"{self.where}: its patches are {patch} pixels: expected a model.stride of 1 to "
+                f"{patch} and images of at least {patch} pixels, found {stride} at {self._size}"
             )
         return patch_grid(size, patch=patch, stride=stride)
 
     def _file_grid(
         self, patches: int, grid: tuple[int, int], sidecar: SidecarConfig
     ) -> tuple[int, int]:
-        """Given, told beside the file, square, or the model's own."""
+        """The user's grid, the one in the file's configuration, a square one, or the model's."""
         side = round(patches**0.5)
         found = self.options.grid or sidecar.grid
         if found is None:
             found = (side, side) if side * side == patches else grid
         if _count(found) != patches:
             raise SettingsError(
-                f"{self.where}: its position embedding is of {patches} patches, which are neither "
-                f"{found[0]} x {found[1]} nor square: name their grid with --grid ROWSxCOLUMNS"
+                f"{self.where}: its position embedding has {patches} patches, which are neither "
+                f"{found[0]} x {found[1]} nor square: give their grid with --grid ROWSxCOLUMNS"
             )
         return found
 
@@ -358,15 +363,15 @@ class _Settings:
         at = ""
         if stride <= patch:
             rows, columns = self._grid(patch, stride)
-            at = f"; stride {stride} makes {rows} x {columns} = {rows * columns}"
+            at = f"; stride {stride} gives {rows} x {columns} = {rows * columns}"
         remedy = (
-            f"--set model.stride={max(fitting)} fits"
+            f"use --set model.stride={max(fitting)}"
             if fitting
-            else "name the size of its images with --set model.image_height=… and "
+            else "set the size of its images with --set model.image_height=… and "
             "--set model.image_width=…"
         )
         return (
-            f"{self.where}: its position embedding is of {patches} patches (of {patch} pixels)"
+            f"{self.where}: its position embedding has {patches} patches (of {patch} pixels)"
             f"{at} at {self._size}: {remedy}"
         )
 

@@ -114,7 +114,7 @@ def test_a_champion_that_was_registered_by_hand_is_told(session: Session) -> Non
     client = MlflowClient(str(session.tracking_uri))
     [version] = client.search_model_versions("name = 'muva'")
     client.delete_model_version_tag("muva", version.version, "held-out.mAP")
-    with pytest.raises(MuvaError, match="expected one that `muva promote` made"):
+    with pytest.raises(MuvaError, match="expected a version created by `muva promote`"):
         promote(session, model(session, "second", 0.5), name="muva")
 
 

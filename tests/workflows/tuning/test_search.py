@@ -410,7 +410,7 @@ def test_what_is_saved_is_every_use_of_a_step_but_the_first() -> None:
     [
         ({"tune": None}, "expected a section tune"),
         ({"tune.space": {"model.gatin": ["online"]}}, "did you mean model.gating"),
-        ({"tune.space": {}}, "names no setting to search"),
+        ({"tune.space": {}}, "expected at least one setting to search"),
         ({"tune.space": "mask"}, "did you mean masks"),
         ({"sources": ["syn-harbour"]}, "expected two sources or more, found 1"),
         ({"tune.folds": 3}, "3 folds, and there are 2 sources"),

@@ -111,13 +111,13 @@ def test_every_form_of_an_image_gives_the_bundles_features(
 @pytest.mark.parametrize(
     ("image", "explanation"),
     [
-        ("nowhere.jpg", "row 1: 'nowhere.jpg' is neither a file here nor base64"),
+        ("nowhere.jpg", "row 1: 'nowhere.jpg' is neither an existing file nor base64"),
         (b"no image", "an image of 8 bytes"),
         (base64.b64encode(b"no image").decode(), "an image of 8 bytes"),
         (None, "row 1: expected a path, encoded bytes, base64"),
-        ([[[0, 0, 256]]], "whole numbers from 0 to 255"),
-        ([[0, 1], [2]], "whole numbers from 0 to 255"),
-        ([[[0.5, 0.5, 0.5]]], "whole numbers from 0 to 255"),
+        ([[[0, 0, 256]]], "integers from 0 to 255"),
+        ([[0, 1], [2]], "integers from 0 to 255"),
+        ([[[0.5, 0.5, 0.5]]], "integers from 0 to 255"),
     ],
 )
 def test_a_caller_is_told_what_is_wrong_with_an_image(
@@ -174,7 +174,7 @@ def test_the_model_is_served_over_http(logged: str, home: Path, people: list[Pat
         assert status == 200, answer
         np.testing.assert_allclose(answer["predictions"], expected[1:2], atol=1e-6)
         status, answer = ask(address, {"dataframe_records": [{"image": "nowhere.jpg"}]})
-        assert (status, "neither a file here" in answer["message"]) == (400, True)
+        assert (status, "neither an existing file" in answer["message"]) == (400, True)
 
 
 @contextmanager

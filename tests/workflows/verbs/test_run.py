@@ -273,7 +273,7 @@ def test_a_mistake_in_a_workers_settings_is_told_as_it_is(
 ) -> None:
     config = with_settings(pipeline.config, {"model.predictor_heads": 4}, where="test")
     with pytest.raises(
-        MuvaError, match="a different architecture: predictor_heads 2 there, 4 here"
+        MuvaError, match="a different architecture: predictor_heads is 2 in that model, 4 here"
     ):
         train(
             dataclasses.replace(pipeline.session, tracking_uri=None),
