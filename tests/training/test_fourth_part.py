@@ -54,9 +54,7 @@ def test_four_parts_are_trained_saved_and_embedded(tmp_path: Path) -> None:
     tokens = model.image_encoder.part_tokens
     assert tokens is not None
     before = tokens.detach().clone()
-    reports += train_image_encoder(
-        model=model, images=images, settings=stage2, seed=5, device=CPU
-    )
+    reports += train_image_encoder(model=model, images=images, settings=stage2, seed=5, device=CPU)
     assert all(np.isfinite(report.metrics["loss"]) for report in reports)
     learned = (tokens.detach() - before).abs().amax(dim=1)
     assert learned.shape == (4,) and (learned > 0).all(), "every part's token learns"
