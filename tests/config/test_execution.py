@@ -87,7 +87,8 @@ def test_options_override_the_recipe_and_set(tmp_path: Path) -> None:
 
 def test_what_a_recipe_switches_on_an_option_switches_off(tmp_path: Path) -> None:
     found = effective(tmp_path, OTHERWISE, "--no-compile", "--no-deterministic")
-    assert found == ExecutionConfig(**OTHERWISE | {"compile": False, "deterministic": False})
+    expected = {**OTHERWISE, "compile": False, "deterministic": False}
+    assert found == ExecutionConfig(**expected)
     assert effective(tmp_path, {}, "--compile").compile
 
 

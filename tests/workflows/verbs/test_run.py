@@ -258,6 +258,23 @@ def test_neither_workers_nor_loaders_nor_micro_batches_change_a_loss(pipeline: P
     np.testing.assert_allclose(losses, history, rtol=1e-4)
 
 
+def test_how_it_is_computed_is_part_of_no_address_and_no_run(pipeline: Pipeline) -> None:
+    execution = {"workers": 2, "micro_batch": 3, "deterministic": True, "keep_every": 1}
+    config = with_settings(pipeline.config, {"execution": execution}, where="test")
+    runs = {run.info.run_id: run.data.params for run in runs_of(pipeline.session)}
+    again = run_once(pipeline.session, config)
+    assert again.models == pipeline.report.models
+    assert {n: a.address for n, a in again.datasets.items()} == {
+        n: a.address for n, a in pipeline.report.datasets.items()
+    }
+    assert {n: a.address for n, a in again.labels.items()} == {
+        n: a.address for n, a in pipeline.report.labels.items()
+    }
+    steps = [s for name, s in again.seconds.items() if name.startswith(("stage", "evaluate"))]
+    assert max(steps) < 5, "nothing is computed again"
+    assert {run.info.run_id: run.data.params for run in runs_of(pipeline.session)} == runs
+
+
 def runs_history(pipeline: Pipeline) -> list[float]:
     run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
     client = MlflowClient(pipeline.session.tracking_uri)
@@ -293,11 +310,7 @@ def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
     cases: list[tuple[dict[str, object], int, str]] = [
         ({"stage1.batch_size": 64}, 1, "needs 16 identities, the training images show 12"),
         ({"stage2.batch_size": 12}, 2, "2 workers cannot share the 3 identities"),
-        (
-            {"grounding.phrases": {"head": "head"}},
-            1,
-            "model.parts names upper_body, legs, of which",
-        ),
+        ({"model.parts": ["head", "bag", "shoes"]}, 1, "model.parts names bag, shoes, of which"),
         ({"model.clip": "ViT-B-16:laion"}, 1, "open_clip has no weights laion of ViT-B-16"),
     ]
     for changes, workers, message in cases:
@@ -310,6 +323,23 @@ def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
 def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> None:
     with pytest.raises(MuvaError, match="1000 workers of 1 cores"):
         Workers(count=1000).check()
+
+
+def test_gpus_are_used_left_alone_or_insisted_on(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.runtime.workers.gpus", lambda: 2)
+    two, three = (Workers(count=count, cpus_each=1) for count in (2, 3))
+    assert two.use_gpu and not three.use_gpu
+    without = dataclasses.replace(two, gpus_each=0)
+    assert (without.gpus, without.use_gpu) == (0, False)
+    assert without.runtime_env == {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    assert two.runtime_env is None
+    one = Workers(cpus_each=1)
+    dataclasses.replace(one, gpus_each=1).check()
+    monkeypatch.setattr("workflows.runtime.workers.gpus", lambda: 0)
+    with pytest.raises(MuvaError, match=r"has 0 GPUs; .* --gpus-per-worker 0"):
+        dataclasses.replace(one, gpus_each=1).check()
 
 
 def test_cuda_graphs_are_for_one_worker_with_a_gpu(
