@@ -1,0 +1,99 @@
+"""Runs a command and ends whatever it leaves running: `python -m tests.supervise COMMAND …`.
+
+Servers and Ray's daemons have sessions of their own, so a signal to the command's process group
+does not reach them, and they outlive an interrupted test run. Linux gives orphans to the nearest
+ancestor that asked for them (PR_SET_CHILD_SUBREAPER, prctl(2)), which is this process: when the
+command has ended, all of its descendants that are still running are children of this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36
+CLEAN_UP_S = 30
+"""How long an interrupted command may take to end."""
+TERMINATE_S = 3.0
+
+
+def main(words: list[str]) -> int:
+    """The command's exit code."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    # A group of its own: each interrupt reaches it once, through this process.
+    command = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
+
+    def interrupt(number: int, _: object) -> None:
+        signal.alarm(CLEAN_UP_S)
+        _signal_group(command.pid, signal.SIGINT)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    signal.signal(signal.SIGALRM, lambda *_: _signal_group(command.pid, signal.SIGKILL))
+    while True:
+        pid, status = os.wait()  # orphans too, as init would
+        if pid == command.pid:
+            break
+    signal.alarm(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    ended = end_descendants()
+    if ended:
+        print(f"Ended what was left running: {', '.join(sorted(ended))}", file=sys.stderr)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"CPU time: {(spent.ru_utime + spent.ru_stime) / 60:.1f} min", file=sys.stderr)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def end_descendants() -> list[str]:
+    """Terminates, then kills, until there are none; their names."""
+    names: dict[int, str] = {}
+    while left := _running_descendants():
+        for process in left:
+            names.setdefault(process.pid, _name(process))
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in left:
+                if process.is_running():
+                    end(process)
+            _, left = psutil.wait_procs(left, timeout=TERMINATE_S)
+    return list(names.values())
+
+
+def _running_descendants() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                if process.ppid() == os.getpid():
+                    os.waitpid(process.pid, 0)
+            else:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())[:80] or process.name()
+    except psutil.Error:
+        return f"process {process.pid}"
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
