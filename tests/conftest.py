@@ -6,7 +6,7 @@ import sqlite3
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ pytest_plugins = ["tests.reporting"]
 
 # Small tensors gain nothing from more threads, and lose much where others use the cores too.
 torch.set_num_threads(1)
+
+RAY_STARTS = 4
+STARTED_TOO_SLOWLY = "The current node timed out during startup"
+"""What Ray says after 30 seconds, a number that no setting changes; a busy machine takes longer."""
 
 # Kept alive for the session: the hook checks every annotated shape of what is imported after it.
 _SHAPES = install_import_hook(
@@ -54,7 +58,15 @@ def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one: it takes seconds to start."""
     from workflows.runtime.cluster import ray_cluster
 
-    with ray_cluster():
+    with ExitStack() as stack:
+        for attempt in range(RAY_STARTS):
+            try:
+                stack.enter_context(ray_cluster())
+                break
+            except Exception as error:
+                if STARTED_TOO_SLOWLY not in str(error) or attempt + 1 == RAY_STARTS:
+                    raise
+                sys.modules["ray"].shutdown()
         yield
 
 

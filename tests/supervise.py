@@ -14,24 +14,24 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
 CLEAN_UP_S = 30
-"""How long an interrupted command may take to end."""
 TERMINATE_S = 3.0
 
 
-def main(words: list[str]) -> int:
-    """The command's exit code."""
+def main(words: list[str], *, clean_up_s: int = CLEAN_UP_S) -> int:
+    """Runs the command, which may take `clean_up_s` to end once interrupted; its exit code."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     # A group of its own: each interrupt reaches it once, through this process.
     command = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
 
     def interrupt(number: int, _: object) -> None:
-        signal.alarm(CLEAN_UP_S)
+        signal.alarm(clean_up_s)
         _signal_group(command.pid, signal.SIGINT)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -89,10 +89,8 @@ def _name(process: psutil.Process) -> str:
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass
 
 
 if __name__ == "__main__":

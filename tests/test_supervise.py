@@ -14,27 +14,41 @@ import psutil
 import pytest
 
 PATIENCE_S = 60.0
-RUN = """
-import os, pathlib, subprocess, sys, time
-folder = pathlib.Path(sys.argv[1])
-write = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid()))"
-daemon = write + "; time.sleep(600)"
-{stubborn}
-# As Ray's daemons: in a session of its own, and its parent has ended.
-starter = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]], start_new_session=True)"
-subprocess.run([sys.executable, "-c", starter, daemon, str(folder / "daemon")])
-(folder / "run").write_text(str(os.getpid()))
-{then}
+ROOT = Path(__file__).parents[1]
+LEAVES_A_DAEMON = """
+import os, pathlib, signal, subprocess, sys, time
+folder, role = pathlib.Path(sys.argv[1]), sys.argv[2]
+if "stubborn" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+again = [sys.executable, "-c", os.environ["SCRIPT"], *sys.argv[1:]]
+if role == "starter":  # as Ray's daemons: a session of its own, and its parent ends
+    subprocess.Popen([*again[:4], "daemon", *again[5:]], start_new_session=True)
+    sys.exit()
+if role != "daemon":
+    subprocess.run([*again[:4], "starter", *again[5:]], check=True)
+(folder / role).write_text(f"{os.getpid()}")
+while role == "ends":
+    if (folder / "daemon").exists():
+        sys.exit(7)
+    time.sleep(0.02)
+time.sleep(600)
 """
-STUBBORN = """
-daemon = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + daemon
-import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)
+SUPERVISOR = """
+import sys
+from tests.supervise import main
+sys.exit(main(sys.argv[1:], clean_up_s=1))
 """
 
 
-def supervised(folder: Path, script: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.supervise", sys.executable, "-c", script, str(folder)]
-    return subprocess.Popen(command, start_new_session=True, cwd=Path(__file__).parents[1])
+def supervised(folder: Path, *roles: str) -> subprocess.Popen[bytes]:
+    script = [sys.executable, "-c", LEAVES_A_DAEMON, f"{folder}", *roles]
+    return subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, *script],
+        env={**os.environ, "SCRIPT": LEAVES_A_DAEMON},
+        cwd=ROOT,
+        start_new_session=True,
+    )
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -51,28 +65,22 @@ def pid_in(file: Path) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_daemon(tmp_path: Path, number: signal.Signals) -> None:
-    script = RUN.format(stubborn="", then="time.sleep(600)")
-    process = supervised(tmp_path, script)
+    process = supervised(tmp_path, "run")
     pids = [pid_in(tmp_path / name) for name in ("daemon", "run")]
     os.killpg(process.pid, number)  # as a terminal does to make and all below it
-    assert process.wait(PATIENCE_S) == 1 or process.returncode == 128 + signal.SIGINT
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_a_run_that_heeds_no_signal_is_killed_with_its_daemon(tmp_path: Path) -> None:
-    from tests import supervise
-
-    script = RUN.format(stubborn=STUBBORN, then="time.sleep(600)")
-    patched = f"import sys; from tests import supervise; supervise.CLEAN_UP_S = 1; supervise.TERMINATE_S = 0.2; sys.exit(supervise.main({[sys.executable, '-c', script, str(tmp_path)]!r}))"
-    process = subprocess.Popen([sys.executable, "-c", patched], cwd=Path(__file__).parents[1])
+    process = supervised(tmp_path, "run", "stubborn")
     pids = [pid_in(tmp_path / name) for name in ("daemon", "run")]
-    assert supervise.CLEAN_UP_S > 1
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE_S) == 128 + signal.SIGKILL
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_a_run_that_ends_by_itself_gives_its_code_and_leaves_no_daemon(tmp_path: Path) -> None:
-    process = supervised(tmp_path, RUN.format(stubborn="", then="sys.exit(7)"))
+    process = supervised(tmp_path, "ends")
     assert process.wait(PATIENCE_S) == 7
     assert not psutil.pid_exists(pid_in(tmp_path / "daemon"))

@@ -20,9 +20,7 @@ from workflows.steps.pipeline import run_pipeline
 
 
 @pytest.fixture(scope="module")
-def home(
-    grounded_home: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def home(grounded_home: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return grounded_home(tmp_path_factory.mktemp("home"))
 
 

@@ -32,6 +32,7 @@ from workflows.steps.training_inputs import TrainingInputs
 
 Run = Callable[..., Any]
 TARGET = "syn-station"
+KEPT = ("--workers", "1", "--keep-every", "1")
 STILL = ("--set", "stage1.epochs=1", "--set", "stage2.epochs=1", "--set", "stage2.lr=1e-12")
 """A training that moves nothing: what comes out is what it started from."""
 
@@ -105,11 +106,13 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     assert not list_artifacts(store, "labels", unfinished=True)
 
     linked_copy(smoke_store / "labels", tmp_path / "runs" / "store" / "labels")
-    first = run("train", "--init", "authors", "--name", "first", "--set", "seed=5", *STILL)
+    first = run("train", "--init", "authors", "--name", "first", "--set", "seed=5", *STILL, *KEPT)
     assert {row["what"]: row["outcome"] for row in first["start"]} == {
         **dict.fromkeys(("image encoder", "part tokens", "mask predictor", "BN neck"), "taken"),
         **dict.fromkeys(("classifier", "contexts", "text side"), "new"),
     }
+    states = [*store.list(open_artifact(first["model"]).key("states"))]
+    assert states, "--keep-every 1 keeps the state of each epoch"
     trained = muva.load(first["model"]).model
     for name, value in original.image_encoder.state_dict().items():
         ours = trained.image_encoder.state_dict()[name]
