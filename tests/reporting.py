@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,7 @@ class Summary:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._warnings: Counter[tuple[str, str, str]] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
         message = str(warning_message.message).strip().splitlines() or [""]
