@@ -26,7 +26,12 @@ def needs_cluster(item: pytest.Item) -> bool:
         return True
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     functions = [item.function, *(fixture.func for chain in fixtures for fixture in chain)]
-    return any(_starts_process(function, set()) for function in functions)
+    return any(starts_process(function) for function in functions)
+
+
+def starts_process(function: Any) -> bool:
+    """Whether a function of the tests starts a process, or a function of the tests that it uses."""
+    return _starts_process(function, set())
 
 
 def _starts_process(found: Any, seen: set[int]) -> bool:
@@ -42,8 +47,16 @@ def _starts_process(found: Any, seen: set[int]) -> bool:
         return any(_starts_process(one, seen) for one in vars(function).values())
     if not isinstance(function, FunctionType):
         return False
-    used = (function.__globals__.get(name) for name in _names(function.__code__))
-    return any(_starts_process(one, seen) for one in used if one is not None)
+    return any(_starts_process(one, seen) for one in _used(function))
+
+
+def _used(function: FunctionType) -> Iterator[Any]:
+    """The globals that a function names, and what it may take of modules of ours among them."""
+    names = set(_names(function.__code__))
+    for found in [function.__globals__[name] for name in names & function.__globals__.keys()]:
+        yield found
+        if isinstance(found, ModuleType) and found.__name__.startswith(("tests.", "workflows.")):
+            yield from (vars(found)[name] for name in names & vars(found).keys())
 
 
 def _names(code: CodeType) -> Iterator[str]:
