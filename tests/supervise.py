@@ -27,16 +27,19 @@ def main(words: list[str], *, clean_up_s: int = CLEAN_UP_S) -> int:
     """Runs the command, which may take `clean_up_s` to end once interrupted; its exit code."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    # A group of its own: each interrupt reaches it once, through this process.
-    command = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
+    command: subprocess.Popen[bytes] | None = None
 
     def interrupt(number: int, _: object) -> None:
-        signal.alarm(clean_up_s)
-        _signal_group(command.pid, signal.SIGINT)
+        ends_it = number == signal.SIGALRM
+        signal.alarm(0 if ends_it else clean_up_s)
+        if command is not None:
+            _signal_group(command.pid, signal.SIGKILL if ends_it else signal.SIGINT)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # Before the command starts, which would ignore what this process ignores.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, interrupt)
-    signal.signal(signal.SIGALRM, lambda *_: _signal_group(command.pid, signal.SIGKILL))
+    # A group of its own: each interrupt reaches it once, through this process.
+    command = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
     while True:
         pid, status = os.wait()  # orphans too, as init would
         if pid == command.pid:
