@@ -187,7 +187,7 @@ tune:
 def smoke_store(
     ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The smoke recipe's sources with pseudo-labels, to be copied into a home: `grounded_home`."""
+    """The smoke recipe's data sets, and its sources' pseudo-labels; see `grounded_home`."""
 
     def make(folder: Path) -> None:
         from muva.config import load_recipe
@@ -198,18 +198,19 @@ def smoke_store(
         config = load_recipe(smoke_recipe)
         assert config.grounding is not None
         session = Session(home=folder, store=open_store(folder), tracking_uri=None)
-        for done in datasets_of(session, config.sources, config.synthetic).values():
-            ground(session, done.artifact, config.grounding)
+        names = [*config.sources, *config.targets]
+        datasets = datasets_of(session, names, config.synthetic)
+        for source in config.sources:
+            ground(session, datasets[source].artifact, config.grounding)
 
     return made_once(shared_folder(tmp_path_factory) / "smoke-store", make)
 
 
 @pytest.fixture(scope="session")
 def grounded_home(smoke_store: Path) -> Callable[[Path], Path]:
-    """Puts the smoke recipe's sources and their pseudo-labels into a home; gives the home."""
+    """Puts the smoke recipe's data sets and pseudo-labels into a home; gives the home."""
 
     def fill(home: Path) -> Path:
-        linked_copy(smoke_store, home / "store")
-        return home
+        return linked_copy(smoke_store, home / "store").parent
 
     return fill

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -71,6 +72,8 @@ def place(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Place:
     home = grounded_home(tmp_path_factory.mktemp("tune"))
+    (target,) = (home / "store" / "datasets").glob("syn-station-*")
+    shutil.rmtree(target)  # a search that looked for it would import it
     session = open_session(home=home, experiment="muva/smoke")
     config = load_recipe(smoke_recipe)
     sources = [find_artifact(session.store, "datasets", name) for name in config.sources]
