@@ -51,7 +51,7 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("compute", SAME.values(), ids=list(SAME))
+@pytest.mark.parametrize("compute", list(SAME.values()), ids=list(SAME))
 @pytest.mark.parametrize("case", ["online gate, soft memory", "no parts"])
 def test_a_training_learns_the_same(case: str, compute: Compute) -> None:
     assert_same(trace(case, compute), trace(case, Compute()))

@@ -70,5 +70,5 @@ def test_a_step_that_fails_frees_its_claim(ray_session: None, tmp_path: Path) ->
     assert shared is not None
     with pytest.raises(ValueError, match="no"), shared.claim(ADDRESS):
         raise ValueError("no")
-    computed, _ = ray.get(_do.remote(session, 0, False), timeout=30)
+    computed, _ = ray.get(_do.remote(session, 0, False), timeout=120)
     assert computed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,15 @@ from workflows.steps.pipeline import run_pipeline
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def home(grounded_home: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return grounded_home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.mark.parametrize(
     ("stage", "lr", "workers"), [("stage1", 1e25, 1), ("stage1", 2e25, 2), ("stage2", 1e30, 2)]
 )
 def test_a_training_that_diverges_keeps_what_repeats_its_step(
-    ray_session: None, smoke_recipe: Path, home: Path, stage: str, lr: float, workers: int
+    smoke_recipe: Path, home: Path, stage: str, lr: float, workers: int
 ) -> None:
     session = dataclasses.replace(open_session(home=home), tracking_uri=None)
     settings = {"lr": lr, "warmup_epochs": 0, "precision": "fp32"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from muva.data.artifacts import Artifact, artifact_at, find_artifact
 from muva.data.shards import open_dataset
 from muva.data.store import Store, open_store
 from muva.synthetic import synthetic_records
+from tests.shared import linked_copy
 from tests.workflows.layouts import write_cuhk02, write_market1501, write_viper
 from workflows.cli import main
 
@@ -151,7 +151,7 @@ def test_the_same_domain_protocol_learns_from_training_people_alone(
     imported: Path, smoke_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kind in ("datasets", "labels"):
-        shutil.copytree(imported / "store" / kind, tmp_path / "store" / kind)
+        linked_copy(imported / "store" / kind, tmp_path / "store" / kind)
     report = run(tmp_path, smoke_recipe, capsys, "same-domain", "--source", "market1501")
     assert list(report["targets"]) == ["market1501"]
     store = open_store(tmp_path / "store")

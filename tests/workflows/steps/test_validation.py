@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import torch
 
 import muva
 from muva.config import ExperimentConfig, load_recipe, with_settings
-from muva.data.artifacts import Artifact, find_artifact, list_artifacts
+from muva.data.artifacts import Artifact, find_artifact
 from muva.data.sources import Sources
 from muva.errors import MuvaError
-from tests.workflows.commands import copy_inputs, start, wait_for
+from tests.shared import linked_copy
 from workflows.results.comparison import LAST_EPOCH, ON_SOURCES, compared, results_in
 from workflows.runtime.messages import MessageQueue
 from workflows.runtime.workers import Workers
@@ -28,8 +28,6 @@ from workflows.session import Session, open_session
 from workflows.steps import validation as judging
 from workflows.steps.checkpoints import STATES, checkpoint_of_epoch
 from workflows.steps.encoder import epoch_step
-from workflows.steps.ground import ground
-from workflows.steps.import_data import datasets_of
 from workflows.steps.pipeline import run_pipeline
 from workflows.steps.train import Trained, train
 from workflows.steps.training_inputs import TrainingInputs
@@ -37,7 +35,6 @@ from workflows.steps.validation import HELD_OUT, VERDICTS, best, judge, out_of_p
 
 TARGET = "syn-station"
 JUDGED = (
-    "synthetic.train_people=8",
     "stage2.epochs=5",
     "stage2.lr=1e-3",
     "stage2.warmup_epochs=0",
@@ -57,13 +54,14 @@ class Training:
 
 @pytest.fixture(scope="module")
 def training(
-    ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+    grounded_home: Callable[[Path], Path],
+    smoke_recipe: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Training:
-    session = open_session(home=tmp_path_factory.mktemp("judged"))
+    session = open_session(home=grounded_home(tmp_path_factory.mktemp("judged")))
     config = load_recipe(smoke_recipe, overrides=JUDGED)
-    assert config.grounding is not None
-    sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
-    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    sources = [find_artifact(session.store, "datasets", name) for name in config.sources]
+    labels = [find_artifact(session.store, "labels", name) for name in config.sources]
     heard: dict[int, float] = {}
     trained = train(
         session,
@@ -268,21 +266,24 @@ def test_patience_ends_with_verdicts_no_better_than_before(
     assert out_of_patience(verdicts(*values), patience) is over
 
 
-def test_a_judged_training_that_is_killed_ends_as_it_would_have(
-    training: Training, smoke_recipe: Path, tmp_path: Path
+def test_a_judged_training_that_is_resumed_ends_as_it_would_have(
+    training: Training, tmp_path: Path
 ) -> None:
     """Also where a judgement had failed: it is asked for anew."""
-    copy_inputs(training.session.home, tmp_path)
-    words = ["train", "--recipe", f"{smoke_recipe}", "--workers", "2", "--keep-every", "2"]
-    killed = start(tmp_path, *words, *(word for one in JUDGED for word in ("--set", one)))
-    wait_for(lambda: list(tmp_path.glob("store/models/*/verdicts/*.json")), killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    undisturbed = training.trained.encoder
+    verdicts = undisturbed.summary["verdicts"]
+    assert best(verdicts)["epoch"] > 1, "the state of epoch 1 would be needed, and is not kept"
+    store = Path(training.session.store.uri)
+    for kind in ("datasets", "labels", "prompts"):
+        linked_copy(store / kind, tmp_path / "store" / kind)
     session = open_session(home=tmp_path)
-    (begun,) = list_artifacts(session.store, "models", unfinished=True)
-    assert begun.manifest() is None
+    # As a driver that was killed after two epochs leaves it.
+    begun = dataclasses.replace(undisturbed.artifact, store=session.store)
+    kept = f"{begun.address}/{STATES}/00002"
+    linked_copy(store / kept, tmp_path / "store" / kept)
     failed = {"mistake": "a disk was full"}
-    begun.store.write(begun.key(VERDICTS, "00001.json"), json.dumps(failed).encode())
+    for epoch, verdict in ((1, verdicts[0]), (2, failed)):
+        begun.store.write(begun.key(VERDICTS, f"{epoch:05d}.json"), json.dumps(verdict).encode())
 
     trained = train(
         session,
@@ -295,14 +296,13 @@ def test_a_judged_training_that_is_killed_ends_as_it_would_have(
 
     assert trained.encoder.artifact.address == begun.address
     assert not trained.prompts.computed
-    assert without_times(trained.encoder.summary) == without_times(training.trained.encoder.summary)
-    ended, undisturbed = (
-        muva.load(one.encoder.artifact.uri).model.state_dict()
-        for one in (trained, training.trained)
+    assert without_times(trained.encoder.summary) == without_times(undisturbed.summary)
+    ended, expected = (
+        muva.load(one.artifact.uri).model.state_dict() for one in (trained.encoder, undisturbed)
     )
-    assert ended.keys() == undisturbed.keys()
+    assert ended.keys() == expected.keys()
     for weight, value in ended.items():
-        assert value.equal(undisturbed[weight]), weight
+        assert value.equal(expected[weight]), weight
 
 
 def without_times(summary: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -19,13 +20,11 @@ from muva.config import ExperimentConfig, TuneConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.errors import MuvaError, SettingsError
 from muva.training.divergence import NotFiniteError
-from tests.workflows.commands import copy_inputs, start, wait_for
+from tests.workflows.commands import PATIENCE_S, start, wait_for
 from workflows.cli import main
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.ground import ground
-from workflows.steps.import_data import datasets_of
-from workflows.steps.step import StepResult
+from workflows.steps.step import Done
 from workflows.tuning.report import importance, reuse_text
 from workflows.tuning.search import _Deadline, at_once, check_search, search
 from workflows.tuning.study import best_of, find_study, pareto, ranked, reuse, study_of
@@ -67,12 +66,18 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    session = open_session(home=tmp_path_factory.mktemp("tune"), experiment="muva/smoke")
+def place(
+    grounded_home: Callable[[Path], Path],
+    smoke_recipe: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Place:
+    home = grounded_home(tmp_path_factory.mktemp("tune"))
+    (target,) = (home / "store" / "datasets").glob("syn-station-*")
+    shutil.rmtree(target)  # a search that looked for it would import it
+    session = open_session(home=home, experiment="muva/smoke")
     config = load_recipe(smoke_recipe)
-    assert config.grounding is not None
-    sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
-    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    sources = [find_artifact(session.store, "datasets", name) for name in config.sources]
+    labels = [find_artifact(session.store, "labels", name) for name in config.sources]
     return Place(session=session, config=config, sources=sources, labels=labels)
 
 
@@ -169,15 +174,15 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place)
         domains = [v for k, v in trial["metrics"].items() if k in DOMAINS]
         assert trial["metrics"][WORST] == min(domains)
         assert trial["metrics"][MEAN] == pytest.approx(sum(domains) / len(domains))
-    _eventually(lambda: not _actors_alive("Train"), within_s=30)
+    _eventually(lambda: not _actors_alive("Train"))
     _eventually(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 
 DOMAINS = ("syn-harbour/mAP", "syn-airport/mAP")
 
 
-def _eventually(condition: Callable[[], bool], *, within_s: float = 10) -> None:
-    ends_at = time.monotonic() + within_s
+def _eventually(condition: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < ends_at
         time.sleep(0.2)
@@ -193,11 +198,11 @@ def _actors_alive(name: str) -> list[str]:
 
 @pytest.mark.timeout(600)  # minutes by itself, and another test beside it
 def test_a_killed_search_goes_on_with_the_trials_that_it_has(
-    place: Place, smoke_recipe: Path, tmp_path: Path
+    place: Place, grounded_home: Callable[[Path], Path], smoke_recipe: Path, tmp_path: Path
 ) -> None:
     tune = {"trials": 2, "concurrent_trials": 1, "space": {"stage2.mask_loss": ["bce+dice", "mse"]}}
     words = (word for key, value in tune.items() for word in ("--set", f"tune.{key}={value}"))
-    copy_inputs(place.session.home, tmp_path)
+    grounded_home(tmp_path)
     killed = start(tmp_path, "tune", "--recipe", f"{smoke_recipe}", *words)
     metrics = tmp_path / "store" / "metrics"
     wait_for(lambda: list(metrics.glob("trial-smoke-*/manifest.json")), killed)

@@ -25,12 +25,14 @@ from muva.model.clip import OPENAI_MEAN, OPENAI_STD, load_clip
 from muva.model.muva_model import MuvaModel, build_model
 from muva.retrieval import evaluate
 from tests.model.foreign_files import clip_reid_state, release_state, write
+from tests.shared import linked_copy
 from workflows.cli import main
 from workflows.results.comparison import compared, results_in
 from workflows.steps.training_inputs import TrainingInputs
 
 Run = Callable[..., Any]
 TARGET = "syn-station"
+KEPT = ("--workers", "1", "--keep-every", "1")
 STILL = ("--set", "stage1.epochs=1", "--set", "stage2.epochs=1", "--set", "stage2.lr=1e-12")
 """A training that moves nothing: what comes out is what it started from."""
 
@@ -66,8 +68,9 @@ def foreign_model(recipe: Path, *, seed: int = 7, **changed: Any) -> MuvaModel:
 
 
 def test_a_checkpoint_is_imported_judged_and_trained_on(
-    ray_session: None, run: Run, smoke_recipe: Path, tmp_path: Path
+    run: Run, smoke_store: Path, smoke_recipe: Path, tmp_path: Path
 ) -> None:
+    linked_copy(smoke_store / "datasets", tmp_path / "runs" / "store" / "datasets")
     original = foreign_model(smoke_recipe)
     file = write(release_state(original), tmp_path / "market.pth", how="wrapped")
 
@@ -102,11 +105,14 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     assert "parts ('head', 'upper_body', 'legs') there, ('head',) here" in refused
     assert not list_artifacts(store, "labels", unfinished=True)
 
-    first = run("train", "--init", "authors", "--name", "first", "--set", "seed=5", *STILL)
+    linked_copy(smoke_store / "labels", tmp_path / "runs" / "store" / "labels")
+    first = run("train", "--init", "authors", "--name", "first", "--set", "seed=5", *STILL, *KEPT)
     assert {row["what"]: row["outcome"] for row in first["start"]} == {
         **dict.fromkeys(("image encoder", "part tokens", "mask predictor", "BN neck"), "taken"),
         **dict.fromkeys(("classifier", "contexts", "text side"), "new"),
     }
+    states = [*store.list(open_artifact(first["model"]).key("states"))]
+    assert states, "--keep-every 1 keeps the state of each epoch"
     trained = muva.load(first["model"]).model
     for name, value in original.image_encoder.state_dict().items():
         ours = trained.image_encoder.state_dict()[name]

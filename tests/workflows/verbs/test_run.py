@@ -24,6 +24,7 @@ from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.retrieval.features import Features, write_features
 from muva.training.compute import Compute
+from tests.shared import linked_copy
 from workflows.cli import main
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
@@ -304,8 +305,9 @@ def test_a_mistake_in_a_workers_settings_is_told_as_it_is(
 
 
 def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
-    ray_session: None, smoke_recipe: Path, tmp_path: Path
+    smoke_store: Path, smoke_recipe: Path, tmp_path: Path
 ) -> None:
+    linked_copy(smoke_store / "datasets", tmp_path / "store" / "datasets")
     session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
     cases: list[tuple[dict[str, object], int, str]] = [
         ({"stage1.batch_size": 64}, 1, "needs 16 identities, the training images show 12"),

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from muva.errors import MuvaError
-from tests.workflows.commands import heeding_ctrl_c
+from tests.workflows.commands import PATIENCE_S, heeding_ctrl_c
 from tracking.runs import RunRef, Tracker
 from tracking.ui import run_link
 from workflows.runtime.local import usable_port
@@ -58,7 +58,7 @@ def server(home: Path, run: RunRef) -> Iterator[tuple[str, list[str]]]:
     assert address is not None, said
     yield address.group(), said
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(PATIENCE_S) == 0
     with pytest.raises(OSError):
         urllib.request.urlopen(f"{address.group()}/health", timeout=2)
 
