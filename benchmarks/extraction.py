@@ -163,11 +163,11 @@ def _memory_of_workers() -> Iterator[list[dict[Path, float]]]:
     """RssAnon + RssShmem of each embedding process in MB, sampled twice a second."""
     samples = []
 
-    def look() -> None:
+    def check() -> None:
         lines = [line for line in Path("/proc").glob("[0-9]*/cmdline") if _embeds(line)]
         samples.append({line.parent: memory_mb(line.parent) for line in lines})
 
-    with again_and_again(look, every_s=0.5):
+    with again_and_again(check, every_s=0.5):
         yield samples
 
 

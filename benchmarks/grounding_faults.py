@@ -115,7 +115,7 @@ def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
             PHRASES,
             shards=set(range(len(dataset.shards))) - labelled_shards(labels),
             actors=Actors(),
-            most_aside=0,
+            max_quarantined=0,
         )
     summary = summarise_labels(labels, dataset, parts=list(PHRASES))
     labels.commit(format_version=1, config={}, inputs={}, summary=summary)

@@ -38,7 +38,7 @@ from muva.grounding.labels import (
 from muva.synthetic import BENCHMARK, render
 from muva.synthetic.sensor import encode_jpeg
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.expert_pool import Actors, Spent, ground_shards
+from workflows.runtime.expert_pool import Actors, GroundingProgress, ground_shards
 
 MOST_OVERHEAD, LEAST_SPEED_UP = 0.05, 1.8
 MOST_GROWTH_MB, MOST_RECOGNITION_S = 100.0, 5.0
@@ -244,7 +244,7 @@ def actor_rates(dataset: Dataset, expert: ChosenExpert, folder: Path) -> dict[st
     alone = len(dataset.shards) // 3 * SHARD_IMAGES
     seen: dict[int, float] = {}
 
-    def tell(_: int, spent: Spent) -> None:
+    def tell(_: int, spent: GroundingProgress) -> None:
         seen.setdefault(spent.images, time.perf_counter())
         if spent.images >= alone:
             (folder / "second").touch()
@@ -256,7 +256,7 @@ def actor_rates(dataset: Dataset, expert: ChosenExpert, folder: Path) -> dict[st
         PHRASES,
         shards=range(len(dataset.shards)),
         actors=Actors(count=2, cpus_each=THREADS_EACH),
-        most_aside=0,
+        max_quarantined=0,
         tell=tell,
     )
     labels.delete()
@@ -295,7 +295,7 @@ def driver_memory_mb(folder: Path) -> tuple[float, float]:
                 PHRASES,
                 shards=range(len(dataset.shards)),
                 actors=Actors(),
-                most_aside=0,
+                max_quarantined=0,
             )
             summarise_labels(labels, dataset, parts=list(PHRASES))
         peaks.append(peak[0])

@@ -169,11 +169,11 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
     _drain(loader, _in_order(images))
     samples: list[float] = []
 
-    def look() -> None:
+    def check() -> None:
         samples.append(sum(memory_mb(Path(f"/proc/{pid}")) for pid in _family()))
 
     processes = len(_family())
-    with again_and_again(look, every_s=0.1):
+    with again_and_again(check, every_s=0.1):
         for epoch in range(epochs):
             _drain(loader, _in_order(images))
             _drain(loader, _sampled(images, epoch=epoch))

@@ -13,21 +13,21 @@ def peak_memory_mb() -> Iterator[list[float]]:
     """Peak anonymous and shared memory of this process inside the block, in a list."""
     peak = [memory_mb()]
 
-    def look() -> None:
+    def check() -> None:
         peak[0] = max(peak[0], memory_mb())
 
-    with again_and_again(look, every_s=0.05):
+    with again_and_again(check, every_s=0.05):
         yield peak
 
 
 @contextmanager
-def again_and_again(look: Callable[[], None], *, every_s: float) -> Iterator[None]:
+def again_and_again(check: Callable[[], None], *, every_s: float) -> Iterator[None]:
     """Call a function repeatedly in a separate thread inside the block."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(every_s):
-            look()
+            check()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -118,7 +118,7 @@ def compare_all(
     dtypes: Sequence[torch.dtype] = tuple(LIMITS),
 ) -> list[Comparison]:
     """Every training but the first one, compared with it, in each precision."""
-    traces = {workers: traces_of(workers, sizes, dtypes) for workers, sizes in trainings.items()}
+    traces = {workers: what_to_forget(workers, sizes, dtypes) for workers, sizes in trainings.items()}
     first = next((workers, sizes[0]) for workers, sizes in trainings.items())
     return [
         compare(
@@ -172,7 +172,7 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max())
 
 
-def traces_of(
+def what_to_forget(
     workers: int, micro_batches: Sequence[int | None], dtypes: Sequence[torch.dtype]
 ) -> list[dict[tuple[torch.dtype, int | None], Trace]]:
     """The traces of these trainings for each of so many workers."""

@@ -213,7 +213,7 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
         "sequential, all cores each": (1, cores),
     }
     seconds, a_model_s = {}, {}
-    for name, (at_once, cores_each) in ways.items():
+    for name, (concurrency, cores_each) in ways.items():
         place = prepared(home / name.replace(" ", "-").replace(",", ""), config)
         workers = Workers(cpus_each=cores_each)
         say(f"{name}: {trials} trials, {workers.cpus_each} cores each")
@@ -224,7 +224,7 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
             search="grid",
             trials=trials,
             folds=1,
-            concurrent_trials=at_once,
+            concurrent_trials=concurrency,
         )
         seconds[name] = round(time.monotonic() - began_at, 1)
         made = [model.manifest() for model in list_artifacts(place.session.store, "models")]

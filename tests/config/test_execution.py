@@ -24,7 +24,7 @@ from muva.data.store import open_store
 from muva.errors import SettingsError
 from muva.training.compute import Compute
 from workflows.runtime.workers import Workers
-from workflows.steps.run_lineage import told_settings
+from workflows.steps.run_lineage import run_params
 from workflows.tuning.study import study_of
 from workflows.verb import override_option, worker_options
 
@@ -129,7 +129,7 @@ def test_no_fingerprint_depends_on_it() -> None:
     config = ExperimentConfig()
     assert elsewhere(config) != config
     assert fingerprint(elsewhere(config)) == fingerprint(config) == "5bf5d567a9127a00"
-    assert told_settings(elsewhere(config)) == told_settings(config)
+    assert run_params(elsewhere(config)) == run_params(config)
 
 
 def test_no_study_depends_on_it(tmp_path: Path) -> None:

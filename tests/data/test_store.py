@@ -81,9 +81,9 @@ def test_writers_and_deleters_of_neighbouring_keys_do_not_interfere(tmp_path):
 
 
 def test_a_missing_key_is_named(store):
-    for look in (store.read, store.size, store.path):
+    for check in (store.read, store.size, store.path):
         with pytest.raises(MissingKeyError, match="there is no not/there"):
-            look("not/there")
+            check("not/there")
 
 
 def test_a_folder_deleted_under_a_writer_is_created_again(tmp_path, monkeypatch):

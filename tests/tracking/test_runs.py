@@ -190,8 +190,8 @@ def test_a_run_whose_process_was_killed_is_marked_failed_by_the_next_one(
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     mine = tracker.open(name="alive", key="alive")
-    died = subprocess.run([sys.executable, "-c", script], check=False)
-    assert died.returncode == -signal.SIGKILL
+    on_death = subprocess.run([sys.executable, "-c", script], check=False)
+    assert on_death.returncode == -signal.SIGKILL
     assert sorted(run.info.status for run in runs_of(tracker, client)) == ["RUNNING", "RUNNING"]
     Tracker(tracker.tracking_uri, experiment)
     states = {run.info.run_name: run for run in runs_of(tracker, client)}

@@ -174,11 +174,11 @@ def test_every_parameter_that_trains_has_a_gradient_in_every_step(case: str) -> 
     model = small_model(identities=6, parts=parts, **model_settings)
     without: list[set[str]] = []
 
-    def look(*_: Any) -> None:
+    def check(*_: Any) -> None:
         trained = trained_parameters(model)
         without.append({name for name, value in trained.items() if value.grad is None})
 
-    train(model, ToyImages(parts=len(parts)), after_step=look, **settings)
+    train(model, ToyImages(parts=len(parts)), after_step=check, **settings)
     assert len(without) >= 4 and not set().union(*without)
 
 

@@ -16,7 +16,7 @@ from muva.errors import MuvaError
 from tracking.runs import Tracker, has_pictures
 from workflows.runtime.local import usable_port
 from workflows.session import Session
-from workflows.steps.step import Tell
+from workflows.steps.step import MetricLogger
 from workflows.verbs.ui import mlflow_server
 
 
@@ -30,7 +30,7 @@ def test_an_outage_loses_no_metric_and_a_step_waits_for_its_end_but_a_first_run_
         session = Session(home=tmp_path, store=open_store(tmp_path), tracking_uri=address)
         parent = Tracker(address, "muva/demo").open(name="pipeline", key="pipeline")
         run = Tracker(address, "muva/demo").open(name="stage 2", key="stage 2")
-        tell = Tell(run)
+        tell = MetricLogger(run)
         tell({"stage2/loss": 1.0}, 1)
 
     for epoch in (2, 3):

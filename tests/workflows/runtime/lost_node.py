@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
         given: dict[str, Any] = {"stretch_images": STRETCH, "tell": lose}
         ranks, rule = ranks_of(parts, who, **given)
         encodings = encodings_by_tasks(parts, who, settings=Reranking(), **given)
-        reranked, _ = ranks_of(parts, who, encodings=encodings, stretch_images=STRETCH)
+        reranked, _ = ranks_of(parts, who, encodings=encodings, chunk_images=STRETCH)
         np.savez(
             folder / "found.npz",
             plain=score(ranks, rule, ranks=RANKS).average_precision,

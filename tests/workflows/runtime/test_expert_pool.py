@@ -29,15 +29,15 @@ from muva.grounding.labels import labelled_shards, open_labels, summarise_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
 from workflows.runtime.expert_pool import (
-    MOST_DEATHS,
-    MOST_DEATHS_LOADING,
+    MAX_DEATHS,
+    MAX_DEATHS_LOADING,
     Actors,
     ShardQueue,
-    Spent,
+    GroundingProgress,
     _check_gpu,
     _Grounder,
     ground_shards,
-    room_for,
+    actors_that_fit,
 )
 from workflows.runtime.messages import MessageQueue, results
 
@@ -96,7 +96,7 @@ def grounded(town: Dataset, expert: ChosenExpert, *, actors: int = 1):
         PHRASES,
         shards=set(range(len(town.shards))) - labelled_shards(labels),
         actors=Actors(count=actors),
-        most_aside=5,
+        max_quarantined=5,
     )
     return labels, spent
 
@@ -119,7 +119,7 @@ def test_an_expert_whose_processes_die_while_they_load_it_is_named(
     ray_session: None, town: Dataset
 ) -> None:
     with pytest.raises(
-        MuvaError, match=rf"annotated: {MOST_DEATHS_LOADING} processes died while they lo"
+        MuvaError, match=rf"annotated: {MAX_DEATHS_LOADING} processes died while they lo"
     ):
         grounded(town, staged(dies_loading=True))
 
@@ -139,7 +139,7 @@ def test_an_expert_that_fits_on_no_node_is_told_before_it_is_loaded(
         MuvaError, match=r"owlv2: needs about 10800\.5 GB of memory; the largest node .* has \d"
     ):
         ground_shards(
-            town, town.artifact, expert, PHRASES, shards=[0], actors=Actors(), most_aside=1
+            town, town.artifact, expert, PHRASES, shards=[0], actors=Actors(), max_quarantined=1
         )
 
 
@@ -162,10 +162,10 @@ def test_what_an_actor_needs_and_how_many_have_room() -> None:
     server = {"CPU": 16.0, "GPU": 2.0, "memory": 64e9}
     annotated = choose_expert(GroundingConfig())
     assert Actors().needs(annotated, [laptop]) == {"CPU": 1.0, "memory": 0.5e9}
-    assert room_for({"CPU": 1.0, "memory": 0.5e9}, [laptop, server]) == 8 + 16
-    assert room_for({"CPU": 1.0, "memory": 1e9}, [laptop, server]) == 4 + 16
-    assert room_for({"CPU": 3.0}, [laptop, server]) == 2 + 5
-    assert room_for({"CPU": 1.0, "GPU": 0.3}, [laptop, server]) == 6
+    assert actors_that_fit({"CPU": 1.0, "memory": 0.5e9}, [laptop, server]) == 8 + 16
+    assert actors_that_fit({"CPU": 1.0, "memory": 1e9}, [laptop, server]) == 4 + 16
+    assert actors_that_fit({"CPU": 3.0}, [laptop, server]) == 2 + 5
+    assert actors_that_fit({"CPU": 1.0, "GPU": 0.3}, [laptop, server]) == 6
     hub = Staged(**{**vars(annotated), "name": "florence-2"})
     assert Actors().needs(hub, [server]) == {"CPU": 1.0, "GPU": 1.0}
     assert Actors(gpus_each=0.5).needs(hub, [server]) == {"CPU": 1.0, "GPU": 0.5}
@@ -173,49 +173,49 @@ def test_what_an_actor_needs_and_how_many_have_room() -> None:
 
 
 def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
-    queue = ShardQueue([7, 8], most_aside=1)
+    queue = ShardQueue([7, 8], max_quarantined=1)
     shard, plan = queue.take()
     assert (shard, plan.isolate, plan.quarantine) == (7, frozenset(), frozenset())
-    queue.died(7, begun=False, at=None, why="")
-    queue.died(7, begun=True, at=range(32, 64), why="")
+    queue.on_death(7, begun=False, at=None, why="")
+    queue.on_death(7, begun=True, at=range(32, 64), why="")
     queue.waiting.popleft()
     _, plan = queue.take()
     assert (plan.isolate, plan.quarantine) == (frozenset(range(32, 64)), frozenset())
     for _ in range(2):
-        queue.died(7, begun=True, at=range(40, 41), why="")
+        queue.on_death(7, begun=True, at=range(40, 41), why="")
         _, plan = queue.take()
     assert plan.quarantine == {40}
-    queue.died(7, begun=True, at=range(41, 42), why="")
+    queue.on_death(7, begun=True, at=range(41, 42), why="")
     with pytest.raises(MuvaError, match=r"2 images ended the expert's process twice.*row 41.*boom"):
-        queue.died(7, begun=True, at=range(41, 42), why="boom")
+        queue.on_death(7, begun=True, at=range(41, 42), why="boom")
 
 
 def test_a_row_that_is_aside_already_is_not_blamed_for_ever() -> None:
-    queue = ShardQueue([3], most_aside=1)
+    queue = ShardQueue([3], max_quarantined=1)
     for _ in range(2):
-        queue.died(3, begun=True, at=range(4, 5), why="boom")
+        queue.on_death(3, begun=True, at=range(4, 5), why="boom")
         queue.take()
-    for _ in range(MOST_DEATHS - 1):
-        queue.died(3, begun=True, at=range(4, 5), why="boom")
+    for _ in range(MAX_DEATHS - 1):
+        queue.on_death(3, begun=True, at=range(4, 5), why="boom")
         queue.take()
     with pytest.raises(
         MuvaError, match=r"shard 3: \d processes died at it, with no image to blame"
     ):
-        queue.died(3, begun=True, at=range(4, 5), why="boom")
+        queue.on_death(3, begun=True, at=range(4, 5), why="boom")
 
 
 def test_an_expert_that_breaks_gets_one_more_process_for_the_shard() -> None:
-    queue = ShardQueue([3, 4], most_aside=1)
+    queue = ShardQueue([3, 4], max_quarantined=1)
     queue.take()
     error = BrokenExpertError("failed at 9 of 9 images")
-    queue.broke(3, error)
+    queue.on_broken_expert(3, error)
     assert queue.take()[0] == 3
     queue.take()
     with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
-        queue.broke(4, error)
+        queue.on_broken_expert(4, error)
     queue.done()
     with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
-        queue.broke(3, error)
+        queue.on_broken_expert(3, error)
 
 
 def by_one_actor(
@@ -224,13 +224,13 @@ def by_one_actor(
     shards: Iterable[int],
     *,
     expert: ChosenExpert | None = None,
-    most_aside: float = 0,
+    max_quarantined: float = 0,
 ) -> None:
     """Labels by the annotated expert unless another is given."""
     chosen = expert or choose_expert(GroundingConfig())
     actors = Actors(count=1)
     ground_shards(
-        town, labels, chosen, PHRASES, shards=shards, actors=actors, most_aside=most_aside
+        town, labels, chosen, PHRASES, shards=shards, actors=actors, max_quarantined=max_quarantined
     )
 
 
@@ -269,7 +269,7 @@ def test_too_many_images_aside_stop_it_early_and_are_asked_again(
     large = [shard for shard in shards if town.shards[shard].rows > MAX_EXPERT_FAILURES]
     assert 0 in large
     with pytest.raises(BrokenExpertError, match="Nothing of this shard is stored"):
-        by_one_actor(town, labels, large[:1], expert=broken, most_aside=99)
+        by_one_actor(town, labels, large[:1], expert=broken, max_quarantined=99)
     by_one_actor(town, labels, left)
     summarise_labels(labels, town, parts=list(PHRASES))
 
@@ -293,16 +293,16 @@ def test_a_process_that_rays_watch_over_memory_ends_is_lost_like_any_other(
 
 
 def test_a_shard_at_which_processes_die_before_they_look_is_given_up() -> None:
-    queue = ShardQueue([3], most_aside=1)
-    for _ in range(MOST_DEATHS - 1):
-        queue.died(3, begun=True, at=None, why="boom")
+    queue = ShardQueue([3], max_quarantined=1)
+    for _ in range(MAX_DEATHS - 1):
+        queue.on_death(3, begun=True, at=None, why="boom")
         queue.take()
     with pytest.raises(MuvaError, match=r"shard 3: \d processes died at it.*boom"):
-        queue.died(3, begun=True, at=None, why="boom")
+        queue.on_death(3, begun=True, at=None, why="boom")
 
 
 def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: Dataset) -> None:
-    heard: list[tuple[int, Spent]] = []
+    heard: list[tuple[int, GroundingProgress]] = []
     labels = Artifact(town.artifact.store, "labels", town.name, "2" * 16)
     spent = ground_shards(
         town,
@@ -311,7 +311,7 @@ def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: D
         PHRASES,
         shards=range(len(town.shards)),
         actors=Actors(count=1),
-        most_aside=1,
+        max_quarantined=1,
         tell=lambda looked_at, spent: heard.append((looked_at, spent)),
     )
     assert heard[-1][0] == spent.images == town.summary.images

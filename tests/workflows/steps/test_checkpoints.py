@@ -19,10 +19,10 @@ from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
 from workflows.steps.checkpoints import (
     KEPT,
-    STATES,
+    CHECKPOINTS,
     delete_checkpoints,
     latest_checkpoint,
-    save_checkpoint_of,
+    save_epoch,
 )
 
 
@@ -44,7 +44,7 @@ def save(artifact: Artifact, epochs: int) -> None:
     history = []
     for epoch in range(1, epochs + 1):
         history.append({"epoch": epoch, **report(epoch).metrics})
-        save_checkpoint_of(artifact, report(epoch), history)
+        save_epoch(artifact, report(epoch), history)
 
 
 def test_nothing_saved_means_start_at_the_beginning(artifact: Artifact) -> None:
@@ -62,7 +62,7 @@ def test_the_newest_state_comes_back_with_the_history_so_far(artifact: Artifact)
 
 def test_few_states_are_kept(artifact: Artifact) -> None:
     save(artifact, epochs=5)
-    kept = {key.split("/")[3] for key in artifact.store.list(artifact.key(STATES))}
+    kept = {key.split("/")[3] for key in artifact.store.list(artifact.key(CHECKPOINTS))}
     assert sorted(kept) == ["00004", "00005"]
     assert len(kept) == KEPT
 
@@ -72,7 +72,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     artifact: Artifact, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(artifact, epochs=3)
-    artifact.store.write(artifact.key(STATES, "00003", "state.safetensors"), damage)
+    artifact.store.write(artifact.key(CHECKPOINTS, "00003", "state.safetensors"), damage)
     state, history = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 2
@@ -82,7 +82,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
 
 def test_a_state_that_was_never_finished_gives_way_too(artifact: Artifact) -> None:
     save(artifact, epochs=2)
-    artifact.store.delete(artifact.key(STATES, "00002", "state.json"))
+    artifact.store.delete(artifact.key(CHECKPOINTS, "00002", "state.json"))
     state, _ = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 1
@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
     undisturbed, stopped, resumed = (small_model(identities=6) for _ in range(3))
     losses = [report.step_losses for report in training(undisturbed)]
     epochs = training(stopped)
-    save_checkpoint_of(artifact, next(epochs), [{"epoch": 1}])
+    save_epoch(artifact, next(epochs), [{"epoch": 1}])
     left = written
     flush = os.fsync
 
@@ -123,7 +123,7 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
 
     monkeypatch.setattr(os, "fsync", fills_up)
     with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* start the same"):
-        save_checkpoint_of(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
+        save_epoch(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
     monkeypatch.undo()
 
     state, history = latest_checkpoint(artifact)
@@ -131,7 +131,7 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
     rest = []
     for report in training(resumed, state):
         history.append({"epoch": report.epoch})
-        save_checkpoint_of(artifact, report, history)
+        save_epoch(artifact, report, history)
         rest.append(report.step_losses)
     assert rest == losses[1:]
     for name, value in undisturbed.state_dict().items():
@@ -143,7 +143,7 @@ def test_a_clock_that_was_set_back_changes_nothing_of_which_state_is_the_newest(
     artifact: Artifact,
 ) -> None:
     save(artifact, epochs=3)
-    for key in artifact.store.list(artifact.key(STATES, "00003")):
+    for key in artifact.store.list(artifact.key(CHECKPOINTS, "00003")):
         os.utime(artifact.store.path(key), (0, 0))
     state, _ = latest_checkpoint(artifact)
     assert state is not None

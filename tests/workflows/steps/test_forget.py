@@ -21,7 +21,7 @@ from muva.errors import MuvaError
 from tests.data.test_training_images import dataset, png
 from workflows.cli import main
 from workflows.session import Session, open_session
-from workflows.steps.erasure_report import traces_of
+from workflows.steps.erasure_report import what_to_forget
 from workflows.steps.forget import forget
 from workflows.steps.step import ARTIFACT_TAG, Step, run_step
 
@@ -326,7 +326,7 @@ def test_reports_on_this_machine_are_named(session: Session) -> None:
     for name in (old, gone, theirs, *of_others):
         (folder / name).write_bytes(b"people")
 
-    traces = traces_of(session, f"town-{'0' * 16}", [5])
+    traces = what_to_forget(session, f"town-{'0' * 16}", [5])
     assert {Path(file).name for file in traces.reports} == {old, gone, theirs}
 
 
@@ -347,4 +347,4 @@ def test_a_training_that_failed_and_left_nothing_is_named(session: Session) -> N
 
     with pytest.raises(MuvaError, match="diverged"):
         run_step(step, session=session, work=work)
-    assert "train short" in {run["name"] for run in traces_of(session, "town", [5]).runs}
+    assert "train short" in {run["name"] for run in what_to_forget(session, "town", [5]).runs}

@@ -48,14 +48,14 @@ def learn(
 
 
 @pytest.fixture(scope="module")
-def shared(learn: Learn) -> Done:
+def shared(learn: Learn) -> StepResult:
     """By two workers; its states are still there, as before the last thing that the step does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prompts, "delete_states", lambda artifact: None)
         return learn("shared", SHARED)
 
 
-def test_two_shares_learn_what_one_does(learn: Learn, shared: Done) -> None:
+def test_two_shares_learn_what_one_does(learn: Learn, shared: StepResult) -> None:
     alone = learn("alone", ALONE)
     assert alone.artifact.fingerprint == shared.artifact.fingerprint
     expected, found = learned_contexts(alone.artifact), learned_contexts(shared.artifact)
@@ -70,7 +70,7 @@ def test_two_shares_learn_what_one_does(learn: Learn, shared: Done) -> None:
 
 
 def test_what_two_began_one_ends_in_the_same_shares(
-    learn: Learn, shared: Done, monkeypatch: pytest.MonkeyPatch
+    learn: Learn, shared: StepResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prompts, "delete_states", lambda artifact: None)
     artifact, store = shared.artifact, shared.artifact.store

@@ -79,24 +79,24 @@ def assert_same(found: RetrievalResult, expected: RetrievalResult) -> None:
 @pytest.mark.parametrize("mixed", [False, True], ids=["test set", "held-out people"])
 @pytest.mark.parametrize("stretch_images", [10_000, 700, 333])
 def test_any_number_of_tasks_gives_the_figures_of_one_process(
-    ray_session, tmp_path, mixed, stretch_images
+    ray_session, tmp_path, mixed, chunk_images
 ):
     who = crowd(queries=150, gallery=1300, mixed=mixed)
     parts = kept(tmp_path, who.features)
     told = []
     without = dataclasses.replace(who, features=np.empty((len(who), 0), np.float32))
     ranks, rule = ranks_of(
-        parts, without, stretch_images=stretch_images, tell=lambda done, _: told.append(done)
+        parts, without, chunk_images=chunk_images, tell=lambda done, _: told.append(done)
     )
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS)
     assert_same(score(ranks, rule, ranks=RANKS), expected)
     assert told[-1] == 1300
-    assert len(told) == -(-1300 // stretch_images)
+    assert len(told) == -(-1300 // chunk_images)
 
 
 @pytest.mark.parametrize("stretch_images", [10_000, 333])
 def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
-    ray_session, tmp_path, stretch_images
+    ray_session, tmp_path, chunk_images
 ):
     who = crowd(queries=150, gallery=700, mixed=True)
     parts = kept(tmp_path, who.features)
@@ -105,14 +105,14 @@ def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
         parts,
         dataclasses.replace(who, features=np.empty((len(who), 0), np.float32)),
         settings=Reranking(),
-        stretch_images=stretch_images,
+        chunk_images=chunk_images,
         tell=lambda done, total: told.append((done, total)),
     )
-    ranks, rule = ranks_of(parts, who, encodings=encodings, stretch_images=stretch_images)
+    ranks, rule = ranks_of(parts, who, encodings=encodings, chunk_images=chunk_images)
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS, rerank=True)
     assert_same(score(ranks, rule, ranks=RANKS), expected)
     assert told[-1][0] == told[-1][1]
-    assert len(told) == (1 if stretch_images > 850 else 6)
+    assert len(told) == (1 if chunk_images > 850 else 6)
 
 
 def test_nodes_that_are_lost_change_no_figure(tmp_path):

@@ -26,12 +26,12 @@ from workflows.runtime.messages import MessageQueue
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps import validation as judging
-from workflows.steps.checkpoints import STATES, checkpoint_of_epoch
-from workflows.steps.encoder import epoch_step
+from workflows.steps.checkpoints import CHECKPOINTS, checkpoint_of_epoch
+from workflows.steps.encoder import model_of_epoch
 from workflows.steps.pipeline import run_pipeline
 from workflows.steps.train import Trained, train
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.validation import HELD_OUT, VERDICTS, best, judge, out_of_patience
+from workflows.steps.validation import HELD_OUT, VALIDATION, best, validate, out_of_patience
 
 TARGET = "syn-station"
 JUDGED = (
@@ -116,7 +116,7 @@ def test_a_verdict_is_the_plain_evaluation_of_that_epochs_model(training: Traini
 
 def test_states_are_kept_as_asked_and_nothing_else(training: Training) -> None:
     artifact = training.trained.encoder.artifact
-    kept = {key.split("/")[2:4][1] for key in artifact.store.list(artifact.key(STATES))}
+    kept = {key.split("/")[2:4][1] for key in artifact.store.list(artifact.key(CHECKPOINTS))}
     assert kept == {"00002", "00004"}
     assert checkpoint_of_epoch(artifact, 4)["epoch"] == 4
     with pytest.raises(MuvaError, match="no state of epoch 3 is kept, but of 2, 4"):
@@ -128,7 +128,7 @@ def test_states_are_kept_as_asked_and_nothing_else(training: Training) -> None:
 
 def test_a_kept_epoch_becomes_a_model(training: Training) -> None:
     last = training.trained.encoder.artifact
-    done = epoch_step(training.session, last, 2)
+    done = model_of_epoch(training.session, last, 2)
     assert done.artifact.name == "muva-epoch-2"
     model = muva.load(done.artifact.uri)
     weights = checkpoint_of_epoch(last, 2)
@@ -137,10 +137,10 @@ def test_a_kept_epoch_becomes_a_model(training: Training) -> None:
         assert stored is None or value.equal(torch.as_tensor(stored)), name
     assert model.metadata == {**muva.load(last.uri).metadata, "epoch": 2}
     with pytest.raises(MuvaError, match="no state of epoch 3 is kept"):
-        epoch_step(training.session, last, 3)
+        model_of_epoch(training.session, last, 3)
     for other in (training.trained.model, done.artifact):
         with pytest.raises(MuvaError, match="left after its last epoch"):
-            epoch_step(training.session, other, 2)
+            model_of_epoch(training.session, other, 2)
 
 
 def test_the_three_numbers_stay_apart(training: Training) -> None:
@@ -179,9 +179,9 @@ def test_a_judgement_that_fails_is_told_to_the_training(training: Training, tmp_
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
     (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
     judge_here(tmp_path, inputs, nothing, MessageQueue())
-    verdict = json.loads(nothing.store.read(nothing.key(VERDICTS, "00003.json")))
+    verdict = json.loads(nothing.store.read(nothing.key(VALIDATION, "00003.json")))
     assert "no state of epoch 3 is kept" in verdict["mistake"]
-    nothing.delete_part(VERDICTS)
+    nothing.delete_part(VALIDATION)
 
 
 def test_beside_a_training_that_fills_the_gpu_processors_judge(
@@ -206,7 +206,7 @@ def test_beside_a_training_that_fills_the_gpu_processors_judge(
     note, (kind, verdict) = board.drain()
     assert note[0] == "note" and note[1].startswith("Epoch 3 is judged on processors: the GPU has")
     assert kind == "verdict" and verdict == {"epoch": 3, HELD_OUT: 0.5}
-    artifact.delete_part(VERDICTS)
+    artifact.delete_part(VALIDATION)
 
 
 def test_what_else_goes_wrong_on_a_gpu_is_not_hidden(
@@ -230,7 +230,7 @@ def judge_here(
     """In this process, whose threads stay as many as they are."""
     threads = torch.get_num_threads()
     try:
-        return judge(
+        return validate(
             ray.train.Checkpoint.from_directory(folder),
             inputs=inputs,
             artifact=artifact,
@@ -279,11 +279,11 @@ def test_a_judged_training_that_is_resumed_ends_as_it_would_have(
     session = open_session(home=tmp_path)
     # As a driver that was killed after two epochs leaves it.
     begun = dataclasses.replace(undisturbed.artifact, store=session.store)
-    kept = f"{begun.address}/{STATES}/00002"
+    kept = f"{begun.address}/{CHECKPOINTS}/00002"
     linked_copy(store / kept, tmp_path / "store" / kept)
     failed = {"mistake": "a disk was full"}
     for epoch, verdict in ((1, verdicts[0]), (2, failed)):
-        begun.store.write(begun.key(VERDICTS, f"{epoch:05d}.json"), json.dumps(verdict).encode())
+        begun.store.write(begun.key(VALIDATION, f"{epoch:05d}.json"), json.dumps(verdict).encode())
 
     trained = train(
         session,

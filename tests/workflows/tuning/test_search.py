@@ -24,9 +24,9 @@ from tests.workflows.commands import PATIENCE_S, start, wait_for
 from workflows.cli import main
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.step import Done
+from workflows.steps.step import StepResult
 from workflows.tuning.report import importance, reuse_text
-from workflows.tuning.search import _Deadline, at_once, check_search, search
+from workflows.tuning.search import _Deadline, concurrency, check_search, search
 from workflows.tuning.study import best_of, find_study, pareto, ranked, reuse, study_of
 from workflows.tuning.trial import (
     DEVIATION,
@@ -272,15 +272,15 @@ def test_a_trial_that_diverges_ends_and_the_search_goes_on(
 def test_trials_at_once_fit_in_the_cluster(ray_session: None, smoke_recipe: Path) -> None:
     cores = int(ray.cluster_resources()["CPU"])
     settings = TuneConfig(trials=1000)
-    count, workers = at_once(settings, Workers())
+    count, workers = concurrency(settings, Workers())
     assert count * workers.count * workers.threads <= cores
     assert count == min(cores, 8)
-    count, workers = at_once(settings, Workers(cpus_each=cores))
+    count, workers = concurrency(settings, Workers(cpus_each=cores))
     assert (count, workers.threads) == (1, cores)
-    alone, workers = at_once(settings.model_copy(update={"concurrent_trials": 1}), Workers())
+    alone, workers = concurrency(settings.model_copy(update={"concurrent_trials": 1}), Workers())
     assert (alone, workers.threads) == (1, cores)
     with pytest.raises(MuvaError, match="ask for fewer"):
-        at_once(settings, Workers(count=cores + 1))
+        concurrency(settings, Workers(count=cores + 1))
 
 
 def test_a_trial_reaches_no_data_set_but_the_sources(
