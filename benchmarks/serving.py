@@ -51,7 +51,7 @@ SIZES = {
 
 
 def main() -> int:
-    """Measure, print, and compare the features when asked."""
+    """Measure and print; with --check, exit with 1 if features differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=BATCH)
