@@ -60,7 +60,7 @@ WORKS = {
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--images", type=int, help="instead of each work's own number")
@@ -140,7 +140,7 @@ def misses(name: str, work: Work, figures: dict[str, float]) -> list[str]:
 
 
 def _bare_rate(model: str, config: ModelConfig) -> float:
-    """Images per second of all processes together, each with one core."""
+    """Images per second of all processes together, with one core each."""
     return sum(ray.get([_bare.remote(model, config) for _ in range(cpus())]))
 
 

@@ -52,11 +52,11 @@ SLEEP_S = 0.002
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rehearsed(ChosenExpert):
-    """An expert of two processes: the first one times its bare loop and works, the second waits.
+    """An expert in two processes: the first times its bare loop, then works; the second one waits.
 
-    Two processes of one program differ in speed by a tenth here, and so does one from minute to
-    minute: more than what is looked for. So all three rates are of the same process, one after the
-    other at once.
+    The speed of two processes of the same program can differ by a tenth, as can that of one process
+    from minute to minute, which is more than the overhead to be measured. So all three rates are
+    measured in the same process in immediate succession.
     """
 
     dataset: Artifact
@@ -95,7 +95,7 @@ class _Sleeper:
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--expert", default="tiny")
     parser.add_argument("--checkpoint", default="", help="its weights [the shipped ones]")
@@ -235,9 +235,9 @@ def bare_rate(dataset: Artifact, expert: Expert, batch_images: int) -> float:
 
 
 def actor_rates(dataset: Dataset, expert: ChosenExpert, folder: Path) -> dict[str, float]:
-    """Images per second of a bare loop, of one actor and of two, each while all are busy.
+    """Images per second of a bare loop, of one actor and of two, while all of them are busy.
 
-    One actor does a third of the shards; then a second one, which has been ready, joins it.
+    One actor processes a third of the shards; then a second one, which was idle, joins it.
     """
     folder.mkdir()
     labels = Artifact(dataset.artifact.store, "labels", dataset.name, "1" * 16)

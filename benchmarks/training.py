@@ -89,7 +89,7 @@ EPOCHS, PEOPLE = 3, 60
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--batch", type=int, default=BATCH)
@@ -143,7 +143,7 @@ def settings_here() -> list[str]:
 
 
 class Held:
-    """A batch of noise on the device, so that nothing but the model is timed."""
+    """A batch of noise on the device, so that only the model is timed."""
 
     def __init__(
         self, config: ExperimentConfig, batch: int, grid: tuple[int, int], device: torch.device
@@ -322,7 +322,7 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
 
 
 def _together(name: str) -> bool:
-    """Whether a setting may share this process: cuBLAS reads once whether to be deterministic."""
+    """Whether a setting can run in this process: cuBLAS reads its determinism setting only once."""
     deterministic = SETTINGS[name].get("compute", Compute()).deterministic
     return best_device().type == "cuda" and not deterministic
 

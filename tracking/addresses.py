@@ -198,15 +198,15 @@ def _client(tracking_uri: str) -> MlflowClient:
 
 
 def _await_answer(server: str, within_s: float) -> None:
-    ends_at, told = time.monotonic() + within_s, False
+    ends_at, warned = time.monotonic() + within_s, False
     while True:
         try:
             return _check_answer(server)
         except MuvaError as silence:
             if time.monotonic() >= ends_at:
                 raise
-            if not told:
-                told = True
+            if not warned:
+                warned = True
                 logging.getLogger(__name__).warning(
                     "Waiting up to %.0f s for the MLflow server: %s", within_s, silence
                 )

@@ -36,8 +36,11 @@ def heat_map(
     from matplotlib.figure import Figure
 
     down, across = (
-        [*(name for name in order if name in there), *(name for name in there if name not in order)]
-        for there in (dict.fromkeys(key[axis] for key in values) for axis in (0, 1))
+        [
+            *(name for name in order if name in names_on_axis),
+            *(name for name in names_on_axis if name not in order),
+        ]
+        for names_on_axis in (dict.fromkeys(key[axis] for key in values) for axis in (0, 1))
     )
     table = np.full((len(down), len(across)), np.nan)
     for (row, column), value in values.items():

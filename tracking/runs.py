@@ -44,7 +44,7 @@ from tracking.lineage import Context, UsedDataset, UsedModel, log_model
 from tracking.privacy import people
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
 from tracking.redaction import redact
-from tracking.source import left_behind, source_tags
+from tracking.source import opened_by_dead_process, source_tags
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Item = TypeVar("Item")
@@ -105,7 +105,7 @@ class Tracker:
         self.tracking_uri = absolute_uri(tracking_uri)
         self._client = reached_client(self.tracking_uri, within_s=within_s)
         self.experiment_id = self._experiment(experiment)
-        self._close_abandoned()
+        self._close_orphaned()
 
     def open(
         self,
@@ -191,9 +191,9 @@ class Tracker:
     def _search(self, filters: str) -> Iterator[MlflowRun]:
         return _search(self._client, [self.experiment_id], filters)
 
-    def _close_abandoned(self) -> None:
+    def _close_orphaned(self) -> None:
         for found in list(self._search("attributes.status = 'RUNNING'")):
-            if left_behind(found.data.tags):
+            if opened_by_dead_process(found.data.tags):
                 ref = RunRef(self.tracking_uri, self.experiment_id, found.info.run_id)
                 Run(ref, self._client).finish(
                     "FAILED",
@@ -212,8 +212,8 @@ class Run:
         self.ref = ref
         self.is_logged = is_logged
         self._client = client
-        self._kept: list[Callable[[], None]] = []
-        self._kept_figures: list[Metric] = []
+        self._buffered: list[Callable[[], None]] = []
+        self._buffered_system_metrics: list[Metric] = []
 
     def log_metrics(
         self,
@@ -231,29 +231,29 @@ class Run:
 
         Metrics that cannot be written are buffered, and written with later ones or at the end.
         """
-        self._keep(partial(self.log_metrics, dict(values), step))
+        self._buffer(partial(self.log_metrics, dict(values), step))
 
     def log_image_buffered(self, path: str, picture: np.ndarray | Image.Image) -> None:
         """Log a picture of people, buffered like the metrics of `log_metrics_buffered`."""
-        self._keep(partial(self.log_image, path, picture))
+        self._buffer(partial(self.log_image, path, picture))
 
-    def _keep(self, write: Callable[[], None]) -> None:
-        self._kept.append(write)
+    def _buffer(self, write: Callable[[], None]) -> None:
+        self._buffered.append(write)
         try:
             reached_client(self.ref.tracking_uri)  # checks the server once, without waiting for it
-            self._write_kept()
+            self._flush()
         except _FAILURES as error:
-            if len(self._kept) == 1:
+            if len(self._buffered) == 1:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.getLogger(__name__).warning(
                     "MLflow is unavailable; metrics are buffered and written later: %s",
                     redact(reason),
                 )
 
-    def _write_kept(self) -> None:
-        while self._kept:
-            self._kept[0]()
-            del self._kept[0]
+    def _flush(self) -> None:
+        while self._buffered:
+            self._buffered[0]()
+            del self._buffered[0]
 
     def log_system_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log system metrics under the names that MLflow's page for them expects.
@@ -261,17 +261,17 @@ class Run:
         They are buffered like those of `log_metrics_buffered`, with their timestamps.
         """
         now = int(time.time() * 1000)
-        self._kept_figures += [
+        self._buffered_system_metrics += [
             Metric(f"system/{key}", value, now, step) for key, value in values.items()
         ]
         with contextlib.suppress(*_FAILURES):
             reached_client(self.ref.tracking_uri)
-            self._write_kept_figures()
+            self._flush_system_metrics()
 
-    def _write_kept_figures(self) -> None:
-        while batch := self._kept_figures[:_METRICS_A_BATCH]:
+    def _flush_system_metrics(self) -> None:
+        while batch := self._buffered_system_metrics[:_METRICS_A_BATCH]:
             self._client.log_batch(self.ref.run_id, metrics=batch, synchronous=True)
-            del self._kept_figures[: len(batch)]
+            del self._buffered_system_metrics[: len(batch)]
 
     def log_datasets(self, *datasets: UsedDataset, context: Context) -> None:
         """Log data sets as inputs of the run; repeated calls have no effect."""
@@ -351,8 +351,8 @@ class Run:
 
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
         """Close the run, with a reason if it was not successful."""
-        self._write_kept()
-        self._write_kept_figures()
+        self._flush()
+        self._flush_system_metrics()
         if reason is not None:
             self.set_tags({REASON_TAG: reason})
         self._client.set_terminated(self.ref.run_id, status)

@@ -54,7 +54,7 @@ def compared(*workers: Trace) -> Comparison:
     return compare(workers, TRACE, dtype=torch.float32, micro_batch=None)
 
 
-def test_what_is_judged() -> None:
+def test_which_differences_are_checked() -> None:
     same = compared(TRACE, TRACE)
     assert same.passed and same.moved == 1 and same.weights == 0
 

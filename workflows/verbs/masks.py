@@ -26,7 +26,7 @@ from muva.grounding.labels import (
 )
 from muva.grounding.release import base_name, by_base_name, write_release
 from muva.grounding.rules import RULES
-from tracking.mask_report import MaskFigures, mask_report
+from tracking.mask_report import MaskStatistics, mask_report
 from tracking.pictures import boxed_image, part_mask_sheet
 from tracking.privacy import people
 from workflows.progress import track
@@ -311,7 +311,7 @@ def export(
     )
 
 
-def _table(figures: MaskFigures) -> Table:
+def _table(figures: MaskStatistics) -> Table:
     columns = ["part", "found", "area", "out of order", "whole image", "confidence"]
     if figures.against:
         columns += ["agreement: IoU", "IoU >= 0.5", "this alone", "other alone"]
