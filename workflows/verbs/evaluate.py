@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import muva
-from muva.config import ExperimentConfig, load_recipe
-from muva.model.clip import check_clip
-from muva.models import find_model
 from workflows.progress import say
-from workflows.results.tables import evaluation_table
-from workflows.runtime.cluster import ray_cluster
-from workflows.session import Session
-from workflows.steps.embed import UNTOUCHED
-from workflows.steps.evaluate import TargetReport, evaluate_file, evaluate_on
-from workflows.steps.import_data import datasets_of
 from workflows.verb import (
     NAMES,
     as_text,
@@ -30,8 +21,10 @@ from workflows.verb import (
     session_options,
 )
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    pass
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.session import Session
+    from workflows.steps.evaluate import TargetReport
 
 
 @click.command("evaluate")
@@ -65,6 +58,10 @@ def evaluate_verb(
     muva evaluate clip:tiny --targets syn-station --recipe demo
     muva evaluate --features features.parquet
     """
+    from muva.config import load_recipe
+    from workflows.results.tables import evaluation_table
+    from workflows.steps.evaluate import evaluate_file
+
     config = load_recipe(recipe, overrides=overrides)
     if (features is None) == (model is None):
         raise click.UsageError("Expected either a MODEL with --targets, or --features FILE.")
@@ -91,6 +88,13 @@ def evaluate_verb(
 def _judge_model(
     session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
 ) -> tuple[dict[str, TargetReport], str]:
+    from muva.model.clip import check_clip
+    from muva.models import find_model
+    from workflows.runtime.cluster import ray_cluster
+    from workflows.steps.embed import UNTOUCHED
+    from workflows.steps.evaluate import evaluate_on
+    from workflows.steps.import_data import datasets_of
+
     uri, name = model, UNTOUCHED.rstrip(":")
     if model.startswith(UNTOUCHED):
         check_clip(model.removeprefix(UNTOUCHED))

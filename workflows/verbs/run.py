@@ -8,25 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from muva.config import (
-    ExperimentConfig,
-    load_recipe,
-    to_yaml,
-    with_overrides,
-    with_settings,
-)
 from muva.data.artifacts import list_artifacts
-from muva.data.benchmarks import BENCHMARKS
 from muva.errors import MuvaError
 from muva.paper import PROTOCOLS, Row, rows
 from tracking.names import experiment_name
 from workflows.progress import say
-from workflows.results.tables import pipeline_table
-from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.node_metrics import watched_nodes
-from workflows.runtime.workers import Workers
-from workflows.session import Session
-from workflows.steps.pipeline import as_data, map_domains, pipeline_run, run_pipeline, tell_run
 from workflows.verb import (
     NAMES,
     as_text,
@@ -37,8 +23,10 @@ from workflows.verb import (
     worker_options,
 )
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    pass
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.runtime.workers import Workers
+    from workflows.session import Session
 
 
 @click.command("run")
@@ -77,6 +65,12 @@ def run_verb(
     muva run single-source --source market1501
     muva run leave-one-out --target msmt17 --without dukemtmc
     """
+    from muva.config import load_recipe, to_yaml
+    from workflows.results.tables import pipeline_table
+    from workflows.runtime.cluster import ray_cluster
+    from workflows.runtime.node_metrics import watched_nodes
+    from workflows.steps.pipeline import as_data, map_domains, pipeline_run, run_pipeline, tell_run
+
     if recipe in PROTOCOLS:
         chosen = rows(recipe, source=source, target=target, without=without or ())
         configs = [_config_of(row, settings, overrides) for row in chosen]
@@ -107,6 +101,8 @@ def run_verb(
 
 def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> ExperimentConfig:
     """The settings of a protocol's row: the recipe's, with the row's domains."""
+    from muva.config import load_recipe, with_overrides, with_settings
+
     name = recipe or ("msmt17" if row.sources == ("msmt17",) else "base")
     config = load_recipe(name)
     config = with_settings(config, row.settings, where=f"{name} for {row.protocol}")
@@ -115,6 +111,8 @@ def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> Experi
 
 def _check_there(session: Session, configs: Sequence[ExperimentConfig]) -> None:
     """Every data set that is needed is there, before the first of many trainings begins."""
+    from muva.data.benchmarks import BENCHMARKS
+
     wanted = {name for config in configs for name in (*config.sources, *config.targets)}
     there = {artifact.name for artifact in list_artifacts(session.store, "datasets")}
     public = sorted((wanted - there) & set(BENCHMARKS))

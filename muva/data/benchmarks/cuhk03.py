@@ -16,10 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import h5py
-import numpy as np
-from PIL import Image
-
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.listing import check_parts, checked_option, contents
 from muva.data.benchmarks.matlab import matlab_variable
@@ -119,6 +115,9 @@ def read_cuhk03(
 
 def _places(file: Path, spelt: str) -> tuple[list[_Place], set[tuple[int, int]]]:
     """The images that are there, and the pairs and people of the first test set."""
+    import h5py
+    import numpy as np
+
     try:
         with h5py.File(file) as opened:
             mat: Any = opened
@@ -140,6 +139,9 @@ def _places(file: Path, spelt: str) -> tuple[list[_Place], set[tuple[int, int]]]
 
 def _png(file: Path, spelt: str, place: _Place) -> bytes:
     """An image out of the file, encoded without loss."""
+    import h5py
+    from PIL import Image
+
     try:
         with h5py.File(file) as opened:
             mat: Any = opened
@@ -160,6 +162,8 @@ def _classic_split(place: _Place, test_people: set[tuple[int, int]]) -> Split:
 
 def _new_splits(root: Path, spelt: str, names: set[str]) -> dict[str, Split]:
     """Each image's split by the protocol's file, which must be of these images."""
+    import numpy as np
+
     file = root / f"cuhk03_new_protocol_config_{spelt}.mat"
     if not file.is_file():
         raise MuvaError(

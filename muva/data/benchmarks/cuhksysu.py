@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.listing import contents, existing_folder, guess, image_files, name_of
 from muva.data.benchmarks.matlab import matlab_variable, structs
@@ -92,6 +90,8 @@ def _cut_out(root: Path, domain: str) -> Iterator[Record]:
 
 def _png(frame: Path, corners: tuple[int, int, int, int]) -> bytes:
     """What is within x0, y0, x1, y1 (pixels, the latter exclusive) of a frame."""
+    from PIL import Image
+
     with Image.open(frame) as image:
         x0, y0, x1, y1 = corners
         inside = (max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height))

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from muva.config import PARTS
 from muva.data.benchmarks.folder import WholeSplit, whole_split
 from muva.data.benchmarks.listing import numbered
 from muva.data.records import SPLITS, Box, Record, Split
 from muva.errors import MuvaError, SettingsError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 
@@ -70,6 +69,10 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
 
 
 def _table(file: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
     if not file.is_file():
         found = "a folder" if file.is_dir() else "nothing"
         raise MuvaError(f"the list {file}: expected a CSV or Parquet file, found {found}")
