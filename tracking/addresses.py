@@ -21,36 +21,17 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from muva.errors import MuvaError, SettingsError
+from muva.errors import MuvaError
 from tracking.redaction import redact
+from tracking.uris import sqlite_file
 
 _LONGEST_REASON = 300
 _SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
 """How long a tracking server may take to say that it is there."""
 _ASKED_EVERY_S = 2.0
-
-
-def absolute_uri(tracking_uri: str) -> str:
-    """The address such that it means the same in any folder.
-
-    Raises:
-        MuvaError: not a database or a server.
-    """
-    scheme = tracking_uri.split(":", 1)[0].split("+", 1)[0]
-    if scheme in {"http", "https", "postgresql", "mysql", "mssql"}:
-        return tracking_uri
-    file = sqlite_file(tracking_uri)
-    if file is None:
-        raise SettingsError(
-            f"Tracking address {redact(tracking_uri)}: expected sqlite:///FILE, a server's "
-            "http://HOST:PORT, or a database's postgresql://...; MLflow keeps no runs in plain "
-            "folders any more."
-        )
-    return f"sqlite:///{file}"
 
 
 def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
@@ -130,14 +111,6 @@ def artifact_location(tracking_uri: str, experiment: str) -> str | None:
         return None
     folder = re.sub(r"[^\w.-]+", "-", experiment)
     return (file.parent / "mlartifacts" / folder).as_uri()
-
-
-def sqlite_file(tracking_uri: str) -> Path | None:
-    """The database's file, or None when the address is not SQLite's."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    file = make_url(tracking_uri).database
-    return Path(file).absolute() if file else None
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -33,12 +32,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
 from tracking.addresses import (
-    absolute_uri,
     artifact_location,
     attached_client,
     failures_explained,
     reached_client,
-    sqlite_file,
     uploads_explained,
 )
 from tracking.lineage import Context, UsedDataset, UsedModel, log_model
@@ -46,6 +43,8 @@ from tracking.privacy import people
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
 from tracking.redaction import redact
 from tracking.source import left_behind, source_tags
+from tracking.tagged_runs import RunRef, runs_with_tag, search_runs
+from tracking.uris import absolute_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Item = TypeVar("Item")
@@ -58,31 +57,11 @@ _DESCRIPTION_TAG = "mlflow.note.content"
 
 _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
-_RUNS_A_PAGE = 1000
 _FIGURE_DPI = 150
 _FAILURES = (MuvaError, MlflowException, SQLAlchemyError, OSError)
 """What MLflow's silence comes as."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".html")
 """What a run's files with pictures of people end with; pages have them inside."""
-
-
-@dataclass(frozen=True)
-class RunRef:
-    """Where a run is: small, picklable, enough to write to it from another process."""
-
-    tracking_uri: str = field(repr=False)  # may hold a database's password
-    experiment_id: str
-    run_id: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaggedRun:
-    """A run that has a certain tag."""
-
-    name: str
-    value: str
-    """Of the tag."""
-    ref: RunRef
 
 
 class Tracker:
@@ -183,7 +162,7 @@ class Tracker:
         return None
 
     def _search(self, filters: str) -> Iterator[MlflowRun]:
-        return _search(self._client, [self.experiment_id], filters)
+        return search_runs(self._client, [self.experiment_id], filters)
 
     def _close_abandoned(self) -> None:
         for found in list(self._search("attributes.status = 'RUNNING'")):
@@ -386,33 +365,6 @@ def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = 
     _log_metrics(attached_client(ref.tracking_uri), ref.run_id, values, step)
 
 
-def runs_with_tag(
-    tracking_uri: str | None, tag: str, *, value: str | None = None
-) -> list[TaggedRun]:
-    """The runs of all experiments that have the tag, with this value if one is given.
-
-    None where nothing has been tracked yet.
-    """
-    if tracking_uri is None:
-        return []
-    uri = absolute_uri(tracking_uri)
-    file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        return []
-    with failures_explained(uri):
-        client = reached_client(uri)
-        experiments = [found.experiment_id for found in client.search_experiments()]
-        wanted = f"tags.`{tag}` LIKE '%'" if value is None else f"tags.`{tag}` = '{value}'"
-        return [
-            TaggedRun(
-                name=run.info.run_name or "",
-                value=run.data.tags[tag],
-                ref=RunRef(uri, run.info.experiment_id, run.info.run_id),
-            )
-            for run in _search(client, experiments, wanted)
-        ]
-
-
 def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> list[str]:
     """The values of a tag on the run of this id, or the newest of this name, and on its children.
 
@@ -432,7 +384,7 @@ def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> l
             if tag in one.data.tags:
                 found.append(one.data.tags[tag])
             below = f"tags.`{_PARENT_TAG}` = '{one.info.run_id}'"
-            waiting += _search(client, [one.info.experiment_id], below)
+            waiting += search_runs(client, [one.info.experiment_id], below)
         return found
 
 
@@ -447,19 +399,6 @@ def has_pictures(ref: RunRef) -> bool:
             elif Path(file.path).suffix in _PICTURES:
                 return True
     return False
-
-
-def _search(client: MlflowClient, experiments: list[str], filters: str) -> Iterator[MlflowRun]:
-    page = None
-    while page is None or page.token:
-        page = client.search_runs(
-            experiments,
-            filter_string=filters,
-            max_results=_RUNS_A_PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=page.token if page is not None else None,
-        )
-        yield from page
 
 
 def _log_metrics(

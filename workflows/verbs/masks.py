@@ -73,10 +73,10 @@ def report(
     from muva.data.shards import open_dataset
     from muva.grounding.labels import open_labels
     from tracking.mask_report import mask_report
+    from tracking.names import ARTIFACT_TAG
     from tracking.privacy import people
     from workflows.results.mask_statistics import mask_figures, mask_pictures
     from workflows.steps.labels import choose_labels
-    from workflows.steps.step import ARTIFACT_TAG
 
     data = open_dataset(find_artifact(session.store, "datasets", dataset))
     address = against is not None and _is_address(against)

@@ -109,8 +109,8 @@ def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
 
 
 def _users(session: Session) -> dict[str, list[str]]:
-    from tracking.runs import runs_with_tag
-    from workflows.steps.step import ARTIFACT_TAG
+    from tracking.names import ARTIFACT_TAG
+    from tracking.tagged_runs import runs_with_tag
 
     users: dict[str, list[str]] = defaultdict(list)
     for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG):

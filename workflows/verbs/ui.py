@@ -54,8 +54,8 @@ def ui_verb(home: Path, tracking_uri: str | None, port: int, as_json: bool) -> N
     muva ui
     muva ui --port 5001
     """
-    from tracking.addresses import absolute_uri
     from tracking.ui import experiment_links, home_link
+    from tracking.uris import absolute_uri
 
     address = absolute_uri(tracking_uri or f"sqlite:///{home.absolute() / 'mlflow.db'}")
     if address.startswith("http"):
@@ -85,7 +85,7 @@ def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subpro
     Raises:
         MuvaError: there is no database, the port is in use, or the server does not start.
     """
-    from tracking.addresses import sqlite_file
+    from tracking.uris import sqlite_file
     from workflows.runtime.local import HOST, usable_port
 
     file = sqlite_file(tracking_uri)
