@@ -16,8 +16,6 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import BaseModel
-
 from muva.data.store import MissingKeyError, Store, open_store
 from muva.errors import MuvaError, SettingsError, closest
 
@@ -271,6 +269,8 @@ def _later_than(time: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    from pydantic import BaseModel  # listing artifacts meets no sections
+
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} has no place in a fingerprint or manifest")

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from muva.errors import MuvaError
 from muva.retrieval.features import read_columns
-from muva.retrieval.ranked_lists import nearest
 
 GALLERY_FORMAT = 1
 _METADATA = b"muva"
@@ -75,6 +74,8 @@ class Gallery:
 
         Equal ones go by place; `without` is the place of an image that is left out.
         """
+        from muva.retrieval.ranked_lists import nearest  # with Numba and SciPy: to search alone
+
         cosines = np.empty(len(self))
         for first in range(0, len(self), _BLOCK_ROWS):
             some = slice(first, first + _BLOCK_ROWS)

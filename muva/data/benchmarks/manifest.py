@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muva.config import PARTS
 from muva.data.benchmarks.folder import WholeSplit, whole_split
 from muva.data.benchmarks.listing import numbered
 from muva.data.records import SPLITS, Box, Record, Split
@@ -120,6 +119,8 @@ def _splits(table: pa.Table, file: Path) -> list[Split] | None:
 
 def _boxes(table: pa.Table, file: Path) -> list[Mapping[str, Box | None]] | None:
     """Each image's boxes; parts without columns, and with empty ones, are out of sight."""
+    from muva.config import PARTS
+
     columns = {part: [f"{part}_{corner}" for corner in _CORNERS] for part in PARTS}
     given = {part for part in PARTS if set(columns[part]) & set(table.column_names)}
     if not given:
