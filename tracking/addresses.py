@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
 from tracking.redaction import redact
-from tracking.uris import sqlite_file
+from tracking.uris import absolute_uri, sqlite_file
 
 _LONGEST_REASON = 300
 _SQLITE_HEADER = b"SQLite format 3\0"

@@ -48,7 +48,7 @@ def test_no_help_text_imports_a_heavy_library() -> None:
     ("words", "allowed"),
     [
         (("recipes",), set()),
-        (("experts",), {"numpy", "PIL", "requests"}),
+        (("experts",), {"numpy", "PIL"}),
         (("store", "list"), set()),
         (("data", "list"), {"numpy", "PIL", "pyarrow"}),
     ],
