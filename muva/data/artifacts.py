@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from muva.config import Section
 from muva.data.store import MissingKeyError, Store, open_store
 from muva.errors import MuvaError, SettingsError, closest
 
@@ -299,6 +298,8 @@ def _later_than(time: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    from muva.config import Section  # imports pydantic, which listing artifacts does not need
+
     if isinstance(value, Section):
         return value.result_settings()
     raise TypeError(f"{type(value).__name__} has no place in a fingerprint or manifest")
