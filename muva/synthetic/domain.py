@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from muva.errors import MuvaError
 from muva.synthetic.palette import RGB
 
+RENDERER_VERSION = 1
+"""Incremented whenever an image changes, so that data sets of different versions are distinct."""
+
 Range = tuple[float, float]
 """Minimum and maximum; each camera or image draws its own value in between."""
 
