@@ -159,8 +159,7 @@ class Artifact:
             self.store.write(self.key(LATEST), _later_than(latest.latest_since()).encode())
 
     def latest_since(self) -> str:
-        """When it was created or last made the latest, in ISO 8601; empty if its manifest is
-        damaged."""
+        """When it was created or last made the latest (ISO 8601); empty for a damaged manifest."""
         try:
             manifest = self.manifest()
         except DamagedManifestError:
@@ -175,8 +174,7 @@ class Artifact:
         return sum(self.store.size(key) for key in self.store.list(self.address + "/"))
 
     def delete(self) -> None:
-        """Delete the artifact, manifest first, so that an interrupted deletion leaves it
-        unfinished."""
+        """Delete it, manifest first, so that an interrupted deletion leaves it unfinished."""
         self.store.delete(self.key(MANIFEST))
         for key in list(self.store.list(self.address + "/")):
             self.store.delete(key)
@@ -185,8 +183,7 @@ class Artifact:
 def list_artifacts(
     store: Store, kind: str | None = None, *, unfinished: bool = False
 ) -> list[Artifact]:
-    """The complete artifacts, sorted by address; with `unfinished`, also those without a
-    manifest."""
+    """The complete artifacts, sorted by address; `unfinished` adds those without a manifest."""
     complete: dict[str, bool] = {}
     for key in store.list(f"{kind}/" if kind else ""):
         kind_of_key, _, rest = key.partition("/")

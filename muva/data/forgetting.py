@@ -27,16 +27,15 @@ class DatasetWithout:
 
     @property
     def artifact(self) -> Artifact:
-        """Where the new data set is stored. Its address is a hash of the original's address and
-        `pids`."""
+        """Where it is stored; the address is a hash of the original's address and `pids`."""
         original = self.dataset.artifact
         removed = fingerprint([original.address, self._removed])
         return Artifact(original.store, "datasets", original.name, removed)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The original's manifest config plus the number of identities removed so far, but not
-        their pids."""
+        """The original's manifest config and the number of identities removed, but not their
+        pids."""
         manifest = self.dataset.artifact.manifest(format_version=SHARD_FORMAT)
         assert manifest is not None
         before = manifest["config"].get("people_forgotten", 0)

@@ -71,8 +71,7 @@ class BrokenExpertError(MuvaError):
 
 
 def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> dict[str, Any]:
-    """Everything that determines the labels of a data set; the address of a label set is its
-    hash."""
+    """Everything that determines the labels of a data set; hashed into their address."""
     config = {
         "expert": expert.name,
         "revision": expert.revision,
