@@ -271,8 +271,7 @@ DOMAINS: dict[str, Domain] = {
 
 
 def _varied(domain: Domain) -> Domain:
-    """The same clothes and scene, with many cameras in arbitrary positions that add no
-    degradation."""
+    """The same clothes and scene, under many cameras anywhere, with hardly any degradation."""
     return replace(
         domain,
         name=f"{domain.name}-varied",
