@@ -191,7 +191,7 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
 
 
 def waiting(pooled: Pool, folder: Path) -> dict[str, float]:
-    """Fraction of a small training's time spent waiting for batches, in the first epoch and later."""
+    """Fraction of a small training spent waiting for batches, in the first epoch and later."""
     clip = load_clip("tiny", image_size=(128, 64), stride=8)
     model = build_model(
         clip, model=TINY, prompts=PromptConfig(), identities=len(pooled.identities), seed=0
