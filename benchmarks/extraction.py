@@ -31,7 +31,7 @@ from workflows.session import Session
 from workflows.steps.embed import UNTRAINED, EvaluationSet, features_step, open_embedder
 from workflows.steps.rank import PART_IMAGES
 
-LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
+MIN_SHARE, MAX_GROWTH = 0.9, 0.05
 """Goals: fraction of the bare model's images per second; growth of memory between thirds."""
 BARE_S, BATCH = 20.0, 64
 SHARD_IMAGES = 1024
@@ -132,10 +132,10 @@ def measured(work: Work, folder: Path) -> dict[str, float]:
 def misses(name: str, work: Work, figures: dict[str, float]) -> list[str]:
     """Descriptions of the missed goals."""
     missed = []
-    if work.has_goal and figures["share"] < LEAST_SHARE:
-        missed.append(f"{name}: {figures['share']:.3f} of the bare model, goal {LEAST_SHARE}")
-    if figures["growth"] > MOST_GROWTH:
-        missed.append(f"{name}: memory grew by {figures['growth']:.1%}, goal {MOST_GROWTH:.0%}")
+    if work.has_goal and figures["share"] < MIN_SHARE:
+        missed.append(f"{name}: {figures['share']:.3f} of the bare model, goal {MIN_SHARE}")
+    if figures["growth"] > MAX_GROWTH:
+        missed.append(f"{name}: memory grew by {figures['growth']:.1%}, goal {MAX_GROWTH:.0%}")
     return missed
 
 

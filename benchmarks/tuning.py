@@ -44,9 +44,9 @@ from workflows.tuning.trial import (
 )
 
 WORKS = ("reuse", "concurrency", "study")
-LEAST_SAVED = 0.6
+MIN_SAVED = 0.6
 """Goal: fraction of the mask space's compute saved by reuse."""
-MOST_OF_SEQUENTIAL = 0.6
+MAX_OF_SEQUENTIAL = 0.6
 """Goal: time of two concurrent trials relative to the same trials one after the other."""
 OWN_KINDS = ("prompts", "models", "features", "metrics")
 """The artifacts that a trial makes; data and labels exist already."""
@@ -113,11 +113,11 @@ def missing(figures: Mapping[str, Any]) -> list[str]:
     """Descriptions of the missed goals."""
     told = []
     saved = figures.get("reuse", {}).get("saved", 1.0)
-    if saved < LEAST_SAVED:
-        told.append(f"reuse saves {saved:.2f} of the compute, expected {LEAST_SAVED}")
+    if saved < MIN_SAVED:
+        told.append(f"reuse saves {saved:.2f} of the compute, expected {MIN_SAVED}")
     share = figures.get("concurrency", {}).get("of_sequential", 0.0)
-    if share > MOST_OF_SEQUENTIAL:
-        told.append(f"two at once take {share:.2f} of the time, expected {MOST_OF_SEQUENTIAL}")
+    if share > MAX_OF_SEQUENTIAL:
+        told.append(f"two at once take {share:.2f} of the time, expected {MAX_OF_SEQUENTIAL}")
     return told
 
 
