@@ -36,7 +36,7 @@ class Result:
     """The scores of one model on one target."""
 
     sources: tuple[str, ...]
-    """Sorted; none for a CLIP as it is."""
+    """Sorted; none for zero-shot CLIP."""
     target: str
     method: str
     seed: int | None
@@ -161,7 +161,7 @@ def _result(lineage: Lineage, node: Node) -> Result | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a model was made from; nothing for a CLIP as it is."""
+    """What a model was made from; nothing for zero-shot CLIP."""
 
     name: str | None = None
     """What the training is called."""

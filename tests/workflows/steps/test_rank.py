@@ -95,9 +95,7 @@ def test_any_number_of_tasks_gives_the_figures_of_one_process(
 
 
 @pytest.mark.parametrize("stretch_images", [10_000, 333])
-def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
-    ray_session, tmp_path, chunk_images
-):
+def test_re_ranking_by_tasks_gives_the_figures_of_one_process(ray_session, tmp_path, chunk_images):
     who = crowd(queries=150, gallery=700, mixed=True)
     parts = kept(tmp_path, who.features)
     told = []
