@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,12 @@ from muva.data.store import open_store
 from muva.errors import SettingsError
 from muva.training.compute import Compute
 from workflows.runtime.workers import Workers
+from workflows.session import Session, open_session
+from workflows.steps import encoder, prompts
+from workflows.steps.pipeline import pipeline_run
 from workflows.steps.run_lineage import told_settings
+from workflows.steps.step import Done, Step
+from workflows.steps.training_inputs import TrainingInputs
 from workflows.tuning.study import study_of
 from workflows.verb import override_option, worker_options
 
@@ -143,3 +150,34 @@ def test_no_study_depends_on_it(tmp_path: Path) -> None:
     )
     assert one.artifact == other.artifact and one.config == other.config
     assert "execution" not in one.config["experiment"]
+
+
+def test_no_steps_address_and_no_pipelines_run_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps of a training and the pipeline's run, as they are asked for."""
+    config = load_recipe("demo")
+    session = open_session(home=tmp_path)
+    asked: list[Any] = []
+
+    def found(step: Step, **_: object) -> Done:
+        asked.append((step.artifact.address, step.config, step.inputs))
+        return Done(artifact=step.artifact, summary={}, seconds=0.0, computed=False)
+
+    @contextmanager
+    def run(self: Session, name: str, *, key: str, params: Any, **_: object) -> Iterator[None]:
+        asked.append((name, key, params))
+        yield None
+
+    for module in (encoder, prompts):
+        monkeypatch.setattr(module, "do_step", found)
+    monkeypatch.setattr(Session, "run", run)
+    for one in (config, elsewhere(config)):
+        inputs = TrainingInputs.of(one, sources=[], labels=None)
+        workers = Workers.of(one.execution)
+        made = prompts.prompts_step(session, inputs, {}, [], workers, name="muva")
+        encoder.encoder_step(session, inputs, {}, made, workers, name="muva")
+        with pipeline_run(session, one):
+            pass
+    assert len(asked) == 6
+    assert asked[:3] == asked[3:]
