@@ -17,7 +17,7 @@ from muva.retrieval.scores import score
 from tests.workflows.steps.test_rank import RANKS, crowd, kept
 from workflows.steps.rank import encodings_by_tasks, ranks_of
 
-STRETCH = 60
+CHUNK = 60
 
 
 def main(folder: Path) -> None:
@@ -42,10 +42,10 @@ def main(folder: Path) -> None:
                 lost.append((done, total))
                 cluster.add_node(num_cpus=1)
 
-        given: dict[str, Any] = {"stretch_images": STRETCH, "tell": lose}
+        given: dict[str, Any] = {"chunk_images": CHUNK, "on_progress": lose}
         ranks, rule = ranks_of(parts, who, **given)
         encodings = encodings_by_tasks(parts, who, settings=Reranking(), **given)
-        reranked, _ = ranks_of(parts, who, encodings=encodings, chunk_images=STRETCH)
+        reranked, _ = ranks_of(parts, who, encodings=encodings, chunk_images=CHUNK)
         np.savez(
             folder / "found.npz",
             plain=score(ranks, rule, ranks=RANKS).average_precision,

@@ -77,7 +77,7 @@ def assert_same(found: RetrievalResult, expected: RetrievalResult) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["test set", "held-out people"])
-@pytest.mark.parametrize("stretch_images", [10_000, 700, 333])
+@pytest.mark.parametrize("chunk_images", [10_000, 700, 333])
 def test_any_number_of_tasks_gives_the_figures_of_one_process(
     ray_session, tmp_path, mixed, chunk_images
 ):
@@ -86,7 +86,7 @@ def test_any_number_of_tasks_gives_the_figures_of_one_process(
     told = []
     without = dataclasses.replace(who, features=np.empty((len(who), 0), np.float32))
     ranks, rule = ranks_of(
-        parts, without, chunk_images=chunk_images, tell=lambda done, _: told.append(done)
+        parts, without, chunk_images=chunk_images, on_progress=lambda done, _: told.append(done)
     )
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS)
     assert_same(score(ranks, rule, ranks=RANKS), expected)
@@ -94,7 +94,7 @@ def test_any_number_of_tasks_gives_the_figures_of_one_process(
     assert len(told) == -(-1300 // chunk_images)
 
 
-@pytest.mark.parametrize("stretch_images", [10_000, 333])
+@pytest.mark.parametrize("chunk_images", [10_000, 333])
 def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
     ray_session, tmp_path, chunk_images
 ):
@@ -106,7 +106,7 @@ def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
         dataclasses.replace(who, features=np.empty((len(who), 0), np.float32)),
         settings=Reranking(),
         chunk_images=chunk_images,
-        tell=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: told.append((done, total)),
     )
     ranks, rule = ranks_of(parts, who, encodings=encodings, chunk_images=chunk_images)
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS, rerank=True)

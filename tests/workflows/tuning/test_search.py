@@ -26,7 +26,7 @@ from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.step import StepResult
 from workflows.tuning.report import importance, reuse_text
-from workflows.tuning.search import _Deadline, concurrency, check_search, search
+from workflows.tuning.search import _Deadline, check_search, concurrency, search
 from workflows.tuning.study import best_of, find_study, pareto, ranked, reuse, study_of
 from workflows.tuning.trial import (
     DEVIATION,
