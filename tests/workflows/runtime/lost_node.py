@@ -26,10 +26,7 @@ def main(folder: Path) -> None:
 
     who = crowd(queries=90, gallery=900, mixed=False)
     parts = kept(folder, who.features)
-    # A node is taken for lost after a second without a sign of life, not after half a minute.
-    health = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
-    head = {"num_cpus": 0, "_system_config": health | {"health_check_initial_delay_ms": 0}}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(cluster.address, log_to_driver=False)

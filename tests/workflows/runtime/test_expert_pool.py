@@ -185,7 +185,9 @@ def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
         _, plan = queue.take()
     assert plan.quarantine == {40}
     queue.on_death(shard, begun=True, at=range(41, 42), why="")
-    with pytest.raises(MuvaError, match=r"2 images killed the expert's process twice.*row 41.*boom"):
+    with pytest.raises(
+        MuvaError, match=r"2 images killed the expert's process twice.*row 41.*boom"
+    ):
         queue.on_death(shard, begun=True, at=range(41, 42), why="boom")
 
 
@@ -199,7 +201,8 @@ def test_a_row_that_is_aside_already_is_not_blamed_for_ever() -> None:
         queue.on_death(shard, begun=True, at=range(4, 5), why="boom")
         queue.take()
     with pytest.raises(
-        MuvaError, match=r"shard 3: \d processes died while they grounded it, with no image to blame"
+        MuvaError,
+        match=r"shard 3: \d processes died while they grounded it, with no image to blame",
     ):
         queue.on_death(shard, begun=True, at=range(4, 5), why="boom")
 
@@ -229,9 +232,7 @@ def by_one_actor(
 ) -> None:
     """Labels by the annotated expert unless another is given."""
     chosen = expert or choose_expert(GroundingConfig())
-    job = GroundingJob(
-        dataset=town, labels=labels, shards=shards, max_quarantined=max_quarantined
-    )
+    job = GroundingJob(dataset=town, labels=labels, shards=shards, max_quarantined=max_quarantined)
     ground_shards([job], chosen, PHRASES, actors=Actors(count=1))
 
 

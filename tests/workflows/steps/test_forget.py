@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muva.data.artifacts import Artifact, find_artifact, fingerprint, list_artifacts
+from muva.data.artifacts import Artifact, artifact_at, find_artifact, fingerprint, list_artifacts
 from muva.data.benchmarks.benchmark import Trial
 from muva.data.decoded import decoded_images
 from muva.data.lineage import Role
@@ -260,7 +260,12 @@ def test_interrupted_it_goes_on(
     there = [artifact.address for artifact in list_artifacts(session.store, unfinished=True)]
     assert named(there) == {"datasets/town", "datasets/city", "labels/city", "models/muva"}
     [remaining] = [address for address in there if address.startswith("datasets/town-")]
-    assert pids_of(open_dataset(find_artifact(session.store, "datasets", remaining))) == {3, 7, 8, 9}
+    assert pids_of(open_dataset(artifact_at(session.store, remaining))) == {
+        3,
+        7,
+        8,
+        9,
+    }
     assert {"make town", "make muva"} <= {run["name"] for run in report.runs}
     with pytest.raises(MuvaError, match="holds nothing of"):
         forget(session, "town", images=["train/5_0.png"])

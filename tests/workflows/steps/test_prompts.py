@@ -48,7 +48,7 @@ def learn(
 
 @pytest.fixture(scope="module")
 def shared(learn: Learn) -> StepResult:
-    """By two workers; its checkpoints are still there, as before the last thing that the step does."""
+    """By two workers; its checkpoints are kept, as just before the end of the step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "delete_checkpoints", lambda artifact: None)
         return learn("shared", SHARED)

@@ -205,7 +205,9 @@ def test_beside_a_training_that_fills_the_gpu_processors_judge(
     found = validate_here(inputs, artifact, queue)
     assert tried == ["cuda", "cpu"] and found == {HELD_OUT: 0.5}
     note, (kind, result) = queue.drain()
-    assert note[0] == "note" and note[1].startswith("Epoch 3 is validated on the CPU: the training ")
+    assert note[0] == "note" and note[1].startswith(
+        "Epoch 3 is validated on the CPU: the training "
+    )
     assert kind == "validation" and result == {"epoch": 3, HELD_OUT: 0.5}
     artifact.delete_part(VALIDATION)
 

@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 
 from muva.data.artifacts import Artifact
 from muva.data.lineage import Inputs, Role
+from tests.data.test_training_images import dataset
 from tracking.names import ARTIFACT_TAG
 from tracking.runs import runs_with_tag
-from tests.data.test_training_images import dataset
 from workflows.cli import main
 from workflows.session import Session, open_session
 from workflows.steps.step import Step, run_step
