@@ -34,7 +34,7 @@ QUERY, GALLERY = 0, 1
 
 @dataclass(frozen=True)
 class People:
-    """Features of N images: image `index` of each person under each camera."""
+    """Features of N images: image `index` of each person from each camera."""
 
     features: NDArray[np.float32]
     pids: NDArray[np.int64]

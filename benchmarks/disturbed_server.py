@@ -93,7 +93,7 @@ def disturbed_server(upstream: str, disturber: Disturber) -> Iterator[str]:
                 return
             self.wfile.write(content)
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 http.server asks so
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 required by http.server
 
         def log_message(self, format: str, *args: object) -> None:
             """Log nothing: the benchmark prints a table."""

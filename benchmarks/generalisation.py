@@ -88,9 +88,9 @@ def evaluate_variants(
     workers: Workers,
     settings: Mapping[str, Any],
 ) -> list[dict[str, dict[str, float]]]:
-    """For each seed: variant -> mean_ap and rank1 on the target, learned from all others.
+    """For each seed: variant -> mean_ap and rank1 on the target, trained on all other domains.
 
-    `settings`: section.key -> value, in place of the recipe's.
+    `settings`: section.key -> value, overriding the recipe.
     """
     sources = [domain for domain in BENCHMARK if domain != target]
     results = []

@@ -39,7 +39,7 @@ from muva.training.loader import Draw, Loader
 from muva.training.sampler import flip_draws, pk_batches
 from muva.training.stage2 import train_image_encoder
 
-LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
+MIN_SHARE, MAX_GROWTH = 0.9, 0.05
 """Goals: fraction of the rate of bare decoding; growth of memory between thirds."""
 SIZE = {"height": 256, "width": 128}
 BATCH, EACH = 64, 4
@@ -50,7 +50,7 @@ TINY = ModelConfig(clip="tiny", image_height=128, image_width=64, stride=8, part
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=3)
@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muva-input-") as folder:
-        # As large as others keep theirs: the crops of public data sets are 128 x 64 to 350 x 150.
+        # A typical size: the crops of public data sets are 128 x 64 to 350 x 150.
         encoded = shots(height=300, width=140)
         dataset = crowd(
             Path(folder) / "store",
@@ -113,19 +113,19 @@ def main() -> int:
 def misses(found: dict) -> list[str]:
     """Descriptions of the missed goals."""
     missed = [
-        f"{name}: {of['in order'] / of['bare']:.2f} of bare decoding, goal {LEAST_SHARE}"
+        f"{name}: {of['in order'] / of['bare']:.2f} of bare decoding, goal {MIN_SHARE}"
         for name, of in found["rates"].items()
-        if of["in order"] < LEAST_SHARE * of["bare"]
+        if of["in order"] < MIN_SHARE * of["bare"]
     ]
-    if found["memory"]["growth"] > MOST_GROWTH:
-        missed.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MOST_GROWTH:.0%}")
+    if found["memory"]["growth"] > MAX_GROWTH:
+        missed.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MAX_GROWTH:.0%}")
     return missed
 
 
 def rates(
     pooled: Pool, encoded: Sequence[bytes], rounds: int, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Who makes batches -> way -> images per second."""
+    """Loader -> order of the batches -> images per second."""
     cores = os.cpu_count() or 1
     found = {}
     for name, processes in (("thread", 0), (f"{cores} processes", cores)):
@@ -142,7 +142,9 @@ def rates(
                 "P x K": (loaders[False], _sampled(cold)),
                 "decoded before": (loaders[True], _sampled(warm)),
             }
-            for loader in loaders.values():  # starts, and decodes what is kept
+            for (
+                loader
+            ) in loaders.values():  # starts the loader and fills the cache of decoded images
                 _drain(loader, _in_order(cold))
             for _ in range(rounds):
                 chunks = np.array_split(np.arange(len(cold)), used)
@@ -160,7 +162,7 @@ def rates(
 
 
 def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
-    """Anonymous and shared memory of this process and its loaders while epochs are read."""
+    """Anonymous and shared memory of this process and its loaders over several epochs."""
     images = _opened(pooled, folder, kept=True)
     loader = Loader(images, processes=2)
     began_at = time.perf_counter()
@@ -178,7 +180,7 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
             _drain(loader, _in_order(images))
             _drain(loader, _sampled(images, epoch=epoch))
     third = len(samples) // 3
-    # Not the peaks: how many batches are on their way at once is chance.
+    # Not the peaks, because the number of batches in flight is random.
     first, last = statistics.median(samples[:third]), statistics.median(samples[-third:])
     return {
         "start_s": start_s,
@@ -189,7 +191,7 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
 
 
 def waiting(pooled: Pool, folder: Path) -> dict[str, float]:
-    """What share of a tiny training's time waits for batches: in its first epoch, and later."""
+    """Fraction of a small training spent waiting for batches, in the first epoch and later."""
     clip = load_clip("tiny", image_size=(128, 64), stride=8)
     model = build_model(
         clip, model=TINY, prompts=PromptConfig(), identities=len(pooled.identities), seed=0
@@ -261,7 +263,7 @@ def _decode(work: tuple[Sequence[bytes], np.ndarray]) -> None:
 
 @contextmanager
 def _on_cores(count: int) -> Iterator[None]:
-    """This process, and those that it starts, on so many cores alone."""
+    """Restrict this process and its children to so many cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:count])
     try:
@@ -271,7 +273,7 @@ def _on_cores(count: int) -> Iterator[None]:
 
 
 def _family() -> list[int]:
-    """This process and all that it started, and they."""
+    """This process and all its descendants."""
     family, found = [], [os.getpid()]
     while found:
         process = found.pop()
@@ -279,7 +281,7 @@ def _family() -> list[int]:
         for task in Path(f"/proc/{process}/task").glob("*/children"):
             try:
                 found += map(int, task.read_text().split())
-            except OSError:  # it has ended meanwhile
+            except OSError:  # it has ended in the meantime
                 continue
     return family
 

@@ -81,7 +81,7 @@ def openai_state_dict(clip: open_clip.CLIP, sizes: Sizes) -> dict[str, Tensor]:
 
 
 def write_archive(clip: open_clip.CLIP, sizes: Sizes, path: Path) -> None:
-    """Write a CLIP as OpenAI publishes one: traced on fixed inputs, a TorchScript archive."""
+    """Write a CLIP as OpenAI does: a TorchScript archive, traced on fixed inputs."""
     published = _Published(clip, sizes)
     image = torch.ones(1, 3, sizes.resolution, sizes.resolution)
     text = torch.zeros(1, sizes.context_length, dtype=torch.int32)

@@ -324,7 +324,7 @@ def measured_rates(
     overrides: Sequence[str] = (),
     batches: Sequence[int] = BATCHES,
 ) -> Rates:
-    """This device's rates at a recipe's settings, at the larger of the batch sizes."""
+    """Measure this device's rates with a recipe's settings, at the larger of the batch sizes."""
     device = best_device()
     peaks: dict[int, float] = {}
     per_s: dict[str, float] = {}

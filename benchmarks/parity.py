@@ -588,7 +588,7 @@ def retrieval_checks(path: Path) -> Iterator[Check]:
             rerank=rerank,
         )
         cmc = np.array([result.cmc[rank] for rank in ranks])
-        # The recorded curve is float32: one query's share may differ from it by its rounding.
+        # The recorded curve is float32, so values may differ by rounding.
         cmc_limit = 1 / result.valid_queries + METRIC_LIMIT if rerank else METRIC_LIMIT
         map_limit = RERANKED_MAP_LIMIT if rerank else METRIC_LIMIT
         yield from recording.compare(f"{prefix}cmc", cmc, cmc_limit, absolute=True)

@@ -90,10 +90,10 @@ def learn(
     pictures: Sequence[ImageLike],
     folder: Path,
 ) -> Learned:
-    """Both stages and the embedding of `pictures`, each phase measured.
+    """Run and measure both stages and the embedding of `pictures`.
 
-    `open_stage`: `stage1` and `stage2` -> a fresh model and its training images. `folder` takes the
-    bundle.
+    `open_stage` returns a new model and its training images for `stage1` and `stage2`. The bundle
+    is written to `folder`.
     """
     phases: dict[str, Phase] = {}
     model, images = open_stage["stage1"]()
@@ -189,16 +189,16 @@ class Pace:
         self.done_at.append(time.perf_counter())
 
     def phase(self, count: int, batch: int) -> Phase:
-        """So many images or identities, so many of them in the first batch."""
+        """The phase's pace, given its images or identities and those in the first batch."""
         seconds = self.done_at[-1] - self.began_at
         after_first = self.done_at[-1] - self.done_at[0]
         per_s = (count - batch) / after_first if count > batch else count / seconds
         return self._phase(count, seconds, per_s)
 
     def steps(self, epochs: int, passed: int, batch: int) -> Phase:
-        """Of epochs that begin with `passed` batches of something else; each's first is left out.
+        """The pace of epochs that start with `passed` batches of another phase.
 
-        An epoch of one step counts as it is.
+        The first step of each epoch is excluded, unless the epoch has only one.
         """
         each = len(self.done_at) // epochs
         spent, counted, seconds = 0.0, 0, 0.0

@@ -117,8 +117,8 @@ def compare_all(
     trainings: Mapping[int, Sequence[int | None]] = TRAININGS,
     dtypes: Sequence[torch.dtype] = tuple(LIMITS),
 ) -> list[Comparison]:
-    """Every training but the first one, compared with it, in each precision."""
-    traces = {workers: what_to_forget(workers, sizes, dtypes) for workers, sizes in trainings.items()}
+    """Compare every training with the first one, in each precision."""
+    traces = {workers: traces_of(workers, sizes, dtypes) for workers, sizes in trainings.items()}
     first = next((workers, sizes[0]) for workers, sizes in trainings.items())
     return [
         compare(
@@ -172,7 +172,7 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max())
 
 
-def what_to_forget(
+def traces_of(
     workers: int, micro_batches: Sequence[int | None], dtypes: Sequence[torch.dtype]
 ) -> list[dict[tuple[torch.dtype, int | None], Trace]]:
     """The traces of these trainings for each of so many workers."""
@@ -247,7 +247,7 @@ def _weights(model: MuvaModel) -> Numbers:
 
 
 def small_model() -> MuvaModel:
-    """Two blocks of width 64 with three parts, random weights."""
+    """A model with two blocks of width 64, three parts and random weights."""
     clip = new_clip(
         token_ids=token_ids_in(prompt_texts(MODEL.parts, PromptConfig())),
         seed=SEED,
@@ -263,9 +263,9 @@ def small_model() -> MuvaModel:
 
 
 class Noise:
-    """Training images of noise around a pattern for each identity, with random part masks.
+    """Training images: noise around a pattern for each identity, with random part masks.
 
-    `benchmarks.phases` has noise that is cheaper, but no image of its own for each index.
+    Unlike the cheaper noise of `benchmarks.phases`, every index has a different image.
     """
 
     def __init__(self, dtype: torch.dtype):

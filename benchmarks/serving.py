@@ -51,7 +51,7 @@ SIZES = {
 
 
 def main() -> int:
-    """Measure, print, and compare the features when asked."""
+    """Measure and print; with --check, exit with 1 if features differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=BATCH)
@@ -76,7 +76,7 @@ def main() -> int:
     if arguments.people:
         bundle = muva.load(arguments.model) if arguments.model else shipped_model()
         found["half"] = half_cost(bundle, people=arguments.people)
-        print_half(arguments.model or "the tiny CLIP as it is", found["half"])
+        print_half(arguments.model or "the tiny CLIP without training", found["half"])
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     missed = misses(found["sizes"])

@@ -51,7 +51,7 @@ from workflows.runtime.workers import Workers
 from workflows.session import open_session
 from workflows.steps.pipeline import run_pipeline
 
-LEAST_OF_BARE, LEAST_OF_FLOAT32 = 0.88, 3.0
+MIN_OF_BARE, MIN_OF_FLOAT32 = 0.88, 3.0
 """Goals: float32 relative to the bare model's rate; bf16 relative to our float32."""
 WORKS = ("rates", "settings", "precision")
 BATCH, ROUNDS = 16, 3
@@ -89,7 +89,7 @@ EPOCHS, PEOPLE = 3, 60
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--batch", type=int, default=BATCH)
@@ -143,7 +143,7 @@ def settings_here() -> list[str]:
 
 
 class Held:
-    """A batch of noise on the device, so that nothing but the model is timed."""
+    """A batch of noise on the device, so that only the model is timed."""
 
     def __init__(
         self, config: ExperimentConfig, batch: int, grid: tuple[int, int], device: torch.device
@@ -276,15 +276,15 @@ def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Descriptions of the missed goals."""
     full, half = found["fp32"], found["bf16"]
     missed = [
-        f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {LEAST_OF_BARE}"
+        f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {MIN_OF_BARE}"
         for ours, bare in _PAIRS.items()
-        if full[ours] < LEAST_OF_BARE * full[bare]
+        if full[ours] < MIN_OF_BARE * full[bare]
     ]
     return missed + [
-        f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {LEAST_OF_FLOAT32:g} "
+        f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {MIN_OF_FLOAT32:g} "
         f"(the product alone: {half['product'] / full['product']:.2f})"
         for ours in _PAIRS
-        if half[ours] < LEAST_OF_FLOAT32 * full[ours]
+        if half[ours] < MIN_OF_FLOAT32 * full[ours]
     ]
 
 
@@ -322,7 +322,7 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
 
 
 def _together(name: str) -> bool:
-    """Whether a setting may share this process: cuBLAS reads once whether to be deterministic."""
+    """Whether a setting can run in this process: cuBLAS reads its determinism setting only once."""
     deterministic = SETTINGS[name].get("compute", Compute()).deterministic
     return best_device().type == "cuda" and not deterministic
 

@@ -128,7 +128,7 @@ def drive(home: str, stage: str, name: str, workers: str) -> int:
     contents = [open_dataset(source).fingerprint for source in sources]
     processes = Workers(count=int(workers), cpus_each=1)
     with ray_cluster():
-        # The second stage's rounds have the prompts of the undisturbed training.
+        # Rounds of stage 2 use the prompts of the undisturbed training.
         of = name if stage == "prompts" else _undisturbed(1)
         prompts = prompts_step(session, inputs, {}, contents, processes, name=of)
         if stage == "models":
@@ -137,7 +137,7 @@ def drive(home: str, stage: str, name: str, workers: str) -> int:
 
 
 def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
-    """The rounds, then the training with changing numbers of workers."""
+    """Run the rounds, then the training with changing numbers of workers."""
     from ray.cluster_utils import Cluster
 
     store, rng = _prepare(folder), np.random.default_rng(seed)
@@ -342,7 +342,7 @@ def _apart(expected: Artifact, found: Artifact) -> float:
 
 
 def _prepare(folder: Path) -> Store:
-    """The recipe, its CLIP, data sets and pseudo-labels."""
+    """Prepare the recipe, its CLIP, data sets and pseudo-labels."""
     write_small_clip(folder / "clip")
     (folder / "faults.yaml").write_text(RECIPE.format(clip=folder / "clip"))
     session, config = _session(folder), load_recipe(folder / "faults.yaml")

@@ -44,9 +44,9 @@ from workflows.tuning.trial import (
 )
 
 WORKS = ("reuse", "concurrency", "study")
-LEAST_SAVED = 0.6
+MIN_SAVED = 0.6
 """Goal: fraction of the mask space's compute saved by reuse."""
-MOST_OF_SEQUENTIAL = 0.6
+MAX_OF_SEQUENTIAL = 0.6
 """Goal: time of two concurrent trials relative to the same trials one after the other."""
 OWN_KINDS = ("prompts", "models", "features", "metrics")
 """The artifacts that a trial makes; data and labels exist already."""
@@ -113,11 +113,11 @@ def missing(figures: Mapping[str, Any]) -> list[str]:
     """Descriptions of the missed goals."""
     told = []
     saved = figures.get("reuse", {}).get("saved", 1.0)
-    if saved < LEAST_SAVED:
-        told.append(f"reuse saves {saved:.2f} of the compute, expected {LEAST_SAVED}")
+    if saved < MIN_SAVED:
+        told.append(f"reuse saves {saved:.2f} of the compute, expected {MIN_SAVED}")
     share = figures.get("concurrency", {}).get("of_sequential", 0.0)
-    if share > MOST_OF_SEQUENTIAL:
-        told.append(f"two at once take {share:.2f} of the time, expected {MOST_OF_SEQUENTIAL}")
+    if share > MAX_OF_SEQUENTIAL:
+        told.append(f"two at once take {share:.2f} of the time, expected {MAX_OF_SEQUENTIAL}")
     return told
 
 
@@ -169,9 +169,9 @@ def prepared(home: Path, config: ExperimentConfig) -> Sources:
 
 
 def measured_reuse(home: Path, config: ExperimentConfig, *, trials: int) -> dict[str, Any]:
-    """What the space of masks' trials share, by the seconds that the steps' manifests tell.
+    """The time saved by sharing steps in the mask space, from the seconds in the manifests.
 
-    One trial is also run in a home of its own, which shows what a trial alone takes in fact.
+    One trial is also run in a separate home folder, which gives the real time of a single trial.
     """
     place = prepared(home, config)
     began_at = time.monotonic()
@@ -200,9 +200,9 @@ def measured_reuse(home: Path, config: ExperimentConfig, *, trials: int) -> dict
 def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -> dict[str, Any]:
     """The seconds of the same trials one after the other and two at once.
 
-    They differ in what stage 2 learns by, so all but the prompts is each trial's own. What starts a
-    search, processes and prompts, takes as long whether one or two wait for it. `a_model_s`: what a
-    trial's training took, which tells how much trials on neighbouring cores slow each other.
+    They differ only in settings of stage 2, so they share just the prompts. The start of a search,
+    its processes and the prompts, takes equally long for one or two trials. `a_model_s` is the time
+    of a trial's training, which shows how much trials on neighbouring cores slow each other down.
     """
     cores = cpus()
     half = max(1, cores // 2)
@@ -242,10 +242,10 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
 
 
 def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[str, Any]:
-    """What the best of a search gains on the default, on held-out sources and on the target.
+    """The gain of a search's best trial over the default, on held-out sources and on the target.
 
-    Both are trained anew with seeds that the search did not use, for its best value is the best of
-    many; on the target with all sources and a trial's epochs.
+    Both are retrained with seeds that the search did not use, because its best value is a maximum
+    over many trials; for the target, on all sources with the epochs of a trial.
     """
     place = prepared(home, config)
     began_at = time.monotonic()

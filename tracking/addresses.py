@@ -21,36 +21,17 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from muva.errors import MuvaError, SettingsError
+from muva.errors import MuvaError
 from tracking.redaction import redact
+from tracking.uris import absolute_uri, sqlite_file
 
 _LONGEST_REASON = 300
 _SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
 """Timeout of the health check of a tracking server, in seconds."""
 _ASKED_EVERY_S = 2.0
-
-
-def absolute_uri(tracking_uri: str) -> str:
-    """The tracking URI with an absolute path, so that it is valid in any working directory.
-
-    Raises:
-        SettingsError: it is neither a database nor a server.
-    """
-    scheme = tracking_uri.split(":", 1)[0].split("+", 1)[0]
-    if scheme in {"http", "https", "postgresql", "mysql", "mssql"}:
-        return tracking_uri
-    file = sqlite_file(tracking_uri)
-    if file is None:
-        raise SettingsError(
-            f"Tracking URI {redact(tracking_uri)}: expected sqlite:///FILE, a server's "
-            "http://HOST:PORT, or a database's postgresql://...; MLflow no longer stores runs in "
-            "plain folders."
-        )
-    return f"sqlite:///{file}"
 
 
 def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
@@ -136,14 +117,6 @@ def artifact_location(tracking_uri: str, experiment: str) -> str | None:
     return (file.parent / "mlartifacts" / folder).as_uri()
 
 
-def sqlite_file(tracking_uri: str) -> Path | None:
-    """The file of a SQLite database; None for any other tracking URI."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    file = make_url(tracking_uri).database
-    return Path(file).absolute() if file else None
-
-
 @contextmanager
 def failures_explained(tracking_uri: str) -> Iterator[None]:
     """Turn MLflow's and the database's exceptions inside the block into a MuvaError."""
@@ -198,15 +171,15 @@ def _client(tracking_uri: str) -> MlflowClient:
 
 
 def _await_answer(server: str, within_s: float) -> None:
-    ends_at, told = time.monotonic() + within_s, False
+    ends_at, warned = time.monotonic() + within_s, False
     while True:
         try:
             return _check_answer(server)
         except MuvaError as silence:
             if time.monotonic() >= ends_at:
                 raise
-            if not told:
-                told = True
+            if not warned:
+                warned = True
                 logging.getLogger(__name__).warning(
                     "Waiting up to %.0f s for the MLflow server: %s", within_s, silence
                 )

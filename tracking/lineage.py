@@ -85,9 +85,9 @@ def log_model(
 
     The model becomes an output of the run if the run `made` it, otherwise an input.
     """
-    there = logged_model(client, model.address)
-    if there is None:
-        there = client.create_logged_model(
+    existing = logged_model(client, model.address)
+    if existing is None:
+        existing = client.create_logged_model(
             experiment_id,
             name=model.name,
             source_run_id=run_id if made else None,
@@ -95,11 +95,11 @@ def log_model(
             params={name: redact(value) for name, value in model.params.items()},
             model_type=MODEL_TYPE,
         )
-        client.finalize_logged_model(there.model_id, "READY")
+        client.finalize_logged_model(existing.model_id, "READY")
     if not made:
-        client.log_inputs(run_id, models=[LoggedModelInput(there.model_id)])
-        return there.model_id
+        client.log_inputs(run_id, models=[LoggedModelInput(existing.model_id)])
+        return existing.model_id
     outputs = client.get_run(run_id).outputs
-    if outputs is None or there.model_id not in [one.model_id for one in outputs.model_outputs]:
-        client.log_outputs(run_id, [LoggedModelOutput(there.model_id, 0)])
-    return there.model_id
+    if outputs is None or existing.model_id not in [one.model_id for one in outputs.model_outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(existing.model_id, 0)])
+    return existing.model_id

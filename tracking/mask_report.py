@@ -16,7 +16,7 @@ Quartiles = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartFigures:
+class PartStatistics:
     """Statistics of a body part over the data set; shares are fractions from 0 to 1."""
 
     part: str
@@ -37,7 +37,7 @@ class PartFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverlapFigures:
+class OverlapStatistics:
     """Overlap of two parts of the same image."""
 
     parts: tuple[str, str]
@@ -58,7 +58,7 @@ class Outlier:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskFigures:
+class MaskStatistics:
     """Statistics of a label set that need no ground truth."""
 
     dataset: str
@@ -74,8 +74,8 @@ class MaskFigures:
     """Reasons for some of the quarantined images: image -> reason."""
     without_any: float
     """Fraction of images in which no part was found."""
-    parts: Sequence[PartFigures]
-    overlaps: Sequence[OverlapFigures]
+    parts: Sequence[PartStatistics]
+    overlaps: Sequence[OverlapStatistics]
     outliers: Sequence[Outlier]
 
     def metrics(self) -> dict[str, float]:
@@ -91,11 +91,11 @@ class MaskFigures:
         return values
 
 
-def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> str:
+def mask_report(statistics: MaskStatistics, pictures: Mapping[str, Image.Image]) -> str:
     """The HTML page; `pictures` has the keys overlays, least-trusted and distributions."""
     sections = [
-        f"<h1>Part labels of {escape(figures.dataset)}</h1>",
-        _facts(figures),
+        f"<h1>Part labels of {escape(statistics.dataset)}</h1>",
+        _facts(statistics),
         "<h2>Found</h2>",
         _table(
             ["part", "found", "area", "centre x", "centre y", "out of order", "whole image"],
@@ -109,14 +109,14 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
                     _share(part.disordered),
                     _share(part.whole_image),
                 ]
-                for part in figures.parts
+                for part in statistics.parts
             ],
             note="Area and centre: median with quartiles in brackets, in per cent of the image. "
             "Out of order: the head should be above the upper body, and that above the legs.",
         ),
         _picture(pictures["distributions"], "Distributions of area and vertical position by part"),
-        *_aside(figures),
-        *_cameras(figures),
+        *_quarantined(statistics),
+        *_cameras(statistics),
         "<h2>Overlap</h2>",
         _table(
             ["parts", "median IoU", "identical boxes"],
@@ -126,10 +126,10 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
                     "" if pair.median_iou is None else f"{pair.median_iou:.2f}",
                     _share(pair.duplicates),
                 ]
-                for pair in figures.overlaps
+                for pair in statistics.overlaps
             ],
         ),
-        *_agreement(figures),
+        *_agreement(statistics),
         "<h2>Sample images</h2>",
         _picture(pictures["overlays"], "Randomly chosen images with their labels"),
         "<h2>Lowest confidence</h2>",
@@ -139,11 +139,11 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
             ["image", "part", "confidence", "reason"],
             [
                 [one.image_id, one.part, f"{one.confidence:.2f}", one.why]
-                for one in figures.outliers
+                for one in statistics.outliers
             ],
         ),
     ]
-    title = escape(f"Part labels of {figures.dataset}")
+    title = escape(f"Part labels of {statistics.dataset}")
     body = "\n".join(sections)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -173,39 +173,39 @@ dt{color:#52606d}dd{margin:0;overflow-wrap:anywhere}
 """
 
 
-def _facts(figures: MaskFigures) -> str:
+def _facts(statistics: MaskStatistics) -> str:
     facts = {
-        "labels": figures.labels,
-        "made by": ", ".join(f"{k} {_plain(v)}" for k, v in figures.config.items()),
-        "images": f"{figures.images}, of which {figures.failed} could not be processed; "
-        f"{_share(figures.without_any)} have no part",
+        "labels": statistics.labels,
+        "made by": ", ".join(f"{k} {_plain(v)}" for k, v in statistics.config.items()),
+        "images": f"{statistics.images}, of which {statistics.failed} could not be processed; "
+        f"{_share(statistics.without_any)} have no part",
     }
-    if figures.against:
-        facts["compared with"] = figures.against
+    if statistics.against:
+        facts["compared with"] = statistics.against
     entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f"<dl>{entries}</dl>"
 
 
-def _aside(figures: MaskFigures) -> list[str]:
-    if not figures.reasons:
+def _quarantined(statistics: MaskStatistics) -> list[str]:
+    if not statistics.reasons:
         return []
-    rows = [[image_id, reason] for image_id, reason in figures.reasons.items()]
+    rows = [[image_id, reason] for image_id, reason in statistics.reasons.items()]
     return ["<h2>Quarantined images</h2>", _table(["image", "reason"], rows)]
 
 
-def _cameras(figures: MaskFigures) -> list[str]:
-    cameras = sorted(figures.parts[0].found_by_camera)
+def _cameras(statistics: MaskStatistics) -> list[str]:
+    cameras = sorted(statistics.parts[0].found_by_camera)
     if not cameras:
         return []
     rows = [
-        [str(camera), *(_share(part.found_by_camera[camera]) for part in figures.parts)]
+        [str(camera), *(_share(part.found_by_camera[camera]) for part in statistics.parts)]
         for camera in cameras
     ]
-    heads = ["camera", *(part.part for part in figures.parts)]
+    heads = ["camera", *(part.part for part in statistics.parts)]
     return ["<h2>Found by camera</h2>", _table(heads, rows)]
 
 
-def _agreement(figures: MaskFigures) -> list[str]:
+def _agreement(statistics: MaskStatistics) -> list[str]:
     rows = [
         [
             part.part,
@@ -215,7 +215,7 @@ def _agreement(figures: MaskFigures) -> list[str]:
             str(part.agreement["only_first"]),
             str(part.agreement["only_second"]),
         ]
-        for part in figures.parts
+        for part in statistics.parts
         if part.agreement is not None
     ]
     if not rows:

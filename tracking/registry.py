@@ -76,8 +76,8 @@ class Registry:
         self, *, model_id: str, run_id: str, address: str, value: float, validated_on: str
     ) -> Version:
         """The version of a model, which is created if it does not exist."""
-        there = self._client.search_model_versions(f"name = '{self._name}'")
-        for one in there:
+        existing = self._client.search_model_versions(f"name = '{self._name}'")
+        for one in existing:
             if one.tags.get(ARTIFACT_TAG) == address:
                 return _version(one)
         made = self._client.create_model_version(
@@ -89,7 +89,7 @@ class Registry:
                 {ARTIFACT_TAG: address, _VALUE_TAG: str(value), _VALIDATED_ON_TAG: validated_on}
             ),
         )
-        self._note(model_id, made)
+        self._show_version(model_id, made)
         return _version(made)
 
     def set_alias(self, alias: str, version: Version | None) -> None:
@@ -99,7 +99,7 @@ class Registry:
         elif self.version_with_alias(alias) is not None:
             self._client.delete_registered_model_alias(self._name, alias)
 
-    def _note(self, model_id: str, made: ModelVersion) -> None:
+    def _show_version(self, model_id: str, made: ModelVersion) -> None:
         """Show the version on the page of the logged model, as an MLflow server does by itself."""
         tags = self._client.get_logged_model(model_id).tags
         noted = json.loads(tags.get(MLFLOW_MODEL_VERSIONS, "[]"))

@@ -14,7 +14,6 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -32,60 +31,41 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
 from tracking.addresses import (
-    absolute_uri,
     artifact_location,
     attached_client,
     failures_explained,
     reached_client,
-    sqlite_file,
     uploads_explained,
 )
 from tracking.lineage import Context, UsedDataset, UsedModel, log_model
 from tracking.privacy import people
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
 from tracking.redaction import redact
-from tracking.source import left_behind, source_tags
+from tracking.source import opened_by_dead_process, source_tags
+from tracking.tagged_runs import (
+    KEY_TAG,
+    LOGGED_TAG,
+    PARENT_TAG,
+    RunRef,
+    runs_with_tag,
+    search_runs,
+)
+from tracking.uris import absolute_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Item = TypeVar("Item")
 
-KEY_TAG = "muva.key"
 REASON_TAG = "muva.reason"
 ATTEMPT_TAG = "muva.attempt"
-LOGGED_TAG = "muva.logged"
-"""Set, as the last thing, on a run that holds all that there is to log of a finished step."""
-_PARENT_TAG = "mlflow.parentRunId"
 _DESCRIPTION_TAG = "mlflow.note.content"
 
 _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
-_RUNS_A_PAGE = 1000
 _FIGURE_DPI = 150
 _FAILURES = (MuvaError, MlflowException, SQLAlchemyError, OSError)
 """The exceptions raised when MLflow is unavailable."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".html")
 """Suffixes of artifacts that may contain pictures of people; HTML pages embed them."""
-
-
-@dataclass(frozen=True)
-class RunRef:
-    """A picklable reference to a run, sufficient to write to it from another process."""
-
-    tracking_uri: str = field(repr=False)  # may contain the password of a database
-    experiment_id: str
-    run_id: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaggedRun:
-    """A run found by a tag."""
-
-    name: str
-    value: str
-    """The value of the tag."""
-    ref: RunRef
-    tags: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """All of its tags."""
 
 
 class Tracker:
@@ -105,7 +85,7 @@ class Tracker:
         self.tracking_uri = absolute_uri(tracking_uri)
         self._client = reached_client(self.tracking_uri, within_s=within_s)
         self.experiment_id = self._experiment(experiment)
-        self._close_abandoned()
+        self._close_orphaned()
 
     def open(
         self,
@@ -157,7 +137,7 @@ class Tracker:
         shared = {
             name: value for name, value in tags.items() if not name.startswith(("muva.", "mlflow."))
         }
-        return {**shared, _PARENT_TAG: parent.run_id}
+        return {**shared, PARENT_TAG: parent.run_id}
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -182,18 +162,18 @@ class Tracker:
     def _find(self, key: str, parent: RunRef | None) -> MlflowRun | None:
         filters = [f"tags.`{KEY_TAG}` = '{key}'"]
         if parent is not None:
-            filters.append(f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
+            filters.append(f"tags.`{PARENT_TAG}` = '{parent.run_id}'")
         for run in self._search(" and ".join(filters)):
-            if parent is not None or _PARENT_TAG not in run.data.tags:
+            if parent is not None or PARENT_TAG not in run.data.tags:
                 return run
         return None
 
     def _search(self, filters: str) -> Iterator[MlflowRun]:
-        return _search(self._client, [self.experiment_id], filters)
+        return search_runs(self._client, [self.experiment_id], filters)
 
-    def _close_abandoned(self) -> None:
+    def _close_orphaned(self) -> None:
         for found in list(self._search("attributes.status = 'RUNNING'")):
-            if left_behind(found.data.tags):
+            if opened_by_dead_process(found.data.tags):
                 ref = RunRef(self.tracking_uri, self.experiment_id, found.info.run_id)
                 Run(ref, self._client).finish(
                     "FAILED",
@@ -212,8 +192,8 @@ class Run:
         self.ref = ref
         self.is_logged = is_logged
         self._client = client
-        self._kept: list[Callable[[], None]] = []
-        self._kept_figures: list[Metric] = []
+        self._buffered: list[Callable[[], None]] = []
+        self._buffered_system_metrics: list[Metric] = []
 
     def log_metrics(
         self,
@@ -231,29 +211,29 @@ class Run:
 
         Metrics that cannot be written are buffered, and written with later ones or at the end.
         """
-        self._keep(partial(self.log_metrics, dict(values), step))
+        self._buffer(partial(self.log_metrics, dict(values), step))
 
     def log_image_buffered(self, path: str, picture: np.ndarray | Image.Image) -> None:
         """Log a picture of people, buffered like the metrics of `log_metrics_buffered`."""
-        self._keep(partial(self.log_image, path, picture))
+        self._buffer(partial(self.log_image, path, picture))
 
-    def _keep(self, write: Callable[[], None]) -> None:
-        self._kept.append(write)
+    def _buffer(self, write: Callable[[], None]) -> None:
+        self._buffered.append(write)
         try:
             reached_client(self.ref.tracking_uri)  # checks the server once, without waiting for it
-            self._write_kept()
+            self._flush()
         except _FAILURES as error:
-            if len(self._kept) == 1:
+            if len(self._buffered) == 1:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.getLogger(__name__).warning(
                     "MLflow is unavailable; metrics are buffered and written later: %s",
                     redact(reason),
                 )
 
-    def _write_kept(self) -> None:
-        while self._kept:
-            self._kept[0]()
-            del self._kept[0]
+    def _flush(self) -> None:
+        while self._buffered:
+            self._buffered[0]()
+            del self._buffered[0]
 
     def log_system_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log system metrics under the names that MLflow's page for them expects.
@@ -261,17 +241,17 @@ class Run:
         They are buffered like those of `log_metrics_buffered`, with their timestamps.
         """
         now = int(time.time() * 1000)
-        self._kept_figures += [
+        self._buffered_system_metrics += [
             Metric(f"system/{key}", value, now, step) for key, value in values.items()
         ]
         with contextlib.suppress(*_FAILURES):
             reached_client(self.ref.tracking_uri)
-            self._write_kept_figures()
+            self._flush_system_metrics()
 
-    def _write_kept_figures(self) -> None:
-        while batch := self._kept_figures[:_METRICS_A_BATCH]:
+    def _flush_system_metrics(self) -> None:
+        while batch := self._buffered_system_metrics[:_METRICS_A_BATCH]:
             self._client.log_batch(self.ref.run_id, metrics=batch, synchronous=True)
-            del self._kept_figures[: len(batch)]
+            del self._buffered_system_metrics[: len(batch)]
 
     def log_datasets(self, *datasets: UsedDataset, context: Context) -> None:
         """Log data sets as inputs of the run; repeated calls have no effect."""
@@ -345,14 +325,14 @@ class Run:
             self._client.log_artifact(self.ref.run_id, str(file), folder)
 
     def mark_logged(self) -> None:
-        """Notes that the run holds all that there is to log: see `has_logged`."""
-        self._write_kept()
+        """Record that everything of a finished step has been logged: see `has_logged`."""
+        self._flush()
         self.set_tags({LOGGED_TAG: "1"})
 
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
         """Close the run, with a reason if it was not successful."""
-        self._write_kept()
-        self._write_kept_figures()
+        self._flush()
+        self._flush_system_metrics()
         if reason is not None:
             self.set_tags({REASON_TAG: reason})
         self._client.set_terminated(self.ref.run_id, status)
@@ -402,55 +382,6 @@ def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = 
     _log_metrics(attached_client(ref.tracking_uri), ref.run_id, values, step)
 
 
-def has_logged(tracking_uri: str, experiment: str, key: str, *, parent: RunRef | None) -> bool:
-    """Whether a run with this key under this parent ended well, after `Run.mark_logged`.
-
-    False where there is no such run, experiment or database. A server is not waited for.
-    """
-    uri = absolute_uri(tracking_uri)
-    file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        return False
-    client = reached_client(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return False
-    filters = [f"tags.`{KEY_TAG}` = '{key}'", f"tags.`{LOGGED_TAG}` = '1'"]
-    filters.append("attributes.status = 'FINISHED'")
-    if parent is not None:
-        filters.append(f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
-    runs = _search(client, [found.experiment_id], " and ".join(filters))
-    return any(parent is not None or _PARENT_TAG not in run.data.tags for run in runs)
-
-
-def runs_with_tag(
-    tracking_uri: str | None, tag: str, *, value: str | None = None
-) -> list[TaggedRun]:
-    """The runs in all experiments that have a tag, optionally with a given value.
-
-    Empty if nothing has been tracked yet.
-    """
-    if tracking_uri is None:
-        return []
-    uri = absolute_uri(tracking_uri)
-    file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        return []
-    with failures_explained(uri):
-        client = reached_client(uri)
-        experiments = [found.experiment_id for found in client.search_experiments()]
-        wanted = f"tags.`{tag}` LIKE '%'" if value is None else f"tags.`{tag}` = '{value}'"
-        return [
-            TaggedRun(
-                name=run.info.run_name or "",
-                value=run.data.tags[tag],
-                ref=RunRef(uri, run.info.experiment_id, run.info.run_id),
-                tags=run.data.tags,
-            )
-            for run in _search(client, experiments, wanted)
-        ]
-
-
 def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> list[str]:
     """The values of a tag on a run, given by id or name, and on its descendants.
 
@@ -469,8 +400,8 @@ def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> l
             one = waiting.pop()
             if tag in one.data.tags:
                 found.append(one.data.tags[tag])
-            below = f"tags.`{_PARENT_TAG}` = '{one.info.run_id}'"
-            waiting += _search(client, [one.info.experiment_id], below)
+            below = f"tags.`{PARENT_TAG}` = '{one.info.run_id}'"
+            waiting += search_runs(client, [one.info.experiment_id], below)
         return found
 
 
@@ -485,19 +416,6 @@ def has_pictures(ref: RunRef) -> bool:
             elif Path(file.path).suffix in _PICTURES:
                 return True
     return False
-
-
-def _search(client: MlflowClient, experiments: list[str], filters: str) -> Iterator[MlflowRun]:
-    page = None
-    while page is None or page.token:
-        page = client.search_runs(
-            experiments,
-            filter_string=filters,
-            max_results=_RUNS_A_PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=page.token if page is not None else None,
-        )
-        yield from page
 
 
 def _log_metrics(

@@ -50,11 +50,11 @@ class ImagesToFeatures(PythonModel):
         try:
             column = list(model_input[COLUMN])
         except (KeyError, IndexError, TypeError) as error:
-            raise _mistake(f"expected a table with the column {COLUMN}") from error
+            raise _invalid(f"expected a table with the column {COLUMN}") from error
         try:
             return self._bundle.embed([as_image(row, value) for row, value in enumerate(column)])
         except MuvaError as error:
-            raise _mistake(str(error)) from error
+            raise _invalid(str(error)) from error
 
 
 def as_image(row: int, value: Any) -> Path | bytes | np.ndarray:
@@ -81,7 +81,7 @@ def _decoded(row: int, text: str) -> bytes:
     try:
         return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _mistake(
+        raise _invalid(
             f"row {row}: {text[:80]!r} is neither an existing file nor a base64-encoded image"
         ) from error
 
@@ -93,14 +93,14 @@ def _pixels(row: int, value: Any) -> np.ndarray:
         pixels = np.empty(0)
     whole = pixels.dtype.kind in "iu" and pixels.ndim == 3 and pixels.shape[-1] == 3
     if not whole or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 255:
-        raise _mistake(
+        raise _invalid(
             f"row {row}: expected a path, encoded bytes, base64, or integers from 0 to 255 of "
             f"shape (height, width, 3); found {type(value).__name__} of shape {pixels.shape}"
         )
     return pixels.astype(np.uint8)
 
 
-def _mistake(text: str) -> MlflowException:
+def _invalid(text: str) -> MlflowException:
     return MlflowException.invalid_parameter_value(f"Images to embed: {text}")
 
 

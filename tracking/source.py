@@ -78,7 +78,7 @@ def commit() -> str | None:
     return f"{revision}-dirty" if _git("status", "--porcelain") else revision
 
 
-def left_behind(tags: dict[str, str]) -> bool:
+def opened_by_dead_process(tags: dict[str, str]) -> bool:
     """Whether the run with these tags was opened on this machine by a process that has ended."""
     process = tags.get(_PROCESS_TAG, "")
     if tags.get(_HOST_TAG) != socket.gethostname() or not process.isdigit():

@@ -127,7 +127,7 @@ def parallel_coordinates(
     ]
     scales = [_Scale([p[name] for p, _ in trials], log=name in logarithmic) for name in names]
     reached = [100 * value for _, value in trials]
-    places = [[s.place(p[n]) for s, n in zip(scales, names, strict=True)] for p, _ in trials]
+    positions = [[s.position(p[n]) for s, n in zip(scales, names, strict=True)] for p, _ in trials]
     width = max(8.0, 2.2 + _AXIS_INCHES * (len(names) + 1))
     figure = Figure(figsize=(width, 5.4), layout="constrained")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
@@ -138,7 +138,7 @@ def parallel_coordinates(
         span = high - low or 1.0
         order = np.argsort(reached)
         for trial in order:
-            line = [*places[trial], (reached[trial] - low) / span]
+            line = [*positions[trial], (reached[trial] - low) / span]
             best = trial == order[-1]
             # Slight shifts separate lines through equal values.
             shift = 0.0 if best else 0.018 * math.sin(2.4 * float(trial))
@@ -154,12 +154,12 @@ def parallel_coordinates(
         box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.2}
         for x, scale in enumerate(scales):
             axes.axvline(x, color=MUTED, linewidth=0.8, zorder=2)
-            for place, text in scale.ticks():
-                axes.text(x + 0.06, place, text, fontsize=9, va="center", zorder=6, bbox=box)
+            for position, text in scale.ticks():
+                axes.text(x + 0.06, position, text, fontsize=9, va="center", zorder=6, bbox=box)
         axes.axvline(last, color=INK, linewidth=1.2, zorder=2)
         for value in np.linspace(low, high, 4) if high > low else [low]:
-            place = (value - low) / span
-            axes.text(last + 0.06, place, f"{value:.1f}", fontsize=9, va="center", zorder=6)
+            position = (value - low) / span
+            axes.text(last + 0.06, position, f"{value:.1f}", fontsize=9, va="center", zorder=6)
         titles = [f"{n.partition('.')[0]}\n{n.partition('.')[2].replace('_', ' ')}" for n in names]
         axes.set_xticks(
             range(last + 1), [*titles, f"{objective}\n%"], fontsize=9, rotation=28, ha="right"
@@ -199,7 +199,7 @@ class _Scale:
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self._log and value > 0 else float(value)
 
-    def place(self, value: Any) -> float:
+    def position(self, value: Any) -> float:
         """The position of a value, from 0 at the bottom to 1."""
         if self._continuous:
             return (self._scaled(value) - self._low) / self._span

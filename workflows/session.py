@@ -51,8 +51,8 @@ class Session:
         from tracking.addresses import failures_explained
         from tracking.runs import Tracker
 
-        # In the midst of a pipeline a server that is away is waited for; before it, a wrong address
-        # is told at once.
+        # A server that goes away during a pipeline is waited for; before one, a wrong address is
+        # reported at once.
         within_s = AWAY_S if self.parent is not None else 0.0
         with failures_explained(self.tracking_uri):
             tracker = Tracker(self.tracking_uri, self.experiment, within_s=within_s)
@@ -67,12 +67,10 @@ class Session:
         """
         if self.tracking_uri is None:
             return True
-        from tracking.addresses import failures_explained
-        from tracking.runs import has_logged
+        from tracking.tagged_runs import has_logged
 
         try:
-            with failures_explained(self.tracking_uri):
-                return has_logged(self.tracking_uri, self.experiment, key, parent=self.parent)
+            return has_logged(self.tracking_uri, self.experiment, key, parent=self.parent)
         except MuvaError:  # `run`, which is called next, waits for the server and reports it
             return False
 

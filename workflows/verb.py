@@ -1,4 +1,8 @@
-"""What every verb shares: options that say where things are and how to compute, and its output."""
+"""What every verb shares: options that say where things are and how to compute, and its output.
+
+Verbs import what they work with inside their functions: torch, Ray and MLflow take seconds, which
+neither a help text nor a mistyped option should cost.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,17 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from PIL import Image
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from muva.config import ExecutionConfig
 from muva.errors import MuvaError, SettingsError
-from workflows.jobs.cluster_settings import ClusterSettings, explained, load_cluster
-from workflows.session import open_session
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def write_sheet(sheet: Path, picture: Image.Image) -> None:
@@ -57,6 +60,8 @@ def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     def with_session(
         *args: object, home: Path, store: str | None, tracking_uri: str | None, **kwargs: object
     ) -> Any:
+        from workflows.session import open_session
+
         session = open_session(home=home, store=store, tracking_uri=tracking_uri)
         return verb(*args, session=session, **kwargs)
 
@@ -152,6 +157,10 @@ def cluster_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(verb)
     def with_cluster(*args: object, name: str | None, address: str | None, **kwargs: object) -> Any:
+        from pydantic import ValidationError
+
+        from workflows.jobs.cluster_settings import ClusterSettings, explained, load_cluster
+
         if name is not None and address is not None:
             raise click.UsageError("--cluster and --address: expected one of the two.")
         cluster = load_cluster(name) if name is not None else ClusterSettings()

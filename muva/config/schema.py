@@ -109,7 +109,7 @@ class PromptConfig(Section):
     template: Literal["universal", "part-agnostic"] = "universal"
     domain_context: str = ""
     """Text after a comma at the end of each prompt, for example `taken at night`; `{domain}` in it
-    stands for the name of an identity's data set, in words."""
+    is replaced by the name of an identity's data set, in words."""
     domain_contexts: dict[str, str] = Field(default_factory=dict)
     """Data set -> the domain context of its identities, instead of `domain_context`."""
     context_tokens: Count = 4

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,22 +29,9 @@ from torch.nn.functional import normalize
 
 from muva.errors import MuvaError, SettingsError
 from muva.model.bundle import Bundle
+from muva.model.export_formats import SUFFIXES, Form, InputFormat
 from muva.synthetic import DOMAINS, render
 
-Form = Literal["onnx", "torchscript", "safetensors"]
-InputFormat = Literal["normalised", "hwc", "chw", "imagenet"]
-"""The input of a graph: RGB images of the model's size, in batches of any length.
-
-`normalised`: float32 (3, H, W), normalised with the model's own mean and std. `hwc` and `chw`:
-uint8 (H, W, 3) or (3, H, W), as decoded. `imagenet`: float32 (3, H, W), normalised with ImageNet's
-mean and std, as BoxMOT does for every model.
-"""
-
-SUFFIXES: Mapping[Form, tuple[str, ...]] = {
-    "onnx": (".onnx",),
-    "torchscript": (".torchscript", ".pt", ".ts"),
-    "safetensors": (".safetensors",),
-}
 SIDECAR_FORMAT = 1
 INPUT, OUTPUT = "images", "features"
 OPSET = 18

@@ -111,15 +111,15 @@ def main() -> None:
 
     save_clip(clip, arguments.out, name="tiny")
     shipped = load_clip(str(arguments.out), image_size=(HEIGHT, WIDTH), stride=8)
-    figures = {
+    results = {
         domain: zero_shot(shipped, domain, pids=unseen_people(domain, pretrained_on=per_domain))
         for domain in DOMAINS
     }
-    for domain, result in figures.items():
+    for domain, result in results.items():
         print(f"{domain:15s} rank-1 {result.cmc[1]:.3f}  mAP {result.mean_ap:.3f}")
     seconds = time.perf_counter() - started
     card = model_card(
-        figures,
+        results,
         people=people,
         parameters=parameters,
         tokens=len(token_ids),
@@ -132,10 +132,10 @@ def main() -> None:
 
 def render_people(people_per_domain: int, *, processes: int) -> People:
     """Render the first people of each pre-training domain, seen by all its cameras."""
-    who = [(domain, pid) for domain in PRETRAINING for pid in range(1, people_per_domain + 1)]
+    people = [(domain, pid) for domain in PRETRAINING for pid in range(1, people_per_domain + 1)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        views = list(pool.map(_views, *zip(*who, strict=True), chunksize=PEOPLE_PER_TASK))
-    return People(np.stack(views), [caption(identity(domain, pid)) for domain, pid in who])
+        views = list(pool.map(_views, *zip(*people, strict=True), chunksize=PEOPLE_PER_TASK))
+    return People(np.stack(views), [caption(identity(domain, pid)) for domain, pid in people])
 
 
 def _views(domain: str, pid: int) -> NDArray[np.uint8]:
@@ -282,7 +282,7 @@ def unseen_people(domain: str, *, pretrained_on: int) -> range:
 
 
 def model_card(
-    figures: Mapping[str, RetrievalResult],
+    results: Mapping[str, RetrievalResult],
     *,
     people: People,
     parameters: int,
@@ -294,7 +294,7 @@ def model_card(
     rows = "\n".join(
         f"| {domain} | {'people unseen' if domain in PRETRAINING else 'domain unseen'} "
         f"| {100 * result.cmc[1]:.1f} | {100 * result.mean_ap:.1f} |"
-        for domain, result in figures.items()
+        for domain, result in results.items()
     )
     count, views = people.images.shape[:2]
     return f"""# The tiny CLIP

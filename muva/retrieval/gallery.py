@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from muva.errors import MuvaError
 from muva.retrieval.features import read_columns
-from muva.retrieval.ranked_lists import nearest_indices
 
 GALLERY_FORMAT = 1
 _METADATA = b"muva"
@@ -75,6 +74,9 @@ class Gallery:
 
         Ties are broken by index. The image at index `exclude` is left out.
         """
+        # Imports Numba and SciPy, which only searching needs.
+        from muva.retrieval.ranked_lists import nearest_indices
+
         cosines = np.empty(len(self))
         for first in range(0, len(self), _BLOCK_ROWS):
             some = slice(first, first + _BLOCK_ROWS)

@@ -8,7 +8,7 @@ from itertools import chain
 from muva.data.records import Record, Split
 from muva.errors import MuvaError
 from muva.synthetic.domain import find_domain
-from muva.synthetic.render import render
+from muva.synthetic.rendering import render
 from muva.synthetic.sensor import encode_jpeg
 
 _QUALITY = 95

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from muva.config import PARTS
 from muva.synthetic.arrays import Levels
 from muva.synthetic.domain import DOMAINS, find_domain
-from muva.synthetic.render import SyntheticImage, render
+from muva.synthetic.rendering import SyntheticImage, render
 from muva.synthetic.surface import PART_VALUES
 
 PART_COLOURS = {"head": (255, 220, 60), "upper_body": (60, 160, 255), "legs": (90, 220, 90)}

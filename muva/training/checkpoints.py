@@ -34,9 +34,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     }
     (folder / VALUES).unlink(missing_ok=True)
     (folder / TENSORS).write_bytes(stored)
-    beside = folder / f"{VALUES}.part"
-    beside.write_text(json.dumps(description, indent=2) + "\n")
-    beside.replace(folder / VALUES)
+    partial = folder / f"{VALUES}.part"
+    partial.write_text(json.dumps(description, indent=2) + "\n")
+    partial.replace(folder / VALUES)
 
 
 def recorded_settings(settings: Settings) -> dict[str, str]:

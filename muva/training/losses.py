@@ -76,7 +76,7 @@ def image_to_text_logits(
     normalised: bool,
     temperature: float,
 ) -> Float[Tensor, " B N"]:
-    """Inner products of image features (before the BN neck) and text prototypes (Eq. 9)."""
+    """Inner products of image features (before the BN neck) and text prototypes."""
     if normalised:
         features, prototypes = normalize(features), normalize(prototypes)
     return features @ prototypes.T / temperature
@@ -85,14 +85,14 @@ def image_to_text_logits(
 def mask_cross_entropy(
     logits: Float[Tensor, " blocks B R L"], part_masks: Bool[Tensor, " B R L"]
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy of every block's mask logits, mean over everything."""
+    """Binary cross-entropy of all blocks' mask logits, averaged over all elements."""
     return binary_cross_entropy_with_logits(logits, part_masks.to(logits).expand_as(logits))
 
 
 def mask_squared_error(
     probabilities: Float[Tensor, " blocks B R L"], part_masks: Bool[Tensor, " B R L"]
 ) -> Float[Tensor, ""]:
-    """Squared error of every block's mask probabilities, mean over everything."""
+    """Squared error of all blocks' mask probabilities, averaged over all elements."""
     return (probabilities - part_masks.to(probabilities)).square().mean()
 
 

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from muva.errors import MuvaError
-from muva.retrieval import Features, evaluate, ranked_lists, read_features, write_features
+from muva.retrieval import Features, evaluate, read_features, write_features
 from muva.retrieval import features as features_module
+from muva.retrieval.ranked_lists import ranked_lists
 
 
 def features(**changes) -> Features:

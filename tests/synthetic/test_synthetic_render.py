@@ -19,7 +19,7 @@ from muva.synthetic import (
     render,
 )
 from muva.synthetic.identity import identity
-from muva.synthetic.render import part_boxes
+from muva.synthetic.rendering import part_boxes
 from muva.synthetic.site import site
 from muva.synthetic.surface import PART_VALUES
 

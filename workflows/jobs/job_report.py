@@ -35,8 +35,8 @@ def runs_of(job: str, tracking_uri: str | None) -> tuple[list[dict[str, str]], s
     """The job's runs, and why they cannot be told if so."""
     if tracking_uri is None:
         return [], "where they are is not known here; name it with --tracking-uri"
-    from tracking.runs import runs_with_tag
     from tracking.source import JOB_TAG
+    from tracking.tagged_runs import runs_with_tag
     from tracking.ui import run_link
 
     try:

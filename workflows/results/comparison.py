@@ -82,7 +82,7 @@ class Comparison:
 
 
 def results_in(store: Store) -> list[Result]:
-    """All finished evaluations of whole targets; those that cannot be read are named and skipped."""
+    """All finished evaluations of whole targets; unreadable ones are reported and skipped."""
     lineage = Lineage.of(store)
     results = []
     for node in lineage.nodes("metrics"):

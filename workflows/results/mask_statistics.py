@@ -18,7 +18,7 @@ from muva.grounding import quality
 from muva.grounding.labels import LabelSet
 from muva.grounding.release import base_name
 from muva.grounding.rules import MAX_AREA
-from tracking.mask_report import MaskFigures, Outlier, OverlapFigures, PartFigures
+from tracking.mask_report import MaskStatistics, Outlier, OverlapStatistics, PartStatistics
 from tracking.pictures import part_distributions, part_mask_sheet
 
 SHOWN = 12
@@ -28,7 +28,7 @@ FINE_GRID = (64, 32)
 
 def mask_figures(
     dataset: Dataset, labels: LabelSet, other: LabelSet | None = None
-) -> tuple[MaskFigures, np.ndarray]:
+) -> tuple[MaskStatistics, np.ndarray]:
     """What the report says in numbers, and how far each image's parts are trusted (M, R)."""
     rows = dataset.rows(["image_id", "camid"])
     if tuple(rows["image_id"].to_pylist()) != labels.image_ids:
@@ -46,7 +46,7 @@ def mask_figures(
     order = quality.disordered(boxes, found, labels.parts)
     agreed = [None] * len(labels.parts) if other is None else _agreed(labels, other)
     parts = [
-        PartFigures(
+        PartStatistics(
             part=part,
             found=float(rates[column]),
             found_by_camera={camid: float(of[column]) for camid, of in by_camera.items()},
@@ -68,7 +68,7 @@ def mask_figures(
     for (one, two), values in quality.pairwise_iou(boxes, found).items():
         known = values[~np.isnan(values)]
         overlaps.append(
-            OverlapFigures(
+            OverlapStatistics(
                 parts=(labels.parts[one], labels.parts[two]),
                 median_iou=float(np.median(known)) if len(known) else None,
                 duplicates=float((known > quality.SAME_BOX_IOU).mean()) if len(known) else 0.0,
@@ -76,7 +76,7 @@ def mask_figures(
         )
     manifest = labels.artifact.manifest()
     assert manifest is not None
-    return MaskFigures(
+    return MaskStatistics(
         dataset=dataset.name,
         labels=labels.artifact.address,
         against=other.artifact.address if other else None,

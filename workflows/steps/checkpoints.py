@@ -70,7 +70,7 @@ def checkpoint_of_epoch(artifact: Artifact, epoch: int) -> Checkpoint:
 def latest_checkpoint(
     artifact: Artifact, *, folder: str = CHECKPOINTS
 ) -> tuple[Checkpoint | None, History]:
-    """The newest complete checkpoint and the history up to it; None and nothing if there is none."""
+    """The newest complete checkpoint and the history up to it; (None, empty) if there is none."""
     for saved in reversed(_saved(artifact, folder)):
         try:
             state = _read(artifact, saved)
@@ -96,7 +96,7 @@ def save_diverged(artifact: Artifact, error: DivergedError, *, made_from: object
 
 
 def diverged_checkpoint(artifact: Artifact) -> tuple[Checkpoint, Any]:
-    """The checkpoint before a diverged step, and what it was made from; MuvaError if none is kept."""
+    """The checkpoint before a diverged step and what it was made from; MuvaError without one."""
     if not list(artifact.store.list(artifact.key(DIVERGED) + "/")):
         raise MuvaError(
             f"{artifact.uri}: holds no checkpoint of a diverged step. Expected the address of the "

@@ -111,7 +111,7 @@ def _decode(file: Path) -> Image.Image | str:
 def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train: bool) -> Embedded:
     """Embeds a data set's query and gallery, or with `train` its training images.
 
-    Training images are neither query nor gallery: an evaluation uses each as a query for all others.
+    Training images are neither query nor gallery: in an evaluation each is a query for all others.
     """
     config = ModelConfig.model_validate(model_description(model)["model"])
     images = EvaluationSet(dataset=dataset, held_out=train)

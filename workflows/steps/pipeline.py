@@ -75,7 +75,7 @@ def run_recipe(session: Session, config: ExperimentConfig) -> PipelineReport:
 
 
 def run_pipeline(session: Session, config: ExperimentConfig) -> PipelineReport:
-    """Everything that a recipe names: data sets, pseudo-labels, a training per variant, all targets.
+    """Run a whole recipe: data sets, pseudo-labels, one training per variant, and every target.
 
     The runs are children of the session's parent; `pipeline_run` opens one.
     """

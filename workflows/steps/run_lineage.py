@@ -1,4 +1,4 @@
-"""Data sets and models as inputs and outputs of MLflow runs, and the parameters of a pipeline's run.
+"""Data sets and models as inputs and outputs of MLflow runs, and the parameters of pipelines.
 
 MLflow is imported where a run is written: by the driver only.
 """

@@ -1,4 +1,4 @@
-"""The scores of a ranking, by Ray tasks: of a data set's own split, or the means over its trials."""
+"""Scores of a ranking, by Ray tasks: of a data set's own split, or the means over its trials."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """A step: a pure function of settings and input artifacts, whose result is an artifact.
 
 A step declares its kind, name, format version, settings and inputs; its artifact's address follows
-from these, and is computed here and nowhere else. A step whose artifact is complete is skipped,
-which is a look-up; one without is computed, and picks up whatever finished parts it finds. Each step
-of a pipeline is a child run in MLflow, keyed by the artifact's address: repeating or skipping the
-step completes that run instead of making a second one.
+from these, and is computed here and nowhere else. A step whose artifact is complete is skipped
+after a single look-up; any other is computed, reusing the parts that an interrupted attempt
+finished. Each step of a pipeline is a child run in MLflow, keyed by the artifact's address, so that
+repeating or skipping the step completes that run instead of creating a second one.
 """
 
 from __future__ import annotations

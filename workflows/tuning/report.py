@@ -73,7 +73,10 @@ def history(study: Study, records: Sequence[Mapping[str, Any]]) -> list[tuple[in
 
 
 def trials_table(summary: Mapping[str, Any]) -> Table:
-    """The trials, best first, held-out mAP in per cent; * marks the unbeaten where there are two objectives."""
+    """The trials, best first, with held-out mAP in per cent.
+
+    With two objectives, * marks the trials that no other dominates.
+    """
     trials, objectives = summary["trials"], summary["objectives"]
     table = Table(title="Trials on held-out sources")
     settings = list(dict.fromkeys(name for trial in trials for name in trial["params"]))

@@ -155,7 +155,7 @@ def summary_of(study: Study) -> dict[str, Any]:
 
 
 def wanted_trials(chosen: Search) -> int:
-    """How many trials there will be: fewer than the settings say where the space has fewer points."""
+    """The number of trials: what the settings say, or the size of the space if that is less."""
     trials = chosen.settings.trials
     if not chosen.space.finite:
         return trials

@@ -61,8 +61,8 @@ class TrialProgress:
     """The mean mAP of each seed, over the domains that it was evaluated on."""
     seconds: float
     failed: str | None = None
-    """Why it ended early: the training diverged, or its settings contradict each other. There are no
-    metrics then."""
+    """Why it ended early, without metrics: the training diverged, or its settings contradict each
+    other."""
 
     @property
     def state(self) -> State:
@@ -82,21 +82,21 @@ def objectives_of(settings: TuneConfig, held_out: Sequence[str]) -> tuple[str, .
     objective = settings.objective
     if objective == "both" and len(held_out) < 2:
         raise SettingsError(
-            f"objective both: with {held_out[0]} alone held out, mean and worst domain are the same: "
-            "hold out two domains or more with --folds, or take the mean"
+            f"objective both: only {held_out[0]} is held out, so that mean and worst domain "
+            "are the same; hold out two domains or more with --folds, or choose the objective mean"
         )
     if objective in OBJECTIVES:
         return OBJECTIVES[objective]
     if objective in held_out:
         return (f"{objective}/mAP",)
     raise SettingsError(
-        f"objective {objective}: no trial reports it: expected {', '.join(OBJECTIVES)} or a domain that is held "
-        f"out: {', '.join(held_out)}"
+        f"objective {objective}: no trial reports it; expected {', '.join(OBJECTIVES)} or a domain "
+        f"that is held out: {', '.join(held_out)}"
     )
 
 
 def epochs_by_rung(config: ExperimentConfig, settings: TuneConfig) -> int:
-    """Rungs of a training: its epochs of stage 2 where a scheduler may stop it in the midst."""
+    """The number of rungs of a training: its epochs of stage 2 if a scheduler may stop it early."""
     if settings.scheduler == "none":
         return 1
     return settings.stage2_epochs or config.stage2.epochs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
@@ -16,22 +17,17 @@ from muva.errors import MuvaError
 from muva.paper import FOUR, PROTOCOLS
 from tracking.names import experiment_name
 from workflows.progress import say
-from workflows.results.comparison import (
-    COLUMNS,
-    Comparison,
-    as_csv,
-    as_markdown,
-    cells,
-    compared,
-    protocol_rows,
-    results_in,
-)
-from workflows.results.differences import Difference
-from workflows.session import Session
 from workflows.verb import as_text, json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from workflows.results.comparison import Comparison
+    from workflows.results.differences import Difference
+    from workflows.session import Session
 
 
 def _as_table(lines: Sequence[Sequence[str]]) -> str:
+    from workflows.results.comparison import COLUMNS
+
     table = Table(title="Per cent; ours less the paper's MUVA")
     filled = [place for place in range(len(COLUMNS)) if any(line[place] for line in lines)]
     for place in filled:
@@ -60,6 +56,15 @@ def compare_verb(what: tuple[str, ...], form: str, as_json: bool, session: Sessi
     muva compare single-source --form markdown
     muva compare global-only muva
     """
+    from workflows.results.comparison import (
+        as_csv,
+        as_markdown,
+        cells,
+        compared,
+        protocol_rows,
+        results_in,
+    )
+
     if len(what) == 2:
         _explain(session, what[0], what[1], as_json=as_json)
         return
@@ -107,6 +112,7 @@ def _explain(session: Session, first: str, second: str, *, as_json: bool) -> Non
 def _record(session: Session, found: Sequence[Comparison], lines: Sequence[Sequence[str]]) -> None:
     """The table, and a map of sources against targets for each method, in a run of their own."""
     from tracking.heat_map import heat_map
+    from workflows.results.comparison import as_csv, as_markdown
 
     session = dataclasses.replace(session, experiment=experiment_name("comparison"))
     with session.run("comparison", key="comparison", params={}) as run:

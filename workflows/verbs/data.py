@@ -5,25 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
-from muva.config import load_recipe
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
-from muva.data.benchmarks import BENCHMARKS, READERS
-from muva.data.benchmarks.benchmark import Benchmark
-from muva.data.checks import check_dataset, sample_sheet
-from muva.data.records import SPLITS
-from muva.data.shards import Dataset, open_dataset
+from muva.data.benchmarks import READERS
 from muva.errors import MuvaError, SettingsError, closest
-from muva.synthetic import DOMAINS
 from workflows.progress import say
-from workflows.session import Session
-from workflows.steps.erasure_report import ErasureReport, described
-from workflows.steps.forget import forget, what_to_forget
-from workflows.steps.import_data import import_benchmark, import_synthetic, import_tree
 from workflows.verb import (
     as_text,
     json_option,
@@ -33,6 +23,12 @@ from workflows.verb import (
     session_options,
     write_sheet,
 )
+
+if TYPE_CHECKING:
+    from muva.data.benchmarks.benchmark import Benchmark
+    from muva.data.shards import Dataset
+    from workflows.session import Session
+    from workflows.steps.erasure_report import ErasureReport
 
 
 @click.group("data")
@@ -94,6 +90,12 @@ def import_verb(
     muva data import mine --from people.csv --layout manifest
     muva data import syn-station --set synthetic.train_people=20
     """
+    from muva.config import load_recipe
+    from muva.data.benchmarks import BENCHMARKS
+    from muva.data.shards import open_dataset
+    from muva.synthetic import DOMAINS
+    from workflows.steps.import_data import import_benchmark, import_synthetic, import_tree
+
     given = {"pid_regex": pid_regex, "camid_regex": camid_regex, "split": split}
     options = {option: value for option, value in given.items() if value is not None}
     if overrides and root is not None:
@@ -143,6 +145,8 @@ def benchmarks_verb(name: str | None, as_json: bool) -> None:
     muva data benchmarks
     muva data benchmarks msmt17
     """
+    from muva.data.benchmarks import BENCHMARKS
+
     if name is None:
         known = BENCHMARKS
         table = Table("name", "data set", "images", "identities", "status")
@@ -180,6 +184,9 @@ def _facts(benchmark: Benchmark) -> dict[str, Any]:
 
 def _card(name: str) -> str:
     """All that is known of a public data set, for people."""
+    from muva.data.benchmarks import BENCHMARKS
+    from muva.data.records import SPLITS
+
     benchmark = BENCHMARKS[name]
     table = Table("split", "images", "identities", "cameras")
     for split in SPLITS:
@@ -203,6 +210,9 @@ def list_verb(as_json: bool, session: Session) -> None:
     \b
     muva data list --json
     """
+    from muva.data.shards import open_dataset
+    from muva.synthetic import DOMAINS
+
     found = []
     for artifact in list_artifacts(session.store, "datasets"):
         try:
@@ -238,6 +248,9 @@ def check(name: str, as_json: bool, session: Session) -> None:
     \b
     muva data check syn-station
     """
+    from muva.data.checks import check_dataset
+    from muva.data.shards import open_dataset
+
     report = check_dataset(open_dataset(find_artifact(session.store, "datasets", name)))
     unreadable = [f"{found['image_id']}: {found['reason']}" for found in report.quarantined]
     duplicates = ["the same image: " + ", ".join(group) for group in report.duplicates]
@@ -256,6 +269,9 @@ def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None
     \b
     muva data show syn-station --sheet station.png
     """
+    from muva.data.checks import check_dataset, sample_sheet
+    from muva.data.shards import open_dataset
+
     dataset = open_dataset(find_artifact(session.store, "datasets", name))
     report = check_dataset(dataset)
     table = Table("split", "images", "identities", "cameras", "images an identity")
@@ -291,6 +307,8 @@ def _counts(dataset: Dataset) -> str:
 
 
 def _warn(dataset: Dataset) -> None:
+    from muva.data.benchmarks import BENCHMARKS
+
     benchmark = BENCHMARKS.get(dataset.name)
     if benchmark is not None and "withdrawn" in benchmark.status:
         say(f"{benchmark.title}: {benchmark.status}.")
@@ -332,6 +350,8 @@ def forget_verb(
     muva data forget mine --pid 17          who that is, and what would go
     muva data forget mine --image 0017_c2_3.jpg --yes
     """
+    from workflows.steps.forget import forget, what_to_forget
+
     if not pids and not images:
         raise click.UsageError("whom? Expected --pid PID or --image IMAGE_ID")
     if yes:
@@ -344,6 +364,8 @@ def forget_verb(
 
 
 def _forget_text(report: ErasureReport, remaining: Artifact | None, *, yes: bool) -> str:
+    from workflows.steps.erasure_report import described
+
     verb = "Deleted" if yes else "To be deleted"
     lists = {
         f"{verb}; can be made again when needed:": report.deleted,

@@ -12,30 +12,14 @@ import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from muva.config import ExperimentConfig, load_recipe, to_yaml
 from muva.errors import MuvaError, SettingsError
 from tracking.names import experiment_name
 from tracking.redaction import redact
-from workflows.jobs.client import address_of_environment
-from workflows.jobs.cluster_settings import ClusterSettings
-from workflows.jobs.head import head_for_a_while
-from workflows.jobs.submit import submit_and_follow
 from workflows.progress import say
-from workflows.results.tables import pipeline_table
-from workflows.runtime.workers import Workers
-from workflows.session import Session
-from workflows.steps.pipeline import (
-    as_data,
-    log_pipeline,
-    map_domains,
-    pipeline_run,
-    run_pipeline,
-)
-from workflows.tuning.report import trials_table
-from workflows.tuning.search import check_search, search
 from workflows.verb import (
     as_text,
     json_option,
@@ -44,6 +28,11 @@ from workflows.verb import (
     session_options,
     worker_options,
 )
+
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.runtime.workers import Workers
+    from workflows.session import Session
 
 
 @click.command("demo")
@@ -59,6 +48,18 @@ def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: S
     muva demo
     muva demo --set seed=1 --home runs-1
     """
+    from muva.config import load_recipe, to_yaml
+    from workflows.results.tables import pipeline_table as pipeline_table
+    from workflows.steps.pipeline import (
+        as_data,
+        log_pipeline,
+        map_domains,
+        pipeline_run,
+        run_pipeline,
+    )
+    from workflows.tuning.report import trials_table
+    from workflows.tuning.search import check_search, search
+
     started_at = time.monotonic()
     config = load_recipe(recipe, overrides=overrides)
     if "muva" not in config.variants or config.tune is None or not config.model.parts:
@@ -119,6 +120,11 @@ def _submit_evaluation(model: str, config: ExperimentConfig, session: Session) -
     The job runs on the cluster of the environment, on a head that runs on this machine already, or
     on one that is started for it.
     """
+    from workflows.jobs.client import address_of_environment
+    from workflows.jobs.cluster_settings import ClusterSettings
+    from workflows.jobs.head import head_for_a_while
+    from workflows.jobs.submit import submit_and_follow
+
     argv = ["evaluate", model, "--targets", ",".join(config.targets)]
     argv += ["--recipe", str(session.home / "demo" / "config.yaml"), "--home", str(session.home)]
     argv += ["--store", session.store.uri]

@@ -13,7 +13,6 @@ import click
 
 from muva.data.artifacts import open_artifact
 from muva.errors import MuvaError
-from workflows.steps.diverged import repeat_diverged
 from workflows.verb import json_option, override_option, print_result
 
 
@@ -28,6 +27,8 @@ def main(artifact: str, overrides: tuple[str, ...], as_json: bool) -> None:
     python -m workflows.verbs.diverged runs/store/models/muva-0123456789abcdef
     python -m workflows.verbs.diverged ... --set stage2.precision=fp32
     """
+    from workflows.steps.diverged import repeat_diverged
+
     try:
         found = repeat_diverged(open_artifact(artifact), overrides=overrides)
     except MuvaError as mistake:

@@ -14,17 +14,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from muva.config import load_recipe
-from tracking.source import JOB_VARIABLE
-from workflows.jobs.checks import REPORT, checks_here, checks_inside, checks_on_cluster
-from workflows.jobs.client import (
-    ADDRESS_VARIABLES,
-)
-from workflows.jobs.cluster_settings import ClusterSettings
-from workflows.jobs.readiness import (
-    Check,
-)
-from workflows.session import Session
 from workflows.verb import (
     cluster_options,
     json_option,
@@ -34,7 +23,9 @@ from workflows.verb import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from workflows.jobs.cluster_settings import ClusterSettings
+    from workflows.jobs.readiness import Check
+    from workflows.session import Session
 
 
 @click.command("doctor")
@@ -61,6 +52,11 @@ def doctor_verb(
     muva doctor --recipe demo
     muva doctor --cluster laptop --recipe base --set grounding.expert=florence-2
     """
+    from muva.config import load_recipe
+    from tracking.source import JOB_VARIABLE
+    from workflows.jobs.checks import REPORT, checks_here, checks_inside, checks_on_cluster
+    from workflows.jobs.client import ADDRESS_VARIABLES
+
     if overrides and recipe is None:
         raise click.UsageError("--set changes a setting of a recipe: name it with --recipe")
     config = load_recipe(recipe, overrides=overrides) if recipe is not None else None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from muva.data.artifacts import Artifact, find_artifact
-from muva.data.shards import open_dataset
 from muva.errors import MuvaError, SettingsError
-from muva.models import find_model
-from muva.retrieval.gallery import write_gallery
 from workflows.progress import say, track
-from workflows.session import Session
-from workflows.steps.embed_folder import Embedded, embed_dataset, embed_folder
 from workflows.verb import json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from workflows.session import Session
+    from workflows.steps.embed_folder import Embedded
 
 _MOST_NAMED = 5
 
@@ -48,6 +48,10 @@ def embed_verb(
     muva embed market1501 --model muva --out market.parquet
     muva evaluate --features market.parquet
     """
+    from muva.models import find_model
+    from muva.retrieval.gallery import write_gallery
+    from workflows.steps.embed_folder import embed_dataset, embed_folder
+
     _check_out(out)
     folder = _folder(images)
     if folder is not None and split is not None:
@@ -102,6 +106,8 @@ def _dataset(session: Session, name: str) -> Artifact:
 
 
 def _only_to_learn_from(dataset: Artifact) -> bool:
+    from muva.data.shards import open_dataset
+
     return set(open_dataset(dataset).summary.splits) == {"train"}
 
 

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from muva.config import ExperimentConfig, load_recipe
-from muva.config.schema import ModelConfig
-from muva.model.clip import check_clip
-from muva.models import find_model, model_description
 from workflows.progress import say
-from workflows.results.tables import evaluation_table
-from workflows.runtime.on_demand import cluster_on_demand
-from workflows.session import Session
-from workflows.steps.embed import UNTRAINED
-from workflows.steps.evaluate import Evaluation, evaluate_file, evaluate_on
-from workflows.steps.import_data import datasets_of
 from workflows.verb import (
     NAMES,
     as_text,
@@ -29,8 +19,10 @@ from workflows.verb import (
     session_options,
 )
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    pass
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.session import Session
+    from workflows.steps.evaluate import Evaluation
 
 
 @click.command("evaluate")
@@ -64,6 +56,10 @@ def evaluate_verb(
     muva evaluate clip:tiny --targets syn-station --recipe demo
     muva evaluate --features features.parquet
     """
+    from muva.config import load_recipe
+    from workflows.results.tables import evaluation_table
+    from workflows.steps.evaluate import evaluate_file
+
     config = load_recipe(recipe, overrides=overrides)
     if (features is None) == (model is None):
         raise click.UsageError("Expected either a MODEL with --targets, or --features FILE.")
@@ -93,6 +89,14 @@ def evaluate_verb(
 def _evaluate_model(
     session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
 ) -> tuple[dict[str, Evaluation], str]:
+    from muva.config.schema import ModelConfig
+    from muva.model.clip import check_clip
+    from muva.models import find_model, model_description
+    from workflows.runtime.on_demand import cluster_on_demand
+    from workflows.steps.embed import UNTRAINED
+    from workflows.steps.evaluate import evaluate_on
+    from workflows.steps.import_data import datasets_of
+
     uri, name = model, UNTRAINED.rstrip(":")
     if model.startswith(UNTRAINED):
         check_clip(model.removeprefix(UNTRAINED))

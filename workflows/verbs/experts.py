@@ -7,7 +7,6 @@ import dataclasses
 import click
 from rich.table import Table
 
-from muva.grounding.experts import EXPERTS
 from workflows.verb import as_text, json_option, print_result
 
 
@@ -20,6 +19,8 @@ def experts_verb(as_json: bool) -> None:
     muva experts
     muva ground mine --expert florence-2
     """
+    from muva.grounding.experts import EXPERTS
+
     table = Table("expert", "weights", "parameters", "memory", "licence of the weights", "scores")
     for name, info in EXPERTS.items():
         table.add_row(

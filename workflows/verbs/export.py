@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import muva
 from muva.errors import SettingsError
-from muva.model.export import SUFFIXES, Form, InputFormat, export
-from muva.models import find_model
+from muva.model.export_formats import SUFFIXES
 from workflows.progress import track
-from workflows.session import Session
 from workflows.verb import json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from muva.model.export_formats import Form, InputFormat
+    from workflows.session import Session
 
 BOXMOT = "boxmot"
 _BOXMOT_SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript"}
@@ -82,6 +84,9 @@ def export_verb(
     muva export muva --format onnx --out muva-uint8.onnx --with-preprocessing
     muva export muva --format onnx --out muva-boxmot.onnx --for boxmot
     """
+    from muva.model.export import export
+    from muva.models import find_model
+
     takes = _takes(prepares, layout, reader)
     if reader == BOXMOT:
         _check_for_boxmot(form, out, half)

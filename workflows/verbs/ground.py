@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from muva.config import load_recipe, with_settings
 from muva.errors import SettingsError
-from workflows.runtime.expert_pool import Actors
-from workflows.session import Session
-from workflows.steps.ground import ground
-from workflows.steps.import_data import datasets_of
 from workflows.verb import (
     NAMES,
     json_option,
@@ -22,8 +17,8 @@ from workflows.verb import (
     session_options,
 )
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    pass
+if TYPE_CHECKING:
+    from workflows.session import Session
 
 
 def _a_share(context: click.Context, option: click.Parameter, gpus: float | None) -> float | None:
@@ -81,6 +76,11 @@ def ground_verb(
     muva ground mine --expert grounding-dino --phrases shoes="the shoes"
     muva ground mine --expert florence-2 --set grounding.checkpoint=/models/florence-2-large
     """
+    from muva.config import load_recipe, with_settings
+    from workflows.runtime.expert_pool import Actors
+    from workflows.steps.ground import ground
+    from workflows.steps.import_data import datasets_of
+
     settings = load_recipe(recipe, overrides=overrides)
     changes: dict[str, Any] = {}
     if expert is not None:

@@ -12,14 +12,11 @@ from rich.table import Table
 
 from muva.errors import MuvaError
 from tracking.redaction import redact
-from workflows.jobs.client import answering, job_details, jobs_client
-from workflows.jobs.cluster_settings import ClusterSettings
-from workflows.jobs.follow import follow_job
-from workflows.jobs.job_report import runs_of, told_of
 from workflows.verb import as_text, cluster_options, json_option, print_result
 
 if TYPE_CHECKING:
-    pass
+    from workflows.jobs.cluster_settings import ClusterSettings
+
 
 STOP_S = 60.0
 """How long a job may take to end once it was told to; Ray kills it before."""
@@ -46,6 +43,9 @@ def list_verb(cluster: ClusterSettings, as_json: bool) -> None:
     muva jobs list
     muva jobs list --cluster laptop --json
     """
+    from workflows.jobs.client import answering, jobs_client
+    from workflows.jobs.job_report import told_of
+
     client = jobs_client(cluster)
     with answering(client):
         found = client.list_jobs()
@@ -70,6 +70,9 @@ def logs_verb(cluster: ClusterSettings, follow: bool, as_json: bool, job: str) -
     muva jobs logs muva-run-0123456789abcdef-1
     muva jobs logs --follow muva-run-0123456789abcdef-1
     """
+    from workflows.jobs.client import answering, job_details, jobs_client
+    from workflows.jobs.follow import follow_job
+
     if follow and as_json:
         raise click.UsageError("--follow and --json: expected one of the two.")
     client = jobs_client(cluster)
@@ -92,6 +95,9 @@ def stop_verb(cluster: ClusterSettings, as_json: bool, job: str) -> None:
     \b
     muva jobs stop muva-run-0123456789abcdef-1
     """
+    from workflows.jobs.client import answering, job_details, jobs_client
+    from workflows.jobs.job_report import told_of
+
     client = jobs_client(cluster)
     ran = not job_details(client, job).status.is_terminal()
     if ran:
@@ -123,6 +129,9 @@ def show_verb(cluster: ClusterSettings, tracking_uri: str | None, as_json: bool,
     \b
     muva jobs show muva-run-0123456789abcdef-1
     """
+    from workflows.jobs.client import job_details, jobs_client
+    from workflows.jobs.job_report import runs_of, told_of
+
     told = told_of(job_details(jobs_client(cluster), job))
     place = tracking_uri or cluster.tracking_uri or told["tracking_uri"]
     runs, complaint = runs_of(job, place)

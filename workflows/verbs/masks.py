@@ -6,42 +6,23 @@ import dataclasses
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-import numpy as np
-import pyarrow as pa
-from PIL import Image
 from rich.table import Table
 
-from muva.config import PARTS
+from muva.config import PARTS, BoxRule
 from muva.data.artifacts import find_artifact
-from muva.data.images import decode_rgb
-from muva.data.shards import open_dataset
 from muva.errors import MuvaError, closest
-from muva.grounding import quality
-from muva.grounding.labels import (
-    LabelSet,
-    open_labels,
-)
-from muva.grounding.release import base_name, by_base_name, write_release
-from muva.grounding.rules import RULES
-from tracking.mask_report import MaskFigures, mask_report
-from tracking.pictures import boxed_image, part_mask_sheet
-from tracking.privacy import people
 from workflows.progress import track
-from workflows.results.mask_statistics import (
-    label_scores,
-    mask_figures,
-    mask_pictures,
-    number_or_none,
-)
-from workflows.session import Session
-from workflows.steps.import_labels import import_release
-from workflows.steps.labels import REFINED, choose_labels
-from workflows.steps.refine import refine
-from workflows.steps.step import ARTIFACT_TAG
 from workflows.verb import NAMES, as_text, json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from muva.grounding.labels import LabelSet
+    from tracking.mask_report import MaskStatistics
+    from workflows.session import Session
 
 
 @click.group("masks")
@@ -89,6 +70,14 @@ def report(
     muva masks report syn-station
     muva masks report mine --expert florence-2 --against owlv2
     """
+    from muva.data.shards import open_dataset
+    from muva.grounding.labels import open_labels
+    from tracking.mask_report import mask_report
+    from tracking.names import ARTIFACT_TAG
+    from tracking.privacy import people
+    from workflows.results.mask_statistics import mask_figures, mask_pictures
+    from workflows.steps.labels import choose_labels
+
     data = open_dataset(find_artifact(session.store, "datasets", dataset))
     address = against is not None and _is_address(against)
     of = choose_labels(
@@ -155,6 +144,16 @@ def show(
     \b
     muva masks show syn-station 0001_c1s1_0.jpg
     """
+    import numpy as np
+    import pyarrow as pa
+
+    from muva.data.images import decode_rgb
+    from muva.data.shards import open_dataset
+    from muva.grounding import quality
+    from muva.grounding.labels import open_labels
+    from workflows.results.mask_statistics import label_scores, number_or_none
+    from workflows.steps.labels import choose_labels
+
     data = open_dataset(find_artifact(session.store, "datasets", dataset))
     chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
     if image not in chosen.image_ids:
@@ -199,7 +198,12 @@ def show(
 
 @masks_verb.command("refine")
 @click.argument("dataset")
-@click.option("--rules", type=NAMES, required=True, help=f"Of {', '.join(RULES)}; in this order.")
+@click.option(
+    "--rules",
+    type=NAMES,
+    required=True,
+    help=f"Of {', '.join(get_args(BoxRule))}; in this order.",
+)
 @choice_options
 @json_option
 @session_options
@@ -218,6 +222,10 @@ def refine_verb(
     \b
     muva masks refine mine --rules drop-whole-image,drop-disordered
     """
+    from muva.data.shards import open_dataset
+    from workflows.steps.labels import REFINED, choose_labels
+    from workflows.steps.refine import refine
+
     source = find_artifact(session.store, "datasets", dataset)
     raw = choose_labels(session, open_dataset(source), expert=expert, labels=labels, unlike=REFINED)
     done = refine(session, source, raw, rules)
@@ -262,6 +270,8 @@ def import_verb(
     muva masks import market release.pkl
     muva masks import mine masks.pkl --grid 16x8 --missing not-found
     """
+    from workflows.steps.import_labels import import_release
+
     source = find_artifact(session.store, "datasets", dataset)
     done = import_release(
         session, source, file, parts=parts, grid=_grid(grid), missing=missing == "not-found"
@@ -298,6 +308,11 @@ def export(
     \b
     muva masks export market masks.pkl --expert florence-2
     """
+    from muva.data.shards import open_dataset
+    from muva.grounding.labels import open_labels
+    from muva.grounding.release import by_base_name, write_release
+    from workflows.steps.labels import choose_labels
+
     data = open_dataset(find_artifact(session.store, "datasets", dataset))
     chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
     named = by_base_name(chosen.image_ids, dataset=data.name)
@@ -311,7 +326,7 @@ def export(
     )
 
 
-def _table(figures: MaskFigures) -> Table:
+def _table(figures: MaskStatistics) -> Table:
     columns = ["part", "found", "area", "out of order", "whole image", "confidence"]
     if figures.against:
         columns += ["agreement: IoU", "IoU >= 0.5", "this alone", "other alone"]
@@ -352,6 +367,9 @@ def _is_address(text: str) -> bool:
 
 def _drawn(labels: LabelSet, row: int, image: Image.Image) -> Image.Image:
     """An image with what is known of its parts: the very patches where those came as such."""
+    from muva.grounding.release import base_name
+    from tracking.pictures import boxed_image, part_mask_sheet
+
     ids = [labels.image_ids[row]]
     if labels.grid:
         rows, columns = labels.grid

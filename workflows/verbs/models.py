@@ -10,24 +10,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
-from muva.config import load_recipe
 from muva.data.artifacts import Artifact, check_name, list_artifacts
 from muva.errors import MuvaError
-from muva.model.foreign import FORMS
-from muva.models import IMPORTED, find_model, model_description
+from muva.model.foreign import AUTO, FORMS
 from tracking.redaction import redact
 from workflows.progress import say
-from workflows.session import Session
-from workflows.steps.encoder import model_of_epoch
-from workflows.steps.import_model import AUTO, import_model
-from workflows.steps.run_lineage import served_model
-from workflows.steps.step import ARTIFACT_TAG
 from workflows.verb import (
     as_text,
     json_option,
@@ -36,6 +29,9 @@ from workflows.verb import (
     recipe_option,
     session_options,
 )
+
+if TYPE_CHECKING:
+    from workflows.session import Session
 
 ACTIVATIONS = {"quick-gelu": True, "gelu": False}
 
@@ -102,6 +98,9 @@ def import_verb(
     muva models import ViT-B-16_60.pth --name clip-reid --form clip-reid
     muva models import clip-finetuned/ --name mine --activation gelu
     """
+    from muva.config import load_recipe
+    from workflows.steps.import_model import import_model
+
     done = import_model(
         session,
         file,
@@ -162,6 +161,9 @@ def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
     \b
     muva models epoch muva 10
     """
+    from muva.models import find_model
+    from workflows.steps.encoder import model_of_epoch
+
     done = model_of_epoch(session, find_model(session.store, model), epoch)
     uri = done.artifact.uri
     print_result({"model": uri, **done.summary}, as_json=as_json, text=uri)
@@ -181,6 +183,10 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
     muva models log muva
     mlflow models serve -m models:/m-… --env-manager local --host 127.0.0.1 --port 5001
     """
+    from muva.models import find_model, model_description
+    from tracking.names import ARTIFACT_TAG
+    from workflows.steps.run_lineage import served_model
+
     artifact = find_model(session.store, model)
     settings = model_description(artifact)["model"]
     key = f"log {artifact.address}"
@@ -207,6 +213,8 @@ def show(model: str, as_json: bool, session: Session) -> None:
     \b
     muva models show clip-reid
     """
+    from muva.models import IMPORTED, find_model
+
     artifact = find_model(session.store, model)
     facts = _facts(artifact)
     imported = facts["metadata"].get(IMPORTED)
@@ -226,6 +234,9 @@ def show(model: str, as_json: bool, session: Session) -> None:
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
     """A model without its weights."""
+    from muva.models import model_description
+    from workflows.steps.labels import IMPORTED
+
     description = model_description(artifact)
     metadata = description["metadata"]
     imported = metadata.get(IMPORTED)

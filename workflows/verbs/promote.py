@@ -6,12 +6,14 @@ people cannot be promoted.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from muva.models import find_model
-from workflows.results.promotion import promote
-from workflows.session import Session
 from workflows.verb import json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from workflows.session import Session
 
 
 @click.command("promote")
@@ -29,6 +31,9 @@ def promote_verb(model: str, name: str, as_json: bool, session: Session) -> None
     muva promote muva-chosen
     muva promote muva-chosen --as people-of-our-station
     """
+    from muva.models import find_model
+    from workflows.results.promotion import promote
+
     after = promote(session, find_model(session.store, model), name=name)
     lines = [
         f"{alias}: version {one['number']}, {one['address']}, held-out mAP {100 * one['value']:.1f}"

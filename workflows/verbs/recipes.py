@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from muva.config import differences, load_recipe, shipped_recipes, to_yaml
 from workflows.verb import as_text, json_option, print_result
 
 DESCRIBING = ("name", "description")
@@ -17,6 +15,8 @@ DESCRIBING = ("name", "description")
 
 def described_recipes() -> list[dict[str, Any]]:
     """Name, description, and dotted setting -> value where a shipped recipe differs from `base`."""
+    from muva.config import differences, load_recipe, shipped_recipes
+
     base = load_recipe("base")
     found = []
     for name in shipped_recipes():
@@ -43,6 +43,8 @@ def recipes_verb(name: str | None, as_json: bool) -> None:
     muva recipes msmt17
     muva run single-source --source market1501 --recipe ablation-gating-online
     """
+    from muva.config import load_recipe, to_yaml
+
     if name is not None:
         config = load_recipe(name)
         print_result(config.model_dump(mode="json"), as_json=as_json, text=to_yaml(config).rstrip())
@@ -58,4 +60,6 @@ def recipes_verb(name: str | None, as_json: bool) -> None:
 
 def _in_yaml(value: object) -> str:
     """A value as `--set` takes it."""
+    import yaml
+
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()

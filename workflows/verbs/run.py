@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from muva.config import (
-    ExperimentConfig,
-    load_recipe,
-    to_yaml,
-    with_overrides,
-    with_settings,
-)
 from muva.data.artifacts import list_artifacts
-from muva.data.benchmarks import BENCHMARKS
 from muva.errors import MuvaError
 from muva.paper import PROTOCOLS, Row, rows
 from tracking.names import experiment_name
 from workflows.progress import say
-from workflows.results.tables import pipeline_table
-from workflows.session import Session
-from workflows.steps.pipeline import as_data, run_recipe
 from workflows.verb import (
     NAMES,
     as_text,
@@ -32,6 +22,10 @@ from workflows.verb import (
     session_options,
     worker_options,
 )
+
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.session import Session
 
 
 @click.command("run")
@@ -69,6 +63,10 @@ def run_verb(
     muva run single-source --source market1501
     muva run leave-one-out --target msmt17 --without dukemtmc
     """
+    from muva.config import load_recipe, to_yaml
+    from workflows.results.tables import pipeline_table
+    from workflows.steps.pipeline import as_data, run_recipe
+
     if recipe in PROTOCOLS:
         chosen = rows(recipe, source=source, target=target, without=without or ())
         configs = [_config_of(row, settings, overrides) for row in chosen]
@@ -95,6 +93,8 @@ def run_verb(
 
 def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> ExperimentConfig:
     """The settings of a protocol's row: the recipe's, with the row's domains."""
+    from muva.config import load_recipe, with_overrides, with_settings
+
     name = recipe or ("msmt17" if row.sources == ("msmt17",) else "base")
     config = load_recipe(name)
     config = with_settings(config, row.settings, where=f"{name} for {row.protocol}")
@@ -103,6 +103,8 @@ def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> Experi
 
 def _check_there(session: Session, configs: Sequence[ExperimentConfig]) -> None:
     """Every data set that is needed is there, before the first of many trainings begins."""
+    from muva.data.benchmarks import BENCHMARKS
+
     wanted = {name for config in configs for name in (*config.sources, *config.targets)}
     there = {artifact.name for artifact in list_artifacts(session.store, "datasets")}
     public = sorted((wanted - there) & set(BENCHMARKS))

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
 import muva
 from muva.data.artifacts import open_artifact
-from muva.data.images import UnreadableImageError, decode_rgb
-from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.models import find_model, model_description
-from muva.retrieval.gallery import Gallery, read_gallery
-from tracking.pictures import Found, search_sheet
-from workflows.session import Session
 from workflows.verb import as_text, json_option, print_result, session_options, write_sheet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from muva.retrieval.gallery import Gallery
+    from workflows.session import Session
 
 
 @click.command("search")
@@ -61,6 +60,8 @@ def search_verb(
     muva search --query person.jpg --gallery crops.parquet --sheet ranked.png
     muva search --query cam1/0007.jpg --gallery crops.parquet --top 5 --json
     """
+    from muva.retrieval.gallery import read_gallery
+
     gallery = read_gallery(file)
     address = gallery.source.model
     if model is not None:
@@ -89,6 +90,8 @@ def search_verb(
 
 def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> str:
     """The address of the model that a person names; MuvaError unless the gallery is of it."""
+    from muva.models import find_model, model_description
+
     artifact = find_model(session.store, model)
     if model_description(artifact)["sha256"] != gallery.source.weights:
         raise MuvaError(
@@ -100,6 +103,9 @@ def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> s
 
 
 def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.ndarray:
+
+    from muva.models import model_description
+
     path = Path(query).expanduser()
     if not path.is_file():
         raise MuvaError(
@@ -123,6 +129,9 @@ def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.nd
 
 def _images(gallery: Gallery, places: Sequence[int], folder: Path | None) -> list[Image.Image]:
     """The gallery's images at these places."""
+    from muva.data.images import decode_rgb
+    from muva.data.shards import open_dataset
+
     ids = [str(gallery.ids[place]) for place in places]
     if folder is None and gallery.source.dataset is not None:
         dataset = open_dataset(open_artifact(gallery.source.dataset))
@@ -134,6 +143,8 @@ def _images(gallery: Gallery, places: Sequence[int], folder: Path | None) -> lis
 
 
 def _opened(path: Path) -> Image.Image:
+    from muva.data.images import UnreadableImageError, decode_rgb
+
     try:
         return decode_rgb(path.expanduser().read_bytes())
     except (OSError, UnreadableImageError) as error:
@@ -150,6 +161,8 @@ def _draw(
     shown: Sequence[Image.Image],
     matches: Sequence[dict[str, Any]],
 ) -> None:
+    from tracking.pictures import Found, search_sheet
+
     picture = search_sheet(
         query,
         [

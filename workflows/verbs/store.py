@@ -7,7 +7,7 @@ named was made from, can go: delete runs in the MLflow UI, then `muva store gc`.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.filesize import decimal
@@ -24,9 +24,10 @@ from muva.data.store import STALE_PARTIAL_S
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.progress import say
-from workflows.session import Session
-from workflows.steps.step import ARTIFACT_TAG
 from workflows.verb import as_text, json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from workflows.session import Session
 
 
 @click.group("store")
@@ -108,7 +109,8 @@ def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
 
 
 def _users(session: Session) -> dict[str, list[str]]:
-    from tracking.runs import runs_with_tag
+    from tracking.names import ARTIFACT_TAG
+    from tracking.tagged_runs import runs_with_tag
 
     users: dict[str, list[str]] = defaultdict(list)
     for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG):

@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from tracking.redaction import redact
-from workflows.jobs.client import jobs_client
-from workflows.jobs.cluster_settings import ClusterSettings
-from workflows.jobs.follow import follow_job, how_to_return
-from workflows.jobs.submit import submit_and_follow, submit_job
-from workflows.runtime.autoscaling import resources
 from workflows.verb import cluster_options, json_option, print_result
 from workflows.verbs import VERBS
 
 if TYPE_CHECKING:
-    pass
+    from workflows.jobs.cluster_settings import ClusterSettings
 
 
 @click.command("submit", context_settings={"ignore_unknown_options": True})
@@ -61,6 +56,11 @@ def submit_verb(
     muva submit --address http://head:8265 -- train --sources a,b --store s3://people/store
     muva submit --attach muva-run-0123456789abcdef-1
     """
+    from workflows.jobs.client import jobs_client
+    from workflows.jobs.follow import follow_job, how_to_return
+    from workflows.jobs.submit import submit_and_follow, submit_job
+    from workflows.runtime.autoscaling import resources
+
     if as_json and (follow or attach is not None):
         raise click.UsageError(
             "--json tells of a job that is left alone, with --detach. What a followed job prints "

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
-from muva.config import ExperimentConfig, ModelConfig, load_recipe
 from muva.data.artifacts import Artifact, check_name
-from muva.data.sources import Sources
-from muva.model.muva_model import check_same_settings
-from muva.models import find_model, model_description
 from workflows.progress import say
-from workflows.runtime.on_demand import cluster_on_demand
-from workflows.runtime.workers import Workers
-from workflows.session import Session
-from workflows.steps.ground import ground, labels_of
-from workflows.steps.import_data import datasets_of
-from workflows.steps.train import check_training, declare_training, train
-from workflows.steps.training_inputs import knows_the_same
 from workflows.verb import (
     NAMES,
     as_text,
@@ -32,11 +22,20 @@ from workflows.verb import (
     worker_options,
 )
 
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.runtime.workers import Workers
+    from workflows.session import Session
+
 
 def _taken_over(
     start: Artifact, sources: Sequence[Artifact], config: ExperimentConfig
 ) -> list[dict[str, str]]:
     """What a training takes from the model that it starts from, and what it makes anew."""
+    from muva.data.sources import Sources
+    from muva.models import model_description
+    from workflows.steps.training_inputs import knows_the_same
+
     description = model_description(start)
     divided = Sources.of(sources, config)
     known = knows_the_same(
@@ -91,6 +90,14 @@ def train_verb(
     muva train --sources syn-boulevard,syn-harbour --recipe demo
     muva train --sources mine --init muva --set stage2.epochs=10
     """
+    from muva.config import ModelConfig, load_recipe
+    from muva.model.muva_model import check_same_settings
+    from muva.models import find_model, model_description
+    from workflows.runtime.on_demand import cluster_on_demand
+    from workflows.steps.ground import ground, labels_of
+    from workflows.steps.import_data import datasets_of
+    from workflows.steps.train import check_training, declare_training, train
+
     config = load_recipe(recipe, overrides=overrides)
     workers = Workers.of(config.execution)
     names = sources or config.sources

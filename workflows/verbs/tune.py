@@ -8,35 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from muva.config import ExperimentConfig, TuneConfig, load_recipe, to_yaml, with_settings
-from muva.config.search_space import shipped_spaces
 from muva.errors import MuvaError, SettingsError
 from tracking.names import experiment_name
 from workflows.progress import say
-from workflows.runtime.on_demand import cluster_on_demand
-from workflows.runtime.workers import Workers
-from workflows.session import Session
-from workflows.steps.ground import ground
-from workflows.steps.import_data import datasets_of
-from workflows.steps.step import ARTIFACT_TAG
-from workflows.steps.train import check_training
-from workflows.tuning.report import (
-    ENOUGH,
-    NAMES,
-    history,
-    importance,
-    log_study,
-    reuse_text,
-    short,
-    trials_table,
-)
-from workflows.tuning.search import check_search, search, summary_of
-from workflows.tuning.study import Study, best_of, best_recipe, find_study
-from workflows.tuning.trial import DEVIATION, MEAN, WORST, folds_of
 from workflows.verb import (
     as_text,
     json_option,
@@ -46,6 +24,12 @@ from workflows.verb import (
     session_options,
     worker_options,
 )
+
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.runtime.workers import Workers
+    from workflows.session import Session
+    from workflows.tuning.study import Study
 
 
 class _SearchByDefault(click.Group):
@@ -122,6 +106,15 @@ def search_verb(
     muva tune masks --recipe demo --trials 20 --budget-hours 1
     muva tune search all --recipe demo --objective both --search nsga2 --scheduler asha
     """
+    from muva.config import load_recipe
+    from workflows.runtime.on_demand import cluster_on_demand
+    from workflows.steps.ground import ground
+    from workflows.steps.import_data import datasets_of
+    from workflows.steps.train import check_training
+    from workflows.tuning.report import reuse_text, trials_table
+    from workflows.tuning.search import check_search, search
+    from workflows.tuning.trial import folds_of
+
     config = load_recipe(recipe, overrides=overrides)
     workers = Workers.of(config.execution)
     asked = {
@@ -154,6 +147,9 @@ def search_verb(
 
 def _with_search(config: ExperimentConfig, asked: dict[str, Any]) -> ExperimentConfig:
     """The recipe with its section tune as the command line asks for it."""
+    from muva.config import TuneConfig, with_settings
+    from muva.config.search_space import shipped_spaces
+
     if config.tune is None and "space" not in asked:
         raise SettingsError(
             f"Recipe {config.name}: expected a section tune, found none, or a SPACE to search: "
@@ -174,6 +170,10 @@ def show_verb(study: str | None, as_json: bool, session: Session) -> None:
     muva tune show
     muva tune show demo-masks --json
     """
+    from workflows.tuning.report import ENOUGH, NAMES, history, importance, reuse_text, trials_table
+    from workflows.tuning.search import summary_of
+    from workflows.tuning.study import find_study
+
     found = find_study(session.store, study)
     records = found.finished()
     summary = summary_of(found)
@@ -210,7 +210,10 @@ def _improvements(told: list[tuple[int, float, float]], objective: str) -> str:
 def _draw(session: Session, study: Study, summary: dict[str, Any]) -> None:
     """Pictures in the study's run: the one that is there, whoever's child it is."""
     from tracking.addresses import attached_client, failures_explained
-    from tracking.runs import Run, runs_with_tag
+    from tracking.names import ARTIFACT_TAG
+    from tracking.runs import Run
+    from tracking.tagged_runs import runs_with_tag
+    from workflows.tuning.report import log_study
 
     uri = session.tracking_uri
     assert uri is not None
@@ -241,6 +244,11 @@ def best_verb(study: str | None, out: Path | None, as_json: bool, session: Sessi
     \b
     muva tune best --recipe tuned.yaml && muva run tuned.yaml
     """
+    from muva.config import to_yaml
+    from workflows.tuning.report import NAMES, short
+    from workflows.tuning.study import best_of, best_recipe, find_study
+    from workflows.tuning.trial import DEVIATION, MEAN, WORST
+
     found = find_study(session.store, study)
     best = best_of(found, found.finished())
     text = to_yaml(best_recipe(found, best))

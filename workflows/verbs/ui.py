@@ -17,11 +17,8 @@ from typing import IO
 import click
 
 from muva.errors import MuvaError
-from tracking.addresses import absolute_uri, sqlite_file
 from tracking.redaction import redact
-from tracking.ui import experiment_links, home_link
 from workflows.progress import console
-from workflows.runtime.local import HOST, usable_port
 from workflows.verb import json_option, print_result
 
 START_S = 90.0
@@ -57,6 +54,9 @@ def ui_verb(home: Path, tracking_uri: str | None, port: int, as_json: bool) -> N
     muva ui
     muva ui --port 5001
     """
+    from tracking.ui import experiment_links, home_link
+    from tracking.uris import absolute_uri
+
     address = absolute_uri(tracking_uri or f"sqlite:///{home.absolute() / 'mlflow.db'}")
     if address.startswith("http"):
         told = f"The runs are on a server already: {home_link(address)}"
@@ -85,6 +85,9 @@ def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subpro
     Raises:
         MuvaError: there is no database, the port is in use, or the server does not start.
     """
+    from tracking.uris import sqlite_file
+    from workflows.runtime.local import HOST, usable_port
+
     file = sqlite_file(tracking_uri)
     if file is not None and not file.exists():
         raise MuvaError(
@@ -121,6 +124,8 @@ def _server_environment(tracking_uri: str, file: Path | None) -> dict[str, str]:
 
 
 def _wait_for_answer(process: subprocess.Popen, port: int, log: IO[bytes]) -> None:
+    from workflows.runtime.local import HOST
+
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:

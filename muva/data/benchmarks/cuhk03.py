@@ -17,10 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import h5py
-import numpy as np
-from PIL import Image
-
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.listing import check_entries, checked_option, contents
 from muva.data.benchmarks.matlab import matlab_variable
@@ -121,6 +117,9 @@ def read_cuhk03(
 
 def _positions(file: Path, variable: str) -> tuple[list[_Position], set[tuple[int, int]]]:
     """The non-empty images, and (pair, person) of the first test set."""
+    import h5py
+    import numpy as np
+
     try:
         with h5py.File(file) as hdf5:
             mat: Any = hdf5
@@ -143,6 +142,9 @@ def _positions(file: Path, variable: str) -> tuple[list[_Position], set[tuple[in
 
 def _png(file: Path, variable: str, position: _Position) -> bytes:
     """One image of the file as PNG."""
+    import h5py
+    from PIL import Image
+
     try:
         with h5py.File(file) as hdf5:
             mat: Any = hdf5
@@ -165,6 +167,8 @@ def _classic_split(position: _Position, test_people: set[tuple[int, int]]) -> Sp
 
 def _new_splits(root: Path, variable: str, names: set[str]) -> dict[str, Split]:
     """The split of each image according to the protocol file, which must list the same images."""
+    import numpy as np
+
     file = root / f"cuhk03_new_protocol_config_{variable}.mat"
     if not file.is_file():
         raise MuvaError(

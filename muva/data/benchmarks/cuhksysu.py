@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.listing import (
     contents,
@@ -103,6 +101,8 @@ def _crops_of_frames(root: Path, domain: str) -> Iterator[Record]:
 
 def _png(frame: Path, corners: tuple[int, int, int, int]) -> bytes:
     """The region x0, y0, x1, y1 of a frame (pixels, x1 and y1 exclusive) as PNG."""
+    from PIL import Image
+
     with Image.open(frame) as image:
         x0, y0, x1, y1 = corners
         inside = (max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height))

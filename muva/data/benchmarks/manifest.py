@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
-
-from muva.config import PARTS
 from muva.data.benchmarks.folder import WholeSplit, whole_split
 from muva.data.benchmarks.listing import numbered
 from muva.data.records import SPLITS, Box, Record, Split
 from muva.errors import MuvaError, SettingsError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 
@@ -74,6 +72,10 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
 
 
 def _table(file: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
     if not file.is_file():
         found = "a folder" if file.is_dir() else "nothing"
         raise MuvaError(f"the list {file}: expected a CSV or Parquet file, found {found}")
@@ -121,6 +123,8 @@ def _splits(table: pa.Table, file: Path) -> list[Split] | None:
 
 def _boxes(table: pa.Table, file: Path) -> list[Mapping[str, Box | None]] | None:
     """The boxes of each image; a part without columns, or with empty ones, is out of sight."""
+    from muva.config import PARTS
+
     columns = {part: [f"{part}_{corner}" for corner in _CORNERS] for part in PARTS}
     present = {part for part in PARTS if set(columns[part]) & set(table.column_names)}
     if not present:

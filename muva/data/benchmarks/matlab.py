@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from scipy.io import loadmat, whosmat
-from scipy.io.matlab import MatReadError
+from typing import TYPE_CHECKING, Any
 
 from muva.errors import MuvaError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # SciPy raises any of these for damaged files, depending on what is damaged.
-_READ_ERRORS = (
-    MatReadError, OSError, ValueError, LookupError, TypeError, NotImplementedError, zlib.error
-)  # fmt: skip
+_READ_ERRORS = (OSError, ValueError, LookupError, TypeError, NotImplementedError, zlib.error)
 
 
 def matlab_variable(file: Path, name: str, *, title: str) -> np.ndarray:
     """One variable of a file; `title` names the data set in errors."""
+    from scipy.io import loadmat, whosmat
+    from scipy.io.matlab import MatReadError
+
     try:
         variables = loadmat(file, variable_names=[name])
         found = ", ".join(variable for variable, *_ in whosmat(file))
-    except _READ_ERRORS as error:
+    except (MatReadError, *_READ_ERRORS) as error:
         raise MuvaError(
             f"{title} at {file}: expected a MATLAB file, found one that cannot be read: {error}. "
             "Was the copy interrupted?"
@@ -38,6 +38,8 @@ def structs(value: Any, *fields: str, where: str) -> list[tuple[np.ndarray, ...]
 
     `where` names the data set and the file in errors.
     """
+    import numpy as np
+
     cells = np.asarray(value)
     arrays = [np.asarray(cell) for cell in cells.ravel()] if cells.dtype == object else [cells]
     for array in arrays:

@@ -18,10 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
-
 from muva.errors import MuvaError
 from muva.grounding.answers import boxes_in_text, largest_box
 from muva.grounding.expert import QUESTION, Grounding, GroundingImage, RefusedImageError
@@ -79,6 +75,10 @@ class HttpExpert:
         coordinates: Coordinates = "thousandths",
         requests_per_second: float | None = None,
     ) -> None:
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util.retry import Retry
+
         if not endpoint.url.startswith(("http://", "https://")):
             raise MuvaError(
                 f"expert http: {URL_VARIABLE} is {endpoint.redacted_url or 'not set'!r}; expected "
@@ -119,6 +119,8 @@ class HttpExpert:
         return [groundings[i : i + len(phrases)] for i in range(0, len(groundings), len(phrases))]
 
     def _answer(self, image: GroundingImage, phrase: str) -> Grounding:
+        import requests
+
         self._rate_limiter.wait()
         content = [
             {"type": "image_url", "image_url": {"url": _data_url(image)}},

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from muva.errors import MuvaError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,7 +31,8 @@ _PACKAGE = Path(__file__).parents[1]
 _METADATA = "__metadata__"
 """The only entry of a safetensors header that is not a tensor."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Names of torch's, which is imported where weights are loaded: choosing an expert needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +60,7 @@ class Weights:
         return {} if self.folder else {"revision": self.revision}
 
     def verify(self) -> None:
-        """Raise MuvaError if a folder on this machine differs from what was pinned, perhaps on
-        another."""
+        """Raise MuvaError if a folder on this machine differs from the pinned version."""
         if not self.revision.startswith(CONTENT_PREFIX):
             return
         folder = self.folder
@@ -132,12 +130,15 @@ def load_pretrained(
 
     Raises MuvaError if the weights are missing, incomplete, or of another architecture.
     """
+    import torch
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = _model(model, weights, precision=precision)
     return loaded.eval().to(device), _processor(processor, weights)
 
 
 def _model(kind: Any, weights: Weights, *, precision: str) -> Any:
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
@@ -154,7 +155,7 @@ def _model(kind: Any, weights: Weights, *, precision: str) -> Any:
         model, loading = kind.from_pretrained(
             weights.pretrained_name,
             config=config,
-            dtype=DTYPES[precision],
+            dtype=getattr(torch, DTYPES[precision]),
             use_safetensors=True,
             output_loading_info=True,
             **weights.hub_options,

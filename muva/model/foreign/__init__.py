@@ -1,36 +1,35 @@
-"""Imports checkpoints of other programs: one module per form, and `adopt` for all of them.
+"""Checkpoints of other programs: one module per form, and `fit_checkpoint` for all of them.
 
 A form maps the names in a program's checkpoints to ours; `FORMS` has them by name. `fit_checkpoint`
 reads a file, renames its entries and infers the settings; `adopt` builds the model.
+
+Reading a checkpoint imports torch and open_clip, which takes seconds; a help text names the forms
+and needs neither.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-from muva.model.foreign.clip_reid import CLIP_REID
-from muva.model.foreign.fit import Fit, ImportOptions, fit
-from muva.model.foreign.form import Form, detect_form, translate
-from muva.model.foreign.plain_clip import PLAIN_CLIP, read_sidecar_config, weights_file
-from muva.model.foreign.release import RELEASE
-from muva.model.state_dicts import read_state_dict
+from typing import TYPE_CHECKING
 
-FORMS: dict[str, Form] = {form.name: form for form in (RELEASE, CLIP_REID, PLAIN_CLIP)}
+if TYPE_CHECKING:
+    from muva.model.foreign.checkpoint import fit_checkpoint
+
+__all__ = ["AUTO", "FORMS", "fit_checkpoint"]
+
+AUTO = "auto"
+"""Instead of the name of a form: whichever the names of the entries show."""
+
+FORMS = {
+    "muva": "release:RELEASE",
+    "clip-reid": "clip_reid:CLIP_REID",
+    "clip": "plain_clip:PLAIN_CLIP",
+}
+"""Name -> where the form is, as MODULE:CONSTANT within this package."""
 
 
-def fit_checkpoint(path: Path, options: ImportOptions, *, form: str | None = None) -> Fit:
-    """Read a checkpoint: its entries under our names, and the settings of its model.
+def __getattr__(name: str) -> object:
+    if name == "fit_checkpoint":
+        from muva.model.foreign.checkpoint import fit_checkpoint
 
-    Args:
-        path: a file, or a folder with one.
-        form: a name in `FORMS`; None: detected from the names of the entries.
-
-    Raises:
-        MuvaError: the file is incomplete or of no known form.
-        SettingsError: the file contradicts the given settings.
-    """
-    file = weights_file(path)
-    weights = read_state_dict(file)
-    forms, where = FORMS.values(), str(file)
-    chosen = detect_form(weights, forms, where=where) if form is None else FORMS[form]
-    return fit(
-        translate(weights, chosen, forms=forms, where=where), options, read_sidecar_config(file)
-    )
+        return fit_checkpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
