@@ -17,9 +17,9 @@ from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.grounding import ground as ground_module
 from muva.grounding.expert import Grounding, GroundingImage, RefusedImageError
-from muva.grounding.experts import choose_expert
+from muva.grounding.experts import choose_expert, label_config
 from muva.grounding.experts.annotated import AnnotatedExpert
-from muva.grounding.ground import BrokenExpertError, RetryPlan, ground_shard, label_config
+from muva.grounding.ground import BrokenExpertError, RetryPlan, ground_shard
 from muva.grounding.labels import (
     label_key,
     label_table,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from muva.data.artifacts import Artifact, find_artifact
+from muva.data.artifacts import Artifact, artifact_at, find_artifact
 from muva.data.lineage import Lineage, Node
 from muva.data.records import JUNK_PID
 from muva.data.shards import Dataset, open_dataset
@@ -87,7 +87,9 @@ def erasure_report(
     name = _name_of(lineage, reference)
     versions = [open_dataset(node.artifact) for node in lineage.complete("datasets")
                 if node.artifact.name == name]  # fmt: skip
-    leftovers = [node.artifact.address for node in lineage.nodes() if _is_leftover(node, name)]
+    leftovers = [
+        node.artifact.address for node in lineage.nodes() if _is_leftover(lineage, node, name)
+    ]
     chosen = _chosen(session, reference, versions, leftovers=bool(leftovers))
     if chosen is not None:
         chosen = _before_removal(chosen, versions, pids, images, without)
@@ -134,25 +136,29 @@ def _name_of(lineage: Lineage, reference: str) -> str:
     return wanted
 
 
-def _datasets_of(node: Node) -> list[str] | None:
+def _datasets_of(lineage: Lineage, node: Node) -> list[str] | None:
     """The names of the data sets that an artifact was made from; None if unknown."""
     if node.artifact.kind in ("datasets", "labels"):  # they have the name of their data set
         return [node.artifact.name]
-    return node.facts.get("datasets")
+    if "datasets" in node.facts:
+        return node.facts["datasets"]
+    # Artifacts of earlier versions have inputs, but not this fact.
+    known = lineage.datasets_of(node.artifact.address)
+    return [artifact_at(node.artifact.store, address).name for address in known] or None
 
 
-def _is_leftover(node: Node, name: str) -> bool:
+def _is_leftover(lineage: Lineage, node: Node, name: str) -> bool:
     """Whether this is an unfinished artifact of this data set, of a kind that is deleted."""
     if node.complete or node.artifact.kind not in DELETED:
         return False
-    return name in (_datasets_of(node) or ())
+    return name in (_datasets_of(lineage, node) or ())
 
 
 def _incomplete(lineage: Lineage, name: str) -> Iterator[str]:
     """Unfinished trainings on this data set or on unknown data sets."""
     for node in lineage.nodes():
         if not node.complete and node.artifact.kind in LEARNED:
-            datasets = _datasets_of(node)
+            datasets = _datasets_of(lineage, node)
             if datasets is None or name in datasets:
                 yield node.artifact.address
 
