@@ -1,8 +1,8 @@
-"""What does each grain of MUVA tell on an unseen domain? `python -m benchmarks.grains`.
+"""How accurate is each part's feature on an unseen domain? `python -m benchmarks.part_accuracy`.
 
-Takes the models that `benchmarks.generalisation` left in a store, each on the benchmark domain that
-it has not seen: mAP of the whole feature after the BN neck and of each grain's share of it, under
-predicted masks and under true ones, and how well the predicted masks agree with the true ones.
+Evaluates the models that `benchmarks.generalisation` left in a store, each on the benchmark domain
+that it has not seen: mAP of the whole feature after the BN neck and of the share of each grain (the
+person and each part), under predicted masks and under exact ones, and the IoU of the two.
 """
 
 from __future__ import annotations
