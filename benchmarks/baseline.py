@@ -31,21 +31,24 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from benchmarks.tables import BASELINES, ROOT, table_lines
 
 SCHEMA = 1
+LINE = 120
+"""Characters of a baseline's lines, where they can be broken."""
 
 LIBRARIES = {
     "torch": "torch",
@@ -61,6 +64,9 @@ LIBRARIES = {
     "optuna": "optuna",
 }
 """Module -> distribution. The versions of those that a benchmark has imported are recorded."""
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "fp16"}
+"""Precision as a setting has it -> as tables have it."""
 
 Row = dict[str, Any]
 
@@ -98,20 +104,23 @@ def benchmark_parser(
     return parser
 
 
+Results = TypeVar("Results")
+
+
 def write_results(
     arguments: argparse.Namespace,
-    results: Any,
-    tables: Mapping[str, Table] | None = None,
+    results: Results,
+    tables_of: Callable[[Results], Mapping[str, Table]],
 ) -> None:
     """Write what `--json` and `--baseline` ask for.
 
-    `results`: the raw results for JSON; `tables`: the same as tables of a baseline.
+    `results`: the raw results, for JSON; `tables_of` makes the tables of a baseline of them.
     """
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     if arguments.baseline:
         file = BASELINES / f"{arguments.baseline}.json"
-        save_baseline(file, tables or {}, benchmark=arguments.benchmark)
+        save_baseline(file, tables_of(results), benchmark=arguments.benchmark)
         print(f"\nrecorded in {file}", file=sys.stderr)
 
 
@@ -123,20 +132,50 @@ def exit_code(arguments: argparse.Namespace, missed: Sequence[str]) -> int:
     return 0
 
 
-def measurement(
-    value: float,
-    *,
-    samples: Sequence[float] = (),
-) -> dict[str, float | int | None]:
-    """A measured value, with its spread where there are the samples that it was made of."""
-    measured: dict[str, float | int | None] = {"value": value, "spread": None}
-    if len(samples) > 1:
-        measured |= {
-            "spread": statistics.stdev(samples),
-            "repetitions": len(samples),
-            "least": min(samples),
-            "most": max(samples),
-        }
+class Repeated(float):
+    """A number that stands for repeated measurements, such as their median, and remembers them."""
+
+    def __new__(cls, value: float, samples: Sequence[float]) -> Self:  # noqa: D102
+        number = super().__new__(cls, value)
+        number.samples = tuple(samples)
+        return number
+
+    samples: tuple[float, ...]
+
+
+def median_of(samples: Sequence[float]) -> Repeated:
+    """The median, with the samples."""
+    return Repeated(statistics.median(samples), samples)
+
+
+def mean_of(samples: Sequence[float]) -> Repeated:
+    """The mean, with the samples."""
+    return Repeated(statistics.fmean(samples), samples)
+
+
+def per_second(count: float, seconds: float) -> float:
+    """A rate, which keeps the samples of a repeated measurement of the seconds."""
+    if isinstance(seconds, Repeated):
+        return Repeated(count / seconds, [count / one for one in seconds.samples])
+    return count / seconds
+
+
+def measurement(value: float, *, standard_error: bool = False) -> dict[str, float | int | None]:
+    """A measured value as a baseline holds it: with its spread where it was measured repeatedly.
+
+    The spread is the samples' standard deviation, or their mean's standard error.
+    """
+    measured: dict[str, float | int | None] = {"value": float(value), "spread": None}
+    if isinstance(value, Repeated):
+        count = len(value.samples)
+        measured |= {"repetitions": count}
+        if count > 1:
+            spread = statistics.stdev(value.samples)
+            measured |= {
+                "spread": spread / math.sqrt(count) if standard_error else spread,
+                "least": min(value.samples),
+                "most": max(value.samples),
+            }
     return measured
 
 
@@ -159,7 +198,23 @@ def save_baseline(file: Path, tables: Mapping[str, Table], *, benchmark: str) ->
         table_lines(content, where=f"{file.name}, {name}")  # its columns must fit these rows
         saved["tables"][name] = content
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(saved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(as_json(saved) + "\n", encoding="utf-8")
+
+
+def as_json(content: Any, *, indent: int = 0) -> str:
+    """JSON in which what fits on a line stands on one, so that a changed row is a changed line."""
+    line = json.dumps(content, ensure_ascii=False)
+    if indent + len(line) <= LINE or not isinstance(content, dict | list) or not content:
+        return line
+    within = indent + 2
+    items = (
+        [as_json(item, indent=within) for item in content]
+        if isinstance(content, list)
+        else [f"{json.dumps(k)}: {as_json(v, indent=within)}" for k, v in content.items()]
+    )
+    opened, closed = "[]" if isinstance(content, list) else "{}"
+    lines = f",\n{' ' * within}".join(items)
+    return f"{opened}\n{' ' * within}{lines}\n{' ' * indent}{closed}"
 
 
 def this_run(benchmark: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from muva.config import load_recipe, with_settings
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
@@ -31,19 +32,13 @@ Figures = dict[str, dict[str, list[float]]]
 
 def main() -> int:
     """Train and judge, then print the table; with --check 1 where training did not help."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("generalisation", __doc__, check="exit 1 where training is of no use")
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--expert", default="annotated", help="who finds the parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
     parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
     parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="exit 1 where training is of no use",
-    )
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("generalisation"))
     workers = Workers(cpus_each=arguments.cpus_per_worker)
@@ -58,14 +53,10 @@ def main() -> int:
     for name, figures in (("mAP", mean_ap), ("rank-1", rank1)):
         print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
         print_table(figures)
-    if arguments.json:
-        content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
+    write_results(arguments, content, baseline_tables)
     missed = untaught(mean_ap)
-    if arguments.check and missed:
-        print("\nnot above CLIP as it is: " + ", ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
 
 
 def untaught(mean_ap: Figures) -> list[str]:
@@ -108,6 +99,37 @@ def judged(
     return results
 
 
+def baseline_tables(content: Mapping[str, Any]) -> dict[str, Table]:
+    """`scores`: mAP and then rank-1, a row per target and one for their mean."""
+    rows: list[Row] = []
+    for name, key in (("mAP", "mean_ap"), ("rank-1", "rank1")):
+        rows.append({"target": f"**{name}**"})
+        for target, values in {**content[key], "mean": over_targets(content[key])}.items():
+            row: Row = {"target": target, "clip": measurement(mean_of(values["clip"]))}
+            row |= {of: measurement(mean_of(values[of])) for of in ("global_only", "muva")}
+            gains = np.subtract(values["muva"], values["global_only"]).tolist()
+            row["difference"] = measurement(mean_of(gains), standard_error=True)
+            rows.append(row)
+    return {"scores": Table(rows=rows, statistic=over_seeds(content["seeds"]))}
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    """What means over so many seeds and their spreads are."""
+    return (
+        f"mean ± standard deviation over {len(seeds)} seeds; of the paired difference the "
+        "standard error"
+    )
+
+
+def over_targets(figures: Figures) -> dict[str, list[float]]:
+    """Variant -> the mean over the targets of each seed."""
+    variants = next(iter(figures.values()))
+    return {
+        variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
+        for variant in variants
+    }
+
+
 def print_table(
     figures: Figures,
     *,
@@ -125,11 +147,7 @@ def print_table(
     print("|---|" + "---:|" * len(heads))
     for target, values in figures.items():
         print(f"| {target} | " + " | ".join(_cells(values, ours, beside)) + " |")
-    over_targets = {
-        variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
-        for variant in variants
-    }
-    print("| mean | " + " | ".join(_cells(over_targets, ours, beside)) + " |")
+    print("| mean | " + " | ".join(_cells(over_targets(figures), ours, beside)) + " |")
 
 
 def _cells(values: dict[str, list[float]], ours: str, beside: str) -> list[str]:

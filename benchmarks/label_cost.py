@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from benchmarks.generalisation import judged, print_table, values_of
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
@@ -25,14 +26,13 @@ EXACT = "annotated"
 
 def main() -> int:
     """Train and judge, then print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("label_cost", __doc__)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--expert", default="tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
     parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
     parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("label cost"))
     workers = Workers(cpus_each=arguments.cpus_per_worker)
@@ -58,10 +58,28 @@ def main() -> int:
     for name, by_target in figures.items():
         print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
         print_table(by_target, names={e: e for e in experts}, ours=arguments.expert, beside=EXACT)
-    if arguments.json:
-        content = {"seeds": arguments.seeds, **figures}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    content = {"seeds": arguments.seeds, **figures}
+    write_results(arguments, content, partial(baseline_tables, expert=arguments.expert))
     return 0
+
+
+def baseline_tables(content: Mapping[str, Any], *, expert: str) -> dict[str, Table]:
+    """`scores`: mAP and rank-1 of each target."""
+    rows: list[Row] = []
+    for target in content["mAP"]:
+        for metric in ("mAP", "rank-1"):
+            exact, found = (content[metric][target][labels] for labels in (EXACT, expert))
+            gains = [ours - theirs for ours, theirs in zip(found, exact, strict=True)]
+            rows.append(
+                {
+                    "target": target if metric == "mAP" else "",
+                    "metric": metric,
+                    "exact": measurement(mean_of(exact)),
+                    "expert": measurement(mean_of(found)),
+                    "difference": measurement(mean_of(gains), standard_error=True),
+                }
+            )
+    return {"scores": Table(rows=rows, statistic=over_seeds(content["seeds"]))}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from benchmarks.openai_files import VIT_B_16, VIT_L_14, Sizes, random_clip, write_archive
 from benchmarks.phases import Learned, best_device, device_name, learn, measured
 from muva.config import ExperimentConfig, load_recipe
@@ -62,12 +63,10 @@ class Large:
 
 def main() -> int:
     """Measure, print, and with --check exit 1 where something is not as it should be."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("large", __doc__, check="exit 1 where a check fails")
     parser.add_argument("--people", type=int, default=32, help="to learn from; 8 images of each")
     parser.add_argument("--epochs", type=int, default=2, help="of each stage")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a check fails")
     arguments = parser.parse_args()
     config = load_recipe(
         "base",
@@ -88,8 +87,7 @@ def main() -> int:
     print("\n| check | found | |\n|---|---|---|")
     for name, value, good in found.checks:
         print(f"| {name} | {value} | {'as it should be' if good else 'WRONG'} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found.figures, indent=2) + "\n")
+    write_results(arguments, found.figures, baseline_tables)
     return int(arguments.check and not all(good for _, _, good in found.checks))
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from benchmarks.openai_files import VIT_B_16, Sizes, openai_state_dict, random_clip
 from benchmarks.phases import PHASES, NoiseImages, best_device, device_name, learn
 from muva.config import ExperimentConfig, load_recipe, with_settings
@@ -99,7 +100,7 @@ class Share:
 
 def main() -> int:
     """Print one row, or all of them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("paper", __doc__)
     parser.add_argument("--row", required=True, help='"MA->D", "MS+D+C3->MA", or all')
     parser.add_argument("--rates", type=Path, help="JSON of benchmarks.large [measured here]")
     parser.add_argument("--expert", default="florence-2", choices=[*EXPERTS], help="for the boxes")
@@ -108,7 +109,6 @@ def main() -> int:
         "--images", action="append", default=[], metavar="NAME=COUNT",
         help="training images of a data set whose number nobody has published",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     try:
         chosen = list(every_row()) if arguments.row == "all" else [find_row(arguments.row)]
@@ -133,8 +133,7 @@ def main() -> int:
         print(f"Error: {mistake}", file=sys.stderr)
         return 2 if isinstance(mistake, SettingsError) else 1
     print(overview(told) if arguments.row == "all" else as_text(told[0]))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+    write_results(arguments, told, baseline_tables)
     return 0
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from muva.config import PARTS, ModelConfig, PromptConfig, Section, Stage1Config, Stage2Config
 from muva.errors import MuvaError
 from muva.model.attention import attention_bias, hard_gate
@@ -183,10 +184,8 @@ def difference(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare all files; 0 if everything is within its limits, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
+    parser = benchmark_parser("parity", __doc__, check="as always: exit 1 if any fails")
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--json", type=Path, help="also write the comparison to this file")
-    parser.add_argument("--check", action="store_true", help="as always: exit 1 if any fails")
     options = parser.parse_args(arguments)
     paths: list[Path] = options.files
     torch.set_float32_matmul_precision("highest")

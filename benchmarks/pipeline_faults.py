@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from benchmarks.disturbed_server import Disturber, disturbed_server
 from benchmarks.small_clip import write_small_clip
 from muva.data.artifacts import list_artifacts
@@ -86,10 +87,8 @@ class Outcome:
 
 def main() -> int:
     """Submit the pipelines and print how they end; with --check 1 where one does not as it must."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("pipeline_faults", __doc__, check="exit 1 where one does not end well")
     parser.add_argument("--only", nargs="+", choices=OUTAGES, help="these outages alone")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where one does not end well")
     parser.add_argument("--keep", action="store_true", help="leave logs and stores where they are")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then too

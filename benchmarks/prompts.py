@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from muva.config import ModelConfig, PromptConfig, Stage1Config
 from muva.model.clip import new_clip, token_ids_in
 from muva.model.muva_model import MuvaModel, build_model
@@ -52,13 +53,11 @@ TASKS_IDENTITIES, TASKS_EPOCHS = 32, 2
 
 def main() -> int:
     """Measure and print; with --check 1 where ours is too slow or learns something else."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("prompts", __doc__, check="exit 1 below 10 times, or apart")
     parser.add_argument("--identities", type=int, default=8, help="P, of a batch")
     parser.add_argument("--images", type=int, default=4, help="K, of each of them")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tasks", action="store_true", help="one task beside two instead")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 below 10 times, or apart")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     labels = torch.arange(arguments.identities).repeat_interleave(arguments.images)
@@ -68,8 +67,7 @@ def main() -> int:
         return 0
     figures = compare(labels, arguments.turns)
     print(table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, baseline_tables)
     wrong = figures["times"] < NEEDED or not max(figures["apart"].values()) <= CLOSE
     return int(arguments.check and wrong)
 

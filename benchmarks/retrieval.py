@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from benchmarks.memory import peak_memory_mb
 from muva.retrieval import evaluate
 from muva.retrieval.distances import BLOCK_BYTES, even_slices, full_precision
@@ -82,12 +83,10 @@ WORKS = {
 
 def main() -> int:
     """Measure, print, and compare with the goals when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("retrieval", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--repeats", type=int, default=1, help="of each timing; the median counts")
     parser.add_argument("--folder", type=Path, help="for the features [a temporary one]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--one", nargs=2, metavar=("WORK", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -108,12 +107,8 @@ def main() -> int:
         for way, figures in found[name].items():
             print(_row(name, way, figures), flush=True)
         missed += misses(name, found[name])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, found, baseline_tables)
+    return exit_code(arguments, missed)
 
 
 def make_features(work: Work, folder: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from benchmarks.memory import peak_memory_mb
 from benchmarks.paper import GROUNDING, Rates, Share, measured_rates, phase_work, read_rates
 from muva.config import ExperimentConfig, load_recipe
@@ -59,7 +60,7 @@ class Alone:
 
 def main() -> int:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("scale", __doc__)
     parser.add_argument("--images", type=int, default=100_000_000, help="[%(default)s]")
     parser.add_argument("--identities", type=int, default=10_000, help="[%(default)s]")
     parser.add_argument("--recipe", default="base", help="[%(default)s]")
@@ -69,7 +70,6 @@ def main() -> int:
     parser.add_argument(
         "--sample", type=int, default=100_000, help="images, see above [%(default)s]"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe)
     try:

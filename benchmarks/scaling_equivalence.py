@@ -29,6 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from muva.config import ModelConfig, PromptConfig, Stage2Config
 from muva.data.training_images import flip_part_masks
 from muva.model.clip import new_clip, token_ids_in
@@ -101,9 +102,7 @@ class Comparison:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all trainings, print the comparisons; 1 if one is to pass and does not."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="write the differences to this file")
-    parser.add_argument("--check", action="store_true", help="end with 1 where a limit is missed")
+    parser = benchmark_parser("scaling_equivalence", __doc__, check="end with 1 where a limit is missed")
     arguments = parser.parse_args(argv)
     comparisons = compare_all()
     for comparison in comparisons:

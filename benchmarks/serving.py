@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import muva
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import device_name
 from benchmarks.training import timed
@@ -52,15 +53,13 @@ SIZES = {
 
 def main() -> int:
     """Measure, print, and compare the features when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("serving", __doc__, check="exit 1 where features differ")
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
     parser.add_argument("--threads", type=int, default=THREADS, help="of every form")
     parser.add_argument("--model", help="a model's URI, to tell what half precision costs it")
     parser.add_argument("--people", type=int, default=PEOPLE, help="0: leave the mAP out")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where features differ")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = device_name(torch.device("cpu"))
@@ -77,13 +76,9 @@ def main() -> int:
         bundle = muva.load(arguments.model) if arguments.model else shipped_model()
         found["half"] = half_cost(bundle, people=arguments.people)
         print_half(arguments.model or "the tiny CLIP as it is", found["half"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     missed = misses(found["sizes"])
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
 
 
 def random_model(config: ModelConfig, *, seed: int = 0) -> Bundle:

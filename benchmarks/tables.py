@@ -174,8 +174,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _difference(page: str, before: str, after: str) -> str:
-    lines = (text.splitlines(keepends=True) for text in (before, after))
-    return "".join(difflib.unified_diff(*lines, f"{page} as it is", f"{page} by its baselines"))
+    lines = difflib.unified_diff(
+        before.splitlines(keepends=True),
+        after.splitlines(keepends=True),
+        fromfile=page,
+        tofile=f"{page} by its baselines",
+    )
+    return "".join(lines)
 
 
 if __name__ == "__main__":

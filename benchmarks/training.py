@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from benchmarks.memory import peak_memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import NoiseImages, best_device, device_name
@@ -91,15 +92,13 @@ EPOCHS, PEOPLE = 3, 60
 
 def main() -> int:
     """Measure, print, and compare with the goals when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("training", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
     parser.add_argument(
         "--settings", nargs="+", choices=list(SETTINGS), help="[all that the device has]"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--one", choices=list(SETTINGS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -124,12 +123,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             found["precision"] = precisions(Path(folder))
         print_precisions(found["precision"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, found, baseline_tables)
+    return exit_code(arguments, missed)
 
 
 def settings_here() -> list[str]:

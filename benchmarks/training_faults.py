@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from benchmarks.small_clip import write_small_clip
 from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
@@ -95,11 +96,9 @@ class Round:
 
 def main() -> int:
     """Run the rounds and print them; with --check 1 where one did not end as it must."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("training_faults", __doc__, check="exit 1 where weights differ")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where weights differ")
     parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
@@ -114,8 +113,7 @@ def main() -> int:
     print(f"\n{good} of {len(rounds)} rounds ended with the right weights")
     for stage, apart in elastic.items():
         print(f"{stage}: 2, then 1, then 2 workers: losses {apart:.1e} from two undisturbed ones")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, baseline_tables)
     wrong = good < len(rounds) or not all(apart <= CLOSE for apart in elastic.values())
     return int(arguments.check and wrong)
 

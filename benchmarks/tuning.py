@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, list_artifacts
 from tracking.names import experiment_name
@@ -48,7 +49,7 @@ OWN_KINDS = ("prompts", "models", "features", "metrics")
 
 def main() -> int:
     """Measure, then print; with --check 1 where a bound is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("tuning", __doc__, check="exit 1 where a bound is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--space", default="all", help="that the study searches")
@@ -60,8 +61,6 @@ def main() -> int:
     parser.add_argument("--folds", type=int, default=2, help="that the study holds out")
     parser.add_argument("--seeds", type=int, default=3, help="of the default and the best trial")
     parser.add_argument("--home", type=Path, help="kept, to go on from there [a new folder]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is missed")
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe)
     sizes = {
@@ -94,13 +93,9 @@ def main() -> int:
                 studied = with_settings(config, changes, where=arguments.recipe)
                 figures["study"] = measured_study(home / "study", studied, seeds=arguments.seeds)
     print(json.dumps(figures, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, baseline_tables)
     missed = missing(figures)
-    if arguments.check and missed:
-        print("\n".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
 
 
 def missing(figures: Mapping[str, Any]) -> list[str]:

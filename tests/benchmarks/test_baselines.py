@@ -14,7 +14,10 @@ from benchmarks.baseline import (
     Table,
     benchmark_parser,
     exit_code,
+    mean_of,
     measurement,
+    median_of,
+    per_second,
     write_results,
 )
 
@@ -32,7 +35,7 @@ def baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def recorded(monkeypatch: pytest.MonkeyPatch, rows: list[dict], *options: str) -> None:
     monkeypatch.setattr(sys, "argv", ["rates.py", "--baseline", *options])
     arguments = benchmark_parser("rates", "Rates.").parse_args()
-    write_results(arguments, rows, {"cores": Table(rows=rows, statistic="median of 3")})
+    write_results(arguments, rows, lambda of: {"cores": Table(rows=of, statistic="median of 3")})
 
 
 def test_every_page_shows_what_the_baselines_hold() -> None:
@@ -127,7 +130,9 @@ def test_a_record_names_the_machine_and_the_command_without_its_files(
     parser = benchmark_parser("rates", "Rates.\n\nMore.", check="exit 1 when slow")
     parser.add_argument("--fast", action="store_true")
     arguments = parser.parse_args()
-    write_results(arguments, {"rate": 1}, {"cores": Table(rows=[{"rate": measurement(1.0)}])})
+    write_results(
+        arguments, {"rate": 1}, lambda _: {"cores": Table(rows=[{"rate": measurement(1.0)}])}
+    )
     assert json.loads((tmp_path / "rates.txt").read_text()) == {"rate": 1}
     content = json.loads((baselines / "mine.json").read_text())
     assert content["benchmark"] == "benchmarks.rates"
@@ -142,9 +147,14 @@ def test_a_record_names_the_machine_and_the_command_without_its_files(
 
 def test_a_spread_is_that_of_the_samples_and_unknown_without_them() -> None:
     assert measurement(2.0) == {"value": 2.0, "spread": None}
-    measured = measurement(2.0, samples=[1.0, 2.0, 6.0])
-    assert measured["spread"] == pytest.approx(7**0.5)
+    samples = [1.0, 2.0, 6.0]
+    measured = measurement(median_of(samples))
+    assert (measured["value"], measured["spread"]) == (2.0, pytest.approx(7**0.5))
     assert (measured["repetitions"], measured["least"], measured["most"]) == (3, 1.0, 6.0)
+    error = measurement(mean_of(samples), standard_error=True)
+    assert (error["value"], error["spread"]) == (3.0, pytest.approx((7 / 3) ** 0.5))
+    assert measurement(per_second(6, median_of(samples)))["most"] == 6.0
+    assert measurement(median_of([1.0])) == {"value": 1.0, "spread": None, "repetitions": 1}
 
 
 @pytest.mark.parametrize(
