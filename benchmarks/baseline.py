@@ -86,8 +86,9 @@ def benchmark_parser(
 
     `check`: what `--check` does; None for a benchmark without goals.
     """
+    first_paragraph = (description or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}", description=(description or "").split("\n")[0]
+        prog=f"python -m benchmarks.{name}", description=" ".join(first_paragraph.split())
     )
     parser.set_defaults(benchmark=name)
     output = parser.add_argument_group("output")

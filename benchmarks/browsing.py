@@ -7,9 +7,7 @@ run, and a chart's history of a metric for the runs of a page.
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -17,7 +15,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    write_results,
+)
 from tracking.runs import Tracker
 from workflows.verbs.ui import mlflow_server
 
@@ -97,7 +102,7 @@ def measured(folder: Path, trials: int) -> dict[str, float]:
                 run.metrics({"held-out/by-rung": rung / 10}, rung)
         seconds.append(time.perf_counter() - began_at)
     tenth = max(1, trials // 10)
-    found = {
+    found: dict[str, float] = {
         "a trial, first tenth": median_of(seconds[:tenth]),
         "a trial, last tenth": median_of(seconds[-tenth:]),
     }

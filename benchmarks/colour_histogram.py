@@ -6,17 +6,16 @@ by camera of the query, and within one camera, where light and viewpoint are the
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from muva.retrieval import evaluate
 from muva.synthetic import BENCHMARK, DOMAINS, render
 

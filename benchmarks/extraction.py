@@ -7,10 +7,7 @@ evaluate` does, and run the bare model again: the same processes, one after the 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import statistics
 import sys
 import tempfile
 import time
@@ -21,7 +18,14 @@ from pathlib import Path
 import ray
 import torch
 
-from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from benchmarks.grounding_speed import crowd, shots
 from benchmarks.memory import again_and_again, memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip

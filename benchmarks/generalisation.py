@@ -8,16 +8,21 @@ trained again, so a stopped run goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from muva.config import load_recipe, with_settings
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name

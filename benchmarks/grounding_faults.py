@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
+from benchmarks.baseline import Table, benchmark_parser, exit_code, write_results
 from benchmarks.disturbed_server import Disturber, disturbed_server
 from benchmarks.grounding_speed import crowd
 from muva.config import PHRASES, GroundingConfig

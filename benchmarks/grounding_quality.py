@@ -7,11 +7,9 @@ exits 1 when a benchmark domain, none of which the shipped expert has learned fr
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np

@@ -7,11 +7,8 @@ shards are recognised. `--check` exits 1 when a figure misses its goal.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -20,7 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    write_results,
+)
 from benchmarks.memory import peak_memory_mb
 from muva.config import PHRASES, GroundingConfig
 from muva.data.artifacts import Artifact
@@ -192,7 +197,9 @@ def baseline_tables(figures: Mapping[str, float]) -> dict[str, Table]:
     return {
         "fan-out": Table(
             rows=[
-                row("bare loop over decoded batches, images/s", figures["bare_images_per_s"], ".0f"),
+                row(
+                    "bare loop over decoded batches, images/s", figures["bare_images_per_s"], ".0f"
+                ),
                 row("one actor, images/s", figures["one_images_per_s"], ".0f"),
                 row(
                     "everything around the expert, of the bare loop",

@@ -11,8 +11,6 @@ a training of the tiny CLIP's, and computed for ViT-B/16 from the rate of `bench
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -26,7 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    per_second,
+    write_results,
+)
 from benchmarks.grounding_speed import crowd, shots
 from benchmarks.memory import again_and_again, memory_mb
 from muva.config import ModelConfig, PromptConfig, Stage2Config
@@ -105,6 +111,20 @@ def main() -> int:
     return exit_code(arguments, missed)
 
 
+def baseline_tables(found: dict) -> dict[str, Table]:
+    """`rates`: a row for the thread and one for the processes."""
+    rows = []
+    for name, of in found["rates"].items():
+        keys = {"bare": "bare", "in_order": "in order", "pk": "P x K"}
+        keys["decoded_before"] = "decoded before"
+        rows.append(
+            {"by": "thread, one core" if name == "thread" else name}
+            | {key: measurement(of[way]) for key, way in keys.items()}
+            | {"share": of["in order"] / of["bare"], "goal": LEAST_SHARE}
+        )
+    return {"rates": Table(rows=rows, statistic="medians")}
+
+
 def misses(found: dict) -> list[str]:
     """The goals that are missed, in words."""
     told = [
@@ -150,7 +170,7 @@ def rates(
                     spent[way] = (time.perf_counter() - began_at) * len(cold) / count
                 for way, value in spent.items():
                     seconds.setdefault(way, []).append(value)
-        found[name] = {way: len(cold) / statistics.median(s) for way, s in seconds.items()}
+        found[name] = {way: per_second(len(cold), median_of(s)) for way, s in seconds.items()}
     return found
 
 

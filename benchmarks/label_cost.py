@@ -8,13 +8,13 @@ trained already is not trained again, so a stopped run goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
-from benchmarks.generalisation import judged, print_table, values_of
+from benchmarks.baseline import Row, Table, benchmark_parser, mean_of, measurement, write_results
+from benchmarks.generalisation import judged, over_seeds, print_table, values_of
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster

@@ -9,7 +9,6 @@ guessed from another's. `--row all` prints a line for each row of all protocols.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import shlex
@@ -22,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from benchmarks.openai_files import VIT_B_16, Sizes, openai_state_dict, random_clip
-from benchmarks.phases import PHASES, NoiseImages, best_device, device_name, learn
+from benchmarks.phases import PHASE_TITLES, PHASES, NoiseImages, best_device, device_name, learn
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.benchmarks import BENCHMARKS
 from muva.errors import MuvaError, SettingsError
@@ -221,6 +220,17 @@ def phase_work(
         "steps": None if learned is None else config.stage2.epochs * learned,
         "embedding": embedded,
     }
+
+
+def baseline_tables(told: list[dict[str, Any]]) -> dict[str, Table]:
+    """`hours`: work, rate and hours of each phase of each row."""
+    rows = [
+        {"row": row["row"], "phase": PHASE_TITLES.get(phase, phase)}
+        | {key: value for key, value in of.items() if value is not None}
+        for row in told
+        for phase, of in row["phases"].items()
+    ]
+    return {"hours": Table(rows=rows)}
 
 
 def described(

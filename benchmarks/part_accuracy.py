@@ -7,18 +7,15 @@ person and each part), under predicted masks and under exact ones, and the IoU o
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
+from benchmarks.baseline import Table, benchmark_parser, mean_of, measurement, write_results
 from muva.config import PARTS
 from muva.data.artifacts import find_artifact, list_artifacts
 from muva.data.shards import open_dataset
@@ -112,9 +109,7 @@ def baseline_tables(found: Mapping[str, Sequence[Figures]]) -> dict[str, Table]:
             key: measurement(mean_of([result[column] for result in results]))
             for key, column in columns.items()
         }
-        | {
-            "iou": [float(np.mean([result[f"iou/{part}"] for result in results])) for part in PARTS]
-        }
+        | {"iou": [float(np.mean([result[f"iou/{part}"] for result in results])) for part in PARTS]}
         for target, results in found.items()
     ]
     return {"scores": Table(rows=rows, statistic="mean over the models")}

@@ -6,11 +6,11 @@ out), per domain and size. `--check` exits 1 when a size misses its goal.
 
 from __future__ import annotations
 
-import argparse
-import json
+import statistics
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import cv2
 

@@ -8,8 +8,6 @@ Then what half precision costs in mAP, on synthetic people: of the tiny CLIP as 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,7 +19,14 @@ import torch
 from torch import Tensor
 
 import muva
-from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    per_second,
+    write_results,
+)
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import device_name
 from benchmarks.training import timed
@@ -123,7 +128,7 @@ def measured(bundle: Bundle, *, batch: int, rounds: int) -> dict[str, dict[str, 
     expected = features[PYTORCH]
     return {
         name: {
-            "images_per_s": batch / seconds[name],
+            "images_per_s": per_second(batch, seconds[name]),
             "largest_difference": float(np.abs(features[name] - expected).max()),
             "least_cosine": float((features[name] * expected).sum(axis=1).min()),
         }
@@ -152,6 +157,28 @@ def misses(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
                     f"{MOST_APART}"
                 )
     return told
+
+
+def baseline_tables(found: Mapping[str, Any]) -> dict[str, Table]:
+    """The name of each size: a row per form; `half`: mAP and rank-1 in both precisions."""
+    tables = {}
+    for size, forms in found["sizes"].items():
+        rows = [
+            {
+                "form": name,
+                "rate": measurement(of["images_per_s"]),
+                "share": of["images_per_s"] / forms[PYTORCH]["images_per_s"],
+                "largest_difference": of["largest_difference"],
+                "least_cosine": of["least_cosine"],
+                "goal": {"least_cosine": LEAST_COSINE_IN_HALF}
+                if name.endswith(HALF)
+                else {"largest_difference": MOST_APART},
+            }
+            for name, of in forms.items()
+        ]
+        tables[size] = Table(rows=rows, statistic="medians")
+    half = [{"precision": precision, **of} for precision, of in found.get("half", {}).items()]
+    return {**tables, "half": Table(rows=half)}
 
 
 def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str, dict[str, float]]:

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import gc
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
+from benchmarks.baseline import (
+    DTYPES,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    per_second,
+    write_results,
+)
 from benchmarks.memory import peak_memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import NoiseImages, best_device, device_name
@@ -125,6 +133,50 @@ def main() -> int:
         print_precisions(found["precision"])
     write_results(arguments, found, baseline_tables)
     return exit_code(arguments, missed)
+
+
+def baseline_tables(found: Mapping[str, Any]) -> dict[str, Table]:
+    """`rates`, `settings`, `precision`: what was measured of them."""
+    graphed = best_device().type == "cuda"
+    rates_ = [
+        ({"run": "steps with `--cuda-graphs`"} if graphed else {})
+        | {
+            "precision": DTYPES[precision],
+            "bare_forward": measurement(of["bare forward"]),
+            "feature_pass": measurement(of["feature pass"]),
+            "feature_ratio": of["feature pass"] / of["bare forward"],
+            "bare_backward": measurement(of["bare forward and backward"]),
+            "step": measurement(of["step"]),
+            "step_ratio": of["step"] / of["bare forward and backward"],
+            "product": measurement(of["product"]),
+            "goal": LEAST_OF_BARE if precision == "fp32" else f"{LEAST_OF_FLOAT32:g} x float32",
+        }
+        for precision, of in found.get("rates", {}).items()
+    ]
+    settings = found.get("settings", {})
+    settings_ = [
+        {
+            "setting": name.replace("bf16", DTYPES["bf16"]),
+            "steps": measurement(of["steps"]),
+            "ratio": of["steps"] / settings.get("bf16", of)["steps"],
+            "features": measurement(of["features"]),
+            "memory_mb": of["peak_mb"],
+        }
+        for name, of in settings.items()
+    ]
+    precisions_ = [
+        {
+            "precision": DTYPES[precision],
+            "losses": of["losses"],
+            "mean_ap": of["mean_ap"],
+            "rank1": of["rank1"],
+            "memory_pass_s": measurement(of["epoch"]["memory_pass_s"]),
+            "steps_s": measurement(of["epoch"]["steps_s"]),
+        }
+        for precision, of in found.get("precision", {}).items()
+    ]
+    tables = {"rates": rates_, "settings": settings_, "precision": precisions_}
+    return {name: Table(rows=rows, statistic="medians") for name, rows in tables.items()}
 
 
 def settings_here() -> list[str]:
@@ -245,7 +297,7 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
         with computing(ours.model.image_encoder, graphed):
             seconds = timed(ways, rounds=rounds, device=device)
         found[precision] = {
-            way: (operations / 1e9 if way == "product" else batch) / spent
+            way: per_second(operations / 1e9 if way == "product" else batch, spent)
             for way, spent in seconds.items()
         }
     return found
@@ -265,7 +317,7 @@ def timed(
                 torch.cuda.synchronize(device)
             if number:  # what a process does once is not what is looked for
                 seconds[way].append(time.perf_counter() - started_at)
-    return {way: statistics.median(spent) for way, spent in seconds.items()}
+    return {way: median_of(spent) for way, spent in seconds.items()}
 
 
 def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -311,7 +363,7 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
         seconds = timed(ways, rounds=rounds, device=device)
     gpu = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
     return {
-        **{way: batch / spent for way, spent in seconds.items()},
+        **{way: per_second(batch, spent) for way, spent in seconds.items()},
         "first_s": first_s,
         "peak_mb": peak[0] if gpu is None else gpu,
     }
@@ -364,7 +416,7 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
                 "mean_ap": report.targets[TARGET]["muva"].mean_ap,
                 "rank1": report.targets[TARGET]["muva"].rank1,
                 "epoch": {
-                    name: statistics.median(epoch[name] for epoch in history)
+                    name: median_of([epoch[name] for epoch in history])
                     for name in ("memory_pass_s", "steps_s", "waiting_s")
                 },
             }

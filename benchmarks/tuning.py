@@ -9,7 +9,6 @@ default, on the held-out sources and, only then, on a target that nothing before
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -22,7 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, list_artifacts
 from tracking.names import experiment_name
@@ -96,6 +103,44 @@ def main() -> int:
     write_results(arguments, figures, baseline_tables)
     missed = missing(figures)
     return exit_code(arguments, missed)
+
+
+def baseline_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
+    """`reuse`, `concurrency`, `study`: what was measured of them."""
+    reuse_, study_ = [], []
+    if reused := figures.get("reuse"):
+        reuse_.append(
+            {
+                "trials": reused["trials"],
+                "together_s": measurement(reused["spent_s"]),
+                "alone_s": measurement(reused["alone_s"]),
+                "saved": reused["saved"],
+                "goal": LEAST_SAVED,
+            }
+        )
+    concurrency = []
+    if timed := figures.get("concurrency"):
+        seconds = timed["seconds"]
+        names = {
+            "sequential": "one after the other, a core each",
+            "two at once": "two at once, a core each",
+            "sequential, all cores each": "one after the other, all cores each",
+        }
+        for way, name in names.items():
+            row: Row = {"way": name, "seconds": measurement(seconds[way])}
+            if way == "two at once":
+                row |= {"share": timed["of_sequential"], "goal": MOST_OF_SEQUENTIAL}
+            concurrency.append(row)
+    if studied := figures.get("study"):
+        for key, name in (("held_out", "held-out sources"), ("target", "target")):
+            of = studied[key]
+            study_.append(
+                {"evaluated_on": name}
+                | {one: measurement(mean_of(of[one]["by_seed"])) for one in ("default", "best")}
+                | {"difference": of["gain"]}
+            )
+    tables = {"reuse": reuse_, "concurrency": concurrency, "study": study_}
+    return {name: Table(rows=rows) for name, rows in tables.items()}
 
 
 def missing(figures: Mapping[str, Any]) -> list[str]:

@@ -6,13 +6,12 @@ seen: its projected class token, across cameras.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 
-from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from muva.model.clip import load_clip
 from muva.pretraining.clip import HEIGHT, PEOPLE, WIDTH, unseen_people, zero_shot
 from muva.synthetic import DOMAINS, PRETRAINING
@@ -37,7 +36,17 @@ def main() -> None:
         )
         figures[domain] = {"rank1": result.cmc[1], "mean_ap": result.mean_ap}
         print(f"| {domain} | {100 * result.cmc[1]:.1f} | {100 * result.mean_ap:.1f} |", flush=True)
-    write_results(arguments, figures, baseline_tables)
+    write_results(arguments, figures, partial(baseline_tables, clip=arguments.clip))
+
+
+def baseline_tables(figures: Mapping[str, Mapping[str, float]], *, clip: str) -> dict[str, Table]:
+    """The CLIP's name: a row per domain."""
+    note = "new people of a domain it was trained on"
+    rows = [
+        {"domain": domain, **of} | ({"note": note} if domain in PRETRAINING else {})
+        for domain, of in figures.items()
+    ]
+    return {clip: Table(rows=rows)}
 
 
 if __name__ == "__main__":
