@@ -14,7 +14,8 @@ A table holds:
 
 - `run`: where its numbers come from. `recorded` is "measured", or "transcribed from PAGE" where
   only the page's numbers are known; then `commit` and `date` are those at which the table was
-  last changed. Also `command`, `conditions` (what else was at work, as far as is known),
+  last changed. Also `command`, `conditions` (what else was at work, as far as is known: at least
+  the load average over five minutes, the benchmark's own part included),
   `libraries` (versions, or null) and `device`: `cpu`, `cores`, whether it has `amx` and
   `avx512_bf16` (null: unknown), `gpu`.
 - `statistic`: what the values of repeated measurements are, such as "median of 3", or null.
@@ -228,7 +229,7 @@ def this_run(benchmark: str) -> dict[str, Any]:
         "device": this_device(),
         "libraries": {"python": platform.python_version()}
         | {name: version(name) for module, name in LIBRARIES.items() if module in sys.modules},
-        "conditions": None,
+        "conditions": f"load average {os.getloadavg()[1]:.1f}",
     }
 
 

@@ -38,12 +38,8 @@ Figures = dict[str, dict[str, list[float]]]
 def main() -> int:
     """Train and judge, then print the table; with --check 1 where training did not help."""
     parser = benchmark_parser("generalisation", __doc__, check="exit 1 where training is of no use")
-    parser.add_argument("--recipe", default="demo")
-    parser.add_argument("--expert", default="annotated", help="who finds the parts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
-    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
-    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
+    parser.add_argument("--expert", default="annotated", help="finds the parts")
+    add_training_options(parser)
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("generalisation"))
     workers = Workers(cpus_each=arguments.cpus_per_worker)
@@ -62,6 +58,15 @@ def main() -> int:
     write_results(arguments, content, baseline_tables)
     missed = untaught(mean_ap)
     return exit_code(arguments, missed)
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a benchmark that trains for each target and seed."""
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
+    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
+    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
 
 
 def untaught(mean_ap: Figures) -> list[str]:

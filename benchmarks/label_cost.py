@@ -14,8 +14,13 @@ from functools import partial
 from typing import Any
 
 from benchmarks.baseline import Row, Table, benchmark_parser, mean_of, measurement, write_results
-from benchmarks.generalisation import judged, over_seeds, print_table, values_of
-from muva.synthetic import BENCHMARK
+from benchmarks.generalisation import (
+    add_training_options,
+    judged,
+    over_seeds,
+    print_table,
+    values_of,
+)
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
 from workflows.runtime.workers import Workers
@@ -27,12 +32,8 @@ EXACT = "annotated"
 def main() -> int:
     """Train and judge, then print the tables."""
     parser = benchmark_parser("label_cost", __doc__)
-    parser.add_argument("--recipe", default="demo")
     parser.add_argument("--expert", default="tiny")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
-    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
-    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
+    add_training_options(parser)
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("label cost"))
     workers = Workers(cpus_each=arguments.cpus_per_worker)

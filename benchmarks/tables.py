@@ -144,8 +144,9 @@ class _CellFormatter(string.Formatter):
             sign, digits = special["sign"], int(special["digits"])
             if special["form"] == "pct":
                 return f"{100 * value:{sign}.{digits}f}"
-            decimals = digits - 1 - floor(log10(abs(value))) if value else digits - 1
-            return f"{round(value, decimals):{sign}.{max(decimals, 0)}f}"
+            rounded = float(f"{value:.{digits - 1}e}")
+            decimals = digits - 1 - floor(log10(abs(rounded))) if rounded else digits - 1
+            return f"{rounded:{sign}.{max(decimals, 0)}f}"
         if format_spec == "short":
             return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
         if format_spec == "sci":

@@ -164,6 +164,7 @@ def test_a_spread_is_that_of_the_samples_and_unknown_without_them() -> None:
         ("{share:+1pct}", "+12.3"),
         ("{rate:short} to {many:short}", "8.4 to 212"),
         ("{small:2sig}, {rate:2sig}, {many:2sig}", "0.22, 8.4, 210"),
+        ("{near:2sig}, {none:2sig}", "1.0, 0.0"),
         ("{none:sci} or {small:sci}", "0 or 2.2e-01"),
         ("{rate:.1f} ± {rate.spread:.1f}", "8.4 ± 0.3"),
         (["{unknown} or {rate}", "{list.1}"], "second"),
@@ -177,6 +178,7 @@ def test_cells_are_filled_from_rows(template: str | list[str], expected: str) ->
         "many": 212,
         "small": 0.22,
         "none": 0,
+        "near": 0.99994,
         "list": ["first", "second"],
     }
     assert tables.cell(template, row, where="row") == expected
