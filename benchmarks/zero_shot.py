@@ -44,7 +44,7 @@ def baseline_tables(figures: Mapping[str, Mapping[str, float]], *, clip: str) ->
     note = "new people of a domain it was trained on"
     rows = [
         {"domain": domain, **of} | ({"note": note} if domain in PRETRAINING else {})
-        for domain, of in figures.items()
+        for domain, of in sorted(figures.items(), key=lambda item: item[0] in PRETRAINING)
     ]
     return {clip: Table(rows=rows)}
 
