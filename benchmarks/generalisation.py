@@ -8,6 +8,7 @@ trained again, so a stopped run goes on.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
