@@ -7,10 +7,7 @@ goal is missed.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import statistics
 import sys
 import tempfile
 import time
@@ -21,6 +18,14 @@ from pathlib import Path
 import ray
 import torch
 
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from benchmarks.grounding_speed import crowd, shots
 from benchmarks.memory import again_and_again, memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
@@ -61,11 +66,9 @@ WORKS = {
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("extraction", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--images", type=int, help="instead of each work's own number")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     found, missed = {}, []
     print("| model | images | bare, images/s | ours, images/s | share | memory, MB | growth |")
@@ -82,12 +85,27 @@ def main() -> int:
             flush=True,
         )
         missed += misses(name, work, figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, found, baseline_tables)
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: Mapping[str, Mapping[str, float]]) -> dict[str, Table]:
+    """`rates`: a row per work, with the goal of its share and the memory of its processes."""
+    rows = []
+    for name, of in found.items():
+        config = WORKS[name].config
+        title = "tiny CLIP" if name == "tiny" else "ViT-B/16"
+        row = {
+            "model": f"{title}, {config.image_height} x {config.image_width}",
+            "images": int(of["images"]),
+            "bare": measurement(of["bare"]),
+            "embedding": measurement(of["ours"]),
+            "share": of["share"],
+            "memory_mb": of["memory_mb"],
+            "growth": of["growth"],
+        }
+        rows.append(row | ({"goal": LEAST_SHARE} if WORKS[name].has_goal else {}))
+    return {"rates": Table(rows=rows)}
 
 
 def measured(work: Work, folder: Path) -> dict[str, float]:
@@ -116,11 +134,12 @@ def measured(work: Work, folder: Path) -> dict[str, float]:
         started_at = time.perf_counter()
         features_step(session, model, many, work.config, name="many")
         seconds = time.perf_counter() - started_at
-    bare = statistics.fmean([before, _bare_rate(model, work.config)])
+    bare = mean_of([before, _bare_rate(model, work.config)])
     third = len(samples) // 3
     first, last = _peaks_mb(samples[:third]), _peaks_mb(samples[-third:])
     ours = work.images / seconds
     return {
+        "images": work.images,
         "bare": bare,
         "ours": ours,
         "share": ours / bare,

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, write_results
 from benchmarks.disturbed_server import Disturber, disturbed_server
 from benchmarks.grounding_speed import crowd
 from muva.config import PHRASES, GroundingConfig
@@ -81,11 +81,9 @@ def _answer(image: GroundingImage, part: str) -> Grounding:
 
 def main() -> int:
     """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("grounding_faults", __doc__, check="exit 1 where labels differ")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where labels differ")
     parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
@@ -97,9 +95,27 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     bad = [number for number, one in enumerate(rounds) if not one["right"]]
     print(f"\n{len(rounds) - len(bad)} of {len(rounds)} rounds ended with the right labels")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rounds, indent=2) + "\n")
-    return int(bool(arguments.check and bad))
+    write_results(arguments, rounds, baseline_tables)
+    return exit_code(arguments, [f"round {number}" for number in bad])
+
+
+def baseline_tables(rounds: list[dict[str, Any]]) -> dict[str, Table]:
+    """`rounds`: how the rounds of each kind of disturbance ended."""
+    rows = []
+    for kind in dict.fromkeys(one["disturbed"] for one in rounds):
+        alike = [one for one in rounds if one["disturbed"] == kind]
+        seconds = [one["seconds"] for one in alike]
+        rows.append(
+            {
+                "disturbed": kind,
+                "rounds": len(alike),
+                "right": sum(one["right"] for one in alike),
+                "seconds": {"least": min(seconds), "most": max(seconds)},
+                "computed_twice": sum(one["computed_twice"] for one in alike),
+                "goal": "the labels of a plain loop",
+            }
+        )
+    return {"rounds": Table(rows=rows)}
 
 
 def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:

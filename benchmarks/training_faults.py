@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, write_results
 from benchmarks.small_clip import write_small_clip
 from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
@@ -94,11 +94,9 @@ class Round:
 
 def main() -> int:
     """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("training_faults", __doc__, check="exit 1 where weights differ")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where weights differ")
     parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
@@ -113,10 +111,14 @@ def main() -> int:
     print(f"\n{good} of {len(rounds)} rounds ended with the right weights")
     for stage, apart in elastic.items():
         print(f"{stage}: 2, then 1, then 2 workers: losses {apart:.1e} from two undisturbed ones")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    wrong = good < len(rounds) or not all(apart <= CLOSE for apart in elastic.values())
-    return int(arguments.check and wrong)
+    write_results(arguments, figures, baseline_tables)
+    missed = [f"round {number}" for number, one in enumerate(rounds) if not one["right"]]
+    missed += [
+        f"{stage}: losses {apart:.1e} apart, limit {CLOSE:g}"
+        for stage, apart in elastic.items()
+        if not apart <= CLOSE
+    ]
+    return exit_code(arguments, missed)
 
 
 def drive(home: str, stage: str, name: str, workers: str) -> int:
@@ -134,6 +136,27 @@ def drive(home: str, stage: str, name: str, workers: str) -> int:
         if stage == "models":
             encoder_step(session, inputs, {}, prompts, processes, name=name)
     return 0
+
+
+def baseline_tables(figures: dict[str, Any]) -> dict[str, Table]:
+    """`rounds`: how many of each kind and stage there were with 1 and 2 workers, and their time."""
+    rows = []
+    for kind, (number, stage) in itertools.product(KINDS, enumerate(STAGES, start=1)):
+        alike = [r for r in figures["rounds"] if (r["disturbed"], r["stage"]) == (kind, stage)]
+        if not alike:
+            continue
+        seconds = [one["seconds"] for one in alike]
+        rows.append(
+            {
+                "killed": "driver, started again" if kind == "driver" else kind,
+                "stage": number,
+                "rounds": [sum(r["workers"] == workers for r in alike) for workers in WORKERS],
+                "seconds": {"least": min(seconds), "most": max(seconds)},
+                "largest_difference": max(one["apart"] for one in alike),
+                "goal": "weights of the undisturbed training",
+            }
+        )
+    return {"rounds": Table(rows=rows)}
 
 
 def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ sources and, only at the end, on a target that was not used before.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -22,6 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, list_artifacts
 from tracking.names import experiment_name
@@ -54,7 +62,7 @@ OWN_KINDS = ("prompts", "models", "features", "metrics")
 
 def main() -> int:
     """Measure, then print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("tuning", __doc__, check="exit 1 where a bound is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--space", default="all", help="that the study searches")
@@ -66,8 +74,6 @@ def main() -> int:
     parser.add_argument("--folds", type=int, default=2, help="that the study holds out")
     parser.add_argument("--seeds", type=int, default=3, help="of the default and the best trial")
     parser.add_argument("--home", type=Path, help="kept, to go on from there [a new folder]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is missed")
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe)
     sizes = {
@@ -100,13 +106,47 @@ def main() -> int:
                 studied = with_settings(config, changes, where=arguments.recipe)
                 figures["study"] = measured_study(home / "study", studied, seeds=arguments.seeds)
     print(json.dumps(figures, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, baseline_tables)
     missed = missing(figures)
-    if arguments.check and missed:
-        print("\n".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
+    """`reuse`, `concurrency`, `study`: what was measured of them."""
+    reuse_, study_ = [], []
+    if reused := figures.get("reuse"):
+        reuse_.append(
+            {
+                "trials": reused["trials"],
+                "together_s": measurement(reused["spent_s"]),
+                "alone_s": measurement(reused["alone_s"]),
+                "saved": reused["saved"],
+                "goal": LEAST_SAVED,
+            }
+        )
+    concurrency = []
+    if timed := figures.get("concurrency"):
+        seconds = timed["seconds"]
+        names = {
+            "sequential": "one after the other, a core each",
+            "two at once": "two at once, a core each",
+            "sequential, all cores each": "one after the other, all cores each",
+        }
+        for way, name in names.items():
+            row: Row = {"way": name, "seconds": measurement(seconds[way])}
+            if way == "two at once":
+                row |= {"share": timed["of_sequential"], "goal": MOST_OF_SEQUENTIAL}
+            concurrency.append(row)
+    if studied := figures.get("study"):
+        for key, name in (("held_out", "held-out sources"), ("target", "target")):
+            of = studied[key]
+            study_.append(
+                {"evaluated_on": name}
+                | {one: measurement(mean_of(of[one]["by_seed"])) for one in ("default", "best")}
+                | {"difference": of["gain"]}
+            )
+    tables = {"reuse": reuse_, "concurrency": concurrency, "study": study_}
+    return {name: Table(rows=rows) for name, rows in tables.items()}
 
 
 def missing(figures: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.grains import GRAINS, evaluate_grains, print_table, unseen
+from benchmarks.part_accuracy import GRAINS, evaluate_grains, print_table, unseen
 from muva.config import PARTS, SyntheticConfig
 from muva.data.shards import open_dataset
 from muva.model.bundle import bundle_of_model

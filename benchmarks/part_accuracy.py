@@ -1,23 +1,21 @@
-"""mAP of each grain of MUVA on an unseen domain: `python -m benchmarks.grains`.
+"""mAP of each grain of MUVA on an unseen domain: `python -m benchmarks.part_accuracy`.
 
 Evaluates the models that `benchmarks.generalisation` left in a store, each on the benchmark domain
-that it has not seen: mAP of the whole feature after the BN neck and of each grain's slice of it,
-with predicted and with true masks, and the IoU of predicted and true masks.
+that it has not seen: mAP of the whole feature after the BN neck and of the slice of each grain (the
+person and each part), with predicted and with true masks, and the IoU of predicted and true masks.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.baseline import Table, benchmark_parser, mean_of, measurement, write_results
 from muva.config import PARTS
 from muva.data.artifacts import find_artifact, list_artifacts
 from muva.data.shards import open_dataset
@@ -37,10 +35,9 @@ Figures = dict[str, float]
 
 def main() -> int:
     """Print a table; returns 1 if there is no model to evaluate."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("part_accuracy", __doc__)
     parser.add_argument("--home", default=["runs"], nargs="+", help="where generalisation ran")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     found: dict[str, list[Figures]] = defaultdict(list)
@@ -56,8 +53,7 @@ def main() -> int:
         print("no model that has not seen a benchmark domain", file=sys.stderr)
         return 1
     print_table(found)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     return 0
 
 
@@ -98,6 +94,25 @@ def evaluate_grains(store: Store, bundle: Bundle, target: str) -> Figures:
     agreement = both.sum(axis=2) / np.maximum(either.sum(axis=2), 1)
     figures |= {f"iou/{p}": float(agreement[:, i].mean()) for i, p in enumerate(PARTS)}
     return figures
+
+
+def baseline_tables(found: Mapping[str, Sequence[Figures]]) -> dict[str, Table]:
+    """`scores`: a row per target, means over its models."""
+    columns = {
+        "all": "predicted/all",
+        **{grain: f"predicted/{grain}" for grain in GRAINS},
+        "all_exact_masks": "true/all",
+    }
+    rows = [
+        {"target": target, "models": len(results)}
+        | {
+            key: measurement(mean_of([result[column] for result in results]))
+            for key, column in columns.items()
+        }
+        | {"iou": [float(np.mean([result[f"iou/{part}"] for result in results])) for part in PARTS]}
+        for target, results in found.items()
+    ]
+    return {"scores": Table(rows=rows, statistic="mean over the models")}
 
 
 def print_table(found: dict[str, list[Figures]]) -> None:
