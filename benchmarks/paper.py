@@ -223,12 +223,12 @@ def phase_work(
     }
 
 
-def baseline_tables(told: list[dict[str, Any]]) -> dict[str, Table]:
+def baseline_tables(facts: list[dict[str, Any]]) -> dict[str, Table]:
     """`hours`: work, rate and hours of each phase of each row."""
     rows = [
         {"row": row["row"], "phase": PHASE_TITLES.get(phase, phase)}
         | {key: value for key, value in of.items() if value is not None}
-        for row in told
+        for row in facts
         for phase, of in row["phases"].items()
     ]
     return {"hours": Table(rows=rows)}

@@ -151,14 +151,14 @@ def baseline_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
 
 def missing(figures: Mapping[str, Any]) -> list[str]:
     """Descriptions of the missed goals."""
-    told = []
+    missed = []
     saved = figures.get("reuse", {}).get("saved", 1.0)
     if saved < LEAST_SAVED:
-        told.append(f"reuse saves {saved:.2f} of the compute, expected {LEAST_SAVED}")
+        missed.append(f"reuse saves {saved:.2f} of the compute, expected {LEAST_SAVED}")
     share = figures.get("concurrency", {}).get("of_sequential", 0.0)
     if share > MOST_OF_SEQUENTIAL:
-        told.append(f"two at once take {share:.2f} of the time, expected {MOST_OF_SEQUENTIAL}")
-    return told
+        missed.append(f"two at once take {share:.2f} of the time, expected {MOST_OF_SEQUENTIAL}")
+    return missed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -301,7 +301,7 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
         held_out[name] = again.trial(params, seeds=seeds).by_seed
     for name, params in (("default", {}), ("best", best["params"])):
         say(f"{name}: {seeds} seeds on {', '.join(config.targets)}")
-        on_target[name] = _judged_on_targets(again, params, seeds=seeds)
+        on_target[name] = _scores_on_targets(again, params, seeds=seeds)
     return {
         "trials": len(summary["trials"]),
         "states": {
@@ -316,7 +316,7 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
     }
 
 
-def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int) -> list[float]:
+def _scores_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int) -> list[float]:
     """Mean mAP over the targets for each seed, trained on all sources."""
     settings = place.config.tune
     assert settings is not None
@@ -346,7 +346,7 @@ def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int)
 
 def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Means, deviations between seeds, and the gain of the best over the default, as fractions."""
-    told: dict[str, Any] = {
+    scores: dict[str, Any] = {
         name: {
             "mean_ap": round(statistics.fmean(one), 4),
             "deviation": round(statistics.stdev(one), 4) if len(one) > 1 else None,
@@ -354,8 +354,8 @@ def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         }
         for name, one in values.items()
     }
-    told["gain"] = round(told["best"]["mean_ap"] - told["default"]["mean_ap"], 4)
-    return told
+    scores["gain"] = round(scores["best"]["mean_ap"] - scores["default"]["mean_ap"], 4)
+    return scores
 
 
 if __name__ == "__main__":
