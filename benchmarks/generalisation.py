@@ -28,7 +28,6 @@ from muva.config import load_recipe, with_settings
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.pipeline import VARIANTS, log_pipeline, pipeline_run, run_pipeline
 
@@ -43,13 +42,13 @@ def main() -> int:
     add_training_options(parser)
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("generalisation"))
-    workers = Workers(cpus_each=arguments.cpus_per_worker)
-    settings = {"grounding.expert": arguments.expert}
+    settings = {
+        "grounding.expert": arguments.expert,
+        "execution.cpus_per_worker": arguments.cpus_per_worker,
+    }
     with ray_cluster():
         found = {
-            target: evaluate_variants(
-                session, arguments.recipe, target, arguments.seeds, workers, settings
-            )
+            target: evaluate_variants(session, arguments.recipe, target, arguments.seeds, settings)
             for target in arguments.targets
         }
     mean_ap = {target: values_of(results, "mean_ap") for target, results in found.items()}
@@ -86,7 +85,6 @@ def evaluate_variants(
     recipe: str,
     target: str,
     seeds: Sequence[int],
-    workers: Workers,
     settings: Mapping[str, Any],
 ) -> list[dict[str, dict[str, float]]]:
     """For each seed: variant -> mean_ap and rank1 on the target, trained on all other domains.
@@ -98,8 +96,8 @@ def evaluate_variants(
     for seed in seeds:
         chosen = {"sources": sources, "targets": [target], "seed": seed, "tune": None, **settings}
         config = with_settings(load_recipe(recipe), chosen, where=recipe)
-        with pipeline_run(session, config) as run:
-            report = run_pipeline(session.within(run), config, workers=workers)
+        with pipeline_run(session, config) as (run, children):
+            report = run_pipeline(children, config)
             if run is not None:
                 log_pipeline(run, config, report)
         results.append(

@@ -31,6 +31,7 @@ from benchmarks.baseline import Table, benchmark_parser, exit_code, write_result
 from benchmarks.disturbed_server import Disturber, disturbed_server
 from benchmarks.grounding_speed import crowd
 from muva.config import PHRASES, GroundingConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.shards import Dataset, open_dataset
 from muva.grounding.expert import Expert, Grounding, GroundingImage
@@ -38,7 +39,7 @@ from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.ground import ground_shard
 from muva.grounding.labels import labelled_shards, read_shard_labels, summarise_labels
 from muva.synthetic.sensor import encode_jpeg
-from workflows.runtime.expert_pool import Actors, ground_shards
+from workflows.runtime.expert_pool import Actors, GroundingJob, ground_shards
 
 KINDS = ("actor", "node", "driver", "s3")
 IMAGES, SHARD_IMAGES, BATCH_S = 480, 12, 0.15
@@ -123,18 +124,12 @@ def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
     from workflows.runtime.cluster import ray_cluster
 
     dataset, labels = open_dataset(open_artifact(dataset_uri)), open_artifact(labels_uri)
+    missing = set(range(len(dataset.shards))) - labelled_shards(labels)
+    job = GroundingJob(dataset=dataset, labels=labels, shards=missing, max_quarantined=0)
     with ray_cluster():
-        ground_shards(
-            dataset,
-            labels,
-            _expert(notes),
-            PHRASES,
-            shards=set(range(len(dataset.shards))) - labelled_shards(labels),
-            actors=Actors(),
-            max_quarantined=0,
-        )
+        ground_shards([job], _expert(notes), PHRASES, actors=Actors())
     summary = summarise_labels(labels, dataset, parts=list(PHRASES))
-    labels.commit(format_version=1, config={}, inputs={}, summary=summary)
+    labels.commit(format_version=formats.LABELS, config={}, inputs={}, summary=summary)
     return 0
 
 

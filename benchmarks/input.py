@@ -46,7 +46,7 @@ from muva.training.loader import Draw, Loader
 from muva.training.sampler import flip_draws, pk_batches
 from muva.training.stage2 import train_image_encoder
 
-LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
+MIN_SHARE, MAX_GROWTH = 0.9, 0.05
 """Goals: fraction of the rate of bare decoding; growth of memory between thirds."""
 SIZE = {"height": 256, "width": 128}
 BATCH, EACH = 64, 4
@@ -120,7 +120,7 @@ def baseline_tables(found: dict) -> dict[str, Table]:
         rows.append(
             {"by": "thread, one core" if name == "thread" else name}
             | {key: measurement(of[way]) for key, way in keys.items()}
-            | {"share": of["in order"] / of["bare"], "goal": LEAST_SHARE}
+            | {"share": of["in order"] / of["bare"], "goal": MIN_SHARE}
         )
     return {"rates": Table(rows=rows, statistic="medians")}
 
@@ -128,12 +128,12 @@ def baseline_tables(found: dict) -> dict[str, Table]:
 def misses(found: dict) -> list[str]:
     """Descriptions of the missed goals."""
     missed = [
-        f"{name}: {of['in order'] / of['bare']:.2f} of bare decoding, goal {LEAST_SHARE}"
+        f"{name}: {of['in order'] / of['bare']:.2f} of bare decoding, goal {MIN_SHARE}"
         for name, of in found["rates"].items()
-        if of["in order"] < LEAST_SHARE * of["bare"]
+        if of["in order"] < MIN_SHARE * of["bare"]
     ]
-    if found["memory"]["growth"] > MOST_GROWTH:
-        missed.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MOST_GROWTH:.0%}")
+    if found["memory"]["growth"] > MAX_GROWTH:
+        missed.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MAX_GROWTH:.0%}")
     return missed
 
 
@@ -206,7 +206,7 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
 
 
 def waiting(pooled: Pool, folder: Path) -> dict[str, float]:
-    """Fraction of a small training's time spent on waiting for batches: first and later epochs."""
+    """Fraction of a small training spent waiting for batches, in the first epoch and later."""
     clip = load_clip("tiny", image_size=(128, 64), stride=8)
     model = build_model(
         clip, model=TINY, prompts=PromptConfig(), identities=len(pooled.identities), seed=0

@@ -24,7 +24,6 @@ from benchmarks.generalisation import (
 )
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import open_session
 
 EXACT = "annotated"
@@ -37,7 +36,6 @@ def main() -> int:
     add_training_options(parser)
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("label cost"))
-    workers = Workers(cpus_each=arguments.cpus_per_worker)
     experts = (EXACT, arguments.expert)
     figures: dict[str, dict[str, dict[str, list[float]]]] = {"mAP": {}, "rank-1": {}}
     with ray_cluster():
@@ -48,8 +46,11 @@ def main() -> int:
                     arguments.recipe,
                     target,
                     arguments.seeds,
-                    workers,
-                    {"variants": ["muva"], "grounding.expert": expert},
+                    {
+                        "variants": ["muva"],
+                        "grounding.expert": expert,
+                        "execution.cpus_per_worker": arguments.cpus_per_worker,
+                    },
                 )
                 for expert in experts
             }

@@ -185,7 +185,7 @@ def _people(folder: Path, config: ExperimentConfig) -> tuple[TrainingInputs, lis
     with ray_cluster():
         imported = datasets_of(session, config.sources, config.synthetic)
         datasets = [done.artifact for done in imported.values()]
-        labels = [ground(session, dataset, config.grounding).artifact for dataset in datasets]
+        labels = [done.artifact for done in ground(session, datasets, config.grounding)]
     inputs = TrainingInputs.of(config, sources=datasets, labels=labels)
     dataset = open_dataset(datasets[0])
     rows = dataset.rows(splits=["query", "gallery"])

@@ -31,9 +31,10 @@ from benchmarks.baseline import (
     median_of,
     write_results,
 )
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.records import SPLITS, Record
-from muva.data.shards import SHARD_FORMAT, write_shards
+from muva.data.shards import write_shards
 from muva.data.store import open_store
 from tracking.names import ARTIFACT_TAG
 from tracking.runs import Tracker
@@ -150,7 +151,7 @@ def fill(home: Path) -> None:
         name = f"people-{number}"
         artifact = Artifact(store, "datasets", name, fingerprint([name]))
         summary = write_shards(_records(name, seed=number), artifact=artifact)
-        _commit(artifact, dataclasses.asdict(summary), format_version=SHARD_FORMAT)
+        _commit(artifact, dataclasses.asdict(summary), format_version=formats.SHARDS)
         artifacts.append(artifact)
     for kind, count in (("labels", LABELS), ("models", MODELS)):
         for number in range(count):
@@ -162,7 +163,7 @@ def fill(home: Path) -> None:
     for artifact in artifacts[::TRACKED_EVERY]:
         tags = {ARTIFACT_TAG: artifact.address}
         with tracker.open(name=artifact.name, key=artifact.address, tags=tags) as run:
-            run.metrics({"images": 3})
+            run.log_metrics({"images": 3})
 
 
 def _records(domain: str, *, seed: int) -> list[Record]:

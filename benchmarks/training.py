@@ -56,11 +56,10 @@ from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import training_step
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import open_session
 from workflows.steps.pipeline import run_pipeline
 
-LEAST_OF_BARE, LEAST_OF_FLOAT32 = 0.88, 3.0
+MIN_OF_BARE, MIN_OF_FLOAT32 = 0.88, 3.0
 """Goals: float32 relative to the bare model's rate; bf16 relative to our float32."""
 WORKS = ("rates", "settings", "precision")
 BATCH, ROUNDS = 16, 3
@@ -148,7 +147,7 @@ def baseline_tables(found: Mapping[str, Any]) -> dict[str, Table]:
             "step": measurement(of["step"]),
             "step_ratio": of["step"] / of["bare forward and backward"],
             "product": measurement(of["product"]),
-            "goal": LEAST_OF_BARE if precision == "fp32" else f"{LEAST_OF_FLOAT32:g} x float32",
+            "goal": MIN_OF_BARE if precision == "fp32" else f"{MIN_OF_FLOAT32:g} x float32",
         }
         for precision, of in found.get("rates", {}).items()
     ]
@@ -323,15 +322,15 @@ def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Descriptions of the missed goals."""
     full, half = found["fp32"], found["bf16"]
     missed = [
-        f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {LEAST_OF_BARE}"
+        f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {MIN_OF_BARE}"
         for ours, bare in _PAIRS.items()
-        if full[ours] < LEAST_OF_BARE * full[bare]
+        if full[ours] < MIN_OF_BARE * full[bare]
     ]
     return missed + [
-        f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {LEAST_OF_FLOAT32:g} "
+        f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {MIN_OF_FLOAT32:g} "
         f"(the product alone: {half['product'] / full['product']:.2f})"
         for ours in _PAIRS
-        if half[ours] < LEAST_OF_FLOAT32 * full[ours]
+        if half[ours] < MIN_OF_FLOAT32 * full[ours]
     ]
 
 
@@ -406,7 +405,7 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
                 "stage2.milestones": [EPOCHS],
             }
             config = with_settings(load_recipe("demo"), settings, where="demo")
-            report = run_pipeline(session, config, workers=Workers())
+            report = run_pipeline(session, config)
             manifest = open_artifact(report.models["muva"]).manifest()
             assert manifest is not None
             history = manifest["summary"]["history"]

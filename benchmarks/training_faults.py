@@ -35,21 +35,20 @@ from benchmarks.baseline import Table, benchmark_parser, exit_code, write_result
 from benchmarks.small_clip import write_small_clip
 from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
-from muva.data.shards import open_dataset
 from muva.data.store import Store
 from workflows.runtime.cluster import ray_cluster
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.encoder import encoder_step
+from workflows.steps.encoder import encoder_step, train_encoder
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.prompts import CONTEXTS, prompts_step
+from workflows.steps.prompts import CONTEXTS, learn_prompts, prompts_step
 from workflows.steps.training_inputs import TrainingInputs
 
 KINDS = ("process", "node", "driver")
 STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}
 """Kind of artifact -> the start of the line that a driver prints when the stage begins."""
-TITLES = {"prompts": ("_learn_share", "_prepare"), "models": ("TrainWorker", "_train_alone")}
+TITLES = {"prompts": ("learn_share", "compute_centroids"), "models": ("TrainWorker", "run_alone")}
 """Kind of artifact -> part of the titles of the processes that compute it."""
 WORKERS = (1, 2)
 PATIENCE_S = 240.0
@@ -127,14 +126,15 @@ def drive(home: str, stage: str, name: str, workers: str) -> int:
     sources = [_named(session.store, "datasets", source) for source in config.sources]
     labels = [_named(session.store, "labels", source) for source in config.sources]
     inputs = TrainingInputs.of(config, sources=sources, labels=labels)
-    contents = [open_dataset(source).fingerprint for source in sources]
     processes = Workers(count=int(workers), cpus_each=1)
     with ray_cluster():
         # Rounds of stage 2 use the prompts of the undisturbed training.
         of = name if stage == "prompts" else _undisturbed(1)
-        prompts = prompts_step(session, inputs, {}, contents, processes, name=of)
+        step = prompts_step(session, inputs, name=of)
+        prompts = learn_prompts(session, step, inputs, processes).artifact
         if stage == "models":
-            encoder_step(session, inputs, {}, prompts, processes, name=name)
+            step = encoder_step(session, inputs, prompts, name=name)
+            train_encoder(session, step, inputs, prompts, processes)
     return 0
 
 
@@ -371,8 +371,8 @@ def _prepare(folder: Path) -> Store:
     session, config = _session(folder), load_recipe(folder / "faults.yaml")
     assert config.grounding is not None
     with ray_cluster():
-        for done in datasets_of(session, config.sources, config.synthetic).values():
-            ground(session, done.artifact, config.grounding)
+        imported = datasets_of(session, config.sources, config.synthetic)
+        ground(session, [done.artifact for done in imported.values()], config.grounding)
     return session.store
 
 

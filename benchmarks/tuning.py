@@ -40,7 +40,7 @@ from workflows.session import Session, open_session
 from workflows.steps.evaluate import evaluate_on
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.train import train
+from workflows.steps.train import declare_training, train
 from workflows.tuning.search import search
 from workflows.tuning.study import best_of, find_study, reuse
 from workflows.tuning.trial import (
@@ -52,9 +52,9 @@ from workflows.tuning.trial import (
 )
 
 WORKS = ("reuse", "concurrency", "study")
-LEAST_SAVED = 0.6
+MIN_SAVED = 0.6
 """Goal: fraction of the mask space's compute saved by reuse."""
-MOST_OF_SEQUENTIAL = 0.6
+MAX_OF_SEQUENTIAL = 0.6
 """Goal: time of two concurrent trials relative to the same trials one after the other."""
 OWN_KINDS = ("prompts", "models", "features", "metrics")
 """The artifacts that a trial makes; data and labels exist already."""
@@ -121,7 +121,7 @@ def baseline_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
                 "together_s": measurement(reused["spent_s"]),
                 "alone_s": measurement(reused["alone_s"]),
                 "saved": reused["saved"],
-                "goal": LEAST_SAVED,
+                "goal": MIN_SAVED,
             }
         )
     concurrency = []
@@ -135,7 +135,7 @@ def baseline_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
         for way, name in names.items():
             row: Row = {"way": name, "seconds": measurement(seconds[way])}
             if way == "two at once":
-                row |= {"share": timed["of_sequential"], "goal": MOST_OF_SEQUENTIAL}
+                row |= {"share": timed["of_sequential"], "goal": MAX_OF_SEQUENTIAL}
             concurrency.append(row)
     if studied := figures.get("study"):
         for key, name in (("held_out", "held-out sources"), ("target", "target")):
@@ -153,11 +153,11 @@ def missing(figures: Mapping[str, Any]) -> list[str]:
     """Descriptions of the missed goals."""
     missed = []
     saved = figures.get("reuse", {}).get("saved", 1.0)
-    if saved < LEAST_SAVED:
-        missed.append(f"reuse saves {saved:.2f} of the compute, expected {LEAST_SAVED}")
+    if saved < MIN_SAVED:
+        missed.append(f"reuse saves {saved:.2f} of the compute, expected {MIN_SAVED}")
     share = figures.get("concurrency", {}).get("of_sequential", 0.0)
-    if share > MOST_OF_SEQUENTIAL:
-        missed.append(f"two at once take {share:.2f} of the time, expected {MOST_OF_SEQUENTIAL}")
+    if share > MAX_OF_SEQUENTIAL:
+        missed.append(f"two at once take {share:.2f} of the time, expected {MAX_OF_SEQUENTIAL}")
     return missed
 
 
@@ -185,7 +185,7 @@ class Sources:
         assert settings is not None
         grounding = trial_config(self.config, settings, params).grounding
         assert grounding is not None
-        labels = [ground(self.session, source, grounding).artifact for source in self.sources]
+        labels = [done.artifact for done in ground(self.session, self.sources, grounding)]
         inputs = TrialInputs(
             session=dataclasses.replace(self.session, tracking_uri=None),
             config=self.config.model_copy(update={"targets": (), "tune": None}),
@@ -204,7 +204,7 @@ def prepared(home: Path, config: ExperimentConfig) -> Sources:
     session = open_session(home=home, experiment=experiment_name(f"{config.name}-tuning"))
     sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
     assert config.grounding is not None
-    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    labels = [done.artifact for done in ground(session, sources, config.grounding)]
     return Sources(session=session, config=config, sources=sources, labels=labels)
 
 
@@ -327,20 +327,20 @@ def _scores_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int)
         config = trial_config(place.config, settings, params)
         config = config.model_copy(update={"seed": config.seed + seed})
         assert config.grounding is not None
-        labels = [ground(session, s, config.grounding).artifact for s in place.sources]
-        trained = train(
+        labels = [done.artifact for done in ground(session, place.sources, config.grounding)]
+        training = declare_training(
             session,
             config,
             sources=place.sources,
             labels=labels if config.model.parts else None,
-            workers=Workers(),
             name="tuned" if params else "default",
         )
+        trained = train(session, training, Workers())
         found = [
             evaluate_on(session, trained.model.uri, one.artifact, config, name="tuning")
             for one in targets
         ]
-        values.append(statistics.fmean(one.mean_ap for one in found))
+        values.append(statistics.fmean(one.scores.mean_ap for one in found))
     return values
 
 

@@ -1,4 +1,7 @@
-"""Finds, loads and stores model bundles, in an artifact store or in a folder."""
+"""Finds, loads and stores model bundles, in an artifact store or in a folder.
+
+Importing torch and open_clip takes seconds, so only what loads or stores weights imports them.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muva.data import formats
 from muva.data.artifacts import Artifact, find_artifact, open_artifact
 from muva.data.store import Store
 from muva.errors import MuvaError
-from muva.model.bundle import DESCRIPTION, Bundle, load_bundle, parse_description, save_bundle
-from muva.model.muva_model import MuvaModel
+from muva.model.bundle_description import DESCRIPTION, parse_description
+
+if TYPE_CHECKING:
+    from muva.model.bundle import Bundle
+    from muva.model.muva_model import MuvaModel
 
 BUNDLE = "bundle"
 """The bundle's folder within a model artifact."""
@@ -32,6 +38,8 @@ def load(uri: str | Path) -> Bundle:
     Raises:
         MuvaError: there is no finished model at this address, or it is damaged.
     """
+    from muva.model.bundle import load_bundle
+
     if (Path(uri) / DESCRIPTION).is_file():
         return load_bundle(Path(uri))
     artifact = open_artifact(str(uri))
@@ -67,6 +75,8 @@ def model_description(artifact: Artifact) -> Mapping[str, Any]:
 
 def store_bundle(artifact: Artifact, model: MuvaModel, *, metadata: Mapping[str, Any]) -> None:
     """Write a model's bundle into its artifact, which the caller then commits."""
+    from muva.model.bundle import save_bundle
+
     with tempfile.TemporaryDirectory() as folder:
         save_bundle(model, Path(folder), metadata=metadata)
         for file in sorted(Path(folder).iterdir()):

@@ -14,7 +14,7 @@ _CELL_INCHES = 0.75
 _LEFT_INCHES, _TOP_INCHES = 3.4, 2.6
 _SHORT = 3
 """Longest name, in letters, that fits below a cell without rotation."""
-_MOST_NUMBERED = 16
+_MAX_NUMBERED = 16
 """Largest number of columns for which cells are wide enough to show their value."""
 
 
@@ -45,13 +45,13 @@ def heat_map(
     table = np.full((len(down), len(across)), np.nan)
     for (row, column), value in values.items():
         table[down.index(row), across.index(column)] = 100 * value
-    cell = _CELL_INCHES if len(across) <= _MOST_NUMBERED else _CELL_INCHES / 2
+    cell = _CELL_INCHES if len(across) <= _MAX_NUMBERED else _CELL_INCHES / 2
     size = (_LEFT_INCHES + cell * len(across), _TOP_INCHES + cell * len(down))
     figure = Figure(figsize=size, layout="constrained")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         axes = figure.add_subplot()
         axes.imshow(table, cmap="YlGnBu", vmin=0, vmax=100, aspect="auto")
-        if len(across) <= _MOST_NUMBERED:
+        if len(across) <= _MAX_NUMBERED:
             for (row, column), value in np.ndenumerate(table):
                 if not np.isnan(value):
                     colour = "white" if value > 55 else INK

@@ -375,12 +375,12 @@ def cmc_plot(
 
 def _rank_ticks(ranks: Sequence[int]) -> list[int]:
     """All ranks if their labels fit, otherwise the first and every fifth."""
-    if len(ranks) <= _MOST_TICKS:
+    if len(ranks) <= _MAX_TICKS:
         return list(ranks)
     return [rank for rank in ranks if rank == ranks[0] or rank % 5 == 0]
 
 
-_MOST_TICKS = 15
+_MAX_TICKS = 15
 
 
 def _sheet(

@@ -51,5 +51,5 @@ def redact(text: str) -> str:
 
 
 def names_secret(name: str) -> bool:
-    """Whether a setting or variable of this name is a secret: `ray.auth_token`, but not `tokens`."""
+    """Whether a name is that of a secret: true for `ray.auth_token`, false for `tokens`."""
     return _NAME.search(name) is not None

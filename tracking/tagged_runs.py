@@ -144,9 +144,7 @@ def _read_directly(
     return list(runs.values())
 
 
-def _ask_client(
-    uri: str, tag: str, value: str | None, experiment: str | None
-) -> list[TaggedRun]:
+def _ask_client(uri: str, tag: str, value: str | None, experiment: str | None) -> list[TaggedRun]:
     from tracking.addresses import failures_explained, reached_client
 
     with failures_explained(uri):

@@ -193,8 +193,7 @@ class Artifact:
             self.store.write(self.key(LATEST), _later_than(latest.latest_since()).encode())
 
     def latest_since(self) -> str:
-        """When it was created or last made the latest, in ISO 8601; empty if its manifest is
-        damaged."""
+        """When it was created or last made the latest (ISO 8601); empty for a damaged manifest."""
         try:
             manifest = self.manifest()
         except DamagedManifestError:
@@ -209,9 +208,9 @@ class Artifact:
         return sum(self.store.size(key) for key in self.store.list(self.address + "/"))
 
     def delete(self) -> None:
-        """Remove it, the manifest first, so that a half-deleted artifact is an unfinished one.
+        """Delete it, manifest first, so that an interrupted deletion leaves it unfinished.
 
-        The note of what it was made from goes last, so that its lineage is known until then.
+        The note of what it was made from is deleted last, so that its lineage is known until then.
         """
         with suppress(MuvaError):  # of another version, or damaged: then it leaves no note
             if manifest := self.manifest():
@@ -228,8 +227,7 @@ class Artifact:
 def list_artifacts(
     store: Store, kind: str | None = None, *, unfinished: bool = False
 ) -> list[Artifact]:
-    """The complete artifacts, sorted by address; with `unfinished`, also those without a
-    manifest."""
+    """The complete artifacts, sorted by address; `unfinished` adds those without a manifest."""
     complete: dict[str, bool] = {}
     for key in store.list(f"{kind}/" if kind else ""):
         kind_of_key, _, rest = key.partition("/")

@@ -119,8 +119,10 @@ def decoded_images(
 
 
 def delete_decoded_images(folder: Path | None = None) -> None:
-    """Delete all decoded images of this node. Processes that have a file open keep it until they
-    end."""
+    """Delete all decoded images of this node.
+
+    Processes that have a file open keep it until they end.
+    """
     for file in (folder or _folder()).glob(f"*{_SUFFIX}"):
         file.unlink(missing_ok=True)
 

@@ -51,6 +51,5 @@ def decode_rgb(encoded: bytes) -> Image.Image:
 def resized(
     image: Image.Image, *, height: int, width: int, interpolation: Interpolation
 ) -> np.ndarray:
-    """The resized image as an array (height, width, 3) of uint8, antialiased when it is made
-    smaller."""
+    """The resized image (height, width, 3) as uint8, antialiased when it becomes smaller."""
     return np.asarray(image.resize((width, height), _RESAMPLING[interpolation]))

@@ -58,8 +58,7 @@ class Record:
 
 
 def first_per_camera(pids: Sequence[int], camids: Sequence[int | None]) -> list[bool]:
-    """Whether each image is the first of its person in its camera. Always False for junk (pid
-    -1)."""
+    """Whether each image is the first of its person in its camera; never True for junk."""
     seen: set[tuple[int, int | None]] = set()
     first = []
     for key in zip(pids, camids, strict=True):

@@ -172,8 +172,7 @@ class Dataset:
         *,
         splits: Sequence[str] | None = None,
     ) -> pa.Table:
-        """The rows of one shard, by default including the encoded images; the last column is
-        `row`."""
+        """The rows of one shard, by default with encoded images; the last column is `row`."""
         needed = dict.fromkeys([*columns, "split"])
         with self._readable_errors(index):
             table = pq.read_table(self._file(index), columns=list(needed))
@@ -251,8 +250,7 @@ class Dataset:
 
     @cached_property
     def _files(self) -> dict[int, Path]:
-        """Local paths of shards that were opened before, so that a bucket is queried once per
-        shard."""
+        """Local paths of shards opened before, so that a bucket is queried once per shard."""
         return {}
 
     def _file(self, index: int) -> Path:
@@ -359,8 +357,7 @@ def _examples(items: Iterable[str], limit: int = 3) -> str:
 
 
 def _row(record: Record) -> dict[str, Any]:
-    """All columns of a record. Raises UnreadableImageError if the image cannot be decoded
-    completely."""
+    """All columns of a record; UnreadableImageError if the image cannot be decoded completely."""
     try:
         encoded = record.read()
     except OSError as error:

@@ -44,8 +44,7 @@ class Store(Protocol):
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write a key only if it does not exist yet. Returns False, and changes nothing, if it
-        does."""
+        """Write a key only if it does not exist. Returns False, and changes nothing, if it does."""
         ...
 
     def exists(self, key: str) -> bool:
@@ -65,8 +64,7 @@ class Store(Protocol):
         ...
 
     def path(self, key: str) -> Path:
-        """A local, read-only file with these bytes. Raises MissingKeyError if the key does not
-        exist."""
+        """A local, read-only file with these bytes; MissingKeyError if the key does not exist."""
         ...
 
     def sweep(self, *, older_than_s: float) -> int:

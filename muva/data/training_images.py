@@ -110,8 +110,7 @@ class TrainingImages:
         return {**vars(self), "image_ids": [], "_pool": nameless}
 
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Normalised images (B, 3, H, W) and part masks (B, R, L), mirrored where `flips` is
-        True."""
+        """Normalised images (B, 3, H, W) and part masks (B, R, L), mirrored where `flips`."""
         pixels, masks = self._batch(indices, flips)
         return normalised_pixels(pixels, mean=self._mean, std=self._std), masks
 
@@ -156,8 +155,7 @@ class TrainingImages:
         return pixels
 
     def _decode_missing(self, missing: dict[int, list[int]], pixels: np.ndarray) -> None:
-        """Decode images that are not cached; `missing` maps an index to its positions in the
-        batch."""
+        """Decode uncached images; `missing` maps an index to its positions in the batch."""
         height, width = self._size
         indices = np.array(list(missing), np.int64)
         for number, dataset in enumerate(self._pool.datasets):

@@ -87,8 +87,7 @@ def labelled_shards(artifact: Artifact) -> set[int]:
 
 
 def max_quarantined(images: int, quarantine_limit: float) -> float:
-    """How many images may be quarantined: this share, or one in ten (at least one, at most
-    five)."""
+    """How many images may be quarantined: this share, or one in ten (from one to five)."""
     return max(quarantine_limit * images, float(min(5, max(1, images // 10))))
 
 

@@ -162,8 +162,10 @@ def confidence(
 
 
 def lowest_confidence_first(confidences: Float[np.ndarray, "M R"]) -> np.ndarray:
-    """Indices of images (M,), sorted by their least confident part; images without parts come
-    last."""
+    """Indices of images (M,), sorted by the confidence of their least confident part.
+
+    Images without parts come last.
+    """
     return np.argsort(np.nan_to_num(confidences, nan=np.inf).min(axis=1), kind="stable")
 
 

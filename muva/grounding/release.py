@@ -101,8 +101,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def write_release(file: Path, masks: Mapping[str, np.ndarray]) -> None:
-    """Write masks (R, L), True = inside, by base name, atomically and in the format of the
-    release."""
+    """Write masks (R, L), True = inside, by base name, atomically and as the release does."""
     content = {
         name: np.where(mask, np.float32(0), np.float32(-np.inf)) for name, mask in masks.items()
     }
@@ -124,8 +123,7 @@ def write_release(file: Path, masks: Mapping[str, np.ndarray]) -> None:
 def by_base_name(
     image_ids: Sequence[str], *, dataset: str, wanted: Container[str] | None = None
 ) -> dict[str, str]:
-    """Base name -> image id. Raises MuvaError if two images share a `wanted` (default: any) base
-    name."""
+    """Base name -> image id; MuvaError if two images share a `wanted` (default: any) name."""
     image_id_of: dict[str, str] = {}
     for image_id in image_ids:
         name = base_name(image_id)
@@ -145,8 +143,7 @@ def base_name(image_id: str) -> str:
 
 
 def grid_of(patches: int) -> tuple[int, int]:
-    """Rows and columns of a grid that is twice as high as wide; MuvaError if there is no such
-    grid."""
+    """Rows and columns of a grid twice as high as wide; MuvaError if there is no such grid."""
     columns = math.isqrt(patches // 2)
     if columns == 0 or 2 * columns * columns != patches:
         raise MuvaError(

@@ -1,5 +1,7 @@
-"""Rules that drop or correct boxes before training. They are off by default, and their effects
-counted."""
+"""Rules that drop or correct boxes before training.
+
+No rule is applied by default, and every change is counted.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,7 @@ Rule = Callable[[Boxes, Found, Sequence[str]], tuple[Boxes, Found]]
 
 
 def drop_whole_image(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:
-    """Drop boxes that cover more than 95 % of the image: the expert found the person, not a
-    part."""
+    """Drop boxes that cover more than 95 % of the image: they enclose the person, not a part."""
     del parts
     return boxes, found & ~(areas(boxes) > MAX_AREA)
 
@@ -82,8 +83,7 @@ def check_rules(names: Sequence[str]) -> None:
 def apply_rules(
     boxes: Boxes, found: Found, parts: Sequence[str], names: Sequence[str]
 ) -> tuple[Boxes, Found, dict[str, dict[str, int]]]:
-    """Boxes and found flags after these rules, applied in order, and rule -> part -> number of
-    changes."""
+    """Boxes and found flags after these rules in order, and rule -> part -> number of changes."""
     counts: dict[str, dict[str, int]] = {}
     for name in names:
         new_boxes, new_found = RULES[name](boxes, found, parts)

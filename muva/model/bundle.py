@@ -31,11 +31,10 @@ from muva.config import ModelConfig, PromptConfig
 from muva.data import formats
 from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.errors import MuvaError
+from muva.model.bundle_description import DESCRIPTION, WEIGHTS, parse_description
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, exact_convolutions
-
-WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
 
 Encoder = Callable[[Tensor], Tensor]
 ImageLike = Image.Image | np.ndarray | bytes | Path | str
@@ -263,26 +262,6 @@ def pretrained_clip(name: str, *, image_height: int, image_width: int, stride: i
 
 def _class_token(clip: open_clip.CLIP, images: Tensor) -> Tensor:
     return exact_convolutions(clip.encode_image, images).float()
-
-
-def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:
-    """Parse the bytes of `bundle.json`; `where` names the bundle in errors.
-
-    Raises:
-        MuvaError: the description is damaged or in an unsupported format.
-    """
-    try:
-        description = json.loads(stored)
-        version = description["format_version"]
-        description["sha256"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise MuvaError(f"model bundle {where}: {DESCRIPTION} is damaged ({error!r})") from error
-    if version != formats.BUNDLE:
-        raise MuvaError(
-            f"model bundle {where} has the format {version}, this program reads {formats.BUNDLE}: "
-            f"use the version of muva that wrote it, or train again"
-        )
-    return description
 
 
 def _read_description(folder: Path) -> Mapping[str, Any]:

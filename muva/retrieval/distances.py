@@ -78,8 +78,7 @@ def normalised(features: Float[Tensor, "M D"], *, name: str) -> Float[Tensor, "M
 
 
 def even_slices(total: int, max_size: int) -> list[slice]:
-    """The smallest number of slices of at most `max_size` that cover `total`; sizes differ by at
-    most one."""
+    """The fewest slices of at most `max_size` that cover `total`, of nearly equal size."""
     count = max(1, math.ceil(total / max(1, max_size)))
     edges = [total * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]

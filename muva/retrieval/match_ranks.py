@@ -124,8 +124,7 @@ class Thresholds:
 
 @runtime_checkable
 class AffineRescoring(Protocol):
-    """Replaces the cosine by gain x cosine + offset, with one gain per query and one offset per
-    pair."""
+    """Replaces the cosine by gain x cosine + offset: a gain per query, an offset per pair."""
 
     @property
     def gains(self) -> np.ndarray:

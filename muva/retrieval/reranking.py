@@ -169,8 +169,7 @@ def resolve_encodings(
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encodings | None:
-    """Encodings for an argument `rerank`: none, default settings (True), settings, or ready
-    encodings."""
+    """Encodings for `rerank`: none (False), default settings (True), settings, or encodings."""
     if isinstance(rerank, Encodings) or not rerank:
         return rerank or None
     return compute_encodings(

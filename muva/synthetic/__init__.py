@@ -11,11 +11,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from muva.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, VARIED, Domain
+from muva.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, RENDERER_VERSION, VARIED, Domain
 
 if TYPE_CHECKING:
     from muva.synthetic.people import synthetic_records, test_records
-    from muva.synthetic.rendering import RENDERER_VERSION, SyntheticImage, render
+    from muva.synthetic.rendering import SyntheticImage, render
 
 __all__ = [
     "BENCHMARK",
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
-    "RENDERER_VERSION": "rendering",
     "SyntheticImage": "rendering",
     "render": "rendering",
     "synthetic_records": "people",

@@ -176,8 +176,7 @@ def _container_stack(painting: Canvas, rng: Generator) -> None:
 
 
 def _glass(rng: Generator) -> Canvas:
-    """A glass facade with a view of the apron: bright sky, parked aircraft, mullions, dark
-    signs."""
+    """A glass facade and the apron behind it: bright sky, aircraft, mullions, dark signs."""
     top, bottom = np.array([206, 220, 232]), np.array([226, 232, 234])
     down = np.linspace(0, 1, HEIGHT)[:, None, None]
     painting = np.tile(top + (bottom - top) * down, (1, WIDTH, 1)).astype(np.float32)

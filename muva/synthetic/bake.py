@@ -184,8 +184,7 @@ def _bones_named(labels: list[str], prefixes: tuple[str, ...]) -> list[int]:
 
 
 def _anny_model() -> Any:
-    """anny's model. Imported by name, because it is not a dependency and unknown to type
-    checkers."""
+    """anny's model; imported by name, since it is not a dependency."""
     try:
         anny = importlib.import_module("anny")
         torch = importlib.import_module("torch")

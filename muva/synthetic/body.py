@@ -118,8 +118,7 @@ class PosedBody:
 
 
 def pose(bodies: Bodies, row: int, rotations: Mapping[int, Matrix]) -> PosedBody:
-    """Pose row `row`; `rotations` are about world axes at the bone's head, relative to its
-    parent."""
+    """Pose row `row`; `rotations`, about world axes at the bones' heads, compose along the rig."""
     turns = np.tile(np.eye(3, dtype=np.float32), (len(bodies.parents), 1, 1))
     for bone, turn in rotations.items():
         turns[bone] = turn

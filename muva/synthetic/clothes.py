@@ -226,8 +226,7 @@ def _tube(
     first_ring_ease: float,
     flare_m: float,
 ) -> Layer:
-    """A tube around both legs: each ring is the convex outline of a slice of the body, plus
-    ease."""
+    """A tube around both legs: each ring is the convex outline of a body slice, plus ease."""
     bodies, marks = body.bodies, body.bodies.landmarks
     at_hip = (np.abs(bodies.template[:, 2] - marks.hip) < 0.03) & (bodies.arm < 0.5)
     hip = float(body.vertices[at_hip, 2].mean())

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from muva.errors import MuvaError
 from muva.synthetic.palette import RGB
 
+RENDERER_VERSION = 1
+"""Incremented whenever an image changes, so that data sets of different versions are distinct."""
+
 Range = tuple[float, float]
 """Minimum and maximum; each camera or image draws its own value in between."""
 
@@ -268,8 +271,7 @@ DOMAINS: dict[str, Domain] = {
 
 
 def _varied(domain: Domain) -> Domain:
-    """The same clothes and scene, with many cameras in arbitrary positions that add no
-    degradation."""
+    """The same clothes and scene, under many cameras anywhere, with hardly any degradation."""
     return replace(
         domain,
         name=f"{domain.name}-varied",

@@ -101,8 +101,7 @@ def solid(
 
 @cache
 def superellipsoid(roundness: float) -> tuple[Floats, Indices]:
-    """A closed surface in the cube -1..1: an ellipsoid for roundness 1, a box for roundness towards
-    0."""
+    """A closed surface in the cube -1..1: an ellipsoid at roundness 1, a box towards 0."""
     around, rows = 12, 8
     longitudes = np.linspace(0, 2 * np.pi, around, endpoint=False)
     latitudes = np.linspace(-np.pi / 2, np.pi / 2, rows)

@@ -25,9 +25,6 @@ from muva.synthetic.sensor import expose
 from muva.synthetic.site import site
 from muva.synthetic.surface import NO_PART, PART_VALUES
 
-RENDERER_VERSION = 1
-"""Incremented whenever an image changes, so that data sets of different versions are distinct."""
-
 TRACKS = 2
 """How often a person passes each camera: even images show one pass, odd images another."""
 

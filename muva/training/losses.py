@@ -76,7 +76,7 @@ def image_to_text_logits(
     normalised: bool,
     temperature: float,
 ) -> Float[Tensor, " B N"]:
-    """Inner products of image features (before the BN neck) and text prototypes (Eq. 9)."""
+    """Inner products of image features (before the BN neck) and text prototypes."""
     if normalised:
         features, prototypes = normalize(features), normalize(prototypes)
     return features @ prototypes.T / temperature

@@ -25,7 +25,7 @@ def test_the_table_gives_means_deviations_and_the_paired_difference(
     assert rows["mean"] == ["20.0 ± 0.0", "30.0 ± 0.0", "50.0 ± 10.0", "+20.0 ± 5.8"]
 
 
-def test_two_experts_are_set_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_experts_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {"syn-station": {"annotated": [0.3, 0.3, 0.3], "tiny": [0.2, 0.3, 0.1]}}
     names = {"annotated": "annotated", "tiny": "tiny"}
     print_table(figures, names=names, ours="tiny", reference="annotated")
@@ -34,7 +34,7 @@ def test_two_experts_are_set_beside_each_other(capsys: pytest.CaptureFixture[str
     assert "| syn-station | 30.0 ± 0.0 | 20.0 ± 10.0 | -10.0 ± 5.8 |" in told
 
 
-def test_a_model_that_learned_nothing_is_named() -> None:
+def test_a_model_that_did_not_improve_is_named() -> None:
     assert not_improved(FIGURES) == ["global-only on syn-airport"]
 
 

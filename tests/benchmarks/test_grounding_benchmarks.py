@@ -78,7 +78,7 @@ def test_overlap_of_boxes_is_that_of_their_cells() -> None:
         ("recognition_s", 5.1),
     ],
 )
-def test_a_figure_below_its_goal_is_missed_and_no_other(name: str, value: float) -> None:
+def test_only_a_value_below_its_goal_is_missed(name: str, value: float) -> None:
     good = {
         "bare_images_per_s": 100.0,
         "one_images_per_s": 97.0,

@@ -68,7 +68,7 @@ def test_which_differences_are_checked() -> None:
         assert "limit 1e-04: FAIL" in table(compared(changed, changed))
 
 
-def test_workers_that_differ_in_the_last_bit_are_told() -> None:
+def test_workers_that_differ_in_the_last_bit_are_reported() -> None:
     bit = torch.ones(2, 2)
     bit[1, 1] = torch.nextafter(bit[1, 1], torch.tensor(2.0))
     other = dataclasses.replace(TRACE, steps=[TRACE.steps[0], {**TRACE.steps[1], "centroids": bit}])

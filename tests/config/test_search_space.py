@@ -36,7 +36,7 @@ def test_the_space_of_masks_searches_the_masks(demo: ExperimentConfig) -> None:
     assert {"prompts.template", "stage2.lr", "stage2.memory_momentum"} < everything
 
 
-def test_a_setting_is_drawn_only_where_its_condition_holds(demo: ExperimentConfig) -> None:
+def test_a_setting_is_searched_only_if_its_condition_holds(demo: ExperimentConfig) -> None:
     space = space_for(
         {
             "model.mask_max_value": {"choice": [1, 10], "when": {"model.gating": "online"}},
@@ -120,7 +120,7 @@ def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> N
         ),
     ],
 )
-def test_an_impossible_space_is_refused(
+def test_an_invalid_space_is_rejected(
     settings: dict[str, Any], explanation: str, demo: ExperimentConfig
 ) -> None:
     with pytest.raises(SettingsError, match=explanation):
@@ -151,7 +151,7 @@ def test_mask_settings_without_parts_are_refused(demo: ExperimentConfig) -> None
         ),
     ],
 )
-def test_an_impossible_file_is_refused(
+def test_an_invalid_file_is_rejected(
     content: str, explanation: str, demo: ExperimentConfig, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine.yaml"

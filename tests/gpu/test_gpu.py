@@ -168,7 +168,7 @@ def little_memory() -> Iterator[float]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(little_memory: float) -> None:
+def test_following_the_advice_of_a_full_gpu_makes_training_fit(little_memory: float) -> None:
     tried: list[int | None] = [None]
     while message := refusal(tried[-1]):
         assert re.search(

@@ -17,7 +17,7 @@ def masks() -> torch.Tensor:
     return torch.rand(2, PARTS, PATCHES, generator=torch.Generator().manual_seed(0)) < 0.5
 
 
-def test_the_bias_says_who_sees_whom() -> None:
+def test_the_bias_says_which_tokens_attend_to_which() -> None:
     bias = attention_bias(hard_gate(masks()))
     for image in range(2):
         for query in range(TOKENS):

@@ -98,7 +98,7 @@ def test_pixels_may_be_bytes_or_fractions(folder: Path) -> None:
         bundle.embed_pixels(pixels[..., :20])
 
 
-def test_images_that_are_none_are_named(folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_an_image_is_named(folder: Path, tmp_path: Path) -> None:
     bundle = load_bundle(folder)
     with pytest.raises(MuvaError, match=r"absent\.jpg: .*No such file"):
         bundle.embed([tmp_path / "absent.jpg"])
@@ -108,7 +108,7 @@ def test_images_that_are_none_are_named(folder: Path, tmp_path: Path) -> None:
         bundle.embed([np.zeros((4, 4))])
 
 
-def test_a_trained_encoder_is_taken_over_for_other_identities(folder: Path) -> None:
+def test_a_trained_encoder_is_copied_for_other_identities(folder: Path) -> None:
     trained = load_bundle(folder).model
     model = small_model(identities=9, seed=4, gating="online", mask_max_value=5.0)
     contexts = model.contexts.detach().clone()
@@ -120,7 +120,7 @@ def test_a_trained_encoder_is_taken_over_for_other_identities(folder: Path) -> N
     assert torch.equal(model.contexts, contexts)
 
 
-def test_a_model_of_another_build_is_no_start(folder: Path) -> None:
+def test_a_model_of_a_different_architecture_is_refused_as_a_start(folder: Path) -> None:
     trained = load_bundle(folder).model
     with pytest.raises(MuvaError, match=r"parts is \('head', .*\) in that model, \('head',\) here"):
         small_model(parts=("head",)).start_from(trained)
@@ -151,7 +151,7 @@ def test_a_start_may_leave_the_mask_predictor_out(folder: Path) -> None:
         assert torch.equal(value, expected), name
 
 
-def test_a_start_takes_the_classifier_where_it_is_told_to(folder: Path) -> None:
+def test_a_start_copies_the_classifier_on_request(folder: Path) -> None:
     trained = load_bundle(folder).model
     model = small_model(seed=8)
     assert not torch.equal(model.classifier.weight, trained.classifier.weight)
@@ -197,7 +197,7 @@ def test_a_description_of_another_model_is_refused(folder: Path) -> None:
         load_bundle(folder)
 
 
-def test_the_untouched_clip_embeds_with_its_own_mean_and_std(tmp_path: Path) -> None:
+def test_the_pretrained_clip_embeds_with_its_own_mean_and_std(tmp_path: Path) -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     clip = small_clip(mean=mean, std=std).eval()
     save_clip(clip, tmp_path, name="small", dtype=torch.float32)

@@ -51,7 +51,7 @@ def whole_weights() -> dict[str, Tensor]:
     return {key: value.contiguous() for key, value in clip.state_dict().items()}
 
 
-def test_a_saved_clip_comes_back_with_all_that_it_was(folder: Path) -> None:
+def test_a_saved_clip_is_loaded_unchanged(folder: Path) -> None:
     before, after = small_clip().eval(), load(folder)
     images, tokens = torch.randn(2, 3, *IMAGE_SIZE), tokenise(["a person"], context_length=32)
     with torch.no_grad():

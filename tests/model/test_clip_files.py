@@ -85,7 +85,7 @@ def activations(clip: open_clip.CLIP) -> list[bool]:
     return [isinstance(block.get_submodule("mlp.gelu"), QuickGELU) for block in blocks]
 
 
-def test_the_archive_is_of_openais_form(archive: Path, sizes: Sizes) -> None:
+def test_the_archive_has_openais_format(archive: Path, sizes: Sizes) -> None:
     """Opened as OpenAI's own loader opens one; the facts are those of its published files."""
     opened = torch.jit.load(archive, map_location="cpu")
     state = opened.state_dict()

@@ -145,7 +145,7 @@ def test_half_precision_halves_the_file_and_hardly_moves_the_features(
     assert (found - expected).abs().max() > 0
 
 
-def test_a_graph_tells_nothing_of_the_machine_that_made_it(tmp_path: Path) -> None:
+def test_a_graph_has_no_paths_of_the_machine_that_made_it(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     export(bundle_of(parts=()), file, form="onnx", model="models/small-0123456789abcdef")
     content = file.read_bytes()
@@ -180,7 +180,7 @@ def test_a_file_that_computes_something_else_is_not_left_behind(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_no_image_to_compare_by_has_a_patch_on_the_gates_edge() -> None:
+def test_no_image_used_for_checking_has_an_undecided_patch() -> None:
     assert len(check_pixels(bundle_of())) == 8
     for gating, expectation in (
         ("online", nullcontext()),

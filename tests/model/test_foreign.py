@@ -162,7 +162,9 @@ def test_the_recorded_release_gives_its_recorded_features(tmp_path: Path) -> Non
     assert rows_of(adopted)["text transformer"].note == "matches that CLIP"
 
 
-def test_without_prompts_and_classifier_contexts_are_drawn_anew(clip: Path, tmp_path: Path) -> None:
+def test_without_prompts_and_classifier_contexts_are_initialised(
+    clip: Path, tmp_path: Path
+) -> None:
     state = release_state(trained_model())
     del state["prompt_learner.learnable_ctx"]
     adopted = imported(write(state, tmp_path / "a.pth"), clip)
@@ -180,7 +182,7 @@ def test_without_prompts_and_classifier_contexts_are_drawn_anew(clip: Path, tmp_
     np.testing.assert_array_equal(embedded(bare, images), embedded(adopted.model, images))
 
 
-def test_a_text_side_unlike_clips_is_said_or_refused(clip: Path, tmp_path: Path) -> None:
+def test_a_text_encoder_unlike_clips_is_reported_or_refused(clip: Path, tmp_path: Path) -> None:
     state = release_state(trained_model())
     state["text_encoder.ln_final.bias"] += 0.5
     adopted = imported(write(state, tmp_path / "a.pth"), clip)
@@ -197,7 +199,7 @@ def test_a_text_side_unlike_clips_is_said_or_refused(clip: Path, tmp_path: Path)
         imported(write(state, tmp_path / "c.pth"), clip)
 
 
-def test_a_checkpoint_of_stage_1_is_said_to_be_one(clip: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_stage_1_is_reported_as_one(clip: Path, tmp_path: Path) -> None:
     state = release_state(trained_model())
     trained = imported(write(state, tmp_path / "stage2.pth"), clip)
     assert rows_of(trained)["BN neck"].note == ""
@@ -221,7 +223,7 @@ def test_a_checkpoint_of_stage_1_is_said_to_be_one(clip: Path, tmp_path: Path) -
         ({"prompts": PromptConfig(context_tokens=8)}, "4 tokens, but .* is 8: set it to 4"),
     ],
 )  # fmt: skip
-def test_what_was_given_may_not_contradict_the_file(
+def test_options_must_not_contradict_the_file(
     given: dict[str, Any], message: str, clip: Path, tmp_path: Path
 ) -> None:
     file = write(release_state(trained_model()), tmp_path / "model.pth")
@@ -281,7 +283,7 @@ def test_a_file_that_contradicts_itself_is_refused(clip: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("stride", [8, 5])
-def test_clip_reids_projected_feature_behind_its_neck_comes_out(
+def test_clip_reids_projected_feature_after_its_neck_is_reproduced(
     stride: int, clip: Path, tmp_path: Path
 ) -> None:
     state = clip_reid_state(trained_model(parts=(), stride=stride))
@@ -394,7 +396,7 @@ def test_a_bundle_of_a_model_without_identities_opens(tmp_path: Path) -> None:
     assert len(bundle.model.prototypes()) == 0
 
 
-def test_parts_of_a_plain_clip_are_new_and_said_to_be(tmp_path: Path) -> None:
+def test_parts_of_a_plain_clip_are_reported_as_new(tmp_path: Path) -> None:
     file = write(dict(square_clip().state_dict()), tmp_path / "clip.pt")
     adopted = imported(file, None, parts=PARTS)
     assert adopted.model.config.parts == PARTS
@@ -472,7 +474,7 @@ def text_features(model: MuvaModel, tokens: Tensor) -> Tensor:
     return text.ln_final(x)[:, tokens[0].argmax()] @ text.text_projection
 
 
-def test_mean_and_std_beside_the_weights_count(tmp_path: Path) -> None:
+def test_mean_and_std_from_the_configuration_file_count(tmp_path: Path) -> None:
     hugging_face(tmp_path)
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
@@ -535,7 +537,7 @@ def test_a_folder_of_our_own_clip_is_one_too(clip: Path) -> None:
 # What is none of them ----------------------------------------------------------------------------
 
 
-def test_names_of_no_form_are_told_with_the_closest(clip: Path, tmp_path: Path) -> None:
+def test_an_unknown_form_is_refused_with_the_closest_one(clip: Path, tmp_path: Path) -> None:
     file = write({"blocks.0.attn.qkv.weight": torch.zeros(1)}, tmp_path / "timm.pth")
     with pytest.raises(MuvaError, match=r"such as blocks\.0\.attn\.qkv\.weight\)\. Expected resid"):
         imported(file, clip)
@@ -551,7 +553,7 @@ def test_names_of_no_form_are_told_with_the_closest(clip: Path, tmp_path: Path) 
         imported(tmp_path / "bundle" / "model.safetensors", clip)
 
 
-def test_the_wrong_form_is_told_with_the_right_one(clip: Path, tmp_path: Path) -> None:
+def test_the_wrong_form_is_refused_with_the_right_one(clip: Path, tmp_path: Path) -> None:
     release = write(release_state(trained_model()), tmp_path / "release.pth")
     with pytest.raises(MuvaError, match=r"not of the form clip-reid .*--form muva"):
         imported(release, clip, form="clip-reid")
@@ -624,6 +626,6 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     assert (tmp_path / "sprung").exists()  # so the trap was one
 
 
-def test_the_config_of_a_small_model_is_what_the_tests_take_it_for() -> None:
+def test_the_config_of_a_small_model_is_the_one_that_tests_assume() -> None:
     config = small_config()
     assert (config.image_height, config.image_width, config.stride) == (*IMAGE_SIZE, PATCH)

@@ -36,7 +36,7 @@ def evaluated(tracker: Tracker, model: UsedModel, mean_ap: float) -> str:
     return model_id
 
 
-def test_models_are_ranked_by_what_they_reached_on_a_target(tracker: Tracker) -> None:
+def test_models_are_ranked_by_their_results_on_a_target(tracker: Tracker) -> None:
     client = MlflowClient(tracker.tracking_uri)
     ids = {name: evaluated(tracker, used(name), value) for name, value in
            (("poor", 0.1), ("best", 0.3), ("fair", 0.2))}  # fmt: skip
@@ -49,7 +49,7 @@ def test_models_are_ranked_by_what_they_reached_on_a_target(tracker: Tracker) ->
     assert (metric.dataset_name, metric.dataset_digest) == ("syn-station", STATION.fingerprint)
 
 
-def test_a_model_is_one_whoever_makes_or_uses_it_and_however_often(tracker: Tracker) -> None:
+def test_a_model_artifact_has_one_logged_model(tracker: Tracker) -> None:
     client = MlflowClient(tracker.tracking_uri)
     made = []
     run = tracker.open(name="stage 2", key="models/muva")

@@ -151,7 +151,7 @@ def test_sections_become_flat_params_and_a_changed_one_a_tag(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_run_is_closed_by_how_its_block_ends(
+def test_the_status_of_a_run_follows_from_the_end_of_its_block(
     tracker: Tracker,
     client: MlflowClient,
     error: BaseException,
@@ -171,9 +171,7 @@ def test_a_run_is_closed_by_how_its_block_ends(
     assert "muva.reason" not in healed.data.tags
 
 
-def test_a_fault_of_the_program_leaves_its_traceback(
-    tracker: Tracker, client: MlflowClient
-) -> None:
+def test_a_bug_leaves_its_traceback(tracker: Tracker, client: MlflowClient) -> None:
     with pytest.raises(ZeroDivisionError), tracker.open(name="step", key="step") as run:
         _ = 1 // 0
     file = client.download_artifacts(run.ref.run_id, "failure.txt")
@@ -226,7 +224,7 @@ def test_artifacts_of_one_path_replace_each_other(
     assert (folder / "reports/report.json").read_text() == "{}"
 
 
-def test_pictures_are_kept_beside_the_database(tracker: Tracker, client: MlflowClient) -> None:
+def test_pictures_are_stored_next_to_the_database(tracker: Tracker, client: MlflowClient) -> None:
     database = Path(tracker.tracking_uri.removeprefix("sqlite:///"))
     location = client.get_experiment(tracker.experiment_id).artifact_location
     assert location.startswith((database.parent / "mlartifacts").as_uri())
@@ -298,7 +296,7 @@ def test_metrics_from_another_process_create_no_database(tmp_path: Path) -> None
     assert not file.exists()
 
 
-def test_a_server_that_does_not_answer_is_named_at_once() -> None:
+def test_a_server_that_does_not_respond_is_named_immediately() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -316,7 +314,7 @@ def test_a_server_that_does_not_answer_is_named_at_once() -> None:
         ("sqlite:////proc/mlflow.db", "cannot be opened"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_named_at_once(address: str, message: str) -> None:
+def test_an_unreachable_address_is_named_immediately(address: str, message: str) -> None:
     started_at = time.monotonic()
     with pytest.raises(MuvaError, match=message) as mistake:
         Tracker(address, "demo")
@@ -324,7 +322,7 @@ def test_an_address_that_leads_nowhere_is_named_at_once(address: str, message: s
     assert time.monotonic() - started_at < 10
 
 
-def test_a_server_that_is_no_mlflow_is_named(tmp_path: Path) -> None:
+def test_a_server_that_is_not_mlflow_is_named(tmp_path: Path) -> None:
     handler = functools.partial(SimpleHTTPRequestHandler, directory=f"{tmp_path}")
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -343,7 +341,7 @@ def test_an_address_that_mlflow_cannot_use_is_refused(address: str) -> None:
         Tracker(address, "demo")
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_named(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("not a database " * 100)
     with pytest.raises(MuvaError, match=r"notes\.db cannot be opened"):
@@ -367,7 +365,7 @@ def test_a_relative_database_means_the_same_in_any_folder(
     assert not (tmp_path / "mlruns").exists()
 
 
-def test_a_file_that_mlflow_does_not_take_is_explained_without_its_password(
+def test_a_rejected_upload_is_explained_without_the_password(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:

@@ -40,7 +40,7 @@ def test_each_trial_is_a_line_over_the_settings_that_vary() -> None:
     assert drawn(figure).min() < 100
 
 
-def test_the_history_shows_the_best_so_far_and_who_was_stopped() -> None:
+def test_the_history_shows_the_best_so_far_and_stopped_trials() -> None:
     figure = history_plot(
         [(0, 0.3, 0.3), (1, 0.45, 0.45), (3, 0.4, 0.45)],
         stopped=[(2, 0.2)],

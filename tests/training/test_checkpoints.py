@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
-def test_a_state_comes_back_bit_for_bit(folder: Path) -> None:
+def test_a_checkpoint_is_loaded_bit_for_bit(folder: Path) -> None:
     checkpoint = load_checkpoint(folder)
     assert checkpoint.keys() == CHECKPOINT.keys()
     assert torch.equal(torch.as_tensor(checkpoint["model/weight"]), CHECKPOINT["model/weight"])
@@ -55,7 +55,7 @@ def test_a_truncated_description_is_named(folder: Path) -> None:
         load_checkpoint(folder)
 
 
-def test_an_unfinished_checkpoint_is_no_checkpoint(folder: Path) -> None:
+def test_an_incomplete_checkpoint_is_refused(folder: Path) -> None:
     (folder / "state.json").unlink()
     with pytest.raises(MuvaError, match="is missing, so saving it was interrupted"):
         load_checkpoint(folder)

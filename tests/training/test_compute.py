@@ -92,7 +92,7 @@ def test_without_a_compiler_the_error_says_so(
         train(small_model(identities=6, parts=PARTS), ToyImages(), compute=Compute(compile=True))
 
 
-def test_a_recorded_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_captured_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded on a processor, where a graph is the pass itself: what is recorded, and what not."""
     sizes: list[int] = []
 
@@ -108,7 +108,7 @@ def test_a_recorded_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPat
     assert sizes == [SETTINGS.batch_size] * len(CASES)
 
 
-def test_a_batch_in_another_precision_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_in_another_precision_is_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[bool] = []
 
     def record(self: GraphedEncoder, images: Tensor) -> Any:
@@ -157,7 +157,7 @@ def test_two_deterministic_trainings_agree_bit_for_bit(precision: str) -> None:
     assert_identical(first, second)
 
 
-def test_checkpointed_blocks_keep_their_inputs_alone() -> None:
+def test_checkpointed_blocks_keep_only_their_inputs() -> None:
     peaks = []
     for compute in (Compute(), Compute(activation_checkpointing=True)):
         model = small_model(identities=6, parts=PARTS, vision_layers=6)
@@ -223,7 +223,7 @@ class FullAt:
         ({"train": 8, "features": 2}, "stage 2, features for the memory of epoch 1"),
     ],
 )
-def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(
+def test_following_the_advice_of_a_full_gpu_makes_training_fit(
     room: dict[str, int], where: str
 ) -> None:
     tried: list[int | None] = [None]
@@ -246,7 +246,7 @@ def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(
     assert tried == [None, 4, 2] and len(reports) == 2
 
 
-def test_a_gpu_that_is_full_with_recorded_passes_is_told_to_leave_them_out_first(
+def test_a_full_gpu_is_advised_to_disable_cuda_graphs_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(GraphedEncoder, "_record", lambda self, images: self._encode)
@@ -259,7 +259,7 @@ def test_a_gpu_that_is_full_with_recorded_passes_is_told_to_leave_them_out_first
     assert isinstance(model.image_encoder.forward, FullAt)
 
 
-def test_a_full_gpu_is_told_what_is_left_to_try() -> None:
+def test_a_full_gpu_is_advised_only_what_was_not_tried() -> None:
     model = small_model(identities=6, parts=PARTS)
     model.image_encoder.forward = FullAt(model, train=0, features=8)
     compute = Compute(micro_batch=1, activation_checkpointing=True)

@@ -119,7 +119,7 @@ def test_resuming_gives_what_an_uninterrupted_run_gives_bit_for_bit(tmp_path) ->
     assert torch.equal(resumed.contexts, whole.contexts)
 
 
-def test_a_finished_state_leaves_nothing_to_do_but_gives_its_prompts() -> None:
+def test_a_finished_checkpoint_gives_its_prompts_without_training() -> None:
     whole, centroids, labels = start()
     reports = run(whole, centroids, labels)
     model = start()[0]
@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_can_be_repeated(tmp_pat
         repeat_prompt_loss(model=model, settings=flies_apart, checkpoint={"epoch": 1})
 
 
-def test_a_state_of_other_sources_is_refused() -> None:
+def test_a_checkpoint_of_other_sources_is_refused() -> None:
     model, centroids, labels = start()
     checkpoint = run(model, centroids, labels)[-1].checkpoint()
     with pytest.raises(MuvaError, match=r"shape \(6, .*expected \(2, "):

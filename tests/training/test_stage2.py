@@ -241,7 +241,7 @@ def test_an_image_without_finite_features_is_named() -> None:
         run(model, images)
 
 
-def test_an_epoch_that_ends_with_broken_weights_is_no_epoch(
+def test_an_epoch_that_ends_with_non_finite_weights_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, images = model_and_images()
@@ -342,7 +342,7 @@ def workers(workers_folder: Path) -> list[dict[torch.dtype, Outcome]]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["f64", "f32"]
 )
-def test_two_workers_do_what_one_does(
+def test_two_workers_give_the_result_of_one(
     dtype: torch.dtype, tolerance: float, workers: list[dict[torch.dtype, Outcome]]
 ) -> None:
     losses, weights, features = outcome(dtype)

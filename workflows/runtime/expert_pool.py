@@ -34,8 +34,8 @@ from workflows.runtime.tasks import get_results
 
 SCALE_UP_EVERY_S = 5.0
 MAX_DEATHS, MAX_DEATHS_LOADING, MAX_BROKEN = 5, 3, 2
-"""Limits on what is retried: deaths at one shard without an image to blame; launches of which an
-actor died before it had loaded the expert, while no actor works; consecutive experts that failed."""
+"""Limits: deaths at one shard without an image to blame; batches of actors of which one died before
+it had loaded the expert, while no other actor works; consecutive experts that failed."""
 
 LOST = (RayActorError, OutOfMemoryError)
 """The errors by which Ray reports a lost process; the second comes from its memory monitor."""

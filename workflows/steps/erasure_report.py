@@ -296,7 +296,10 @@ def _reports(
     pictures = {f"{name}-{re.sub(_NOT_IN_A_FILE_NAME, '_', image)}.png" for image in images}
     for file in sorted((session.home / "reports").glob("*")):
         of_gone_labels = file.name not in pages and file.match(f"masks-{name}-*.html")
-        if pages.get(file.name) in made or of_gone_labels or file.name in pictures or (
-            not pictures and file.suffix == ".png" and file.name.startswith(f"{name}-")
+        if (
+            pages.get(file.name) in made
+            or of_gone_labels
+            or file.name in pictures
+            or (not pictures and file.suffix == ".png" and file.name.startswith(f"{name}-"))
         ):
             yield str(file)

@@ -10,7 +10,7 @@ from typing import Any
 from muva.config import ExperimentConfig, patch_size
 from muva.data import formats
 from muva.model.clip import check_clip, load_clip
-from muva.model.foreign import fit_checkpoint
+from muva.model.foreign import AUTO, fit_checkpoint
 from muva.model.foreign.adopt import adopt, needs_clip
 from muva.model.foreign.fit import ImportOptions
 from muva.model.foreign.plain_clip import weights_file
@@ -21,9 +21,6 @@ from workflows.steps.step import Step, StepResult, run_step
 
 IMPORT_VERSION = 1
 """Raised when the same file comes out as another model."""
-
-
-AUTO = "auto"
 
 
 def import_model(

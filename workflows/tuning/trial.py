@@ -82,7 +82,7 @@ def objectives_of(settings: TuneConfig, held_out: Sequence[str]) -> tuple[str, .
     objective = settings.objective
     if objective == "both" and len(held_out) < 2:
         raise SettingsError(
-            f"objective both: only {held_out[0]} is held out, so that the mean and the worst domain "
+            f"objective both: only {held_out[0]} is held out, so that mean and worst domain "
             "are the same; hold out two domains or more with --folds, or choose the objective mean"
         )
     if objective in OBJECTIVES:

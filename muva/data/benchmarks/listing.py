@@ -40,8 +40,7 @@ def existing_folder(root: Path, *, title: str) -> Path:
 
 
 def check_entries(root: Path, parts: Sequence[str], *, title: str) -> None:
-    """Raise MuvaError unless the tree has all of these folders and files; `title` names the data
-    set."""
+    """Raise MuvaError unless the tree of the data set `title` has these folders and files."""
     existing_folder(root, title=title)
     missing = [part for part in parts if not (root / part).exists()]
     if missing:
@@ -54,8 +53,10 @@ def check_entries(root: Path, parts: Sequence[str], *, title: str) -> None:
 def match_file_name(
     file: Path, pattern: re.Pattern[str], *, example: str, root: Path, title: str
 ) -> re.Match[str]:
-    """Match a file name against a pattern. Raises MuvaError with a valid `example` if it does not
-    match."""
+    """Match a file name against a pattern.
+
+    Raises MuvaError with a valid name, `example`, if it does not match.
+    """
     match = pattern.match(file.name)
     if match is None:
         raise MuvaError(
@@ -83,16 +84,14 @@ def suggest_folder(root: Path, *holds: str) -> str:
 
 
 def checked_option(name: str, value: str, choices: Iterable[str]) -> str:
-    """Return the value of a reader's option; raise SettingsError if it is not one of the
-    choices."""
+    """Return the value of a reader's option; SettingsError if it is not one of the choices."""
     if value not in choices:
         raise SettingsError(f"{name} {value!r}: expected one of {', '.join(choices)}")
     return value
 
 
 def numbered(names: Iterable[str], *, first: int) -> Mapping[str, int]:
-    """Numbers for names: their own value if all are integers, otherwise from `first` in sorted
-    order."""
+    """Numbers for names: their values if all are integers, else from `first` in sorted order."""
     distinct = sorted(set(names))
     if all(_is_whole(name) for name in distinct):
         return {name: int(name) for name in distinct}

@@ -66,8 +66,7 @@ _FIRST_TEST_PID = 1041
 
 
 def read_msmt17(root: Path, *, domain: str, version: Version = "1") -> Iterator[Record]:
-    """Records of a tree in the layout of MSMT17, of this version. Raises MuvaError for another
-    layout."""
+    """Records of a tree in the layout of MSMT17, of this version; MuvaError for other trees."""
     checked_option("version", version, _FOLDERS)
     title = f"MSMT17 V{version}"
     other: Version = "2" if version == "1" else "1"

@@ -22,8 +22,7 @@ _Value = TypeVar("_Value", int, str)
 
 
 def random_halves(records: Sequence[Record], *, name: str) -> list[Trial]:
-    """Half of the query identities are tested; the other half is removed from queries and
-    gallery."""
+    """Test half of the query identities; remove the others from queries and gallery."""
     query_pids = {record.pid for record in records if record.split == "query"}
     tested_pids = [_half(query_pids, seed=f"{name}/{trial}") for trial in range(TRIALS)]
     return [trial_without(query_pids - half, records) for half in tested_pids]

@@ -62,8 +62,7 @@ class Florence2Expert:
         ]
 
     def _tokenised(self, phrases: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask (R, tokens) of the prompts, with placeholders for the
-        image."""
+        """Token ids and attention mask (R, tokens) of the prompts, with image placeholders."""
         tokenizer = self._processor.tokenizer
         for phrase in phrases:
             ids = tokenizer(phrase, add_special_tokens=False).input_ids

@@ -16,8 +16,10 @@ THRESHOLD = 0.25
 
 
 class GroundingDinoExpert:
-    """Processes one phrase at a time, because with several it is unclear which one a box
-    answers."""
+    """Processes one phrase at a time.
+
+    With several phrases, it would be unclear which one a box answers.
+    """
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
         self._model, self._processor = load_pretrained(

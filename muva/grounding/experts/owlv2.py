@@ -27,8 +27,7 @@ class Owlv2Expert:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`. If there are several boxes, the one with the highest score for the phrase
-        is used."""
+        """See `Expert`. Of several boxes, the one with the highest score for the phrase is used."""
         inputs = self._processor(
             text=[list(phrases.values())] * len(images),
             images=[image.image for image in images],

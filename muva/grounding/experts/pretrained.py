@@ -60,8 +60,7 @@ class Weights:
         return {} if self.folder else {"revision": self.revision}
 
     def verify(self) -> None:
-        """Raise MuvaError if a folder on this machine differs from what was pinned, perhaps on
-        another."""
+        """Raise MuvaError if a folder on this machine differs from the pinned version."""
         if not self.revision.startswith(CONTENT_PREFIX):
             return
         folder = self.folder

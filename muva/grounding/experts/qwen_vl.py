@@ -44,8 +44,7 @@ class _QwenExpert(ABC):
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`. Asks the question of the paper; if there are several boxes, the largest is
-        used."""
+        """See `Expert`. Asks the paper's question; of several boxes, the largest is used."""
         questions = [self._question(phrase) for phrase in phrases.values()]
         inputs = self._processor(
             text=questions * len(images),

@@ -42,8 +42,7 @@ def pixels(boxes: str, name: str) -> np.ndarray:
 
 
 def cuhk03(root: Path, images: Mapping[str, str] = IMAGES) -> Path:
-    """A file as MATLAB saves it with -v7.3: cells are arrays of references, and axes are
-    reversed."""
+    """A file as saved by MATLAB with -v7.3: cells are arrays of references, axes are reversed."""
     (root / "cuhk03_release").mkdir(parents=True)
     with h5py.File(root / "cuhk03_release" / "cuhk-03.mat", "w", userblock_size=512) as mat:
         values_of_cells = mat.create_group("#refs#")
@@ -78,8 +77,7 @@ def cuhk03(root: Path, images: Mapping[str, str] = IMAGES) -> Path:
 
 
 def with_config(root: Path, splits: Mapping[str, list[str]] = NEW_PROTOCOL) -> Path:
-    """The tree with the file of the new protocol: all images by name, and the indices of each
-    split."""
+    """The tree with the file of the new protocol: image names and the indices of each split."""
     names = sorted(name for split in splits.values() for name in split)
     files = np.empty((len(names), 1), object)
     files[:, 0] = [f"{name}.png" for name in names]

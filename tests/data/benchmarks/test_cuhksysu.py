@@ -1,5 +1,4 @@
-"""CUHK-SYSU: people are cropped from frames as annotated; other trees are rejected with an
-explanation."""
+"""CUHK-SYSU: people are cropped from frames as annotated; other trees are rejected."""
 
 import io
 import shutil

@@ -1,5 +1,4 @@
-"""DukeMTMC-reID: its file names are distinguished from Market-1501's, and incomplete copies
-rejected."""
+"""DukeMTMC-reID: its names differ from Market-1501's, and incomplete copies are rejected."""
 
 import shutil
 

@@ -1,5 +1,4 @@
-"""PRID-2011: a miniature tree is read correctly, and other trees are rejected with an
-explanation."""
+"""PRID-2011: a miniature tree is read correctly; other trees are rejected."""
 
 import shutil
 

@@ -1,5 +1,4 @@
-"""Readers: miniature trees in each layout are read correctly; others are rejected with an
-explanation."""
+"""Readers: miniature trees in each layout are read correctly; others are rejected."""
 
 import csv
 import shutil

@@ -15,8 +15,7 @@ def record(split, pid, image):
 
 
 def people(number, *, images="ab", distractors=0):
-    """One query per person, the other images in the gallery, and gallery images of further
-    people."""
+    """One query per person, other images in the gallery, and further people in the gallery."""
     return [
         *(record("query", pid, images[0]) for pid in range(1, number + 1)),
         *(record("gallery", pid, i) for pid in range(1, number + 1) for i in images[1:]),
