@@ -17,7 +17,8 @@ import torch
 
 from benchmarks.baseline import Table, benchmark_parser, mean_of, measurement, write_results
 from muva.config import PARTS
-from muva.data.artifacts import find_artifact, list_artifacts
+from muva.data.artifacts import Artifact, find_artifact
+from muva.data.lineage import Lineage
 from muva.data.shards import open_dataset
 from muva.data.store import Store
 from muva.grounding.part_masks import part_masks, patch_centres
@@ -26,6 +27,7 @@ from muva.models import load
 from muva.retrieval.metrics import evaluate
 from muva.synthetic import BENCHMARK
 from workflows.session import open_session
+from workflows.steps.encoder import LAST_EPOCH
 
 GRAINS = ("person", *PARTS)
 BATCH = 64
@@ -43,18 +45,26 @@ def main() -> int:
     found: dict[str, list[Figures]] = defaultdict(list)
     for home in arguments.home:
         store = open_session(home=home).store
-        for artifact in list_artifacts(store, "models"):
-            if artifact.name == "muva":
-                bundle = load(artifact.uri)
-                for target in unseen(bundle):
-                    found[target].append(evaluate_grains(store, bundle, target))
-                    print(f"{artifact.address} on {target}: done", file=sys.stderr)
+        for artifact in muva_models(store):
+            bundle = load(artifact.uri)
+            for target in unseen(bundle):
+                found[target].append(evaluate_grains(store, bundle, target))
+                print(f"{artifact.address} on {target}: done", file=sys.stderr)
     if not found:
         print("no model that has not seen a benchmark domain", file=sys.stderr)
         return 1
     print_table(found)
     write_results(arguments, found, baseline_tables)
     return 0
+
+
+def muva_models(store: Store) -> list[Artifact]:
+    """The models of pipelines that have parts, each after its last epoch."""
+    return [
+        node.artifact
+        for node in Lineage.of(store).complete("models")
+        if node.facts.get("variant") == "muva" and node.facts.get("checkpoint") == LAST_EPOCH
+    ]
 
 
 def unseen(bundle: Bundle) -> list[str]:

@@ -474,16 +474,20 @@ class Pipeline:
         if experiment is None:
             yield "there are no runs"
             return
-        for run in client.search_runs([experiment.experiment_id], max_results=1000):
-            name = run.info.run_name
+        runs = client.search_runs([experiment.experiment_id], max_results=1000)
+        for run in runs:
             if run.info.status != "FINISHED":
-                yield f"run {name} is {run.info.status}"
-            for stage, epochs in EPOCHS.items():
-                if name == f"{stage[:5]} {stage[5:]} of muva":
-                    points = client.get_metric_history(run.info.run_id, f"{stage}/loss")
-                    steps = sorted(point.step for point in points)
-                    if steps != list(range(1, epochs + 1)):
-                        yield f"run {name} has the epochs {steps}"
+                yield f"run {run.info.run_name} is {run.info.status}"
+        for stage, epochs in EPOCHS.items():
+            name = f"{stage[:5]} {stage[5:]} of outages-{self._name}-muva"
+            ids = [run.info.run_id for run in runs if run.info.run_name == name]
+            if len(ids) != 1:
+                yield f"there are {len(ids)} runs {name}"
+            for run_id in ids:
+                points = client.get_metric_history(run_id, f"{stage}/loss")
+                steps = sorted(point.step for point in points)
+                if steps != list(range(1, epochs + 1)):
+                    yield f"run {name} has the epochs {steps}"
 
 
 class Submission:

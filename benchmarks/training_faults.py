@@ -37,6 +37,7 @@ from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
 from muva.data.store import Store
 from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.quirks import nodes_lost_after
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.encoder import encoder_step, train_encoder
@@ -48,6 +49,8 @@ from workflows.steps.training_inputs import TrainingInputs
 KINDS = ("process", "node", "driver")
 STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}
 """Kind of artifact -> the start of the line that a driver prints when the stage begins."""
+HEALTH_CHECKS = 4
+"""So many missed heartbeats in a row, half a second apart, and a node counts as lost."""
 TITLES = {"prompts": ("learn_share", "compute_centroids"), "models": ("TrainWorker", "run_alone")}
 """Kind of artifact -> part of the titles of the processes that compute it."""
 WORKERS = (1, 2)
@@ -56,12 +59,6 @@ LATEST, AFTER_S = 0.8, 0.5
 """Moments of faults: up to this fraction of the epochs, and so many seconds after one."""
 CLOSE = 1e-4
 """Tolerance with two workers: relative for losses, absolute for weights, which change by 1e-2."""
-HEALTH = {
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-    "health_check_initial_delay_ms": 0,
-}
-"""A node counts as lost after seconds without a heartbeat instead of half a minute."""
 
 RECIPE = """
 name: faults
@@ -165,7 +162,7 @@ def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
 
     store, rng = _prepare(folder), np.random.default_rng(seed)
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
+        initialize_head=True, head_node_args={"num_cpus": 0, **nodes_lost_after(HEALTH_CHECKS)}
     )
     start = partial(Driver, str(cluster.address), str(folder))
     try:
