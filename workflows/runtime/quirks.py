@@ -51,6 +51,20 @@ given for its servers lie among them. Ray 2.60, seen in the tests.
 """
 
 
+def nodes_lost_after(failed_checks: int) -> dict[str, Any]:
+    """Arguments of a head that counts a node as lost after so many failed health checks in a row.
+
+    The checks are half a second apart. By default it takes half a minute to lose a node, of which
+    drills that kill nodes would mostly consist; there is no public setting. Ray 2.60.
+    """
+    checks = {
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": failed_checks,
+        "health_check_initial_delay_ms": 0,
+    }
+    return {"_system_config": checks}
+
+
 def quiet_about_tokens() -> None:
     """Silences the warning that token authentication is on by default, which is what we want.
 
