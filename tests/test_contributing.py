@@ -21,7 +21,14 @@ from muva.grounding.experts import EXPERTS, ExpertInfo, choose_expert
 from workflows.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ("CONTRIBUTING.md", "clusters/README.md", "docs/mlflow.md", "docs/using-the-model.md")
+GUIDES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "clusters/README.md",
+    "docs/getting-started.md",
+    "docs/mlflow.md",
+    "docs/using-the-model.md",
+)
 
 
 @pytest.fixture
