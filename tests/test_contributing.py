@@ -21,7 +21,7 @@ from muva.data.artifacts import Artifact
 from muva.data.benchmarks import READERS, read_tree
 from muva.data.benchmarks.benchmark import counts_differ
 from muva.data.records import Record
-from muva.data.shards import SHARD_FORMAT, write_shards
+from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.grounding.expert import GroundingImage
@@ -171,7 +171,7 @@ def test_the_example_of_a_verb_counts_the_images_of_each_camera(
     ]
     artifact = Artifact(open_store(str(tmp_path / "store")), "datasets", "mine", "0" * 16)
     summary = dataclasses.asdict(write_shards(records, artifact=artifact))
-    artifact.commit(format_version=SHARD_FORMAT, config={}, inputs={}, summary=summary)
+    artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
     words = ["cameras", "mine", "--home", str(tmp_path), "--json"]
     answer = CliRunner().invoke(muva_command, words)
     assert answer.exit_code == 0, answer.output
