@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -28,9 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, write_results
 from benchmarks.disturbed_server import Disturber, disturbed_server
 from benchmarks.grounding_speed import crowd
 from muva.config import PHRASES, GroundingConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.shards import Dataset, open_dataset
 from muva.grounding.expert import Expert, Grounding, GroundingImage
@@ -38,7 +39,7 @@ from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.ground import ground_shard
 from muva.grounding.labels import labelled_shards, read_shard_labels, summarise_labels
 from muva.synthetic.sensor import encode_jpeg
-from workflows.runtime.expert_pool import Actors, ground_shards
+from workflows.runtime.expert_pool import Actors, GroundingJob, ground_shards
 
 KINDS = ("actor", "node", "driver", "s3")
 IMAGES, SHARD_IMAGES, BATCH_S = 480, 12, 0.15
@@ -81,11 +82,9 @@ def _answer(image: GroundingImage, part: str) -> Grounding:
 
 def main() -> int:
     """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("grounding_faults", __doc__, check="exit 1 where labels differ")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where labels differ")
     parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
@@ -97,9 +96,27 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     bad = [number for number, one in enumerate(rounds) if not one["right"]]
     print(f"\n{len(rounds) - len(bad)} of {len(rounds)} rounds ended with the right labels")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rounds, indent=2) + "\n")
-    return int(bool(arguments.check and bad))
+    write_results(arguments, rounds, baseline_tables)
+    return exit_code(arguments, [f"round {number}" for number in bad])
+
+
+def baseline_tables(rounds: list[dict[str, Any]]) -> dict[str, Table]:
+    """`rounds`: how the rounds of each kind of disturbance ended."""
+    rows = []
+    for kind in dict.fromkeys(one["disturbed"] for one in rounds):
+        alike = [one for one in rounds if one["disturbed"] == kind]
+        seconds = [one["seconds"] for one in alike]
+        rows.append(
+            {
+                "disturbed": kind,
+                "rounds": len(alike),
+                "right": sum(one["right"] for one in alike),
+                "seconds": {"least": min(seconds), "most": max(seconds)},
+                "computed_twice": sum(one["computed_twice"] for one in alike),
+                "goal": "the labels of a plain loop",
+            }
+        )
+    return {"rounds": Table(rows=rows)}
 
 
 def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
@@ -107,18 +124,12 @@ def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
     from workflows.runtime.cluster import ray_cluster
 
     dataset, labels = open_dataset(open_artifact(dataset_uri)), open_artifact(labels_uri)
+    missing = set(range(len(dataset.shards))) - labelled_shards(labels)
+    job = GroundingJob(dataset=dataset, labels=labels, shards=missing, max_quarantined=0)
     with ray_cluster():
-        ground_shards(
-            dataset,
-            labels,
-            _expert(notes),
-            PHRASES,
-            shards=set(range(len(dataset.shards))) - labelled_shards(labels),
-            actors=Actors(),
-            max_quarantined=0,
-        )
+        ground_shards([job], _expert(notes), PHRASES, actors=Actors())
     summary = summarise_labels(labels, dataset, parts=list(PHRASES))
-    labels.commit(format_version=1, config={}, inputs={}, summary=summary)
+    labels.commit(format_version=formats.LABELS, config={}, inputs={}, summary=summary)
     return 0
 
 

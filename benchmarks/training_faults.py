@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -32,24 +31,27 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, write_results
 from benchmarks.small_clip import write_small_clip
 from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
-from muva.data.shards import open_dataset
 from muva.data.store import Store
 from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.quirks import nodes_lost_after
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.encoder import encoder_step
+from workflows.steps.encoder import encoder_step, train_encoder
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.prompts import CONTEXTS, prompts_step
+from workflows.steps.prompts import CONTEXTS, learn_prompts, prompts_step
 from workflows.steps.training_inputs import TrainingInputs
 
 KINDS = ("process", "node", "driver")
 STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}
 """Kind of artifact -> the start of the line that a driver prints when the stage begins."""
-TITLES = {"prompts": ("_learn_share", "_prepare"), "models": ("TrainWorker", "_train_alone")}
+HEALTH_CHECKS = 4
+"""So many missed heartbeats in a row, half a second apart, and a node counts as lost."""
+TITLES = {"prompts": ("learn_share", "compute_centroids"), "models": ("TrainWorker", "run_alone")}
 """Kind of artifact -> part of the titles of the processes that compute it."""
 WORKERS = (1, 2)
 PATIENCE_S = 240.0
@@ -57,12 +59,6 @@ LATEST, AFTER_S = 0.8, 0.5
 """Moments of faults: up to this fraction of the epochs, and so many seconds after one."""
 CLOSE = 1e-4
 """Tolerance with two workers: relative for losses, absolute for weights, which change by 1e-2."""
-HEALTH = {
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-    "health_check_initial_delay_ms": 0,
-}
-"""A node counts as lost after seconds without a heartbeat instead of half a minute."""
 
 RECIPE = """
 name: faults
@@ -94,11 +90,9 @@ class Round:
 
 def main() -> int:
     """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("training_faults", __doc__, check="exit 1 where weights differ")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where weights differ")
     parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
@@ -113,10 +107,14 @@ def main() -> int:
     print(f"\n{good} of {len(rounds)} rounds ended with the right weights")
     for stage, apart in elastic.items():
         print(f"{stage}: 2, then 1, then 2 workers: losses {apart:.1e} from two undisturbed ones")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    wrong = good < len(rounds) or not all(apart <= CLOSE for apart in elastic.values())
-    return int(arguments.check and wrong)
+    write_results(arguments, figures, baseline_tables)
+    missed = [f"round {number}" for number, one in enumerate(rounds) if not one["right"]]
+    missed += [
+        f"{stage}: losses {apart:.1e} apart, limit {CLOSE:g}"
+        for stage, apart in elastic.items()
+        if not apart <= CLOSE
+    ]
+    return exit_code(arguments, missed)
 
 
 def drive(home: str, stage: str, name: str, workers: str) -> int:
@@ -125,15 +123,37 @@ def drive(home: str, stage: str, name: str, workers: str) -> int:
     sources = [_named(session.store, "datasets", source) for source in config.sources]
     labels = [_named(session.store, "labels", source) for source in config.sources]
     inputs = TrainingInputs.of(config, sources=sources, labels=labels)
-    contents = [open_dataset(source).fingerprint for source in sources]
     processes = Workers(count=int(workers), cpus_each=1)
     with ray_cluster():
         # Rounds of stage 2 use the prompts of the undisturbed training.
         of = name if stage == "prompts" else _undisturbed(1)
-        prompts = prompts_step(session, inputs, {}, contents, processes, name=of)
+        step = prompts_step(session, inputs, name=of)
+        prompts = learn_prompts(session, step, inputs, processes).artifact
         if stage == "models":
-            encoder_step(session, inputs, {}, prompts, processes, name=name)
+            step = encoder_step(session, inputs, prompts, name=name)
+            train_encoder(session, step, inputs, prompts, processes)
     return 0
+
+
+def baseline_tables(figures: dict[str, Any]) -> dict[str, Table]:
+    """`rounds`: how many of each kind and stage there were with 1 and 2 workers, and their time."""
+    rows = []
+    for kind, (number, stage) in itertools.product(KINDS, enumerate(STAGES, start=1)):
+        alike = [r for r in figures["rounds"] if (r["disturbed"], r["stage"]) == (kind, stage)]
+        if not alike:
+            continue
+        seconds = [one["seconds"] for one in alike]
+        rows.append(
+            {
+                "killed": "driver, started again" if kind == "driver" else kind,
+                "stage": number,
+                "rounds": [sum(r["workers"] == workers for r in alike) for workers in WORKERS],
+                "seconds": {"least": min(seconds), "most": max(seconds)},
+                "largest_difference": max(one["apart"] for one in alike),
+                "goal": "weights of the undisturbed training",
+            }
+        )
+    return {"rounds": Table(rows=rows)}
 
 
 def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
@@ -142,7 +162,7 @@ def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
 
     store, rng = _prepare(folder), np.random.default_rng(seed)
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
+        initialize_head=True, head_node_args={"num_cpus": 0, **nodes_lost_after(HEALTH_CHECKS)}
     )
     start = partial(Driver, str(cluster.address), str(folder))
     try:
@@ -348,8 +368,8 @@ def _prepare(folder: Path) -> Store:
     session, config = _session(folder), load_recipe(folder / "faults.yaml")
     assert config.grounding is not None
     with ray_cluster():
-        for done in datasets_of(session, config.sources, config.synthetic).values():
-            ground(session, done.artifact, config.grounding)
+        imported = datasets_of(session, config.sources, config.synthetic)
+        ground(session, [done.artifact for done in imported.values()], config.grounding)
     return session.store
 
 

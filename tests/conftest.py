@@ -200,8 +200,8 @@ def smoke_store(
         session = Session(home=folder, store=open_store(folder), tracking_uri=None)
         names = [*config.sources, *config.targets]
         datasets = datasets_of(session, names, config.synthetic)
-        for source in config.sources:
-            ground(session, datasets[source].artifact, config.grounding)
+        sources = [datasets[name].artifact for name in config.sources]
+        ground(session, sources, config.grounding)
 
     return made_once(shared_folder(tmp_path_factory) / "smoke-store", make)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Scores:
         return stored
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+    def from_json(cls, stored: Mapping[str, Any]) -> Scores:
         """Undoes `as_json`; fields that are not scores are ignored."""
         known = {field.name: stored[field.name] for field in dataclasses.fields(cls)}
         for name in ("cmc", "curve"):

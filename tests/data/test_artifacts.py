@@ -11,8 +11,8 @@ from muva.data.artifacts import (
     fingerprint,
     list_artifacts,
     open_artifact,
-    unused_artifacts,
 )
+from muva.data.lineage import Lineage
 from muva.data.store import open_store
 from muva.errors import MuvaError
 
@@ -126,7 +126,7 @@ def test_a_damaged_artifact_does_not_hide_the_others(store):
     damaged, sound = (made(store, "datasets", "mine", seed=seed) for seed in (1, 2))
     store.write(damaged.key("manifest.json"), b"{")
     assert find_artifact(store, "datasets", "mine") == sound
-    assert unused_artifacts(store, keep=[damaged.address, sound.address]) == [damaged]
+    assert Lineage.of(store).unused(keep=[damaged.address, sound.address]) == [damaged]
 
 
 def test_a_name_may_contain_what_looks_like_a_fingerprint(store):
@@ -154,10 +154,11 @@ def test_artifacts_that_nothing_kept_depends_on_are_unused(store):
     data = made(store, "datasets", "a")
     other = made(store, "datasets", "b")
     labels = made(store, "labels", "a", inputs={"dataset": data.address})
-    model = made(store, "models", "m", inputs={"labels": labels.address, "gone": "models/x-0"})
+    gone = "models/gone-0000000000000000"
+    model = made(store, "models", "m", inputs={"labels 0": labels.address, "init": gone})
     half = made(store, "models", "half", commit=False)
     keep = [model.address, half.address, "models/unknown-0000000000000000"]
-    unused = unused_artifacts(store, keep=keep)
+    unused = Lineage.of(store).unused(keep=keep)
     assert [a.address for a in unused] == sorted([other.address, half.address])
     assert other.size_bytes() > len(b"content")
     other.delete()

@@ -182,7 +182,9 @@ def test_words_outside_the_small_vocabulary_are_rejected(
     images: list[GroundingImage], checkpoints: Path
 ) -> None:
     expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
-    with pytest.raises(MuvaError, match="phrase 'the backpack': this expert's small vocabulary"):
+    with pytest.raises(
+        MuvaError, match="phrase 'the backpack': the small vocabulary of this expert"
+    ):
         expert.ground(images[:1], {"bag": "the backpack"})
 
 

@@ -40,10 +40,19 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_file_gives_what_the_client_gives(uri: str, value: str | None) -> None:
     file = sqlite_file(uri)
     assert file is not None
-    found = tagged_runs._read_directly(file, uri, TAG, value)
+    found = tagged_runs._read_directly(file, uri, TAG, value, None)
     assert found is not None, "MLflow's schema is a new one: compare, then add it to _SCHEMAS"
-    assert found == tagged_runs._ask_client(uri, TAG, value)
+    assert found == tagged_runs._ask_client(uri, TAG, value, None)
     assert len(found) == {None: 12, "models/0": 6, "models/1": 6, "models/2": 0}[value]
+
+
+@pytest.mark.parametrize(("experiment", "runs"), [("kept", 6), ("gone", 0), ("missing", 0)])
+def test_an_experiment_is_read_as_the_client_reads_it(uri: str, experiment: str, runs: int) -> None:
+    file = sqlite_file(uri)
+    assert file is not None
+    found = tagged_runs._read_directly(file, uri, TAG, None, experiment)
+    assert found == tagged_runs._ask_client(uri, TAG, None, experiment)
+    assert found is not None and len(found) == runs
 
 
 def test_a_schema_that_was_not_compared_is_left_to_the_client(
@@ -53,7 +62,7 @@ def test_a_schema_that_was_not_compared_is_left_to_the_client(
     monkeypatch.setattr(tagged_runs, "_SCHEMAS", frozenset())
     file = sqlite_file(uri)
     assert file is not None
-    assert tagged_runs._read_directly(file, uri, TAG, None) is None
+    assert tagged_runs._read_directly(file, uri, TAG, None, None) is None
     assert runs_with_tag(uri, TAG) == expected
 
 
@@ -61,7 +70,7 @@ def test_workspaces_are_left_to_the_client(uri: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
     file = sqlite_file(uri)
     assert file is not None
-    assert tagged_runs._read_directly(file, uri, TAG, None) is None
+    assert tagged_runs._read_directly(file, uri, TAG, None, None) is None
 
 
 def test_what_is_no_database_of_mlflows_is_left_to_the_client(tmp_path: Path) -> None:
@@ -69,7 +78,7 @@ def test_what_is_no_database_of_mlflows_is_left_to_the_client(tmp_path: Path) ->
     text.write_text("no database, but long enough to be one " * 10)
     sqlite3.connect(other).execute("CREATE TABLE runs (run_uuid TEXT)").connection.close()
     for file in (text, other, tmp_path / "missing.db"):
-        assert tagged_runs._read_directly(file, f"sqlite:///{file}", TAG, None) is None
+        assert tagged_runs._read_directly(file, f"sqlite:///{file}", TAG, None, None) is None
 
 
 def test_reading_changes_nothing_and_imports_no_mlflow(uri: str) -> None:

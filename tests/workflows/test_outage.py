@@ -30,16 +30,16 @@ def test_an_outage_loses_no_metric_and_a_step_waits_for_its_end_but_a_first_run_
         session = Session(home=tmp_path, store=open_store(tmp_path), tracking_uri=address)
         parent = Tracker(address, "muva/demo").open(name="pipeline", key="pipeline")
         run = Tracker(address, "muva/demo").open(name="stage 2", key="stage 2")
-        tell = MetricLogger(run)
-        tell({"stage2/loss": 1.0}, 1)
+        log_metrics = MetricLogger(run)
+        log_metrics({"stage2/loss": 1.0}, 1)
 
     for epoch in (2, 3):
-        tell({"stage2/loss": 1 / epoch}, epoch)
-    run.show("masks/epoch-003.png", np.zeros((8, 8, 3), np.uint8))
-    run.system_metrics({"cpu_utilization_percentage": 50.0}, 30)
+        log_metrics({"stage2/loss": 1 / epoch}, epoch)
+    run.log_image_buffered("masks/epoch-003.png", np.zeros((8, 8, 3), np.uint8))
+    run.log_system_metrics({"cpu_utilization_percentage": 50.0}, 30)
     away_at = time.time()
     assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
-    assert "they are kept and written later" in caplog.text
+    assert "metrics are buffered and written later" in caplog.text
     with (
         pytest.raises(MuvaError, match="No MLflow server responds"),
         session.run("another", key="another", params={}),
@@ -52,7 +52,7 @@ def test_an_outage_loses_no_metric_and_a_step_waits_for_its_end_but_a_first_run_
         with session.within(parent).run("stage 3", key="stage 3", params={}) as step:
             assert step is not None
         back.join()
-        tell({"stage2/loss": 0.25}, 4)
+        log_metrics({"stage2/loss": 0.25}, 4)
         run.finish()
         pictures = has_pictures(run.ref)
 

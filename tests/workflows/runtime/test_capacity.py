@@ -12,7 +12,7 @@ from workflows.runtime.cluster import cpus
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workflows.runtime.capacity.LOOKED_EVERY_S", 0.0)
+    monkeypatch.setattr("workflows.runtime.capacity.CHECK_EVERY_S", 0.0)
     monkeypatch.setenv(WAIT_LIMIT_VARIABLE, "0")
 
 

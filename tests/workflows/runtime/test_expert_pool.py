@@ -32,14 +32,16 @@ from workflows.runtime.expert_pool import (
     MAX_DEATHS,
     MAX_DEATHS_LOADING,
     Actors,
-    ShardQueue,
+    GroundingJob,
     GroundingProgress,
+    ShardQueue,
     _check_gpu,
     _Grounder,
-    ground_shards,
     actors_that_fit,
+    ground_shards,
 )
-from workflows.runtime.messages import MessageQueue, results
+from workflows.runtime.messages import MessageQueue
+from workflows.runtime.tasks import get_results
 
 
 @pytest.fixture
@@ -89,16 +91,14 @@ def staged(**how: Any) -> Staged:
 
 def grounded(town: Dataset, expert: ChosenExpert, *, actors: int = 1):
     labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
-    spent = ground_shards(
-        town,
-        labels,
-        expert,
-        PHRASES,
+    job = GroundingJob(
+        dataset=town,
+        labels=labels,
         shards=set(range(len(town.shards))) - labelled_shards(labels),
-        actors=Actors(count=actors),
         max_quarantined=5,
     )
-    return labels, spent
+    [progress] = ground_shards([job], expert, PHRASES, actors=Actors(count=actors))
+    return labels, progress
 
 
 def test_an_image_that_ends_the_process_is_set_aside_and_the_rest_is_labelled(
@@ -106,9 +106,9 @@ def test_an_image_that_ends_the_process_is_set_aside_and_the_rest_is_labelled(
 ) -> None:
     ids = town.rows(["image_id"])["image_id"].to_pylist()
     bad = ids[len(ids) // 2]
-    labels, spent = grounded(town, staged(deadly=(bad,)), actors=2)
+    labels, progress = grounded(town, staged(deadly=(bad,)), actors=2)
     summary = summarise_labels(labels, town, parts=list(PHRASES))
-    assert (summary["failed"], spent.failed, spent.images) == (1, 1, len(ids))
+    assert (summary["failed"], progress.failed, progress.images) == (1, 1, len(ids))
     labels.commit(format_version=1, config={}, inputs={}, summary=summary)
     _, found = open_labels(labels, dataset=town).boxes(ids)
     assert not found[ids.index(bad)].any()
@@ -138,9 +138,8 @@ def test_an_expert_that_fits_on_no_node_is_told_before_it_is_loaded(
     with pytest.raises(
         MuvaError, match=r"owlv2: needs about 10800\.5 GB of memory; the largest node .* has \d"
     ):
-        ground_shards(
-            town, town.artifact, expert, PHRASES, shards=[0], actors=Actors(), max_quarantined=1
-        )
+        job = GroundingJob(dataset=town, labels=town.artifact, shards=[0], max_quarantined=1)
+        ground_shards([job], expert, PHRASES, actors=Actors())
 
 
 def test_a_gpu_without_room_is_told_before_the_weights_are_read(
@@ -173,49 +172,54 @@ def test_what_an_actor_needs_and_how_many_have_room() -> None:
 
 
 def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
-    queue = ShardQueue([7, 8], max_quarantined=1)
+    queue = ShardQueue([(0, 7), (0, 8)], max_quarantined=[1])
     shard, plan = queue.take()
-    assert (shard, plan.isolate, plan.quarantine) == (7, frozenset(), frozenset())
-    queue.on_death(7, begun=False, at=None, why="")
-    queue.on_death(7, begun=True, at=range(32, 64), why="")
+    assert (shard, plan.isolate, plan.quarantine) == ((0, 7), frozenset(), frozenset())
+    queue.on_death(shard, begun=False, at=None, why="")
+    queue.on_death(shard, begun=True, at=range(32, 64), why="")
     queue.waiting.popleft()
     _, plan = queue.take()
     assert (plan.isolate, plan.quarantine) == (frozenset(range(32, 64)), frozenset())
     for _ in range(2):
-        queue.on_death(7, begun=True, at=range(40, 41), why="")
+        queue.on_death(shard, begun=True, at=range(40, 41), why="")
         _, plan = queue.take()
     assert plan.quarantine == {40}
-    queue.on_death(7, begun=True, at=range(41, 42), why="")
-    with pytest.raises(MuvaError, match=r"2 images ended the expert's process twice.*row 41.*boom"):
-        queue.on_death(7, begun=True, at=range(41, 42), why="boom")
+    queue.on_death(shard, begun=True, at=range(41, 42), why="")
+    with pytest.raises(
+        MuvaError, match=r"2 images killed the expert's process twice.*row 41.*boom"
+    ):
+        queue.on_death(shard, begun=True, at=range(41, 42), why="boom")
 
 
 def test_a_row_that_is_aside_already_is_not_blamed_for_ever() -> None:
-    queue = ShardQueue([3], max_quarantined=1)
+    shard = (0, 3)
+    queue = ShardQueue([shard], max_quarantined=[1])
     for _ in range(2):
-        queue.on_death(3, begun=True, at=range(4, 5), why="boom")
+        queue.on_death(shard, begun=True, at=range(4, 5), why="boom")
         queue.take()
     for _ in range(MAX_DEATHS - 1):
-        queue.on_death(3, begun=True, at=range(4, 5), why="boom")
+        queue.on_death(shard, begun=True, at=range(4, 5), why="boom")
         queue.take()
     with pytest.raises(
-        MuvaError, match=r"shard 3: \d processes died at it, with no image to blame"
+        MuvaError,
+        match=r"shard 3: \d processes died while they grounded it, with no image to blame",
     ):
-        queue.on_death(3, begun=True, at=range(4, 5), why="boom")
+        queue.on_death(shard, begun=True, at=range(4, 5), why="boom")
 
 
 def test_an_expert_that_breaks_gets_one_more_process_for_the_shard() -> None:
-    queue = ShardQueue([3, 4], max_quarantined=1)
+    first, second = (0, 3), (0, 4)
+    queue = ShardQueue([first, second], max_quarantined=[1])
     queue.take()
     error = BrokenExpertError("failed at 9 of 9 images")
-    queue.on_broken_expert(3, error)
-    assert queue.take()[0] == 3
+    queue.on_broken_expert(first, error)
+    assert queue.take()[0] == first
     queue.take()
     with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
-        queue.on_broken_expert(4, error)
-    queue.done()
+        queue.on_broken_expert(second, error)
+    queue.on_success()
     with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
-        queue.on_broken_expert(3, error)
+        queue.on_broken_expert(first, error)
 
 
 def by_one_actor(
@@ -228,10 +232,8 @@ def by_one_actor(
 ) -> None:
     """Labels by the annotated expert unless another is given."""
     chosen = expert or choose_expert(GroundingConfig())
-    actors = Actors(count=1)
-    ground_shards(
-        town, labels, chosen, PHRASES, shards=shards, actors=actors, max_quarantined=max_quarantined
-    )
+    job = GroundingJob(dataset=town, labels=labels, shards=shards, max_quarantined=max_quarantined)
+    ground_shards([job], chosen, PHRASES, actors=Actors(count=1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,44 +282,48 @@ def test_a_process_that_rays_watch_over_memory_ends_is_lost_like_any_other(
     ended: list[int] = []
 
     def first_result(references: Sequence[ray.ObjectRef]) -> list[Any]:
-        found = results(references)
+        found = get_results(references)
         if found[0] is not None and not ended:  # the first shard's report
             ended.append(1)
             raise OutOfMemoryError("the node was low on memory")
         return found
 
-    monkeypatch.setattr("workflows.runtime.expert_pool.results", first_result)
+    monkeypatch.setattr("workflows.runtime.expert_pool.get_results", first_result)
     labels = Artifact(town.artifact.store, "labels", town.name, "5" * 16)
     by_one_actor(town, labels, range(len(town.shards)))
     assert ended and labelled_shards(labels) == set(range(len(town.shards)))
 
 
 def test_a_shard_at_which_processes_die_before_they_look_is_given_up() -> None:
-    queue = ShardQueue([3], max_quarantined=1)
+    shard = (0, 3)
+    queue = ShardQueue([shard], max_quarantined=[1])
     for _ in range(MAX_DEATHS - 1):
-        queue.on_death(3, begun=True, at=None, why="boom")
+        queue.on_death(shard, begun=True, at=None, why="boom")
         queue.take()
-    with pytest.raises(MuvaError, match=r"shard 3: \d processes died at it.*boom"):
-        queue.on_death(3, begun=True, at=None, why="boom")
+    with pytest.raises(MuvaError, match=r"shard 3: \d processes died while they grounded it.*boom"):
+        queue.on_death(shard, begun=True, at=None, why="boom")
 
 
 def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: Dataset) -> None:
-    heard: list[tuple[int, GroundingProgress]] = []
+    seen: list[GroundingProgress] = []
     labels = Artifact(town.artifact.store, "labels", town.name, "2" * 16)
-    spent = ground_shards(
-        town,
-        labels,
+    job = GroundingJob(
+        dataset=town, labels=labels, shards=range(len(town.shards)), max_quarantined=1
+    )
+    [progress] = ground_shards(
+        [job],
         choose_expert(GroundingConfig()),
         PHRASES,
-        shards=range(len(town.shards)),
         actors=Actors(count=1),
-        max_quarantined=1,
-        tell=lambda looked_at, spent: heard.append((looked_at, spent)),
+        on_progress=lambda every: seen.append(dataclasses.replace(every[0])),
     )
-    assert heard[-1][0] == spent.images == town.summary.images
-    assert (spent.actors, spent.starting) == (1, 0)
-    assert spent.decode_s > 0 and spent.model_s > 0 and spent.elapsed_s > 0
-    assert spent.images_per_s == pytest.approx(spent.images / spent.elapsed_s)
+    grounded = [one.done + one.in_flight for one in seen]
+    assert grounded == sorted(grounded)
+    assert seen[-1].done == progress.done == progress.images == town.summary.images
+    assert seen[-1].in_flight == 0
+    assert (progress.actors, progress.starting) == (1, 0)
+    assert progress.decode_s > 0 and progress.model_s > 0 and progress.elapsed_s > 0
+    assert progress.images_per_s == pytest.approx(progress.images / progress.elapsed_s)
     assert ray.is_initialized()
 
 
@@ -325,9 +331,10 @@ def test_prometheus_sees_what_an_actor_has_done(ray_session: None, town: Dataset
     labels = Artifact(town.artifact.store, "labels", town.name, "3" * 16)
     expert = choose_expert(GroundingConfig())
     kind: Any = ray.remote(num_cpus=1)(_Grounder)
-    actor = kind.remote(town.artifact, labels, expert, PHRASES, 1, False, MessageQueue())
+    jobs = [(town.artifact, labels)]
+    actor = kind.remote(jobs, expert, PHRASES, 1, False, MessageQueue())
     ray.get(actor.load.remote())
-    report: Any = ray.get(actor.ground.remote(0, RetryPlan()))
+    report: Any = ray.get(actor.ground.remote(0, 0, RetryPlan()))
     node = ray.nodes()[0]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = rf'ray_muva_grounding_images_total{{.*dataset="{town.name}".*}} {report.images}\.0'

@@ -19,7 +19,10 @@ def test_what_the_machine_does_is_written_while_the_work_lasts(
 ) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "muva/demo")
     client = MlflowClient(tracker.tracking_uri)
-    with tracker.open(name="pipeline", key="pipeline") as run, node_metrics_recorded(run, every_s=0.1):
+    with (
+        tracker.open(name="pipeline", key="pipeline") as run,
+        node_metrics_recorded(run, every_s=0.1),
+    ):
         ends_at = time.monotonic() + 120
         while len(_points(client, run.ref.run_id)) < 3:
             assert time.monotonic() < ends_at

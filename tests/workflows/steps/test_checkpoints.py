@@ -18,8 +18,8 @@ from muva.training.stage2 import train_image_encoder
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
 from workflows.steps.checkpoints import (
-    KEPT,
     CHECKPOINTS,
+    KEPT,
     delete_checkpoints,
     latest_checkpoint,
     save_epoch,

@@ -31,7 +31,7 @@ from workflows.session import Session, open_session
 from workflows.steps.import_labels import import_release
 from workflows.steps.pipeline import PipelineReport, run_pipeline
 from workflows.steps.refine import refine
-from workflows.steps.train import check_parts, train
+from workflows.steps.train import check_parts, declare_training, train
 from workflows.steps.training_inputs import TrainingInputs
 
 FOUR = (*PARTS, "shoes")
@@ -107,7 +107,7 @@ def pipeline(
     config = load_recipe(recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUVA_EXPERT_URL", endpoint)
-        report = run_pipeline(session, config, workers=Workers.of(config.execution))
+        report = run_pipeline(session, config)
     return Pipeline(session, config, report)
 
 
@@ -201,4 +201,7 @@ def test_a_part_without_phrase_or_labels_is_refused_with_the_remedy(
     config = load_recipe(recipe, overrides=["model.parts=[head, bag]"])
     sources = [pipeline.report.datasets[name] for name in config.sources]
     with pytest.raises(MuvaError, match=r"names bag, .* --set grounding\.phrases\.bag='the bag'"):
-        train(pipeline.session, config, sources=sources, labels=None, workers=Workers(), name="bag")
+        declared = declare_training(
+            pipeline.session, config, sources=sources, labels=None, name="bag"
+        )
+        train(pipeline.session, declared, Workers())

@@ -51,15 +51,14 @@ def test_a_shard_that_another_driver_has_finished_is_not_computed_again(
 ) -> None:
     labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     expert = choose_expert(GroundingConfig())
-    grounder = _Grounder(
-        town.artifact, labels, expert, GroundingConfig().phrases, 1, False, MessageQueue()
-    )
+    jobs = [(town.artifact, labels)]
+    grounder = _Grounder(jobs, expert, GroundingConfig().phrases, 1, False, MessageQueue())
     grounder.load()
     key = labels.key(label_key(2))
-    grounder.ground(2, RetryPlan())
+    grounder.ground(0, 2, RetryPlan())
     written = labels.store.read(key)
     labels.store.write(key, b"of the other driver")
-    grounder.ground(2, RetryPlan())
+    grounder.ground(0, 2, RetryPlan())
     assert labels.store.read(key) == b"of the other driver"
     labels.store.write(key, written)
 
@@ -70,7 +69,7 @@ def test_two_drivers_at_once_make_one_label_set(
     found = []
     drivers = [
         threading.Thread(
-            target=lambda: found.append(ground(session, town.artifact, GroundingConfig()))
+            target=lambda: found.extend(ground(session, [town.artifact], GroundingConfig()))
         )
         for _ in range(2)
     ]
@@ -93,7 +92,7 @@ def test_an_expert_with_weights_labels_phrases_of_ones_own(
     config = GroundingConfig(
         expert="owlv2", checkpoint=str(tmp_path / "owl"), phrases={"shoes": "the shoes"}
     )
-    done = ground(session, town.artifact, config, Actors(count=1, gpus_each=0))
+    [done] = ground(session, [town.artifact], config, Actors(count=1, gpus_each=0))
     assert done.summary["parts"] == ["shoes"]
     labels = open_labels(done.artifact, dataset=town)
     with pytest.raises(MuvaError, match=r"expected labels of head.* found only shoes"):
@@ -102,7 +101,7 @@ def test_an_expert_with_weights_labels_phrases_of_ones_own(
     assert manifest is not None
     assert manifest["config"]["revision"].startswith("sha256:")
     assert manifest["config"]["precision"] == "fp32"
-    other = ground(session, town.artifact, GroundingConfig(), Actors(count=1))
+    [other] = ground(session, [town.artifact], GroundingConfig(), Actors(count=1))
     assert other.artifact != done.artifact
 
 

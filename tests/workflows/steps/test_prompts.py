@@ -12,11 +12,10 @@ import torch
 
 from muva.config import load_recipe, with_settings
 from muva.data.artifacts import find_artifact
-from muva.data.shards import open_dataset
 from workflows.runtime.workers import Workers
 from workflows.session import open_session
-from workflows.steps import prompts
-from workflows.steps.prompts import learned_contexts, prompts_step
+from workflows.steps import checkpoints
+from workflows.steps.prompts import learn_prompts, learned_contexts, prompts_step
 from workflows.steps.step import StepResult
 from workflows.steps.training_inputs import TrainingInputs
 
@@ -39,19 +38,19 @@ def learn(
     sources = [find_artifact(session.store, "datasets", name) for name in config.sources]
     labels = [find_artifact(session.store, "labels", name) for name in config.sources]
     inputs = TrainingInputs.of(config, sources=sources, labels=labels)
-    contents = [open_dataset(source).fingerprint for source in sources]
 
     def stage1(name: str, workers: Workers) -> StepResult:
-        return prompts_step(session, inputs, {}, contents, workers, name=name)
+        step = prompts_step(session, inputs, name=name)
+        return learn_prompts(session, step, inputs, workers)
 
     return stage1
 
 
 @pytest.fixture(scope="module")
 def shared(learn: Learn) -> StepResult:
-    """By two workers; its states are still there, as before the last thing that the step does."""
+    """By two workers; its checkpoints are kept, as just before the end of the step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts, "delete_states", lambda artifact: None)
+        patch.setattr(checkpoints, "delete_checkpoints", lambda artifact: None)
         return learn("shared", SHARED)
 
 
@@ -72,14 +71,15 @@ def test_two_shares_learn_what_one_does(learn: Learn, shared: StepResult) -> Non
 def test_what_two_began_one_ends_in_the_same_shares(
     learn: Learn, shared: StepResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompts, "delete_states", lambda artifact: None)
+    monkeypatch.setattr(checkpoints, "delete_checkpoints", lambda artifact: None)
     artifact, store = shared.artifact, shared.artifact.store
     expected = learned_contexts(artifact)
 
     def shares() -> set[str]:
         return {key.split("/")[3] for key in store.list(artifact.key("states"))}
 
-    assert shares() == {"start", "share-1-of-2", "share-2-of-2"}
+    kept = {"start", "share-1-of-2", "share-2-of-2", "shares"}
+    assert shares() == kept
     # As a driver that was killed leaves it: the first share is done, the second is not.
     last = list(store.list(artifact.key(f"states/share-2-of-2/{EPOCHS:05d}")))
     assert last
@@ -90,7 +90,7 @@ def test_what_two_began_one_ends_in_the_same_shares(
     assert again.computed
     assert torch.equal(learned_contexts(artifact), expected)
     assert again.summary == shared.summary
-    assert shares() == {"start", "share-1-of-2", "share-2-of-2"}
+    assert shares() == kept
     monkeypatch.undo()
-    prompts.delete_states(artifact)
+    checkpoints.delete_checkpoints(artifact)
     assert not shares()

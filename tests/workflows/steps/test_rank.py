@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ from muva.retrieval.scores import RetrievalResult, score
 from workflows.steps.rank import PART_IMAGES, FeatureParts, encodings_by_tasks, ranks_of
 
 RANKS = range(1, 21)
+LOST_SOON = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "2",
+}
+"""Ray takes a node for lost after a second without a sign of life, not after half a minute."""
 
 
 def crowd(*, queries: int, gallery: int, mixed: bool) -> Features:
@@ -77,7 +84,7 @@ def assert_same(found: RetrievalResult, expected: RetrievalResult) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["test set", "held-out people"])
-@pytest.mark.parametrize("stretch_images", [10_000, 700, 333])
+@pytest.mark.parametrize("chunk_images", [10_000, 700, 333])
 def test_any_number_of_tasks_gives_the_figures_of_one_process(
     ray_session, tmp_path, mixed, chunk_images
 ):
@@ -86,7 +93,7 @@ def test_any_number_of_tasks_gives_the_figures_of_one_process(
     told = []
     without = dataclasses.replace(who, features=np.empty((len(who), 0), np.float32))
     ranks, rule = ranks_of(
-        parts, without, chunk_images=chunk_images, tell=lambda done, _: told.append(done)
+        parts, without, chunk_images=chunk_images, on_progress=lambda done, _: told.append(done)
     )
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS)
     assert_same(score(ranks, rule, ranks=RANKS), expected)
@@ -94,10 +101,8 @@ def test_any_number_of_tasks_gives_the_figures_of_one_process(
     assert len(told) == -(-1300 // chunk_images)
 
 
-@pytest.mark.parametrize("stretch_images", [10_000, 333])
-def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
-    ray_session, tmp_path, chunk_images
-):
+@pytest.mark.parametrize("chunk_images", [10_000, 333])
+def test_re_ranking_by_tasks_gives_the_figures_of_one_process(ray_session, tmp_path, chunk_images):
     who = crowd(queries=150, gallery=700, mixed=True)
     parts = kept(tmp_path, who.features)
     told = []
@@ -106,7 +111,7 @@ def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
         dataclasses.replace(who, features=np.empty((len(who), 0), np.float32)),
         settings=Reranking(),
         chunk_images=chunk_images,
-        tell=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: told.append((done, total)),
     )
     ranks, rule = ranks_of(parts, who, encodings=encodings, chunk_images=chunk_images)
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS, rerank=True)
@@ -117,7 +122,8 @@ def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
 
 def test_nodes_that_are_lost_change_no_figure(tmp_path):
     command = [sys.executable, "-m", "tests.workflows.runtime.lost_node", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    environment = {**os.environ, **LOST_SOON}
+    subprocess.run(command, check=True, timeout=240, capture_output=True, env=environment)
     found = np.load(tmp_path / "found.npz")
     who = crowd(queries=90, gallery=900, mixed=False)
     for name, rerank in (("plain", False), ("reranked", True)):

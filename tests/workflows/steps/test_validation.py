@@ -12,7 +12,6 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
-import ray.train
 import torch
 
 import muva
@@ -21,17 +20,17 @@ from muva.data.artifacts import Artifact, find_artifact
 from muva.data.sources import Sources
 from muva.errors import MuvaError
 from tests.shared import linked_copy
-from workflows.results.comparison import LAST_EPOCH, ON_SOURCES, compare_results, results_in
+from workflows.results.comparison import compare_results, results_in
 from workflows.runtime.messages import MessageQueue
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps import validation as judging
+from workflows.steps import validation
 from workflows.steps.checkpoints import CHECKPOINTS, checkpoint_of_epoch
-from workflows.steps.encoder import model_of_epoch
+from workflows.steps.encoder import LAST_EPOCH, ON_SOURCES, model_of_epoch
 from workflows.steps.pipeline import run_pipeline
-from workflows.steps.train import Trained, train
+from workflows.steps.train import Trained, declare_training, train
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.validation import HELD_OUT, VALIDATION, best, validate, out_of_patience
+from workflows.steps.validation import HELD_OUT, VALIDATION, best, out_of_patience, validate
 
 TARGET = "syn-station"
 JUDGED = (
@@ -65,11 +64,15 @@ def training(
     heard: dict[int, float] = {}
     trained = train(
         session,
-        config,
-        sources=sources,
-        labels=labels,
-        workers=Workers(count=2, keep_every=2),
-        name="muva",
+        declare_training(
+            session,
+            config,
+            sources=sources,
+            labels=labels,
+            name="smoke-muva",
+            facts={"recipe": "smoke", "variant": "muva"},
+        ),
+        Workers(count=2, keep_every=2),
         on_validated=lambda epoch, metrics: heard.update({epoch: metrics[HELD_OUT]}),
     )
     return Training(session, config, sources, labels, trained, heard)
@@ -119,39 +122,39 @@ def test_states_are_kept_as_asked_and_nothing_else(training: Training) -> None:
     kept = {key.split("/")[2:4][1] for key in artifact.store.list(artifact.key(CHECKPOINTS))}
     assert kept == {"00002", "00004"}
     assert checkpoint_of_epoch(artifact, 4)["epoch"] == 4
-    with pytest.raises(MuvaError, match="no state of epoch 3 is kept, but of 2, 4"):
+    with pytest.raises(MuvaError, match="no checkpoint of epoch 3 is kept, only of 2, 4"):
         checkpoint_of_epoch(artifact, 3)
     assert {key.split("/")[2] for key in artifact.store.list(artifact.address + "/")} == {
-        "bundle", "manifest.json", "summary.json", "states"
+        "bundle", "manifest.json", "started.json", "states", "summary.json"
     }  # fmt: skip
 
 
 def test_a_kept_epoch_becomes_a_model(training: Training) -> None:
     last = training.trained.encoder.artifact
     done = model_of_epoch(training.session, last, 2)
-    assert done.artifact.name == "muva-epoch-2"
+    assert done.artifact.name == "smoke-muva-epoch-2"
     model = muva.load(done.artifact.uri)
     weights = checkpoint_of_epoch(last, 2)
     for name, value in model.model.named_parameters():
         stored = weights.get(f"model/{name}")
         assert stored is None or value.equal(torch.as_tensor(stored)), name
     assert model.metadata == {**muva.load(last.uri).metadata, "epoch": 2}
-    with pytest.raises(MuvaError, match="no state of epoch 3 is kept"):
+    with pytest.raises(MuvaError, match="no checkpoint of epoch 3 is kept"):
         model_of_epoch(training.session, last, 3)
     for other in (training.trained.model, done.artifact):
-        with pytest.raises(MuvaError, match="left after its last epoch"):
+        with pytest.raises(MuvaError, match="`muva train` has left after its last epoch"):
             model_of_epoch(training.session, other, 2)
 
 
 def test_the_three_numbers_stay_apart(training: Training) -> None:
     config = training.config.model_copy(update={"variants": ("muva",)})
-    report = run_pipeline(training.session, config, workers=Workers())
+    report = run_pipeline(training.session, config)
     assert set(report.models) == {"muva", "muva, chosen"}
     assert report.models["muva, chosen"] == training.trained.model.uri
     found = {
-        one.number: one.mean_ap
+        one.checkpoint: one.mean_ap
         for one in compare_results(results_in(training.session.store))
-        if one.method == "muva"
+        if one.method == "muva (smoke)"
     }
     assert found == {
         LAST_EPOCH: report.targets[TARGET]["muva"].mean_ap,
@@ -177,10 +180,9 @@ def test_what_trains_and_judges_has_no_way_to_a_target(training: Training) -> No
 def test_a_judgement_that_fails_is_told_to_the_training(training: Training, tmp_path: Path) -> None:
     nothing = Artifact(training.session.store, "models", "nothing", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
-    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    judge_here(tmp_path, inputs, nothing, MessageQueue())
+    validate_here(inputs, nothing, MessageQueue())
     verdict = json.loads(nothing.store.read(nothing.key(VALIDATION, "00003.json")))
-    assert "no state of epoch 3 is kept" in verdict["mistake"]
+    assert "no checkpoint of epoch 3 is kept" in verdict["mistake"]
     nothing.delete_part(VALIDATION)
 
 
@@ -189,23 +191,24 @@ def test_beside_a_training_that_fills_the_gpu_processors_judge(
 ) -> None:
     tried: list[str] = []
 
-    def judged(device: torch.device) -> dict[str, float]:
+    def metrics_on(device: torch.device) -> dict[str, float]:
         tried.append(device.type)
         if device.type == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
         return {HELD_OUT: 0.5}
 
-    monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
-    monkeypatch.setattr(judging, "_judged", lambda *given: judged(given[-1]))
+    monkeypatch.setattr(validation, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(validation, "_metrics", lambda *given: metrics_on(given[-1]))
     artifact = Artifact(training.session.store, "models", "full", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
-    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    board = MessageQueue()
-    found = judge_here(tmp_path, inputs, artifact, board)
+    queue = MessageQueue()
+    found = validate_here(inputs, artifact, queue)
     assert tried == ["cuda", "cpu"] and found == {HELD_OUT: 0.5}
-    note, (kind, verdict) = board.drain()
-    assert note[0] == "note" and note[1].startswith("Epoch 3 is judged on processors: the GPU has")
-    assert kind == "verdict" and verdict == {"epoch": 3, HELD_OUT: 0.5}
+    note, (kind, result) = queue.drain()
+    assert note[0] == "note" and note[1].startswith(
+        "Epoch 3 is validated on the CPU: the training "
+    )
+    assert kind == "validation" and result == {"epoch": 3, HELD_OUT: 0.5}
     artifact.delete_part(VALIDATION)
 
 
@@ -215,27 +218,21 @@ def test_what_else_goes_wrong_on_a_gpu_is_not_hidden(
     def broken(*_: Any) -> dict[str, float]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
-    monkeypatch.setattr(judging, "_judged", broken)
+    monkeypatch.setattr(validation, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(validation, "_metrics", broken)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
-    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
     artifact = Artifact(training.session.store, "models", "broken", "0" * 16)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        judge_here(tmp_path, inputs, artifact, MessageQueue())
+        validate_here(inputs, artifact, MessageQueue())
 
 
-def judge_here(
-    folder: Path, inputs: TrainingInputs, artifact: Artifact, board: MessageQueue
+def validate_here(
+    inputs: TrainingInputs, artifact: Artifact, queue: MessageQueue
 ) -> dict[str, float]:
     """In this process, whose threads stay as many as they are."""
     threads = torch.get_num_threads()
     try:
-        return validate(
-            ray.train.Checkpoint.from_directory(folder),
-            inputs=inputs,
-            artifact=artifact,
-            board=board,
-        )
+        return validate(3, inputs=inputs, artifact=artifact, queue=queue)
     finally:
         torch.set_num_threads(threads)
 
@@ -285,14 +282,14 @@ def test_a_judged_training_that_is_resumed_ends_as_it_would_have(
     for epoch, verdict in ((1, verdicts[0]), (2, failed)):
         begun.store.write(begun.key(VALIDATION, f"{epoch:05d}.json"), json.dumps(verdict).encode())
 
-    trained = train(
+    declared = declare_training(
         session,
         training.config,
         sources=[find_artifact(session.store, "datasets", one.name) for one in training.sources],
         labels=[find_artifact(session.store, "labels", one.name) for one in training.labels],
-        workers=Workers(count=2, keep_every=2),
-        name="muva",
+        name="smoke-muva",
     )
+    trained = train(session, declared, Workers(count=2, keep_every=2))
 
     assert trained.encoder.artifact.address == begun.address
     assert not trained.prompts.computed
@@ -318,14 +315,14 @@ def test_patience_ends_a_training(training: Training) -> None:
     worse = next(e for e in range(1, 5) if values[e] <= max(values[:e])) + 1
     settings = {"stage2.epochs": 9, "validation.patience": 1}
     patient = with_settings(training.config, settings, where="test")
-    trained = train(
+    declared = declare_training(
         training.session,
         patient,
         sources=training.sources,
         labels=training.labels,
-        workers=Workers(),
         name="patient",
     )
+    trained = train(training.session, declared, Workers())
     history = trained.encoder.summary["history"]
     assert len(history) == worse + 1, "one epoch goes on while the one before it is judged"
     assert trained.chosen is not None

@@ -7,14 +7,15 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from mlflow import MlflowClient
-from ray._private.state import actors
 
 from muva.config import ExperimentConfig, TuneConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
@@ -25,8 +26,10 @@ from workflows.cli import main
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.step import StepResult
+from workflows.steps.train import Training
+from workflows.tuning.driver import _Deadline, concurrency
 from workflows.tuning.report import importance, reuse_text
-from workflows.tuning.search import _Deadline, concurrency, check_search, search
+from workflows.tuning.search import check_search, search
 from workflows.tuning.study import best_of, find_study, pareto, ranked, reuse, study_of
 from workflows.tuning.trial import (
     DEVIATION,
@@ -174,7 +177,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place)
         domains = [v for k, v in trial["metrics"].items() if k in DOMAINS]
         assert trial["metrics"][WORST] == min(domains)
         assert trial["metrics"][MEAN] == pytest.approx(sum(domains) / len(domains))
-    _eventually(lambda: not _actors_alive("Train"))
+    _eventually(lambda: not _processes_of_actors("Train"))
     _eventually(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 
@@ -188,12 +191,14 @@ def _eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def _actors_alive(name: str) -> list[str]:
-    return [
-        actor["ActorClassName"]
-        for actor in actors().values()
-        if actor["State"] == "ALIVE" and name in actor["ActorClassName"]
-    ]
+def _processes_of_actors(name: str) -> list[str]:
+    """The titles that Ray gives to the processes of this cluster's actors of such a class."""
+    titles = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            titles.append(" ".join(process.cmdline()))
+    assert any("raylet" in title for title in titles), "the cluster is not among the children"
+    return [title for title in titles if title.startswith("ray::") and name in title]
 
 
 @pytest.mark.timeout(600)  # minutes by itself, and another test beside it
@@ -204,10 +209,10 @@ def test_a_killed_search_goes_on_with_the_trials_that_it_has(
     words = (word for key, value in tune.items() for word in ("--set", f"tune.{key}={value}"))
     grounded_home(tmp_path)
     killed = start(tmp_path, "tune", "--recipe", f"{smoke_recipe}", *words)
-    metrics = tmp_path / "store" / "metrics"
-    wait_for(lambda: list(metrics.glob("trial-smoke-*/manifest.json")), killed)
+    trials = tmp_path / "store" / "trials"
+    wait_for(lambda: list(trials.glob("smoke-*/manifest.json")), killed)
     # The next one has begun.
-    wait_for(lambda: len(list(metrics.glob("trial-smoke-*/begun.json"))) == 2, killed)
+    wait_for(lambda: len(list(trials.glob("smoke-*/begun.json"))) == 2, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
@@ -222,10 +227,10 @@ def test_a_killed_search_goes_on_with_the_trials_that_it_has(
     found = again.search(**tune)
 
     assert found.artifact.address == study.artifact.address
-    trials = study.finished()
-    assert [trial["number"] for trial in trials] == [0, 1]
-    assert trials[0] == first
-    assert trials[1]["params"] == begun["params"] != first["params"]
+    ended = study.finished()
+    assert [trial["number"] for trial in ended] == [0, 1]
+    assert ended[0] == first
+    assert ended[1]["params"] == begun["params"] != first["params"]
     for address, manifest in made.items():
         assert {a.address: a for a in list_artifacts(session.store)}[address].manifest() == manifest
     assert len(list_artifacts(session.store, "models")) == 2
@@ -287,7 +292,7 @@ def test_a_trial_reaches_no_data_set_but_the_sources(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[TrialInputs] = []
-    monkeypatch.setattr("workflows.tuning.search._run", lambda *args: given.append(args[3]))
+    monkeypatch.setattr("workflows.tuning.driver.run_trials", lambda *args: given.append(args[3]))
     place.search(space={"stage2.mask_weight": [7.0]})
     (inputs,) = given
     with pytest.raises(MuvaError, match="does not belong to a source"):
@@ -311,7 +316,7 @@ def test_a_trials_figures_are_means_over_seeds_and_domains() -> None:
     assert half["a/mAP"] == pytest.approx(0.3)
     assert half[MEAN] == pytest.approx(0.45)
     assert half[WORST] == pytest.approx(0.3)
-    assert DEVIATION not in half, "the second seed was not judged on all domains yet"
+    assert DEVIATION not in half, "the second seed was not evaluated on all domains yet"
     whole = metrics_of([of("a", 0, 0.2), of("b", 0, 0.6), of("a", 1, 0.4), of("b", 1, 0.8)])
     assert whole[DEVIATION] == pytest.approx(0.2 / 2**0.5)
 
@@ -321,14 +326,15 @@ def test_every_domain_is_held_out_with_every_seed(
 ) -> None:
     asked: list[tuple[str, int, list[str]]] = []
 
-    def train(session: Session, config: ExperimentConfig, *, sources: Any, **kwargs: Any) -> Any:
-        asked.append((kwargs["name"], config.seed, [source.name for source in sources]))
+    def train(session: Session, training: Training, *_: Any, **__: Any) -> Any:
+        sources = [source.name for source in training.sources]
+        asked.append((training.encoder.name, training.config.seed, sources))
         if len(asked) > 4:
             raise NotFiniteError("its loss is nan")
         return SimpleNamespace(encoder=SimpleNamespace(artifact=place.sources[0]))
 
     monkeypatch.setattr("workflows.tuning.trial.train", train)
-    found = SimpleNamespace(mean_ap=0.5, rank1=0.75)
+    found = SimpleNamespace(scores=SimpleNamespace(mean_ap=0.5, rank1=0.75))
     monkeypatch.setattr("workflows.tuning.trial.evaluate_on", lambda *args, **kwargs: found)
     inputs = TrialInputs(
         session=place.session,
@@ -446,7 +452,7 @@ def test_an_impossible_search_is_refused_before_it_starts(
     assert not (tmp_path / "store").exists() or not list((tmp_path / "store").iterdir())
 
 
-def test_the_aim_may_be_a_domain(smoke_recipe: Path) -> None:
+def test_the_objective_may_be_a_domain(smoke_recipe: Path) -> None:
     config = with_settings(
         load_recipe(smoke_recipe), {"tune.objective": "syn-airport", "tune.folds": 2}, where="test"
     )

@@ -18,8 +18,8 @@ from muva.config import PARTS, GroundingConfig
 from muva.data.artifacts import Artifact, find_artifact
 from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.errors import MuvaError
-from muva.grounding.experts import choose_expert
-from muva.grounding.ground import ground_shard, label_config
+from muva.grounding.experts import choose_expert, label_config
+from muva.grounding.ground import ground_shard
 from muva.grounding.labels import LabelSet, open_labels, summarise_labels, write_shard_labels
 from muva.grounding.part_masks import patch_centres
 from muva.synthetic import synthetic_records
@@ -168,7 +168,8 @@ def test_masks_travel_in_the_releases_form_and_back_as_they_are(
     assert (done["extra"], done["missing"], done["grid"]) == (1, 0, [8, 4])
     source = town.artifact
     config = GroundingConfig(expert="imported")
-    imported = open_labels(ground(session, source, config).artifact, dataset=town)
+    [found] = ground(session, [source], config)
+    imported = open_labels(found.artifact, dataset=town)
     original = open_labels(Artifact(session.store, "labels", town.name, "1" * 16), dataset=town)
     ids = image_ids(town)
     assert on_grid(imported, ids).equal(on_grid(original, ids))
@@ -178,7 +179,7 @@ def test_masks_travel_in_the_releases_form_and_back_as_they_are(
     with pytest.raises(MuvaError, match=r"masks of 8 x 4 patches; expected 4 x 4"):
         imported.masks(ids, row_centres=COLUMNS, column_centres=COLUMNS)
     with pytest.raises(MuvaError, match="holds masks; expected boxes"):
-        ground(session, source, GroundingConfig(expert="imported", rules=("drop-tiny",)))
+        ground(session, [source], GroundingConfig(expert="imported", rules=("drop-tiny",)))
     assert "8 x 4" not in masks(capsys, "report", town.name, "--expert", "imported")
 
 
