@@ -34,7 +34,7 @@ from benchmarks.small_clip import write_small_clip
 from muva.data.artifacts import list_artifacts
 from muva.data.store import Store, open_store
 from tracking.addresses import reached_client
-from workflows.jobs.head import answer
+from workflows.jobs.head import http_status
 from workflows.runtime.authentication import RAY, authorisation, ensure_token
 from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE
 from workflows.runtime.local import HOST, usable_port
@@ -335,7 +335,9 @@ def place(folder: Path) -> Iterator[Place]:
                 [*RAY, "start", *head, *common],
                 environment=environment,
                 log=folder / "head.log",
-                ready=lambda: answer(address, authorisation()) == 200 and alive_nodes(address) >= 1,
+                ready=lambda: (
+                    http_status(address, authorisation()) == 200 and alive_nodes(address) >= 1
+                ),
             ),
             second=Service(
                 [
