@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import re
 import shutil
@@ -30,11 +29,12 @@ import psutil
 
 from benchmarks.baseline import Row, Table, benchmark_parser, exit_code, measurement, write_results
 from benchmarks.disturbed_server import Disturber, disturbed_server
+from benchmarks.fault_injection import s3_environment, s3_server
 from benchmarks.small_clip import write_small_clip
 from muva.data.artifacts import list_artifacts
 from muva.data.store import Store, open_store
 from tracking.addresses import reached_client
-from workflows.jobs.head import answer
+from workflows.jobs.head import http_status
 from workflows.runtime.authentication import RAY, authorisation, ensure_token
 from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE
 from workflows.runtime.local import HOST, usable_port
@@ -263,7 +263,8 @@ class Service:
 
     def kill(self) -> None:
         """Send SIGKILL to it and all its descendants, as if the machine were lost."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
+            self._process = None
             return
         main = psutil.Process(self._process.pid)
         main.suspend()  # it must not start processes in the meantime
@@ -298,7 +299,7 @@ def place(folder: Path) -> Iterator[Place]:
         del os.environ[name]
     disturber = Disturber(seed=0, share=0.0)
     with ExitStack() as stack:
-        direct = stack.enter_context(_s3())
+        direct = stack.enter_context(s3_server())
         disturbed = stack.enter_context(disturbed_server(direct, disturber))
         os.environ |= {
             "HOME": str(folder),
@@ -306,10 +307,7 @@ def place(folder: Path) -> Iterator[Place]:
             "RAY_TMPDIR": str(folder),
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-            "AWS_ENDPOINT_URL": direct,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
+            **s3_environment(direct),
             "XDG_CACHE_HOME": str(folder / "cache"),
             WAIT_LIMIT_VARIABLE: f"{WAIT_FOR_NODES_S:.0f}",
         }
@@ -337,7 +335,9 @@ def place(folder: Path) -> Iterator[Place]:
                 [*RAY, "start", *head, *common],
                 environment=environment,
                 log=folder / "head.log",
-                ready=lambda: answer(address, authorisation()) == 200 and alive_nodes(address) >= 1,
+                ready=lambda: (
+                    http_status(address, authorisation()) == 200 and alive_nodes(address) >= 1
+                ),
             ),
             second=Service(
                 [
@@ -547,19 +547,6 @@ def _write_recipe(folder: Path) -> None:
     write_small_clip(folder / "clip")
     recipe = RECIPE.format(clip=folder / "clip", epochs=EPOCHS["stage2"])
     (folder / "outages.yaml").write_text(recipe)
-
-
-@contextmanager
-def _s3() -> Iterator[str]:
-    """The address of a server with the S3 API."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
-    server = ThreadedMotoServer(ip_address=HOST, port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def _answers(url: str) -> bool:

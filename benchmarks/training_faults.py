@@ -10,20 +10,14 @@ two, in both stages: its losses must be those of two undisturbed workers, up to 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +25,14 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
-from benchmarks.baseline import Table, benchmark_parser, exit_code, write_results
+from benchmarks.baseline import Table, exit_code, write_results
+from benchmarks.fault_injection import (
+    Driver,
+    TooLateError,
+    round_arguments,
+    temporary_folder,
+    wrong_rounds,
+)
 from benchmarks.small_clip import write_small_clip
 from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
@@ -54,7 +55,6 @@ HEALTH_CHECKS = 4
 TITLES = {"prompts": ("learn_share", "compute_centroids"), "models": ("TrainWorker", "run_alone")}
 """Kind of artifact -> part of the titles of the processes that compute it."""
 WORKERS = (1, 2)
-PATIENCE_S = 240.0
 LATEST, AFTER_S = 0.8, 0.5
 """Moments of faults: up to this fraction of the epochs, and so many seconds after one."""
 CLOSE = 1e-4
@@ -90,31 +90,25 @@ class Round:
 
 def main() -> int:
     """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
-    parser = benchmark_parser("training_faults", __doc__, check="exit 1 where weights differ")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = round_arguments(
+        "training_faults", __doc__, check="exit 1 where weights differ", driver_words=4
+    )
     if arguments.drive:
         return drive(*arguments.drive)
-    folder = Path(tempfile.mkdtemp(prefix="training-faults-"))
-    try:
+    with temporary_folder("training-faults-") as folder:
         figures = drills(folder, arguments.rounds, arguments.seed)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     rounds, elastic = figures["rounds"], figures["elastic"]
-    good = sum(one["right"] for one in rounds)
-    print(f"\n{good} of {len(rounds)} rounds ended with the right weights")
+    wrong = wrong_rounds(rounds)
+    print(f"\n{len(rounds) - len(wrong)} of {len(rounds)} rounds ended with the right weights")
     for stage, apart in elastic.items():
         print(f"{stage}: 2, then 1, then 2 workers: losses {apart:.1e} from two undisturbed ones")
     write_results(arguments, figures, baseline_tables)
-    missed = [f"round {number}" for number, one in enumerate(rounds) if not one["right"]]
-    missed += [
+    too_far = [
         f"{stage}: losses {apart:.1e} apart, limit {CLOSE:g}"
         for stage, apart in elastic.items()
         if not apart <= CLOSE
     ]
-    return exit_code(arguments, missed)
+    return exit_code(arguments, [*wrong, *too_far])
 
 
 def drive(home: str, stage: str, name: str, workers: str) -> int:
@@ -164,7 +158,11 @@ def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, **nodes_lost_after(HEALTH_CHECKS)}
     )
-    start = partial(Driver, str(cluster.address), str(folder))
+
+    def start(stage: str, name: str, workers: int) -> Driver:
+        words = (str(folder), stage, name, str(workers))
+        return Driver("training_faults", str(cluster.address), *words)
+
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         for stage, workers in itertools.product(STAGES, WORKERS):
@@ -208,7 +206,7 @@ def _round(
     began_at = time.monotonic()
     driver = start(stage, name, workers)
     try:
-        driver.await_stage(stage)
+        driver.wait_for(lambda: _has_begun(stage, driver))
         driver.wait_for(lambda: _epochs(store, stage, name) >= after)
         time.sleep(float(rng.uniform(0, AFTER_S)))
         driver.wait_for(lambda: kind != "process" or _kill_process(stage, nodes, rng))
@@ -236,68 +234,11 @@ def _round(
     )
 
 
-class TooLateError(Exception):
-    """The driver finished before the fault was injected."""
-
-
-class Driver:
-    """A driver in a separate process group, with its output."""
-
-    def __init__(self, address: str, folder: str, stage: str, name: str, workers: int) -> None:
-        words = (folder, stage, name, str(workers))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.training_faults", "--drive", *words],
-            env={**os.environ, "RAY_ADDRESS": address},
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._output: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        self._output.extend(self._process.stderr)
-
-    def output(self) -> str:
-        """Its output so far."""
-        return "".join(self._output)
-
-    def await_stage(self, stage: str) -> None:
-        """Wait until it reports that the stage begins."""
-        self.wait_for(
-            lambda: any(
-                line.startswith(STAGES[stage]) and line.rstrip().endswith("…")
-                for line in list(self._output)
-            )
-        )
-
-    def wait_for(self, condition: Callable[[], object]) -> None:
-        """Wait until the condition holds; raises TooLateError if the driver succeeds before."""
-        ends_at = time.monotonic() + PATIENCE_S
-        while not condition():
-            if self._process.poll() == 0:
-                raise TooLateError
-            if self._process.poll() is not None or time.monotonic() > ends_at:
-                raise RuntimeError(f"the driver could not be disturbed: {self.output()[-3000:]}")
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        """Send SIGKILL to all its processes."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def finish(self) -> None:
-        """Wait until it ends; raises RuntimeError if it fails or hangs."""
-        try:
-            code = self._process.wait(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            code = f"no end within {PATIENCE_S:.0f} s"
-        if code:
-            raise RuntimeError(f"the driver failed ({code}): {self.output()[-3000:]}")
+def _has_begun(stage: str, driver: Driver) -> bool:
+    """Whether the driver has reported that the stage begins."""
+    return any(
+        line.startswith(STAGES[stage]) and line.rstrip().endswith("…") for line in driver.lines()
+    )
 
 
 def _elastic(start: Callable[..., Driver], store: Store, stage: str) -> float:

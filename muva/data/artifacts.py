@@ -300,7 +300,7 @@ def _plain(value: Any) -> Any:
 
     if isinstance(value, Section):
         return value.result_settings()
-    raise TypeError(f"{type(value).__name__} has no place in a fingerprint or manifest")
+    raise TypeError(f"{type(value).__name__} cannot be part of a fingerprint or manifest")
 
 
 def _library_versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.data.normalised import normalised_levels, normalised_pixels
@@ -50,7 +51,7 @@ def dataset(root, name: str, people: list[int], *, split: Split = "train") -> Da
             Record(domain=name, image_id="g", split="gallery", pid=1, camid=9, source=png(0))
         )
     summary = write_shards(records, artifact=artifact, shard_bytes=8000)
-    artifact.commit(format_version=1, config={}, inputs={}, summary=asdict(summary))
+    artifact.commit(format_version=formats.SHARDS, config={}, inputs={}, summary=asdict(summary))
     return open_dataset(artifact)
 
 

@@ -100,7 +100,7 @@ def test_florence_encodes_an_image_once_and_answers_like_its_own_pipeline(
 
 
 @pytest.mark.parametrize(
-    ("said", "box"),
+    ("generated", "box"),
     [
         ("</s><s>head<loc_100><loc_0><loc_299><loc_199></s>", (0.1005, 0.0005, 0.2995, 0.1995)),
         ("the head<loc_0><loc_0><loc_9><loc_9>the person<loc_0><loc_0><loc_999><loc_999></s>",

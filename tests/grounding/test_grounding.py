@@ -308,7 +308,7 @@ def test_images_and_parts_without_labels_are_named(town):
     labels = open_labels(grounded(town), dataset=town)
     with pytest.raises(MuvaError, match=r"1 of 2 images have no labels, for example x\.png"):
         labels.boxes(["001.png", "x.png"])
-    with pytest.raises(MuvaError, match="expected labels of shoes, found only"):
+    with pytest.raises(MuvaError, match="expected labels of shoes, found only head"):
         labels.boxes(["001.png"], parts=["shoes"])
 
 

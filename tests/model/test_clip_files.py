@@ -379,7 +379,7 @@ def test_a_bare_file_whose_heads_are_not_openais_asks_for_its_name(tmp_path: Pat
     assert state["visual.conv1.weight"].shape[0] == 208
     torch.save(empty_like(config), file)
     with pytest.raises(
-        MuvaError, match=r"has 4 and 1 heads, instead of OpenAI's 2 and 1: add the name, ViT-"
+        MuvaError, match=r"has 4 and 1 heads instead of OpenAI's 2 and 1: add the name, ViT-"
     ):
         load_clip(str(file), image_size=(28, 28), stride=14)
     named = load_clip(f"ViT-bigG-14:{file}", image_size=(28, 28), stride=14)

@@ -213,10 +213,10 @@ def test_a_checkpoint_of_stage_1_is_reported_as_one(clip: Path, tmp_path: Path) 
     [
         ({"parts": ("head",)}, r"has 3 part tokens, model\.parts names 1 \(head\)"),
         ({"parts": ()}, r"model\.parts names 0 \(none\): expected 3, .*=\[head,upper_body,legs\]"),
-        ({"stride": 4}, r"18 patches \(of 8 pixels\); stride 4 makes 11 x 5 = 55 at 48 x 24: "
-         r"--set model\.stride=8 fits"),
-        ({"image_height": 64}, r"18 patches .* at 64 x 24: name the size of its images"),
-        ({"part_token_init": "patch_avg"}, "are no zeros: they were learned"),
+        ({"stride": 4}, r"18 patches \(of 8 pixels\); stride 4 gives 11 x 5 = 55 at 48 x 24: "
+         r"use --set model\.stride=8"),
+        ({"image_height": 64}, r"18 patches .* at 64 x 24: set the size of its images"),
+        ({"part_token_init": "patch_avg"}, "are not zeros: they were learned"),
         ({"predictor_layer_norm": False}, "its mask predictor has LayerNorms"),
         ({"predictor_heads": 3}, r"predictor_heads 3 does not divide"),
         ({"grid": (3, 6)}, "--grid 3x6: the patch grid of this model is 6x3"),

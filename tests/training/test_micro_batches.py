@@ -282,5 +282,5 @@ def test_a_step_keeps_the_activations_of_only_one_micro_batch() -> None:
 
 def test_a_micro_batch_without_images_is_refused() -> None:
     model = small_model(parts=PARTS)
-    with pytest.raises(ValueError, match="at least one image, not 0"):
+    with pytest.raises(ValueError, match="at least one image, found 0"):
         model(torch.zeros(2, 3, 48, 24), 0)

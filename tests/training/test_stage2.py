@@ -131,7 +131,9 @@ def test_a_checkpoint_of_other_settings_is_refused() -> None:
     global_only, plain = model_and_images(parts=0)
     with pytest.raises(MuvaError, match=r"model.parts is \[\], but \['head'.*\] in the checkpoint"):
         run(global_only, plain, checkpoint=report.checkpoint())
-    differing = "stage2.lr is 0.5, of the checkpoint 0.0001; stage2.decay is 0.3, of the check"
+    differing = (
+        "stage2.lr is 0.5, but 0.0001 in the checkpoint; stage2.decay is 0.3, but 0.1 in the"
+    )
     with pytest.raises(MuvaError, match=differing):
         run(model, images, lr=0.5, decay=0.3, epochs=1, checkpoint=report.checkpoint())
     with pytest.raises(MuvaError, match="does not belong to stage 2 with these settings"):

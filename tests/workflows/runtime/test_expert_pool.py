@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.ground import MAX_EXPERT_FAILURES, BrokenExpertError, RetryPlan
-from muva.grounding.labels import labelled_shards, open_labels, summarise_labels
+from muva.grounding.labels import label_key, labelled_shards, open_labels, summarise_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
 from workflows.runtime.expert_pool import (
@@ -46,9 +47,14 @@ from workflows.runtime.tasks import get_results
 
 @pytest.fixture
 def town(tmp_path: Path) -> Dataset:
-    artifact = Artifact(open_store(tmp_path), "datasets", "syn-station", "0" * 16)
+    return rendered(tmp_path, "syn-station")
+
+
+def rendered(folder: Path, domain: str) -> Dataset:
+    """A synthetic domain in several small shards."""
+    artifact = Artifact(open_store(folder), "datasets", domain, "0" * 16)
     records = synthetic_records(
-        "syn-station", train_people=2, test_people=2, images_per_camera=2, height=64, width=32
+        domain, train_people=2, test_people=2, images_per_camera=2, height=64, width=32
     )
     summary = dataclasses.asdict(write_shards(records, artifact=artifact, shard_bytes=8000))
     artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
@@ -325,6 +331,54 @@ def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: D
     assert progress.decode_s > 0 and progress.model_s > 0 and progress.elapsed_s > 0
     assert progress.images_per_s == pytest.approx(progress.images / progress.elapsed_s)
     assert ray.is_initialized()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counted(Picky):
+    """As `Picky`, but each time that it is loaded leaves a file."""
+
+    folder: Path
+
+    def load(self) -> Expert:
+        (self.folder / uuid.uuid4().hex).touch()
+        return super().load()
+
+
+def test_one_pool_grounds_two_data_sets_as_if_each_were_alone(
+    ray_session: None, town: Dataset, tmp_path: Path
+) -> None:
+    city = rendered(tmp_path, "syn-harbour")
+    failing = city.rows(["image_id"])["image_id"].to_pylist()[0]
+    loads = tmp_path / "loads"
+    loads.mkdir()
+    expert = Counted(
+        **vars(choose_expert(GroundingConfig())), fails_at=frozenset([failing]), folder=loads
+    )
+
+    def job(dataset: Dataset, fingerprint: str, max_quarantined: float) -> GroundingJob:
+        return GroundingJob(
+            dataset=dataset,
+            labels=Artifact(dataset.artifact.store, "labels", dataset.name, fingerprint * 16),
+            shards=range(len(dataset.shards)),
+            max_quarantined=max_quarantined,
+        )
+
+    together = [job(town, "6", 0), job(city, "6", 1)]
+    actors = Actors(count=1)
+    progress = ground_shards(together, expert, PHRASES, actors=actors)
+    assert len(list(loads.iterdir())) == 1, "both data sets by one process, which loads it once"
+    assert [one.images for one in progress] == [one.dataset.summary.images for one in together]
+    assert [one.failed for one in progress] == [0, 1], "a limit for each data set of its own"
+
+    for shared, alone in zip(together, (job(town, "7", 0), job(city, "7", 1)), strict=True):
+        [_] = ground_shards([alone], expert, PHRASES, actors=actors)
+        for index in alone.shards:
+            parts = [one.labels.store.read(one.labels.key(label_key(index))) for one in
+                     (shared, alone)]  # fmt: skip
+            assert parts[0] == parts[1], (alone.dataset.name, index)
+
+    with pytest.raises(MuvaError, match=r"syn-harbour: expert annotated failed at 1 of the first"):
+        ground_shards([job(town, "8", 1), job(city, "8", 0)], expert, PHRASES, actors=actors)
 
 
 def test_prometheus_sees_what_an_actor_has_done(ray_session: None, town: Dataset) -> None:

@@ -221,7 +221,7 @@ def test_one_image_is_drawn_and_explained(
     assert Image.open(picture).height > 500
     occupied = str(tmp_path / "one.png" / "two.png")
     explanation = masks(capsys, "show", town.name, first, "--out", occupied, code=1)
-    assert "cannot be written" in explanation and "--out chooses" in explanation
+    assert "cannot be written" in explanation and "another file with --out" in explanation
 
 
 def test_patches_that_came_as_such_are_drawn_as_such(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,7 @@ from mlflow.entities import Run as MlflowRun
 import muva
 from muva.config import ExecutionConfig, ExperimentConfig, load_recipe, with_settings
 from muva.data import formats
-from muva.data.artifacts import Artifact, list_artifacts, open_artifact
+from muva.data.artifacts import Artifact, find_artifact, list_artifacts, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
@@ -29,7 +31,7 @@ from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.evaluate import evaluate_on
 from workflows.steps.import_data import import_tree
-from workflows.steps.pipeline import PipelineReport, log_pipeline, pipeline_run, run_pipeline
+from workflows.steps.pipeline import PipelineReport, run_pipeline, run_recipe
 from workflows.steps.rank import FeatureParts
 from workflows.steps.train import check_parts, declare_training, train
 
@@ -43,21 +45,13 @@ class Pipeline(NamedTuple):
     report: PipelineReport
 
 
-def run_once(session: Session, config: ExperimentConfig) -> PipelineReport:
-    with pipeline_run(session, config) as (run, children):
-        assert run is not None
-        report = run_pipeline(children, config)
-        log_pipeline(run, config, report)
-    return report
-
-
 @pytest.fixture(scope="module")
 def pipeline(
     ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Pipeline:
     session = open_session(home=tmp_path_factory.mktemp("home"), experiment="muva/smoke")
     config = load_recipe(smoke_recipe)
-    return Pipeline(session, config, run_once(session, config))
+    return Pipeline(session, config, run_recipe(session, config))
 
 
 def runs_of(session: Session) -> list[MlflowRun]:
@@ -84,12 +78,52 @@ def test_a_second_run_computes_nothing_and_makes_no_run(pipeline: Pipeline) -> N
     store = pipeline.session.store
     before = {key: store.read(key) for key in store.list()}
     runs = {run.info.run_id for run in runs_of(pipeline.session)}
-    again = run_once(pipeline.session, pipeline.config)
+    again = run_recipe(pipeline.session, pipeline.config)
     assert {key: store.read(key) for key in store.list()} == before
     assert {run.info.run_id for run in runs_of(pipeline.session)} == runs
     assert {k: v.mean_ap for k, v in again.targets[TARGET].items()} == {
         k: v.mean_ap for k, v in pipeline.report.targets[TARGET].items()
     }
+
+
+AGAIN = """
+import sys
+from muva.config import load_recipe
+from workflows.session import open_session
+from workflows.steps.pipeline import run_recipe
+
+session = open_session(home=sys.argv[1], experiment="muva/smoke")
+report = run_recipe(session, load_recipe(sys.argv[2]))
+assert not report.computed, report.seconds
+ray = sys.modules.get("ray")
+assert ray is None or not ray.is_initialized(), "a finished pipeline needs no cluster"
+"""
+
+
+def test_a_finished_pipeline_starts_no_cluster_draws_no_picture_and_opens_no_step_again(
+    pipeline: Pipeline, smoke_recipe: Path
+) -> None:
+    def files() -> dict[Path, int]:
+        """Of the store and of MLflow's artifacts, with their times."""
+        found = (file for file in home.rglob("*") if not file.name.startswith("mlflow.db"))
+        return {file: file.stat().st_mtime_ns for file in found if file.is_file()}
+
+    def attempts() -> dict[str, str]:
+        return {
+            run.info.run_id: run.data.tags["muva.attempt"]
+            for run in runs_of(pipeline.session)
+            if "mlflow.parentRunId" in run.data.tags
+        }
+
+    home = pipeline.session.home
+    files_before, attempts_before = files(), attempts()
+    assert any(file.suffix == ".png" for file in files_before)
+    assert set(attempts_before.values()) == {"1"}
+    command = [sys.executable, "-c", AGAIN, str(home), str(smoke_recipe)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files() == files_before
+    assert attempts() == attempts_before
 
 
 def test_mlflow_holds_one_parent_with_a_child_per_step(pipeline: Pipeline) -> None:
@@ -101,12 +135,9 @@ def test_mlflow_holds_one_parent_with_a_child_per_step(pipeline: Pipeline) -> No
     assert set(children) == {
         *(f"import {name}" for name in ("syn-harbour", "syn-airport", TARGET)),
         *(f"ground {name}" for name in ("syn-harbour", "syn-airport")),
-        *(
-            f"stage {stage} of {name}"
-            for stage in (1, 2)
-            for name in ("smoke-muva", "smoke-global-only")
-        ),
-        *(f"evaluate {name} on {TARGET}" for name in ("clip", "smoke-global-only", "smoke-muva")),
+        *(f"stage {stage} of {name}" for stage in (1, 2) for name in TRAINED),
+        *(f"evaluate {name} on {TARGET}" for name in ("clip", *TRAINED)),
+        "map of domains by smoke-muva",
     }
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert parent.data.metrics[f"{TARGET}/mAP"] == pytest.approx(
@@ -276,7 +307,7 @@ def test_how_it_is_computed_is_part_of_no_address_and_no_run(pipeline: Pipeline)
     execution = {"workers": 2, "micro_batch": 3, "deterministic": True, "keep_every": 1}
     config = with_settings(pipeline.config, {"execution": execution}, where="test")
     runs = {run.info.run_id: run.data.params for run in runs_of(pipeline.session)}
-    again = run_once(pipeline.session, config)
+    again = run_recipe(pipeline.session, config)
     assert again.models == pipeline.report.models
     assert {n: a.address for n, a in again.datasets.items()} == {
         n: a.address for n, a in pipeline.report.datasets.items()
@@ -339,6 +370,36 @@ def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
         with pytest.raises(MuvaError, match=message):
             run_pipeline(session, config)
     assert not list_artifacts(session.store, "labels", unfinished=True)
+
+
+def test_recipes_of_different_names_stand_side_by_side(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = pipeline.session.store
+    config = with_settings(
+        pipeline.config, {"name": "other", "variants": ["global_only"]}, where="test"
+    )
+    before = {key: store.read(key) for key in store.list()}
+    session = Session(home=tmp_path, store=store, tracking_uri=None)
+    report = run_pipeline(session, config)
+
+    after = {key: store.read(key) for key in store.list()}
+    assert before.items() <= after.items(), "nothing of the other recipe's is touched"
+    model = open_artifact(report.models["global_only"])
+    assert model.name == "other-global-only"
+    smoke = find_artifact(store, "models", "smoke-global-only")
+    assert smoke.uri == pipeline.report.models["global_only"]
+    assert find_artifact(store, "metrics", f"other-global-only-on-{TARGET}").manifest()
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--json", "--home", f"{tmp_path}", "--store", store.uri])
+    assert stop.value.code == 0
+    found = {row["method"]: row["mean_ap"] for row in json.loads(capsys.readouterr().out)}
+    results = pipeline.report.targets[TARGET]
+    assert found["global-only (smoke)"] == results["global_only"].mean_ap
+    assert found["muva (smoke)"] == results["muva"].mean_ap
+    assert found["global-only (other)"] == report.targets[TARGET]["global_only"].mean_ap
 
 
 def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> None:
