@@ -55,7 +55,7 @@ def compare_verb(references: tuple[str, ...], form: str, as_json: bool, session:
     \b
     muva compare
     muva compare single-source --form markdown
-    muva compare global-only muva
+    muva compare demo-global-only demo-muva
     """
     from workflows.results.comparison import (
         as_csv,
