@@ -43,7 +43,7 @@ def records(
                 "notes": points.notes(number),
             }
         )
-        told = values if state != "failed" else points.nothing
+        told = values if state != "failed" else points.zero
         points.tell(number, told, stopped=state == "stopped")
     return made
 
