@@ -33,7 +33,7 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
         (("tune", "base"), "expected one of all, masks, prompts"),
         (("tune", "--recipe", "base"), "expected a section tune, found none, or a SPACE"),
         (("tune", "masks"), "expected two sources or more, found 0"),
-        (("tune", "masks", "--recipe", "demo", "--aim", "median"), "no trial reports it"),
+        (("tune", "masks", "--recipe", "demo", "--objective", "median"), "no trial reports it"),
         (("evaluate", "--features", "f.npz", "--targets", "mine"), "is its own target"),
         (("evaluate", "clip:", "--targets", "mine"), "nor a name that open_clip knows"),
         (("evaluate", "clip:ViT-B-16:x", "--targets", "mine"), "no weights x of ViT-B-16"),
