@@ -8,9 +8,7 @@ search, a single run, and a metric's history for the runs of a page.
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -18,6 +16,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    write_results,
+)
 from tracking.runs import Tracker
 from workflows.verbs.ui import mlflow_server
 
@@ -34,23 +40,29 @@ ROUNDS = 5
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("browsing", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muva-browsing-") as folder:
         found = measured(Path(folder), arguments.trials)
     print(f"{arguments.trials} trials, SQLite\n\n| what | seconds |\n|---|---:|")
     for name, seconds in found.items():
         print(f"| {name} | {seconds:.3f} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     missed = misses(found)
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: dict[str, float]) -> dict[str, Table]:
+    """`seconds`: each of them, with the goals of a trial and of a page."""
+    goals = {"a trial, last tenth": MAX_TRIAL_S}
+    goals |= {name: MAX_PAGE_S for name in found if name.startswith("page")}
+    rows = [
+        {"what": name, "seconds": measurement(seconds)}
+        | ({"goal": goals[name]} if name in goals else {})
+        for name, seconds in found.items()
+    ]
+    return {"seconds": Table(rows=rows, statistic="medians")}
 
 
 def misses(found: dict[str, float]) -> list[str]:
@@ -91,9 +103,9 @@ def measured(folder: Path, trials: int) -> dict[str, float]:
                 run.log_metrics({"held-out/by-rung": rung / 10}, rung)
         seconds.append(time.perf_counter() - began_at)
     tenth = max(1, trials // 10)
-    found = {
-        "a trial, first tenth": statistics.median(seconds[:tenth]),
-        "a trial, last tenth": statistics.median(seconds[-tenth:]),
+    found: dict[str, float] = {
+        "a trial, first tenth": median_of(seconds[:tenth]),
+        "a trial, last tenth": median_of(seconds[-tenth:]),
     }
     began_at = time.perf_counter()
     tracker.open(name="tune demo", key="study")
@@ -124,7 +136,7 @@ def measured(folder: Path, trials: int) -> dict[str, float]:
                 began_at = time.perf_counter()
                 ask()
                 taken.append(time.perf_counter() - began_at)
-            found[name] = statistics.median(taken)
+            found[name] = median_of(taken)
     return found
 
 

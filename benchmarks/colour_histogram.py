@@ -6,16 +6,16 @@ protocol), by camera of the query, and within a camera, where light and viewpoin
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from muva.retrieval import evaluate
 from muva.synthetic import BENCHMARK, DOMAINS, render
 
@@ -43,10 +43,9 @@ class People:
 
 def main() -> None:
     """Print one row per domain."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("colour_histogram", __doc__)
     parser.add_argument("--domains", nargs="+", default=list(BENCHMARK), choices=list(DOMAINS))
     parser.add_argument("--people", type=int, default=TEST_PEOPLE, help="test people per domain")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
 
     print("per cent; rank-1 / mAP\n")
@@ -64,8 +63,21 @@ def main() -> None:
         figures[domain] = {"across": across, "rank1_by_camera": by_camera, "within": within}
         each = ", ".join(f"{100 * rank1:.1f}" for rank1 in by_camera)
         print(f"| {domain} | {_per_cent(across)} | {each} | {_per_cent(within)} |", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, baseline_tables)
+
+
+def baseline_tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Table]:
+    """`scores`: a row per domain."""
+    rows = [
+        {
+            "domain": domain,
+            "across": of["across"],
+            "by_camera": of["rank1_by_camera"],
+            "within": of["within"],
+        }
+        for domain, of in results.items()
+    ]
+    return {"scores": Table(rows=rows)}
 
 
 def described(domain: str, people: int, index: int) -> People:

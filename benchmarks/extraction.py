@@ -7,10 +7,7 @@ goal is missed.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import statistics
 import sys
 import tempfile
 import time
@@ -21,6 +18,14 @@ from pathlib import Path
 import ray
 import torch
 
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from benchmarks.grounding_speed import crowd, shots
 from benchmarks.memory import again_and_again, memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
@@ -28,7 +33,8 @@ from muva.config import ModelConfig
 from muva.data.store import open_store
 from workflows.runtime.cluster import cpus, ray_cluster
 from workflows.session import Session
-from workflows.steps.embed import UNTRAINED, EvaluationSet, features_step, open_embedder
+from workflows.steps.embed import UNTRAINED, EvaluationSet, embed, features_step
+from workflows.steps.embed_tasks import open_embedder
 from workflows.steps.rank import PART_IMAGES
 
 MIN_SHARE, MAX_GROWTH = 0.9, 0.05
@@ -61,11 +67,9 @@ WORKS = {
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("extraction", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--images", type=int, help="instead of each work's own number")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     found, missed = {}, []
     print("| model | images | bare, images/s | ours, images/s | share | memory, MB | growth |")
@@ -82,12 +86,27 @@ def main() -> int:
             flush=True,
         )
         missed += misses(name, work, figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, found, baseline_tables)
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: Mapping[str, Mapping[str, float]]) -> dict[str, Table]:
+    """`rates`: a row per work, with the goal of its share and the memory of its processes."""
+    rows = []
+    for name, of in found.items():
+        config = WORKS[name].config
+        title = "tiny CLIP" if name == "tiny" else "ViT-B/16"
+        row = {
+            "model": f"{title}, {config.image_height} x {config.image_width}",
+            "images": int(of["images"]),
+            "bare": measurement(of["bare"]),
+            "embedding": measurement(of["ours"]),
+            "share": of["share"],
+            "memory_mb": of["memory_mb"],
+            "growth": of["growth"],
+        }
+        rows.append(row | ({"goal": MIN_SHARE} if WORKS[name].has_goal else {}))
+    return {"rates": Table(rows=rows)}
 
 
 def measured(work: Work, folder: Path) -> dict[str, float]:
@@ -110,23 +129,31 @@ def measured(work: Work, folder: Path) -> dict[str, float]:
         for name, count in (("few", 2 * PART_IMAGES), ("many", work.images))
     )
     # Warm up: starting processes, imports and loading the model are not measured.
-    features_step(session, model, few, work.config, name="warm-up")
+    _embed(session, model, few, work.config, name="warm-up")
     before = _bare_rate(model, work.config)
     with _memory_of_workers() as samples:
         started_at = time.perf_counter()
-        features_step(session, model, many, work.config, name="many")
+        _embed(session, model, many, work.config, name="many")
         seconds = time.perf_counter() - started_at
-    bare = statistics.fmean([before, _bare_rate(model, work.config)])
+    bare = mean_of([before, _bare_rate(model, work.config)])
     third = len(samples) // 3
     first, last = _peaks_mb(samples[:third]), _peaks_mb(samples[-third:])
     ours = work.images / seconds
     return {
+        "images": work.images,
         "bare": bare,
         "ours": ours,
         "share": ours / bare,
         "memory_mb": _peaks_mb(samples),
         "growth": last / first - 1,
     }
+
+
+def _embed(
+    session: Session, model: str, images: EvaluationSet, config: ModelConfig, *, name: str
+) -> None:
+    step = features_step(session, model, images, config, name=name)
+    embed(session, step, model, images, config)
 
 
 def misses(name: str, work: Work, figures: dict[str, float]) -> list[str]:
@@ -183,7 +210,7 @@ def _peaks_mb(samples: Sequence[Mapping[Path, float]]) -> float:
 def _embeds(command_line: Path) -> bool:
     """Whether a process embeds images, by the title that Ray gives it."""
     try:
-        return command_line.read_bytes().startswith(b"ray::_embed")
+        return command_line.read_bytes().startswith(b"ray::embed_part")
     except OSError:  # it has ended in the meantime
         return False
 

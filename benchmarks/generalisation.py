@@ -9,19 +9,25 @@ already are not trained again, so an interrupted run can be resumed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from muva.config import load_recipe, with_settings
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.pipeline import VARIANTS, log_pipeline, pipeline_run, run_pipeline
 
@@ -31,28 +37,18 @@ Figures = dict[str, dict[str, list[float]]]
 
 def main() -> int:
     """Train and evaluate, then print the table; with --check, exit with 1 if it did not help."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--recipe", default="demo")
-    parser.add_argument("--expert", default="annotated", help="who finds the parts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
-    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
-    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="exit 1 where training is of no use",
-    )
+    parser = benchmark_parser("generalisation", __doc__, check="exit 1 where training is of no use")
+    parser.add_argument("--expert", default="annotated", help="finds the parts")
+    add_training_options(parser)
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("generalisation"))
-    workers = Workers(cpus_each=arguments.cpus_per_worker)
-    settings = {"grounding.expert": arguments.expert}
+    settings = {
+        "grounding.expert": arguments.expert,
+        "execution.cpus_per_worker": arguments.cpus_per_worker,
+    }
     with ray_cluster():
         found = {
-            target: evaluate_variants(
-                session, arguments.recipe, target, arguments.seeds, workers, settings
-            )
+            target: evaluate_variants(session, arguments.recipe, target, arguments.seeds, settings)
             for target in arguments.targets
         }
     mean_ap = {target: values_of(results, "mean_ap") for target, results in found.items()}
@@ -60,14 +56,18 @@ def main() -> int:
     for name, figures in (("mAP", mean_ap), ("rank-1", rank1)):
         print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
         print_table(figures)
-    if arguments.json:
-        content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
-    missed = not_improved(mean_ap)
-    if arguments.check and missed:
-        print("\nnot better than CLIP without training: " + ", ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
+    write_results(arguments, content, baseline_tables)
+    return exit_code(arguments, not_improved(mean_ap))
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a benchmark that trains for each target and seed."""
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
+    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
+    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
 
 
 def not_improved(mean_ap: Figures) -> list[str]:
@@ -85,7 +85,6 @@ def evaluate_variants(
     recipe: str,
     target: str,
     seeds: Sequence[int],
-    workers: Workers,
     settings: Mapping[str, Any],
 ) -> list[dict[str, dict[str, float]]]:
     """For each seed: variant -> mean_ap and rank1 on the target, trained on all other domains.
@@ -97,8 +96,8 @@ def evaluate_variants(
     for seed in seeds:
         chosen = {"sources": sources, "targets": [target], "seed": seed, "tune": None, **settings}
         config = with_settings(load_recipe(recipe), chosen, where=recipe)
-        with pipeline_run(session, config) as run:
-            report = run_pipeline(session.within(run), config, workers=workers)
+        with pipeline_run(session, config) as (run, children):
+            report = run_pipeline(children, config)
             if run is not None:
                 log_pipeline(run, config, report)
         results.append(
@@ -108,6 +107,37 @@ def evaluate_variants(
             }
         )
     return results
+
+
+def baseline_tables(content: Mapping[str, Any]) -> dict[str, Table]:
+    """`scores`: mAP and then rank-1, a row per target and one for their mean."""
+    rows: list[Row] = []
+    for name, key in (("mAP", "mean_ap"), ("rank-1", "rank1")):
+        rows.append({"target": f"**{name}**"})
+        for target, values in {**content[key], "mean": over_targets(content[key])}.items():
+            row: Row = {"target": target, "clip": measurement(mean_of(values["clip"]))}
+            row |= {of: measurement(mean_of(values[of])) for of in ("global_only", "muva")}
+            gains = np.subtract(values["muva"], values["global_only"]).tolist()
+            row["difference"] = measurement(mean_of(gains), standard_error=True)
+            rows.append(row)
+    return {"scores": Table(rows=rows, statistic=over_seeds(content["seeds"]))}
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    """What means over so many seeds and their spreads are."""
+    return (
+        f"mean ± standard deviation over {len(seeds)} seeds; of the paired difference the "
+        "standard error"
+    )
+
+
+def over_targets(figures: Figures) -> dict[str, list[float]]:
+    """Variant -> the mean over the targets of each seed."""
+    variants = next(iter(figures.values()))
+    return {
+        variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
+        for variant in variants
+    }
 
 
 def print_table(
@@ -128,11 +158,7 @@ def print_table(
     print("|---|" + "---:|" * len(heads))
     for target, values in figures.items():
         print(f"| {target} | " + " | ".join(_cells(values, ours, reference)) + " |")
-    over_targets = {
-        variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
-        for variant in variants
-    }
-    print("| mean | " + " | ".join(_cells(over_targets, ours, reference)) + " |")
+    print("| mean | " + " | ".join(_cells(over_targets(figures), ours, reference)) + " |")
 
 
 def _cells(values: dict[str, list[float]], ours: str, reference: str) -> list[str]:

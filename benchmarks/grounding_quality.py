@@ -8,16 +8,15 @@ none of them.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from muva.config import PARTS, PHRASES, GroundingConfig
 from muva.grounding.expert import Expert, GroundingImage
 from muva.grounding.experts import choose_expert
@@ -37,12 +36,10 @@ Figures = dict[str, Any]
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("grounding_quality", __doc__, check="exit 1 below a goal")
     parser.add_argument("--expert", default="tiny")
     parser.add_argument("--checkpoint", default="", help="its weights [the shipped ones]")
     parser.add_argument("--people", type=int, default=60, help="per domain, under each camera")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 below a goal")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = GroundingConfig(expert=arguments.expert, checkpoint=arguments.checkpoint)
@@ -53,13 +50,27 @@ def main() -> int:
     for domain in (*BENCHMARK, *PRETRAINING):
         found[domain] = evaluate_expert(expert, domain, arguments.people)
         print(_row(domain, found[domain]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, partial(baseline_tables, expert=arguments.expert))
     missed = [miss for domain in BENCHMARK for miss in _misses(domain, found[domain])]
-    if arguments.check and missed:
-        print("\nbelow the goal: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: dict[str, Figures], *, expert: str) -> dict[str, Table]:
+    """The expert's name: a row per domain."""
+    goal = {"iou": MIN_IOU, "not_found": MAX_MISSED, "rate": MIN_RATE}
+    rows = [
+        {"domain": domain, "unseen": "domain unseen" if domain in BENCHMARK else "people unseen"}
+        | figures["iou"]
+        | {
+            "not_found": figures["not_found"],
+            "invented": figures["invented"],
+            "rate": measurement(figures["images_per_s_and_core"]),
+        }
+        | ({"goal": goal} if domain in BENCHMARK else {})
+        for domain, figures in found.items()
+    ]
+    images = next(iter(found.values()))["images"]
+    return {expert: Table(rows=rows, statistic=f"median IoU of {images} images")}
 
 
 def evaluate_expert(expert: Expert, domain: str, people: int) -> Figures:

@@ -7,11 +7,8 @@ and how fast finished shards are detected. `--check` exits with 1 if a goal is m
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -20,6 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    write_results,
+)
 from benchmarks.memory import peak_memory_mb
 from muva.config import PHRASES, GroundingConfig
 from muva.data.artifacts import Artifact
@@ -38,7 +44,7 @@ from muva.grounding.labels import (
 from muva.synthetic import BENCHMARK, render
 from muva.synthetic.sensor import encode_jpeg
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.expert_pool import Actors, GroundingProgress, ground_shards
+from workflows.runtime.expert_pool import Actors, GroundingJob, GroundingProgress, ground_shards
 
 MAX_OVERHEAD, MIN_SPEED_UP = 0.05, 1.8
 MAX_GROWTH_MB, MAX_RECOGNITION_S = 100.0, 5.0
@@ -96,13 +102,11 @@ class _Sleeper:
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("grounding_speed", __doc__, check="exit 1 below a goal")
     parser.add_argument("--expert", default="tiny")
     parser.add_argument("--checkpoint", default="", help="its weights [the shipped ones]")
     parser.add_argument("--images", type=int, default=4800)
     parser.add_argument("--repeats", type=int, default=7, help="of each timing; the median counts")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 below a goal")
     arguments = parser.parse_args()
     config = GroundingConfig(expert=arguments.expert, checkpoint=arguments.checkpoint)
     folder = Path(tempfile.mkdtemp(prefix="grounding-speed-"))
@@ -117,12 +121,8 @@ def main() -> int:
         print(f"| {name} | {value} | {goal} |")
         if not reached:
             missed.append(f"{name}: {value}, goal {goal}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, figures, baseline_tables)
+    return exit_code(arguments, missed)
 
 
 def measured(folder: Path, expert: ChosenExpert, images: int, repeats: int) -> dict[str, float]:
@@ -137,9 +137,9 @@ def measured(folder: Path, expert: ChosenExpert, images: int, repeats: int) -> d
     few, many = driver_memory_mb(folder)
     recognised_s, summarised_s = recognition_s(folder)
     return {
-        **{f"{name}_images_per_s": statistics.median(values) for name, values in rates.items()},
-        "overhead": statistics.median(overheads),
-        "two_over_one": statistics.median(ratios),
+        **{f"{name}_images_per_s": median_of(values) for name, values in rates.items()},
+        "overhead": median_of(overheads),
+        "two_over_one": median_of(ratios),
         "two_over_one_least": min(ratios),
         "two_over_one_most": max(ratios),
         "driver_mb_few": few,
@@ -182,6 +182,52 @@ def check_goals(figures: Mapping[str, float]) -> list[tuple[str, str, str, bool]
         ),
         (f"their summary, s, {MANY_SHARDS} files read", f"{figures['summary_s']:.1f}", "", True),
     ]
+
+
+def baseline_tables(figures: Mapping[str, float]) -> dict[str, Table]:
+    """`fan-out`: rates, what is lost around the expert, memory and time of the driver."""
+
+    def row(what: str, value: float, form: str, unit: str = "", goal: str | None = None) -> Row:
+        said: Row = {"what": what, "figure": measurement(value), "format": form, "unit": unit}
+        return said if goal is None else said | {"goal": goal}
+
+    growth = figures["driver_mb_many"] - figures["driver_mb_few"]
+    two = row("two actors over one (least to most)", figures["two_over_one"], ".2f")
+    two["least_to_most"] = [figures[f"two_over_one_{key}"] for key in ("least", "most")]
+    return {
+        "fan-out": Table(
+            rows=[
+                row(
+                    "bare loop over decoded batches, images/s", figures["bare_images_per_s"], ".0f"
+                ),
+                row("one actor, images/s", figures["one_images_per_s"], ".0f"),
+                row(
+                    "everything around the expert, of the bare loop",
+                    figures["overhead"],
+                    "1pct",
+                    " %",
+                    f"under {100 * MAX_OVERHEAD:.0f} %",
+                ),
+                two | {"goal": f"{MIN_SPEED_UP}"},
+                row(
+                    f"driver's memory, {FEW:,} to {MANY:,} images",
+                    growth,
+                    "+.0f",
+                    " MB",
+                    f"within {MAX_GROWTH_MB:.0f} MB",
+                ),
+                row(
+                    f"{MANY_SHARDS:,} finished shards recognised",
+                    figures["recognition_s"],
+                    ".2f",
+                    " s",
+                    f"under {MAX_RECOGNITION_S:.0f} s",
+                ),
+                row("their labels summed up", figures["summary_s"], ".1f", " s"),
+            ],
+            statistic="medians of the rates and ratios",
+        )
+    }
 
 
 def crowd(
@@ -244,20 +290,18 @@ def actor_rates(dataset: Dataset, expert: ChosenExpert, folder: Path) -> dict[st
     alone = len(dataset.shards) // 3 * SHARD_IMAGES
     seen: dict[int, float] = {}
 
-    def tell(_: int, spent: GroundingProgress) -> None:
-        seen.setdefault(spent.images, time.perf_counter())
-        if spent.images >= alone:
+    def on_progress(progress: list[GroundingProgress]) -> None:
+        [job] = progress
+        seen.setdefault(job.images, time.perf_counter())
+        if job.images >= alone:
             (folder / "second").touch()
 
     ground_shards(
-        dataset,
-        labels,
+        [_job(dataset, labels)],
         Rehearsed(**vars(expert), dataset=dataset.artifact, folder=folder),
         PHRASES,
-        shards=range(len(dataset.shards)),
         actors=Actors(count=2, cpus_each=THREADS_EACH),
-        max_quarantined=0,
-        tell=tell,
+        on_progress=on_progress,
     )
     labels.delete()
     last = (
@@ -268,6 +312,12 @@ def actor_rates(dataset: Dataset, expert: ChosenExpert, folder: Path) -> dict[st
         "one": _rate(seen, first=SHARD_IMAGES, last=alone),
         "two": _rate(seen, first=alone + 2 * SHARD_IMAGES, last=last),
     }
+
+
+def _job(dataset: Dataset, labels: Artifact) -> GroundingJob:
+    """All shards of a data set."""
+    shards = range(len(dataset.shards))
+    return GroundingJob(dataset=dataset, labels=labels, shards=shards, max_quarantined=0)
 
 
 def _rate(seen: Mapping[int, float], *, first: int, last: int) -> float:
@@ -288,15 +338,7 @@ def driver_memory_mb(folder: Path) -> tuple[float, float]:
         dataset = crowd(folder, f"people-{images}", images, encoded=tiny, shard_images=100)
         labels = Artifact(dataset.artifact.store, "labels", dataset.name, "1" * 16)
         with peak_memory_mb() as peak:
-            ground_shards(
-                dataset,
-                labels,
-                expert,
-                PHRASES,
-                shards=range(len(dataset.shards)),
-                actors=Actors(),
-                max_quarantined=0,
-            )
+            ground_shards([_job(dataset, labels)], expert, PHRASES, actors=Actors())
             summarise_labels(labels, dataset, parts=list(PHRASES))
         peaks.append(peak[0])
     return peaks[0], peaks[1]

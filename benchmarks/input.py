@@ -11,8 +11,6 @@ with 1 if a goal is missed.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -26,6 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    per_second,
+    write_results,
+)
 from benchmarks.grounding_speed import crowd, shots
 from benchmarks.memory import again_and_again, memory_mb
 from muva.config import ModelConfig, PromptConfig, Stage2Config
@@ -51,13 +58,11 @@ TINY = ModelConfig(clip="tiny", image_height=128, image_width=64, stride=8, part
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("input", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=9, help="over which memory is watched")
     parser.add_argument("--vit-rate", type=float, help="images/s of a step of ViT-B/16's")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muva-input-") as folder:
         # A typical size: the crops of public data sets are 128 x 64 to 350 x 150.
@@ -101,13 +106,23 @@ def main() -> int:
             f"{100 * arguments.vit_rate / slowest:.1f} % of what a thread decodes: it waits for "
             f"an epoch's first batch, {1000 * BATCH / slowest:.0f} ms"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     missed = misses(found)
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: dict) -> dict[str, Table]:
+    """`rates`: a row for the thread and one for the processes."""
+    rows = []
+    for name, of in found["rates"].items():
+        keys = {"bare": "bare", "in_order": "in order", "pk": "P x K"}
+        keys["decoded_before"] = "decoded before"
+        rows.append(
+            {"by": "thread, one core" if name == "thread" else name}
+            | {key: measurement(of[way]) for key, way in keys.items()}
+            | {"share": of["in order"] / of["bare"], "goal": MIN_SHARE}
+        )
+    return {"rates": Table(rows=rows, statistic="medians")}
 
 
 def misses(found: dict) -> list[str]:
@@ -157,7 +172,7 @@ def rates(
                     spent[way] = (time.perf_counter() - began_at) * len(cold) / count
                 for way, value in spent.items():
                     seconds.setdefault(way, []).append(value)
-        found[name] = {way: len(cold) / statistics.median(s) for way, s in seconds.items()}
+        found[name] = {way: per_second(len(cold), median_of(s)) for way, s in seconds.items()}
     return found
 
 

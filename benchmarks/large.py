@@ -10,9 +10,7 @@ second and peak memory of each phase; `benchmarks.paper --rates` reads them as J
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,8 +24,9 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from benchmarks.openai_files import VIT_B_16, VIT_L_14, Sizes, random_clip, write_archive
-from benchmarks.phases import Learned, best_device, device_name, learn, measured
+from benchmarks.phases import PHASE_TITLES, Learned, best_device, device_name, learn, measured
 from muva.config import ExperimentConfig, load_recipe
 from muva.data.shards import open_dataset
 from muva.model.bundle import pretrained_clip
@@ -62,12 +61,10 @@ class Large:
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a check fails."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("large", __doc__, check="exit 1 where a check fails")
     parser.add_argument("--people", type=int, default=32, help="to learn from; 8 images of each")
     parser.add_argument("--epochs", type=int, default=2, help="of each stage")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a check fails")
     arguments = parser.parse_args()
     config = load_recipe(
         "base",
@@ -88,9 +85,8 @@ def main() -> int:
     print("\n| check | found | |\n|---|---|---|")
     for name, value, good in found.checks:
         print(f"| {name} | {value} | {'as it should be' if good else 'WRONG'} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found.figures, indent=2) + "\n")
-    return int(arguments.check and not all(good for _, _, good in found.checks))
+    write_results(arguments, found.figures, baseline_tables)
+    return exit_code(arguments, [name for name, _, good in found.checks if not good])
 
 
 def run(
@@ -189,7 +185,7 @@ def _people(folder: Path, config: ExperimentConfig) -> tuple[TrainingInputs, lis
     with ray_cluster():
         imported = datasets_of(session, config.sources, config.synthetic)
         datasets = [done.artifact for done in imported.values()]
-        labels = [ground(session, dataset, config.grounding).artifact for dataset in datasets]
+        labels = [done.artifact for done in ground(session, datasets, config.grounding)]
     inputs = TrainingInputs.of(config, sources=datasets, labels=labels)
     dataset = open_dataset(datasets[0])
     rows = dataset.rows(splits=["query", "gallery"])
@@ -228,6 +224,25 @@ def _named(names: Sequence[str]) -> str:
     return (
         ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
     )
+
+
+def baseline_tables(figures: dict[str, Any]) -> dict[str, Table]:
+    """`phases`: what each phase did, how fast, and its peak memory."""
+    rows = [
+        {
+            "phase": PHASE_TITLES.get(name, name),
+            "count": phase["count"],
+            "unit": "identities" if name == "prompts" else "images",
+            "rate": measurement(phase["per_s"]),
+            "cores": phase["cores"],
+            "memory_gb": (phase["gpu_peak_mb"] or phase["peak_mb"]) / 1000,
+        }
+        for name, phase in {
+            **figures["phases"],
+            figures["large"]["clip"]: figures["large"],
+        }.items()
+    ]
+    return {"phases": Table(rows=rows)}
 
 
 def table(figures: dict[str, Any]) -> str:

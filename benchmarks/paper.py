@@ -10,7 +10,6 @@ protocols.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import shlex
@@ -23,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from benchmarks.openai_files import VIT_B_16, Sizes, openai_state_dict, random_clip
-from benchmarks.phases import PHASES, NoiseImages, best_device, device_name, learn
+from benchmarks.phases import PHASE_TITLES, PHASES, NoiseImages, best_device, device_name, learn
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.benchmarks import BENCHMARKS
 from muva.errors import MuvaError, SettingsError
@@ -100,7 +100,7 @@ class Share:
 
 def main() -> int:
     """Print one row, or all of them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("paper", __doc__)
     parser.add_argument("--row", required=True, help='"MA->D", "MS+D+C3->MA", or all')
     parser.add_argument("--rates", type=Path, help="JSON of benchmarks.large [measured here]")
     parser.add_argument("--expert", default="florence-2", choices=[*EXPERTS], help="for the boxes")
@@ -109,7 +109,6 @@ def main() -> int:
         "--images", action="append", default=[], metavar="NAME=COUNT",
         help="training images of a data set whose number nobody has published",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     try:
         chosen = list(every_row()) if arguments.row == "all" else [find_row(arguments.row)]
@@ -134,8 +133,7 @@ def main() -> int:
         print(f"Error: {mistake}", file=sys.stderr)
         return 2 if isinstance(mistake, SettingsError) else 1
     print(overview(facts) if arguments.row == "all" else as_text(facts[0]))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
+    write_results(arguments, facts, baseline_tables)
     return 0
 
 
@@ -223,6 +221,17 @@ def phase_work(
         "steps": None if learned is None else config.stage2.epochs * learned,
         "embedding": embedded,
     }
+
+
+def baseline_tables(facts: list[dict[str, Any]]) -> dict[str, Table]:
+    """`hours`: work, rate and hours of each phase of each row."""
+    rows = [
+        {"row": row["row"], "phase": PHASE_TITLES.get(phase, phase)}
+        | {key: value for key, value in of.items() if value is not None}
+        for row in facts
+        for phase, of in row["phases"].items()
+    ]
+    return {"hours": Table(rows=rows)}
 
 
 def described(

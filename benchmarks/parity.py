@@ -10,7 +10,6 @@ exit status is 1 if any fails, and a recorded quantity that is not compared fail
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from muva.config import PARTS, ModelConfig, PromptConfig, Section, Stage1Config, Stage2Config
 from muva.errors import MuvaError
 from muva.model.attention import attention_bias, hard_gate
@@ -183,10 +183,8 @@ def difference(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare all files; returns 0 if everything is within its limits, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
+    parser = benchmark_parser("parity", __doc__, check="as always: exit 1 if any fails")
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--json", type=Path, help="also write the comparison to this file")
-    parser.add_argument("--check", action="store_true", help="as always: exit 1 if any fails")
     options = parser.parse_args(arguments)
     paths: list[Path] = options.files
     torch.set_float32_matmul_precision("highest")
@@ -201,10 +199,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checks.append(check)
     verdicts = [check.ok for checks in compared.values() for check in checks]
     print(f"# {len(verdicts)} quantities compared, {verdicts.count(False)} failed")
-    if options.json:
-        figures = {path: [check.as_data() for check in checks] for path, checks in compared.items()}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = {path: [check.as_data() for check in checks] for path, checks in compared.items()}
+    write_results(options, figures, baseline_tables)
     return 0 if all(verdicts) else 1
+
+
+def baseline_tables(compared: Mapping[str, list[dict[str, Any]]]) -> dict[str, Table]:
+    """`recordings`: how many quantities of each file agree, and the closest to its limit."""
+    rows = []
+    for path, checks in compared.items():
+        shares = {
+            check["name"]: check["difference"] / check["limit"]
+            for check in checks
+            if check["limit"] and check["difference"] is not None
+        }
+        closest = max(shares, key=lambda name: shares[name])
+        rows.append(
+            {
+                "recording": path,
+                "quantities": len(checks),
+                "failed": sum(check["verdict"] != "ok" for check in checks),
+                "closest": closest,
+                "share_of_limit": shares[closest],
+                "goal": 0,
+            }
+        )
+    return {"recordings": Table(rows=rows)}
 
 
 def file_checks(path: Path) -> Iterator[Check]:

@@ -8,7 +8,6 @@ evaluate` does). Rates exclude the first batch, which includes one-time costs.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.baseline import cpu_model
 from benchmarks.memory import peak_memory_mb
 from muva.config import ExperimentConfig
 from muva.data.training_images import flip_part_masks
@@ -31,6 +31,16 @@ from muva.training.stage1 import image_centroids, learn_prompts
 from muva.training.stage2 import train_image_encoder, visual_memory
 
 PHASES = ("features", "prompts", "memory", "steps", "embedding")
+
+PHASE_TITLES = {
+    "grounding": "grounding",
+    "features": "stage 1, features of all images",
+    "prompts": "stage 1, prompts",
+    "memory": "stage 2, memory at an epoch's start",
+    "steps": "stage 2, steps",
+    "embedding": "embedding",
+}
+"""What tables call the phases, and the grounding before them."""
 
 Open = Callable[[], tuple[MuvaModel, TrainingImages]]
 
@@ -72,9 +82,7 @@ def device_name(device: torch.device) -> str:
     """The name of the GPU, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def best_device() -> torch.device:

@@ -9,10 +9,8 @@ same command must then finish without repeating a finished step.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import logging
 import os
 import re
 import shutil
@@ -29,12 +27,14 @@ from typing import Any
 
 import psutil
 
+from benchmarks.baseline import Row, Table, benchmark_parser, exit_code, measurement, write_results
 from benchmarks.disturbed_server import Disturber, disturbed_server
+from benchmarks.fault_injection import s3_environment, s3_server
 from benchmarks.small_clip import write_small_clip
 from muva.data.artifacts import list_artifacts
 from muva.data.store import Store, open_store
 from tracking.addresses import reached_client
-from workflows.jobs.head import answer
+from workflows.jobs.head import http_status
 from workflows.runtime.authentication import RAY, authorisation, ensure_token
 from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE
 from workflows.runtime.local import HOST, usable_port
@@ -86,10 +86,10 @@ class Outcome:
 
 def main() -> int:
     """Submit the pipelines and print the outcomes; with --check, exit with 1 after a wrong one."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser(
+        "pipeline_faults", __doc__, check="exit 1 where one does not end well"
+    )
     parser.add_argument("--only", nargs="+", choices=OUTAGES, help="these outages alone")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where one does not end well")
     parser.add_argument("--keep", action="store_true", help="leave logs and stores where they are")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also ends all started processes
@@ -101,14 +101,32 @@ def main() -> int:
             print(f"Kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    if arguments.json:
-        report = [dataclasses.asdict(one) for one in outcomes]
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    write_results(arguments, [dataclasses.asdict(one) for one in outcomes], baseline_tables)
     bad = [one for one in outcomes if one.faults]
     print(f"\n{len(outcomes) - len(bad)} of {len(outcomes)} pipelines ended as they must")
     for one in bad:
         print(f"{one.outage}: {'; '.join(one.faults)}")
-    return int(bool(arguments.check and bad))
+    return exit_code(arguments, [one.outage for one in bad])
+
+
+def baseline_tables(outcomes: list[dict[str, Any]]) -> dict[str, Table]:
+    """`outages`: how each pipeline ended."""
+    rows = []
+    for one in outcomes:
+        what = OUTAGES.get(one["outage"], undisturbed_run).__doc__ or one["outage"]
+        row: Row = {
+            "outage": what.split("\n")[0].rstrip("."),
+            "seconds": measurement(one["seconds"]),
+            "exit_codes": ", ".join(map(str, one["exit_codes"])),
+            "reused": one["reused"],
+            "computed": one["computed"],
+            "said": one["said"].replace("|", "\\|"),
+            "goal": f"numbers at most {CLOSE:g} apart",
+        }
+        if one["apart"] is not None:
+            row["difference"] = one["apart"]
+        rows.append(row)
+    return {"outages": Table(rows=rows)}
 
 
 def drills(folder: Path, names: list[str]) -> list[Outcome]:
@@ -245,7 +263,8 @@ class Service:
 
     def kill(self) -> None:
         """Send SIGKILL to it and all its descendants, as if the machine were lost."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
+            self._process = None
             return
         main = psutil.Process(self._process.pid)
         main.suspend()  # it must not start processes in the meantime
@@ -280,7 +299,7 @@ def place(folder: Path) -> Iterator[Place]:
         del os.environ[name]
     disturber = Disturber(seed=0, share=0.0)
     with ExitStack() as stack:
-        direct = stack.enter_context(_s3())
+        direct = stack.enter_context(s3_server())
         disturbed = stack.enter_context(disturbed_server(direct, disturber))
         os.environ |= {
             "HOME": str(folder),
@@ -288,10 +307,7 @@ def place(folder: Path) -> Iterator[Place]:
             "RAY_TMPDIR": str(folder),
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-            "AWS_ENDPOINT_URL": direct,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
+            **s3_environment(direct),
             "XDG_CACHE_HOME": str(folder / "cache"),
             WAIT_LIMIT_VARIABLE: f"{WAIT_FOR_NODES_S:.0f}",
         }
@@ -319,7 +335,9 @@ def place(folder: Path) -> Iterator[Place]:
                 [*RAY, "start", *head, *common],
                 environment=environment,
                 log=folder / "head.log",
-                ready=lambda: answer(address, authorisation()) == 200 and alive_nodes(address) >= 1,
+                ready=lambda: (
+                    http_status(address, authorisation()) == 200 and alive_nodes(address) >= 1
+                ),
             ),
             second=Service(
                 [
@@ -456,16 +474,20 @@ class Pipeline:
         if experiment is None:
             yield "there are no runs"
             return
-        for run in client.search_runs([experiment.experiment_id], max_results=1000):
-            name = run.info.run_name
+        runs = client.search_runs([experiment.experiment_id], max_results=1000)
+        for run in runs:
             if run.info.status != "FINISHED":
-                yield f"run {name} is {run.info.status}"
-            for stage, epochs in EPOCHS.items():
-                if name == f"{stage[:5]} {stage[5:]} of muva":
-                    points = client.get_metric_history(run.info.run_id, f"{stage}/loss")
-                    steps = sorted(point.step for point in points)
-                    if steps != list(range(1, epochs + 1)):
-                        yield f"run {name} has the epochs {steps}"
+                yield f"run {run.info.run_name} is {run.info.status}"
+        for stage, epochs in EPOCHS.items():
+            name = f"{stage[:5]} {stage[5:]} of outages-{self._name}-muva"
+            ids = [run.info.run_id for run in runs if run.info.run_name == name]
+            if len(ids) != 1:
+                yield f"there are {len(ids)} runs {name}"
+            for run_id in ids:
+                points = client.get_metric_history(run_id, f"{stage}/loss")
+                steps = sorted(point.step for point in points)
+                if steps != list(range(1, epochs + 1)):
+                    yield f"run {name} has the epochs {steps}"
 
 
 class Submission:
@@ -525,19 +547,6 @@ def _write_recipe(folder: Path) -> None:
     write_small_clip(folder / "clip")
     recipe = RECIPE.format(clip=folder / "clip", epochs=EPOCHS["stage2"])
     (folder / "outages.yaml").write_text(recipe)
-
-
-@contextmanager
-def _s3() -> Iterator[str]:
-    """The address of a server with the S3 API."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
-    server = ThreadedMotoServer(ip_address=HOST, port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def _answers(url: str) -> bool:

@@ -13,15 +13,12 @@ which share the identities, as in `muva train --workers 2`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +27,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from benchmarks.baseline import (
+    DTYPES,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    per_second,
+    write_results,
+)
 from muva.config import ModelConfig, PromptConfig, Stage1Config
 from muva.model.clip import new_clip, token_ids_in
 from muva.model.muva_model import MuvaModel, build_model
@@ -53,13 +60,11 @@ TASKS_IDENTITIES, TASKS_EPOCHS = 32, 2
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if ours is too slow or its results differ."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("prompts", __doc__, check="exit 1 below 10 times, or apart")
     parser.add_argument("--identities", type=int, default=8, help="P, of a batch")
     parser.add_argument("--images", type=int, default=4, help="K, of each of them")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tasks", action="store_true", help="one task beside two instead")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 below 10 times, or apart")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     labels = torch.arange(arguments.identities).repeat_interleave(arguments.images)
@@ -69,10 +74,16 @@ def main() -> int:
         return 0
     figures = compare(labels, arguments.turns)
     print(table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    wrong = figures["times"] < NEEDED or not max(figures["apart"].values()) <= CLOSE
-    return int(arguments.check and wrong)
+    write_results(arguments, figures, baseline_tables)
+    missed = []
+    if figures["times"] < NEEDED:
+        missed.append(f"{figures['times']:.1f} times the plain loop's rate, goal {NEEDED:g}")
+    missed += [
+        f"{what} {value:.1e} from the plain loop's, limit {CLOSE:g}"
+        for what, value in figures["apart"].items()
+        if not value <= CLOSE
+    ]
+    return exit_code(arguments, missed)
 
 
 def compare(labels: Tensor, turns: int) -> dict[str, Any]:
@@ -101,7 +112,7 @@ def compare(labels: Tensor, turns: int) -> dict[str, Any]:
         seconds["ours"].append(_seconds(step_ours, STEPS))
         seconds["ours, auto"].append(_seconds(step_auto, STEPS))
     identities = len(labels.unique())
-    rates = {name: identities / statistics.median(taken) for name, taken in seconds.items()}
+    rates = {name: per_second(identities, median_of(taken)) for name, taken in seconds.items()}
     return {
         "identities": identities,
         "entries": len(labels),
@@ -111,6 +122,22 @@ def compare(labels: Tensor, turns: int) -> dict[str, Any]:
         "times": rates["ours"] / rates["plain"],
         "apart": apart,
     }
+
+
+def baseline_tables(figures: dict[str, Any]) -> dict[str, Table]:
+    """`rates`: identities per second of the plain loop and of ours."""
+    rates = figures["identities_per_s"]
+    rows = [
+        {
+            "loop": "plain loop" if name == "plain" else "ours",
+            "precision": DTYPES[figures["auto"] if name == "ours, auto" else "fp32"],
+            "rate": measurement(rate),
+            "times": rate / rates["plain"],
+        }
+        | ({"goal": NEEDED} if name == "ours" else {})
+        for name, rate in rates.items()
+    ]
+    return {"rates": Table(rows=rows, statistic="medians")}
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    write_results,
+)
 from benchmarks.memory import peak_memory_mb
 from muva.retrieval import evaluate
 from muva.retrieval.distances import BLOCK_BYTES, even_slices, full_precision
@@ -81,14 +89,19 @@ WORKS = {
 }
 
 
+WAY_TITLES = {
+    "product": "bare product, in blocks",
+    "dense": "all distances, full argsort, a loop over queries",
+    "ours": "ours",
+}
+
+
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("retrieval", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--repeats", type=int, default=1, help="of each timing; the median counts")
     parser.add_argument("--folder", type=Path, help="for the features [a temporary one]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--one", nargs=2, metavar=("WORK", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -109,12 +122,8 @@ def main() -> int:
         for way, figures in found[name].items():
             print(_row(name, way, figures), flush=True)
         missed += misses(name, found[name])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, found, baseline_tables)
+    return exit_code(arguments, missed)
 
 
 def make_features(work: Work, folder: Path) -> None:
@@ -149,13 +158,13 @@ def measured(name: str, folder: Path, repeats: int) -> Figures:
                 [*command, "--folder", str(folder)], check=True, capture_output=True, text=True
             )
             runs[way].append(json.loads(done.stdout.splitlines()[-1]))
-    found = {
-        way: {key: statistics.median(one[key] for one in made) for key in made[0]}
+    found: Figures = {
+        way: {key: median_of([one[key] for one in made]) for key in made[0]}
         for way, made in runs.items()
     }
     for way, made in runs.items():
         pairs = zip(made, runs["product"], strict=True)
-        found[way]["times"] = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+        found[way]["times"] = median_of([a["seconds"] / b["seconds"] for a, b in pairs])
     return found
 
 
@@ -223,6 +232,36 @@ def _ours(work: Work, folder: Path) -> float:
         **np.load(folder / LABELS),
         rerank=work.rerank,
     ).mean_ap
+
+
+def baseline_tables(found: Mapping[str, Figures]) -> dict[str, Table]:
+    """`ways`: seconds and memory of each way of each work; the size stands on its first row."""
+    rows: list[Row] = []
+    sizes = set()
+    for name, ways in found.items():
+        work = WORKS[name]
+        size = f"{work.queries:,} x {work.gallery:,}"
+        for way, of in ways.items():
+            if work.rerank and way == "product":  # as that of the work without re-ranking
+                continue
+            row: Row = {
+                "size": "" if size in sizes else size,
+                "way": WAY_TITLES[way] + (", re-ranked" if work.rerank else ""),
+                "seconds": measurement(of["seconds"]),
+                "memory_mb": of["peak_mb"],
+            }
+            sizes.add(size)
+            if way != "product" and not work.rerank:
+                row["times"] = of["times"]
+            if way == "ours":
+                goals = {
+                    "times": work.most_times,
+                    "seconds": work.most_s,
+                    "memory_mb": work.most_mb,
+                }
+                row["goal"] = {key: goal for key, goal in goals.items() if goal is not None}
+            rows.append(row)
+    return {"ways": Table(rows=rows, statistic="medians")}
 
 
 def misses(name: str, found: Figures) -> list[str]:

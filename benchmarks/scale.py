@@ -8,22 +8,23 @@ machines, measured with `--sample` images and scaled proportionally: the limits 
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from benchmarks.memory import peak_memory_mb
 from benchmarks.paper import GROUNDING, Rates, Share, measured_rates, phase_work, read_rates
+from benchmarks.phases import PHASE_TITLES
 from muva.config import ExperimentConfig, load_recipe
 from muva.data import formats
 from muva.data.artifacts import Artifact
@@ -60,7 +61,7 @@ class Alone:
 
 def main() -> int:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("scale", __doc__)
     parser.add_argument("--images", type=int, default=100_000_000, help="[%(default)s]")
     parser.add_argument("--identities", type=int, default=10_000, help="[%(default)s]")
     parser.add_argument("--recipe", default="base", help="[%(default)s]")
@@ -70,7 +71,6 @@ def main() -> int:
     parser.add_argument(
         "--sample", type=int, default=100_000, help="images, see above [%(default)s]"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe)
     try:
@@ -85,15 +85,47 @@ def main() -> int:
     print(costs(shares, rates, price=arguments.price))
     print()
     print(limits(alone, images=arguments.images))
-    if arguments.json:
-        report = {
-            "device": rates.device,
-            "precision": rates.precision,
-            "phases": {share.phase: asdict(share) | {"hours": share.hours} for share in shares},
-            "alone": [asdict(one) for one in alone],
-        }
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    report = {
+        "device": rates.device,
+        "precision": rates.precision,
+        "phases": {share.phase: asdict(share) | {"hours": share.hours} for share in shares},
+        "alone": [asdict(one) for one in alone],
+    }
+    tables = partial(baseline_tables, images=arguments.images, price=arguments.price)
+    write_results(arguments, report, tables)
     return 0
+
+
+def baseline_tables(
+    report: Mapping[str, Any], *, images: int, price: float | None
+) -> dict[str, Table]:
+    """`costs`: hours and prices by phase; `alone`: what one process does by itself."""
+    costs_ = []
+    for phase, of in report["phases"].items():
+        if of["per_s"] is None:
+            continue
+        row = {
+            "phase": PHASE_TITLES.get(phase, phase),
+            "work": of["work"],
+            "unit": "identities" if phase == "prompts" else "images",
+            "rate": measurement(of["per_s"]),
+            "hours": of["hours"],
+        }
+        costs_.append(row | ({} if price is None else {"price": of["hours"] * price}))
+    alone = []
+    for one in report["alone"]:
+        all_of_them = Alone(**one).at(images)
+        alone.append(
+            {
+                "what": one["what"],
+                "images": one["images"],
+                "seconds": measurement(one["seconds"]),
+                "memory_mb": one["peak_mb"],
+                "hours": all_of_them.seconds / 3600,
+                "memory_gb": all_of_them.peak_mb / 1000,
+            }
+        )
+    return {"costs": Table(rows=costs_), "alone": Table(rows=alone)}
 
 
 def shares_of(

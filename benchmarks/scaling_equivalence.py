@@ -15,13 +15,12 @@ the same value to all of a query's scores), so its steps are rounding errors.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from benchmarks.baseline import Row, Table, benchmark_parser, exit_code, write_results
 from muva.config import ModelConfig, PromptConfig, Stage2Config
 from muva.data.training_images import flip_part_masks
 from muva.model.clip import new_clip, token_ids_in
@@ -101,16 +101,42 @@ class Comparison:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all trainings and print the comparisons; with --check, return 1 if one fails."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="write the differences to this file")
-    parser.add_argument("--check", action="store_true", help="end with 1 where a limit is missed")
+    parser = benchmark_parser(
+        "scaling_equivalence", __doc__, check="exit 1 where a limit is missed"
+    )
     arguments = parser.parse_args(argv)
     comparisons = compare_all()
     for comparison in comparisons:
         print(table(comparison), end="\n\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(found) for found in comparisons], indent=1))
-    return int(arguments.check and not all(found.passed for found in comparisons))
+    write_results(arguments, [asdict(found) for found in comparisons], baseline_tables)
+    return exit_code(
+        arguments,
+        [
+            f"{found.dtype}, {found.workers} workers, micro-batches of {found.micro_batch}"
+            for found in comparisons
+            if not found.passed
+        ],
+    )
+
+
+def baseline_tables(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """`differences`: the largest of all steps, a row per training."""
+    rows = []
+    for found in comparisons:
+        largest = {name: max(step[name] for step in found["steps"]) for name in found["steps"][0]}
+        centroids, statistics = largest.pop("centroids"), largest.pop("statistics")
+        row: Row = {
+            "precision": found["dtype"],
+            "workers": found["workers"],
+            "losses": max(largest.values()),
+            "centroids": centroids,
+            "statistics": statistics,
+            "weights": found["weights"],
+            "key_biases": found["key_biases"],
+            "goal": found["limit"],
+        }
+        rows.append(row | ({"micro_batch": found["micro_batch"]} if found["micro_batch"] else {}))
+    return {"differences": Table(rows=rows, statistic="largest absolute difference")}
 
 
 def compare_all(

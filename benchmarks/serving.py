@@ -8,8 +8,6 @@ of `--model`. `--check` exits with 1 if a format's features differ from PyTorch'
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,6 +19,14 @@ import torch
 from torch import Tensor
 
 import muva
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    per_second,
+    write_results,
+)
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import device_name
 from benchmarks.training import timed
@@ -52,15 +58,13 @@ SIZES = {
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if features differ."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("serving", __doc__, check="exit 1 where features differ")
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
     parser.add_argument("--threads", type=int, default=THREADS, help="of every form")
     parser.add_argument("--model", help="a model's URI, to tell what half precision costs it")
     parser.add_argument("--people", type=int, default=PEOPLE, help="0: leave the mAP out")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where features differ")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = device_name(torch.device("cpu"))
@@ -77,13 +81,9 @@ def main() -> int:
         bundle = muva.load(arguments.model) if arguments.model else shipped_model()
         found["half"] = half_cost(bundle, people=arguments.people)
         print_half(arguments.model or "the tiny CLIP without training", found["half"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     missed = misses(found["sizes"])
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
 
 
 def random_model(config: ModelConfig, *, seed: int = 0) -> Bundle:
@@ -128,7 +128,7 @@ def measured(bundle: Bundle, *, batch: int, rounds: int) -> dict[str, dict[str, 
     expected = features[PYTORCH]
     return {
         name: {
-            "images_per_s": batch / seconds[name],
+            "images_per_s": per_second(batch, seconds[name]),
             "largest_difference": float(np.abs(features[name] - expected).max()),
             "least_cosine": float((features[name] * expected).sum(axis=1).min()),
         }
@@ -157,6 +157,28 @@ def misses(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
                     f"{MAX_DIFFERENCE}"
                 )
     return missed
+
+
+def baseline_tables(found: Mapping[str, Any]) -> dict[str, Table]:
+    """The name of each size: a row per form; `half`: mAP and rank-1 in both precisions."""
+    tables = {}
+    for size, forms in found["sizes"].items():
+        rows = [
+            {
+                "form": name,
+                "rate": measurement(of["images_per_s"]),
+                "share": of["images_per_s"] / forms[PYTORCH]["images_per_s"],
+                "largest_difference": of["largest_difference"],
+                "least_cosine": of["least_cosine"],
+                "goal": {"least_cosine": MIN_COSINE_HALF}
+                if name.endswith(HALF)
+                else {"largest_difference": MAX_DIFFERENCE},
+            }
+            for name, of in forms.items()
+        ]
+        tables[size] = Table(rows=rows, statistic="medians")
+    half = [{"precision": precision, **of} for precision, of in found.get("half", {}).items()]
+    return {**tables, "half": Table(rows=half)}
 
 
 def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str, dict[str, float]]:

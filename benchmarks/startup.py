@@ -8,26 +8,33 @@ what else the machine is doing.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
-import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from PIL import Image
 
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    write_results,
+)
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.records import SPLITS, Record
-from muva.data.shards import SHARD_FORMAT, write_shards
+from muva.data.shards import write_shards
 from muva.data.store import open_store
 from tracking.names import ARTIFACT_TAG
 from tracking.runs import Tracker
@@ -57,11 +64,9 @@ class Startup:
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
+    parser = benchmark_parser("startup", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="processes for each command")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muva-startup-") as folder:
         home = Path(folder)
@@ -73,14 +78,22 @@ def main() -> int:
             one = measured(words, home=home, rounds=arguments.rounds, goal_s=goal_s)
             print(f"| {one.command} | {one.cpu_s:.2f} | {one.wall_s:.2f} | {goal_s} |", flush=True)
             found.append(one)
-    if arguments.json:
-        numbers = [dataclasses.asdict(one) for one in found]
-        arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
-    missed = misses(found)
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, [dataclasses.asdict(one) for one in found], baseline_tables)
+    return exit_code(arguments, misses(found))
+
+
+def baseline_tables(results: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """`commands`: a row per command."""
+    rows = [
+        {
+            "command": f"`{one['command']}`",
+            "cpu_s": measurement(one["cpu_s"]),
+            "wall_s": measurement(one["wall_s"]),
+            "goal": one["goal_s"],
+        }
+        for one in results
+    ]
+    return {"commands": Table(rows=rows, statistic="medians")}
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], float]]:
@@ -115,8 +128,8 @@ def measured(words: Sequence[str], *, home: Path, rounds: int, goal_s: float) ->
         cpu_s.append(_cpu_of_children_s() - before)
     return Startup(
         command=f"muva {' '.join(words)}",
-        cpu_s=round(statistics.median(cpu_s[1:]), 3),
-        wall_s=round(statistics.median(wall_s[1:]), 3),
+        cpu_s=median_of(cpu_s[1:]),
+        wall_s=median_of(wall_s[1:]),
         goal_s=goal_s,
     )
 
@@ -138,7 +151,7 @@ def fill(home: Path) -> None:
         name = f"people-{number}"
         artifact = Artifact(store, "datasets", name, fingerprint([name]))
         summary = write_shards(_records(name, seed=number), artifact=artifact)
-        _commit(artifact, dataclasses.asdict(summary), format_version=SHARD_FORMAT)
+        _commit(artifact, dataclasses.asdict(summary), format_version=formats.SHARDS)
         artifacts.append(artifact)
     for kind, count in (("labels", LABELS), ("models", MODELS)):
         for number in range(count):
@@ -150,7 +163,7 @@ def fill(home: Path) -> None:
     for artifact in artifacts[::TRACKED_EVERY]:
         tags = {ARTIFACT_TAG: artifact.address}
         with tracker.open(name=artifact.name, key=artifact.address, tags=tags) as run:
-            run.metrics({"images": 3})
+            run.log_metrics({"images": 3})
 
 
 def _records(domain: str, *, seed: int) -> list[Record]:

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import gc
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from benchmarks.baseline import (
+    DTYPES,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    per_second,
+    write_results,
+)
 from benchmarks.memory import peak_memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import NoiseImages, best_device, device_name
@@ -47,7 +56,6 @@ from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import training_step
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import open_session
 from workflows.steps.pipeline import run_pipeline
 
@@ -90,15 +98,13 @@ EPOCHS, PEOPLE = 3, 60
 
 def main() -> int:
     """Measure and print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("training", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
     parser.add_argument(
         "--settings", nargs="+", choices=list(SETTINGS), help="[all that the device has]"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--one", choices=list(SETTINGS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -123,12 +129,52 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             found["precision"] = precisions(Path(folder))
         print_precisions(found["precision"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, found, baseline_tables)
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: Mapping[str, Any]) -> dict[str, Table]:
+    """`rates`, `settings`, `precision`: what was measured of them."""
+    graphed = best_device().type == "cuda"
+    rates_ = [
+        ({"run": "steps with `--cuda-graphs`"} if graphed else {})
+        | {
+            "precision": DTYPES[precision],
+            "bare_forward": measurement(of["bare forward"]),
+            "feature_pass": measurement(of["feature pass"]),
+            "feature_ratio": of["feature pass"] / of["bare forward"],
+            "bare_backward": measurement(of["bare forward and backward"]),
+            "step": measurement(of["step"]),
+            "step_ratio": of["step"] / of["bare forward and backward"],
+            "product": measurement(of["product"]),
+            "goal": MIN_OF_BARE if precision == "fp32" else f"{MIN_OF_FLOAT32:g} x float32",
+        }
+        for precision, of in found.get("rates", {}).items()
+    ]
+    settings = found.get("settings", {})
+    settings_ = [
+        {
+            "setting": name.replace("bf16", DTYPES["bf16"]),
+            "steps": measurement(of["steps"]),
+            "ratio": of["steps"] / settings.get("bf16", of)["steps"],
+            "features": measurement(of["features"]),
+            "memory_mb": of["peak_mb"],
+        }
+        for name, of in settings.items()
+    ]
+    precisions_ = [
+        {
+            "precision": DTYPES[precision],
+            "losses": of["losses"],
+            "mean_ap": of["mean_ap"],
+            "rank1": of["rank1"],
+            "memory_pass_s": measurement(of["epoch"]["memory_pass_s"]),
+            "steps_s": measurement(of["epoch"]["steps_s"]),
+        }
+        for precision, of in found.get("precision", {}).items()
+    ]
+    tables = {"rates": rates_, "settings": settings_, "precision": precisions_}
+    return {name: Table(rows=rows, statistic="medians") for name, rows in tables.items()}
 
 
 def settings_here() -> list[str]:
@@ -249,7 +295,7 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
         with apply_compute(ours.model.image_encoder, graphed):
             seconds = timed(ways, rounds=rounds, device=device)
         found[precision] = {
-            way: (operations / 1e9 if way == "product" else batch) / spent
+            way: per_second(operations / 1e9 if way == "product" else batch, spent)
             for way, spent in seconds.items()
         }
     return found
@@ -269,7 +315,7 @@ def timed(
                 torch.cuda.synchronize(device)
             if number:  # the first round only warms up
                 seconds[way].append(time.perf_counter() - started_at)
-    return {way: statistics.median(spent) for way, spent in seconds.items()}
+    return {way: median_of(spent) for way, spent in seconds.items()}
 
 
 def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -315,7 +361,7 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
         seconds = timed(ways, rounds=rounds, device=device)
     gpu = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
     return {
-        **{way: batch / spent for way, spent in seconds.items()},
+        **{way: per_second(batch, spent) for way, spent in seconds.items()},
         "first_s": first_s,
         "peak_mb": peak[0] if gpu is None else gpu,
     }
@@ -359,7 +405,7 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
                 "stage2.milestones": [EPOCHS],
             }
             config = with_settings(load_recipe("demo"), settings, where="demo")
-            report = run_pipeline(session, config, workers=Workers())
+            report = run_pipeline(session, config)
             manifest = open_artifact(report.models["muva"]).manifest()
             assert manifest is not None
             history = manifest["summary"]["history"]
@@ -368,7 +414,7 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
                 "mean_ap": report.targets[TARGET]["muva"].mean_ap,
                 "rank1": report.targets[TARGET]["muva"].rank1,
                 "epoch": {
-                    name: statistics.median(epoch[name] for epoch in history)
+                    name: median_of([epoch[name] for epoch in history])
                     for name in ("memory_pass_s", "steps_s", "waiting_s")
                 },
             }

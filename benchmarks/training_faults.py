@@ -10,21 +10,14 @@ two, in both stages: its losses must be those of two undisturbed workers, up to 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,37 +25,40 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
+from benchmarks.baseline import Table, exit_code, write_results
+from benchmarks.fault_injection import (
+    Driver,
+    TooLateError,
+    round_arguments,
+    temporary_folder,
+    wrong_rounds,
+)
 from benchmarks.small_clip import write_small_clip
 from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
-from muva.data.shards import open_dataset
 from muva.data.store import Store
 from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.quirks import nodes_lost_after
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.encoder import encoder_step
+from workflows.steps.encoder import encoder_step, train_encoder
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.prompts import CONTEXTS, prompts_step
+from workflows.steps.prompts import CONTEXTS, learn_prompts, prompts_step
 from workflows.steps.training_inputs import TrainingInputs
 
 KINDS = ("process", "node", "driver")
 STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}
 """Kind of artifact -> the start of the line that a driver prints when the stage begins."""
-TITLES = {"prompts": ("_learn_share", "_prepare"), "models": ("TrainWorker", "_train_alone")}
+HEALTH_CHECKS = 4
+"""So many missed heartbeats in a row, half a second apart, and a node counts as lost."""
+TITLES = {"prompts": ("learn_share", "compute_centroids"), "models": ("TrainWorker", "run_alone")}
 """Kind of artifact -> part of the titles of the processes that compute it."""
 WORKERS = (1, 2)
-PATIENCE_S = 240.0
 LATEST, AFTER_S = 0.8, 0.5
 """Moments of faults: up to this fraction of the epochs, and so many seconds after one."""
 CLOSE = 1e-4
 """Tolerance with two workers: relative for losses, absolute for weights, which change by 1e-2."""
-HEALTH = {
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-    "health_check_initial_delay_ms": 0,
-}
-"""A node counts as lost after seconds without a heartbeat instead of half a minute."""
 
 RECIPE = """
 name: faults
@@ -94,29 +90,25 @@ class Round:
 
 def main() -> int:
     """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where weights differ")
-    parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = round_arguments(
+        "training_faults", __doc__, check="exit 1 where weights differ", driver_words=4
+    )
     if arguments.drive:
         return drive(*arguments.drive)
-    folder = Path(tempfile.mkdtemp(prefix="training-faults-"))
-    try:
+    with temporary_folder("training-faults-") as folder:
         figures = drills(folder, arguments.rounds, arguments.seed)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     rounds, elastic = figures["rounds"], figures["elastic"]
-    good = sum(one["right"] for one in rounds)
-    print(f"\n{good} of {len(rounds)} rounds ended with the right weights")
+    wrong = wrong_rounds(rounds)
+    print(f"\n{len(rounds) - len(wrong)} of {len(rounds)} rounds ended with the right weights")
     for stage, apart in elastic.items():
         print(f"{stage}: 2, then 1, then 2 workers: losses {apart:.1e} from two undisturbed ones")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    wrong = good < len(rounds) or not all(apart <= CLOSE for apart in elastic.values())
-    return int(arguments.check and wrong)
+    write_results(arguments, figures, baseline_tables)
+    too_far = [
+        f"{stage}: losses {apart:.1e} apart, limit {CLOSE:g}"
+        for stage, apart in elastic.items()
+        if not apart <= CLOSE
+    ]
+    return exit_code(arguments, [*wrong, *too_far])
 
 
 def drive(home: str, stage: str, name: str, workers: str) -> int:
@@ -125,15 +117,37 @@ def drive(home: str, stage: str, name: str, workers: str) -> int:
     sources = [_named(session.store, "datasets", source) for source in config.sources]
     labels = [_named(session.store, "labels", source) for source in config.sources]
     inputs = TrainingInputs.of(config, sources=sources, labels=labels)
-    contents = [open_dataset(source).fingerprint for source in sources]
     processes = Workers(count=int(workers), cpus_each=1)
     with ray_cluster():
         # Rounds of stage 2 use the prompts of the undisturbed training.
         of = name if stage == "prompts" else _undisturbed(1)
-        prompts = prompts_step(session, inputs, {}, contents, processes, name=of)
+        step = prompts_step(session, inputs, name=of)
+        prompts = learn_prompts(session, step, inputs, processes).artifact
         if stage == "models":
-            encoder_step(session, inputs, {}, prompts, processes, name=name)
+            step = encoder_step(session, inputs, prompts, name=name)
+            train_encoder(session, step, inputs, prompts, processes)
     return 0
+
+
+def baseline_tables(figures: dict[str, Any]) -> dict[str, Table]:
+    """`rounds`: how many of each kind and stage there were with 1 and 2 workers, and their time."""
+    rows = []
+    for kind, (number, stage) in itertools.product(KINDS, enumerate(STAGES, start=1)):
+        alike = [r for r in figures["rounds"] if (r["disturbed"], r["stage"]) == (kind, stage)]
+        if not alike:
+            continue
+        seconds = [one["seconds"] for one in alike]
+        rows.append(
+            {
+                "killed": "driver, started again" if kind == "driver" else kind,
+                "stage": number,
+                "rounds": [sum(r["workers"] == workers for r in alike) for workers in WORKERS],
+                "seconds": {"least": min(seconds), "most": max(seconds)},
+                "largest_difference": max(one["apart"] for one in alike),
+                "goal": "weights of the undisturbed training",
+            }
+        )
+    return {"rounds": Table(rows=rows)}
 
 
 def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
@@ -142,9 +156,13 @@ def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
 
     store, rng = _prepare(folder), np.random.default_rng(seed)
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
+        initialize_head=True, head_node_args={"num_cpus": 0, **nodes_lost_after(HEALTH_CHECKS)}
     )
-    start = partial(Driver, str(cluster.address), str(folder))
+
+    def start(stage: str, name: str, workers: int) -> Driver:
+        words = (str(folder), stage, name, str(workers))
+        return Driver("training_faults", str(cluster.address), *words)
+
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         for stage, workers in itertools.product(STAGES, WORKERS):
@@ -188,7 +206,7 @@ def _round(
     began_at = time.monotonic()
     driver = start(stage, name, workers)
     try:
-        driver.await_stage(stage)
+        driver.wait_for(lambda: _has_begun(stage, driver))
         driver.wait_for(lambda: _epochs(store, stage, name) >= after)
         time.sleep(float(rng.uniform(0, AFTER_S)))
         driver.wait_for(lambda: kind != "process" or _kill_process(stage, nodes, rng))
@@ -216,68 +234,11 @@ def _round(
     )
 
 
-class TooLateError(Exception):
-    """The driver finished before the fault was injected."""
-
-
-class Driver:
-    """A driver in a separate process group, with its output."""
-
-    def __init__(self, address: str, folder: str, stage: str, name: str, workers: int) -> None:
-        words = (folder, stage, name, str(workers))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.training_faults", "--drive", *words],
-            env={**os.environ, "RAY_ADDRESS": address},
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._output: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        self._output.extend(self._process.stderr)
-
-    def output(self) -> str:
-        """Its output so far."""
-        return "".join(self._output)
-
-    def await_stage(self, stage: str) -> None:
-        """Wait until it reports that the stage begins."""
-        self.wait_for(
-            lambda: any(
-                line.startswith(STAGES[stage]) and line.rstrip().endswith("…")
-                for line in list(self._output)
-            )
-        )
-
-    def wait_for(self, condition: Callable[[], object]) -> None:
-        """Wait until the condition holds; raises TooLateError if the driver succeeds before."""
-        ends_at = time.monotonic() + PATIENCE_S
-        while not condition():
-            if self._process.poll() == 0:
-                raise TooLateError
-            if self._process.poll() is not None or time.monotonic() > ends_at:
-                raise RuntimeError(f"the driver could not be disturbed: {self.output()[-3000:]}")
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        """Send SIGKILL to all its processes."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def finish(self) -> None:
-        """Wait until it ends; raises RuntimeError if it fails or hangs."""
-        try:
-            code = self._process.wait(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            code = f"no end within {PATIENCE_S:.0f} s"
-        if code:
-            raise RuntimeError(f"the driver failed ({code}): {self.output()[-3000:]}")
+def _has_begun(stage: str, driver: Driver) -> bool:
+    """Whether the driver has reported that the stage begins."""
+    return any(
+        line.startswith(STAGES[stage]) and line.rstrip().endswith("…") for line in driver.lines()
+    )
 
 
 def _elastic(start: Callable[..., Driver], store: Store, stage: str) -> float:
@@ -348,8 +309,8 @@ def _prepare(folder: Path) -> Store:
     session, config = _session(folder), load_recipe(folder / "faults.yaml")
     assert config.grounding is not None
     with ray_cluster():
-        for done in datasets_of(session, config.sources, config.synthetic).values():
-            ground(session, done.artifact, config.grounding)
+        imported = datasets_of(session, config.sources, config.synthetic)
+        ground(session, [done.artifact for done in imported.values()], config.grounding)
     return session.store
 
 

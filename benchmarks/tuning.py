@@ -9,7 +9,6 @@ sources and, only at the end, on a target that was not used before.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -22,6 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, list_artifacts
 from tracking.names import experiment_name
@@ -32,7 +40,7 @@ from workflows.session import Session, open_session
 from workflows.steps.evaluate import evaluate_on
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.train import train
+from workflows.steps.train import declare_training, train
 from workflows.tuning.search import search
 from workflows.tuning.study import best_of, find_study, reuse
 from workflows.tuning.trial import (
@@ -54,7 +62,7 @@ OWN_KINDS = ("prompts", "models", "features", "metrics")
 
 def main() -> int:
     """Measure, then print; with --check, exit with 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("tuning", __doc__, check="exit 1 where a bound is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--space", default="all", help="that the study searches")
@@ -66,8 +74,6 @@ def main() -> int:
     parser.add_argument("--folds", type=int, default=2, help="that the study holds out")
     parser.add_argument("--seeds", type=int, default=3, help="of the default and the best trial")
     parser.add_argument("--home", type=Path, help="kept, to go on from there [a new folder]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is missed")
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe)
     sizes = {
@@ -100,25 +106,59 @@ def main() -> int:
                 studied = with_settings(config, changes, where=arguments.recipe)
                 figures["study"] = measured_study(home / "study", studied, seeds=arguments.seeds)
     print(json.dumps(figures, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, baseline_tables)
     missed = missing(figures)
-    if arguments.check and missed:
-        print("\n".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
+    """`reuse`, `concurrency`, `study`: what was measured of them."""
+    reuse_, study_ = [], []
+    if reused := figures.get("reuse"):
+        reuse_.append(
+            {
+                "trials": reused["trials"],
+                "together_s": measurement(reused["spent_s"]),
+                "alone_s": measurement(reused["alone_s"]),
+                "saved": reused["saved"],
+                "goal": MIN_SAVED,
+            }
+        )
+    concurrency = []
+    if timed := figures.get("concurrency"):
+        seconds = timed["seconds"]
+        names = {
+            "sequential": "one after the other, a core each",
+            "two at once": "two at once, a core each",
+            "sequential, all cores each": "one after the other, all cores each",
+        }
+        for way, name in names.items():
+            row: Row = {"way": name, "seconds": measurement(seconds[way])}
+            if way == "two at once":
+                row |= {"share": timed["of_sequential"], "goal": MAX_OF_SEQUENTIAL}
+            concurrency.append(row)
+    if studied := figures.get("study"):
+        for key, name in (("held_out", "held-out sources"), ("target", "target")):
+            of = studied[key]
+            study_.append(
+                {"evaluated_on": name}
+                | {one: measurement(mean_of(of[one]["by_seed"])) for one in ("default", "best")}
+                | {"difference": of["gain"]}
+            )
+    tables = {"reuse": reuse_, "concurrency": concurrency, "study": study_}
+    return {name: Table(rows=rows) for name, rows in tables.items()}
 
 
 def missing(figures: Mapping[str, Any]) -> list[str]:
     """Descriptions of the missed goals."""
-    told = []
+    missed = []
     saved = figures.get("reuse", {}).get("saved", 1.0)
     if saved < MIN_SAVED:
-        told.append(f"reuse saves {saved:.2f} of the compute, expected {MIN_SAVED}")
+        missed.append(f"reuse saves {saved:.2f} of the compute, expected {MIN_SAVED}")
     share = figures.get("concurrency", {}).get("of_sequential", 0.0)
     if share > MAX_OF_SEQUENTIAL:
-        told.append(f"two at once take {share:.2f} of the time, expected {MAX_OF_SEQUENTIAL}")
-    return told
+        missed.append(f"two at once take {share:.2f} of the time, expected {MAX_OF_SEQUENTIAL}")
+    return missed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +185,7 @@ class Sources:
         assert settings is not None
         grounding = trial_config(self.config, settings, params).grounding
         assert grounding is not None
-        labels = [ground(self.session, source, grounding).artifact for source in self.sources]
+        labels = [done.artifact for done in ground(self.session, self.sources, grounding)]
         inputs = TrialInputs(
             session=dataclasses.replace(self.session, tracking_uri=None),
             config=self.config.model_copy(update={"targets": (), "tune": None}),
@@ -164,7 +204,7 @@ def prepared(home: Path, config: ExperimentConfig) -> Sources:
     session = open_session(home=home, experiment=experiment_name(f"{config.name}-tuning"))
     sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
     assert config.grounding is not None
-    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    labels = [done.artifact for done in ground(session, sources, config.grounding)]
     return Sources(session=session, config=config, sources=sources, labels=labels)
 
 
@@ -261,7 +301,7 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
         held_out[name] = again.trial(params, seeds=seeds).by_seed
     for name, params in (("default", {}), ("best", best["params"])):
         say(f"{name}: {seeds} seeds on {', '.join(config.targets)}")
-        on_target[name] = _judged_on_targets(again, params, seeds=seeds)
+        on_target[name] = _scores_on_targets(again, params, seeds=seeds)
     return {
         "trials": len(summary["trials"]),
         "states": {
@@ -276,7 +316,7 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
     }
 
 
-def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int) -> list[float]:
+def _scores_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int) -> list[float]:
     """Mean mAP over the targets for each seed, trained on all sources."""
     settings = place.config.tune
     assert settings is not None
@@ -287,26 +327,26 @@ def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int)
         config = trial_config(place.config, settings, params)
         config = config.model_copy(update={"seed": config.seed + seed})
         assert config.grounding is not None
-        labels = [ground(session, s, config.grounding).artifact for s in place.sources]
-        trained = train(
+        labels = [done.artifact for done in ground(session, place.sources, config.grounding)]
+        training = declare_training(
             session,
             config,
             sources=place.sources,
             labels=labels if config.model.parts else None,
-            workers=Workers(),
             name="tuned" if params else "default",
         )
+        trained = train(session, training, Workers())
         found = [
             evaluate_on(session, trained.model.uri, one.artifact, config, name="tuning")
             for one in targets
         ]
-        values.append(statistics.fmean(one.mean_ap for one in found))
+        values.append(statistics.fmean(one.scores.mean_ap for one in found))
     return values
 
 
 def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Means, deviations between seeds, and the gain of the best over the default, as fractions."""
-    told: dict[str, Any] = {
+    scores: dict[str, Any] = {
         name: {
             "mean_ap": round(statistics.fmean(one), 4),
             "deviation": round(statistics.stdev(one), 4) if len(one) > 1 else None,
@@ -314,8 +354,8 @@ def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         }
         for name, one in values.items()
     }
-    told["gain"] = round(told["best"]["mean_ap"] - told["default"]["mean_ap"], 4)
-    return told
+    scores["gain"] = round(scores["best"]["mean_ap"] - scores["default"]["mean_ap"], 4)
+    return scores
 
 
 if __name__ == "__main__":

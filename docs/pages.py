@@ -21,6 +21,7 @@ ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "benchmarks.md",
 }
 """File of the repository -> page of the site; more by `_elsewhere`."""
 REFERENCE = "reference"

@@ -1,6 +1,6 @@
-"""What every verb shares: options that say where things are and how to compute, and its output.
+"""What all verbs share: options for locations and computing resources, and the output.
 
-Verbs import what they work with inside their functions: torch, Ray and MLflow take seconds, which
+Verbs import their libraries inside functions: importing torch, Ray and MLflow takes seconds, which
 neither a help text nor a mistyped option should cost.
 """
 
@@ -25,18 +25,22 @@ if TYPE_CHECKING:
 
 
 def write_sheet(sheet: Path, picture: Image.Image) -> None:
-    """Write a picture in the form that the file's name ends in; MuvaError where that cannot be."""
+    """Write a picture in the format that the file's suffix names.
+
+    Raises:
+        MuvaError: the suffix names no image format, or the file cannot be written.
+    """
     try:
         picture.save(sheet)
     except (OSError, ValueError) as error:
         raise MuvaError(
             f"The sheet {sheet} cannot be written ({error}): expected a name that ends in .png or "
-            ".jpg, in a folder that is there"
+            ".jpg, in an existing folder"
         ) from error
 
 
 def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a verb the options that say where things are, and a `session` made of them."""
+    """Adds --home, --store and --tracking-uri to a verb, which gets them as a `session`."""
 
     @click.option(
         "--home",
@@ -44,17 +48,17 @@ def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         envvar="MUVA_HOME",
         default="runs",
         show_default=True,
-        help="Folder of everything that is kept here.",
+        help="Folder for the store, the runs and the reports.",
     )
     @click.option(
         "--store",
         envvar="MUVA_STORE",
-        help="Artifacts: a folder or s3://bucket/prefix. [HOME/store]",
+        help="Where artifacts are stored: a folder or s3://bucket/prefix. [HOME/store]",
     )
     @click.option(
         "--tracking-uri",
         envvar="MLFLOW_TRACKING_URI",
-        help="MLflow: sqlite:///FILE or http://SERVER. [sqlite in HOME]",
+        help="MLflow's address: sqlite:///FILE or http://SERVER. [SQLite in HOME]",
     )
     @functools.wraps(verb)
     def with_session(
@@ -69,17 +73,17 @@ def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Names(click.ParamType):
-    """Names with commas between them."""
+    """A comma-separated list of names."""
 
     name = "A,B"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        """The names, without the spaces around them."""
+        """The names, without surrounding spaces."""
         names = tuple(filter(None, (name.strip() for name in value.split(","))))
         if not names:
-            self.fail("expected names with commas between them, found none", param, ctx)
+            self.fail("expected names separated by commas, found none", param, ctx)
         return names
 
 
@@ -87,7 +91,7 @@ NAMES = _Names()
 
 
 recipe_option = click.option(
-    "--recipe", default="base", show_default=True, help="A shipped recipe, or a YAML file."
+    "--recipe", default="base", show_default=True, help="A shipped recipe or a YAML file."
 )
 
 
@@ -104,12 +108,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 
 def print_result(result: object, *, as_json: bool, text: str) -> None:
-    """The verb's result on standard output, for a machine or for a person."""
+    """Print a verb's result on standard output, as JSON or as text."""
     click.echo(json.dumps(result, indent=2, default=str) if as_json else text)
 
 
 def as_text(table: Table) -> str:
-    """A table as plain text for standard output, its title in one line above it."""
+    """A table as plain text for standard output, with its title on one line above it."""
     writer = Console(width=120, highlight=False)
     untitled = copy.copy(table)
     untitled.title = None
@@ -121,14 +125,14 @@ def as_text(table: Table) -> str:
 
 
 def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a verb an option for each setting of `execution`: overrides behind those of `--set`."""
+    """Adds an option to a verb for each setting of `execution`; they win over `--set`."""
     fields = ExecutionConfig.model_json_schema()["properties"]
 
     @functools.wraps(verb)
     def with_execution(*args: object, overrides: tuple[str, ...], **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in fields}
-        own = (f"execution.{name}={value}" for name, value in given.items() if value is not None)
-        return verb(*args, overrides=(*overrides, *own), **kwargs)
+        values = {name: kwargs.pop(name) for name in fields}
+        execution = [f"execution.{k}={value}" for k, value in values.items() if value is not None]
+        return verb(*args, overrides=(*overrides, *execution), **kwargs)
 
     for name, field in reversed(fields.items()):
         with_execution = _execution_option(name, field)(with_execution)
@@ -136,39 +140,43 @@ def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _execution_option(name: str, field: Mapping[str, Any]) -> Callable[..., Any]:
-    """The option of a setting from its JSON schema; without it, what the recipe says holds."""
+    """The option for a setting, from its JSON schema; by default the recipe's value applies."""
     option = f"--{name.replace('_', '-')}"
     text = " ".join(field["description"].split())
-    value = next(one for one in field.get("anyOf", [field]) if one["type"] != "null")
-    if value["type"] == "boolean":
+    schema = next(one for one in field.get("anyOf", [field]) if one["type"] != "null")
+    if schema["type"] == "boolean":
         return click.option(f"{option}/--no-{option[2:]}", name, default=None, help=text)
-    kind: click.ParamType = click.IntRange(min=value.get("minimum"))
-    if "enum" in value:
-        kind = click.Choice([str(choice) for choice in value["enum"]])
-    return click.option(option, name, type=kind, help=text)
+    param_type: click.ParamType = click.IntRange(min=schema.get("minimum"))
+    if "enum" in schema:
+        param_type = click.Choice([str(choice) for choice in schema["enum"]])
+    return click.option(option, name, type=param_type, help=text)
 
 
 def cluster_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a verb `--cluster` and `--address`, and a `cluster` made of them."""
+    """Adds `--cluster` and `--address` to a verb, which gets them as a `cluster`."""
 
-    @click.option("--cluster", "name", metavar="NAME|FILE", help="A cluster's settings by name.")
     @click.option(
-        "--address", help="The cluster's dashboard, http://HOST:PORT. [RAY_ADDRESS, or local]"
+        "--cluster", "name", metavar="NAME|FILE", help="The cluster's settings: a name or a file."
+    )
+    @click.option(
+        "--address",
+        help="The cluster's dashboard, http://HOST:PORT. [RAY_ADDRESS, or this machine]",
     )
     @functools.wraps(verb)
     def with_cluster(*args: object, name: str | None, address: str | None, **kwargs: object) -> Any:
         from pydantic import ValidationError
 
-        from workflows.jobs.cluster_settings import ClusterSettings, explained, load_cluster
+        from workflows.jobs.cluster_settings import ClusterSettings, explain_problem, load_cluster
 
         if name is not None and address is not None:
-            raise click.UsageError("--cluster and --address: expected one of the two.")
+            raise click.UsageError("--cluster and --address: expected only one of the two.")
         cluster = load_cluster(name) if name is not None else ClusterSettings()
         if address is not None:
             try:
                 cluster = ClusterSettings(address=address)
             except ValidationError as error:
-                raise SettingsError(f"--address: {explained(dict(error.errors()[0]))}") from error
+                problem = explain_problem(dict(error.errors()[0]))
+                raise SettingsError(f"--address: {problem}") from error
         return verb(*args, cluster=cluster, **kwargs)
 
     return with_cluster

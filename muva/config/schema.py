@@ -338,7 +338,7 @@ class ExperimentConfig(Section):
     variants: Annotated[tuple[Literal["clip", "global_only", "muva"], ...], Field(min_length=1)] = (
         "muva",
     )
-    """Models to compare: CLIP without training, MUVA without parts, MUVA."""
+    """Models to compare: zero-shot CLIP, MUVA without parts, MUVA."""
     train_on: Literal["train", "all"] = "train"
     """The images of the sources to train on: their training split, or all images."""
     same_domain: bool = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ from muva.data.store import open_store
 from muva.errors import SettingsError
 from muva.training.compute import Compute
 from workflows.runtime.workers import Workers
+from workflows.session import Session, open_session
+from workflows.steps.pipeline import pipeline_run
 from workflows.steps.run_lineage import run_params
+from workflows.steps.train import declare_training
 from workflows.tuning.study import study_of
 from workflows.verb import override_option, worker_options
 
@@ -143,3 +148,27 @@ def test_no_study_depends_on_it(tmp_path: Path) -> None:
     )
     assert one.artifact == other.artifact and one.config == other.config
     assert "execution" not in one.config["experiment"]
+
+
+def test_no_address_of_a_step_and_no_run_of_a_pipeline_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_recipe("demo")
+    session = open_session(home=tmp_path)
+
+    @contextmanager
+    def run(self: Session, name: str, *, key: str, params: Any, **_: object) -> Iterator[None]:
+        opened.append((name, key, params))
+        yield None
+
+    monkeypatch.setattr(Session, "run", run)
+    declared = []
+    for one in (config, elsewhere(config)):
+        opened: list[Any] = []
+        training = declare_training(session, sources=[], labels=None, config=one, name="muva")
+        with pipeline_run(session, one):
+            pass
+        steps = (training.prompts, training.encoder)
+        declared.append([(step.artifact, step.settings) for step in steps] + opened)
+    assert len(declared[0]) == 3
+    assert declared[0] == declared[1]

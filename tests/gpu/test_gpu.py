@@ -210,7 +210,7 @@ def test_a_pipeline_runs_on_the_gpu_and_its_model_anywhere(
 ) -> None:
     session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
     workers = Workers()
-    assert workers.use_gpu and workers.how.loaders
+    assert workers.use_gpu and workers.compute.loaders
     settings = {
         "variants": ["muva"],
         "tune": None,
@@ -219,7 +219,7 @@ def test_a_pipeline_runs_on_the_gpu_and_its_model_anywhere(
         "validation": {"identities": 0.34},
     }
     config = with_settings(load_recipe(smoke_recipe), settings, where="smoke")
-    report = run_pipeline(session, config, workers=workers)
+    report = run_pipeline(session, config)
     manifest = open_artifact(report.models["muva"]).manifest()
     assert manifest is not None
     losses = [epoch["loss"] for epoch in manifest["summary"]["history"]]

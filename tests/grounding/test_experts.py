@@ -100,7 +100,7 @@ def test_florence_encodes_an_image_once_and_answers_like_its_own_pipeline(
 
 
 @pytest.mark.parametrize(
-    ("said", "box"),
+    ("generated", "box"),
     [
         ("</s><s>head<loc_100><loc_0><loc_299><loc_199></s>", (0.1005, 0.0005, 0.2995, 0.1995)),
         ("the head<loc_0><loc_0><loc_9><loc_9>the person<loc_0><loc_0><loc_999><loc_999></s>",
@@ -182,7 +182,9 @@ def test_words_outside_the_small_vocabulary_are_rejected(
     images: list[GroundingImage], checkpoints: Path
 ) -> None:
     expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
-    with pytest.raises(MuvaError, match="phrase 'the backpack': this expert's small vocabulary"):
+    with pytest.raises(
+        MuvaError, match="phrase 'the backpack': the small vocabulary of this expert"
+    ):
         expert.ground(images[:1], {"bag": "the backpack"})
 
 

@@ -31,7 +31,7 @@ def test_ctrl_c_in_an_import_leaves_nothing_that_counts_as_done(
     os.kill(interrupted.pid, signal.SIGINT)
     output = "".join(lines) + interrupted.communicate(timeout=PATIENCE_S)[0]
     assert interrupted.returncode == INTERRUPTED, output
-    assert "the same command goes on from there" in output
+    assert "run the same command again to resume" in output
     assert "Traceback" not in output
     assert not list_artifacts(open_store(tmp_path / "store"))
     with pytest.raises(SystemExit) as stop:
@@ -50,8 +50,8 @@ def test_ctrl_c_in_an_import_leaves_nothing_that_counts_as_done(
         (["evaluate", "nobody", "--targets", "syn-station"], 1, "no models 'nobody'"),
         (["run", "demmo"], 2, "did you mean demo"),
         (["run", "base"], 2, "expected sources to train on"),
-        (["evaluate", "muva", "--targets", ","], 2, "expected names with commas between them"),
-        (["demo", "--set", "variants=[clip]"], 2, "the demo shows MUVA with parts"),
+        (["evaluate", "muva", "--targets", ","], 2, "expected names separated by commas"),
+        (["demo", "--set", "variants=[clip]"], 2, "the demo needs the variant muva"),
         (["train", "--sources", "a", "--workers", "0"], 2, "--workers"),
         (["train", "--sources", "a", "--micro-batch", "0"], 2, "--micro-batch"),
         (["fly"], 2, "No such command"),

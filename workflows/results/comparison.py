@@ -1,6 +1,6 @@
-"""Results of this store, beside what was published for the same sources and target.
+"""The results in a store beside the published ones for the same sources and target.
 
-The manifests say of which model, sources, recipe and seed each result is.
+Manifests record the model, sources, recipe and seed of each result.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from workflows.steps.encoder import LAST_EPOCH
 
 PAPER = "MUVA"
 OURS = "muva"
-"""What our runs call the method of the paper."""
+"""The name of the paper's method in our runs."""
 ABLATION = "ablation-"
-"""Prefix of the names of such recipes."""
-TRAINED = ("model", "prompts", "stage1", "stage2")
-"""The sections that a model is made with."""
+"""The prefix of the names of ablation recipes."""
+TRAINING_SECTIONS = ("model", "prompts", "stage1", "stage2")
+"""The sections of a recipe that determine a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,42 +36,43 @@ class Result:
     """The scores of one model on one target."""
 
     sources: tuple[str, ...]
-    """Sorted; none for a CLIP as it is."""
+    """Sorted; empty for CLIP without training."""
     target: str
     method: str
     seed: int | None
     settings: str
-    """A hash of what the model was made with, besides the seed."""
+    """A hash of all settings of the model except the seed."""
     checkpoint: str
-    """Which of a training's models: last epoch, chosen on held-out sources, or another epoch."""
+    """Which checkpoint of a training: the last epoch, the one chosen on held-out sources, or
+    another epoch."""
     altered: tuple[str, ...]
-    """Its data sets that hold other images than were published."""
+    """Its data sets whose images differ from the published ones."""
     created: str
     scores: Scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A method on a target, the mean over its seeds, beside what was published."""
+    """A method's mean over its seeds on a target, beside the published results."""
 
     sources: tuple[str, ...]
     target: str
     method: str
     checkpoint: str
-    """As a result's."""
+    """Like `Result.checkpoint`."""
     seeds: int
     altered: tuple[str, ...]
     reranked: bool
     mean_ap: float
     rank1: float
     published: Published | None
-    """The paper's MUVA."""
+    """The paper's result for MUVA."""
     best: Published | None
-    """The highest mAP published for these, by whatever method."""
+    """The published result with the highest mAP for these sources and target, by any method."""
 
     @property
     def differences(self) -> tuple[float | None, float | None]:
-        """Ours less the paper's: mAP and rank-1."""
+        """Ours minus the paper's: mAP and rank-1."""
         paper = self.published
         if paper is None:
             return None, None
@@ -82,29 +83,29 @@ class Comparison:
 
 
 def results_in(store: Store) -> list[Result]:
-    """All finished evaluations of whole targets; unreadable ones are reported and skipped."""
+    """All finished evaluations of complete targets; unreadable ones are reported and skipped."""
     lineage = Lineage.of(store)
     results = []
     for node in lineage.nodes("metrics"):
         try:
             results.append(_result(lineage, node))
         except KeyError as error:
-            say(f"Not compared: {node.artifact.address}: {error.args[0]}")
+            say(f"Skipped: {node.artifact.address}: {error.args[0]}")
     return [result for result in results if result is not None]
 
 
-def compared(results: Sequence[Result]) -> list[Comparison]:
-    """The newest settings of each method on each target, the mean over their seeds."""
+def compare_results(results: Sequence[Result]) -> list[Comparison]:
+    """The newest settings of each method on each target, averaged over their seeds."""
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in sorted(results, key=lambda result: result.created):
         reranked = result.scores.reranked
         key = (result.sources, result.target, result.method, result.checkpoint, reranked)
         groups.setdefault(key, []).append(result)
     comparisons = []
-    for (sources, target, method, checkpoint, reranked), every in groups.items():
-        newest = every[-1]
-        by_seed = {one.seed: one.scores for one in every if one.settings == newest.settings}
-        known = published_for(sources, target)
+    for (sources, target, method, checkpoint, reranked), group in groups.items():
+        newest = group[-1]
+        by_seed = {one.seed: one.scores for one in group if one.settings == newest.settings}
+        published = published_for(sources, target)
         comparisons.append(
             Comparison(
                 sources=sources,
@@ -116,9 +117,9 @@ def compared(results: Sequence[Result]) -> list[Comparison]:
                 reranked=reranked,
                 mean_ap=statistics.fmean(scores.mean_ap for scores in by_seed.values()),
                 rank1=statistics.fmean(scores.rank1 for scores in by_seed.values()),
-                published=next((one for one in known if one.method == PAPER), None),
+                published=next((one for one in published if one.method == PAPER), None),
                 best=max(
-                    (one for one in known if one.mean_ap is not None),
+                    (one for one in published if one.mean_ap is not None),
                     key=lambda one: one.mean_ap or 0,
                     default=None,
                 ),
@@ -130,27 +131,27 @@ def compared(results: Sequence[Result]) -> list[Comparison]:
 
 
 def _result(lineage: Lineage, node: Node) -> Result | None:
-    """None for domain maps, unfinished evaluations, and people who were held out of a training."""
+    """None for domain maps, unfinished evaluations and evaluations on held-out training images."""
     if node.manifest is None or Role.FEATURES not in node.inputs or node.facts.get("held_out"):
         return None
     features = lineage[node.inputs[Role.FEATURES][0]]
     [target] = features.inputs[Role.DATASET]
-    made = Made()
+    origin = ModelOrigin()
     if Role.MODEL in features.inputs:
-        made = made_of(lineage, features.inputs[Role.MODEL][0])
+        origin = model_origin(lineage, features.inputs[Role.MODEL][0])
     scores = Scores.from_json(node.manifest["summary"])
-    names = [lineage[one].artifact.name for one in made.sources]
+    names = [lineage[one].artifact.name for one in origin.sources]
     return Result(
         sources=tuple(sorted(names)),
         target=lineage[target].artifact.name,
-        method=method_of(made, node),
-        seed=made.seed,
-        settings=fingerprint([made.settings, node.manifest["config"]]),
-        checkpoint=made.checkpoint,
+        method=method_of(origin, node),
+        seed=origin.seed,
+        settings=fingerprint([origin.settings, node.manifest["config"]]),
+        checkpoint=origin.checkpoint,
         altered=tuple(
             sorted(
                 lineage[one].artifact.name
-                for one in (target, *made.sources)
+                for one in (target, *origin.sources)
                 if (lineage[one].manifest or {"config": {}})["config"].get("altered")
             )
         ),
@@ -160,45 +161,49 @@ def _result(lineage: Lineage, node: Node) -> Result | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a model was made from; nothing for a CLIP as it is."""
+class ModelOrigin:
+    """What a model was made from; empty for CLIP without training."""
 
     name: str | None = None
-    """What the training is called."""
+    """The name of the trained model."""
     recipe: str | None = None
-    """Of the pipeline that trained it."""
+    """The recipe of the pipeline that trained it."""
     variant: str | None = None
-    """Of the pipeline likewise."""
+    """The variant of the recipe that was trained."""
     sources: tuple[str, ...] = ()
     """Addresses of the data sets that it was trained on."""
     init: str | None = None
     """The name of the model that its training started from."""
     settings: Sequence[Mapping[str, Any]] = ()
-    """Besides the seed."""
+    """The sections of settings, without the seed."""
     seed: int | None = None
     ablation: str = ""
     checkpoint: str = LAST_EPOCH
-    """Which of a training's models it is."""
+    """Which checkpoint of its training the model is."""
 
 
-def made_of(lineage: Lineage, address: str) -> Made:
-    """What the model at an address was made from; KeyError where some of that is gone."""
+def model_origin(lineage: Lineage, address: str) -> ModelOrigin:
+    """What the model at an address was made from.
+
+    Raises:
+        KeyError: an artifact that it was made from no longer exists.
+    """
     model = lineage[address]
     checkpoint = model.facts.get("checkpoint", LAST_EPOCH)
-    if given := model.inputs.get(Role.TRAINING):
-        model = lineage[given[0]]
+    if training := model.inputs.get(Role.TRAINING):
+        model = lineage[training[0]]
     steps = [model]
-    if given := model.inputs.get(Role.PROMPTS):  # imported models have no prompts or sources
-        steps.append(lineage[given[0]])
+    if prompts := model.inputs.get(Role.PROMPTS):  # imported models have no prompts or sources
+        steps.append(lineage[prompts[0]])
     configs = [(step.manifest or {"config": {}})["config"] for step in steps]
     settings = [{k: v for k, v in config.items() if k != "seed"} for config in configs]
     init = model.inputs.get(Role.INIT)
-    return Made(
+    return ModelOrigin(
         name=model.artifact.name,
         recipe=model.facts.get("recipe"),
         variant=model.facts.get("variant"),
         sources=model.inputs.get(Role.SOURCE, ()),
-        # Its own address names it, also where it has been deleted since.
+        # The address contains the name, so this works even if the model has been deleted.
         init=artifact_at(model.artifact.store, init[0]).name if init else None,
         settings=settings,
         seed=configs[0].get("seed"),
@@ -207,46 +212,47 @@ def made_of(lineage: Lineage, address: str) -> Made:
     )
 
 
-def method_of(made: Made, evaluation: Node) -> str:
-    """What tables call the method: a variant or a model's name, and what tells it from others."""
-    variant = (made.variant or "").replace("_", "-")
-    method = variant or made.name or evaluation.facts.get("method") or evaluation.artifact.name
-    notes = [made.ablation] if made.ablation and method == OURS else []
-    if made.init is not None:  # whose sources are its sources as well
-        notes.append(f"begun from {made.init}")
-    recipe = made.recipe
-    if recipe in (None, "base") or recipe == f"{ABLATION}{made.ablation}":
+def method_of(origin: ModelOrigin, evaluation: Node) -> str:
+    """The name of a method in tables: a variant or a model's name, and what distinguishes it."""
+    variant = (origin.variant or "").replace("_", "-")
+    method = variant or origin.name or evaluation.facts.get("method") or evaluation.artifact.name
+    notes = [origin.ablation] if origin.ablation and method == OURS else []
+    if origin.init is not None:  # the sources of the initial model count as sources too
+        notes.append(f"initialised from {origin.init}")
+    recipe = origin.recipe
+    if recipe in (None, "base") or recipe == f"{ABLATION}{origin.ablation}":
         return ", ".join([method, *notes])
     return ", ".join([f"{method} ({recipe})", *notes])
 
 
 @functools.cache
 def _ablations() -> dict[str, dict[str, Any]]:
-    """Ablation of the model -> dotted setting -> value where it differs from `base`."""
+    """Ablation of the model -> dotted setting -> value that differs from `base`."""
     base = load_recipe("base")
-    found = {}
+    ablations = {}
     for name in shipped_recipes():
         changes = differences(load_recipe(name), base)
-        trained = {key: v for key, v in changes.items() if key.partition(".")[0] in TRAINED}
-        if name.startswith(ABLATION) and trained:
-            found[name.removeprefix(ABLATION)] = trained
-    return found
+        of_model = {k: v for k, v in changes.items() if k.partition(".")[0] in TRAINING_SECTIONS}
+        if name.startswith(ABLATION) and of_model:
+            ablations[name.removeprefix(ABLATION)] = of_model
+    return ablations
 
 
 def ablation_of(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The ablation that a model's settings are, none for `base` and for other mixtures.
+    """The ablation that a model's settings correspond to; empty for `base` and other combinations.
 
-    `settings` are the sections that it was made with. What no ablation touches may be anything.
+    `settings` are the sections that determine a model. Settings that no ablation changes may have
+    any value.
     """
     base = load_recipe("base").model_dump(mode="json")
-    touched = {key for changes in _ablations().values() for key in changes}
-    here = {}
-    for key in touched:
+    ablated = {key for changes in _ablations().values() for key in changes}
+    changed = {}
+    for key in ablated:
         section, name = key.split(".")
         value = settings[section][name]
         if value != base[section][name]:
-            here[key] = value
-    return next((name for name, changes in _ablations().items() if changes == here), "")
+            changed[key] = value
+    return next((name for name, changes in _ablations().items() if changes == changed), "")
 
 
 COLUMNS = (
@@ -266,12 +272,12 @@ COLUMNS = (
 
 
 def cells(one: Comparison) -> tuple[str, ...]:
-    """A comparison in the order of `COLUMNS`, in per cent; * marks altered data sets."""
-    marked = [f"{name}*" if name in one.altered else name for name in one.sources]
+    """A comparison in the order of `COLUMNS`, in per cent; an asterisk marks altered data sets."""
+    sources = [f"{name}*" if name in one.altered else name for name in one.sources]
     paper, best = one.published, one.best
     difference = one.differences
     return (
-        " + ".join(marked) or "none",
+        " + ".join(sources) or "none",
         f"{one.target}*" if one.target in one.altered else one.target,
         one.method + (", re-ranked" if one.reranked else ""),
         one.checkpoint,
@@ -291,21 +297,21 @@ def _per_cent(value: float | None, *, sign: bool = False) -> str:
 
 
 def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table for a paper's notes or an issue."""
+    """The table in Markdown."""
     rule = "|".join(["---"] * 5 + ["---:"] * (len(COLUMNS) - 6) + ["---"])
     rows_ = [" | ".join(line) for line in (COLUMNS, *lines)]
     return "\n".join([f"| {rows_[0]} |", f"|{rule}|", *(f"| {row} |" for row in rows_[1:])])
 
 
 def as_csv(lines: Sequence[Sequence[str]]) -> str:
-    """The same for a spreadsheet."""
+    """The table in CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
     return text.getvalue().rstrip("\n")
 
 
 def protocol_rows(protocol: str) -> dict[tuple[tuple[str, ...], str], str]:
-    """A protocol's sources (sorted) and targets, and each row in words."""
+    """A protocol's sources (sorted) and target -> the row as text."""
     return {
         (tuple(sorted(row.sources)), target): f"{' + '.join(row.sources)} -> {target}"
         for row in rows(protocol)

@@ -12,23 +12,23 @@ from workflows.steps.pipeline import PipelineReport, variant_title
 
 
 def pipeline_table(config: ExperimentConfig, report: PipelineReport) -> Table:
-    """The scores on unseen domains, a line for each method."""
+    """The scores on unseen domains, one row per method."""
     table = Table(title=f"Trained on {', '.join(config.sources)}")
     table.add_column("method")
     for target in report.targets:
         table.add_column(f"{target}\nmAP", justify="right")
         table.add_column("\nrank-1", justify="right")
-    for which in report.models:
+    for variant in report.models:
         cells = []
         for results in report.targets.values():
-            scores = results[which]
+            scores = results[variant]
             cells += [f"{100 * scores.mean_ap:.1f}", f"{100 * scores.rank1:.1f}"]
-        table.add_row(variant_title(which), *cells)
+        table.add_row(variant_title(variant), *cells)
     return table
 
 
 def evaluation_table(scores_of: Mapping[str, Scores], *, title: str) -> Table:
-    """A line for each target, with confidence intervals."""
+    """The scores with confidence intervals, one row per target."""
     table = Table(title=title)
     table.add_column("target")
     for column in ("mAP", "95 %", "rank-1", "95 %", "rank-5", "rank-10", "mINP"):

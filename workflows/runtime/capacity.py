@@ -1,6 +1,6 @@
-"""Nodes that a piece of work loses: the loss is reported at once, and a replacement is awaited.
+"""Lost nodes: reported at once, with a limit on how long a replacement is awaited.
 
-Ray itself would wait for ever, and report nothing to whoever follows a job.
+Ray itself would wait for ever, and report nothing to those who follow a job.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ CHECK_EVERY_S = 5.0
 
 
 class CapacityMonitor:
-    """Watches whether the cluster is large enough for a piece of work, however busy it is."""
+    """Monitors whether the cluster is large enough for a piece of work, however busy it is."""
 
     def __init__(self, *, processes: int, cpus: int, gpus: int = 0) -> None:
-        """`processes` run at once, each with so many CPU cores and GPUs."""
+        """`processes` run at the same time, each with this many CPU cores and GPUs."""
         self._wanted = processes
         self._cpus, self._gpus = cpus, gpus
         self._checked_at = time.monotonic()
         self._insufficient_since: float | None = None
 
     def check(self) -> None:
-        """Counts the nodes, at most every few seconds; reports when capacity is lost or restored.
+        """Count the nodes, at most every few seconds, and report when capacity is lost or restored.
 
         Raises:
             MuvaError: the capacity has been insufficient for `wait_limit_s`.

@@ -24,11 +24,11 @@ from workflows.runtime.quirks import (
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """Ray for the length of the block, or of the `cluster_on_demand` around it.
+    """Connect to Ray during the block, or during the `cluster_on_demand` around it.
 
-    Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one that
-    this process is connected to already; otherwise starts one on this machine, protected by a token
-    of Ray's own, and stops it at the end.
+    Uses the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one that
+    this process is connected to already; otherwise starts one on this machine, protected by Ray's
+    own token, and stops it at the end.
     """
     if ray.is_initialized() or keep(_connected()):
         yield
@@ -67,7 +67,7 @@ def _initialised() -> Iterator[None]:
 
 
 def on_the_drivers_node() -> Any:
-    """Scheduling strategy of actors that live as long as the driver: other nodes may be lost."""
+    """Scheduling strategy that places an actor on the driver's node, as other nodes may be lost."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
@@ -82,7 +82,7 @@ def cpus() -> int:
 
 
 def cpus_of_one_node() -> int:
-    """CPU cores of the node that has most: no process can have more."""
+    """CPU cores of the largest node, which is the most that a process can get."""
     return max(1, *(int(node["Resources"].get("CPU", 0)) for node in alive_nodes()))
 
 
@@ -92,7 +92,7 @@ def gpus() -> int:
 
 
 def cores_per_gpu() -> int:
-    """CPU cores for each GPU on the node that has fewest; 1 without GPUs."""
+    """CPU cores per GPU on the node with the lowest ratio; 1 without GPUs."""
     nodes = [node["Resources"] for node in alive_nodes()]
     shares = [int(has.get("CPU", 0) // has["GPU"]) for has in nodes if has.get("GPU", 0) >= 1]
     return max(1, min(shares, default=1))

@@ -45,11 +45,11 @@ SHARDS_AHEAD = 2
 
 PROCESS_BYTES = 0.5e9
 ACTIVATION_FACTOR = 1.2
-"""What an actor needs beside the weights: libraries, and a share of the weights' size for
-activations."""
+"""What an actor needs in addition to the weights: libraries, and a multiple of the weights' size
+for activations."""
 
 Shard = tuple[int, int]
-"""The number of a job, and of a shard of its data set."""
+"""The index of a job, and of a shard of its data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +60,10 @@ class Actors:
     """None: as many as fit on the cluster at any time."""
     cpus_each: int = 1
     gpus_each: float | None = None
-    """None: one for an expert that wants it, where the cluster has any."""
+    """None: one for an expert that uses GPUs, if the cluster has any."""
 
     def needs(self, expert: ChosenExpert, nodes: Iterable[Mapping[str, float]]) -> dict[str, float]:
-        """The resources that each actor requests, by Ray's names; a fraction shares a GPU."""
+        """The resources that each actor requests, by Ray's names; a fraction of a GPU is shared."""
         gpus = self.gpus_each
         if gpus is None:
             has_weights = expert.info.memory_gb > 0
@@ -77,13 +77,13 @@ class Actors:
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingJob:
-    """The shards of one data set that are to be labelled."""
+    """The shards of one data set that have to be labelled."""
 
     dataset: Dataset
     labels: Artifact
     shards: Iterable[int]
     max_quarantined: float
-    """The number of images that may fail."""
+    """How many images may fail."""
 
 
 def actors_that_fit(needs: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
@@ -100,10 +100,10 @@ def _node_resources() -> list[dict[str, float]]:
 
 
 class ShardQueue:
-    """The shards that are still to be labelled, and what their earlier attempts have taught."""
+    """The shards that have not been labelled yet, and what is known from earlier attempts."""
 
     def __init__(self, shards: Iterable[Shard], *, max_quarantined: Sequence[float]) -> None:
-        """`max_quarantined`: how many images of each job may kill the expert's process."""
+        """`max_quarantined`: for each job, how many images may kill the expert's process."""
         self.waiting = deque(shards)
         self._max_quarantined = max_quarantined
         self._isolate: dict[Shard, frozenset[int]] = defaultdict(frozenset)
@@ -114,13 +114,13 @@ class ShardQueue:
         self._broken_in_a_row = 0
 
     def take(self) -> tuple[Shard, RetryPlan]:
-        """The next shard, and how it is to be retried."""
+        """The next shard and its retry plan."""
         shard = self.waiting.popleft()
         isolate, quarantine = self._isolate[shard], self._quarantine[shard]
         return shard, RetryPlan(isolate=isolate, quarantine=quarantine)
 
     def on_death(self, shard: Shard, *, begun: bool, at: range | None, why: str) -> None:
-        """A process died that held the shard; `at`: the rows that it was grounding, if known.
+        """Record that a process died with the shard; `at`: the rows it was grounding, if known.
 
         Raises MuvaError when this has happened too often.
         """
@@ -152,9 +152,9 @@ class ShardQueue:
                     )
 
     def on_broken_expert(self, shard: Shard, error: BrokenExpertError) -> None:
-        """An expert failed at most images of the shard; another process may do better.
+        """Record that an expert failed at most images of the shard; another process may do better.
 
-        Raises the error where none will.
+        Raises the error after too many consecutive failures.
         """
         self.waiting.appendleft(shard)
         self._broken_in_a_row += 1
@@ -163,31 +163,31 @@ class ShardQueue:
         self._broken_at.add(shard)
 
     def on_success(self) -> None:
-        """A shard has been labelled, so the expert works."""
+        """Record that a shard has been labelled, so that the expert works."""
         self._broken_in_a_row = 0
 
 
 @dataclass
 class GroundingProgress:
-    """What has been labelled of a job, and what it took, summed over the actors."""
+    """The progress of a job, and its cost, summed over the actors."""
 
     images: int = 0
     failed: int = 0
     decode_s: float = 0.0
     model_s: float = 0.0
     elapsed_s: float = 0.0
-    """By the driver's clock, from the pool's start to the job's last shard."""
+    """Wall-clock time from the start of the pool to the last shard of the job."""
     actors: int = 0
-    """Actors that work now, for all jobs."""
+    """Actors that are working now, for all jobs."""
     starting: int = 0
-    """Actors that still load the expert, or wait for resources."""
+    """Actors that are loading the expert or waiting for resources."""
     in_flight: int = 0
     """Images of unfinished shards that have been grounded."""
     done: int = 0
-    """Images of finished shards, those that another driver has labelled included."""
+    """Images of finished shards, including those that another driver labelled."""
 
     def add(self, report: ShardReport) -> None:
-        """Adds a shard."""
+        """Add a finished shard."""
         self.images += report.images
         self.failed += report.failed
         self.decode_s += report.decode_s
@@ -195,7 +195,7 @@ class GroundingProgress:
 
     @property
     def images_per_s(self) -> float:
-        """The rate of all actors together, their start included."""
+        """The rate of all actors together, including the time of their start."""
         return (self.images + self.in_flight) / self.elapsed_s if self.elapsed_s else 0.0
 
 
@@ -207,14 +207,17 @@ def ground_shards(
     actors: Actors,
     on_progress: Callable[[list[GroundingProgress]], None] = lambda progress: None,
 ) -> list[GroundingProgress]:
-    """Writes the pseudo-labels of the jobs' shards; the manifests are left to the caller.
+    """Write the pseudo-labels of the jobs' shards; the caller writes the manifests.
 
-    `on_progress` gets the progress of every job. Raises MuvaError for an expert that fits on no
-    node, that cannot be loaded or that fails at most images, and when more images of a job than its
-    `max_quarantined` fail: the labels of their shards are deleted, to be made again.
+    `on_progress` is called with the progress of every job.
+
+    Raises:
+        MuvaError: the expert fits on no node, cannot be loaded or fails at most images; or more
+            images of a job fail than its `max_quarantined`. The labels of their shards are then
+            deleted, so that they are made again.
     """
-    # Each driver takes the shards in an order of its own: those that ground the same data set at
-    # once meet in few of them.
+    # Each driver shuffles the shards, so that drivers which ground the same data set at the same
+    # time rarely label the same shard.
     shuffled = []
     for number, job in enumerate(jobs):
         shards = [(number, shard) for shard in job.shards]
@@ -277,13 +280,13 @@ def _too_many_failed(
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor, and the shards that it holds."""
+    """An actor and the shards that it holds."""
 
     launch: int
-    """The number of the launch batch that it was started with."""
+    """The index of the launch batch in which it was started."""
     actor: Any
     ready: ray.ObjectRef | None
-    """Until the expert is loaded."""
+    """Resolves when the expert is loaded; None afterwards."""
     shards: dict[ray.ObjectRef, Shard] = field(default_factory=dict)
 
 
@@ -302,7 +305,7 @@ class _Pool:
         self._expert, self._actors, self._max_actors = expert, actors, shards
         self._queue = MessageQueue()
         self._needs = actors.needs(expert, _node_resources())
-        # Ray does not restart lost actors: `scale_up` starts new ones where they fit by then.
+        # Ray does not restart lost actors: `scale_up` starts new ones wherever they fit then.
         self._kind: Any = ray.remote(
             num_cpus=self._needs["CPU"],
             num_gpus=self._needs.get("GPU", 0),
@@ -334,7 +337,7 @@ class _Pool:
         return [shard for worker in self._workers for shard in worker.shards.values()]
 
     def scale_up(self) -> None:
-        """Starts actors where more fit; counts the nodes every few seconds."""
+        """Start more actors if they fit; the nodes are counted every few seconds."""
         if self._workers and time.monotonic() - self._scaled_at < SCALE_UP_EVERY_S:
             return
         self._scaled_at = time.monotonic()
@@ -350,10 +353,10 @@ class _Pool:
             self._workers.append(_Worker(self._launches, actor, actor.load.remote()))
 
     def dispatch(self, queue: ShardQueue) -> None:
-        """Gives shards to the actors that hold fewest; a second one only while there are plenty.
+        """Give shards to the actors that hold the fewest; a second one only if there are plenty.
 
-        An actor that has no CPUs yet gets none: where another driver holds the CPUs, and waits for
-        CPUs in its turn, neither would ever end.
+        An actor that has no CPUs yet gets no shards: if another driver holds the CPUs and is itself
+        waiting for CPUs, the two would deadlock.
         """
         loaded = [worker for worker in self._workers if worker.ready is None]
         for ahead in range(SHARDS_AHEAD):
@@ -363,23 +366,25 @@ class _Pool:
                     worker.shards[worker.actor.ground.remote(*shard, plan)] = shard
 
     def finished(self, queue: ShardQueue) -> list[tuple[Shard, ShardReport | None]]:
-        """The shards that were finished since the last call; None: by another driver.
+        """The shards that were finished since the last call; None stands for another driver's.
 
-        Waits a moment for the first of them.
+        Waits a moment for the first one.
         """
         owner = {reference: worker for worker in self._workers for reference in worker.shards}
         owner |= {worker.ready: worker for worker in self._workers if worker.ready is not None}
-        if not owner:  # all actors are lost, and none fits on any node
+        if not owner:  # all actors are lost, and no new one fits on any node
             time.sleep(POLL_S)
             return []
         references, _ = ray.wait([*owner], num_returns=1, timeout=POLL_S)
-        if references:  # and whatever else is ready
+        if references:  # collect whatever else is ready
             references, _ = ray.wait([*owner], num_returns=len(owner), timeout=0)
         self._read_messages()
         done: list[tuple[Shard, ShardReport | None]] = []
         for reference in references:
             worker = owner[reference]
-            if worker not in self._workers:  # it died a moment ago, and its shards were given away
+            if (
+                worker not in self._workers
+            ):  # it died a moment ago, and its shards went back to the queue
                 continue
             try:
                 [report] = get_results([reference])
@@ -407,12 +412,12 @@ class _Pool:
         return done
 
     def counts(self) -> tuple[int, int]:
-        """How many actors work, and how many are starting."""
+        """The numbers of actors that are working and that are starting."""
         starting = sum(worker.ready is not None for worker in self._workers)
         return len(self._workers) - starting, starting
 
     def in_flight(self, job: int) -> int:
-        """Images of a job's unfinished shards that have been grounded, as far as is known."""
+        """Images of a job's unfinished shards that have been grounded, as far as reported."""
         return sum(
             rows.start
             for shard, rows in self._begun.items()
@@ -427,10 +432,10 @@ class _Pool:
     def _on_actor_death(
         self, worker: _Worker, queue: ShardQueue, *, why: str, error: MuvaError | None = None
     ) -> None:
-        """Gives its shards to others. Raises `error` or another one where no actor gets to work."""
+        """Return its shards to the queue. Raises an error if no actor ever starts to work."""
         self._read_messages()
         self._workers.remove(worker)
-        ray.kill(worker.actor)  # one that cannot be reached may be alive
+        ray.kill(worker.actor)  # an actor that cannot be reached may still be alive
         working, _ = self.counts()
         if not working:
             self._scaled_at = -SCALE_UP_EVERY_S
@@ -473,7 +478,7 @@ def _does_not_fit(
 
 
 def _smaller_experts(available_bytes: float) -> str:
-    """The experts whose weights and activations fit into so many bytes, as advice."""
+    """Advice that names the experts whose weights and activations fit into this many bytes."""
     names = [
         name
         for name, info in EXPERTS.items()
@@ -487,7 +492,7 @@ class GpuOutOfMemoryError(MuvaError):
 
 
 def _check_gpu(expert: ChosenExpert) -> None:
-    """Raises GpuOutOfMemoryError where the expert's weights do not fit on this process's GPU."""
+    """Raise GpuOutOfMemoryError if the expert's weights do not fit on this process's GPU."""
     weights = expert.weight_bytes()
     if not weights or not torch.cuda.is_available():
         return
@@ -502,7 +507,7 @@ def _check_gpu(expert: ChosenExpert) -> None:
 
 
 class _Grounder:
-    """The actor: a loaded expert that labels one shard after the other, of any job."""
+    """The actor: a loaded expert that labels shards of any job, one after the other."""
 
     def __init__(
         self,
@@ -524,11 +529,11 @@ class _Grounder:
         tags = ("dataset", "expert")
         self._images = Metric("muva_grounding_images", "Images grounded.", tags)
         self._failed = Metric("muva_grounding_failed", "Images quarantined.", tags)
-        self._decode_s = Metric("muva_grounding_decode_s", "Seconds spent in decoding.", tags)
+        self._decode_s = Metric("muva_grounding_decode_s", "Seconds spent decoding images.", tags)
         self._model_s = Metric("muva_grounding_model_s", "Seconds spent in the expert.", tags)
 
     def load(self) -> None:
-        """Loads the expert: a method rather than `__init__`, so that its errors arrive as such."""
+        """Load the expert: in a method, because errors in `__init__` lose their type."""
         _check_gpu(self._chosen)
         try:
             self._expert = self._chosen.load()
@@ -539,7 +544,7 @@ class _Grounder:
             ) from error
 
     def ground(self, job: int, shard: int, plan: RetryPlan) -> ShardReport | None:
-        """Writes the labels of a shard, unless another driver's actor has done so already."""
+        """Write the labels of a shard, unless another driver's actor has already done so."""
         source, labels = self._jobs[job]
         if labels.store.exists(labels.key(label_key(shard))):
             return None

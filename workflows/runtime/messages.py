@@ -19,7 +19,7 @@ POLL_S = 0.5
 
 
 class MessageQueue:
-    """A handle to a queue that the driver makes; it is pickled into whatever sends messages."""
+    """A handle to a queue of the driver, which is pickled and passed to every sender."""
 
     def __init__(self) -> None:
         self._name = uuid.uuid4().hex
@@ -27,13 +27,13 @@ class MessageQueue:
         self._actor = _queue_actor(context.gcs_address, context.get_job_id())
 
     def send(self, message: object, *, block: bool = False) -> None:
-        """Sends a message; `block` returns only once it cannot be lost with this process."""
+        """Send a message; with `block`, return once it survives the death of this process."""
         sent = self._actor.send.remote(self._name, message)
         if block:
             ray.get(sent)
 
     def drain(self) -> list[Any]:
-        """Removes and returns all messages, in the order in which they arrived."""
+        """Remove and return all messages, in the order in which they arrived."""
         return ray.get(self._actor.drain.remote(self._name))
 
 

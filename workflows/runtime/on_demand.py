@@ -13,10 +13,10 @@ _beside: Callable[[], AbstractContextManager[object]] | None = None
 def cluster_on_demand(
     *, beside: Callable[[], AbstractContextManager[object]] | None = None
 ) -> Iterator[None]:
-    """Keeps the cluster that the block's first `ray_cluster` connects to until the block's end.
+    """Keep the cluster that the first `ray_cluster` of the block connects to until its end.
 
-    `beside` makes a context that is entered when the cluster is there, such as the recording of
-    node metrics. Blocks within a block change nothing.
+    `beside` makes a context that is entered when the cluster is connected, such as the recording
+    of node metrics. Nested blocks have no effect.
     """
     global _stack, _beside
     if _stack is not None:
@@ -33,7 +33,7 @@ def cluster_on_demand(
 
 
 def keep(connected: AbstractContextManager[object]) -> bool:
-    """Enters a connection for the length of the block around it; False where there is no block."""
+    """Keep a connection until the end of the block around it; False if there is no block."""
     if _stack is None:
         return False
     _stack.enter_context(connected)

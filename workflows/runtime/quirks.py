@@ -1,6 +1,6 @@
 """Workarounds for Ray, all of them, each with the version and the evidence that justify it.
 
-A new version of Ray is first tried against this file: what it has fixed is deleted here. Nothing
+Every new version of Ray is tested against this file, and what it has fixed is deleted. Nothing
 else in the project reaches into `ray._private` or sets `_system_config`. Ray is imported inside the
 functions, because it decides at its first import whether it uses tokens.
 """
@@ -51,6 +51,20 @@ given for its servers lie among them. Ray 2.60, seen in the tests.
 """
 
 
+def nodes_lost_after(failed_checks: int) -> dict[str, Any]:
+    """Arguments of a head that counts a node as lost after so many failed health checks in a row.
+
+    The checks are half a second apart. By default it takes half a minute to lose a node, of which
+    drills that kill nodes would mostly consist; there is no public setting. Ray 2.60.
+    """
+    checks = {
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": failed_checks,
+        "health_check_initial_delay_ms": 0,
+    }
+    return {"_system_config": checks}
+
+
 def quiet_about_tokens() -> None:
     """Silences the warning that token authentication is on by default, which is what we want.
 
@@ -75,7 +89,7 @@ def quiet_about_requests() -> None:
 
 @contextmanager
 def stdout_kept_for_results() -> Iterator[None]:
-    """Sends standard output to standard error during the block.
+    """Redirect standard output to standard error during the block.
 
     Ray 2.60 prints warnings of its processes to standard output, which is where `--json` goes.
     """
@@ -89,7 +103,7 @@ def stdout_kept_for_results() -> Iterator[None]:
 
 
 def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, Callable[[], Any]]:
-    """Starts `work` in a thread; a function that, once it has ended, returns or raises its outcome.
+    """Run `work` in a thread; the returned function waits for it and gives or raises the outcome.
 
     Ray Train's `fit` replaces the main thread's handler of Ctrl-C by one that aborts the training
     and exits with status 0, and does not restore ours; it leaves it alone in other threads.
@@ -168,7 +182,7 @@ TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0"}
 """Ray Tune's newer output prints tables at any verbosity. Ray 2.60."""
 
 TRIAL_RESOURCES = {"memory": 1.0}
-"""What a trial itself holds.
+"""The resources that a trial itself holds.
 
 It only waits for the tasks and workers that it starts. If it held a CPU, its workers could wait for
 that CPU for ever (ray-project/ray issue 54305), and Ray Tune refuses a trial that holds nothing.
@@ -179,7 +193,7 @@ _EXIT_AFTER_S = 3.0
 
 
 def exit_soon() -> None:
-    """Ends the process of a stopped trial, a few seconds later so that Ray Tune hears of it first.
+    """End the process of a stopped trial, a few seconds later, so that Ray Tune notices first.
 
     Ray would otherwise let the process wait for the training that it has started, whose workers end
     only with it: a trial that ASHA stopped would keep its CPUs until then. Ray 2.60.
@@ -190,9 +204,9 @@ def exit_soon() -> None:
 
 
 def hide_gpus() -> None:
-    """Hides all GPUs from this process.
+    """Hide all GPUs from this process.
 
-    Ray hides none from a task or actor that asks for none. Ray 2.60.
+    Ray hides no GPU from a task or actor that requests none. Ray 2.60.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -203,12 +217,11 @@ _AUTH_MODE = "RAY_AUTH_MODE"
 
 @contextmanager
 def client_environment(*, token: bool) -> Iterator[None]:
-    """The environment in which a Jobs client may be made; afterwards it is as it was.
+    """Set the environment in which a Jobs client can be created, and restore it afterwards.
 
-    Ray lets its address variables win over the address that the client is given. It decides whether
-    it uses tokens when it is first imported, or when it starts a cluster: a variable that stayed
-    would tell a cluster that is started later something else than the process that starts it.
-    Ray 2.60.
+    Ray's address variables take precedence over the address that is passed to the client. Ray
+    decides whether it uses tokens when it is first imported or starts a cluster: if the
+    variable stayed, a cluster that is started later could disagree with its process. Ray 2.60.
     """
     names = (*_ADDRESS_VARIABLES, _AUTH_MODE)
     before = {name: os.environ.get(name) for name in names}
@@ -229,10 +242,10 @@ def client_environment(*, token: bool) -> Iterator[None]:
 def client_with_timeouts(
     url: str, *, headers: dict[str, str], timeout_s: tuple[float, float]
 ) -> JobSubmissionClient:
-    """A Jobs client whose requests end: seconds to connect, and to wait for an answer.
+    """A Jobs client with timeouts, in seconds: to connect, and to wait for a response.
 
-    Ray's own passes no timeout to `requests`, so a head that is lost without refusing connections
-    is waited for without end. Ray 2.60; ray-project/ray issue 43068 tells of the same requests.
+    Ray's own passes no timeout to `requests`, so that it waits without limit for a head that is
+    lost without refusing connections. Ray 2.60; ray-project/ray issue 43068 is about the same.
     """
     from ray.job_submission import JobSubmissionClient
 

@@ -19,7 +19,7 @@ from workflows.runtime.messages import POLL_S, MessageQueue
 from workflows.runtime.quirks import OUTSIDE_PLACEMENT_GROUPS
 
 MAX_RETRIES = 3
-"""Lost processes or nodes that a task survives; errors that a task raises are never retried."""
+"""How often a task is retried after a lost process or node; its own errors are never retried."""
 
 Result = TypeVar("Result")
 
@@ -36,16 +36,16 @@ def run_tasks(
     on_message: Callable[[Any], None] = lambda message: None,
     capacity: CapacityMonitor | None = None,
 ) -> list[Result]:
-    """Runs `function(*arguments)` as a task for each of the calls; the results in their order.
+    """Run `function(*arguments)` as one task per call; the results in the order of the calls.
 
     `function` is defined at the top level of a module, which the task's process imports. `cpus` and
     `gpus` are what each task holds; `threads` is the number of threads that PyTorch uses in it, on
     which the last digits of sums depend (None: as Ray starts the process). While the tasks run,
-    `on_message` gets the messages of `queue`.
+    `on_message` is called with the messages of `queue`.
 
     Raises:
-        MuvaError: as a task raised it, or because the cluster lost too much `capacity`. The tasks
-            that still run are cancelled.
+        MuvaError: a task raised it, or the cluster lost too much `capacity`. The tasks that are
+            still running are cancelled.
     """
     references = _started(
         function, calls, cpus=cpus, gpus=gpus, threads=threads, runtime_env=runtime_env
@@ -71,7 +71,7 @@ def completed_tasks(
     gpus: int = 0,
     threads: int | None = 1,
 ) -> Iterator[tuple[int, Result]]:
-    """As `run_tasks`, but yields the number of each call and its result as soon as it is there.
+    """Like `run_tasks`, but yields the index and the result of each call as soon as it is done.
 
     Results are released one by one, so not all of them have to fit in memory.
     """
@@ -91,12 +91,12 @@ def assigned_cpus() -> int:
 
 
 def shared(value: object) -> Any:
-    """A value that many calls take as an argument: it is sent to each node once."""
+    """A value that is an argument of many calls, and is sent to each node only once."""
     return ray.put(value)
 
 
 def get_results(references: Sequence[ray.ObjectRef]) -> list[Any]:
-    """What tasks returned; a `MuvaError` that a task raised, without Ray's wrapping."""
+    """The results of tasks; a `MuvaError` of a task is raised without Ray's wrapper."""
     try:
         return ray.get(list(references))
     except RayTaskError as error:
@@ -124,14 +124,14 @@ def _run(function: Callable[..., Any], threads: int | None, *arguments: Any) -> 
     if threads is not None:
         import torch
 
-        # Set for every task: Ray may reuse a process that had another number.
+        # Set in every task, because Ray may reuse a process of another task.
         torch.set_num_threads(threads)
     return function(*arguments)
 
 
 @contextmanager
 def _cancelled_on_error(references: Any) -> Iterator[None]:
-    """Cancels the tasks when the block is left by an error or by Ctrl-C."""
+    """Cancel the tasks if an error or Ctrl-C ends the block."""
     try:
         yield
     except BaseException:

@@ -1,6 +1,6 @@
-"""A group of training processes: Ray Train's workers, and what they may ask of it.
+"""A group of training processes: Ray Train's workers, and the operations that they share.
 
-The first half is called by the driver, the second half by the training function in each worker.
+The driver calls the first half, the training function in each worker calls the second half.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _FAILED = (
 )
 
 Validate = Callable[[int], dict[str, float]]
-"""Validates the checkpoint of an epoch, in a task beside the training; its metrics."""
+"""Validates the checkpoint of an epoch, in a task that runs beside the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainGroup:
-    """How a training function is run."""
+    """The configuration of a group of workers."""
 
     workers: Workers
     storage: str
-    """URI of a folder for Ray Train's own notes; checkpoints are not among them."""
+    """URI of a folder for Ray Train's own state, without checkpoints."""
     validate: Validate | None = None
 
     def run(
@@ -56,14 +56,14 @@ class TrainGroup:
         queue: MessageQueue,
         on_message: Callable[[Any], None],
     ) -> None:
-        """Runs `function(task)` in every worker, and starts the workers again when one is lost.
+        """Run `function(task)` in every worker, and restart the workers if one is lost.
 
-        A single worker without a GPU needs no group but a task, whose process is reused by the next
-        one. A group is two new processes and their imports: ten seconds, of which searches with
-        short trials would mostly consist.
+        A single worker without a GPU runs as a task, whose process the next task reuses. A group
+        takes two new processes and their imports: ten seconds, which would dominate a search with
+        short trials.
 
         Raises:
-            MuvaError: the cluster lost so much capacity that the workers do not fit any more.
+            MuvaError: the cluster lost so much capacity that the workers no longer fit.
         """
         workers = self.workers
         capacity = CapacityMonitor(
@@ -106,7 +106,7 @@ class TrainGroup:
         result()
 
     def _validation_config(self) -> ray.train.ValidationConfig | None:
-        """Validation takes a GPU of its own where the workers leave one, else it shares one.
+        """Validation takes a GPU of its own if the workers leave one, else it shares one.
 
         It requests zero CPUs, to avoid a deadlock: a training holds all of them, and waits for its
         validation before it ends.
@@ -127,7 +127,7 @@ class TrainGroup:
 
 
 def _run_alone(function: Callable[[Any], None], task: dict[str, Any]) -> None:
-    """The training function in this process, by Ray Train's local mode."""
+    """Run the training function in this process, in Ray Train's local mode."""
     ray.train.torch.TorchTrainer(
         function,
         train_loop_config=task,
@@ -156,19 +156,19 @@ def worker_device() -> torch.device:
 
 
 def placement_group() -> PlacementGroup | None:
-    """The placement group of the workers; None where a task trains alone."""
+    """The placement group of the workers; None if a single task trains."""
     return get_current_placement_group()
 
 
 def from_first_worker(value: Any) -> Any:
-    """The first worker's value, in all workers; each of them calls this."""
+    """Broadcast the first worker's value to all workers; every worker has to call this."""
     return broadcast_from_rank_zero(value)
 
 
 def report_epoch(epoch: int, metrics: Mapping[str, float], *, validate: bool) -> None:
-    """Reports an epoch to Ray Train; every worker calls this.
+    """Report an epoch to Ray Train; every worker has to call this.
 
-    With `validate`, which the first worker alone may set, Ray Train starts the validation of the
+    With `validate`, which only the first worker may set, Ray Train starts the validation of the
     epoch's checkpoint. Ray Train's checkpoint is only a pointer to ours, which is in the store.
     """
     reported = {"epoch": epoch, **metrics}

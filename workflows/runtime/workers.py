@@ -1,4 +1,4 @@
-"""The processes that share a training: a recipe's `execution` on the cluster at hand."""
+"""The worker processes of a training: a recipe's `execution` on the current cluster."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING, Any
 from muva.config import ExecutionConfig
 from muva.errors import MuvaError
 
-if TYPE_CHECKING:  # Ray and PyTorch are imported where they are asked: finished steps need neither
+if TYPE_CHECKING:  # Ray and PyTorch are imported where they are used: finished steps need neither
     from muva.training.compute import Compute
 
 MAX_LOADERS = 8
-"""The most data loaders that a worker starts unless a recipe says how many."""
+"""The maximum of data loaders per worker, unless a recipe sets their number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The processes that share stage 1's identities and stage 2's batches.
+    """The processes among which stage 1's identities and stage 2's batches are divided.
 
-    `Workers.of` takes them from a recipe's section; what that leaves open depends on the cluster.
+    `Workers.of` takes them from a recipe's section; what it leaves open depends on the cluster.
     """
 
     count: int = 1
     cpus_each: int | None = None
-    """None: the cluster's CPU cores divided among them, and at most those of one node."""
+    """None: the cluster's CPU cores divided among them, at most those of one node."""
     gpus_each: int | None = None
-    """0 or 1; None: 1 where the cluster has a GPU for every worker."""
+    """0 or 1; None: 1 if the cluster has a GPU for every worker."""
     keep_every: int | None = None
-    """Keeps the checkpoint of every so many epochs of stage 2 for good; None: of none."""
+    """Checkpoints of every N-th epoch of stage 2 are kept permanently; None: of no epoch."""
     loaders: int | None = None
-    """Data loader processes of each; None: as many as it has CPU cores to spare."""
+    """Data loader processes per worker; None: as many as it has spare CPU cores."""
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
-    """How each computes; stage 1 only its features."""
+    """How each worker computes; in stage 1 this applies only to the features."""
 
     @classmethod
     def of(cls, execution: ExecutionConfig) -> Workers:
-        """Those that a recipe asks for."""
+        """The workers that a recipe asks for."""
         return cls(
             count=execution.workers,
             cpus_each=execution.cpus_per_worker,
@@ -54,9 +54,9 @@ class Workers:
         return self.cpus_each or max(1, min(cpus() // self.count, cpus_of_one_node()))
 
     def check(self) -> None:
-        """Raises MuvaError when the cluster could never run all of them at once.
+        """Raise MuvaError if the cluster could never run all of them at the same time.
 
-        CUDA graphs need a single worker, with a GPU.
+        CUDA graphs need a single worker with a GPU.
         """
         from workflows.runtime.cluster import cpus, cpus_of_one_node, gpus
 
@@ -68,11 +68,11 @@ class Workers:
         if self.threads > cpus_of_one_node():
             raise MuvaError(
                 f"workers of {self.threads} cores each: no node of this cluster has more than "
-                f"{cpus_of_one_node()}; ask for fewer with --cpus-per-worker"
+                f"{cpus_of_one_node()}; request fewer with --cpus-per-worker"
             )
         if self.gpus_each and not self.use_gpu:
             raise MuvaError(
-                f"{self.count} workers with a GPU each: this cluster has {gpus()} GPUs; ask for "
+                f"{self.count} workers with a GPU each: this cluster has {gpus()} GPUs; request "
                 "fewer with --workers, or for workers without one with --gpus-per-worker 0"
             )
         if self.execution.cuda_graphs and not (self.count == 1 and self.use_gpu):
@@ -83,9 +83,9 @@ class Workers:
 
     @property
     def compute(self) -> Compute:
-        """How each computes, with the number of its data loaders decided.
+        """How each worker computes, with a definite number of data loaders.
 
-        On CPUs no core is idle, and a thread decodes faster than the training needs.
+        On CPUs no core is idle, and a single thread decodes faster than the training needs.
         """
         from muva.training.compute import Compute
 
@@ -101,7 +101,7 @@ class Workers:
 
     @property
     def runtime_env(self) -> dict[str, Any] | None:
-        """Hides the GPUs of a node where none is to be used: Ray leaves them visible."""
+        """Hide the GPUs of a node if none is to be used: Ray leaves them visible."""
         return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if self.gpus_each == 0 else None
 
     @property

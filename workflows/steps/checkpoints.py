@@ -1,6 +1,6 @@
-"""Checkpoints of a training, beside the artifact that it makes: saved as it goes, read on resume.
+"""Checkpoints of a training, saved in the folder of its artifact, and read when it is resumed.
 
-The newest complete one counts; a damaged one is skipped with a warning in favour of the one before.
+The newest complete checkpoint is used. A damaged one is skipped with a warning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHECKPOINTS = "states"
 DIVERGED = "diverged"
 """The folder of the checkpoint before a step whose loss was not finite."""
 KEPT = 2
-"""The newest checkpoint, and one to fall back to."""
+"""The newest checkpoint, and one as a fallback."""
 
 History = list[dict[str, Any]]
 """The metrics of each epoch, from the first."""
@@ -43,9 +43,9 @@ def save_epoch(
     folder: str = CHECKPOINTS,
     keep: Collection[int] = (),
 ) -> None:
-    """Saves the checkpoint after a reported epoch, with the metrics of all epochs so far.
+    """Save the checkpoint after a reported epoch, with the metrics of all epochs so far.
 
-    Of the others in `folder`, the one before is kept, and those of the epochs to `keep`.
+    The previous one in `folder` is kept too, and those of the epochs in `keep`; others are deleted.
     """
     state = {**report.checkpoint(), _HISTORY: json.dumps(history)}
     _write(artifact, _of_epoch(report.epoch, folder), state)
@@ -56,7 +56,7 @@ def save_epoch(
 
 
 def checkpoint_of_epoch(artifact: Artifact, epoch: int) -> Checkpoint:
-    """The checkpoint after an epoch; MuvaError where it was not kept, or is damaged."""
+    """The checkpoint after an epoch; MuvaError if it was not kept or is damaged."""
     folder = _of_epoch(epoch)
     if folder not in _saved(artifact):
         kept = ", ".join(str(int(Path(one).name)) for one in _saved(artifact))
@@ -83,9 +83,9 @@ def latest_checkpoint(
 
 
 def save_diverged(artifact: Artifact, error: DivergedError, *, made_from: object) -> NotFiniteError:
-    """Keeps the checkpoint before a diverged step; the error with where it is and what repeats it.
+    """Save the checkpoint before a diverged step; the error, extended by how to repeat the step.
 
-    `made_from`: what building the same model again takes, as JSON.
+    `made_from`: JSON from which the same model can be built again.
     """
     _write(artifact, DIVERGED, {**error.checkpoint(), _MADE_FROM: json.dumps(made_from)})
     return NotFiniteError(
@@ -107,7 +107,7 @@ def diverged_checkpoint(artifact: Artifact) -> tuple[Checkpoint, Any]:
 
 
 def delete_checkpoints(artifact: Artifact, *, keep: Collection[int] = ()) -> None:
-    """Deletes the checkpoints but those of the epochs to `keep`: the artifact is finished."""
+    """Delete all checkpoints of a finished artifact, except those of the epochs in `keep`."""
     for folder in _saved(artifact):
         if folder not in map(_of_epoch, keep):
             artifact.delete_part(folder)
@@ -124,7 +124,7 @@ def _of_epoch(epoch: int, folder: str = CHECKPOINTS) -> str:
 
 
 def _write(artifact: Artifact, folder: str, checkpoint: Checkpoint) -> None:
-    """A checkpoint under a folder of keys; the values, which are written last, make it complete."""
+    """Write a checkpoint to a folder; the file of metrics is written last and makes it complete."""
     with tempfile.TemporaryDirectory() as copy:
         try:
             save_checkpoint(Path(copy), checkpoint)

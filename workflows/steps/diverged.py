@@ -1,4 +1,4 @@
-"""A diverged step, repeated."""
+"""Repeating the step at which a training diverged."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from workflows.steps.training_inputs import TrainingInputs
 from workflows.steps.training_messages import default_device
 
 Repeated = dict[str, Any]
-"""Where the step is, each loss by name, and which images' features are not finite."""
+"""The position of the step, its losses by name, and the images with non-finite features."""
 
 
 def repeat_diverged(artifact: Artifact, *, overrides: Sequence[str] = ()) -> Repeated:
-    """The step before which a training of these prompts or this model has stopped, done again.
+    """Repeat the step before which a training of these prompts or this model stopped.
 
-    `overrides` change settings as `--set` does. Raises MuvaError when no such step was kept.
+    `overrides` change settings as `--set` does. Raises MuvaError if no such step was kept.
     """
     state, made_from = diverged_checkpoint(artifact)
     inputs = TrainingInputs.read(made_from["inputs"])
@@ -49,7 +49,7 @@ def repeat_diverged(artifact: Artifact, *, overrides: Sequence[str] = ()) -> Rep
 
 
 def _not_finite(features: Tensor, state: Checkpoint, image_ids: Sequence[str]) -> list[str]:
-    """The images of the batch whose features, before the neck mixes them, are not finite."""
+    """The images of the batch whose features, before the batch-norm neck, are not finite."""
     indices = torch.as_tensor(state["indices"]).tolist()
     finite = features.isfinite().all(dim=1).tolist()
     return [

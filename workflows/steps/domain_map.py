@@ -1,7 +1,7 @@
-"""A map of the images of all domains as a model sees them: before training, and after.
+"""A map of all domains in the feature space of a model, before and after training.
 
-A few images of each domain are embedded, and t-SNE lays out their features in the plane. Where a
-model separates domains, which it should not, they form clusters of their own.
+A few images of each domain are embedded, and t-SNE maps their features to the plane. If a model
+separates domains, which it should not, they form separate clusters.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def map_of_domains(
 ) -> StepResult:
     """Positions of some images of each data set in the plane, for each model (its name -> URI).
 
-    For each model the summary holds `domains`, one name for each image, and `places`, x and y in 0
-    to 1; and how often the nearest other image is of the same domain.
+    For each model the summary has `domains`, one name per image; `places`, x and y from 0 to 1; and
+    how often the nearest other image is from the same domain.
     """
     step = _step(session, models, datasets, config, name=name)
 
@@ -103,7 +103,7 @@ def _step(
 
 
 def same_domain_nearest(features: np.ndarray, domains: np.ndarray) -> float:
-    """The share of images whose nearest other image, by cosine, is of their own domain."""
+    """The share of images whose nearest other image, by cosine, is from the same domain."""
     similar = features @ features.T
     np.fill_diagonal(similar, -np.inf)
     return float((domains[similar.argmax(axis=1)] == domains).mean())

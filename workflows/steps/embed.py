@@ -1,7 +1,6 @@
-"""The features of a data set's images as a step: embedded part by part by Ray tasks.
+"""The features of a data set's images as a step, which Ray tasks compute part by part.
 
-A part that is written is never computed again. What runs in the tasks is
-`workflows.steps.embed_tasks`.
+A finished part is never computed again. The tasks run `workflows.steps.embed_tasks`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from muva.retrieval.features import Features
 
 UNTRAINED = "clip:"
-"""Prefix of a CLIP's name: the model is that CLIP as it is."""
+"""Prefix of a CLIP's name: the model is that CLIP without further training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +35,11 @@ class EvaluationSet:
 
     dataset: Artifact
     held_out: bool
-    """Evaluate on the training images instead, of a source that the model was not trained on."""
+    """Evaluate on the training images of a source that the model was not trained on."""
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits of the data set that the images come from."""
+        """The splits of the data set from which the images come."""
         return ("train",) if self.held_out else ("query", "gallery")
 
     def rows(self) -> pa.Table:
@@ -57,7 +56,7 @@ class EvaluationSet:
         return query_gallery(rows) if self.held_out else rows
 
     def images(self, rows: np.ndarray) -> list[Image.Image]:
-        """The images of the data set's rows with these numbers."""
+        """The images in these rows of the data set."""
         from muva.data.images import decode_rgb
 
         encoded = open_dataset(self.dataset).read_images(rows)
@@ -66,12 +65,12 @@ class EvaluationSet:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """Images that one task embeds: consecutive ones of an evaluation set."""
+    """Consecutive images of an evaluation set, which one task embeds."""
 
     first: int
     """Index of the first image within the evaluation set."""
     rows: np.ndarray
-    """Numbers of the data set's rows, so that no task reads the rows of all others."""
+    """Row numbers of the data set, so that no task has to read the rows of all others."""
 
 
 def features_step(
@@ -133,14 +132,14 @@ def embed(
             )
         return {"images": count}
 
-    # Features are intermediate: the run of the evaluation that uses them logs what matters.
+    # Features are intermediate results: the evaluation that uses them logs what matters.
     return run_step(step, session=dataclasses.replace(session, tracking_uri=None), work=work)
 
 
 def model_identity(
     model: str, config: ModelConfig
 ) -> tuple[dict[str, Any], dict[Role, list[Artifact]]]:
-    """What features depend on besides the images, as settings and inputs of a step."""
+    """What features depend on in addition to the images, as settings and inputs of a step."""
     if not model.startswith(UNTRAINED):
         return {}, {Role.MODEL: [open_artifact(model)]}
     sizes = [config.image_height, config.image_width, config.stride]
@@ -150,7 +149,7 @@ def model_identity(
 def image_labels(rows: pa.Table) -> Features:
     """Ids, pids and camids of an evaluation set, without features.
 
-    There are no camids where any camera is unknown.
+    Without camids if any camera is unknown.
     """
     import numpy as np
 

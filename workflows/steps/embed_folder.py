@@ -1,8 +1,8 @@
 """The features of images by a model, for a file that other programs read and search.
 
-A folder is embedded by this process, with all of its CPU cores or its GPU: nothing needs to be
-started or kept. A data set is embedded by Ray tasks, part by part, as an evaluation does it, on all
-machines of the cluster; what is embedded already is reused.
+A folder is embedded by this process, with all CPU cores or the GPU, and without a cluster or a
+store. A data set is embedded by Ray tasks, part by part, as in an evaluation, on all nodes of the
+cluster; finished parts are reused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workflows.steps.embed import EvaluationSet, embed, features_step, image_lab
 from workflows.steps.rank import FeatureParts
 
 CHUNK_IMAGES = 256
-"""Images of a folder that are decoded at a time."""
+"""How many images of a folder are decoded at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ def embed_folder(
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Embedded:
-    """Embeds all image files below a folder, in order; unreadable ones are quarantined.
+    """Embed all image files below a folder, in order; unreadable ones are quarantined.
 
-    There are no identity labels. `on_progress` gets the number of images that are done, and of all.
-    Raises MuvaError where no image can be read.
+    There are no identity labels. `on_progress` is called with the number of finished images and of
+    all images. Raises MuvaError if no image can be read.
     """
     files = list(image_files(folder))
     if not files:
@@ -93,7 +93,7 @@ def embed_folder(
 
 
 def _decoded(files: Sequence[Path]) -> Iterator[tuple[int, list[Image.Image | str]]]:
-    """Chunks of files: the index of the first, and their images, or why one cannot be read."""
+    """Chunks of files: the index of the first, and their images or the reasons for failures."""
     with ThreadPoolExecutor() as threads:
         for first in range(0, len(files), CHUNK_IMAGES):
             yield first, list(threads.map(_decode, files[first : first + CHUNK_IMAGES]))
@@ -109,7 +109,7 @@ def _decode(file: Path) -> Image.Image | str:
 
 
 def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train: bool) -> Embedded:
-    """Embeds a data set's query and gallery, or with `train` its training images.
+    """Embed the query and gallery of a data set, or with `train` its training images.
 
     Training images are neither query nor gallery: in an evaluation each is a query for all others.
     """

@@ -1,4 +1,4 @@
-"""The tasks that embed images: parts of an evaluation set, and a few images for the domain map."""
+"""Tasks that embed images: parts of an evaluation set, and a few images for the domain map."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def embed_part(
     artifact: Artifact,
     queue: MessageQueue,
 ) -> None:
-    """Embeds and writes one part."""
+    """Embed and write one part."""
     encoded = open_dataset(images.dataset).read_images(part.rows)
     embedder = open_embedder(model, config.image_height, config.image_width, config.stride)
     decoders = assigned_cpus() if embedder.device.type == "cuda" else 0
@@ -44,7 +44,7 @@ def some_features(model: str, config: ModelConfig, dataset: Artifact, count: int
 
 @functools.lru_cache(maxsize=2)
 def open_embedder(model: str, height: int, width: int, stride: int) -> Embedder:
-    """The model, kept for the next task of this process; the sizes are for a CLIP as it is."""
+    """The model, cached for the next task of this process; the sizes apply to `clip:NAME` only."""
     device = default_device()
     if not model.startswith(UNTRAINED):
         return muva.load(model).to(device)

@@ -1,6 +1,6 @@
-"""Stage 2 as a step: the image encoder, trained by a Ray Train group that saves checkpoints.
+"""Stage 2 as a step: a group of workers trains the image encoder and saves checkpoints.
 
-What runs in the group's workers is `workflows.steps.encoder_tasks`.
+The workers run `workflows.steps.encoder_tasks`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ RAY_NOTES = "ray"
 VALIDATION = "verdicts"
 """The folder of validation results within the artifact of a training."""
 HELD_OUT = "held-out/mAP"
-"""Mean over the domains that are validated on: the metric that an epoch is chosen by."""
+"""The metric by which an epoch is chosen: the mean over the validation domains."""
 CHOSEN = "chosen"
 LAST_EPOCH, ON_SOURCES = "last epoch", "chosen on held-out sources"
-"""Which of a training's models one is: the last, chosen by nothing, or the one chosen."""
+"""How the epoch of a model was chosen: the last epoch, or the best on held-out sources."""
 START_FORMAT = 2
-"""What a training takes from the model of `--init`: 2 added the classifier."""
+"""The version of what a training takes from the model of `--init`; 2 added the classifier."""
 
 ValidationResult = dict[str, Any]
 """`epoch`, and metrics by name: `held-out/mAP` and those of each domain."""
@@ -48,7 +48,7 @@ def encoder_step(
     name: str,
     facts: Mapping[str, Any] | None = None,
 ) -> Step:
-    """The declaration of the model of these sources and prompts, after its last epoch."""
+    """Declare the model of these sources and prompts, after its last epoch."""
     config = inputs.config
     settings = {
         "model": config.model.model_dump(mode="json"),
@@ -75,7 +75,7 @@ def encoder_step(
 
 
 def chosen_step(training: Step) -> Step:
-    """The declaration of the model of the epoch that was best on held-out sources."""
+    """Declare the model of the epoch that was best on held-out sources."""
     return Step(
         title=f"chosen epoch of {training.name}",
         store=training.store,
@@ -89,7 +89,7 @@ def chosen_step(training: Step) -> Step:
 
 
 def best(results: list[ValidationResult]) -> ValidationResult:
-    """The one with the highest mean mAP, the earliest of equals."""
+    """The result with the highest mean mAP; ties go to the earliest epoch."""
     return max(results, key=lambda result: (result[HELD_OUT], -result["epoch"]))
 
 
@@ -102,7 +102,7 @@ def train_encoder(
     *,
     on_validated: OnValidated | None = None,
 ) -> StepResult:
-    """The model of a declared step, trained if it is missing."""
+    """The model of a declared step, trained if missing."""
     config, artifact = inputs.config, step.artifact
 
     def work(log_metrics: MetricLogger) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def train_encoder(
                         draw_masks(log_metrics.run, content, config.model.parts)
                 elif kind != "placement group":
                     handle(message)
-                elif session.shared is not None:  # within a trial, which may be stopped
+                elif session.shared is not None:  # in a trial, which may be stopped
                     session.shared.watch(content)
 
             task = EncoderTask(
@@ -169,7 +169,7 @@ def train_encoder(
 
 
 def _cost(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Hours of the devices that were used; none for models of before these were recorded."""
+    """Device hours of the training; empty for models made before these were recorded."""
     if "device" not in summary:
         return {}
     spent_s = sum(epoch["memory_pass_s"] + epoch["steps_s"] for epoch in summary["history"])
@@ -180,7 +180,7 @@ def _cost(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def choose_epoch(session: Session, training_step: Step, training: StepResult) -> StepResult:
-    """The model of the epoch that is best on held-out sources; the training has written it."""
+    """The model of the best epoch on held-out sources, which the training has written."""
     result = best(training.summary["verdicts"])
     step = chosen_step(training_step)
 
@@ -193,14 +193,14 @@ def choose_epoch(session: Session, training_step: Step, training: StepResult) ->
 
 
 def model_of_epoch(session: Session, training: Artifact, epoch: int) -> StepResult:
-    """The model after an epoch that `--keep-every` has kept, under the name `NAME-epoch-N`.
+    """Make a model of an epoch that `--keep-every` has kept, with the name `NAME-epoch-N`.
 
-    Raises MuvaError where that epoch was not kept, or for a model that is no training's last.
+    Raises MuvaError if that epoch was not kept, or the model is not the last one of a training.
     """
     made_from = training.manifest()
     if made_from is None or made_from["facts"].get("checkpoint") != LAST_EPOCH:
         raise MuvaError(
-            f"{training.uri}: expected the model that `muva train` has left after its last epoch"
+            f"{training.uri}: expected the model that `muva train` made after its last epoch"
         )
     step = Step(
         title=f"{training.name} after epoch {epoch}",

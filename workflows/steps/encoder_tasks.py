@@ -1,4 +1,4 @@
-"""Stage 2 in the workers of a Ray Train group: the first one saves checkpoints and the bundle."""
+"""Stage 2 in the workers of a group; the first worker saves checkpoints and the bundle."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ from workflows.steps.validation import Validator
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderTask:
-    """What every worker of a group is given."""
+    """The input of every worker of a group."""
 
     inputs: TrainingInputs
     prompts: Artifact
     artifact: Artifact
     chosen: Artifact
-    """Where the model of the chosen epoch goes, if one is chosen."""
+    """The artifact of the model of the chosen epoch, if one is chosen."""
     threads: int
     compute: Compute
     keep_every: int | None
     queue: MessageQueue
     draws_masks: bool
-    """Whether the driver draws pictures of the predicted masks."""
+    """Whether the driver draws the predicted masks."""
 
 
 def train_in_worker(config: Mapping[str, EncoderTask]) -> None:
-    """The training function of Ray Train's workers; `config` holds the task."""
+    """The training function of the workers; `config` has the task."""
     task = config["task"]
     try:
         _train(task)
     except DivergedError as error:
-        # It happens in all workers alike: the first one reports it.
+        # It happens in all workers at the same step: the first one reports it.
         if is_first_worker():
             made_from = {"inputs": task.inputs.as_json(), "prompts": task.prompts.uri}
             reported = save_diverged(task.artifact, error, made_from=made_from)
             task.queue.send(("error", reported), block=True)
     except MuvaError as error:
-        # Ray would start the workers again, and they would end here again: the driver raises it.
+        # Ray would restart the workers, which would diverge again: the driver raises the error.
         task.queue.send(("error", error), block=True)
 
 
@@ -136,7 +136,7 @@ def _train(task: EncoderTask) -> None:
 
 
 def _metadata(task: EncoderTask) -> dict[str, object]:
-    """What the bundle says of its origin."""
+    """The metadata in the bundle: its provenance."""
     sources = task.inputs.sources.domains
     return {
         "sources": [Path(uri).name for uri in sources],
@@ -146,5 +146,5 @@ def _metadata(task: EncoderTask) -> dict[str, object]:
 
 
 def kept_for_good(epoch: int, every: int | None) -> list[int]:
-    """Epochs up to this one whose checkpoints are kept when the training is done."""
+    """The epochs up to this one whose checkpoints are kept after the training."""
     return list(range(every, epoch + 1, every)) if every else []

@@ -1,7 +1,7 @@
-"""What is stored of some people of a data set: in the store, in MLflow, among the local reports.
+"""What is stored of some people of a data set: in the store, in MLflow and in local reports.
 
-Some layouts number people anew at each import, so pids hold for one version of a data set, an
-address. People with the same pids or the same images in other versions are reported beside it.
+Some layouts number people anew at each import, so that pids are valid for one version of a data
+set, which is an address. People in other versions with the same pids or images are reported too.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tracking.names import ARTIFACT_TAG, DATASETS_TAG
 from workflows.session import Session
 
 DELETED = ("datasets", "labels", "features", "metrics")
-"""Kinds of artifacts that are deleted when they were made from a person's images, each kind made
-from those before it; models are kept."""
+"""Kinds of artifacts that are deleted if they were made from a person's images, each kind made from
+the kinds before it; models are kept."""
 LEARNED = ("prompts", "models")
 SEARCHES = ("studies", "trials")
 _EXAMPLES = 3
 _NOT_IN_A_FILE_NAME = r"[^\w.-]"
-"""What `muva masks show` replaces in an image's id."""
+"""Characters of image ids that `muva masks show` replaces."""
 
 Without = Callable[[Dataset, Collection[int]], Artifact]
 """The artifact of a data set without some pids."""
@@ -33,14 +33,14 @@ Without = Callable[[Dataset, Collection[int]], Artifact]
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """A person as one version of a data set knows them."""
+    """A person in one version of a data set."""
 
     dataset: str
-    """Its address."""
+    """The address of that version."""
     pid: int
     images: int
     examples: tuple[str, ...]
-    """A few of the images, by id."""
+    """The ids of a few of their images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +48,19 @@ class ErasureReport:
     """What is stored of some people of a data set. Artifacts are given by their addresses."""
 
     dataset: str | None
-    """The version that holds them; None where all that remains of them is unfinished."""
+    """The version that holds them; None if all that remains of them is unfinished."""
     people: tuple[Person, ...]
     deleted: tuple[str, ...]
-    """What was made from that version and can be made again; what was made last comes first."""
+    """What was made from that version and can be made again, latest first."""
     unfinished: tuple[str, ...]
-    """Unfinished or half-deleted artifacts of the data set: they may hold the people, and are
+    """Unfinished or partly deleted artifacts of the data set, which may hold the people and are
     deleted too."""
     kept: tuple[str, ...]
     """Prompts and models that were trained on that version."""
     incomplete: tuple[str, ...]
     """Unfinished prompts and models, which may have been trained on it."""
     searches: tuple[str, ...]
-    """Studies and their trials, which are kept: they hold settings and metrics only."""
+    """Studies and their trials, which are kept: they hold only settings and metrics."""
     runs: tuple[dict[str, str], ...]
     """Runs in MLflow whose pictures may show them: name, id, experiment."""
     reports: tuple[str, ...]
@@ -77,11 +77,11 @@ def erasure_report(
     *,
     without: Without,
 ) -> ErasureReport:
-    """What is stored of people of one version of a data set: of these pids, and in these images.
+    """What is stored of people in one version of a data set: with these pids, or in these images.
 
-    `reference`: a name, which refers to the version that was made or imported last, or an address.
+    `reference`: an address, or a name, which refers to the version that was made or imported last.
     `without` finds the remainder of an interrupted removal, which is then resumed. Raises MuvaError
-    where nothing is stored of the people.
+    if nothing is stored of the people.
     """
     lineage = Lineage.of(session.store)
     name = _name_of(lineage, reference)
@@ -128,7 +128,7 @@ def erasure_report(
 
 
 def _name_of(lineage: Lineage, reference: str) -> str:
-    """The name of a data set that is given by its name or by an address."""
+    """The name of a data set, from its name or an address."""
     wanted = reference.removeprefix("datasets/")
     for node in lineage.nodes("datasets"):
         if node.artifact.address == f"datasets/{wanted}":
@@ -137,25 +137,25 @@ def _name_of(lineage: Lineage, reference: str) -> str:
 
 
 def _datasets_of(lineage: Lineage, node: Node) -> list[str] | None:
-    """The names of the data sets that an artifact was made from; None where nothing says so."""
-    if node.artifact.kind in ("datasets", "labels"):  # they are called like their data set
+    """The names of the data sets that an artifact was made from; None if unknown."""
+    if node.artifact.kind in ("datasets", "labels"):  # they have the name of their data set
         return [node.artifact.name]
     if "datasets" in node.facts:
         return node.facts["datasets"]
-    # Artifacts of earlier versions have no such fact, but inputs.
+    # Artifacts of earlier versions have inputs, but not this fact.
     known = lineage.datasets_of(node.artifact.address)
     return [artifact_at(node.artifact.store, address).name for address in known] or None
 
 
 def _is_leftover(lineage: Lineage, node: Node, name: str) -> bool:
-    """Whether it is an unfinished artifact of a kind that is deleted, of this data set."""
+    """Whether this is an unfinished artifact of this data set, of a kind that is deleted."""
     if node.complete or node.artifact.kind not in DELETED:
         return False
     return name in (_datasets_of(lineage, node) or ())
 
 
 def _incomplete(lineage: Lineage, name: str) -> Iterator[str]:
-    """Unfinished trainings on this data set, and those of which nobody knows the data sets."""
+    """Unfinished trainings on this data set or on unknown data sets."""
     for node in lineage.nodes():
         if not node.complete and node.artifact.kind in LEARNED:
             datasets = _datasets_of(lineage, node)
@@ -166,7 +166,7 @@ def _incomplete(lineage: Lineage, name: str) -> Iterator[str]:
 def _chosen(
     session: Session, reference: str, versions: Sequence[Dataset], *, leftovers: bool
 ) -> Dataset | None:
-    """The version that is referred to; None where it is a leftover, such as a half-deleted one."""
+    """The version that is referred to; None for leftovers, such as a partly deleted version."""
     known = [
         (one.artifact.name, one.artifact.address.removeprefix("datasets/")) for one in versions
     ]
@@ -183,7 +183,7 @@ def _before_removal(
     images: Collection[str],
     without: Without,
 ) -> Dataset:
-    """The version that is referred to, or the one whose remainder it is, yet to be deleted."""
+    """The version that is referred to, or its original if that has yet to be deleted."""
     for one in versions:
         found = _pids_in(one, pids, images)
         if found and without(one, found) == latest.artifact:
@@ -203,7 +203,7 @@ def _images_of(dataset: Dataset, pids: Collection[int]) -> list[str]:
 
 
 def _person(dataset: Dataset, pid: int, *, known: Collection[str] = ()) -> Person:
-    """`known`: images that are named before others."""
+    """`known`: images that are preferred as examples."""
     images = sorted(_images_of(dataset, [pid]), key=lambda one: one not in known)
     return Person(
         dataset=dataset.artifact.address,
@@ -240,25 +240,25 @@ def _check_found(
     missing = [f"pid {pid}" for pid in sorted(set(pids) - set(pid_of.values()))]
     missing += [f"the image {image}" for image in sorted(set(images) - pid_of.keys())]
     if len(missing) == len(set(pids)) + len(set(images)) and leftovers:
-        return  # what remains of an earlier removal, or of interrupted work
+        return  # left over from an earlier removal or interrupted work
     if missing:
         elsewhere = "".join(f"; {line}" for line in described(others))
         raise MuvaError(
-            f"{dataset.artifact.uri}: holds nothing of {', '.join(missing)}. Expected pids and "
+            f"{dataset.artifact.uri}: contains nothing of {', '.join(missing)}. Expected pids and "
             "image ids as the import of this version gave them; --image selects a person by the id "
             f"of one of their images, and an address instead of the name selects another version"
             f"{elsewhere}"
         )
     if junk := [image for image in images if pid_of[image] == JUNK_PID]:
         raise MuvaError(
-            f"{dataset.artifact.uri}: the image {junk[0]} is of no known person (pid {JUNK_PID}). "
+            f"{dataset.artifact.uri}: the image {junk[0]} shows no known person (pid {JUNK_PID}). "
             f"Expected an image of a known person; --pid {JUNK_PID} selects all images of unknown "
             "ones"
         )
 
 
 def described(people: Sequence[Person]) -> list[str]:
-    """A line for each person."""
+    """One line per person."""
     return [
         f"{one.dataset}: pid {one.pid}, {one.images} images, {', '.join(one.examples)}"
         f"{', …' if one.images > len(one.examples) else ''}"
@@ -269,9 +269,9 @@ def described(people: Sequence[Person]) -> list[str]:
 def _runs(
     session: Session, lineage: Lineage, name: str, made: Collection[str]
 ) -> Iterator[dict[str, str]]:
-    """Also the runs of artifacts that are deleted or unfinished, by the data sets in their tags.
+    """Runs whose pictures may show the people, including those of deleted or unfinished artifacts.
 
-    A run without that tag, of an artifact that is gone, may show anybody.
+    The data sets of those are in a tag. A run of a deleted artifact without it may show anybody.
     """
     from tracking.runs import has_pictures, runs_with_tag
 
@@ -291,9 +291,9 @@ def _reports(
     made: Collection[str],
     images: Collection[str],
 ) -> Iterator[str]:
-    """Files by the names that the verbs give them.
+    """The files, found by the names that the verbs give them.
 
-    Where no image of the person is known any more, the pictures of all people are listed.
+    If no image of a person is known any more, the pictures of all people are listed.
     """
     pages = {
         f"masks-{node.artifact.name}-{node.artifact.fingerprint}.html": node.artifact.address

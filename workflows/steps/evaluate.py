@@ -1,7 +1,7 @@
 """Evaluation as a step: how well a model recognises people in camera networks it has not seen.
 
-Ray tasks embed a target's images part by part. The ranking is exact and bounded in memory, by tasks
-that share the gallery.
+Ray tasks embed a target's images part by part. The ranking is exact, with bounded memory, in tasks
+among which the gallery is divided.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Evaluation:
 
     scores: Scores
     seconds: float
-    """What computing them took just now, features included."""
+    """How long computing them took this time, including features."""
     computed: bool
 
     def as_json(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def evaluate_on(
     held_out: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Embeds a target with a model (a URI, or `clip:NAME`) and scores the ranking.
+    """Embed a target with a model (a URI, or `clip:NAME`) and score the ranking.
 
     `held_out` evaluates on the training images of a source that the model was not trained on, some
     of which become the queries; no image of any target is read. `facts` are recorded with the
@@ -72,7 +72,7 @@ def evaluate_on(
         inputs={Role.FEATURES: [embedding.artifact]},
         facts={**(facts or {}), "method": name, "target": dataset.name, "held_out": held_out},
     )
-    # Finished metrics need no features: these are intermediate, and may have been deleted.
+    # Finished metrics need no features, which are intermediate and may have been deleted.
     features = None
     if step.manifest() is None:
         features = embed(session, embedding, model, images, config.model)
@@ -109,7 +109,7 @@ def evaluate_on(
 
 
 def evaluate_file(session: Session, file: Path, config: ExperimentConfig) -> Evaluation:
-    """Scores features that any program wrote; see `muva.retrieval.features.read_features`."""
+    """Score features that any program wrote; see `muva.retrieval.features.read_features`."""
     from muva.retrieval.features import read_features
     from workflows.steps.score import score_features, scores_of
 

@@ -1,8 +1,8 @@
-"""Removes people from what is stored, and names what may still show them.
+"""Removing people from what is stored, and reporting what may still show them.
 
-Shards are written again without the people. Pseudo-labels, features and metrics of the old shards
-are deleted, and can be made again from the new ones. Models stay: those that were trained on the
-people are named, and so are the runs in MLflow and the reports whose pictures may show them.
+Shards are rewritten without the people. Pseudo-labels, features and metrics of the old shards are
+deleted, and can be made again from the new ones. Models are kept: those that were trained on the
+people are reported, and so are runs in MLflow and local reports whose pictures may show them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from workflows.steps.step import Step, run_step
 def forget(
     session: Session, reference: str, pids: Collection[int] = (), images: Collection[str] = ()
 ) -> tuple[ErasureReport, Artifact | None]:
-    """Removes people from one version of a data set; the report, and the version that remains.
+    """Remove people from one version of a data set; the report, and the version that remains.
 
-    People and version are those of `erasure_report`. None remains where no complete version held
-    them. The name keeps referring to the version that it referred to before. An interrupted
-    removal is resumed by the same call: the old shards are deleted last.
+    The arguments are those of `erasure_report`. No version remains if no complete version held the
+    people. A name refers to the same version as before. Calling it again resumes an interrupted
+    removal, because the old shards are deleted last.
     """
     report = what_to_forget(session, reference, pids, images)
     remaining = None
@@ -63,9 +63,9 @@ def what_to_forget(
 
 
 def without_step(session: Session, dataset: Dataset, pids: Collection[int]) -> Step:
-    """The declaration of a data set without some people.
+    """Declare a data set without some people.
 
-    The old data set is not among its inputs: no trace of it shall remain.
+    The old data set is not among its inputs, so that no trace of it remains.
     """
     return Step(
         title=f"forget in {dataset.artifact.name}",

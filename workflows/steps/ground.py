@@ -1,8 +1,8 @@
 """Pseudo-labels as a step: an expert finds the body parts of every image.
 
-A shard's labels are written when the shard is done, so interrupted work resumes with the shards
-that are missing, and drivers that ground the same data set at once share its shards: what one has
-finished no other computes. One pool of actors serves all data sets of a call.
+The labels of a shard are written as soon as it is done, so that interrupted work resumes with the
+missing shards. Drivers that ground the same data set at the same time share its shards: none
+computes what another has finished. One pool of actors serves all data sets of a call.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def ground(
     config: GroundingConfig,
     actors: Actors | None = None,
 ) -> list[StepResult]:
-    """The pseudo-labels of data sets by the expert that the settings name, in the same order.
+    """The pseudo-labels of data sets, in the same order, by the expert that the settings name.
 
-    The expert `imported` stands for the newest labels that `muva masks import` has made.
+    The expert `imported` stands for the newest labels that `muva masks import` made.
     """
     if config.rules:
         from muva.grounding.rules import check_rules
@@ -61,7 +61,7 @@ def ground(
 
 
 def labels_of(session: Session, source: Artifact, config: GroundingConfig) -> Artifact:
-    """The pseudo-labels that `ground` makes for a data set, whether they are finished or not."""
+    """The artifact of the pseudo-labels that `ground` makes for a data set, finished or not."""
     if config.expert == IMPORTED:
         raw = choose_labels(session, open_dataset(source), expert=IMPORTED)
     else:
@@ -76,7 +76,7 @@ def labels_of(session: Session, source: Artifact, config: GroundingConfig) -> Ar
 def labels_step(
     session: Session, source: Artifact, config: GroundingConfig, expert: ChosenExpert
 ) -> Step:
-    """The declaration of a data set's pseudo-labels by an expert."""
+    """Declare the pseudo-labels of a data set by an expert."""
     name = open_dataset(source).name
     return Step(
         title=f"ground {name}",
@@ -109,7 +109,7 @@ def _label_missing(
     expert: ChosenExpert,
     actors: Actors | None,
 ) -> Mapping[str, GroundingProgress]:
-    """Labels all shards that have no labels yet; address -> what that took."""
+    """Label all shards that have no labels yet; address -> the progress of its job."""
     missing = [
         (step, dataset)
         for step, dataset in zip(steps, datasets, strict=True)
@@ -161,7 +161,7 @@ def _finish(
     config: GroundingConfig,
     progress: GroundingProgress | None,
 ) -> StepResult:
-    """Commits the labels of a data set, whose shards are all labelled, and logs them."""
+    """Commit and log the labels of a data set whose shards are all labelled."""
 
     def work(log_metrics: MetricLogger) -> dict[str, Any]:
         from muva.grounding.labels import summarise_labels
@@ -198,7 +198,7 @@ def _pace(progress: Sequence[GroundingProgress]) -> str:
     actors, starting = progress[0].actors, progress[0].starting
     notes = []
     if not (actors or starting):
-        notes.append("no node has room for an actor")
+        notes.append("no actor fits on any node at the moment")
     if starting:
         notes.append(f"{actors} of {actors + starting} actors started")
     elapsed_s = max(one.elapsed_s for one in progress)
@@ -211,7 +211,7 @@ def _pace(progress: Sequence[GroundingProgress]) -> str:
 
 
 def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
-    """Some images under their part masks."""
+    """Some images with their part masks."""
     import numpy as np
 
     from muva.data.images import decode_rgb
@@ -220,7 +220,7 @@ def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
 
     chosen = np.linspace(0, dataset.summary.images - 1, SHOWN_IMAGES).astype(int)
     shard_of, row_of = dataset.locate_rows(chosen)
-    shards = np.unique(shard_of).tolist()  # the few that are read
+    shards = np.unique(shard_of).tolist()  # only the few that are shown
     shown: list[dict[str, Any]] = []
     for shard in shards:
         rows = dataset.read_shard(shard, ["image_id", "pid", "image"])

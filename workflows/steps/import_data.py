@@ -1,4 +1,4 @@
-"""Data sets as steps: images of people become checked Parquet shards."""
+"""Importing data sets as steps: images of people become validated Parquet shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def datasets_of(
     session: Session, names: Sequence[str], config: SyntheticConfig
 ) -> dict[str, StepResult]:
-    """The data sets with these names: synthetic ones are rendered where missing, others found."""
+    """The data sets with these names; synthetic ones are rendered if missing."""
     synthetic = [name for name in names if name in DOMAINS]
     rendered = import_synthetic(session, synthetic, config) if synthetic else {}
     return {name: rendered.get(name) or _imported(session, name) for name in names}
@@ -36,7 +36,7 @@ def datasets_of(
 def import_synthetic(
     session: Session, domains: Sequence[str], config: SyntheticConfig
 ) -> dict[str, StepResult]:
-    """Renders the missing domains, each in a Ray task; domain -> its data set."""
+    """Render the missing domains, one Ray task per domain; domain -> its data set."""
     steps = {domain: synthetic_step(session, domain, config) for domain in domains}
     missing = [domain for domain in domains if steps[domain].manifest() is None]
     rendered = dict(zip(missing, _render(steps, missing, config), strict=True))
@@ -52,7 +52,7 @@ def import_synthetic(
 
 
 def synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> Step:
-    """The declaration of a synthetic domain's data set."""
+    """Declare the data set of a synthetic domain."""
     settings = {"domain": domain, "renderer": RENDERER_VERSION, **config.model_dump(mode="json")}
     return _step(session, domain, settings)
 
@@ -60,9 +60,9 @@ def synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> St
 def import_benchmark(
     session: Session, name: str, root: Path, *, accept_counts: bool = False
 ) -> StepResult:
-    """Reads a public data set's tree; MuvaError unless it holds what was published of it.
+    """Import the folder of a public data set; MuvaError unless its counts are as published.
 
-    With `accept_counts` other counts are accepted, and the data set is marked as altered.
+    With `accept_counts`, other counts are accepted, and the data set is marked as altered.
     """
     benchmark = BENCHMARKS[name]
     options = dict(benchmark.options)
@@ -78,10 +78,10 @@ def import_benchmark(
 def import_tree(
     session: Session, name: str, root: Path, *, layout: str, options: dict[str, Any]
 ) -> StepResult:
-    """Reads a folder of images in a layout's form.
+    """Import a folder of images in one of the layouts.
 
-    The address is a hash of the listing (names, sizes, times), so an unchanged tree is not read
-    again.
+    The address is a hash of the listing (names, sizes, times), so that an unchanged folder is not
+    read again.
     """
     for taken, what in ((DOMAINS, "synthetic domain"), (BENCHMARKS, "public data set")):
         if name in taken:
@@ -129,7 +129,7 @@ def _step(session: Session, name: str, settings: dict[str, Any]) -> Step:
 
 
 def _imported(session: Session, name: str) -> StepResult:
-    """A data set that was imported earlier, as a step of this pipeline."""
+    """An existing data set as a step of this pipeline."""
     artifact = find_artifact(session.store, "datasets", name)
     manifest = artifact.manifest(format_version=formats.SHARDS)
     assert manifest is not None, artifact.address
@@ -139,7 +139,7 @@ def _imported(session: Session, name: str) -> StepResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Rendered:
-    """A domain whose shards are written."""
+    """A domain whose shards have been written."""
 
     summary: dict[str, Any]
     seconds: float

@@ -1,4 +1,4 @@
-"""Pseudo-labels from a file of the authors' release, as a step."""
+"""Importing pseudo-labels in the form of the authors' release, as a step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def import_release(
     grid: tuple[int, int] | None,
     missing: bool,
 ) -> StepResult:
-    """The labels in a file of the release's form; `missing`: an image may have no entry."""
+    """Import the labels in a file of the release's form; `missing`: images may have no entry."""
     for part in parts:
         try:
             check_part(part)
@@ -57,14 +57,14 @@ def import_release(
     rows = dataset.rows(["image_id", "split"]).to_pylist()
     named = by_base_name([row["image_id"] for row in rows], dataset=dataset.name, wanted=content)
     absent = [name for name in named if name not in content]
-    # Nothing reads labels of images to be recognised: a file for the others alone is complete.
+    # Only labels of training images are read: a file with only those is complete.
     learned_from = [base_name(row["image_id"]) for row in rows if row["split"] == "train"]
     unknown = [name for name in learned_from or named if name not in content]
     if unknown and not missing:
         raise MuvaError(
-            f"{file}: has no entry for {len(unknown)} of {len(learned_from or named)} images that "
-            f"{dataset.name} has to learn from, for example {unknown[0]}. Is it another data "
-            "set's? --missing not-found goes on"
+            f"{file}: has no entry for {len(unknown)} of {len(learned_from or named)} training "
+            f"images of {dataset.name}, for example {unknown[0]}. Does it belong to another data "
+            "set? --missing not-found accepts it"
         )
     settings = {
         "imported": hashlib.sha256(file.read_bytes()).hexdigest()[:16],

@@ -1,4 +1,4 @@
-"""A checkpoint of another program as a model of ours."""
+"""Importing the checkpoint of another program as a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workflows.session import Session
 from workflows.steps.step import Step, StepResult, run_step
 
 IMPORT_VERSION = 1
-"""Raised when the same file comes out as another model."""
+"""Incremented whenever the same file becomes a different model."""
 
 
 def import_model(
@@ -34,11 +34,11 @@ def import_model(
     grid: tuple[int, int] | None = None,
     quick_gelu: bool | None = None,
 ) -> StepResult:
-    """A checkpoint of another program, a file or a folder, as a model of ours.
+    """Import the checkpoint of another program, a file or a folder.
 
-    `clip` is where a missing text side comes from instead of the recipe's CLIP. The summary says
-    what became of the file's entries. Raises MuvaError for what is not of a known form, and
-    SettingsError for settings that the file contradicts.
+    `clip` names the CLIP whose text encoder is used if the file has none, instead of the recipe's.
+    The summary says how the entries of the file were used. Raises MuvaError for files of an unknown
+    form, and SettingsError for settings that the file contradicts.
     """
     given = ImportOptions(
         model=config.model, prompts=config.prompts, quick_gelu=quick_gelu, grid=grid
@@ -109,7 +109,7 @@ def _sha256(file: Path) -> str:
 
 
 def _identity(clip: str) -> list[str]:
-    """A CLIP's name; for files of one's own also what is in them."""
+    """The name of a CLIP; for the user's own files also a hash of the content."""
     path = Path(clip).expanduser()
     if path.is_file():
         return [path.name, _sha256(path)]

@@ -1,4 +1,4 @@
-"""Choosing among the pseudo-labels that a data set has."""
+"""Choosing among the pseudo-labels of a data set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from workflows.progress import say
 from workflows.session import Session
 
 IMPORTED = "imported"
-"""Stands for an expert: pseudo-labels that were imported from a file."""
+"""In place of an expert's name: pseudo-labels that were imported from a file."""
 REFINED = "refined"
-"""Stands for an expert: pseudo-labels that rules made from others."""
+"""In place of an expert's name: pseudo-labels that were refined by rules."""
 
 
 def choose_labels(
@@ -23,14 +23,14 @@ def choose_labels(
     labels: str | None = None,
     unlike: str | None = None,
 ) -> Artifact:
-    """The newest matching pseudo-labels of this data set; MuvaError where there are none.
+    """The newest matching pseudo-labels of this data set; MuvaError if there are none.
 
-    `labels` names them, `expert` says who made them; `unlike` prefers those of any other expert.
-    Pseudo-labels in a format that this version does not read are skipped, and named.
+    `labels` is their name or address, `expert` their expert; with `unlike`, those of any other
+    expert are preferred. Pseudo-labels in an unsupported format are reported and skipped.
     """
     if labels is not None:
         if expert is not None:
-            raise SettingsError("--labels names one label set: expected it without --expert")
+            raise SettingsError("expected either --labels, which names one label set, or --expert")
         return find_artifact(session.store, "labels", labels)
     made: list[tuple[str, str, Artifact]] = []
     for artifact in list_artifacts(session.store, "labels"):
@@ -48,7 +48,7 @@ def choose_labels(
     if not fitting:
         known = ", ".join(sorted({by for _, by, _ in made}))
         wanted = f" by {expert}" if expert else ""
-        there = f"; there are those by {known}" if known else ""
+        there = f"; there are labels by {known}" if known else ""
         remedy = (
             f"`muva masks import {dataset.name} FILE`"
             if expert == IMPORTED

@@ -1,6 +1,6 @@
-"""How the predicted masks grow during stage 2: the same few images, behind some of its epochs.
+"""Pictures of the predicted masks during stage 2: the same few images, after some epochs.
 
-A worker predicts, and sends the masks; the driver draws them beside the expert's.
+A worker predicts the masks and sends them; the driver draws them beside the expert's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHOWN_IMAGES, MOST_PICTURES = 4, 12
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """Of some training images, behind an epoch."""
+    """The masks of some training images, after an epoch."""
 
     epoch: int
     images: np.ndarray
@@ -35,7 +35,7 @@ class Masks:
 
 
 def is_shown(epoch: int, epochs: int) -> bool:
-    """Whether an epoch of so many has a picture: the first, the last, and some between them."""
+    """Whether a picture is drawn after an epoch: the first, the last, and some in between."""
     every = -(-epochs // MOST_PICTURES)
     return epoch % every == 0 or epoch in (1, epochs)
 
@@ -44,7 +44,7 @@ def is_shown(epoch: int, epochs: int) -> bool:
 def masks_of(
     epoch: int, model: MuvaModel, images: TrainingImages, device: torch.device
 ) -> Masks | None:
-    """The masks that a model predicts now, without a change to it; None where it has no parts."""
+    """The masks that a model predicts, without changing it; None if it has no parts."""
     if not model.config.parts:
         return None
     count = len(images)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: ranked galleries, cameras among each other, predicted masks."""
+"""Pictures of an evaluation: ranked galleries, mAP between cameras, attention, masks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw(
     metrics: Artifact,
     camera_pairs: Sequence[CameraPair],
 ) -> None:
-    """Ranked galleries, what cameras reach among each other, and where the model sees parts."""
+    """Log ranked galleries, the mAP between cameras, attention and predicted masks."""
     if camera_pairs:
         run.log_figure(
             "camera-pairs.png", _camera_map(open_dataset(judged.dataset).name, camera_pairs)
@@ -59,8 +59,8 @@ def _camera_map(target: str, pairs: Sequence[CameraPair]) -> Figure:
     return heat_map(
         {(str(pair.query_camid), str(pair.gallery_camid)): pair.mean_ap for pair in pairs},
         title=f"mAP between cameras of {target}, per cent",
-        rows="query's camera",
-        columns="gallery's camera",
+        rows="camera of the query",
+        columns="camera of the gallery image",
         order=list(map(str, cameras)),
     )
 
@@ -68,7 +68,7 @@ def _camera_map(target: str, pairs: Sequence[CameraPair]) -> Figure:
 def _gallery_sheets(
     judged: EvaluationSet, rows: pa.Table, kept: QueryScores
 ) -> dict[str, Image.Image]:
-    """Queries from the best ranked to the worst, and the worst ones, with their first matches."""
+    """Queries from the best to the worst, and the worst queries, each with its ranked list."""
     list_of = kept.list_of
 
     def people(places: np.ndarray) -> list[Person]:
@@ -109,7 +109,7 @@ def _gallery_sheets(
 
 
 def _attention_sheet(judged: EvaluationSet, rows: pa.Table, bundle: Bundle) -> Image.Image:
-    """Where the class token and the part tokens look in the last block."""
+    """The attention of the class token and the part tokens in the last block."""
     images = judged.images(_some(rows, SHOWN_ATTENTION)["row"].to_numpy())
     return attention_sheet(
         images,
@@ -127,7 +127,7 @@ def _some(rows: pa.Table, count: int) -> pa.Table:
 
 
 def _mask_sheet(judged: EvaluationSet, rows: pa.Table, bundle: Bundle) -> Image.Image:
-    """Some images under the masks that the last block's predictor gives."""
+    """Some images with the masks that the predictor of the last block gives."""
     chosen = _some(rows, SHOWN_MASKS)
     images = judged.images(chosen["row"].to_numpy())
     masks = bundle.predicted_masks(images)

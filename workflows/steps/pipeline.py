@@ -1,4 +1,4 @@
-"""`muva run`: a recipe from images to numbers per domain, one parent run with a child per step."""
+"""The pipeline of a recipe, from images to metrics per domain: one run, with a child per step."""
 
 from __future__ import annotations
 
@@ -35,37 +35,37 @@ from workflows.steps.train import Training, check_training, declare_training, tr
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
-VARIANTS = {"clip": "CLIP as it is", "global_only": "global-only", "muva": "MUVA"}
-"""What is compared, in the words of the table."""
+VARIANTS = {"clip": "CLIP (zero-shot)", "global_only": "global-only", "muva": "MUVA"}
+"""The variants that are compared, and their titles in tables."""
 _CHOSEN = f", {CHOSEN}"
 
 
 @dataclass(kw_only=True)
 class PipelineReport:
-    """What a pipeline found, and what it took."""
+    """The results of a pipeline, and how long its steps took."""
 
     targets: dict[str, dict[str, Scores]] = field(default_factory=dict)
-    """Target -> variant -> its retrieval results. Of a variant whose epochs were judged on held-out
-    sources there are two: after the last epoch (`muva`), and the epoch chosen (`muva, chosen`)."""
+    """Target -> variant -> scores. A variant whose epochs were validated on held-out sources has
+    two entries: the last epoch (`muva`), and the chosen epoch (`muva, chosen`)."""
     models: dict[str, str] = field(default_factory=dict)
-    """Variant likewise -> URI of its bundle, or `clip:NAME`."""
+    """Variant, as above -> the URI of its bundle, or `clip:NAME`."""
     datasets: dict[str, Artifact] = field(default_factory=dict)
     labels: dict[str, Artifact] = field(default_factory=dict)
     """Source -> its pseudo-labels."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Step -> what it took just now; a step that was there already takes next to nothing."""
+    """Step -> how long it took this time; next to nothing if it was skipped."""
 
     computed: bool = False
-    """Whether any step was computed just now, rather than skipped."""
+    """Whether any step was computed this time, rather than skipped."""
 
     def note(self, step: str, result: StepResult | Evaluation) -> None:
-        """Adds a step's time."""
+        """Add a step's time."""
         self.seconds[step] = round(result.seconds, 2)
         self.computed |= result.computed
 
 
 def run_recipe(session: Session, config: ExperimentConfig) -> PipelineReport:
-    """A recipe from data to scores, in a run with a child for each step."""
+    """Run a whole recipe in an MLflow run with a child for each step."""
     with pipeline_run(session, config) as (run, children):
         report = run_pipeline(children, config)
         map_domains(children, config, report)
@@ -115,7 +115,7 @@ def run_pipeline(session: Session, config: ExperimentConfig) -> PipelineReport:
 def pipeline_run(
     session: Session, config: ExperimentConfig
 ) -> Iterator[tuple[Run | None, Session]]:
-    """The run of a recipe's pipeline, and the session whose runs are its children.
+    """Open the run of a pipeline; the run, and a session whose runs are its children.
 
     A cluster is started by the first step that needs one, and its nodes' metrics are recorded.
     Raises SettingsError for a recipe without domains.
@@ -151,7 +151,7 @@ def pipeline_run(
 
 
 def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
-    """Logs a pipeline's scores, curves, inputs and description to its run."""
+    """Log the scores, curves, inputs and description of a pipeline to its run."""
 
     last = list(report.models)[-1]
     used = {name: used_dataset(artifact) for name, artifact in report.datasets.items()}
@@ -182,7 +182,7 @@ def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> 
 
 
 def map_domains(session: Session, config: ExperimentConfig, report: PipelineReport) -> None:
-    """Maps where images of all domains lie, before training and as the last model sees them."""
+    """Map the images of all domains, before training and by the last model."""
     last = list(report.models)[-1]
     name = _name_of(config, last)
     models = {"clip": UNTRAINED + config.model.clip, name: report.models[last]}
@@ -192,21 +192,21 @@ def map_domains(session: Session, config: ExperimentConfig, report: PipelineRepo
 
 
 def variant_of(config: ExperimentConfig, variant: str) -> ExperimentConfig:
-    """The recipe's settings for one of the compared variants; all else stays equal."""
+    """The recipe's settings for one of the variants; all other settings are the same."""
     if variant == "muva":
         return config
     return with_settings(config, {"model.parts": [], "grounding": None}, where=config.name)
 
 
 def variant_title(which: str) -> str:
-    """A variant of a report as tables and pictures call it."""
+    """The title of a variant in tables and pictures."""
     if which.endswith(_CHOSEN):
         return f"{VARIANTS[which.removesuffix(_CHOSEN)]}, chosen on held-out sources"
     return VARIANTS[which]
 
 
 def as_data(report: PipelineReport) -> dict[str, Any]:
-    """The report as plain data: fractions, seconds, addresses."""
+    """The report as JSON-compatible data: fractions, seconds, addresses."""
     return {
         "targets": {
             target: {
@@ -227,7 +227,7 @@ def _models_of(
     report: PipelineReport,
     workers: Workers,
 ) -> dict[str, str]:
-    """The variant's model, trained if it is missing, and the chosen one if one is chosen."""
+    """The model of a variant, trained if missing; and the chosen one if an epoch is chosen."""
     if variant == "clip":
         return {variant: UNTRAINED + config.model.clip}
     trained = train(session, _declared(session, config, variant, report), workers)
@@ -242,7 +242,7 @@ def _models_of(
 def _declared(
     session: Session, config: ExperimentConfig, variant: str, report: PipelineReport
 ) -> Training:
-    """The training of a variant; pseudo-labels that are yet to be made are declared as well."""
+    """Declare the training of a variant, and pseudo-labels that have not been made yet."""
     settings = variant_of(config, variant)
     sources = [report.datasets[name] for name in config.sources]
     labels = None
@@ -266,7 +266,7 @@ def _facts(config: ExperimentConfig, variant: str) -> dict[str, str]:
 
 
 def _name_of(config: ExperimentConfig, variant: str) -> str:
-    """The name of a variant's model and results: recipes of different names stand side by side."""
+    """The name of a variant's model and results, which differs between recipes."""
     if variant == "clip":
         return variant
     return f"{config.name}-{variant.replace('_', '-').replace(', ', '-')}"

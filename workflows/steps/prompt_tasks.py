@@ -1,7 +1,7 @@
-"""The tasks of stage 1: each learns the prompts of a share of the identities.
+"""The tasks of stage 1, each of which learns the prompts of a share of the identities.
 
-What the shares have in common, the identities' centroids, is computed once and kept beside the
-artifact.
+The centroids of the identities, which all shares need, are computed once and saved with the
+checkpoints.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from workflows.steps.training_messages import (
 )
 
 CENTROIDS = f"{CHECKPOINTS}/start"
-"""The folder of the centroids, which are kept as the checkpoint of epoch 0."""
+"""The folder of the centroids, which are stored as the checkpoint of epoch 0."""
 MAX_SAVING_SHARE = 1 / 50
-"""The share of the time that may go into saving checkpoints."""
+"""The fraction of the time that may be spent on saving checkpoints."""
 _SHARES = f"{CHECKPOINTS}/shares/count.json"
-"""The number of shares that the stage was started in; deleted with the checkpoints."""
+"""Stores the number of shares with which the stage was started; deleted with the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def learn_shares(
     progress: Track,
     log_metrics: MetricLogger,
 ) -> dict[str, Any]:
-    """Has all shares learned and writes the prompts; the manifest's summary."""
+    """Learn all shares and write the prompts; returns the summary for the manifest."""
     settings = inputs.config.stage1
     count = _share_count(artifact, _shares_for(workers, settings))
     shares = [Share(index, count) for index in range(count)]
@@ -116,11 +116,11 @@ def learn_shares(
             runtime_env=workers.runtime_env,
             queue=queue,
             on_message=on_message,
-            # Shares that do not fit at once are learned one after the other.
+            # Shares that do not fit at the same time are learned one after the other.
             capacity=CapacityMonitor(processes=1, cpus=threads, gpus=devices),
         )
 
-    # A single share computes them itself: a task of their own would open everything twice.
+    # A single share computes them itself: a separate task would open everything twice.
     if count > 1 and latest_checkpoint(artifact, folder=CENTROIDS)[0] is None:
         run(compute_centroids, [None])
     learned: list[Learned] = run(learn_share, shares)
@@ -134,13 +134,13 @@ def learn_shares(
 
 
 def _shares_for(workers: Workers, settings: Stage1Config) -> int:
-    """As many as workers, but no more than there are GPUs, if any, or identities in a batch."""
+    """One per worker, but at most one per GPU, if any, and one per identity in a batch."""
     in_a_batch = settings.batch_size // settings.images_per_identity
     return min(workers.count, workers.gpus or workers.count, in_a_batch)
 
 
 def _share_count(artifact: Artifact, wanted: int) -> int:
-    """The number of shares that the stage was started in; it is started in `wanted` ones now."""
+    """The number of shares with which the stage was started; `wanted` if it starts now."""
     key = artifact.key(_SHARES)
     artifact.store.create(key, json.dumps(wanted).encode())
     try:
@@ -152,14 +152,14 @@ def _share_count(artifact: Artifact, wanted: int) -> int:
 def compute_centroids(
     inputs: TrainingInputs, artifact: Artifact, _: None, compute: Compute, queue: MessageQueue
 ) -> None:
-    """Computes and keeps what the shares have in common."""
+    """Compute and save the centroids, which all shares need."""
     _centroids(inputs, artifact, *inputs.open(predicts_masks=False), compute, queue)
 
 
 def learn_share(
     inputs: TrainingInputs, artifact: Artifact, share: Share, compute: Compute, queue: MessageQueue
 ) -> Learned | None:
-    """Learns a share of the identities from its last checkpoint on; None when it diverged."""
+    """Learn a share of the identities, resuming from its last checkpoint; None if it diverged."""
     settings = inputs.config.stage1
     precision = resolve_precision(settings.precision, default_device())
     checkpoint, history = latest_checkpoint(artifact, folder=share.folder)
@@ -191,7 +191,7 @@ def learn_share(
                 saved_at = time.monotonic()
                 took = saved_at - started_at
     except DivergedError as error:
-        # Other shares may diverge too: the driver keeps the first one's checkpoint.
+        # Other shares may diverge too: the driver keeps the checkpoint of the first one.
         queue.send(("diverged", (str(error), error.checkpoint())), block=True)
         return None
     contexts = model.contexts[identities.start : identities.stop].detach().cpu()
@@ -206,7 +206,7 @@ def _centroids(
     compute: Compute,
     queue: MessageQueue,
 ) -> torch.Tensor:
-    """The identities' centroids (N, F): those that are kept, so that all shares have the same."""
+    """The centroids of the identities (N, F), loaded so that all shares have the same ones."""
     checkpoint, _ = latest_checkpoint(artifact, folder=CENTROIDS)
     if checkpoint is not None:
         return torch.as_tensor(checkpoint["centroids"])
@@ -225,7 +225,7 @@ def _centroids(
 
 
 def _together(histories: Sequence[History]) -> History:
-    """The epochs that all shares have finished: a share's loss is its part of the whole loss."""
+    """The epochs that all shares have finished; the loss is the sum over the shares."""
     return [
         {**parts[0], "loss": sum(part["loss"] for part in parts)}
         for parts in zip(*histories, strict=False)
@@ -233,7 +233,7 @@ def _together(histories: Sequence[History]) -> History:
 
 
 class _Epochs:
-    """Combines the epochs of the shares, and passes on those that all shares have finished."""
+    """Combines the epochs of the shares, and reports those that all shares have finished."""
 
     def __init__(self, count: int, progress: Track, log_metrics: MetricLogger, epochs: int) -> None:
         self.on_message = training_message_handler(progress, log_metrics, "stage1", epochs)
@@ -242,7 +242,7 @@ class _Epochs:
         self._passed_on = 0
 
     def add(self, share: int, epochs: History) -> None:
-        """A share has finished these; one that was lost restarts at its last checkpoint."""
+        """Add finished epochs of a share; a lost share restarts from its last checkpoint."""
         self._histories[share][epochs[0]["epoch"] - 1 :] = epochs
         together = _together(self._histories)
         if len(together) <= self._passed_on:

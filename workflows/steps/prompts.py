@@ -1,8 +1,8 @@
-"""Stage 1 as a step: the sources' prompts.
+"""Stage 1 as a step: the prompts of the sources.
 
-Ray tasks learn a share of the identities each (`workflows.steps.prompt_tasks`). Each share saves
-checkpoints of its own, and an interrupted stage resumes in the shares that it was started in,
-whatever the number of workers is now.
+Each Ray task learns a share of the identities (`workflows.steps.prompt_tasks`) and saves its own
+checkpoints. An interrupted stage resumes with the shares with which it was started, whatever the
+number of workers is now.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONTEXTS = "contexts.safetensors"
 
 
 def prompts_step(session: Session, inputs: TrainingInputs, *, name: str) -> Step:
-    """The declaration of the prompts of these sources."""
+    """Declare the prompts of these sources."""
     config = inputs.config
     settings = {
         "model": without_mask_settings(config.model).model_dump(mode="json"),
@@ -52,7 +52,7 @@ def prompts_step(session: Session, inputs: TrainingInputs, *, name: str) -> Step
 def learn_prompts(
     session: Session, step: Step, inputs: TrainingInputs, workers: Workers
 ) -> StepResult:
-    """The prompts of a declared step, learned if they are missing."""
+    """The prompts of a declared step, learned if missing."""
 
     def work(log_metrics: MetricLogger) -> dict[str, Any]:
         from workflows.runtime.cluster import ray_cluster

@@ -1,7 +1,7 @@
-"""Ranking by Ray tasks over features in parts on disk: each task counts in a chunk of the gallery.
+"""Ranking by Ray tasks over features on disk: each task counts in one chunk of the gallery.
 
-Counts are whole numbers that add up, so the scores do not depend on the tasks: not on how many
-there are, in which order they end, or how often one is repeated after its node was lost.
+Counts are integers that are added up, so that the scores do not depend on the number of tasks, on
+the order in which they end, or on how often one is repeated after its node was lost.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ from muva.retrieval.reranking import (
 from workflows.runtime.tasks import completed_tasks, run_tasks, shared
 
 PART_IMAGES = 512
-"""Images that a task embeds and writes together."""
+"""Images per part, which a task embeds and writes together."""
 CHUNK_IMAGES = 16_384
-"""Gallery images that a task counts in: 128 MiB of features with 2,048 dimensions."""
+"""Gallery images per task: 128 MiB of features with 2,048 dimensions."""
 
 
 @dataclass(frozen=True)
 class FeatureParts:
-    """The features of an artifact, image after image in parts of `PART_IMAGES`."""
+    """The features of an artifact, stored in parts of `PART_IMAGES` images."""
 
     artifact: Artifact
 
     @staticmethod
     def name(first: int) -> str:
-        """The file of the part that begins with this image."""
+        """The file name of the part that begins with this image."""
         return f"part-{first:09d}.npy"
 
     def write(self, first: int, features: np.ndarray) -> None:
-        """Stores one part."""
+        """Write one part."""
         buffer = io.BytesIO()
         np.save(buffer, features, allow_pickle=False)
         self.artifact.store.write(self.artifact.key(self.name(first)), buffer.getvalue())
 
     @cached_property
     def firsts(self) -> np.ndarray:
-        """Each part's first image, and the number of all images."""
+        """The first image of each part, followed by the number of all images."""
         manifest = self.artifact.manifest(format_version=formats.FEATURES)
         assert manifest is not None, self.artifact.address
         images = manifest["summary"]["images"]
@@ -132,8 +132,8 @@ def ranks_of(
 ) -> tuple[MatchRanks, CameraRule]:
     """The ranks of all matches; of `labels` only ids, pids and camids are read.
 
-    `encodings` re-rank. `on_progress` gets the number of gallery images that have been ranked, and
-    of all. Needs a Ray cluster.
+    With `encodings`, the ranking is re-ranked. `on_progress` is called with the number of gallery
+    images that have been ranked and of all. Needs a Ray cluster.
     """
     rule = camera_rule(labels)
     queries = _Chunk(parts, labels.queries, 0)
@@ -165,10 +165,10 @@ def encodings_by_tasks(
     chunk_images: int = CHUNK_IMAGES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encodings:
-    """As `compute_encodings`, with the images compared by tasks: the same numbers for any of them.
+    """Like `compute_encodings`, with identical results for any division into tasks.
 
-    `on_progress` gets the number of pairs of images that have been compared, and of all. Needs a
-    Ray cluster.
+    `on_progress` is called with the number of pairs of images that have been compared and of all.
+    Needs a Ray cluster.
     """
     images = np.concatenate([labels.queries, labels.gallery])
     junk = np.flatnonzero(labels.pids[labels.gallery] == JUNK_PID)
@@ -204,7 +204,7 @@ def encodings_by_tasks(
 
 
 def camera_rule(labels: Features) -> CameraRule:
-    """Which images count for which query."""
+    """The rules by which gallery images count for a query."""
     query, gallery = (
         checked_labels(
             pids=labels.pids[side],
@@ -231,7 +231,7 @@ def count_in_chunk(
     common: tuple[CameraRule, Thresholds, Encodings | None],
     ignored: Pairs,
 ) -> np.ndarray:
-    """How many images of the chunk are nearer to a query than each of its matches."""
+    """For each match of a query, how many images of the chunk are nearer to the query."""
     rule, thresholds, encodings = common
     return count_nearer_in_chunk(
         queries.features("query_features"),
@@ -246,7 +246,7 @@ def count_in_chunk(
 def neighbours_between(
     one: _Chunk, other: _Chunk, included: np.ndarray, neighbours: int
 ) -> list[tuple[slice, NearestNeighbours]]:
-    """The nearest neighbours that the images of each chunk have in the other."""
+    """The nearest neighbours of the images of each chunk in the other chunk."""
     mine = one.features("features")
     of_mine = NearestNeighbours.empty(len(one.images), count=neighbours)
     found = [(one.place, of_mine)]

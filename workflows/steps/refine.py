@@ -1,4 +1,4 @@
-"""Pseudo-labels that rules make from others, as a step."""
+"""Refining pseudo-labels by rules, as a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from workflows.steps.step import Step, StepResult, run_step
 
 
 def refine_step(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> Step:
-    """The declaration of the pseudo-labels that these rules make from `raw` ones."""
+    """Declare the pseudo-labels that these rules make from `raw` ones."""
     name = open_dataset(source).name
     return Step(
         title=f"refine {name}",
@@ -40,7 +40,7 @@ def refine_step(session: Session, source: Artifact, raw: Artifact, rules: Sequen
 
 
 def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> StepResult:
-    """The pseudo-labels that these rules make from `raw` ones, which stay as they are."""
+    """Make pseudo-labels from `raw` ones by these rules; the raw ones are not changed."""
     check_rules(rules)
     dataset = open_dataset(source)
     step = refine_step(session, source, raw, rules)
@@ -50,7 +50,8 @@ def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[st
         labels = open_labels(raw, dataset=dataset)
         if labels.grid:
             raise MuvaError(
-                f"{raw.uri}: holds masks; expected boxes, which rules change: --expert chooses"
+                f"{raw.uri}: contains masks; expected boxes, which the rules refine. Choose labels "
+                "with boxes with --expert"
             )
         boxes, found = (values.numpy() for values in labels.boxes(labels.image_ids))
         boxes, found, counts = apply_rules(boxes, found, labels.parts, rules)
@@ -70,7 +71,7 @@ def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[st
 
 
 def _with_boxes(table: pa.Table, boxes: np.ndarray, found: np.ndarray) -> pa.Table:
-    """The rows with other boxes; what is dropped has no score."""
+    """The rows with the refined boxes; a dropped box has no score."""
     lists = [box.tolist() if there else None for box, there in zip(boxes, found, strict=True)]
     scores = [
         score if there else None

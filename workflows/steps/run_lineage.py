@@ -29,12 +29,12 @@ ALWAYS_LOGGED = (
     "stage2.lr",
     "stage2.batch_size",
 )
-"""Settings that are parameters of every pipeline's run, so that runs can be compared."""
+"""Settings that are logged as parameters of every pipeline, so that runs can be compared."""
 NOT_LOGGED = ("tune", "name", "description", "execution")
 
 
 def run_params(config: ExperimentConfig) -> dict[str, Any]:
-    """The parameters of a pipeline or search: those, and what differs from `base`."""
+    """The parameters of a pipeline or search: `ALWAYS_LOGGED`, and what differs from `base`."""
     params = differences(config, load_recipe("base"))
     params = {name: value for name, value in params.items() if not name.startswith(NOT_LOGGED)}
     whole = config.model_dump(mode="json")
@@ -89,19 +89,19 @@ def used_model(model: str) -> UsedModel:
 
 
 def training_of(model: Node) -> Node:
-    """The model after a training's last epoch: the given one, or that of which it is an epoch."""
+    """The model after the last epoch of the training that this model belongs to."""
     given = model.inputs.get(Role.TRAINING)
     return node_at(model.artifact.store, given[0]) if given else model
 
 
 def served_model(run: Run, model: Artifact) -> str:
-    """The id of a model's logged model, with the files by which MLflow loads and serves it."""
+    """The id of the logged model in MLflow, with the files for loading and serving it."""
     from muva.models import BUNDLE, local_copy
     from tracking.models import add_files, has_files
 
     feature_dim = model_description(model)["feature_dim"]
     model_id = run.log_model(used_model(model.uri), made=False)
-    if not has_files(run, model_id):  # a bundle may be far away, and large
+    if not has_files(run, model_id):  # a bundle may be remote and large
         with local_copy(model, BUNDLE) as bundle:
             add_files(run, model_id, bundle, address=model.address, feature_dim=feature_dim)
     return model_id

@@ -35,19 +35,19 @@ _PER_QUERY = "per-query.npz"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QueryScores:
-    """What is kept of each query, beside the scores of all."""
+    """The results that are kept for each query."""
 
     query: np.ndarray
-    """(queries,): indices into the evaluation set; with trials, of the first one."""
+    """(queries,): indices into the evaluation set; with several trials, those of the first one."""
     gallery: np.ndarray
-    """(gallery,): indices likewise."""
+    """(gallery,): indices into the evaluation set."""
     average_precision: np.ndarray
-    """(queries,), NaN where there is no match."""
+    """(queries,), NaN without a match."""
     first_match_rank: np.ndarray
-    """(queries,), 0 where there is no match."""
+    """(queries,), 0 without a match."""
     lists: np.ndarray
-    """(shown queries, matches): what the queries of `shown_numbers` rank first, by index into
-    `gallery`; -1 where the gallery has no more images."""
+    """(shown queries, ranks): the first images in the ranked lists of `shown_numbers`, as indices
+    into `gallery`; -1 beyond the end of the gallery."""
 
     @property
     def list_of(self) -> dict[int, np.ndarray]:
@@ -56,20 +56,20 @@ class QueryScores:
         return {int(number): row[row >= 0] for number, row in zip(numbers, self.lists, strict=True)}
 
     def write(self, metrics: Artifact) -> None:
-        """Writes them into an artifact of metrics."""
+        """Write them to an artifact of metrics."""
         buffer = io.BytesIO()
         np.savez(buffer, **dataclasses.asdict(self))
         metrics.store.write(metrics.key(_PER_QUERY), buffer.getvalue())
 
     @classmethod
     def read(cls, metrics: Artifact) -> QueryScores:
-        """Reads what `write` has written."""
+        """Read what `write` has written."""
         with np.load(metrics.store.path(metrics.key(_PER_QUERY))) as arrays:
             return cls(**arrays)
 
 
 def shown_queries(average_precision: np.ndarray) -> dict[str, np.ndarray]:
-    """The queries of each picture: evenly spaced from the best to the worst, and the worst ones."""
+    """The queries of the two pictures: evenly spaced from best to worst, and the worst ones."""
     valid = np.flatnonzero(~np.isnan(average_precision))
     by_precision = valid[np.argsort(-average_precision[valid], kind="stable")]
     count = min(SHOWN_QUERIES, len(valid))
@@ -80,14 +80,14 @@ def shown_queries(average_precision: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def shown_numbers(average_precision: np.ndarray) -> np.ndarray:
-    """The queries of all pictures, ascending."""
+    """The queries of all pictures, in ascending order."""
     return np.unique(np.concatenate([*shown_queries(average_precision).values()]))
 
 
 def rank_and_score(
     images: EvaluationSet, parts: FeatureParts, metrics: Artifact, config: EvaluationConfig
 ) -> Scores:
-    """Ranks and scores; writes each query's scores into `metrics`. Needs a Ray cluster."""
+    """Rank and score; the results of each query go to `metrics`. Needs a Ray cluster."""
     labels = image_labels(images.rows())
     trials = [] if images.held_out else read_trials(open_dataset(images.dataset))
     if trials:
@@ -111,7 +111,7 @@ def rank_and_score(
 def query_scores(
     parts: FeatureParts, labels: Features, result: RetrievalResult, rerank: Encodings | bool
 ) -> QueryScores:
-    """What is kept of each query of a data set's own split."""
+    """The results of each query of a data set's own split."""
     query, gallery = labels.queries, labels.gallery
     return _with_lists(parts, labels, result, rerank, query=query, gallery=gallery)
 
@@ -146,7 +146,7 @@ def _with_lists(
 def score_trials(
     parts: FeatureParts, labels: Features, trials: Sequence[Trial], config: EvaluationConfig
 ) -> tuple[Scores, QueryScores]:
-    """The means over the trials; and of the first one, what is kept of each query."""
+    """The means over the trials, and the results of each query of the first trial."""
     # Data sets with trials are small.
     embedded = dataclasses.replace(labels, features=parts.read(np.arange(len(labels))))
     index_of = {image_id: index for index, image_id in enumerate(embedded.ids.tolist())}
@@ -166,7 +166,7 @@ def score_trials(
 
 
 def mean_scores(every: Sequence[Scores]) -> Scores:
-    """The means over several trials; what has no mean is left out."""
+    """The means over several trials, without results that have no mean."""
 
     def mean(name: str) -> float:
         return statistics.fmean(getattr(one, name) for one in every)
@@ -193,7 +193,7 @@ def mean_scores(every: Sequence[Scores]) -> Scores:
 
 
 def scores_of(features: Features, config: EvaluationConfig, result: RetrievalResult) -> Scores:
-    """The scores of a ranking, without what is kept of each query."""
+    """The scores of a ranking, without the results of each query."""
     return Scores(
         mean_ap=result.mean_ap,
         mean_inp=result.mean_inp,
@@ -217,7 +217,7 @@ def score_features(
     rerank: Encodings | bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RetrievalResult:
-    """CMC at the settings' ranks and along the curve, mAP, mINP; in this process."""
+    """CMC at the ranks of the settings and as a curve, mAP and mINP, computed in this process."""
     return evaluate(
         **features.retrieval_inputs(),
         ranks=_reported_ranks(config),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
 NAMED_BY_USERS = ("datasets", "models")
-"""Kinds whose names users give: a name means the artifact that was last asked for under it."""
+"""Kinds whose names users give: a name refers to the artifact last requested under it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +35,23 @@ class Step:
     """The declaration of a step."""
 
     title: str
-    """What it is called in progress messages and in MLflow."""
+    """Its name in progress messages and in MLflow."""
     store: Store
     kind: str
     name: str
     format_version: int
     """One of `muva.data.formats`."""
     settings: Mapping[str, Any]
-    """Everything that changes the result, besides the inputs."""
+    """Everything that changes the result, in addition to the inputs."""
     inputs: Inputs = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Recorded in the manifest, for tables and comparisons; part of no address."""
+    """Recorded in the manifest, for tables and comparisons; not part of the address."""
     known_artifact: Artifact | None = None
-    """Its result, where an earlier command has made it and is to be part of this pipeline."""
+    """An existing artifact that is its result, if an earlier command made it."""
 
     @cached_property
     def artifact(self) -> Artifact:
-        """Where its result is: the one place that computes an address."""
+        """The artifact of its result; this is the only place that computes an address."""
         if self.known_artifact is not None:
             return self.known_artifact
         made_from = {
@@ -62,11 +62,11 @@ class Step:
         return Artifact(self.store, self.kind, self.name, address)
 
     def start(self) -> None:
-        """Notes in the store that the step is being computed, and from what."""
+        """Record in the store that the step is being computed, and from what."""
         self.artifact.start(**self._stored())
 
     def _stored(self) -> dict[str, Any]:
-        """What the note and the manifest say of how it was made."""
+        """What the note and the manifest record of how it was made."""
         return {
             "format_version": self.format_version,
             "config": dict(self.settings),
@@ -76,7 +76,7 @@ class Step:
 
     @cached_property
     def datasets(self) -> list[str]:
-        """The names of the data sets that the result is made from, through all earlier steps."""
+        """The names of the data sets that the result is made from, directly or indirectly."""
         if self.kind == "datasets":
             return [self.name]
         names = set()
@@ -88,16 +88,16 @@ class Step:
         return sorted(names)
 
     def commit(self, *, summary: Mapping[str, Any], seconds: float) -> None:
-        """Declares the artifact complete."""
+        """Write the manifest, which makes the artifact complete."""
         self.artifact.commit(**self._stored(), summary=summary, seconds=seconds)
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of its artifact; None while that is unfinished."""
+        """The manifest of its artifact; None if that is unfinished."""
         return self.artifact.manifest(format_version=self.format_version)
 
 
 def _identity(artifact: Artifact) -> str:
-    """What an input contributes to an address: a data set its content, wherever it came from."""
+    """What an input contributes to an address; for a data set its content, whatever its source."""
     if artifact.kind != "datasets":
         return artifact.address
     from muva.data.shards import open_dataset
@@ -113,18 +113,18 @@ class StepResult:
     artifact: Artifact
     summary: dict[str, Any]
     seconds: float
-    """What computing it took just now; next to nothing when it was skipped."""
+    """How long computing it took this time; next to nothing if it was skipped."""
     computed: bool
 
 
 @dataclass(frozen=True)
 class MetricLogger:
-    """Writes metrics to a step's run while the work goes on; nowhere where nothing is tracked."""
+    """Logs metrics to a step's run during the work; does nothing without tracking."""
 
     run: Run | None
 
     def __call__(self, metrics: Mapping[str, float], epoch: int | None) -> None:
-        """Logs metrics, and the epoch that they belong to."""
+        """Log metrics, and the epoch that they belong to."""
         if self.run is not None:
             self.run.log_metrics_buffered(metrics, epoch)
 
@@ -137,19 +137,19 @@ def run_step(
     log: Callable[[Run, dict[str, Any]], None] = lambda run, summary: None,
     spent_s: float = 0.0,
 ) -> StepResult:
-    """The step's artifact: found, or made by `work`, which returns the manifest's summary.
+    """Skip the step if its artifact is complete; otherwise call `work`, which returns the summary.
 
-    `log` writes what the finished summary holds into the step's run. A run that has it is left as
-    it is; one that lacks it, because MLflow was away or the process was killed, is completed even
-    when the step is skipped. `spent_s` adds the seconds that were spent on it earlier, where
-    several steps are computed together.
+    `log` logs the summary to the step's run. A run in which everything has been logged is not
+    opened again; one that is incomplete, because MLflow was unavailable or the process was killed,
+    is completed even if the step is skipped. `spent_s` are seconds that were spent on the step
+    earlier, if several steps are computed together.
     """
     artifact, shared = step.artifact, session.shared
     manifest = step.manifest()
     waits = manifest is None and shared is not None
     started_at = time.monotonic() - spent_s
     with shared.claim(artifact.address) if waits and shared else nullcontext():
-        if waits:  # another process may have made it while this one waited for the claim
+        if waits:  # another process may have made it while this one was waiting for the claim
             manifest = step.manifest()
         if manifest is not None:
             say(f"{step.title}: exists, {artifact.address}")
@@ -178,7 +178,7 @@ def run_step(
 
 
 def found_step(artifact: Artifact, *, format_version: int) -> StepResult:
-    """The result of a step that was finished some time ago, from its manifest."""
+    """The result of a step that was finished earlier, from its manifest."""
     manifest = artifact.manifest(format_version=format_version)
     assert manifest is not None, artifact.address
     return StepResult(artifact=artifact, summary=manifest["summary"], seconds=0.0, computed=False)

@@ -1,7 +1,7 @@
 """Both stages of a training as steps: prompts (stage 1), then the image encoder (stage 2).
 
-The training loops are the library's and know nothing of Ray. Each saves checkpoints beside its
-artifact, so a killed training resumes from the last one.
+The training loops are in the library and know nothing of Ray. Each saves checkpoints in the folder
+of its artifact, so that a killed training resumes from the last one.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Trained:
 
     prompts: StepResult
     encoder: StepResult
-    """Its artifact is the model after its last epoch."""
+    """The step whose artifact is the model after the last epoch."""
     chosen: StepResult | None
-    """The model of the epoch that was best on held-out sources, where some are held out."""
+    """The model of the best epoch on held-out sources, if some are held out."""
 
     @property
     def model(self) -> Artifact:
@@ -71,9 +71,9 @@ def declare_training(
     init: Artifact | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Training:
-    """A training on these data sets; `labels` are their pseudo-labels, None without parts.
+    """Declare a training on these data sets; `labels` are their pseudo-labels, None without parts.
 
-    `facts` are recorded with the model: the recipe and variant that it belongs to.
+    `facts` are recorded with the model: the recipe and the variant that it belongs to.
     """
     inputs = TrainingInputs.of(config, sources=sources, labels=labels, init=init)
     prompts = prompts_step(session, inputs, name=name)
@@ -89,11 +89,11 @@ def declare_training(
 
 
 def check_training(config: ExperimentConfig, sources: Sequence[Artifact], workers: Workers) -> None:
-    """Finds mistakes with which a training of all these sources would end, before it starts.
+    """Check, before a training on these sources starts, for errors with which it would end.
 
     Raises:
         MuvaError: there are too few identities for a batch or to hold out, more workers than can
-            share it or than fit on the cluster, parts without a phrase, or an unknown CLIP.
+            share a batch or fit on the cluster, parts without a phrase, or an unknown CLIP.
     """
     from muva.data.sources import Sources
     from muva.model.clip import check_clip
@@ -125,7 +125,7 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
 
 
 def check_parts(config: ExperimentConfig, labels: Sequence[Artifact]) -> None:
-    """Raises MuvaError unless every source has pseudo-labels of all the model's parts."""
+    """Raise MuvaError unless every source has pseudo-labels of all parts of the model."""
     from muva.grounding.labels import labelled_parts
 
     known = {one.name: labelled_parts(one) for one in labels}
@@ -151,10 +151,10 @@ def train(
     *,
     on_validated: OnValidated | None = None,
 ) -> Trained:
-    """Both stages of a declared training, each only if it is missing.
+    """Compute those stages of a declared training that are missing.
 
-    People whom `config.validation` holds out are validated on and not trained on; `on_validated`
-    gets the epoch and the metrics of each validation, as they come.
+    People whom `config.validation` holds out are used for validation and not for training.
+    `on_validated` is called with the epoch and the metrics of each validation.
     """
     config, inputs = training.config, training.inputs
     if not training.is_finished:

@@ -1,6 +1,6 @@
-"""What a training process opens for itself: the sources' images with their masks, and a model.
+"""The inputs that a training process opens: the sources' images with their masks, and a model.
 
-It has no way to a target's images: see `muva.data.sources`.
+It cannot reach the images of a target: see `muva.data.sources`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from muva.data.artifacts import Artifact, open_artifact
 from muva.data.lineage import Role
 from muva.data.sources import Sources
 
-if TYPE_CHECKING:  # drivers of finished steps open nothing, and need no PyTorch
+if TYPE_CHECKING:  # a driver of finished steps opens no inputs and needs no PyTorch
     import torch
 
     from muva.data.protocols import Pool
@@ -26,15 +26,15 @@ if TYPE_CHECKING:  # drivers of finished steps open nothing, and need no PyTorch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingInputs:
-    """What a training process opens for itself, by address: no data travel with the task."""
+    """Addresses of what a training process opens, so that no data are sent with the task."""
 
     sources: Sources
     labels: tuple[str, ...]
-    """URIs of the pseudo-labels of the domains to learn from; empty without parts."""
+    """URIs of the pseudo-labels of the training domains; empty without parts."""
     init: str | None
     """URI of a model to start from instead of CLIP."""
     config: ExperimentConfig
-    """Its targets are left out, and so is how it is computed."""
+    """The experiment without its targets and execution settings."""
 
     @classmethod
     def of(
@@ -45,7 +45,7 @@ class TrainingInputs:
         labels: Sequence[Artifact] | None,
         init: Artifact | None = None,
     ) -> TrainingInputs:
-        """Those of an experiment; `labels` are all the sources', None without parts."""
+        """The inputs of an experiment; `labels` are those of all sources, None without parts."""
         divided = Sources.of(sources, config)
         labelled = dict(zip((source.uri for source in sources), labels or (), strict=False))
         return cls(
@@ -58,7 +58,7 @@ class TrainingInputs:
         )
 
     def step_inputs(self) -> dict[Role, list[Artifact]]:
-        """What both stages are made from; a domain that is held out is an input of stage 2 only."""
+        """The inputs of both stages; a held-out domain is an input of stage 2 only."""
         inputs = {
             Role.SOURCE: [open_artifact(uri) for uri in self.sources.domains],
             Role.LABELS: [open_artifact(uri) for uri in self.labels],
@@ -68,7 +68,7 @@ class TrainingInputs:
         return inputs
 
     def as_json(self) -> dict[str, Any]:
-        """What `read` makes the same of."""
+        """JSON-compatible data, from which `read` makes the same object."""
         return {
             **vars(self),
             "sources": self.sources.as_json(),
@@ -77,7 +77,7 @@ class TrainingInputs:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> TrainingInputs:
-        """Undo `as_json`."""
+        """The inverse of `as_json`."""
         return cls(
             sources=Sources.from_json(stored["sources"]),
             labels=tuple(stored["labels"]),
@@ -86,7 +86,7 @@ class TrainingInputs:
         )
 
     def open(self, *, predicts_masks: bool) -> tuple[MuvaModel, TrainingImages]:
-        """A fresh model for the sources' identities, and their images with part masks.
+        """A new model for the identities of the sources, and their images with part masks.
 
         Stage 1 predicts no masks: its model has the predictor's default settings.
         """
@@ -167,17 +167,17 @@ class TrainingInputs:
 def knows_the_same(
     metadata: Mapping[str, Any], known: int, sources: Sequence[str], identities: int
 ) -> bool:
-    """Whether a model's classes are the identities of these sources (URIs), in the same order.
+    """Whether the classes of a model are the identities of these sources (URIs), in this order.
 
-    Only a model that was trained here says so; of an imported one nobody knows whose they are.
+    This is known only of models that were trained here, not of imported ones.
     """
     return known == identities and metadata.get("sources") == [Path(uri).name for uri in sources]
 
 
 def without_mask_settings(model: ModelConfig) -> ModelConfig:
-    """The settings that stage 1 depends on: true masks replace the predictor's there.
+    """The settings that stage 1 depends on; it uses the pseudo-labels instead of predicted masks.
 
-    So experiments that differ in nothing but gating or predictor share their prompts.
+    Experiments that differ only in the gating or the predictor therefore share their prompts.
     """
     plain = ModelConfig()
     unused = ("gating", "mask_max_value", "mask_temperature", "predictor_heads",

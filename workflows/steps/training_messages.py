@@ -1,4 +1,4 @@
-"""The messages of a training's processes, and what the driver does with them."""
+"""The messages of training processes, and how the driver handles them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from workflows.runtime.messages import MessageQueue
 
 OnValidated = Callable[[int, Mapping[str, float]], None]
-"""Gets an epoch and its metrics on held-out sources."""
+"""Called with an epoch and its metrics on held-out sources."""
 OnMessage = Callable[[tuple[str, Any]], None]
 
 
@@ -28,7 +28,7 @@ def training_message_handler(
     epochs: int,
     on_validated: OnValidated | None = None,
 ) -> OnMessage:
-    """Handles a training's messages in the driver: shows progress, and logs epochs to MLflow."""
+    """A handler for the driver, which shows progress and logs epochs to MLflow."""
     epoch = 0
 
     def on_message(message: tuple[str, Any]) -> None:
@@ -54,7 +54,7 @@ def training_message_handler(
 
 
 def progress_sender(queue: MessageQueue, kind: str) -> Callable[[int, int], None]:
-    """A progress function that sends messages to the driver, at most one a second."""
+    """A progress function that sends messages to the driver, at most one per second."""
     sent_at = 0.0
 
     def send(done: int, total: int) -> None:
@@ -67,7 +67,7 @@ def progress_sender(queue: MessageQueue, kind: str) -> Callable[[int, int], None
 
 
 def log_epochs(stage: str) -> Callable[[Run, dict[str, Any]], None]:
-    """Logs a finished stage to its run: the metrics of its epochs, and of their validation."""
+    """Log a finished stage to its run: the metrics of its epochs and of their validation."""
 
     def log(run: Run, summary: dict[str, Any]) -> None:
         for epoch in summary["history"]:

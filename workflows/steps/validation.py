@@ -1,8 +1,8 @@
-"""Validation beside a training: its epochs are evaluated on people that it is not trained on.
+"""Validation during a training: its epochs are evaluated on people that it is not trained on.
 
-Ray Train validates every checkpoint that is reported for it, in a task of its own. A result is kept
-beside the artifact that is being trained, so a resumed training knows what was validated. Nothing
-here has access to a target's images: see `muva.data.sources`.
+Ray Train validates every reported checkpoint in a separate task. The results are saved in the
+folder of the artifact that is being trained, so that a resumed training knows them. Nothing here
+has access to the images of a target: see `muva.data.sources`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ POLL_S = 0.2
 
 
 def out_of_patience(results: Sequence[ValidationResult], patience: int | None) -> bool:
-    """Whether the last `patience` results are all no better than one before them."""
+    """Whether none of the last `patience` results is better than an earlier one."""
     if patience is None or not results:
         return False
     since = [result["epoch"] > best(list(results))["epoch"] for result in results]
@@ -57,7 +57,7 @@ def out_of_patience(results: Sequence[ValidationResult], patience: int | None) -
 def epoch_validator(
     inputs: TrainingInputs, artifact: Artifact, queue: MessageQueue
 ) -> Validate | None:
-    """What Ray Train calls with an epoch; None where nobody is held out."""
+    """The function by which Ray Train validates an epoch; None if nobody is held out."""
     if inputs.config.validation is None:
         return None
     return functools.partial(validate, inputs=inputs, artifact=artifact, queue=queue)
@@ -66,12 +66,12 @@ def epoch_validator(
 def validate(
     epoch: int, *, inputs: TrainingInputs, artifact: Artifact, queue: MessageQueue
 ) -> dict[str, float]:
-    """Validates the checkpoint of an epoch, and keeps the result."""
-    torch.set_num_threads(1)  # sums depend on it, and the training has the cores
+    """Validate the checkpoint of an epoch, and save the result."""
+    torch.set_num_threads(1)  # sums depend on it, and the training uses the cores
     try:
         metrics = _metrics_on_some_device(inputs, artifact, epoch, queue)
     except MuvaError as error:
-        # The training waits for a result, and reports this one to the driver.
+        # The training waits for a result, and reports this error to the driver.
         _write(artifact, epoch, {"mistake": str(error)})
         return {}
     _write(artifact, epoch, {"epoch": epoch, **metrics})
@@ -82,7 +82,7 @@ def validate(
 def _metrics_on_some_device(
     inputs: TrainingInputs, artifact: Artifact, epoch: int, queue: MessageQueue
 ) -> dict[str, float]:
-    """On the GPU, or on the CPU where the training beside it uses all of the GPU's memory."""
+    """Evaluate on the GPU, or on the CPU if the training leaves no GPU memory."""
     device = default_device()
     if device.type == "cuda":
         try:
@@ -91,13 +91,13 @@ def _metrics_on_some_device(
             if not _is_out_of_memory(error):
                 raise
         torch.cuda.empty_cache()
-        note = f"Epoch {epoch} is validated on the CPU: the training leaves the GPU no memory"
+        note = f"Epoch {epoch} is validated on the CPU: the training leaves no GPU memory for it"
         queue.send(("note", note))
     return _metrics(inputs, artifact, epoch, torch.device("cpu"))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU had no memory for tensors, for its first use, or for cuBLAS."""
+    """Whether GPU memory ran out: for tensors, at the first use, or in cuBLAS."""
     message = str(error)
     return "out of memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message
 
@@ -126,11 +126,11 @@ def _metrics(
 
 
 class Validator:
-    """A training's view of its validation; all workers make the same calls.
+    """The training's side of validation; all workers make the same calls.
 
-    After an epoch a training waits for the results of the epochs before it, never for that of the
-    epoch itself. It therefore stops at the same epoch however fast validation is, hardly ever
-    waits, and keeps few checkpoints.
+    After an epoch, a training waits for the results of the earlier epochs, but not for that of the
+    epoch itself. It therefore stops at the same epoch however fast validation is, hardly ever has
+    to wait, and keeps few checkpoints.
     """
 
     def __init__(self, config: ExperimentConfig, artifact: Artifact):
@@ -140,12 +140,12 @@ class Validator:
         self._first = is_first_worker()
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Reports an epoch, whose checkpoint is saved."""
+        """Report an epoch whose checkpoint has been saved."""
         validates = self._first and epoch in self._validated(epoch)
         report_epoch(epoch, metrics, validate=validates)
 
     def catch_up(self, epoch: int) -> None:
-        """Has the epochs validated of which an interrupted training has no result, or a failure."""
+        """Validate epochs for which an interrupted training has no result or a failure."""
         if self._settings is None:
             return
         missing: list[int] = []
@@ -160,7 +160,7 @@ class Validator:
             self.report(one, {})
 
     def should_stop(self, epoch: int) -> bool:
-        """Whether the training ends with this epoch, by the results of those before it."""
+        """Whether the training stops after this epoch, given the results of the earlier ones."""
         if self._settings is None:
             return False
         stop = None
@@ -169,20 +169,20 @@ class Validator:
         return bool(from_first_worker(stop))
 
     def results(self, epoch: int) -> list[ValidationResult]:
-        """Those up to an epoch, once all are known; for the first worker only.
+        """The results up to an epoch, once all are known; only for the first worker.
 
-        Raises MuvaError where validation failed.
+        Raises MuvaError if a validation failed.
         """
         return [self._awaited(one) for one in self._validated(epoch)]
 
     def best_so_far(self, epoch: int) -> list[int]:
-        """The epoch up to this one that would be chosen now: its checkpoint is to be kept."""
+        """The best epoch so far, whose checkpoint has to be kept."""
         known = [self._read(one) for one in self._validated(epoch)]
         found = [result for result in known if result is not None and HELD_OUT in result]
         return [best(found)["epoch"]] if found else []
 
     def _validated(self, epoch: int) -> list[int]:
-        """The epochs up to this one that are validated."""
+        """The epochs up to this one that have to be validated."""
         if self._settings is None:
             return []
         every = self._settings.every

@@ -1,8 +1,8 @@
-"""Ray Tune runs the trials of a search: it gets points, and its results are kept as they come.
+"""Ray Tune runs the trials of a search; results are saved as they arrive.
 
 Only the driver writes: a trial's record to the store and its run to MLflow, as soon as the trial
-ends. A driver that is killed loses only the trials that were running, whose finished steps are
-artifacts.
+ends. A driver that is killed loses only the trials that were running, and not their finished steps,
+which are artifacts.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from workflows.tuning.trial import (
 )
 
 GRACE_PARTS = 4
-"""No trial is stopped in the first of so many parts of its first training."""
+"""No trial is stopped during this fraction (one of so many parts) of its first training."""
 MAX_CONCURRENT = 8
-"""Concurrent trials on a cluster without GPUs unless the settings say otherwise: each holds the
-images of its sources in memory."""
+"""Concurrent trials on a cluster without GPUs, unless the settings say otherwise: each trial holds
+the images of its sources in memory."""
 
 
 def concurrency(settings: TuneConfig, workers: Workers) -> tuple[int, Workers]:
     """How many trials run at once on this cluster, and the workers of each, which fit on it.
 
-    A trial holds no CPU itself, and never two groups of workers at a time, so trials only ever wait
-    for those that compute.
+    A trial itself holds no CPU, and never two groups of workers at the same time, so that trials
+    wait only for trials that compute.
     """
     wanted = settings.concurrent_trials
     if wanted is None:
@@ -74,7 +74,7 @@ def run_trials(
     inputs: TrialInputs,
     finished: Sequence[Record],
 ) -> None:
-    """Runs trials until there are as many as wanted, or the budget is spent."""
+    """Run trials until there are as many as wanted, or the budget is spent."""
     settings = chosen.settings
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -112,7 +112,7 @@ def run_trials(
                 max_concurrent_trials=concurrent,
                 search_alg=searcher,
                 scheduler=_scheduler(settings, inputs),
-                # The process of a trial that is stopped early ends, and its workers with it.
+                # A new process for each trial: that of a stopped trial ends with its workers.
                 reuse_actors=settings.scheduler == "none",
             ),
             run_config=ray_tune.RunConfig(
@@ -123,22 +123,22 @@ def run_trials(
             ),
         ).fit()
     if searcher.running and not deadline.passed():
-        raise KeyboardInterrupt  # Ray Tune returns from Ctrl-C as if it had finished
+        raise KeyboardInterrupt  # after Ctrl-C, Ray Tune returns as if it had finished
     if results.num_errors:
         raise MuvaError(
             f"{results.num_errors} of {len(results)} trials failed; the first: "
             f"{str(results.errors[0]).strip().splitlines()[-1]}. What the others finished is kept; "
-            "the same command goes on from there"
+            "the same command resumes the search"
         )
     if deadline.passed() and len(study.finished()) < wanted:
         say(
             f"The {settings.budget_hours:g} h are over with {len(study.finished())} of {wanted} "
-            "trials; the same command goes on with those that ran"
+            "trials; the same command resumes those that were running"
         )
 
 
 def _scheduler(settings: TuneConfig, inputs: TrialInputs) -> TrialScheduler | None:
-    """What stops trials that fall behind others at the same epoch of the same training."""
+    """The scheduler, which stops trials that are worse than others at the same epoch."""
     grace = max(1, epochs_by_rung(inputs.config, settings) // GRACE_PARTS)
     rungs = rungs_of(inputs.config, settings, len(inputs.sources))
     if settings.scheduler == "asha":
@@ -175,13 +175,13 @@ def _trial(point: Mapping[str, Any], *, inputs: TrialInputs, settings: TuneConfi
 
 
 def _reported(result: Mapping[str, Any]) -> tuple[TrialProgress, list[UsedStep]]:
-    """What `_trial` reported."""
+    """The progress that `_trial` reported."""
     content = json.loads(result["progress"])
     return TrialProgress(**content["progress"]), [UsedStep(**step) for step in content["steps"]]
 
 
 def _given(inputs: TrialInputs, settings: TuneConfig, params: Mapping[str, Any]) -> list[UsedStep]:
-    """The data and labels that a trial is given, which it would have to make if it were alone."""
+    """The data sets and labels that a trial gets as inputs, and would otherwise have to make."""
     config = trial_config(inputs.config, settings, params)
     labels = inputs.labels[grounding_key(config.grounding)] if config.model.parts else ()
     steps = []
@@ -194,26 +194,26 @@ def _given(inputs: TrialInputs, settings: TuneConfig, params: Mapping[str, Any])
 
 
 class _Deadline(ray_tune.Stopper):
-    """Ends a search after some hours of a clock that never jumps."""
+    """Ends a search after some hours, measured by a monotonic clock."""
 
     def __init__(self, hours: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ends_at = math.inf if hours is None else clock() + 3600 * hours
 
     def passed(self) -> bool:
-        """Whether the hours are over."""
+        """Whether the budget is spent."""
         return self._clock() >= self._ends_at
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return self.passed()
 
     def stop_all(self) -> bool:
-        """Tune asks again and again."""
+        """Called by Ray Tune between results."""
         return self.passed()
 
 
 class _Searcher(Searcher):
-    """Gives points to Tune's trials, and keeps what becomes of them."""
+    """Ray Tune's searcher: suggests points for trials, and saves their results."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class _Searcher(Searcher):
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        """They are known already."""
+        """Nothing to set: all of them are known from the start."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
@@ -253,7 +253,7 @@ class _Searcher(Searcher):
         return {"number": number, "params": params}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Remembers what was reached at a rung."""
+        """Record the progress at a rung."""
         if _reported(result)[0].failed is not None:
             return
         number, _ = self.running[trial_id]
@@ -263,45 +263,45 @@ class _Searcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Keeps the record of a trial that came to its end, or that fell behind."""
+        """Save the record of a trial that is complete or was stopped."""
         number, params = self.running.pop(trial_id)
         rungs = self._rungs.pop(trial_id)
         if error or not result or "progress" not in result:
             self._sampler.tell(number, None, stopped=False)
             return
-        reached, steps = _reported(result)
-        if self._deadline.passed() and reached.state == "stopped":
+        progress, steps = _reported(result)
+        if self._deadline.passed() and progress.state == "stopped":
             self._sampler.tell(number, None, stopped=False)
             return
-        if reached.failed is not None:
-            say(f"Trial {number}, {short(params)}: {reached.failed}")
-        elif reached.rung not in rungs:  # a report that ends a trial is told here alone
-            rungs[reached.rung] = reached.metrics[self._objectives[0]]
-            self._sampler.report(number, reached.rung, reached.metrics)
+        if progress.failed is not None:
+            say(f"Trial {number}, {short(params)}: {progress.failed}")
+        elif progress.rung not in rungs:  # the last report of a trial arrives only here
+            rungs[progress.rung] = progress.metrics[self._objectives[0]]
+            self._sampler.report(number, progress.rung, progress.metrics)
         record = record_of(
             number,
             params,
-            reached,
+            progress,
             steps=steps,
             rungs=rungs,
             notes=self._sampler.notes(number),
         )
-        values = reached.metrics if reached.failed is None else self._sampler.nothing
-        self._sampler.tell(number, values, stopped=reached.state == "stopped")
+        values = progress.metrics if progress.failed is None else self._sampler.zero
+        self._sampler.tell(number, values, stopped=progress.state == "stopped")
         self._study.finish(record)
         self._records[number] = record
         log_trial(self._session, self._study, record)
         self._show()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher to restore it after a crash; the store serves for that."""
+        """Nothing to pickle: after a crash, the searcher is restored from the store."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store holds it all."""
+        """Nothing to save: the store has everything."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a search that goes on is a new one that knows what was found."""
+        """Nothing to restore: a resumed search starts from the records in the store."""
 
     def _show(self) -> None:
         done = list(self._records.values())

@@ -42,12 +42,12 @@ class Search:
     config: ExperimentConfig
 
     def possible(self, point: Mapping[str, Any]) -> bool:
-        """Whether a point's settings do not contradict each other."""
+        """Whether the settings of a point are consistent."""
         return not conflict(point, self.config)
 
 
 def check_search(config: ExperimentConfig) -> Search:
-    """The search of a recipe's section `tune`; SettingsError where it is impossible."""
+    """The search of a recipe's section `tune`; SettingsError if it is impossible."""
     settings = config.tune
     if settings is None:
         raise SettingsError(f"Recipe {config.name}: expected a section tune, found none")
@@ -70,7 +70,7 @@ def check_search(config: ExperimentConfig) -> Search:
     held_out = config.sources[: folds_of(settings, len(config.sources))]
     if settings.folds is not None and settings.folds > len(config.sources):
         raise SettingsError(
-            f"Recipe {config.name}: {settings.folds} folds, and there are {len(config.sources)} "
+            f"Recipe {config.name}: {settings.folds} folds, but only {len(config.sources)} "
             "sources to hold out"
         )
     objectives = objectives_of(settings, held_out)
@@ -85,10 +85,10 @@ def search(
     labels: Sequence[Artifact],
     workers: Workers,
 ) -> StepResult:
-    """Searches `config.tune.space`; the summary holds the trials, best first, and what was reused.
+    """Search `config.tune.space`; the summary has the trials, best first, and what was reused.
 
-    `labels` are the sources' pseudo-labels by the recipe's own expert. Those by other experts of
-    the space are made before the first trial.
+    `labels` are the pseudo-labels of the sources by the recipe's own expert. Those by the other
+    experts in the space are made before the first trial.
     """
     chosen = check_search(config)
     began_at = time.monotonic()
@@ -141,7 +141,7 @@ def search(
 
 
 def summary_of(study: Study) -> dict[str, Any]:
-    """The trials that ended, best first, and which steps they shared."""
+    """The trials that have ended, best first, and the steps that they shared."""
     records = study.finished()
     return {
         "study": study.artifact.address,
@@ -169,7 +169,7 @@ def _labels(
     sources: Sequence[Artifact],
     labels: Sequence[Artifact],
 ) -> dict[str, tuple[Artifact, ...]]:
-    """The sources' pseudo-labels by every grounding of the space."""
+    """The pseudo-labels of the sources for each of the grounding settings in the space."""
     made = {grounding_key(config.grounding): tuple(labels)}
     searched = [one for one in space.settings if one.name.startswith("grounding.")]
     points = dataclasses.replace(space, settings=tuple(searched)).points() if searched else []
@@ -182,7 +182,7 @@ def _labels(
 
 
 def log_trial(session: Session, study: Study, record: Record) -> None:
-    """Logs a finished trial to a child run, once."""
+    """Log a finished trial to a child run, once."""
     artifact, params = study.trial(record["params"]), record["params"]
     if session.has_logged(artifact.address):
         return

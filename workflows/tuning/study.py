@@ -1,7 +1,7 @@
 """A study in the store: the space and how it is searched, and a record of each trial that ended.
 
-The study is an artifact of its own, and so is each trial. A trial that has begun leaves a note of
-its settings, so that whoever goes on with the study after a kill goes on with that trial.
+The study is an artifact of its own, and so is each trial. A trial records its settings when it
+starts, so that a study that was killed resumes with the trials that were running.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _STARTED = "begun.json"
 
 NOT_OF_THE_STUDY = ("trials", "budget_hours", "concurrent_trials", "space")
-"""Settings of a search that may differ when it goes on; the space is told whole."""
+"""Settings of a search that may change when it is resumed."""
 
 Record = dict[str, Any]
 """A trial: number, params, state, failed, metrics, by_seed, rungs, seconds, steps, notes."""
@@ -36,18 +36,18 @@ _ORDER: tuple[State, ...] = ("complete", "stopped", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study's place, and what tells it from another."""
+    """The artifact of a study, and what identifies it."""
 
     artifact: Artifact
     config: Mapping[str, Any]
-    """Space, search and experiment, as its address is a hash of."""
+    """Space, search and experiment, which are hashed into its address."""
     inputs: Inputs
     recipe: Mapping[str, Any]
-    """The recipe that it was started with; its targets too, which no trial is given."""
+    """The recipe that it was started with, including its targets, which no trial gets."""
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """The metrics that it raises, the first one first."""
+        """The metrics that it maximises, the most important one first."""
         return tuple(self.config["objectives"])
 
     @property
@@ -56,7 +56,7 @@ class Study:
         return ExperimentConfig.model_validate(self.recipe)
 
     def commit(self) -> None:
-        """Records the study in the store."""
+        """Record the study in the store."""
         self.artifact.commit(
             format_version=formats.STUDY,
             config=dict(self.config),
@@ -82,19 +82,19 @@ class Study:
         )
 
     def begin(self, number: int, params: Mapping[str, Any]) -> None:
-        """Notes that a trial has started."""
+        """Record that a trial has started."""
         trial = self.trial(params)
         note = json.dumps({"number": number, "params": dict(params)})
         trial.store.write(trial.key(_STARTED), note.encode())
 
     def finish(self, record: Record) -> Artifact:
-        """Keeps a trial's record."""
+        """Save the record of a trial."""
         step = self._trial(record["params"])
         step.commit(summary=record, seconds=record["seconds"])
         return step.artifact
 
     def finished(self) -> list[Record]:
-        """The records of all trials that ended, by number."""
+        """The records of all trials that have ended, by number."""
         manifests = (trial.manifest(format_version=formats.TRIAL) for trial in self._trials())
         records = [manifest["summary"] for manifest in manifests if manifest is not None]
         return sorted(records, key=lambda record: record["number"])
@@ -109,7 +109,7 @@ class Study:
         return sorted(notes, key=lambda note: note["number"])
 
     def _trials(self) -> Iterator[Artifact]:
-        """The trials of this study: all artifacts of its trials' name."""
+        """The trials of this study: all artifacts with the name of its trials."""
         name = self._trial({}).name
         for artifact in list_artifacts(self.artifact.store, "trials", unfinished=True):
             if artifact.name == name and artifact.store.exists(artifact.key(_STARTED)):
@@ -134,7 +134,7 @@ def study_of(
         "objectives": list(objectives),
         "experiment": experiment.result_settings(),
     }
-    # Through JSON, so that a study that is read again is equal.
+    # Through JSON, so that a study that is read from the store is equal.
     config = json.loads(json.dumps(config))
     step = Step(
         title="study",
@@ -154,7 +154,7 @@ def study_of(
 
 
 def find_study(store: Store, reference: str | None) -> Study:
-    """The study with a name or an address; without one, the latest. MuvaError if there is none."""
+    """The study with a name or an address; by default the latest. MuvaError if there is none."""
     known = list_artifacts(store, "studies")
     if not known:
         raise MuvaError(
@@ -187,22 +187,22 @@ def find_study(store: Store, reference: str | None) -> Study:
 def record_of(
     number: int,
     params: Mapping[str, Any],
-    reached: TrialProgress,
+    progress: TrialProgress,
     *,
     steps: Sequence[UsedStep],
     rungs: Mapping[int, float],
     notes: Mapping[str, Any],
 ) -> Record:
-    """What is kept of a trial that ended with its last report."""
+    """The record of a trial that ended with this last report."""
     return {
         "number": number,
         "params": dict(params),
-        "state": reached.state,
-        "failed": reached.failed,
-        "metrics": reached.metrics,
-        "by_seed": reached.by_seed,
+        "state": progress.state,
+        "failed": progress.failed,
+        "metrics": progress.metrics,
+        "by_seed": progress.by_seed,
         "rungs": {str(rung): value for rung, value in rungs.items()},
-        "seconds": reached.seconds,
+        "seconds": progress.seconds,
         "steps": [asdict(step) for step in steps],
         "notes": dict(notes),
     }
@@ -211,7 +211,7 @@ def record_of(
 def ranked(records: Sequence[Record], objectives: Sequence[str]) -> list[Record]:
     """The complete trials, best first, then the stopped and the failed ones.
 
-    By the first objective; with two, those that no other beats in both come before the others.
+    Sorted by the first objective; with two, the Pareto-optimal trials come before the others.
     """
 
     def place(record: Record) -> tuple[Any, ...]:
@@ -224,7 +224,7 @@ def ranked(records: Sequence[Record], objectives: Sequence[str]) -> list[Record]
 
 
 def pareto(records: Sequence[Record], objectives: Sequence[str]) -> list[Record]:
-    """The complete trials that no other one beats in all objectives."""
+    """The Pareto-optimal ones among the complete trials."""
     return [
         record
         for record in ranked(records, objectives)
@@ -244,12 +244,12 @@ def _unbeaten(record: Record, records: Sequence[Record], objectives: Sequence[st
 
 
 def best_of(study: Study, records: Sequence[Record]) -> Record:
-    """The best complete trial. MuvaError where none is complete."""
+    """The best complete trial; MuvaError if no trial is complete."""
     best = next(iter(ranked(records, study.objectives)), None)
     if best is None or best["state"] != "complete":
         raise MuvaError(
             f"{study.artifact.address}: no trial is complete yet. The command that started the "
-            "search goes on with it"
+            "search resumes it"
         )
     return best
 
@@ -262,10 +262,10 @@ def best_recipe(study: Study, record: Record) -> ExperimentConfig:
 
 
 def reuse(records: Sequence[Record]) -> dict[str, Any]:
-    """What trials took from each other, by the seconds in the steps' manifests.
+    """What trials reused of each other, in seconds from the manifests of the steps.
 
-    `spent_s`: each step once; `alone_s`: every trial on its own, which a search without artifacts
-    would take.
+    `spent_s` counts each step once; `alone_s` counts it for every trial that used it, as a search
+    without artifacts would have to.
     """
     uses = [step for record in records for step in record["steps"]]
     once = {step["address"]: step for step in uses}

@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 MEAN = "held-out/mAP"
 """The mean over the held-out domains, each of them a mean over the seeds."""
 WORST = "held-out/worst-mAP"
-"""The mAP on the domain with the lowest."""
+"""The mAP on the worst domain."""
 DEVIATION = "held-out/mAP-deviation"
-"""Standard deviation of the mean over the domains, between seeds."""
+"""The standard deviation between seeds of the mean over the domains."""
 OBJECTIVES = {"mean": (MEAN,), "worst": (WORST,), "both": (MEAN, WORST)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialInputs:
-    """What a trial is given: source domains, and nothing else."""
+    """The inputs of a trial: source domains, and nothing else."""
 
     session: Session
     config: ExperimentConfig
     sources: tuple[Artifact, ...]
     labels: Mapping[str, tuple[Artifact, ...]]
-    """`grounding_key` -> the sources' pseudo-labels of that expert."""
+    """`grounding_key` -> the pseudo-labels of the sources by that expert."""
     workers: Workers
 
 
@@ -54,7 +54,7 @@ class TrialProgress:
     rung: int
     """Trainings so far, over held-out domains and seeds; with a scheduler, their epochs of stage 2.
 
-    At equal rungs trials are compared."""
+    Trials are compared at equal rungs."""
     complete: bool
     metrics: dict[str, float]
     by_seed: list[float]
@@ -73,12 +73,12 @@ class TrialProgress:
 
 
 def folds_of(settings: TuneConfig, sources: int) -> int:
-    """How many of so many sources are held out in turn."""
+    """How many of the sources are held out, one after the other."""
     return min(settings.folds or sources, sources)
 
 
 def objectives_of(settings: TuneConfig, held_out: Sequence[str]) -> tuple[str, ...]:
-    """The metrics that the search raises. Raises SettingsError for one that no trial reports."""
+    """The metrics that the search maximises; SettingsError for one that no trial reports."""
     objective = settings.objective
     if objective == "both" and len(held_out) < 2:
         raise SettingsError(
@@ -109,16 +109,16 @@ def rungs_of(config: ExperimentConfig, settings: TuneConfig, sources: int) -> in
 
 
 def grounding_key(grounding: GroundingConfig | None) -> str:
-    """A key that tells the pseudo-labels of different grounding settings apart."""
+    """A key that identifies the pseudo-labels of some grounding settings."""
     return fingerprint(grounding and grounding.model_dump(mode="json"))
 
 
 def trial_config(
     config: ExperimentConfig, settings: TuneConfig, params: Mapping[str, Any]
 ) -> ExperimentConfig:
-    """The experiment of a trial with these settings; its epochs are the search's.
+    """The experiment of a trial with these settings, and with the epochs of the search.
 
-    A trial is evaluated after its last epoch: `validation` chooses none.
+    A trial is evaluated after its last epoch: `validation` does not choose one.
     """
     epochs = {"stage1.epochs": settings.stage1_epochs, "stage2.epochs": settings.stage2_epochs}
     short = {setting: count for setting, count in epochs.items() if count is not None}
@@ -133,13 +133,15 @@ def run_trial(
     settings: TuneConfig,
     report: Callable[[TrialProgress], None],
 ) -> None:
-    """Trains and evaluates, and reports after each training; the last report is the complete one.
+    """Train and evaluate, and report after each training; the last report is the complete one.
 
-    All domains are held out with the first seed before any is with the next. With a scheduler each
-    epoch is reported as well, as it is validated beside the training. A training that diverges, or
-    whose settings contradict each other, ends the trial with a report that says why.
+    All domains are held out with the first seed before the second seed begins. With a scheduler,
+    each epoch, which is validated beside the training, is reported as well. A training that
+    diverges, or whose settings contradict each other, ends the trial with a report of the reason.
     """
-    from muva.training.divergence import NotFiniteError  # PyTorch, which drivers do without
+    from muva.training.divergence import (
+        NotFiniteError,
+    )  # imports PyTorch, which the driver does not need
 
     began_at = time.monotonic()
     config = trial_config(inputs.config, settings, params)
@@ -206,7 +208,7 @@ def _train_fold(
     name = f"trial-without-{held_out.name}"
     domain = held_out.name
     indices = range(len(inputs.sources))
-    if on_epoch is None:  # otherwise the training itself holds the source out, to validate on it
+    if on_epoch is None:  # otherwise the training itself holds out the source, to validate on it
         indices = [index for index in indices if inputs.sources[index].name != domain]
     else:
         config = with_settings(config, {"validation": {"domain": domain}}, where=config.name)
@@ -237,7 +239,7 @@ def _train_fold(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FoldResult:
-    """The scores of one training on the domain that it did without."""
+    """The scores of one training on its held-out domain."""
 
     domain: str
     seed: int
@@ -246,18 +248,18 @@ class FoldResult:
 
 
 def by_seed(found: Sequence[FoldResult]) -> list[list[float]]:
-    """The domains' mAP of each seed."""
+    """The mAP on each domain, for each seed."""
     seeds = dict.fromkeys(one.seed for one in found)
     return [[one.mean_ap for one in found if one.seed == seed] for seed in seeds]
 
 
 def metrics_of(found: Sequence[FoldResult]) -> dict[str, float]:
-    """Each domain's figures, the mean over its seeds, and what a trial is judged by."""
+    """Metrics of each domain, averaged over the seeds, and the objectives of the trials."""
     metrics: dict[str, float] = {}
     for domain in dict.fromkeys(one.domain for one in found):
-        there = [one for one in found if one.domain == domain]
-        metrics[f"{domain}/mAP"] = statistics.fmean(one.mean_ap for one in there)
-        metrics[f"{domain}/rank-1"] = statistics.fmean(one.rank1 for one in there)
+        results = [one for one in found if one.domain == domain]
+        metrics[f"{domain}/mAP"] = statistics.fmean(one.mean_ap for one in results)
+        metrics[f"{domain}/rank-1"] = statistics.fmean(one.rank1 for one in results)
     domains = [value for key, value in metrics.items() if key.endswith("/mAP")]
     metrics |= {MEAN: statistics.fmean(domains), WORST: min(domains)}
     whole = [one for one in by_seed(found) if len(one) == len(domains)]

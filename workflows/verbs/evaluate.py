@@ -1,4 +1,4 @@
-"""`muva evaluate`: how well a model recognises people in camera networks that it has not seen."""
+"""`muva evaluate`: how well a model recognises people in camera networks it was not trained on."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @click.command("evaluate")
 @click.argument("model", required=False)
-@click.option("--targets", type=NAMES, help="Data sets to judge on.")
+@click.option("--targets", type=NAMES, help="Data sets to evaluate on.")
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    help="Instead of a model: a .parquet or .npz of features that any program wrote.",
+    help="Instead of a model: a .parquet or .npz file of features from any program.",
 )
 @recipe_option
 @override_option
@@ -46,10 +46,10 @@ def evaluate_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Judge MODEL on target domains.
+    """Evaluate MODEL on target domains.
 
-    MODEL is a name in the store, a URI, or clip:NAME for a CLIP as it is. A features file holds
-    features, ids, pids and, where known, camids and split (query, gallery).
+    MODEL is a name in the store, a URI, or clip:NAME for CLIP without training. A file of features
+    contains features, ids, pids and, if known, camids and splits (query, gallery).
 
     \b
     muva evaluate muva --targets syn-station
@@ -64,7 +64,7 @@ def evaluate_verb(
     if (features is None) == (model is None):
         raise click.UsageError("Expected either a MODEL with --targets, or --features FILE.")
     if features is not None and targets:
-        raise click.UsageError("--targets are for a MODEL; a features file is its own target.")
+        raise click.UsageError("--targets is for a MODEL; a file of features is its own target.")
     if features is not None:
         evaluations = {features.stem: evaluate_file(session, features, config)}
         title = f"Features in {features}"
@@ -72,12 +72,12 @@ def evaluate_verb(
         assert model is not None
         if not targets:
             raise click.UsageError(
-                "--targets is missing: on which data sets is the model to be evaluated?"
+                "--targets is missing: on which data sets should the model be evaluated?"
             )
         evaluations, title = _evaluate_model(session, model, targets, config)
     for target, evaluation in evaluations.items():
         if not evaluation.scores.cameras_known:
-            say(f"{target}: cameras are unknown, so each query ignored only its own image.")
+            say(f"{target}: cameras are unknown, so queries ignored only their own image.")
     scores_of = {target: evaluation.scores for target, evaluation in evaluations.items()}
     print_result(
         {target: evaluation.as_json() for target, evaluation in evaluations.items()},
@@ -108,8 +108,8 @@ def _evaluate_model(
             update={"model": ModelConfig.model_validate(description["model"])}
         )
         sources = description["metadata"].get("source_names", ())
-        for seen in sorted({*sources} & {*targets}):
-            say(f"{seen} is a source of this model: its scores are not those of an unseen domain.")
+        for shared in sorted({*sources} & {*targets}):
+            say(f"The model was trained on {shared}: its scores are not those of an unseen domain.")
     with cluster_on_demand():
         datasets = datasets_of(session, targets, config.synthetic)
         evaluations = {

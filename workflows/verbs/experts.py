@@ -1,4 +1,4 @@
-"""`muva experts`: who can find parts of people, and on what terms."""
+"""`muva experts`: the models that can ground body parts, and their licences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def experts_verb(as_json: bool) -> None:
             name,
             info.checkpoint or "none",
             info.parameters or "none",
-            f"{info.memory_gb:g} GB" if info.memory_gb else "none here",
+            f"{info.memory_gb:g} GB" if info.memory_gb else "none",
             info.licence,
             "yes" if info.gives_scores else "no",
         )

@@ -1,4 +1,4 @@
-"""`muva run`: a recipe from images to numbers per domain, one parent run with a child per step."""
+"""`muva run`: a recipe from data to metrics per domain, a parent run with a child per step."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("recipe", metavar="RECIPE|PROTOCOL")
-@click.option("--source", help="Of a protocol: only the trainings on this data set.")
-@click.option("--target", help="Of a protocol: only this target.")
-@click.option("--without", type=NAMES, help="Of a protocol: no use of these data sets.")
+@click.option("--source", help="For a protocol: only the trainings on this data set.")
+@click.option("--target", help="For a protocol: only this target.")
+@click.option("--without", type=NAMES, help="For a protocol: leave out these data sets.")
 @click.option(
     "--recipe",
     "settings",
-    help="Settings of a protocol's trainings. [msmt17 for it alone, or base]",
+    help="For a protocol: the settings. [msmt17 to train on MSMT17 alone, else base]",
 )
 @override_option
 @worker_options
@@ -52,10 +52,10 @@ def run_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Run RECIPE, a shipped name or a YAML file, from data to numbers per domain.
+    """Run RECIPE, a shipped name or a YAML file, from data to metrics per domain.
 
-    Or run PROTOCOL, the rows of one of the field's tables: single-source, leave-one-out, classical,
-    same-domain. `muva compare` puts them beside the published ones.
+    Or run PROTOCOL, all rows of a standard table: single-source, leave-one-out, classical or
+    same-domain. `muva compare` shows the results beside the published ones.
 
     \b
     muva run demo
@@ -72,12 +72,12 @@ def run_verb(
         configs = [_config_of(row, settings, overrides) for row in chosen]
     elif source or target or without or settings:
         raise click.UsageError(
-            "--source, --target, --without and --recipe choose among a protocol's rows; a recipe "
-            f"names its domains with --set. Protocols: {', '.join(PROTOCOLS)}."
+            "--source, --target, --without and --recipe select rows of a protocol; set the domains "
+            f"of a recipe with --set. Protocols: {', '.join(PROTOCOLS)}."
         )
     else:
         configs = [load_recipe(recipe, overrides=overrides)]
-    _check_there(session, configs)
+    _check_imported(session, configs)
     reports, tables = [], []
     for config in configs:
         say(to_yaml(config))
@@ -101,15 +101,15 @@ def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> Experi
     return with_overrides(config, overrides, where=name)
 
 
-def _check_there(session: Session, configs: Sequence[ExperimentConfig]) -> None:
-    """Every data set that is needed is there, before the first of many trainings begins."""
+def _check_imported(session: Session, configs: Sequence[ExperimentConfig]) -> None:
+    """Check that every data set is in the store before the first of many trainings begins."""
     from muva.data.benchmarks import BENCHMARKS
 
-    wanted = {name for config in configs for name in (*config.sources, *config.targets)}
-    there = {artifact.name for artifact in list_artifacts(session.store, "datasets")}
-    public = sorted((wanted - there) & set(BENCHMARKS))
-    if public:
+    needed = {name for config in configs for name in (*config.sources, *config.targets)}
+    present = {artifact.name for artifact in list_artifacts(session.store, "datasets")}
+    missing = sorted((needed - present) & set(BENCHMARKS))
+    if missing:
         raise MuvaError(
-            f"these data sets are not imported: {', '.join(public)}. Import each with `muva data "
-            "import NAME --from FOLDER`, or go on without with --without NAME"
+            f"these data sets are not imported: {', '.join(missing)}. Import each with `muva data "
+            "import NAME --from FOLDER`, or leave it out with --without NAME"
         )

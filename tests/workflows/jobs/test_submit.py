@@ -99,7 +99,9 @@ def test_who_listens_as_another_user_is_asked_nothing(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("workflows.jobs.head.answer", lambda address, *_: asked.append(address))
+    monkeypatch.setattr(
+        "workflows.jobs.head.http_status", lambda address, *_: asked.append(address)
+    )
     monkeypatch.setattr("os.getuid", lambda: -1)
     assert find_head() is None
     assert asked == []
@@ -233,7 +235,7 @@ def test_the_same_thing_twice_is_one_job_while_it_runs_and_another_attempt_after
     assert first.started
     assert not again.started
     assert again.job == first.job
-    assert "not started again" in capfd.readouterr().err
+    assert "already runs this command" in capfd.readouterr().err
     assert submit_job([*command, "--json"], cluster=at(head)).job != first.job
     code = follow_job(first.client, first.job)
     assert code == 1  # there is no such bucket
@@ -311,14 +313,14 @@ def test_an_unknown_job_is_named(head: Head) -> None:
 
 def test_a_job_that_the_cluster_has_lost_is_to_be_submitted_again(head: Head) -> None:
     client = jobs_client(at(head))
-    with pytest.raises(MuvaError, match=r"was started anew.*muva-none.*[Ss]ubmit the same command"):
+    with pytest.raises(MuvaError, match=r"was restarted.*muva-none.*Submit the same command"):
         follow._details(client, "muva-none")
 
 
 def test_a_head_that_falls_silent_ends_the_following(
     head: Head, jobs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.jobs.follow.SILENCE_S", 2.0)
+    monkeypatch.setattr("workflows.jobs.follow.UNAVAILABLE_S", 2.0)
     monkeypatch.setattr("workflows.jobs.follow.RETRY_S", 0.2)
     client = jobs_client(at(head))
     (dashboard,) = [
@@ -330,14 +332,14 @@ def test_a_head_that_falls_silent_ends_the_following(
     def answer_once(client: JobSubmissionClient, job: str) -> JobDetails:
         found = job_details(client, job)
         dashboard.suspend()  # as a machine that is lost: nothing refuses
-        monkeypatch.setattr("workflows.jobs.client.ANSWER_S", (0.5, 0.5))
+        monkeypatch.setattr("workflows.jobs.client.TIMEOUTS_S", (0.5, 0.5))
         return found
 
     monkeypatch.setattr("workflows.jobs.follow.job_details", answer_once)
     try:
-        with pytest.raises(MuvaError, match=r"not answered for 2 s.*submit the same command"):
+        with pytest.raises(MuvaError, match=r"not responded for 2 s.*Submit the same command"):
             follow_job(client, jobs["endless"])
-        with pytest.raises(MuvaError, match=r"No Ray cluster takes jobs at .*timed out"):
+        with pytest.raises(MuvaError, match=r"No Ray cluster accepts jobs at .*timed out"):
             submit_job(["ui", "--help"], cluster=at(head))
     finally:
         dashboard.resume()
@@ -345,7 +347,7 @@ def test_a_head_that_falls_silent_ends_the_following(
 
 
 def test_a_cluster_that_is_not_there_is_named(environment: None) -> None:
-    with pytest.raises(MuvaError, match=r"No Ray cluster takes jobs at http://127\.0\.0\.1:9"):
+    with pytest.raises(MuvaError, match=r"No Ray cluster accepts jobs at http://127\.0\.0\.1:9"):
         submit_and_follow(["ui"], cluster=ClusterSettings(address="127.0.0.1:9"))
 
 

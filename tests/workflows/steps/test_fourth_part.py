@@ -25,7 +25,7 @@ from muva.errors import MuvaError, SettingsError
 from muva.grounding.labels import open_labels
 from muva.grounding.release import base_name
 from tracking.mask_report import mask_report
-from workflows.results.mask_statistics import mask_figures, mask_pictures
+from workflows.results.mask_statistics import mask_pictures, mask_statistics
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.import_labels import import_release
@@ -133,7 +133,7 @@ def test_quality_report_pictures_and_rules_know_the_fourth_part(pipeline: Pipeli
     raw = pipeline.report.labels["syn-harbour"]
     dataset = open_dataset(source)
     labels = open_labels(raw, dataset=dataset)
-    figures, trusted = mask_figures(dataset, labels, None)
+    figures, trusted = mask_statistics(dataset, labels, None)
     assert {part.part: part.found for part in figures.parts} == dict.fromkeys(labels.parts, 1.0)
     assert all(part.disordered == 0 for part in figures.parts)
     page = mask_report(figures, mask_pictures(dataset, labels, trusted))

@@ -20,7 +20,7 @@ from muva.data.artifacts import Artifact, find_artifact
 from muva.data.sources import Sources
 from muva.errors import MuvaError
 from tests.shared import linked_copy
-from workflows.results.comparison import compared, results_in
+from workflows.results.comparison import compare_results, results_in
 from workflows.runtime.messages import MessageQueue
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
@@ -153,7 +153,7 @@ def test_the_three_numbers_stay_apart(training: Training) -> None:
     assert report.models["muva, chosen"] == training.trained.model.uri
     found = {
         one.checkpoint: one.mean_ap
-        for one in compared(results_in(training.session.store))
+        for one in compare_results(results_in(training.session.store))
         if one.method == "muva (smoke)"
     }
     assert found == {

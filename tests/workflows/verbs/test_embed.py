@@ -167,7 +167,7 @@ def test_a_search_ranks_the_gallery_by_cosine(run: Run, crops: Path, tmp_path: P
     assert Image.open(sheet).width > 4 * 104
 
     moved = crops.rename(tmp_path / "moved")
-    assert "--images says where" in run("search", *words, code=1)
+    assert "with --images" in run("search", *words, code=1)
     assert run("search", *words, "--images", f"{moved}")["matches"] == outside["matches"]
 
 
@@ -176,13 +176,12 @@ def test_features_of_two_models_are_not_compared(run: Run, crops: Path, tmp_path
     made = run("embed", f"{crops}", "--model", "mine", "--out", f"{out}")
     asked = ("search", "--query", f"{crops / 'cam1' / '0001.png'}", "--gallery", f"{out}")
     refused = run(*asked, "--model", "other", code=1)
-    assert (
-        f"not of {Path(made['model']).parent / f'other-{1:016x}'} but of {made['model']}" in refused
-    )
+    other = Path(made["model"]).parent / f"other-{1:016x}"
+    assert f"were computed by {made['model']}, not by {other}" in refused
     assert run(*asked, "--model", "mine")["matches"] == run(*asked)["matches"]
 
     Path(made["model"]).rename(tmp_path / "elsewhere")
-    assert "--model says where it is now" in run(*asked, code=1)
+    assert "give its present place with --model" in run(*asked, code=1)
     assert run("search", "--query", "cam1/0001.png", "--gallery", f"{out}")["matches"]
 
 
@@ -194,10 +193,10 @@ def test_features_of_two_models_are_not_compared(run: Run, crops: Path, tmp_path
         (
             ("embed", "nobody", "--model", "mine", "--out", "{out}"),
             1,
-            "nobody is no folder, and no",
+            "nobody is not a folder, and no",
         ),
         (("embed", "{empty}", "--model", "mine", "--out", "a.csv"), 2, "ends in .parquet"),
-        (("embed", "{empty}", "--model", "mine", "--out", "no/a.parquet"), 1, "there is no folder"),
+        (("embed", "{empty}", "--model", "mine", "--out", "no/a.parquet"), 1, "does not exist"),
         (
             ("embed", "{empty}", "--model", "mine", "--out", "{out}", "--split", "train"),
             2,

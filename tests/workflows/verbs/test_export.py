@@ -131,7 +131,7 @@ def test_the_result_says_how_close_the_file_comes(
 @pytest.mark.parametrize(
     ("words", "explanation"),
     [
-        (("--format", "onnx", "--out", "a.onnx", "--layout", "hwc"), "is of --with-preprocessing"),
+        (("--format", "onnx", "--out", "a.onnx", "--layout", "hwc"), "applies only to --with"),
         (
             ("--format", "onnx", "--out", "a.onnx", "--for", "boxmot", "--with-preprocessing"),
             "contradict each other",

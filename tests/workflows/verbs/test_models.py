@@ -27,7 +27,7 @@ from muva.retrieval import evaluate
 from tests.model.foreign_files import clip_reid_state, release_state, write
 from tests.shared import linked_copy
 from workflows.cli import main
-from workflows.results.comparison import compared, results_in
+from workflows.results.comparison import compare_results, results_in
 from workflows.steps.training_inputs import TrainingInputs
 
 Run = Callable[..., Any]
@@ -122,9 +122,9 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     assert manifest["inputs"]["init"] == find_artifact(store, "models", "authors").address
 
     run("evaluate", "first", "--targets", TARGET)
-    assert {(one.method, one.sources) for one in compared(results_in(store))} == {
+    assert {(one.method, one.sources) for one in compare_results(results_in(store))} == {
         ("authors", ()),  # what it learned from is not known
-        ("first, begun from authors", tuple(sorted(load_recipe(smoke_recipe).sources))),
+        ("first, initialised from authors", tuple(sorted(load_recipe(smoke_recipe).sources))),
     }
 
     # Trained here on the same people: its classes are those of the next training on them.

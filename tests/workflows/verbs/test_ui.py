@@ -127,4 +127,4 @@ def test_runs_on_a_server_are_linked_there() -> None:
     said = CliRunner().invoke(ui_verb, ["--tracking-uri", "https://me:pass@mlflow.example.org"])
     assert said.exit_code == 0
     link = f"https://mlflow.example.org/#/experiments?{TRAINING_VIEW}"
-    assert said.stdout.strip() == f"The runs are on a server already: {link}"
+    assert said.stdout.strip() == f"A server already serves the runs: {link}"

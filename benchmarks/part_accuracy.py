@@ -1,25 +1,24 @@
-"""mAP of each grain of MUVA on an unseen domain: `python -m benchmarks.grains`.
+"""mAP of each grain of MUVA on an unseen domain: `python -m benchmarks.part_accuracy`.
 
 Evaluates the models that `benchmarks.generalisation` left in a store, each on the benchmark domain
-that it has not seen: mAP of the whole feature after the BN neck and of each grain's slice of it,
-with predicted and with true masks, and the IoU of predicted and true masks.
+that it has not seen: mAP of the whole feature after the BN neck and of the slice of each grain (the
+person and each part), with predicted and with true masks, and the IoU of predicted and true masks.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.baseline import Table, benchmark_parser, mean_of, measurement, write_results
 from muva.config import PARTS
-from muva.data.artifacts import find_artifact, list_artifacts
+from muva.data.artifacts import Artifact, find_artifact
+from muva.data.lineage import Lineage
 from muva.data.shards import open_dataset
 from muva.data.store import Store
 from muva.grounding.part_masks import part_masks, patch_centres
@@ -28,6 +27,7 @@ from muva.models import load
 from muva.retrieval.metrics import evaluate
 from muva.synthetic import BENCHMARK
 from workflows.session import open_session
+from workflows.steps.encoder import LAST_EPOCH
 
 GRAINS = ("person", *PARTS)
 BATCH = 64
@@ -37,28 +37,34 @@ Figures = dict[str, float]
 
 def main() -> int:
     """Print a table; returns 1 if there is no model to evaluate."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("part_accuracy", __doc__)
     parser.add_argument("--home", default=["runs"], nargs="+", help="where generalisation ran")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     found: dict[str, list[Figures]] = defaultdict(list)
     for home in arguments.home:
         store = open_session(home=home).store
-        for artifact in list_artifacts(store, "models"):
-            if artifact.name == "muva":
-                bundle = load(artifact.uri)
-                for target in unseen(bundle):
-                    found[target].append(evaluate_grains(store, bundle, target))
-                    print(f"{artifact.address} on {target}: done", file=sys.stderr)
+        for artifact in muva_models(store):
+            bundle = load(artifact.uri)
+            for target in unseen(bundle):
+                found[target].append(evaluate_grains(store, bundle, target))
+                print(f"{artifact.address} on {target}: done", file=sys.stderr)
     if not found:
         print("no model that has not seen a benchmark domain", file=sys.stderr)
         return 1
     print_table(found)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     return 0
+
+
+def muva_models(store: Store) -> list[Artifact]:
+    """The models of pipelines that have parts, each after its last epoch."""
+    return [
+        node.artifact
+        for node in Lineage.of(store).complete("models")
+        if node.facts.get("variant") == "muva" and node.facts.get("checkpoint") == LAST_EPOCH
+    ]
 
 
 def unseen(bundle: Bundle) -> list[str]:
@@ -98,6 +104,25 @@ def evaluate_grains(store: Store, bundle: Bundle, target: str) -> Figures:
     agreement = both.sum(axis=2) / np.maximum(either.sum(axis=2), 1)
     figures |= {f"iou/{p}": float(agreement[:, i].mean()) for i, p in enumerate(PARTS)}
     return figures
+
+
+def baseline_tables(found: Mapping[str, Sequence[Figures]]) -> dict[str, Table]:
+    """`scores`: a row per target, means over its models."""
+    columns = {
+        "all": "predicted/all",
+        **{grain: f"predicted/{grain}" for grain in GRAINS},
+        "all_exact_masks": "true/all",
+    }
+    rows = [
+        {"target": target, "models": len(results)}
+        | {
+            key: measurement(mean_of([result[column] for result in results]))
+            for key, column in columns.items()
+        }
+        | {"iou": [float(np.mean([result[f"iou/{part}"] for result in results])) for part in PARTS]}
+        for target, results in found.items()
+    ]
+    return {"scores": Table(rows=rows, statistic="mean over the models")}
 
 
 def print_table(found: dict[str, list[Figures]]) -> None:
