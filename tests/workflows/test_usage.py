@@ -36,7 +36,7 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
         (("tune", "masks", "--recipe", "demo", "--objective", "median"), "no trial reports it"),
         (("evaluate", "--features", "f.npz", "--targets", "mine"), "is its own target"),
         (("evaluate", "clip:", "--targets", "mine"), "nor a name that open_clip knows"),
-        (("evaluate", "clip:ViT-B-16:x", "--targets", "mine"), "no weights x of ViT-B-16"),
+        (("evaluate", "clip:ViT-B-16:x", "--targets", "mine"), "no weights x for ViT-B-16"),
         (("submit", "--json", "--", "run", "demo"), "with --detach"),
         (("submit", "--cluster", "a", "--address", "b", "--", "run", "demo"), "one of the two"),
         (("submit", "--cluster", "nowhere", "--", "run", "demo"), "no cluster has this name"),
