@@ -94,7 +94,7 @@ def test_runs_are_named_by_id_or_name_too(
 
 
 def test_what_cannot_be_compared_is_said(session: Session) -> None:
-    with pytest.raises(MuvaError, match="nobody: no run of that id or name"):
+    with pytest.raises(MuvaError, match="nobody: no run with this id or name"):
         differences_between(session, "nobody", "better")
     with pytest.raises(MuvaError, match="no evaluations to compare"):
         differences_between(session, "plain", "plain")
