@@ -393,7 +393,7 @@ def test_only_the_packages_and_the_recipe_are_shipped(
 def test_a_recipe_that_the_copy_would_not_hold_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("name: mine\n")
-    with pytest.raises(MuvaError, match=r"mine\.yaml: a cluster cannot see this file"):
+    with pytest.raises(MuvaError, match=r"mine\.yaml: the cluster cannot read this file"):
         ship(["run", str(recipe)], into=tmp_path / "job")
 
 
