@@ -90,7 +90,7 @@ def test_the_token_comes_from_the_named_place(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("TEAM_TOKEN", "of-the-team")
     assert token_header(by_value) == {"Authorization": "Bearer of-the-team"}
     by_path = ClusterSettings(token_path_variable="TEAM_FILE")
-    with pytest.raises(MuvaError, match="the path of its token.s file in TEAM_FILE"):
+    with pytest.raises(MuvaError, match=r"the path of its token's file in TEAM_FILE"):
         token_header(by_path)
     monkeypatch.setenv("TEAM_FILE", written(home, "in-a-file\n", "token"))
     assert token_header(by_path) == {"Authorization": "Bearer in-a-file"}
