@@ -340,7 +340,7 @@ def test_searches_stay(session: Session, capsys: pytest.CaptureFixture[str]) -> 
 
     said = muva(capsys, session, "data", "forget", "town", "--pid", "5", "--yes")
 
-    assert "Searches, which are kept" in said
+    assert "Hyperparameter searches, kept" in said
     assert study.address in said and trial.address in said
     assert study.manifest() and trial.manifest()
     assert evaluated not in {artifact.address for artifact in list_artifacts(session.store)}

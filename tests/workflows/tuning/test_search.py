@@ -431,7 +431,7 @@ def test_what_is_saved_is_every_use_of_a_step_but_the_first() -> None:
         ),
         (
             {"tune.objective": "median"},
-            "objective median: no trial reports it: expected mean, worst, both",
+            "objective median: no trial reports it; expected mean, worst, both",
         ),
         ({"tune.objective": "syn-station", "tune.folds": 2}, "held out: syn-harbour, syn-airport"),
         ({"tune.objective": "both", "tune.folds": 1}, "mean and worst domain are the same"),
