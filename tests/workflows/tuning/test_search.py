@@ -424,7 +424,7 @@ def test_what_is_saved_is_every_use_of_a_step_but_the_first() -> None:
         ({"tune.space": {}}, "expected at least one setting to search"),
         ({"tune.space": "mask"}, "did you mean masks"),
         ({"sources": ["syn-harbour"]}, "expected two sources or more, found 1"),
-        ({"tune.folds": 3}, "3 folds, and there are 2 sources"),
+        ({"tune.folds": 3}, "3 folds, but only 2 sources"),
         (
             {"tune.space": {"stage2.epochs": [1, 2]}, "tune.scheduler": "asha"},
             "asha compares trials at equal epochs",

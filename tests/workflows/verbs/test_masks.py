@@ -150,7 +150,7 @@ def test_rules_make_labels_of_their_own_that_training_can_ask_for(
         other["overlaps"][0]["median_iou"], float
     )
     both = ("report", town.name, "--expert", "annotated", "--labels", raw.artifact.address)
-    assert "expected it without --expert" in masks(capsys, *both, code=2)
+    assert "expected either --labels, which names one label set, or --expert" in masks(capsys, *both, code=2)
     explanation = masks(capsys, "refine", town.name, "--rules", "drop-tyni", code=2)
     assert "closest: drop-tiny" in explanation
 
@@ -198,7 +198,7 @@ def test_images_without_an_entry_are_named_or_not_found(
 
     write([name for name in names if name not in learned[:2]])
     explanation = masks(capsys, "import", town.name, str(file), code=1)
-    assert f"no entry for 2 of {len(learned)} images that syn-station has to learn" in explanation
+    assert f"no entry for 2 of {len(learned)} training images of syn-station" in explanation
     words = ("import", town.name, str(file), "--json")
     done = masks(capsys, *words, "--missing", "not-found")
     assert done["missing"] == 2 and done["found"]["head"] == 1 - 2 / len(names)
