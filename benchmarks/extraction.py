@@ -112,7 +112,7 @@ def baseline_tables(found: Mapping[str, Mapping[str, float]]) -> dict[str, Table
 def measured(work: Work, folder: Path) -> dict[str, float]:
     """Images per second of the bare model and of the step, and the memory of its processes."""
     model = UNTRAINED + work.clip
-    if work.clip != "tiny":  # random weights are as fast as others
+    if work.clip != "tiny":  # random weights run at the same speed
         weights = folder / "random.pt"
         torch.save(openai_state_dict(random_clip(VIT_B_16), VIT_B_16), weights)
         model = UNTRAINED + str(weights)

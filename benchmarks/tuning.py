@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4, help="of both stages")
     parser.add_argument("--folds", type=int, default=2, help="that the study holds out")
     parser.add_argument("--seeds", type=int, default=3, help="of the default and the best trial")
-    parser.add_argument("--home", type=Path, help="kept, to go on from there [a new folder]")
+    parser.add_argument("--home", type=Path, help="kept; the next run resumes [a new folder]")
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe)
     sizes = {

@@ -22,7 +22,7 @@ An artifact that no run refers to can be deleted.
 
 DATASETS_TAG = "muva.datasets"
 """Tag of a run that made an artifact, or began to: the names of the data sets that it is made from,
-with commas between them. It outlives the artifact."""
+separated by commas. It outlives the artifact."""
 
 
 def experiment_name(protocol: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 SHARDS = 1
 """Data sets: see `muva.data.shards.write_shards`."""
 LABELS = 1
-"""Pseudo-labels: see `muva.grounding.labels.write_label_part`."""
+"""Pseudo-labels: see `muva.grounding.labels.write_shard_labels`."""
 PROMPTS = 1
 BUNDLE = 1
 """Models: see `muva.model.bundle.save_bundle`."""

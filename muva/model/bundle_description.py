@@ -26,7 +26,7 @@ def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:
         raise MuvaError(f"model bundle {where}: {DESCRIPTION} is damaged ({error!r})") from error
     if version != formats.BUNDLE:
         raise MuvaError(
-            f"model bundle {where} has the format {version}, this program reads {formats.BUNDLE}: "
-            f"use the version of muva that wrote it, or train again"
+            f"model bundle {where} has format version {version}, but this program reads version "
+            f"{formats.BUNDLE}: use the release of muva that wrote it, or train the model again"
         )
     return description

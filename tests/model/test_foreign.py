@@ -211,7 +211,7 @@ def test_a_checkpoint_of_stage_1_is_reported_as_one(clip: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"parts": ("head",)}, r"has 3 part tokens, model\.parts names 1 \(head\)"),
+        ({"parts": ("head",)}, r"has 3 part tokens, but model\.parts names 1 \(head\)"),
         ({"parts": ()}, r"model\.parts names 0 \(none\): expected 3, .*=\[head,upper_body,legs\]"),
         ({"stride": 4}, r"18 patches \(of 8 pixels\); stride 4 gives 11 x 5 = 55 at 48 x 24: "
          r"use --set model\.stride=8"),

@@ -49,7 +49,7 @@ def test_ctrl_c_in_an_import_leaves_nothing_that_counts_as_done(
         (["train"], 2, "--sources is missing"),
         (["evaluate", "nobody", "--targets", "syn-station"], 1, "no models 'nobody'"),
         (["run", "demmo"], 2, "did you mean demo"),
-        (["run", "base"], 2, "expected sources to learn from"),
+        (["run", "base"], 2, "expected sources to train on"),
         (["evaluate", "muva", "--targets", ","], 2, "expected names separated by commas"),
         (["demo", "--set", "variants=[clip]"], 2, "the demo needs the variant muva"),
         (["train", "--sources", "a", "--workers", "0"], 2, "--workers"),

@@ -36,7 +36,7 @@ class Result:
     """The scores of one model on one target."""
 
     sources: tuple[str, ...]
-    """Sorted; empty for CLIP without training."""
+    """Sorted; empty for zero-shot CLIP."""
     target: str
     method: str
     seed: int | None
@@ -162,7 +162,7 @@ def _result(lineage: Lineage, node: Node) -> Result | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOrigin:
-    """What a model was made from; empty for CLIP without training."""
+    """What a model was made from; empty for zero-shot CLIP."""
 
     name: str | None = None
     """The name of the trained model."""

@@ -39,7 +39,13 @@ def _as_table(lines: Sequence[Sequence[str]]) -> str:
 
 @click.command("compare")
 @click.argument("references", nargs=-1, metavar="[PROTOCOL | RUN RUN]")
-@click.option("--form", type=click.Choice(["table", "markdown", "csv"]), default="table")
+@click.option(
+    "--form",
+    type=click.Choice(["table", "markdown", "csv"]),
+    default="table",
+    show_default=True,
+    help="The format of the table.",
+)
 @json_option
 @session_options
 def compare_verb(references: tuple[str, ...], form: str, as_json: bool, session: Session) -> None:
@@ -81,7 +87,7 @@ def compare_verb(references: tuple[str, ...], form: str, as_json: bool, session:
         comparisons = [one for one in comparisons if (one.sources, one.target) in expected]
         present = {(one.sources, one.target) for one in comparisons}
         if missing := [title for row, title in expected.items() if row not in present]:
-            say(f"Without a result here: {'; '.join(missing)}")
+            say(f"No result in this store: {'; '.join(missing)}")
     if not comparisons:
         raise MuvaError(
             f"{session.store.uri}: has no evaluation to compare. `muva run` computes evaluations, "

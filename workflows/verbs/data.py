@@ -143,7 +143,7 @@ def import_verb(
 @click.argument("name", required=False)
 @json_option
 def benchmarks_verb(name: str | None, as_json: bool) -> None:
-    """List the public data sets that are recognised by name, or describe NAME.
+    """List the public data sets, or describe NAME.
 
     \b
     muva data benchmarks
@@ -247,7 +247,9 @@ def list_verb(as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def check(name: str, as_json: bool, session: Session) -> None:
-    """Check the data set NAME for problems: duplicates, single images, unreadable files.
+    """Check the data set NAME for problems.
+
+    It looks for duplicates, people with a single image, and unreadable files.
 
     \b
     muva data check syn-station
@@ -270,7 +272,7 @@ def check(name: str, as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None:
-    """Show statistics of the data set NAME, and optionally draw some of its people.
+    """Show statistics of the data set NAME.
 
     \b
     muva data show syn-station --sheet station.png
@@ -347,7 +349,9 @@ def forget_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Remove a person from the data set NAME, and from pseudo-labels, features and metrics.
+    """Remove a person from the data set NAME.
+
+    Pseudo-labels, features and metrics that contain the person are deleted.
 
     Only one version of the data set changes: the latest, or the one whose address is given. The
     output lists the other versions, in which pids may differ. Unfinished artifacts of NAME are

@@ -1,7 +1,7 @@
 """`muva demo`: the whole workflow on synthetic people, in minutes and without any download.
 
 Renders four camera networks, grounds body parts, trains on three networks and recognises people in
-the fourth, with CLIP without training, the global-only baseline and MUVA. Then searches for
+the fourth, with zero-shot CLIP, the global-only baseline and MUVA. Then searches for
 settings with a few short trials on held-out sources, and runs one verb as a Ray job. A second run
 computes nothing again.
 """

@@ -48,7 +48,7 @@ def evaluate_verb(
 ) -> None:
     """Evaluate MODEL on target domains.
 
-    MODEL is a name in the store, a URI, or clip:NAME for CLIP without training. A file of features
+    MODEL is a name in the store, a URI, or clip:NAME for zero-shot CLIP. A file of features
     contains features, ids, pids and, if known, camids and splits (query, gallery).
 
     \b

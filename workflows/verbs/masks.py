@@ -41,7 +41,7 @@ def choice_options(verb: Any) -> Any:
     for option in (
         click.option("--labels", help="NAME-FINGERPRINT of a label set. [the newest]"),
         click.option(
-            "--expert", help="The newest label set of this expert, or the newest imported one."
+            "--expert", help="Use the newest label set of this expert; imported: of other programs."
         ),
     ):
         verb = option(verb)
@@ -53,7 +53,7 @@ def choice_options(verb: Any) -> Any:
 @choice_options
 @click.option("--against", help="Compare with another label set or with another expert's.")
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="HTML. [HOME/reports/…]"
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file. [HOME/reports/…]"
 )
 @json_option
 @session_options
@@ -66,7 +66,9 @@ def report(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Report the quality of the pseudo-labels of DATASET on a page with statistics and pictures.
+    """Report the quality of the pseudo-labels of DATASET.
+
+    The report is an HTML page with statistics and pictures.
 
     \b
     muva masks report syn-station
@@ -128,7 +130,7 @@ def report(
 @click.argument("image")
 @choice_options
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG. [HOME/reports/…]"
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="The PNG file. [HOME/reports/…]"
 )
 @json_option
 @session_options
@@ -141,7 +143,9 @@ def show(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Draw the parts of one IMAGE, an id in DATASET, and print the expert's answers.
+    """Draw the parts of one image and print the expert's answers.
+
+    IMAGE is the id of an image in DATASET.
 
     \b
     muva masks show syn-station 0001_c1s1_0.jpg
@@ -217,7 +221,9 @@ def refine_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Drop or correct boxes by explicit rules, which gives a new label set; prints the counts.
+    """Apply rules that drop or correct boxes.
+
+    The result is a new label set; the number of changed boxes is printed for each rule and part.
 
     Training applies rules too, with `--set grounding.rules=[drop-disordered]`.
 
@@ -274,9 +280,10 @@ def import_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Import the part masks or boxes of the authors' pickle FILE for DATASET, unchanged.
+    """Import part masks or boxes for DATASET from FILE.
 
-    No code in the pickle is executed. Train on them with `--set grounding.expert=imported`.
+    FILE is a pickle in the format of the authors' release; its masks or boxes are not changed. No
+    code in the pickle is executed. Train on them with `--set grounding.expert=imported`.
 
     \b
     muva masks import market release.pkl
@@ -319,7 +326,9 @@ def export(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Write the part masks of DATASET to FILE in the format of the authors' release.
+    """Write the part masks of DATASET to FILE.
+
+    FILE is a pickle in the format of the authors' release.
 
     \b
     muva masks export market masks.pkl --expert florence-2

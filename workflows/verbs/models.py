@@ -90,7 +90,7 @@ def import_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Import the checkpoint FILE of another program as a model.
+    """Import a checkpoint of another program.
 
     FILE contains a state dict or is a Hugging Face folder; no pickled code in it is executed. The
     settings that FILE records are taken from it, all others from --recipe and --set.
@@ -157,10 +157,11 @@ def list_verb(as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
-    """Create a model from an earlier EPOCH of MODEL that `--keep-every` has kept.
+    """Create a model from an earlier epoch of MODEL.
 
-    The new model is called MODEL-epoch-EPOCH. If you choose an epoch by its score on a target, that
-    target no longer measures generalisation.
+    EPOCH is one whose checkpoint `--keep-every` has kept. The new model is called
+    MODEL-epoch-EPOCH. If you choose an epoch by its score on a target, that target no longer
+    measures generalisation.
 
     \b
     muva models epoch muva 10
@@ -178,10 +179,11 @@ def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def log_verb(model: str, as_json: bool, session: Session) -> None:
-    """Log MODEL to MLflow, which can load it in Python and serve it over HTTP.
+    """Log MODEL to MLflow.
 
-    The logged model takes a table with a column image (paths, encoded bytes, base64 or pixels) and
-    returns features. A model that is already logged is not logged again.
+    MLflow can load the logged model in Python and serve it over HTTP. The logged model takes a
+    table with a column image (paths, encoded bytes, base64 or pixels) and returns features. A model
+    that is already logged is not logged again.
 
     \b
     muva models log muva
@@ -212,7 +214,9 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def show(model: str, as_json: bool, session: Session) -> None:
-    """Show the settings of MODEL, and how the entries of an imported file were used.
+    """Show the settings of MODEL.
+
+    For an imported model, it also shows how the entries of its file were used.
 
     \b
     muva models show clip-reid

@@ -75,10 +75,11 @@ def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def gc(yes: bool, allow_all: bool, as_json: bool, session: Session) -> None:
-    """Delete artifacts that no run uses, and the remains of unfinished writes.
+    """Delete artifacts that no run uses.
 
-    Runs count until they are deleted in MLflow. Unfinished and damaged artifacts are deleted too,
-    so nothing else may run on this store meanwhile.
+    The remains of unfinished writes are deleted too. Runs count until they are deleted in MLflow.
+    Unfinished and damaged artifacts are deleted too, so nothing else may run on this store
+    meanwhile.
 
     \b
     muva store gc          list what would be deleted

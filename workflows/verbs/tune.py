@@ -174,9 +174,10 @@ def _with_search_options(config: ExperimentConfig, options: dict[str, Any]) -> E
 @json_option
 @session_options
 def show_verb(study: str | None, as_json: bool, session: Session) -> None:
-    """Show the trials of STUDY (default: the newest), their progress and what matters most.
+    """Show the trials of STUDY.
 
-    Works while the search runs.
+    Also shows their progress and the importance of settings. STUDY is by default the newest; its
+    search may still be running.
 
     \b
     muva tune show
@@ -249,9 +250,10 @@ def _draw(session: Session, study: Study, summary: dict[str, Any]) -> None:
 @json_option
 @session_options
 def best_verb(study: str | None, out: Path | None, as_json: bool, session: Session) -> None:
-    """Print the best trial of STUDY (default: the newest) as a recipe with the search's domains.
+    """Print the best trial of STUDY as a recipe.
 
-    The number of epochs is the recipe's, not the trial's.
+    STUDY is by default the newest. The recipe has the search's domains. The number of epochs is the
+    recipe's, not the trial's.
 
     \b
     muva tune best --recipe tuned.yaml && muva run tuned.yaml

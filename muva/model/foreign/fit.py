@@ -169,14 +169,14 @@ class _Settings:
         count = len(tokens)
         if asked is not None and len(asked) != count:
             raise SettingsError(
-                f"{self.where}: has {count} part tokens, model.parts names {len(asked)} "
+                f"{self.where}: has {count} part tokens, but model.parts names {len(asked)} "
                 f"({', '.join(asked) or 'none'}): expected {count}, for example "
                 f"--set model.parts=[{','.join(_example_of(count))}]"
             )
         if asked is None and count != len(PARTS):
             raise SettingsError(
-                f"{self.where}: has {count} part tokens and does not tell whose: name them, for "
-                f"example --set model.parts=[{','.join(_example_of(count))}]"
+                f"{self.where}: has {count} part tokens but does not record their parts: name "
+                f"them, for example with --set model.parts=[{','.join(_example_of(count))}]"
             )
         return self._decide(
             "parts", PARTS if asked is None else asked, "the file" if asked is None else "given"

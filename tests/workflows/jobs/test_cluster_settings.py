@@ -85,12 +85,12 @@ def test_the_token_comes_from_the_named_place(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_AUTH_TOKEN", "rays-own")
     assert token_header(ClusterSettings()) == {"Authorization": "Bearer rays-own"}
     by_value = ClusterSettings(token_variable="TEAM_TOKEN")
-    with pytest.raises(MuvaError, match="TEAM_TOKEN for its token, and this variable is not set"):
+    with pytest.raises(MuvaError, match="its token in TEAM_TOKEN, and this variable is not set"):
         token_header(by_value)
     monkeypatch.setenv("TEAM_TOKEN", "of-the-team")
     assert token_header(by_value) == {"Authorization": "Bearer of-the-team"}
     by_path = ClusterSettings(token_path_variable="TEAM_FILE")
-    with pytest.raises(MuvaError, match="TEAM_FILE for the file of its token"):
+    with pytest.raises(MuvaError, match=r"the path of its token's file in TEAM_FILE"):
         token_header(by_path)
     monkeypatch.setenv("TEAM_FILE", written(home, "in-a-file\n", "token"))
     assert token_header(by_path) == {"Authorization": "Bearer in-a-file"}

@@ -149,7 +149,7 @@ def test_a_verb_runs_in_a_copy_of_the_code_with_the_recipe_it_names(
     code = submit_and_follow(["ui", "--home", "recipes/mine.yaml"], cluster=at(head))
     said = capsys.readouterr()
     assert code == 2
-    # The file is there, in the copy; the verb complains that it is no folder.
+    # The file is there, in the copy; the verb complains that it is not a folder.
     assert "Directory 'recipes/mine.yaml' is a file" in said.out
     client = jobs_client(at(head))
     job = max(client.list_jobs(), key=lambda job: job.start_time or 0)
@@ -158,7 +158,7 @@ def test_a_verb_runs_in_a_copy_of_the_code_with_the_recipe_it_names(
     assert variables["MUVA_STORE"] == "s3://people/store"
     assert variables["MUVA_JOB"] == job.submission_id
     assert "hunter2" not in str(job)
-    assert "MLFLOW_TRACKING_URI holds a secret" in said.err
+    assert "MLFLOW_TRACKING_URI contains a secret" in said.err
 
 
 def test_ctrl_c_ends_the_following_and_not_the_job(head: Head, jobs: dict[str, str]) -> None:
@@ -393,7 +393,7 @@ def test_only_the_packages_and_the_recipe_are_shipped(
 def test_a_recipe_that_the_copy_would_not_hold_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("name: mine\n")
-    with pytest.raises(MuvaError, match=r"mine\.yaml: a cluster cannot see this file"):
+    with pytest.raises(MuvaError, match=r"mine\.yaml: the cluster cannot read this file"):
         ship(["run", str(recipe)], into=tmp_path / "job")
 
 

@@ -77,7 +77,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert state is not None
     assert state["epoch"] == 2
     assert len(history) == 2
-    assert "00003 is passed over" in caplog.text
+    assert "skipping the damaged checkpoint states/00003" in caplog.text
 
 
 def test_a_state_that_was_never_finished_gives_way_too(artifact: Artifact) -> None:
@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
         flush(file)
 
     monkeypatch.setattr(os, "fsync", fills_up)
-    with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* start the same"):
+    with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* run the same"):
         save_epoch(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
     monkeypatch.undo()
 

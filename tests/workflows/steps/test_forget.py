@@ -181,9 +181,9 @@ def test_a_person_may_be_named_by_an_image_of_them(session: Session) -> None:
 
 
 def test_who_is_not_there_is_said(session: Session) -> None:
-    with pytest.raises(MuvaError, match=r"holds nothing of pid 99\. "):
+    with pytest.raises(MuvaError, match=r"contains nothing of pid 99\. "):
         forget(session, "town", [99])
-    with pytest.raises(MuvaError, match=r"holds nothing of pid 99, the image 5\.png\. "):
+    with pytest.raises(MuvaError, match=r"contains nothing of pid 99, the image 5\.png\. "):
         forget(session, "town", [5, 99], ["5.png"])
     with pytest.raises(MuvaError, match="no datasets 'village'"):
         forget(session, "village", [5])
@@ -197,7 +197,7 @@ def test_an_image_of_nobody_known_is_no_person(session: Session) -> None:
     ]
     known = replace(query, image_id="g", split="gallery", camid=1)
     imported_again(session, [query, known, *junk])
-    with pytest.raises(MuvaError, match=r"a\.png is of no known person"):
+    with pytest.raises(MuvaError, match=r"a\.png shows no known person"):
         forget(session, "town", images=["a.png"])
 
 
@@ -267,7 +267,7 @@ def test_interrupted_it_goes_on(
         9,
     }
     assert {"make town", "make muva"} <= {run["name"] for run in report.runs}
-    with pytest.raises(MuvaError, match="holds nothing of"):
+    with pytest.raises(MuvaError, match="contains nothing of"):
         forget(session, "town", images=["train/5_0.png"])
 
 
@@ -340,7 +340,7 @@ def test_searches_stay(session: Session, capsys: pytest.CaptureFixture[str]) -> 
 
     said = muva(capsys, session, "data", "forget", "town", "--pid", "5", "--yes")
 
-    assert "Searches, which are kept" in said
+    assert "Hyperparameter searches, kept" in said
     assert study.address in said and trial.address in said
     assert study.manifest() and trial.manifest()
     assert evaluated not in {artifact.address for artifact in list_artifacts(session.store)}

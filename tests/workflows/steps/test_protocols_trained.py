@@ -71,7 +71,7 @@ def summary(artifact: Artifact) -> dict[str, Any]:
 
 def embedded(store: Store, name: str) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The features of a target as they are stored, and whose they are."""
-    artifact = find_artifact(store, "features", f"{name}-by-muva")
+    artifact = find_artifact(store, "features", f"{name}-by-smoke-muva")
     parts = sorted(key for key in store.list(f"{artifact.address}/") if key.endswith(".npy"))
     features = np.concatenate([np.load(store.path(key)) for key in parts]).astype(np.float64)
     manifest = artifact.manifest()
@@ -119,7 +119,7 @@ def test_the_classical_protocol_learns_from_everyone_and_averages_ten_splits(
     words = ("classical", "--target", "viper", *absent)
     report = run(imported, smoke_recipe, capsys, *words)
     store = open_store(imported / "store")
-    model = summary(find_artifact(store, "models", "muva"))
+    model = summary(find_artifact(store, "models", "smoke-muva"))
     assert model["identities"] == len(SOURCES) * (TRAIN_PEOPLE + TEST_PEOPLE)
     (epoch,) = model["history"]
     assert np.isfinite(epoch["loss"])
@@ -155,7 +155,7 @@ def test_the_same_domain_protocol_learns_from_training_people_alone(
     report = run(tmp_path, smoke_recipe, capsys, "same-domain", "--source", "market1501")
     assert list(report["targets"]) == ["market1501"]
     store = open_store(tmp_path / "store")
-    model = summary(find_artifact(store, "models", "muva"))
+    model = summary(find_artifact(store, "models", "smoke-muva"))
     assert (model["identities"], len(model["history"])) == (TRAIN_PEOPLE, 1)
     features, rows = embedded(store, "market1501")
     query, gallery = (

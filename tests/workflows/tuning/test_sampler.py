@@ -43,7 +43,7 @@ def records(
                 "notes": points.notes(number),
             }
         )
-        told = values if state != "failed" else points.nothing
+        told = values if state != "failed" else points.zero
         points.tell(number, told, stopped=state == "stopped")
     return made
 
@@ -118,7 +118,7 @@ def test_a_sampler_that_learns_finds_better_points_than_chance(demo: ExperimentC
 
 def test_a_range_has_no_grid(demo: ExperimentConfig) -> None:
     space: Space = space_for("masks", demo)
-    with pytest.raises(SettingsError, match="is a range, which has no list of points"):
+    with pytest.raises(SettingsError, match="is a range, which cannot be enumerated"):
         Sampler(space, method="grid", objectives=("a",), seed=0, trials=3).next()
 
 

@@ -424,14 +424,14 @@ def test_what_is_saved_is_every_use_of_a_step_but_the_first() -> None:
         ({"tune.space": {}}, "expected at least one setting to search"),
         ({"tune.space": "mask"}, "did you mean masks"),
         ({"sources": ["syn-harbour"]}, "expected two sources or more, found 1"),
-        ({"tune.folds": 3}, "3 folds, and there are 2 sources"),
+        ({"tune.folds": 3}, "3 folds, but only 2 sources"),
         (
             {"tune.space": {"stage2.epochs": [1, 2]}, "tune.scheduler": "asha"},
             "asha compares trials at equal epochs",
         ),
         (
             {"tune.objective": "median"},
-            "objective median: no trial reports it: expected mean, worst, both",
+            "objective median: no trial reports it; expected mean, worst, both",
         ),
         ({"tune.objective": "syn-station", "tune.folds": 2}, "held out: syn-harbour, syn-airport"),
         ({"tune.objective": "both", "tune.folds": 1}, "mean and worst domain are the same"),

@@ -80,7 +80,7 @@ def test_a_folder_becomes_features_and_what_cannot_be_read_is_named(
     out = tmp_path / "crops.parquet"
     found = run("embed", f"{crops}", "--model", "mine", "--out", f"{out}")
     assert found["images"] == 8
-    assert [entry["image_id"] for entry in found["set_aside"]] == ["cam1/0002b.jpg"]
+    assert [entry["image_id"] for entry in found["quarantined"]] == ["cam1/0002b.jpg"]
     table = pq.read_table(out)
     ids = table["ids"].to_pylist()
     assert ids == sorted(f"cam{camid}/{pid:04d}.png" for pid, camid in CROPS)

@@ -1,4 +1,4 @@
-"""A checkpoint of another program, from the file to a training that goes on from it."""
+"""A checkpoint of another program, from the file to a training that starts from it."""
 
 from __future__ import annotations
 

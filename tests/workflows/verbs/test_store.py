@@ -61,7 +61,7 @@ def test_gc_keeps_what_a_run_uses_and_what_that_was_made_from(
 
     proposed = muva(capsys, "store", "gc", *home)
     assert [row["address"] for row in proposed["artifacts"]] == [lonely.address]
-    assert lonely.manifest() is not None, "gc without --yes only says what would go"
+    assert lonely.manifest() is not None, "without --yes, gc only reports what it would delete"
 
     muva(capsys, "store", "gc", "--yes", *home)
     assert lonely.manifest() is None
