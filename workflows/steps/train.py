@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig
+from muva.config.parts import words_of
 from muva.data.artifacts import Artifact
 from muva.errors import MuvaError
 from workflows.session import Session
@@ -108,7 +109,9 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
             raise MuvaError(
                 f"model.parts names {', '.join(lacking)}, which would have no pseudo-labels: "
                 f"grounding.phrases has phrases for {', '.join(grounding.phrases)}. Give each "
-                "part a phrase, or remove the parts from model.parts"
+                f"part a phrase, for example with --set grounding.phrases.{lacking[0]}='the "
+                f"{words_of(lacking[0])}'; remove it from model.parts; or import labels of it: "
+                "`muva masks import`, then --set grounding.expert=imported"
             )
     with ray_cluster():
         workers.check()

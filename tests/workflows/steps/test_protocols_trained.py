@@ -143,7 +143,7 @@ def test_the_classical_protocol_learns_from_everyone_and_averages_ten_splits(
     found = report["targets"]["viper"]["muva"]
     assert found["mean_ap"] == pytest.approx(mean_ap, abs=1e-9)
     assert found["rank1"] == pytest.approx(rank1, abs=1e-9)
-    metrics = summary(find_artifact(store, "metrics", "muva-on-viper"))
+    metrics = summary(find_artifact(store, "metrics", "smoke-muva-on-viper"))
     assert (metrics["trials"], metrics["queries"], metrics["gallery"]) == (10, 6, 6)
 
 

@@ -142,7 +142,7 @@ def test_a_kept_epoch_becomes_a_model(training: Training) -> None:
     with pytest.raises(MuvaError, match="no checkpoint of epoch 3 is kept"):
         model_of_epoch(training.session, last, 3)
     for other in (training.trained.model, done.artifact):
-        with pytest.raises(MuvaError, match="`muva train` has left after its last epoch"):
+        with pytest.raises(MuvaError, match="`muva train` made after its last epoch"):
             model_of_epoch(training.session, other, 2)
 
 

@@ -255,7 +255,7 @@ def test_a_budget_runs_by_a_clock_that_does_not_jump(monkeypatch: pytest.MonkeyP
 def test_a_budget_that_is_over_starts_no_trial(place: Place) -> None:
     found = place.search(space={"stage2.mask_weight": [5.0, 6.0]}, budget_hours=1e-9)
     assert found.summary["trials"] == []
-    assert reuse_text(found.summary["reuse"]) == "No step was used yet."
+    assert reuse_text(found.summary["reuse"]) == "No step has been used yet."
 
 
 def test_a_trial_that_diverges_ends_and_the_search_goes_on(

@@ -92,7 +92,7 @@ def test_rows_stand_beside_the_published_ones(
     assert (row["published"]["mean_ap"], row["published"]["rank1"]) == (0.276, 0.568)
     assert row["mean_ap_difference"] == pytest.approx(row["mean_ap"] - 0.276)
     assert row["best"]["method"] == "MUVA"
-    assert "Without a result here: market1501 -> dukemtmc;" in told.err
+    assert "No result in this store: market1501 -> dukemtmc;" in told.err
 
 
 def test_the_comparison_is_a_table_for_papers_and_for_spreadsheets(

@@ -398,7 +398,8 @@ def test_recipes_of_different_names_stand_side_by_side(
     found = {row["method"]: row["mean_ap"] for row in json.loads(capsys.readouterr().out)}
     results = pipeline.report.targets[TARGET]
     assert found["global-only (smoke)"] == results["global_only"].mean_ap
-    assert found["muva (smoke)"] == results["muva"].mean_ap
+    (ours,) = (value for name, value in found.items() if name.startswith("muva (smoke)"))
+    assert ours == results["muva"].mean_ap
     assert found["global-only (other)"] == report.targets[TARGET]["global_only"].mean_ap
 
 
