@@ -2,6 +2,8 @@
 #
 #   make demo     the whole workflow on synthetic people
 #   make test     the tests
+#   make test-fast  those of them that need neither Ray nor a server: two minutes
+#   make coverage the tests, and which lines they run
 #   make check    format, lint, types, import contracts, tests: what must pass before a change lands
 #   make test-gpu the tests that need a GPU, which `make test` leaves out where there is none
 #   make test-browser  MLflow's pages as people see them, in Chromium
@@ -16,11 +18,14 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo docs test test-gpu test-browser check check-large format bench lock clean
+# The processes of a run compile what they import once, and not each for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo docs test test-fast coverage test-gpu test-browser check check-large format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,12s/^# \{0,3\}//p' Makefile
+	@sed -n '3,14s/^# \{0,3\}//p' Makefile
 
 setup: $(READY)
 
@@ -37,9 +42,17 @@ $(READY): requirements.lock
 demo: setup
 	$(BIN)/muva demo
 
-# Two at once: more would wait for each other's Ray clusters.
+# Two at once: more would wait for each other's Ray clusters. What an interrupted run leaves is ended.
+PYTEST := $(BIN)/python -m tests.supervise $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
+
 test: setup
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-fast: setup
+	$(PYTEST) -m 'not cluster and not browser'
+
+coverage: setup
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 test-gpu: setup
 	$(BIN)/pytest tests/gpu

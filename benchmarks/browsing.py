@@ -1,15 +1,14 @@
-"""Whether a search of a thousand trials stays browsable: `python -m benchmarks.browsing --check`.
+"""MLflow's response times for a search of a thousand trials: `python -m benchmarks.browsing
+--check`.
 
-Writes a search's run and its trials as `muva tune` does, into SQLite, and then asks MLflow's own
-server for what its pages ask: the first page of the experiment's runs, the search's children, one
-run, and a chart's history of a metric for the runs of a page.
+Writes the run of a search and its trials as `muva tune` does, into SQLite, and then sends the
+requests of MLflow's pages to its server: the first page of the experiment's runs, the trials of the
+search, a single run, and a metric's history for the runs of a page.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -17,61 +16,75 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    write_results,
+)
 from tracking.runs import Tracker
 from workflows.verbs.ui import mlflow_server
 
-MOST_A_TRIAL_S = 0.5
-"""To write a trial's run."""
-MOST_GROWTH = 1.5
-"""Of that, from the first to the last tenth of the trials."""
-MOST_A_PAGE_S = 2.0
-"""For any of the server's answers."""
+MAX_TRIAL_S = 0.5
+"""Goal: seconds to write the run of a trial."""
+MAX_GROWTH = 1.5
+"""Goal: growth of that time from the first to the last tenth of the trials."""
+MAX_PAGE_S = 2.0
+"""Goal: seconds for any response of the server."""
 PAGE = 100
-"""Runs that MLflow's table loads at once."""
+"""Runs per page in MLflow's table."""
 ROUNDS = 5
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
+    parser = benchmark_parser("browsing", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muva-browsing-") as folder:
         found = measured(Path(folder), arguments.trials)
     print(f"{arguments.trials} trials, SQLite\n\n| what | seconds |\n|---|---:|")
     for name, seconds in found.items():
         print(f"| {name} | {seconds:.3f} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     missed = misses(found)
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: dict[str, float]) -> dict[str, Table]:
+    """`seconds`: each of them, with the goals of a trial and of a page."""
+    goals = {"a trial, last tenth": MAX_TRIAL_S}
+    goals |= {name: MAX_PAGE_S for name in found if name.startswith("page")}
+    rows = [
+        {"what": name, "seconds": measurement(seconds)}
+        | ({"goal": goals[name]} if name in goals else {})
+        for name, seconds in found.items()
+    ]
+    return {"seconds": Table(rows=rows, statistic="medians")}
 
 
 def misses(found: dict[str, float]) -> list[str]:
-    """The goals that are missed, in words."""
+    """Descriptions of the missed goals."""
     first, last = found["a trial, first tenth"], found["a trial, last tenth"]
-    told = []
-    if last > MOST_A_TRIAL_S:
-        told.append(f"a trial takes {last:.2f} s to write, goal {MOST_A_TRIAL_S}")
-    if last > MOST_GROWTH * first:
-        told.append(
-            f"a trial takes {last / first:.1f} times as long in the end, goal {MOST_GROWTH}"
+    missed = []
+    if last > MAX_TRIAL_S:
+        missed.append(f"a trial takes {last:.2f} s to write, goal {MAX_TRIAL_S}")
+    if last > MAX_GROWTH * first:
+        missed.append(
+            f"a trial takes {last / first:.1f} times as long in the end, goal {MAX_GROWTH}"
         )
-    told += [
-        f"{name}: {seconds:.2f} s, goal {MOST_A_PAGE_S}"
+    missed += [
+        f"{name}: {seconds:.2f} s, goal {MAX_PAGE_S}"
         for name, seconds in found.items()
-        if name.startswith("page") and seconds > MOST_A_PAGE_S
+        if name.startswith("page") and seconds > MAX_PAGE_S
     ]
-    return told
+    return missed
 
 
 def measured(folder: Path, trials: int) -> dict[str, float]:
-    """What it takes -> seconds; medians."""
+    """Operation -> seconds, as medians."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = Tracker(uri, "muva/demo")
     parent = tracker.open(
@@ -85,14 +98,14 @@ def measured(folder: Path, trials: int) -> dict[str, float]:
             name=f"trial {number}", key=f"t{number}", parent=parent.ref, params=params
         ) as run:
             metrics = {f"{d}/{m}": number / trials for d in ("a", "b") for m in ("mAP", "rank-1")}
-            run.metrics(metrics | {"held-out/mAP": number / trials, "seconds": 1.0})
+            run.log_metrics(metrics | {"held-out/mAP": number / trials, "seconds": 1.0})
             for rung in (1, 2, 3):
-                run.metrics({"held-out/by-rung": rung / 10}, rung)
+                run.log_metrics({"held-out/by-rung": rung / 10}, rung)
         seconds.append(time.perf_counter() - began_at)
     tenth = max(1, trials // 10)
-    found = {
-        "a trial, first tenth": statistics.median(seconds[:tenth]),
-        "a trial, last tenth": statistics.median(seconds[-tenth:]),
+    found: dict[str, float] = {
+        "a trial, first tenth": median_of(seconds[:tenth]),
+        "a trial, last tenth": median_of(seconds[-tenth:]),
     }
     began_at = time.perf_counter()
     tracker.open(name="tune demo", key="study")
@@ -123,7 +136,7 @@ def measured(folder: Path, trials: int) -> dict[str, float]:
                 began_at = time.perf_counter()
                 ask()
                 taken.append(time.perf_counter() - began_at)
-            found[name] = statistics.median(taken)
+            found[name] = median_of(taken)
     return found
 
 

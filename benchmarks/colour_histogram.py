@@ -1,40 +1,40 @@
-"""What colour alone tells of the synthetic people: `python -m benchmarks.colour_histogram`.
+"""Re-identification of synthetic people by colour alone: `python -m benchmarks.colour_histogram`.
 
-A person is a stack of HSV histograms of horizontal stripes. Columns: across cameras (the protocol),
-by camera of the query, and within one camera, where light and viewpoint are the same.
+The features of a person are HSV histograms of horizontal stripes. Columns: across cameras (the
+protocol), by camera of the query, and within a camera, where light and viewpoint are the same.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from muva.retrieval import evaluate
 from muva.synthetic import BENCHMARK, DOMAINS, render
 
 STRIPES = 6
 BINS = (8, 4, 4)
-"""Of hue, saturation and value."""
+"""Bins of hue, saturation and value."""
 HSV_RANGES = (0, 180, 0, 256, 0, 256)
 MARGIN = 5
-"""The outer fifths of the width are background mostly: left out."""
+"""The outer fifths of the width, which are mostly background, are cropped."""
 
 TRAIN_PEOPLE = TEST_PEOPLE = 100
 HEIGHT, WIDTH = 128, 64
 QUERY, GALLERY = 0, 1
-"""Indices of the images."""
+"""Image indices of queries and gallery."""
 
 
 @dataclass(frozen=True)
 class People:
-    """Features of N images: image `index` of each person under each camera."""
+    """Features of N images: image `index` of each person from each camera."""
 
     features: NDArray[np.float32]
     pids: NDArray[np.int64]
@@ -43,10 +43,9 @@ class People:
 
 def main() -> None:
     """Print one row per domain."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("colour_histogram", __doc__)
     parser.add_argument("--domains", nargs="+", default=list(BENCHMARK), choices=list(DOMAINS))
     parser.add_argument("--people", type=int, default=TEST_PEOPLE, help="test people per domain")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
 
     print("per cent; rank-1 / mAP\n")
@@ -64,8 +63,21 @@ def main() -> None:
         figures[domain] = {"across": across, "rank1_by_camera": by_camera, "within": within}
         each = ", ".join(f"{100 * rank1:.1f}" for rank1 in by_camera)
         print(f"| {domain} | {_per_cent(across)} | {each} | {_per_cent(within)} |", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, baseline_tables)
+
+
+def baseline_tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Table]:
+    """`scores`: a row per domain."""
+    rows = [
+        {
+            "domain": domain,
+            "across": of["across"],
+            "by_camera": of["rank1_by_camera"],
+            "within": of["within"],
+        }
+        for domain, of in results.items()
+    ]
+    return {"scores": Table(rows=rows)}
 
 
 def described(domain: str, people: int, index: int) -> People:
@@ -84,7 +96,7 @@ def described(domain: str, people: int, index: int) -> People:
 
 
 def colour_histogram(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) RGB to the square roots of HSV histograms, stripe by stripe from the top."""
+    """Square roots of the HSV histograms of an RGB image (H, W, 3), by stripe from the top."""
     width = image.shape[1]
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[:, width // MARGIN : width - width // MARGIN]
     stripes = []
@@ -103,7 +115,7 @@ def of_camera(people: People, camid: int) -> People:
 
 
 def score(query: People, gallery: People, *, across_cameras: bool = True) -> dict[str, float]:
-    """Rank-1 and mAP; with camera ids unless matches from the same camera are to count."""
+    """Rank-1 and mAP; without camera ids, matches from the same camera count."""
     result = evaluate(
         query_features=query.features,
         query_pids=query.pids,
@@ -118,7 +130,7 @@ def score(query: People, gallery: People, *, across_cameras: bool = True) -> dic
 
 
 def within_cameras(query: People, gallery: People) -> dict[str, float]:
-    """Each camera's queries in its own gallery; mean over the cameras."""
+    """Rank-1 and mAP within each camera, averaged over the cameras."""
     scores = [
         score(of_camera(query, camid), of_camera(gallery, camid), across_cameras=False)
         for camid in np.unique(query.camids)

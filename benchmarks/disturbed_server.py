@@ -1,7 +1,9 @@
-"""A proxy before an HTTP server that disturbs it: refusals, delays, cut connections, by a seed.
+"""A proxy for an HTTP server that injects faults: errors, delays and dropped connections, from a
+seed.
 
-What reaches the server is answered by it in full; a connection may be cut before the request is
-passed on, or in the middle of the answer, when the server has done what it was asked.
+The upstream server answers every request that reaches it in full. A connection may be dropped
+before the request is forwarded, or in the middle of the response, after the server has done its
+work.
 """
 
 from __future__ import annotations
@@ -20,20 +22,20 @@ from urllib.parse import urlsplit
 DISTURBANCES = ("500", "503", "slow", "cut before", "cut within")
 SLOW_S = 0.5
 _HOP = {"connection", "transfer-encoding", "keep-alive"}
-"""Headers that are said anew on each way."""
+"""Hop-by-hop headers, which are not forwarded."""
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that are gone: they are killed here."""
+        """Ignore disconnected clients: the benchmark kills them on purpose."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class Disturber:
-    """Decides for each request what happens to it; `share` of them are disturbed."""
+    """Decides for each request which fault to inject; `share` of the requests get one."""
 
     def __init__(self, *, seed: int, share: float) -> None:
         self.share = share
@@ -53,7 +55,7 @@ class Disturber:
 
 @contextmanager
 def disturbed_server(upstream: str, disturber: Disturber) -> Iterator[str]:
-    """The address of a proxy before `upstream`, `http://HOST:PORT`, while the block runs."""
+    """The address of a proxy for `upstream`, `http://HOST:PORT`, inside the `with` block."""
     host = urlsplit(upstream).netloc
 
     class Handler(BaseHTTPRequestHandler):
@@ -91,10 +93,10 @@ def disturbed_server(upstream: str, disturber: Disturber) -> Iterator[str]:
                 return
             self.wfile.write(content)
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 http.server asks so
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 required by http.server
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: the benchmark prints a table."""
+            """Log nothing: the benchmark prints a table."""
 
     server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

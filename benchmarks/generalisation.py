@@ -1,56 +1,54 @@
-"""Do the parts help on camera networks never seen? `python -m benchmarks.generalisation`.
+"""Gain of part tokens on unseen camera networks: `python -m benchmarks.generalisation`.
 
-Each synthetic benchmark domain in turn is the target, the others are learned from: CLIP as it is,
-global-only and MUVA, with several seeds. Prints mean and standard deviation over the seeds, and the
-paired difference MUVA - global-only with its standard error. What is trained already is not
-trained again, so a stopped run goes on.
+Each synthetic benchmark domain in turn is the target, and the others are the sources: CLIP without
+training, global-only and MUVA, with several seeds. Prints mean and standard deviation over the
+seeds, and the paired difference MUVA - global-only with its standard error. Models that exist
+already are not trained again, so an interrupted run can be resumed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from muva.config import load_recipe, with_settings
 from muva.synthetic import BENCHMARK
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.pipeline import VARIANTS, pipeline_run, run_pipeline, tell_run
+from workflows.steps.pipeline import VARIANTS, log_pipeline, pipeline_run, run_pipeline
 
 Figures = dict[str, dict[str, list[float]]]
-"""Target -> variant -> mAP of each seed, fractions."""
+"""Target -> variant -> mAP of each seed, as fractions."""
 
 
 def main() -> int:
-    """Train and judge, then print the table; with --check 1 where training did not help."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--recipe", default="demo")
-    parser.add_argument("--expert", default="annotated", help="who finds the parts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
-    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
-    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="exit 1 where training is of no use",
-    )
+    """Train and evaluate, then print the table; with --check, exit with 1 if it did not help."""
+    parser = benchmark_parser("generalisation", __doc__, check="exit 1 where training is of no use")
+    parser.add_argument("--expert", default="annotated", help="finds the parts")
+    add_training_options(parser)
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("generalisation"))
-    workers = Workers(cpus_each=arguments.cpus_per_worker)
-    settings = {"grounding.expert": arguments.expert}
+    settings = {
+        "grounding.expert": arguments.expert,
+        "execution.cpus_per_worker": arguments.cpus_per_worker,
+    }
     with ray_cluster():
         found = {
-            target: judged(session, arguments.recipe, target, arguments.seeds, workers, settings)
+            target: evaluate_variants(session, arguments.recipe, target, arguments.seeds, settings)
             for target in arguments.targets
         }
     mean_ap = {target: values_of(results, "mean_ap") for target, results in found.items()}
@@ -58,18 +56,22 @@ def main() -> int:
     for name, figures in (("mAP", mean_ap), ("rank-1", rank1)):
         print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
         print_table(figures)
-    if arguments.json:
-        content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
-    missed = untaught(mean_ap)
-    if arguments.check and missed:
-        print("\nnot above CLIP as it is: " + ", ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    content = {"seeds": arguments.seeds, "mean_ap": mean_ap, "rank1": rank1}
+    write_results(arguments, content, baseline_tables)
+    return exit_code(arguments, not_improved(mean_ap))
 
 
-def untaught(mean_ap: Figures) -> list[str]:
-    """The trained models whose mean over the seeds is not above the CLIP that they started from."""
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a benchmark that trains for each target and seed."""
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
+    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
+    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
+
+
+def not_improved(mean_ap: Figures) -> list[str]:
+    """Trained models whose mean over the seeds does not exceed the CLIP that they started from."""
     return [
         f"{VARIANTS[variant]} on {target}"
         for target, values in mean_ap.items()
@@ -78,27 +80,26 @@ def untaught(mean_ap: Figures) -> list[str]:
     ]
 
 
-def judged(
+def evaluate_variants(
     session: Session,
     recipe: str,
     target: str,
     seeds: Sequence[int],
-    workers: Workers,
     settings: Mapping[str, Any],
 ) -> list[dict[str, dict[str, float]]]:
-    """For each seed: variant -> mean_ap and rank1 on the target, learned from all others.
+    """For each seed: variant -> mean_ap and rank1 on the target, trained on all other domains.
 
-    `settings`: section.key -> value, in place of the recipe's.
+    `settings`: section.key -> value, overriding the recipe.
     """
     sources = [domain for domain in BENCHMARK if domain != target]
     results = []
     for seed in seeds:
         chosen = {"sources": sources, "targets": [target], "seed": seed, "tune": None, **settings}
         config = with_settings(load_recipe(recipe), chosen, where=recipe)
-        with pipeline_run(session, config) as run:
-            report = run_pipeline(session.within(run), config, workers=workers)
+        with pipeline_run(session, config) as (run, children):
+            report = run_pipeline(children, config)
             if run is not None:
-                tell_run(run, config, report)
+                log_pipeline(run, config, report)
         results.append(
             {
                 variant: {"mean_ap": judgement.mean_ap, "rank1": judgement.rank1}
@@ -108,32 +109,60 @@ def judged(
     return results
 
 
+def baseline_tables(content: Mapping[str, Any]) -> dict[str, Table]:
+    """`scores`: mAP and then rank-1, a row per target and one for their mean."""
+    rows: list[Row] = []
+    for name, key in (("mAP", "mean_ap"), ("rank-1", "rank1")):
+        rows.append({"target": f"**{name}**"})
+        for target, values in {**content[key], "mean": over_targets(content[key])}.items():
+            row: Row = {"target": target, "clip": measurement(mean_of(values["clip"]))}
+            row |= {of: measurement(mean_of(values[of])) for of in ("global_only", "muva")}
+            gains = np.subtract(values["muva"], values["global_only"]).tolist()
+            row["difference"] = measurement(mean_of(gains), standard_error=True)
+            rows.append(row)
+    return {"scores": Table(rows=rows, statistic=over_seeds(content["seeds"]))}
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    """What means over so many seeds and their spreads are."""
+    return (
+        f"mean ± standard deviation over {len(seeds)} seeds; of the paired difference the "
+        "standard error"
+    )
+
+
+def over_targets(figures: Figures) -> dict[str, list[float]]:
+    """Variant -> the mean over the targets of each seed."""
+    variants = next(iter(figures.values()))
+    return {
+        variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
+        for variant in variants
+    }
+
+
 def print_table(
     figures: Figures,
     *,
     names: Mapping[str, str] = VARIANTS,
     ours: str = "muva",
-    beside: str = "global_only",
+    reference: str = "global_only",
 ) -> None:
-    """A row per target and one for their mean; the last column is the difference `ours - beside`.
+    """A row per target and one for their mean; the last column is the difference `ours -
+    reference`.
 
     `names`: what each of the figures' columns is called.
     """
     variants = list(next(iter(figures.values())))
-    heads = [*(names[variant] for variant in variants), f"{names[ours]} - {names[beside]}"]
+    heads = [*(names[variant] for variant in variants), f"{names[ours]} - {names[reference]}"]
     print("| target | " + " | ".join(heads) + " |")
     print("|---|" + "---:|" * len(heads))
     for target, values in figures.items():
-        print(f"| {target} | " + " | ".join(_cells(values, ours, beside)) + " |")
-    over_targets = {
-        variant: np.mean([values[variant] for values in figures.values()], axis=0).tolist()
-        for variant in variants
-    }
-    print("| mean | " + " | ".join(_cells(over_targets, ours, beside)) + " |")
+        print(f"| {target} | " + " | ".join(_cells(values, ours, reference)) + " |")
+    print("| mean | " + " | ".join(_cells(over_targets(figures), ours, reference)) + " |")
 
 
-def _cells(values: dict[str, list[float]], ours: str, beside: str) -> list[str]:
-    gains = np.subtract(values[ours], values[beside])
+def _cells(values: dict[str, list[float]], ours: str, reference: str) -> list[str]:
+    gains = np.subtract(values[ours], values[reference])
     cells = [_mean(found, spread=_deviation(found)) for found in values.values()]
     return [*cells, _mean(gains, spread=_deviation(gains) / np.sqrt(len(gains)), sign="+")]
 
@@ -144,12 +173,12 @@ def _mean(values: Sequence[float] | np.ndarray, *, spread: float, sign: str = ""
 
 
 def _deviation(values: Sequence[float] | np.ndarray) -> float:
-    """Over the seeds; NaN for one."""
+    """Standard deviation over the seeds; NaN for a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
 def values_of(results: list[dict[str, dict[str, float]]], name: str) -> dict[str, list[float]]:
-    """Variant -> this figure of each seed."""
+    """Variant -> this metric for each seed."""
     return {variant: [result[variant][name] for result in results] for variant in results[0]}
 
 

@@ -1,25 +1,19 @@
-"""Does grounding survive what clusters do? `python -m benchmarks.grounding_faults --rounds 20`.
+"""Fault injection for grounding: `python -m benchmarks.grounding_faults --rounds 20`.
 
-A small cluster of three nodes labels a data set again and again; in each round, at a moment drawn
-from a fixed seed, one thing is disturbed: an actor, a node or the driver is killed, or S3 refuses,
-delays and cuts connections all through. Afterwards the labels must equal those of a plain loop, row
-for row, and no shard may have been computed more often than once and once more for each kill.
+A small cluster of three nodes labels a data set repeatedly. In each round, at a moment drawn from a
+fixed seed, an actor, a node or the driver is killed, or S3 fails, delays and drops requests
+throughout. Afterwards the labels must equal those of a plain loop, row for row, and no shard may
+have been computed more than once, plus once for each kill.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
-import json
-import logging
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,28 +22,37 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import Table, exit_code, write_results
 from benchmarks.disturbed_server import Disturber, disturbed_server
+from benchmarks.fault_injection import (
+    Driver,
+    round_arguments,
+    s3_environment,
+    s3_server,
+    temporary_folder,
+    wrong_rounds,
+)
 from benchmarks.grounding_speed import crowd
 from muva.config import PHRASES, GroundingConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.shards import Dataset, open_dataset
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
 from muva.grounding.ground import ground_shard
-from muva.grounding.labels import finished_parts, read_label_part, summarise_labels
+from muva.grounding.labels import labelled_shards, read_shard_labels, summarise_labels
 from muva.synthetic.sensor import encode_jpeg
-from workflows.runtime.expert_pool import Actors, ground_shards
+from workflows.runtime.expert_pool import Actors, GroundingJob, ground_shards
 
 KINDS = ("actor", "node", "driver", "s3")
 IMAGES, SHARD_IMAGES, BATCH_S = 480, 12, 0.15
-PATIENCE_S = 240.0
 S3_SHARE = 0.15
-"""Of requests that are disturbed in a round of `s3`."""
+"""Fraction of requests that get a fault in a round of `s3`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Noting(ChosenExpert):
-    """Takes its time, answers by the image's content, and notes who looked at which image."""
+    """A slow expert whose answers depend on the image, and which logs all images."""
 
     notes: str
 
@@ -80,50 +83,55 @@ def _answer(image: GroundingImage, part: str) -> Grounding:
 
 
 def main() -> int:
-    """Run the rounds and print them; with --check 1 where one did not end as it must."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where labels differ")
-    parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
+    arguments = round_arguments(
+        "grounding_faults", __doc__, check="exit 1 where labels differ", driver_words=3
+    )
     if arguments.drive:
         return drive(*arguments.drive)
-    folder = Path(tempfile.mkdtemp(prefix="grounding-faults-"))
-    try:
+    with temporary_folder("grounding-faults-") as folder:
         rounds = drills(folder, arguments.rounds, arguments.seed)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    bad = [number for number, one in enumerate(rounds) if not one["right"]]
-    print(f"\n{len(rounds) - len(bad)} of {len(rounds)} rounds ended with the right labels")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rounds, indent=2) + "\n")
-    return int(bool(arguments.check and bad))
+    wrong = wrong_rounds(rounds)
+    print(f"\n{len(rounds) - len(wrong)} of {len(rounds)} rounds ended with the right labels")
+    write_results(arguments, rounds, baseline_tables)
+    return exit_code(arguments, wrong)
+
+
+def baseline_tables(rounds: list[dict[str, Any]]) -> dict[str, Table]:
+    """`rounds`: how the rounds of each kind of disturbance ended."""
+    rows = []
+    for kind in dict.fromkeys(one["disturbed"] for one in rounds):
+        alike = [one for one in rounds if one["disturbed"] == kind]
+        seconds = [one["seconds"] for one in alike]
+        rows.append(
+            {
+                "disturbed": kind,
+                "rounds": len(alike),
+                "right": sum(one["right"] for one in alike),
+                "seconds": {"least": min(seconds), "most": max(seconds)},
+                "computed_twice": sum(one["computed_twice"] for one in alike),
+                "goal": "the labels of a plain loop",
+            }
+        )
+    return {"rounds": Table(rows=rows)}
 
 
 def drive(dataset_uri: str, labels_uri: str, notes: str) -> int:
-    """What `muva ground` does, with this benchmark's expert; a process of its own, to be killed."""
+    """Run what `muva ground` runs with this expert, in a process that can be killed."""
     from workflows.runtime.cluster import ray_cluster
 
     dataset, labels = open_dataset(open_artifact(dataset_uri)), open_artifact(labels_uri)
+    missing = set(range(len(dataset.shards))) - labelled_shards(labels)
+    job = GroundingJob(dataset=dataset, labels=labels, shards=missing, max_quarantined=0)
     with ray_cluster():
-        ground_shards(
-            dataset,
-            labels,
-            _expert(notes),
-            PHRASES,
-            shards=set(range(len(dataset.shards))) - finished_parts(labels),
-            actors=Actors(),
-            most_aside=0,
-        )
+        ground_shards([job], _expert(notes), PHRASES, actors=Actors())
     summary = summarise_labels(labels, dataset, parts=list(PHRASES))
-    labels.commit(format_version=1, config={}, inputs={}, summary=summary)
+    labels.commit(format_version=formats.LABELS, config={}, inputs={}, summary=summary)
     return 0
 
 
 def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
-    """The rounds, one kind of disturbance after the other."""
+    """Run the rounds, cycling through the kinds of faults."""
     from ray.cluster_utils import Cluster
 
     rng = np.random.default_rng(seed)
@@ -145,6 +153,11 @@ def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
             for shard in range(len(local.shards))
         ]
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+
+        def start(dataset: Dataset, labels: Artifact, notes: Path) -> Driver:
+            words = (dataset.artifact.uri, labels.uri, str(notes))
+            return Driver("grounding_faults", str(cluster.address), *words)
+
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         try:
             for number in range(rounds):
@@ -155,20 +168,21 @@ def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
                 notes.touch()
                 disturber.share = S3_SHARE if kind == "s3" else 0.0
                 started_at = time.monotonic()
-                driver = _start(cluster.address, dataset, labels, notes)
+                driver = start(dataset, labels, notes)
                 after = int(rng.integers(1, len(dataset.shards) - 2))
                 if kind != "s3":
-                    _wait(
-                        lambda n=notes, d=dataset, a=after: sum(map(bool, _begun(n, d))) >= a,
-                        driver,
+                    driver.wait_for(
+                        lambda n=notes, d=dataset, a=after: sum(map(bool, _begun(n, d))) >= a
                     )
-                    driver = _disturb(kind, driver, cluster, nodes, notes, rng, dataset, labels)
-                _finish(driver)
+                    _disturb(kind, driver, cluster, nodes, notes, rng)
+                if kind == "driver":
+                    driver = start(dataset, labels, notes)
+                driver.finish()
                 disturber.share = 0.0
                 seconds = time.monotonic() - started_at
                 begun = _begun(notes, dataset)
                 equal = all(
-                    read_label_part(labels, shard).to_pylist() == table.to_pylist()
+                    read_shard_labels(labels, shard).to_pylist() == table.to_pylist()
                     for shard, table in enumerate(expected)
                 )
                 kills = int(kind != "s3")
@@ -193,22 +207,20 @@ def drills(folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
         finally:
             cluster.shutdown()
     if rounds >= len(KINDS):
-        told = ", ".join(f"{count} {what}" for what, count in disturber.disturbed.items())
-        print(f"\nS3's requests disturbed: {told}")
+        injected = ", ".join(f"{count} {what}" for what, count in disturber.disturbed.items())
+        print(f"\nFaults injected into S3 requests: {injected}")
     return results
 
 
 def _disturb(
     kind: str,
-    driver: subprocess.Popen[bytes],
+    driver: Driver,
     cluster: Any,
     nodes: list[Any],
     notes: Path,
     rng: np.random.Generator,
-    dataset: Dataset,
-    labels: Artifact,
-) -> subprocess.Popen[bytes]:
-    """Kills one thing; the driver that goes on, or a new one."""
+) -> None:
+    """Kill an actor, a node or the driver."""
     time.sleep(float(rng.uniform(0, 2 * BATCH_S)))
     if kind == "actor":
         pids = [line.split()[0] for line in notes.read_text().splitlines()[-2 * SHARD_IMAGES :]]
@@ -217,41 +229,11 @@ def _disturb(
     elif kind == "node":
         cluster.remove_node(nodes[int(rng.integers(len(nodes)))], allow_graceful=False)
     else:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-        return _start(cluster.address, dataset, labels, notes)
-    return driver
-
-
-def _start(
-    address: str | None, dataset: Dataset, labels: Artifact, notes: Path
-) -> subprocess.Popen[bytes]:
-    words = (dataset.artifact.uri, labels.uri, str(notes))
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.grounding_faults", "--drive", *words],
-        env={**os.environ, "RAY_ADDRESS": str(address)},
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def _finish(driver: subprocess.Popen[bytes]) -> None:
-    _, said = driver.communicate(timeout=PATIENCE_S)
-    if driver.returncode:
-        raise RuntimeError(f"the driver failed: {said.decode()[-3000:]}")
-
-
-def _wait(condition: Any, driver: subprocess.Popen[bytes]) -> None:
-    ends_at = time.monotonic() + PATIENCE_S
-    while not condition():
-        if driver.poll() is not None or time.monotonic() > ends_at:
-            raise RuntimeError("the driver ended before it could be disturbed")
-        time.sleep(0.02)
+        driver.kill()
 
 
 def _begun(notes: Path, dataset: Dataset) -> list[int]:
-    """How often each shard's first image was looked at."""
+    """How often the first image of each shard was processed."""
     looked_at = Counter(line.split()[1] for line in notes.read_text().splitlines())
     firsts = np.cumsum([0, *(shard.rows for shard in dataset.shards[:-1])])
     return [looked_at[f"train/{first:06d}.jpg"] for first in firsts]
@@ -264,24 +246,13 @@ def _expert(notes: str) -> Noting:
 
 @contextlib.contextmanager
 def _s3(disturber: Disturber) -> Iterator[str]:
-    """A bucket behind a server that is disturbed as the disturber says."""
+    """A bucket on an S3 server behind a proxy that injects faults."""
     from boto3.session import Session
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with disturbed_server(f"http://{host}:{port}", disturber) as address:
-        os.environ |= {
-            "AWS_ENDPOINT_URL": address,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+    with s3_server() as direct, disturbed_server(direct, disturber) as address:
+        os.environ |= s3_environment(address)
         Session().client("s3").create_bucket(Bucket="people")
         yield "s3://people/store"
-    server.stop()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""What making batches costs beside bare decoding: `python -m benchmarks.input`.
+"""Overhead of the input pipeline over bare decoding: `python -m benchmarks.input`.
 
-JPEGs of people in shards become normalised batches at 256 x 128. Beside each other, by turns and
-medians: decoding and resizing alone, of the same bytes in memory, and the batches of a `Loader`, by
-its thread on one core and by one process for each core; in the order of the shards and in P x K
-batches, decoded for the first time and from the node's decoded images. Then the memory of this
-process and its loaders over some epochs, and what share of a step waits for its batch: measured in
-a training of the tiny CLIP's, and computed for ViT-B/16 from the rate of `benchmarks.training`.
-`--check` exits 1 when a goal is missed.
+JPEGs of people in shards become normalised batches at 256 x 128. Compares, in turns and as medians,
+decoding and resizing alone, from memory, with the batches of a `Loader`, by its thread on one core
+and by one process per core: in shard order and in P x K batches, decoded for the first time and
+from the node's cache of decoded images. Also measures the memory of this process and its loaders
+over several epochs, and the fraction of a step spent waiting for its batch: measured when training
+the tiny CLIP, and computed for ViT-B/16 from the rate of `benchmarks.training`. `--check` exits
+with 1 if a goal is missed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -26,6 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    per_second,
+    write_results,
+)
 from benchmarks.grounding_speed import crowd, shots
 from benchmarks.memory import again_and_again, memory_mb
 from muva.config import ModelConfig, PromptConfig, Stage2Config
@@ -39,8 +46,8 @@ from muva.training.loader import Draw, Loader
 from muva.training.sampler import flip_draws, pk_batches
 from muva.training.stage2 import train_image_encoder
 
-LEAST_SHARE, MOST_GROWTH = 0.9, 0.05
-"""Goals: of the rate of bare decoding; of the memory between the first and last third."""
+MIN_SHARE, MAX_GROWTH = 0.9, 0.05
+"""Goals: fraction of the rate of bare decoding; growth of memory between thirds."""
 SIZE = {"height": 256, "width": 128}
 BATCH, EACH = 64, 4
 IMAGES = 4096
@@ -50,17 +57,15 @@ TINY = ModelConfig(clip="tiny", image_height=128, image_width=64, stride=8, part
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
+    parser = benchmark_parser("input", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=9, help="over which memory is watched")
     parser.add_argument("--vit-rate", type=float, help="images/s of a step of ViT-B/16's")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muva-input-") as folder:
-        # As large as others keep theirs: the crops of public data sets are 128 x 64 to 350 x 150.
+        # A typical size: the crops of public data sets are 128 x 64 to 350 x 150.
         encoded = shots(height=300, width=140)
         dataset = crowd(
             Path(folder) / "store",
@@ -101,31 +106,41 @@ def main() -> int:
             f"{100 * arguments.vit_rate / slowest:.1f} % of what a thread decodes: it waits for "
             f"an epoch's first batch, {1000 * BATCH / slowest:.0f} ms"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     missed = misses(found)
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: dict) -> dict[str, Table]:
+    """`rates`: a row for the thread and one for the processes."""
+    rows = []
+    for name, of in found["rates"].items():
+        keys = {"bare": "bare", "in_order": "in order", "pk": "P x K"}
+        keys["decoded_before"] = "decoded before"
+        rows.append(
+            {"by": "thread, one core" if name == "thread" else name}
+            | {key: measurement(of[way]) for key, way in keys.items()}
+            | {"share": of["in order"] / of["bare"], "goal": MIN_SHARE}
+        )
+    return {"rates": Table(rows=rows, statistic="medians")}
 
 
 def misses(found: dict) -> list[str]:
-    """The goals that are missed, in words."""
-    told = [
-        f"{name}: {of['in order'] / of['bare']:.2f} of bare decoding, goal {LEAST_SHARE}"
+    """Descriptions of the missed goals."""
+    missed = [
+        f"{name}: {of['in order'] / of['bare']:.2f} of bare decoding, goal {MIN_SHARE}"
         for name, of in found["rates"].items()
-        if of["in order"] < LEAST_SHARE * of["bare"]
+        if of["in order"] < MIN_SHARE * of["bare"]
     ]
-    if found["memory"]["growth"] > MOST_GROWTH:
-        told.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MOST_GROWTH:.0%}")
-    return told
+    if found["memory"]["growth"] > MAX_GROWTH:
+        missed.append(f"memory grew by {found['memory']['growth']:.1%}, goal {MAX_GROWTH:.0%}")
+    return missed
 
 
 def rates(
     pooled: Pool, encoded: Sequence[bytes], rounds: int, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Who makes batches -> way -> images per second."""
+    """Loader -> order of the batches -> images per second."""
     cores = os.cpu_count() or 1
     found = {}
     for name, processes in (("thread", 0), (f"{cores} processes", cores)):
@@ -142,7 +157,9 @@ def rates(
                 "P x K": (loaders[False], _sampled(cold)),
                 "decoded before": (loaders[True], _sampled(warm)),
             }
-            for loader in loaders.values():  # starts, and decodes what is kept
+            for (
+                loader
+            ) in loaders.values():  # starts the loader and fills the cache of decoded images
                 _drain(loader, _in_order(cold))
             for _ in range(rounds):
                 chunks = np.array_split(np.arange(len(cold)), used)
@@ -155,12 +172,12 @@ def rates(
                     spent[way] = (time.perf_counter() - began_at) * len(cold) / count
                 for way, value in spent.items():
                     seconds.setdefault(way, []).append(value)
-        found[name] = {way: len(cold) / statistics.median(s) for way, s in seconds.items()}
+        found[name] = {way: per_second(len(cold), median_of(s)) for way, s in seconds.items()}
     return found
 
 
 def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
-    """Anonymous and shared memory of this process and its loaders while epochs are read."""
+    """Anonymous and shared memory of this process and its loaders over several epochs."""
     images = _opened(pooled, folder, kept=True)
     loader = Loader(images, processes=2)
     began_at = time.perf_counter()
@@ -169,16 +186,16 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
     _drain(loader, _in_order(images))
     samples: list[float] = []
 
-    def look() -> None:
+    def check() -> None:
         samples.append(sum(memory_mb(Path(f"/proc/{pid}")) for pid in _family()))
 
     processes = len(_family())
-    with again_and_again(look, every_s=0.1):
+    with again_and_again(check, every_s=0.1):
         for epoch in range(epochs):
             _drain(loader, _in_order(images))
             _drain(loader, _sampled(images, epoch=epoch))
     third = len(samples) // 3
-    # Not the peaks: how many batches are on their way at once is chance.
+    # Not the peaks, because the number of batches in flight is random.
     first, last = statistics.median(samples[:third]), statistics.median(samples[-third:])
     return {
         "start_s": start_s,
@@ -189,7 +206,7 @@ def memory(pooled: Pool, epochs: int, folder: Path) -> dict[str, float]:
 
 
 def waiting(pooled: Pool, folder: Path) -> dict[str, float]:
-    """What share of a tiny training's time waits for batches: in its first epoch, and later."""
+    """Fraction of a small training spent waiting for batches, in the first epoch and later."""
     clip = load_clip("tiny", image_size=(128, 64), stride=8)
     model = build_model(
         clip, model=TINY, prompts=PromptConfig(), identities=len(pooled.identities), seed=0
@@ -261,7 +278,7 @@ def _decode(work: tuple[Sequence[bytes], np.ndarray]) -> None:
 
 @contextmanager
 def _on_cores(count: int) -> Iterator[None]:
-    """This process, and those that it starts, on so many cores alone."""
+    """Restrict this process and its children to so many cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:count])
     try:
@@ -271,7 +288,7 @@ def _on_cores(count: int) -> Iterator[None]:
 
 
 def _family() -> list[int]:
-    """This process and all that it started, and they."""
+    """This process and all its descendants."""
     family, found = [], [os.getpid()]
     while found:
         process = found.pop()
@@ -279,7 +296,7 @@ def _family() -> list[int]:
         for task in Path(f"/proc/{process}/task").glob("*/children"):
             try:
                 found += map(int, task.read_text().split())
-            except OSError:  # it has ended meanwhile
+            except OSError:  # it has ended in the meantime
                 continue
     return family
 

@@ -1,53 +1,56 @@
-"""What do an expert's labels cost beside exact ones? `python -m benchmarks.label_cost`.
+"""mAP lost by an expert's labels compared with exact ones: `python -m benchmarks.label_cost`.
 
-MUVA with the settings of the demo, each synthetic benchmark domain in turn as the target, learned
-from the others twice: with the exact boxes of `annotated` and with those of the expert. Prints mean
-and standard deviation over the seeds, and the paired difference with its standard error. What is
-trained already is not trained again, so a stopped run goes on.
+Trains MUVA with the settings of the demo, with each synthetic benchmark domain in turn as the
+target and the others as sources, twice: with the exact boxes of `annotated` and with those of the
+expert. Prints mean and standard deviation over the seeds, and the paired difference with its
+standard error. Models that exist already are not trained again, so an interrupted run can be
+resumed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-from benchmarks.generalisation import judged, print_table, values_of
-from muva.synthetic import BENCHMARK
+from benchmarks.baseline import Row, Table, benchmark_parser, mean_of, measurement, write_results
+from benchmarks.generalisation import (
+    add_training_options,
+    evaluate_variants,
+    over_seeds,
+    print_table,
+    values_of,
+)
 from tracking.names import experiment_name
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import open_session
 
 EXACT = "annotated"
 
 
 def main() -> int:
-    """Train and judge, then print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--recipe", default="demo")
+    """Train and evaluate, then print the tables."""
+    parser = benchmark_parser("label_cost", __doc__)
     parser.add_argument("--expert", default="tiny")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--targets", nargs="+", default=list(BENCHMARK), choices=list(BENCHMARK))
-    parser.add_argument("--home", default="runs", help="where artifacts and runs are kept")
-    parser.add_argument("--cpus-per-worker", type=int, help="cores of a training [all]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    add_training_options(parser)
     arguments = parser.parse_args()
     session = open_session(home=arguments.home, experiment=experiment_name("label cost"))
-    workers = Workers(cpus_each=arguments.cpus_per_worker)
     experts = (EXACT, arguments.expert)
     figures: dict[str, dict[str, dict[str, list[float]]]] = {"mAP": {}, "rank-1": {}}
     with ray_cluster():
         for target in arguments.targets:
             found = {
-                expert: judged(
+                expert: evaluate_variants(
                     session,
                     arguments.recipe,
                     target,
                     arguments.seeds,
-                    workers,
-                    {"variants": ["muva"], "grounding.expert": expert},
+                    {
+                        "variants": ["muva"],
+                        "grounding.expert": expert,
+                        "execution.cpus_per_worker": arguments.cpus_per_worker,
+                    },
                 )
                 for expert in experts
             }
@@ -57,11 +60,31 @@ def main() -> int:
                 }
     for name, by_target in figures.items():
         print(f"\n{name}, per cent, mean ± deviation over the seeds {arguments.seeds}\n")
-        print_table(by_target, names={e: e for e in experts}, ours=arguments.expert, beside=EXACT)
-    if arguments.json:
-        content = {"seeds": arguments.seeds, **figures}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+        print_table(
+            by_target, names={e: e for e in experts}, ours=arguments.expert, reference=EXACT
+        )
+    content = {"seeds": arguments.seeds, **figures}
+    write_results(arguments, content, partial(baseline_tables, expert=arguments.expert))
     return 0
+
+
+def baseline_tables(content: Mapping[str, Any], *, expert: str) -> dict[str, Table]:
+    """`scores`: mAP and rank-1 of each target."""
+    rows: list[Row] = []
+    for target in content["mAP"]:
+        for metric in ("mAP", "rank-1"):
+            exact, found = (content[metric][target][labels] for labels in (EXACT, expert))
+            gains = [ours - theirs for ours, theirs in zip(found, exact, strict=True)]
+            rows.append(
+                {
+                    "target": target if metric == "mAP" else "",
+                    "metric": metric,
+                    "exact": measurement(mean_of(exact)),
+                    "expert": measurement(mean_of(found)),
+                    "difference": measurement(mean_of(gains), standard_error=True),
+                }
+            )
+    return {"scores": Table(rows=rows, statistic=over_seeds(content["seeds"]))}
 
 
 if __name__ == "__main__":

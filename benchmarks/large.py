@@ -1,18 +1,16 @@
-"""The paper's recipe at its full size, on files of OpenAI's form: `make check-large`.
+"""The paper's recipe at full size, on weights in OpenAI's format: `make check-large`.
 
-Writes ViT-B/16 and ViT-L/14 with random weights as OpenAI publishes CLIP, compares what is loaded
-with open_clip's own loader, and lets ViT-B/16 learn for a few steps from rendered people by the
-settings of `base`: 256 x 128, three parts, batches of 64, both stages, a bundle, features. Random
-weights recognise nobody, so what is checked is that all that should learn moves, that nothing else
-does, that losses are finite, and that shapes are the paper's. Prints images per second and peak
-memory of each phase; `benchmarks.paper --rates` reads them as JSON.
+Writes ViT-B/16 and ViT-L/14 with random weights as OpenAI publishes CLIP, compares the loaded
+models with open_clip's own loader, and trains ViT-B/16 for a few steps on rendered people with the
+settings of `base`: 256 x 128, three parts, batches of 64, both stages, a bundle, features. A model
+with random weights cannot recognise people, so the checks are that everything trainable changes,
+that nothing else does, that losses are finite, and that shapes are the paper's. Prints images per
+second and peak memory of each phase; `benchmarks.paper --rates` reads them as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,11 +24,12 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from benchmarks.openai_files import VIT_B_16, VIT_L_14, Sizes, random_clip, write_archive
-from benchmarks.phases import Learned, best_device, device_name, learn, measured
+from benchmarks.phases import PHASE_TITLES, Learned, best_device, device_name, learn, measured
 from muva.config import ExperimentConfig, load_recipe
 from muva.data.shards import open_dataset
-from muva.model.bundle import untouched_clip
+from muva.model.bundle import pretrained_clip
 from muva.model.clip import load_clip
 from muva.model.precision import resolve_precision
 from workflows.progress import say
@@ -43,31 +42,29 @@ from workflows.steps.training_inputs import TrainingInputs
 SOURCE = "syn-boulevard"
 TEST_PEOPLE = 8
 LARGE_SIZE = (252, 126)
-"""Of the images that ViT-L/14 embeds: whole patches of 14."""
+"""Size of the images that ViT-L/14 embeds, a multiple of its patches of 14."""
 LARGE_IMAGES = 16
 CLOSE = 1e-4
 
 Check = tuple[str, str, bool]
-"""What was looked at, what was found, whether that is as it should be."""
+"""A check: what was checked, what was found, and whether it passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Large:
-    """All that one run found."""
+    """The results of a run."""
 
     figures: dict[str, Any]
-    """As JSON: device, precision, settings, phases."""
+    """The results as JSON: device, precision, settings, phases."""
     checks: list[Check]
 
 
 def main() -> int:
-    """Measure, print, and with --check exit 1 where something is not as it should be."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if a check fails."""
+    parser = benchmark_parser("large", __doc__, check="exit 1 where a check fails")
     parser.add_argument("--people", type=int, default=32, help="to learn from; 8 images of each")
     parser.add_argument("--epochs", type=int, default=2, help="of each stage")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a check fails")
     arguments = parser.parse_args()
     config = load_recipe(
         "base",
@@ -88,9 +85,8 @@ def main() -> int:
     print("\n| check | found | |\n|---|---|---|")
     for name, value, good in found.checks:
         print(f"| {name} | {value} | {'as it should be' if good else 'WRONG'} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found.figures, indent=2) + "\n")
-    return int(arguments.check and not all(good for _, _, good in found.checks))
+    write_results(arguments, found.figures, baseline_tables)
+    return exit_code(arguments, [name for name, _, good in found.checks if not good])
 
 
 def run(
@@ -101,7 +97,7 @@ def run(
     large: Sizes = VIT_L_14,
     large_size: tuple[int, int] = LARGE_SIZE,
 ) -> Large:
-    """The recipe on the base CLIP, then features of the large one; files go to `folder`."""
+    """Run the recipe on ViT-B/16, then embed images with ViT-L/14; files go to `folder`."""
     device = best_device()
     file = folder / "ViT-B-16.pt"
     checks = [*_file_checks(file, base)]
@@ -136,7 +132,7 @@ def run(
     file = folder / "ViT-L-14.pt"
     checks += _file_checks(file, large)
     height, width = large_size
-    clip = untouched_clip(str(file), image_height=height, image_width=width, stride=large.patch)
+    clip = pretrained_clip(str(file), image_height=height, image_width=width, stride=large.patch)
     clip.to(device)
     few, batch = pictures[:LARGE_IMAGES], LARGE_IMAGES // 2
     with measured(device) as pace:
@@ -155,7 +151,7 @@ def run(
 
 
 def _file_checks(file: Path, sizes: Sizes) -> list[Check]:
-    """Writes a CLIP as OpenAI publishes it; it is loaded as open_clip's own loader loads it."""
+    """Write a CLIP as OpenAI publishes it, and compare loading it with open_clip's own loader."""
     write_archive(random_clip(sizes), sizes, file)
     say(f"{file.name}: {file.stat().st_size / 1e6:.0f} MB, TorchScript, random weights")
     ours = load_clip(str(file), image_size=(sizes.resolution, sizes.resolution), stride=sizes.patch)
@@ -183,13 +179,13 @@ def _file_checks(file: Path, sizes: Sizes) -> list[Check]:
 
 
 def _people(folder: Path, config: ExperimentConfig) -> tuple[TrainingInputs, list[bytes]]:
-    """Rendered people with their part boxes, as the verbs leave them, and the test images."""
+    """Rendered people with their part boxes, imported as by the commands, and the test images."""
     session = dataclasses.replace(open_session(home=folder / "runs"), tracking_uri=None)
     assert config.grounding is not None
     with ray_cluster():
         imported = datasets_of(session, config.sources, config.synthetic)
         datasets = [done.artifact for done in imported.values()]
-        labels = [ground(session, dataset, config.grounding).artifact for dataset in datasets]
+        labels = [done.artifact for done in ground(session, datasets, config.grounding)]
     inputs = TrainingInputs.of(config, sources=datasets, labels=labels)
     dataset = open_dataset(datasets[0])
     rows = dataset.rows(splits=["query", "gallery"])
@@ -197,7 +193,7 @@ def _people(folder: Path, config: ExperimentConfig) -> tuple[TrainingInputs, lis
 
 
 def learning_checks(learned: Learned, config: ExperimentConfig, sizes: Sizes) -> list[Check]:
-    """What a few steps of both stages must have done."""
+    """Checks after a few steps of both stages."""
     losses = [loss for stage in learned.losses.values() for loss in stage]
     grains = 1 + len(config.model.parts)
     return [
@@ -230,8 +226,27 @@ def _named(names: Sequence[str]) -> str:
     )
 
 
+def baseline_tables(figures: dict[str, Any]) -> dict[str, Table]:
+    """`phases`: what each phase did, how fast, and its peak memory."""
+    rows = [
+        {
+            "phase": PHASE_TITLES.get(name, name),
+            "count": phase["count"],
+            "unit": "identities" if name == "prompts" else "images",
+            "rate": measurement(phase["per_s"]),
+            "cores": phase["cores"],
+            "memory_gb": (phase["gpu_peak_mb"] or phase["peak_mb"]) / 1000,
+        }
+        for name, phase in {
+            **figures["phases"],
+            figures["large"]["clip"]: figures["large"],
+        }.items()
+    ]
+    return {"phases": Table(rows=rows)}
+
+
 def table(figures: dict[str, Any]) -> str:
-    """The phases, for people."""
+    """The phases as a table."""
     height, width = figures["image"]
     lines = [
         f"{figures['clip']}, {height} x {width}, stride {figures['stride']}, batches of "

@@ -1,4 +1,4 @@
-"""The memory a process holds by itself: pages of mapped files, which can be dropped, left out."""
+"""The memory of a process without mapped files, whose pages can be dropped."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 
 @contextmanager
 def peak_memory_mb() -> Iterator[list[float]]:
-    """The highest anonymous and shared memory of this process while the block runs, as one item."""
+    """Peak anonymous and shared memory of this process inside the block, in a list."""
     peak = [memory_mb()]
 
-    def look() -> None:
+    def check() -> None:
         peak[0] = max(peak[0], memory_mb())
 
-    with again_and_again(look, every_s=0.05):
+    with again_and_again(check, every_s=0.05):
         yield peak
 
 
 @contextmanager
-def again_and_again(look: Callable[[], None], *, every_s: float) -> Iterator[None]:
-    """Calls a function in a thread of its own while the block runs."""
+def again_and_again(check: Callable[[], None], *, every_s: float) -> Iterator[None]:
+    """Call a function repeatedly in a separate thread inside the block."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(every_s):
-            look()
+            check()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -1,9 +1,9 @@
-"""CLIPs with random weights in the two forms in which OpenAI's are found.
+"""CLIPs with random weights in the two file formats in which OpenAI's weights are distributed.
 
-OpenAI publishes a TorchScript archive of a traced model; many keep its state dict as a file of
-torch's. In both, matrices and convolutions are half precision, embeddings and normalisations whole,
-and `input_resolution`, `context_length` and `vocab_size` stand among the parameters. Nothing stores
-the activation: it is QuickGELU.
+OpenAI publishes a TorchScript archive of a traced model; others save its state dict as a torch
+file. In both, matrices and convolutions are half precision, embeddings and layer norms are full
+precision, and `input_resolution`, `context_length` and `vocab_size` are stored with the parameters.
+The activation is not stored: it is QuickGELU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEAD_WIDTH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What differs between OpenAI's vision transformers; heads are 64 wide in all of them."""
+    """The sizes in which OpenAI's vision transformers differ; all of them have heads 64 wide."""
 
     patch: int
     vision_width: int
@@ -44,7 +44,7 @@ VIT_L_14 = Sizes(
 
 
 def random_clip(sizes: Sizes, *, seed: int = 0) -> open_clip.CLIP:
-    """A CLIP of these sizes in the precision of OpenAI's files, in eval mode."""
+    """A CLIP of these sizes with the precisions of OpenAI's files, in eval mode."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         clip = open_clip.CLIP(
@@ -81,12 +81,12 @@ def openai_state_dict(clip: open_clip.CLIP, sizes: Sizes) -> dict[str, Tensor]:
 
 
 def write_archive(clip: open_clip.CLIP, sizes: Sizes, path: Path) -> None:
-    """Write a CLIP as OpenAI publishes one: traced on fixed inputs, a TorchScript archive."""
+    """Write a CLIP as OpenAI does: a TorchScript archive, traced on fixed inputs."""
     published = _Published(clip, sizes)
     image = torch.ones(1, 3, sizes.resolution, sizes.resolution)
     text = torch.zeros(1, sizes.context_length, dtype=torch.int32)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Python branches on shapes, which are fixed here
+        warnings.simplefilter("ignore")  # about Python branches on shapes, which are fixed here
         traced = torch.jit.trace_module(
             published,
             {"encode_image": (image,), "encode_text": (text,), "forward": (image, text)},
@@ -96,7 +96,7 @@ def write_archive(clip: open_clip.CLIP, sizes: Sizes, path: Path) -> None:
 
 
 class _Published(nn.Module):
-    """A CLIP whose parameters and buffers have OpenAI's names, with the methods of its archives."""
+    """A CLIP with OpenAI's parameter names and the methods of OpenAI's archives."""
 
     input_resolution: Tensor
     context_length: Tensor
@@ -108,7 +108,7 @@ class _Published(nn.Module):
             self.add_module(name, module)
         for name, parameter in clip.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
-        # The archives hold the causal mask as a constant, not among their parameters.
+        # The archives store the causal mask as a constant, not as a parameter.
         self._causal = clip.attn_mask
         for name in ("input_resolution", "context_length", "vocab_size"):
             self.register_buffer(name, openai_state_dict(clip, sizes)[name])

@@ -1,15 +1,15 @@
-"""What a row of the paper's tables takes: `python -m benchmarks.paper --row "MA->D"`.
+"""Time and memory for a row of the paper's tables: `python -m benchmarks.paper --row "MA->D"`.
 
-Prints the commands from the archives to the row's numbers, the work (images by the published
-counts, epochs by the recipe), and the hours that follow from images per second. These are measured
-here, on a ViT-B/16 of random weights and noise, for a weight's value does not change its cost; or
-they come from the JSON of `benchmarks.large`, run where the row shall be: no device's hours are
-guessed from another's. `--row all` prints a line for each row of all protocols.
+Prints the commands from the archives to the results of the row, the work (images from the published
+counts, epochs from the recipe), and the hours that follow from images per second. These rates are
+measured here, on a ViT-B/16 with random weights and noise, because the values of weights do not
+affect speed, or come from the JSON of `benchmarks.large`, run on the intended device: hours are
+never extrapolated from one device to another. `--row all` prints a line for each row of all
+protocols.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import shlex
@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from benchmarks.openai_files import VIT_B_16, Sizes, openai_state_dict, random_clip
-from benchmarks.phases import PHASES, NoiseImages, best_device, device_name, learn
+from benchmarks.phases import PHASE_TITLES, PHASES, NoiseImages, best_device, device_name, learn
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.benchmarks import BENCHMARKS
 from muva.errors import MuvaError, SettingsError
@@ -35,42 +36,42 @@ from muva.paper import PROTOCOLS, Row, published_for, rows, short_names
 from muva.training.optimisers import trained_parameters
 
 BATCHES = (16, 32)
-"""At which memory is measured, to be extrapolated to the recipe's."""
+"""Batch sizes at which memory is measured, to be extrapolated to the recipe's."""
 IDENTITIES, EACH = 16, 8
-"""Of the noise that is learned from."""
+"""Identities of the noise that is trained on."""
 FLOAT_BYTES = 4
 GROUNDING = "grounding"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What a model keeps through stage 2, in 10^6 bytes, whatever the batch."""
+    """Memory that a model needs in stage 2 independently of the batch, in 10^6 bytes."""
 
     weights_mb: float
     gradients_and_adam_mb: float
     identities: int
-    """Of this model; the sums hold them."""
+    """Of this model; included in the sums."""
     identity_mb: float
-    """Of each: contexts, a row of the classifier with gradient and Adam's, prototype, centroid."""
+    """Per identity: contexts, a classifier row with gradient and moments, prototype, centroid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How fast a device is at each phase, and what memory stage 2 took at some batch sizes."""
+    """A device's speed in each phase, and its memory in stage 2 at some batch sizes."""
 
     device: str
     precision: str
     per_s: Mapping[str, float]
     """Phase -> images per second, for `prompts` identities."""
     peak_mb: Mapping[int, float]
-    """Batch -> the most memory during the steps; on a GPU its own."""
+    """Batch size -> peak memory during the steps, on a GPU that of the GPU."""
     weights: Weights | None = None
-    """None where the rates come from a file."""
+    """None if the rates come from a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """A training and one of its targets, as the tables have them."""
+    """A training and one of its targets, as in the paper's tables."""
 
     name: str
     row: Row
@@ -78,28 +79,28 @@ class PaperRow:
 
     @property
     def target(self) -> str:
-        """Where it is judged."""
+        """The target."""
         return self.row.targets[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A phase of a row: how much there is to do, and what that takes."""
+    """A phase of a row: the amount of work and the time for it."""
 
     phase: str
     work: int | None
-    """Images or identities; None where nobody has published how many there are."""
+    """Images or identities; None if their number has not been published."""
     per_s: float | None
 
     @property
     def hours(self) -> float | None:
-        """None where work or rate is unknown."""
+        """None if work or rate is unknown."""
         return self.work / self.per_s / 3600 if self.work is not None and self.per_s else None
 
 
 def main() -> int:
     """Print one row, or all of them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("paper", __doc__)
     parser.add_argument("--row", required=True, help='"MA->D", "MS+D+C3->MA", or all')
     parser.add_argument("--rates", type=Path, help="JSON of benchmarks.large [measured here]")
     parser.add_argument("--expert", default="florence-2", choices=[*EXPERTS], help="for the boxes")
@@ -108,19 +109,18 @@ def main() -> int:
         "--images", action="append", default=[], metavar="NAME=COUNT",
         help="training images of a data set whose number nobody has published",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     try:
         chosen = list(every_row()) if arguments.row == "all" else [find_row(arguments.row)]
         given = _counts_given(arguments.images)
         by_recipe: dict[str, Rates] = {}
-        told = []
+        facts = []
         for one in chosen:
             if one.recipe not in by_recipe:
                 by_recipe[one.recipe] = (
                     read_rates(arguments.rates) if arguments.rates else measured_rates(one.recipe)
                 )
-            told.append(
+            facts.append(
                 described(
                     one,
                     by_recipe[one.recipe],
@@ -132,14 +132,13 @@ def main() -> int:
     except MuvaError as mistake:
         print(f"Error: {mistake}", file=sys.stderr)
         return 2 if isinstance(mistake, SettingsError) else 1
-    print(overview(told) if arguments.row == "all" else as_text(told[0]))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+    print(overview(facts) if arguments.row == "all" else as_text(facts[0]))
+    write_results(arguments, facts, baseline_tables)
     return 0
 
 
 def every_row() -> Iterator[PaperRow]:
-    """All rows of all protocols, one target each, by the names of the paper's tables."""
+    """All rows of all protocols, with one target each, by their names in the paper's tables."""
     for protocol in PROTOCOLS:
         for row in rows(protocol):
             for target in row.targets:
@@ -152,7 +151,7 @@ def every_row() -> Iterator[PaperRow]:
 
 
 def find_row(name: str) -> PaperRow:
-    """The row of that name, the sources in any order, short or whole.
+    """The row with that name; sources in any order, abbreviated or in full.
 
     Raises SettingsError for an unknown one, with the closest.
     """
@@ -170,7 +169,7 @@ def find_row(name: str) -> PaperRow:
 
 
 def commands(one: PaperRow, *, expert: str) -> list[str]:
-    """What to type, from the archives to the row beside the published one."""
+    """The commands from the archives to the row, compared with the published one."""
     row = one.row
     choice = []
     if row.protocol in ("single-source", "same-domain"):
@@ -191,12 +190,12 @@ def commands(one: PaperRow, *, expert: str) -> list[str]:
 
 
 def work_of(one: PaperRow, *, images: Mapping[str, int]) -> dict[str, int | None]:
-    """How much each phase has to do: identities for `prompts`, images for the others.
+    """The work of each phase: identities for `prompts`, images for the others.
 
-    Boxes are asked for in all images of a source, also those that only testing uses. A P x K epoch
-    shows about as many images as there are: what an identity has beyond a multiple of K is left
-    out, and one with fewer than K shows some twice. `images` are counts for data sets that have no
-    published one.
+    Boxes are predicted in all images of a source, also in those used only for testing. A P x K
+    epoch shows about as many images as there are: what an identity has beyond a multiple of K is
+    left out, and one with fewer than K shows some twice. `images` are counts for data sets that
+    have no published one.
     """
     config = load_recipe(one.recipe)
     learned, grounded = (
@@ -211,7 +210,7 @@ def work_of(one: PaperRow, *, images: Mapping[str, int]) -> dict[str, int | None
 def phase_work(
     config: ExperimentConfig, *, grounded: int | None, learned: int | None, embedded: int | None
 ) -> dict[str, int | None]:
-    """How much each phase of a recipe has to do with so many images, see `work_of`."""
+    """The work of each phase of a recipe for so many images, see `work_of`."""
     return {
         GROUNDING: grounded,
         "features": learned,
@@ -224,6 +223,17 @@ def phase_work(
     }
 
 
+def baseline_tables(facts: list[dict[str, Any]]) -> dict[str, Table]:
+    """`hours`: work, rate and hours of each phase of each row."""
+    rows = [
+        {"row": row["row"], "phase": PHASE_TITLES.get(phase, phase)}
+        | {key: value for key, value in of.items() if value is not None}
+        for row in facts
+        for phase, of in row["phases"].items()
+    ]
+    return {"hours": Table(rows=rows)}
+
+
 def described(
     one: PaperRow,
     rates: Rates,
@@ -232,7 +242,7 @@ def described(
     grounding_rate: float | None = None,
     images: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """A row as plain data: commands, work, hours by phase and in all, memory."""
+    """A row as plain data: commands, work, hours by phase and in total, memory."""
     config = load_recipe(one.recipe)
     per_s = {GROUNDING: grounding_rate, **rates.per_s}
     shares = [
@@ -261,7 +271,7 @@ def described(
 
 
 def memory_at(rates: Rates, batch: int, *, identities: int) -> dict[str, Any] | None:
-    """Peak memory of stage 2 at a batch size: measured, or on the line through two others.
+    """Peak memory of stage 2 at a batch size: measured, or linearly extrapolated from two others.
 
     Extrapolated figures are of the row's identities, measured ones of whom was learned from.
     """
@@ -285,7 +295,7 @@ def memory_at(rates: Rates, batch: int, *, identities: int) -> dict[str, Any] | 
 
 
 def weights_of(model: MuvaModel) -> Weights:
-    """What a model keeps through stage 2."""
+    """Memory that a model needs in stage 2 independently of the batch."""
     learning = sum(parameter.numel() for parameter in trained_parameters(model).values())
     weights = sum(parameter.numel() for parameter in model.parameters())
     of_identity = model.contexts[0].numel() + (4 + 2) * model.feature_dim
@@ -298,7 +308,7 @@ def weights_of(model: MuvaModel) -> Weights:
 
 
 def read_rates(path: Path) -> Rates:
-    """The rates in a JSON of `benchmarks.large`. Raises MuvaError for another file."""
+    """The rates in a JSON file of `benchmarks.large`. Raises MuvaError for any other file."""
     try:
         figures = json.loads(path.read_text())
         phases = {name: figures["phases"][name] for name in PHASES}
@@ -323,7 +333,7 @@ def measured_rates(
     overrides: Sequence[str] = (),
     batches: Sequence[int] = BATCHES,
 ) -> Rates:
-    """This device's rates at a recipe's settings, at the larger of the batch sizes."""
+    """Measure this device's rates with a recipe's settings, at the larger of the batch sizes."""
     device = best_device()
     peaks: dict[int, float] = {}
     per_s: dict[str, float] = {}
@@ -359,7 +369,7 @@ def measured_rates(
 
 
 def _noise(config: ExperimentConfig, sizes: Sizes) -> Callable[[], tuple[MuvaModel, NoiseImages]]:
-    """A stage's fresh model of random weights, and noise to learn from."""
+    """A new model with random weights for a stage, and noise to train on."""
 
     def open_stage() -> tuple[MuvaModel, NoiseImages]:
         clip = build_clip(
@@ -380,49 +390,51 @@ def _noise(config: ExperimentConfig, sizes: Sizes) -> Callable[[], tuple[MuvaMod
     return open_stage
 
 
-def as_text(told: Mapping[str, Any]) -> str:
-    """A row for people: commands, then a table, then memory."""
+def as_text(facts: Mapping[str, Any]) -> str:
+    """A row as text: commands, then a table, then memory."""
     lines = [
-        f"{told['row']}: {told['protocol']}, {' + '.join(told['sources'])} -> {told['target']}"
+        f"{facts['row']}: {facts['protocol']}, {' + '.join(facts['sources'])} -> {facts['target']}"
     ]
-    for paper in told["published"]:
+    for paper in facts["published"]:
         figures = [
             f"{name} {100 * paper[key]:.1f}"
             for name, key in (("mAP", "mean_ap"), ("rank-1", "rank1"))
             if paper[key] is not None
         ]
         lines.append(f"published: {', '.join(figures)}")
-    lines += ["", *told["commands"], "", f"On {told['device']}, {told['precision']}:", ""]
+    lines += ["", *facts["commands"], "", f"On {facts['device']}, {facts['precision']}:", ""]
     lines += ["| phase | work | per second | hours |", "|---|---:|---:|---:|"]
-    for phase, share in told["phases"].items():
+    for phase, share in facts["phases"].items():
         unit = "identities" if phase == "prompts" else "images"
         work = "?" if share["work"] is None else f"{share['work']} {unit}"
         rate = "?" if share["per_s"] is None else f"{share['per_s']:.1f}"
         lines.append(f"| {phase} | {work} | {rate} | {_hours(share['hours'])} |")
-    lines.append(f"| all but grounding | | | {_hours(told['hours'])} |")
+    lines.append(f"| all but grounding | | | {_hours(facts['hours'])} |")
     unknown = [
-        name for name in told["sources"] if _images(name, told["protocol"] == "classical") is None
+        name for name in facts["sources"] if _images(name, facts["protocol"] == "classical") is None
     ]
-    if told["phases"]["features"]["work"] is None:
+    if facts["phases"]["features"]["work"] is None:
         lines.append(
             f"\nNobody has published how many images {', '.join(unknown)} has: --images NAME=COUNT"
         )
-    if told["protocol"] == "classical":
-        lines.append("\nJunk and distractors, which nobody learns from, are counted as images too.")
-    lines.append(f"\n{_memory(told)}")
+    if facts["protocol"] == "classical":
+        lines.append(
+            "\nJunk images and distractors, which are not trained on, are counted as images too."
+        )
+    lines.append(f"\n{_memory(facts)}")
     return "\n".join(lines)
 
 
-def overview(told: Sequence[Mapping[str, Any]]) -> str:
-    """All rows, a line each."""
-    devices = sorted({f"{one['device']}, {one['precision']}" for one in told})
+def overview(facts: Sequence[Mapping[str, Any]]) -> str:
+    """All rows as text, one line each."""
+    devices = sorted({f"{one['device']}, {one['precision']}" for one in facts})
     lines = [
         f"Hours on {'; '.join(devices)}, grounding left out",
         "",
         "| row | protocol | recipe | images | stage 1 | stage 2 | embedding | all |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
-    for one in told:
+    for one in facts:
         phases = one["phases"]
         hours = {name: phases[name]["hours"] for name in PHASES}
         cells = [_sum(hours, "features", "prompts"), _sum(hours, "memory", "steps"),
@@ -435,16 +447,18 @@ def overview(told: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _memory(told: Mapping[str, Any]) -> str:
-    memory = told["memory"]
+def _memory(facts: Mapping[str, Any]) -> str:
+    memory = facts["memory"]
     if memory is None:
         return "Memory at the recipe's batch was not measured."
-    said = f"Stage 2 takes {memory['mb']:.0f} MB at its batch of {memory['batch']} on this device"
+    summary = (
+        f"Stage 2 takes {memory['mb']:.0f} MB at its batch of {memory['batch']} on this device"
+    )
     at = memory["measured_at"]
     if len(at) == 1:
-        return f"{said}, measured."
+        return f"{summary}, measured."
     return (
-        f"{said}: on the line through what was measured at {at[0]} and {at[1]}, "
+        f"{summary}: linearly extrapolated from measurements at {at[0]} and {at[1]}, "
         f"{memory['each_image_mb']:.1f} MB an image. Weights take {memory['weights_mb']:.0f}, "
         f"gradients and Adam {memory['gradients_and_adam_mb']:.0f}."
     )
@@ -460,20 +474,20 @@ def _sum(hours: Mapping[str, float | None], *names: str) -> float | None:
 
 
 def _images(name: str, everyone: bool) -> int | None:
-    """How many images are learned from; None where nobody has published it."""
+    """The number of training images; None if it has not been published."""
     counts = BENCHMARKS[name].counts
     return _total([counts[split].images for split in counts if everyone or split == "train"])
 
 
 def _identities(row: Row) -> int:
-    """How many people a row learns from."""
+    """The number of training identities of a row."""
     splits = ("train", "gallery") if row.protocol == "classical" else ("train",)
     counts = [BENCHMARKS[name].counts for name in row.sources]
     return sum(one[split].identities for one in counts for split in splits if split in one)
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
-    """None where one is unknown."""
+    """The sum; None if a term is unknown."""
     return None if None in counts else sum(count or 0 for count in counts)
 
 
@@ -494,7 +508,7 @@ def _short(name: str) -> str:
 
 
 def _key(name: str) -> tuple[tuple[str, ...], str]:
-    """A row's name with all that is free taken out: case, spaces, order, short or whole."""
+    """A row's name normalised for case, spaces, order and abbreviations."""
     sources, _, target = name.replace("→", "->").partition("->")
     whole = {short.lower(): full for full, short in short_names().items()}
     parts = [part.strip().lower() for part in (*sources.split("+"), target)]

@@ -2,15 +2,14 @@
 
     python -m benchmarks.parity FILE.json [FILE.json ...] [retrieval.npz]
 
-FILE.json holds the settings of a recording, FILE.npz beside it the parameters, inputs and results;
-an .npz named alone is a recording of retrieval. muva loads the same parameters and runs its public
-functions. One line per recorded quantity: name, difference, limit, ok or FAIL. The exit status is 1
-if any fails, and a quantity that nothing here compares fails too.
+FILE.json has the settings of a recording, and FILE.npz next to it the parameters, inputs and
+results; a single .npz is a recording of retrieval. muva loads the same parameters and runs its
+public functions. Prints one line per recorded quantity: name, difference, limit, ok or FAIL. The
+exit status is 1 if any fails, and a recorded quantity that is not compared fails too.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from muva.config import PARTS, ModelConfig, PromptConfig, Section, Stage1Config, Stage2Config
 from muva.errors import MuvaError
 from muva.model.attention import attention_bias, hard_gate
@@ -57,7 +57,7 @@ NOISY_ADAM_LIMIT = 0.1
 """For `attn.in_proj_bias`: the key third has a true gradient of zero, so its step is noise."""
 
 STAGE1_EPOCH, STAGE2_EPOCH = 3, 5
-"""The epochs whose learning rates the recorded steps of Adam take."""
+"""The epochs whose learning rates the recorded Adam steps use."""
 
 JUNK_PID = -1
 
@@ -74,7 +74,7 @@ RELEASE_NAMES = {
     "bn_neck.": "bnneck.",
     "classifier.": "fc.",
 }
-"""Our parameters' names, or their beginnings, and the release's; the others are the same."""
+"""Our parameter names, or prefixes, and the release's; all others are the same."""
 
 RECORDED_PARAMETERS = {
     "image_encoder.part_tokens": "part_tokens",
@@ -84,12 +84,12 @@ RECORDED_PARAMETERS = {
     "contexts": "contexts",
     "classifier.": "classifier.",
 }
-"""Our parameters' names, or their beginnings, and those of the recorded `muva/*` arrays."""
+"""Our parameter names, or prefixes, and those of the recorded `muva/*` arrays."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One compared quantity; `limit` None means that nothing compares it."""
+    """A compared quantity; a `limit` of None means that it is not compared."""
 
     name: str
     difference: float
@@ -112,26 +112,26 @@ class Check:
         return "ok" if self.ok else "FAIL"
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON, which has neither NaN nor infinity: a difference that is no number is null."""
+        """As plain data for JSON, which has neither NaN nor infinity: such differences are null."""
         apart = self.difference if math.isfinite(self.difference) else None
         return {**asdict(self), "difference": apart, "verdict": self.verdict}
 
 
 class Recording:
-    """The arrays of a file, and which of them were read or compared."""
+    """The arrays of a file; keeps track of which were read or compared."""
 
     def __init__(self, path: Path):
         with np.load(path) as archive:
             self.arrays = {name: archive[name] for name in archive.files}
         self.untouched = dict.fromkeys(self.arrays)
         self.not_held: list[str] = []
-        """Quantities that could be compared, had they been recorded."""
+        """Quantities that could have been compared but were not recorded."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
 
     def array(self, name: str) -> np.ndarray:
-        """An array, from now on accounted for."""
+        """An array, which counts as read from now on."""
         self.untouched.pop(name, None)
         return self.arrays[name]
 
@@ -141,7 +141,7 @@ class Recording:
         return values.float() if values.is_floating_point() else values
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """All arrays whose names begin so, by the rest of the name."""
+        """All arrays with a prefix, by the rest of the name."""
         names = [name for name in self.arrays if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.tensor(name) for name in names}
 
@@ -155,7 +155,7 @@ class Recording:
             self.not_held.append(name)
 
     def leftovers(self) -> Iterator[Check]:
-        """Arrays that nothing read or compared; those that are not there are said."""
+        """Failing checks for arrays that were not read or compared; prints those not recorded."""
         for name in self.untouched:
             yield Check(name, math.nan, None, "recorded, but not known to this program")
         if self.not_held:
@@ -165,7 +165,7 @@ class Recording:
 def difference(
     value: Tensor | np.ndarray, reference: np.ndarray, *, absolute: bool = False
 ) -> float:
-    """max|a - b| / max|b| over whole arrays, or max|a - b|; equal infinities differ by nothing."""
+    """max|a - b| / max|b| over whole arrays, or max|a - b|; equal infinities do not differ."""
     ours = np.asarray(value.detach() if isinstance(value, Tensor) else value, dtype=np.float64)
     theirs = np.asarray(reference, dtype=np.float64)
     if ours.shape != theirs.shape:
@@ -182,11 +182,9 @@ def difference(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare all files; 0 if everything is within its limits, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
+    """Compare all files; returns 0 if everything is within its limits, else 1."""
+    parser = benchmark_parser("parity", __doc__, check="as always: exit 1 if any fails")
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--json", type=Path, help="also write the comparison to this file")
-    parser.add_argument("--check", action="store_true", help="as always: exit 1 if any fails")
     options = parser.parse_args(arguments)
     paths: list[Path] = options.files
     torch.set_float32_matmul_precision("highest")
@@ -201,14 +199,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checks.append(check)
     verdicts = [check.ok for checks in compared.values() for check in checks]
     print(f"# {len(verdicts)} quantities compared, {verdicts.count(False)} failed")
-    if options.json:
-        figures = {path: [check.as_data() for check in checks] for path, checks in compared.items()}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = {path: [check.as_data() for check in checks] for path, checks in compared.items()}
+    write_results(options, figures, baseline_tables)
     return 0 if all(verdicts) else 1
 
 
+def baseline_tables(compared: Mapping[str, list[dict[str, Any]]]) -> dict[str, Table]:
+    """`recordings`: how many quantities of each file agree, and the closest to its limit."""
+    rows = []
+    for path, checks in compared.items():
+        shares = {
+            check["name"]: check["difference"] / check["limit"]
+            for check in checks
+            if check["limit"] and check["difference"] is not None
+        }
+        closest = max(shares, key=lambda name: shares[name])
+        rows.append(
+            {
+                "recording": path,
+                "quantities": len(checks),
+                "failed": sum(check["verdict"] != "ok" for check in checks),
+                "closest": closest,
+                "share_of_limit": shares[closest],
+                "goal": 0,
+            }
+        )
+    return {"recordings": Table(rows=rows)}
+
+
 def file_checks(path: Path) -> Iterator[Check]:
-    """Everything in a file; what muva refuses to compute is a failure too."""
+    """All checks of a file; an error in muva is a failed check too."""
     try:
         yield from model_checks(path) if path.suffix == ".json" else retrieval_checks(path)
     except (MuvaError, OSError, ValueError) as error:
@@ -218,7 +238,7 @@ def file_checks(path: Path) -> Iterator[Check]:
 
 
 def model_checks(path: Path) -> Iterator[Check]:
-    """Everything in a recording of the model, in the order of the computation."""
+    """All checks of a recording of the model, in the order of the computation."""
     settings = Settings.read(json.loads(path.read_text()))
     recording = Recording(path.with_suffix(".npz"))
     yield from settings.unknown()
@@ -238,7 +258,7 @@ def model_checks(path: Path) -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class Settings:
-    """A recording's JSON, and the sections of muva's configuration that it means."""
+    """The settings of a recording, and the corresponding sections of muva's configuration."""
 
     raw: Mapping[str, Any]
     model: ModelConfig
@@ -247,7 +267,7 @@ class Settings:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Settings:
-        """The sections for these settings; one that is absent or null has its default."""
+        """The configuration sections; a setting that is absent or null has its default."""
 
         def given(section: type[Section]) -> dict[str, Any]:
             return {key: raw[key] for key in section.model_fields if raw.get(key) is not None}
@@ -267,12 +287,12 @@ class Settings:
         )
 
     def unknown(self) -> Iterator[Check]:
-        """Settings that this program does not know, and so cannot honour."""
+        """Settings that are unknown here and therefore cannot be applied."""
         for key in self.raw.keys() - KNOWN_SETTINGS:
             yield Check(f"setting {key}", math.nan, None, "not known to this program")
 
     def sizes(self, model: MuvaModel, recording: Recording) -> Iterator[Check]:
-        """The recorded sizes against the model's."""
+        """Compare the recorded sizes with the model's."""
         ours = {
             "N": [model.identities],
             "B": [len(recording.arrays["input/pids"])],
@@ -286,7 +306,7 @@ class Settings:
 
 
 def listed_arrays(settings: Settings, recording: Recording) -> Iterator[Check]:
-    """The JSON's list of arrays against the file: only what differs."""
+    """Compare the list of arrays in the JSON with the file; only differences are returned."""
     for name, (shape, dtype) in settings.raw.get("arrays", {}).items():
         found = recording.arrays.get(name)
         if found is None or list(found.shape) != shape or str(found.dtype) != dtype:
@@ -295,7 +315,7 @@ def listed_arrays(settings: Settings, recording: Recording) -> Iterator[Check]:
 
 
 def recorded_model(settings: Settings, recording: Recording) -> MuvaModel:
-    """A model on the recorded CLIP, the method's own parameters still fresh."""
+    """A model on the recorded CLIP, with the method's own parameters newly initialised."""
     sizes = settings.raw["clip"]
     weights = recording.under("clip/")
     height, width = recording.arrays["input/images_u8"].shape[-2:]
@@ -319,7 +339,7 @@ def recorded_model(settings: Settings, recording: Recording) -> MuvaModel:
 
 
 def load_parameters(model: MuvaModel, recording: Recording) -> Iterator[Check]:
-    """Load the method's parameters; our position embedding must give the recorded one."""
+    """Load the method's parameters and check our resized position embedding."""
     ours = model.image_encoder.positional_embedding.detach()
     yield from recording.compare("muva/visual_positional_embedding", ours.half(), EXACT)
     for name, parameter in model.named_parameters():
@@ -333,17 +353,17 @@ def load_parameters(model: MuvaModel, recording: Recording) -> Iterator[Check]:
 
 
 def is_recorded(name: str) -> bool:
-    """Whether a parameter is the method's own, and so among the `muva/*` arrays."""
+    """Whether a parameter is the method's own, and therefore one of the `muva/*` arrays."""
     return any(name.startswith(ours) for ours in RECORDED_PARAMETERS)
 
 
 def starts_as_copy(name: str, model: MuvaModel) -> bool:
-    """Whether a parameter is what CLIP's weights say where a recording does not hold it."""
+    """Whether a parameter is initialised from CLIP if a recording lacks it."""
     return name == "image_encoder.part_tokens" and model.config.part_token_init == "cls"
 
 
 def is_removed(recorded: str, model: MuvaModel) -> bool:
-    """Whether the settings leave a parameter out, so that a recording of it means nothing."""
+    """Whether the settings disable a parameter, so that its recorded value is irrelevant."""
     if recorded == "muva/part_tokens":
         return model.config.part_token_init == "patch_avg"
     normalises = recorded.startswith("muva/mask_predictor.") and ".ln_" in recorded
@@ -351,7 +371,7 @@ def is_removed(recorded: str, model: MuvaModel) -> bool:
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:
-    """A name with its beginning replaced as the table says."""
+    """A name with its prefix replaced according to the table."""
     for ours, theirs in names.items():
         if name == ours or (ours.endswith(".") and name.startswith(ours)):
             return theirs + name.removeprefix(ours)
@@ -359,7 +379,7 @@ def renamed(name: str, names: Mapping[str, str]) -> str:
 
 
 def text_checks(model: MuvaModel, recording: Recording) -> Iterator[Check]:
-    """Prompts and text features."""
+    """Compare prompts and text features."""
     yield from recording.compare("prompts/token_ids", model.text_encoder.token_ids, EXACT)
     yield from recording.compare("text/features", model.prototypes(), OUTPUT_LIMIT)
 
@@ -368,7 +388,7 @@ def text_checks(model: MuvaModel, recording: Recording) -> Iterator[Check]:
 def image_checks(
     model: MuvaModel, recording: Recording, images: Tensor, part_masks: Tensor
 ) -> Iterator[Check]:
-    """Features in eval mode, under given and predicted masks, and the attention bias."""
+    """Compare features in eval mode, with given and predicted masks, and the attention bias."""
     shown = len(recording.arrays["attention_bias/given_masks"])
     bias = attention_bias(hard_gate(part_masks[:shown]))
     yield from recording.compare("attention_bias/given_masks", bias, EXACT)
@@ -384,7 +404,7 @@ def image_checks(
 def stage1_checks(
     model: MuvaModel, recording: Recording, images: Tensor, part_masks: Tensor
 ) -> Iterator[Check]:
-    """One step of stage 1 on a copy of the contexts, and the learning rates."""
+    """Compare a step of stage 1 on a copy of the contexts, and the learning rates."""
     rates = "stage1/lr_by_epoch_1_to_120"
     settings = Stage1Config(epochs=len(recording.arrays[rates]))
     by_epoch = [stage1_lr(epoch, settings) for epoch in range(1, settings.epochs + 1)]
@@ -419,7 +439,7 @@ def stage2_checks(
     part_masks: Tensor,
     settings: Settings,
 ) -> Iterator[Check]:
-    """One step of stage 2, all that it computes and all that it changes."""
+    """Compare a step of stage 2: everything that it computes and changes."""
     stage2 = settings.stage2
     rates = "stage2/lr_by_epoch_1_to_60"
     backbone = np.array([stage2_lr(epoch, stage2) for epoch in range(1, stage2.epochs + 1)])
@@ -457,7 +477,7 @@ def stage2_checks(
 def output_checks(
     model: MuvaModel, recording: Recording, outputs: TrainingOutputs, memory: VisualMemory
 ) -> Iterator[Check]:
-    """The training forward, the memory and the neck's statistics."""
+    """Compare the forward pass in training, the memory and the BN statistics."""
     values = {
         "logits": outputs.logits,
         "feature": outputs.feature,
@@ -480,7 +500,7 @@ def loss_checks(
     part_masks: Tensor,
     settings: Settings,
 ) -> Iterator[Check]:
-    """Each term and the total, in the arrays and in the JSON.
+    """Compare each loss term and the total, in the arrays and in the JSON.
 
     A dice term beside the squared error is no part of the total: it is recorded as 0 or as what it
     would have been.
@@ -508,7 +528,7 @@ def loss_checks(
 def parameter_checks(
     model: MuvaModel, recording: Recording, optimiser: torch.optim.Optimizer
 ) -> Iterator[Check]:
-    """Gradient norms, and sums over each parameter after the step of Adam."""
+    """Compare gradient norms, and sums over each parameter after the Adam step."""
     rates = {p: group["lr"] for group in optimiser.param_groups for p in group["params"]}
     for name, parameter in trained_parameters(model).items():
         release_name = renamed(name, RELEASE_NAMES)
@@ -533,7 +553,7 @@ def parameter_checks(
 
 
 def gate_flips(probabilities: Tensor | None, model: MuvaModel, recording: Recording) -> str:
-    """Which hard gates fell on the other side of 0.5, as words; empty if none did."""
+    """Which hard gates are on the other side of 0.5, as text; empty if there are none."""
     theirs = recording.arrays.get("stage2/mask_probabilities")
     if probabilities is None or theirs is None or model.config.gating != "offline":
         return ""
@@ -549,7 +569,7 @@ def gate_flips(probabilities: Tensor | None, model: MuvaModel, recording: Record
 
 
 def blaming(flips: str, checks: Iterable[Check]) -> Iterator[Check]:
-    """The checks, those that fail with the gate flips that explain it: the limits stay."""
+    """Add the gate flips that explain them to the failing checks; limits do not change."""
     for check in checks:
         yield check if check.ok or not flips else replace(check, note=flips)
 
@@ -561,7 +581,7 @@ def gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def retrieval_checks(path: Path) -> Iterator[Check]:
-    """Distances and metrics, plain and re-ranked."""
+    """Compare distances and metrics, with and without re-ranking."""
     recording = Recording(path)
     query, gallery = recording.tensor("query"), recording.tensor("gallery")
     query_pids, gallery_pids = recording.array("query_pids"), recording.array("gallery_pids")
@@ -588,7 +608,7 @@ def retrieval_checks(path: Path) -> Iterator[Check]:
             rerank=rerank,
         )
         cmc = np.array([result.cmc[rank] for rank in ranks])
-        # The recorded curve is float32: one query's share may differ from it by its rounding.
+        # The recorded curve is float32, so values may differ by rounding.
         cmc_limit = 1 / result.valid_queries + METRIC_LIMIT if rerank else METRIC_LIMIT
         map_limit = RERANKED_MAP_LIMIT if rerank else METRIC_LIMIT
         yield from recording.compare(f"{prefix}cmc", cmc, cmc_limit, absolute=True)
@@ -599,7 +619,7 @@ def retrieval_checks(path: Path) -> Iterator[Check]:
 
 
 def recorded_reranking(recording: Recording) -> Reranking:
-    """The settings of the re-ranking; those that are not recorded are the paper's."""
+    """The settings of the re-ranking; those not recorded are the paper's."""
     settings = {}
     for ours, theirs, kind in (
         ("k1", "rerank_k1", int),

@@ -1,15 +1,13 @@
-"""What each phase of a training takes, by the library's own loops: images per second, memory.
+"""Images per second and memory of each phase of a training, measured with the library's own loops.
 
-The phases in their order: stage 1 encodes all images once (`features`) and learns the prompts
-(`prompts`, counted in identities); at the start of each of its epochs stage 2 encodes all images
-(`memory`), then it trains on batches (`steps`); the trained model embeds images (`embedding`, in
-float32, as `muva evaluate` does). A rate leaves out the first batch, which pays for what is done
-once.
+The phases in order: stage 1 encodes all images once (`features`) and learns the prompts (`prompts`,
+counted in identities); at the start of each epoch, stage 2 encodes all images (`memory`), then it
+trains on batches (`steps`); the trained model embeds images (`embedding`, in float32, as `muva
+evaluate` does). Rates exclude the first batch, which includes one-time costs.
 """
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.baseline import cpu_model
 from benchmarks.memory import peak_memory_mb
 from muva.config import ExperimentConfig
 from muva.data.training_images import flip_part_masks
@@ -33,21 +32,30 @@ from muva.training.stage2 import train_image_encoder, visual_memory
 
 PHASES = ("features", "prompts", "memory", "steps", "embedding")
 
+PHASE_TITLES = {
+    "grounding": "grounding",
+    "features": "stage 1, features of all images",
+    "prompts": "stage 1, prompts",
+    "memory": "stage 2, memory at an epoch's start",
+    "steps": "stage 2, steps",
+    "embedding": "embedding",
+}
+"""What tables call the phases, and the grounding before them."""
+
 Open = Callable[[], tuple[MuvaModel, TrainingImages]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase: how much it did, how fast, and the most memory meanwhile."""
+    """The work, speed and peak memory of a phase."""
 
     count: int
     """Images, or for `prompts` identities."""
     seconds: float
     per_s: float
-    """After the first batch."""
+    """Measured after the first batch."""
     cores: float
-    """Seconds of the processor for each one that passed: less than there are threads where others
-    were at work on the machine, or where a GPU does it."""
+    """CPU seconds per second: fewer than threads under other load, or on a GPU."""
     peak_mb: float
     """RssAnon + RssShmem of the process, in 10^6 bytes."""
     gpu_peak_mb: float | None = None
@@ -55,32 +63,30 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a measured training was seen to do."""
+    """Observations about a measured training."""
 
     phases: dict[str, Phase]
     losses: dict[str, list[float]]
     """`prompts`, `steps` -> the loss of each step."""
     unmoved: list[str]
-    """What should learn and stayed as it was, to the bit."""
+    """Parameters that should train but did not change at all."""
     thawed: list[str]
-    """What is frozen and moved."""
+    """Frozen parameters that changed."""
     features: np.ndarray
-    """(images, F) of the embedded images, by the bundle that was written and read again."""
+    """Features (images, F) by the bundle, after writing and loading it."""
     deviation: float
-    """Largest difference of these from the model's in memory."""
+    """Largest difference of these features from those of the model in memory."""
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU, or the processor with its threads."""
+    """The name of the GPU, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def best_device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -92,10 +98,10 @@ def learn(
     pictures: Sequence[ImageLike],
     folder: Path,
 ) -> Learned:
-    """Both stages and the embedding of `pictures`, each phase measured.
+    """Run and measure both stages and the embedding of `pictures`.
 
-    `open_stage`: `stage1` and `stage2` -> a fresh model and its training images. `folder` takes the
-    bundle.
+    `open_stage` returns a new model and its training images for `stage1` and `stage2`. The bundle
+    is written to `folder`.
     """
     phases: dict[str, Phase] = {}
     model, images = open_stage["stage1"]()
@@ -175,7 +181,7 @@ def learn(
 
 @dataclass
 class Pace:
-    """When a phase began, when each of its batches was done, and the memory that it took."""
+    """Times a phase and each of its batches, and records its memory."""
 
     device: torch.device
     began_at: float = 0.0
@@ -185,22 +191,22 @@ class Pace:
     gpu_peak_mb: float | None = None
 
     def tick(self, *_: int) -> None:
-        """A batch is done: on the device, not only asked for."""
+        """Mark a batch as finished, after synchronising with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.done_at.append(time.perf_counter())
 
     def phase(self, count: int, batch: int) -> Phase:
-        """So many images or identities, so many of them in the first batch."""
+        """The phase's pace, given its images or identities and those in the first batch."""
         seconds = self.done_at[-1] - self.began_at
         after_first = self.done_at[-1] - self.done_at[0]
         per_s = (count - batch) / after_first if count > batch else count / seconds
         return self._phase(count, seconds, per_s)
 
     def steps(self, epochs: int, passed: int, batch: int) -> Phase:
-        """Of epochs that begin with `passed` batches of something else; each's first is left out.
+        """The pace of epochs that start with `passed` batches of another phase.
 
-        An epoch of one step counts as it is.
+        The first step of each epoch is excluded, unless the epoch has only one.
         """
         each = len(self.done_at) // epochs
         spent, counted, seconds = 0.0, 0, 0.0
@@ -225,7 +231,7 @@ class Pace:
 
 @contextmanager
 def measured(device: torch.device) -> Iterator[Pace]:
-    """The pace and peak memory of what the block does."""
+    """The pace and peak memory of a `with` block."""
     pace = Pace(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -239,7 +245,7 @@ def measured(device: torch.device) -> Iterator[Pace]:
 
 
 class NoiseImages:
-    """Training images for measuring alone: noise, with part masks in three bands."""
+    """Training images for measurements: noise, with part masks in three bands."""
 
     def __init__(
         self, config: ExperimentConfig, *, identities: int, each: int, grid: tuple[int, int]

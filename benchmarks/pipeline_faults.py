@@ -1,18 +1,16 @@
-"""Does a submitted pipeline survive outages? `python -m benchmarks.pipeline_faults --check`.
+"""Fault injection for a submitted pipeline: `python -m benchmarks.pipeline_faults --check`.
 
-On a cluster of two nodes with tokens, with MLflow's server and S3, a small pipeline is submitted
-undisturbed, and then once for each outage with a store and MLflow runs of its own. What it reports
-in the end must be what the undisturbed one reports, its runs in MLflow must be closed and have
-every epoch; where a submission ends without a result it must say what to do, and the same command
-must finish without a step that was finished before.
+On a cluster of two nodes with authentication, with an MLflow server and S3, a small pipeline is
+submitted without faults, and then once per kind of outage, each time with a new store and new
+MLflow runs. Its final report must equal that of the run without faults, and its MLflow runs must be
+closed and have every epoch. If a submission ends without a result, it must say what to do, and the
+same command must then finish without repeating a finished step.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import logging
 import os
 import re
 import shutil
@@ -29,12 +27,14 @@ from typing import Any
 
 import psutil
 
+from benchmarks.baseline import Row, Table, benchmark_parser, exit_code, measurement, write_results
 from benchmarks.disturbed_server import Disturber, disturbed_server
+from benchmarks.fault_injection import s3_environment, s3_server
 from benchmarks.small_clip import write_small_clip
 from muva.data.artifacts import list_artifacts
 from muva.data.store import Store, open_store
 from tracking.addresses import reached_client
-from workflows.jobs.head import answer
+from workflows.jobs.head import http_status
 from workflows.runtime.authentication import RAY, authorisation, ensure_token
 from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE
 from workflows.runtime.local import HOST, usable_port
@@ -42,12 +42,14 @@ from workflows.runtime.local import HOST, usable_port
 ROOT = Path(__file__).resolve().parents[1]
 START_S, PATIENCE_S = 180.0, 900.0
 AWAY_S = 60.0
-"""How long MLflow's server is gone."""
+"""How long the MLflow server is down."""
 REPLACED_AFTER_S, WAIT_FOR_NODES_S = 10.0, 60.0
 S3_SHARE = 0.15
-"""Of S3's requests that are disturbed in its outage."""
+"""Fraction of S3 requests that get a fault in its outage."""
 CLOSE = 1e-4
-"""Of reported numbers, which two workers add up."""
+"""Tolerance of reported metrics, which two workers sum up in another order."""
+REMEDIES = ("the same command again", "repeat the command")
+"""What the error of a submission without a result must say, one of them."""
 RECIPE = """
 name: outages
 seed: 0
@@ -66,33 +68,33 @@ BUCKET = "people"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a pipeline ended."""
+    """The outcome of a pipeline."""
 
     outage: str
     seconds: float
     exit_codes: list[int]
-    """Of the submissions, in order."""
+    """Exit codes of the submissions, in order."""
     said: str
-    """The error of the first submission, or its last line."""
+    """The error message of the first submission, or its last line."""
     apart: float | None
-    """Largest difference of a reported number to the undisturbed pipeline's; None: no report."""
+    """Largest difference of a reported metric from the run without faults; None: no report."""
     reused: int
-    """Steps that the last submission found finished."""
+    """Steps that the last submission skipped as finished."""
     computed: int
-    """Steps that it computed."""
+    """Steps that the last submission computed."""
     faults: list[str]
-    """What was not as it must be."""
+    """Violated requirements."""
 
 
 def main() -> int:
-    """Submit the pipelines and print how they end; with --check 1 where one does not as it must."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Submit the pipelines and print the outcomes; with --check, exit with 1 after a wrong one."""
+    parser = benchmark_parser(
+        "pipeline_faults", __doc__, check="exit 1 where one does not end well"
+    )
     parser.add_argument("--only", nargs="+", choices=OUTAGES, help="these outages alone")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where one does not end well")
     parser.add_argument("--keep", action="store_true", help="leave logs and stores where they are")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also ends all started processes
     folder = Path(tempfile.mkdtemp(prefix="mv", dir="/tmp"))  # short, for Ray's sockets
     try:
         outcomes = drills(folder, arguments.only or list(OUTAGES))
@@ -101,18 +103,36 @@ def main() -> int:
             print(f"Kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    if arguments.json:
-        told = [dataclasses.asdict(one) for one in outcomes]
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+    write_results(arguments, [dataclasses.asdict(one) for one in outcomes], baseline_tables)
     bad = [one for one in outcomes if one.faults]
     print(f"\n{len(outcomes) - len(bad)} of {len(outcomes)} pipelines ended as they must")
     for one in bad:
         print(f"{one.outage}: {'; '.join(one.faults)}")
-    return int(bool(arguments.check and bad))
+    return exit_code(arguments, [one.outage for one in bad])
+
+
+def baseline_tables(outcomes: list[dict[str, Any]]) -> dict[str, Table]:
+    """`outages`: how each pipeline ended."""
+    rows = []
+    for one in outcomes:
+        what = OUTAGES.get(one["outage"], undisturbed_run).__doc__ or one["outage"]
+        row: Row = {
+            "outage": what.split("\n")[0].rstrip("."),
+            "seconds": measurement(one["seconds"]),
+            "exit_codes": ", ".join(map(str, one["exit_codes"])),
+            "reused": one["reused"],
+            "computed": one["computed"],
+            "said": one["said"].replace("|", "\\|"),
+            "goal": f"numbers at most {CLOSE:g} apart",
+        }
+        if one["apart"] is not None:
+            row["difference"] = one["apart"]
+        rows.append(row)
+    return {"outages": Table(rows=rows)}
 
 
 def drills(folder: Path, names: list[str]) -> list[Outcome]:
-    """The undisturbed pipeline, then one for each of these outages."""
+    """Run the pipeline without faults, then once for each of these outages."""
     outcomes = []
     print("| outage | seconds | exit codes | apart | steps reused, computed | said |")
     print("|---|---:|---|---:|---:|---|", flush=True)
@@ -128,7 +148,7 @@ def drills(folder: Path, names: list[str]) -> list[Outcome]:
                 OUTAGES.get(name, undisturbed_run)(where, pipeline)
             except NotDisturbedError:
                 pipeline.stop()
-                for service in (where.second, where.head):  # and the job with them
+                for service in (where.second, where.head):  # also ends the job
                     service.kill()
             undisturbed = undisturbed or pipeline.numbers()
             one = pipeline.outcome(undisturbed, seconds=time.monotonic() - began_at)
@@ -143,19 +163,19 @@ def drills(folder: Path, names: list[str]) -> list[Outcome]:
 
 
 def undisturbed_run(where: Place, pipeline: Pipeline) -> None:
-    """Nothing happens."""
+    """No outage."""
     pipeline.submit().finish()
 
 
 def _in_stage_2(pipeline: Pipeline) -> Submission:
-    """The pipeline submitted, and the second epoch of its image encoder over."""
+    """Submit the pipeline and wait for the second epoch of stage 2."""
     submission = pipeline.submit()
     submission.wait_for(lambda: pipeline.epochs("models") >= 2)
     return submission
 
 
 def node_replaced(where: Place, pipeline: Pipeline) -> None:
-    """The second node is lost in stage 2, and another one comes."""
+    """The second node is lost in stage 2 and replaced."""
     submission = _in_stage_2(pipeline)
     where.second.kill()
     time.sleep(REPLACED_AFTER_S)
@@ -164,7 +184,7 @@ def node_replaced(where: Place, pipeline: Pipeline) -> None:
 
 
 def node_gone(where: Place, pipeline: Pipeline) -> None:
-    """The second node is lost in stage 2, and none comes: the rest is for one worker."""
+    """The second node is lost in stage 2 and not replaced: one worker finishes."""
     submission = _in_stage_2(pipeline)
     where.second.kill()
     submission.finish()
@@ -172,7 +192,7 @@ def node_gone(where: Place, pipeline: Pipeline) -> None:
 
 
 def mlflow_away(where: Place, pipeline: Pipeline) -> None:
-    """MLflow's server is gone for a minute, from the midst of stage 2 on."""
+    """The MLflow server is down for a minute in the middle of stage 2."""
     submission = _in_stage_2(pipeline)
     where.tracking.kill()
     time.sleep(AWAY_S)
@@ -181,13 +201,13 @@ def mlflow_away(where: Place, pipeline: Pipeline) -> None:
 
 
 def s3_disturbed(where: Place, pipeline: Pipeline) -> None:
-    """S3 delays, refuses and cuts requests all through."""
+    """S3 delays, rejects and drops requests throughout."""
     where.disturber.share = S3_SHARE
     pipeline.submit().finish()
 
 
 def head_restarted(where: Place, pipeline: Pipeline) -> None:
-    """The head is lost in stage 2, and with the second node started again where it was."""
+    """The head node is lost in stage 2, and restarted at the same address with the second node."""
     submission = _in_stage_2(pipeline)
     where.head.kill()
     where.second.kill()
@@ -207,11 +227,11 @@ OUTAGES: dict[str, Callable[[Place, Pipeline], None]] = {
 
 
 class NotDisturbedError(Exception):
-    """A submission ended, or stood still, before its outage."""
+    """A submission ended or made no progress before its outage."""
 
 
 class Service:
-    """A command that serves, in a process group of its own; it can be lost and started again."""
+    """A server command in its own process group, which can be killed and restarted."""
 
     def __init__(
         self,
@@ -226,14 +246,14 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it is ready; nothing is done where it runs."""
+        """Start the service and wait until it is ready, unless it is running."""
         if self._process is not None:
             return
-        with self._log.open("ab") as said:
+        with self._log.open("ab") as stream:
             self._process = subprocess.Popen(
                 self._command,
                 env=self._environment,
-                stdout=said,
+                stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -244,11 +264,12 @@ class Service:
             time.sleep(0.3)
 
     def kill(self) -> None:
-        """SIGKILL to it and to all that it has started, as when a machine is lost."""
-        if self._process is None:
+        """Send SIGKILL to it and all its descendants, as if the machine were lost."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = None
             return
         main = psutil.Process(self._process.pid)
-        main.suspend()  # nothing is started meanwhile
+        main.suspend()  # it must not start processes in the meantime
         for one in (main, *main.children(recursive=True)):
             try:
                 one.send_signal(signal.SIGKILL)
@@ -273,14 +294,14 @@ class Place:
 
 @contextmanager
 def place(folder: Path) -> Iterator[Place]:
-    """All of it for the length of the block, which is a person's too: home folder and variables."""
+    """Start everything, and set the home folder and environment variables, inside the block."""
     from boto3.session import Session
 
     for name in [name for name in os.environ if name.startswith(("RAY_", "MUVA_", "MLFLOW_"))]:
         del os.environ[name]
     disturber = Disturber(seed=0, share=0.0)
     with ExitStack() as stack:
-        direct = stack.enter_context(_s3())
+        direct = stack.enter_context(s3_server())
         disturbed = stack.enter_context(disturbed_server(direct, disturber))
         os.environ |= {
             "HOME": str(folder),
@@ -288,17 +309,14 @@ def place(folder: Path) -> Iterator[Place]:
             "RAY_TMPDIR": str(folder),
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-            "AWS_ENDPOINT_URL": direct,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
+            **s3_environment(direct),
             "XDG_CACHE_HOME": str(folder / "cache"),
             WAIT_LIMIT_VARIABLE: f"{WAIT_FOR_NODES_S:.0f}",
         }
         ensure_token()
         Session().client("s3").create_bucket(Bucket=BUCKET)
         environment = {**os.environ, "AWS_ENDPOINT_URL": disturbed}
-        environment.pop("PYTHONPATH", None)  # a job has the code that is sent along
+        environment.pop("PYTHONPATH", None)  # a job uses the submitted code
         head_port, dashboard, mlflow = (usable_port(0) for _ in range(3))
         address, tracking_uri = f"http://{HOST}:{dashboard}", f"http://{HOST}:{mlflow}"
         common = (
@@ -319,12 +337,14 @@ def place(folder: Path) -> Iterator[Place]:
                 [*RAY, "start", *head, *common],
                 environment=environment,
                 log=folder / "head.log",
-                ready=lambda: answer(address, authorisation()) == 200 and alive_nodes(address) >= 1,
+                ready=lambda: (
+                    http_status(address, authorisation()) == 200 and alive_nodes(address) >= 1
+                ),
             ),
             second=Service(
                 [
                     *(*RAY, "start", f"--address={HOST}:{head_port}", *common),
-                    # Of its own: each node puts the jobs' code there anew, under those that run.
+                    # A separate folder: otherwise nodes would overwrite the code of running jobs.
                     f"--temp-dir={folder}/2",
                 ],
                 environment=environment,
@@ -351,7 +371,7 @@ def place(folder: Path) -> Iterator[Place]:
 
 
 class Pipeline:
-    """What is submitted, with a store and an experiment of its own."""
+    """A submitted pipeline with its own store and experiment."""
 
     def __init__(self, where: Place, name: str) -> None:
         self._where, self._name = where, name
@@ -371,7 +391,7 @@ class Pipeline:
         )
 
     def submit(self, *, workers: int = 2) -> Submission:
-        """`muva submit`, which follows."""
+        """Run `muva submit`, which follows the job."""
         self._there = {one.address for one in self._finished()}
         verb = (*COMMAND, "--workers", str(workers))
         words = ("submit", "--cluster", "cluster.yaml", "--", *verb)
@@ -381,12 +401,12 @@ class Pipeline:
         return submission
 
     def stop(self) -> None:
-        """Ends a submission that could not be disturbed."""
+        """End a submission that finished before its fault was injected."""
         self._disturbed = False
         self._submissions[-1].finish(within_s=0)
 
     def epochs(self, kind: str) -> int:
-        """The epoch of the newest state of a stage, 0 before there is one."""
+        """The epoch of a stage's latest checkpoint; 0 if there is none."""
         states = [
             int(key.split("/")[-2])
             for key in self.store.list(f"{kind}/")
@@ -395,7 +415,7 @@ class Pipeline:
         return max(states, default=0)
 
     def numbers(self) -> dict[str, float]:
-        """What the last submission reports: `target/variant/metric` -> value."""
+        """The report of the last submission: `target/variant/metric` -> value."""
         report = self._submissions[-1].report()
         return {
             f"{target}/{variant}/{metric}": value
@@ -405,12 +425,12 @@ class Pipeline:
         }
 
     def outcome(self, undisturbed: Mapping[str, float], *, seconds: float) -> Outcome:
-        """How it ended, once all submissions have."""
+        """The outcome, once all submissions have ended."""
         last, found = self._submissions[-1], self.numbers()
         apart = None
         if found.keys() == undisturbed.keys() and found:
             apart = max(abs(found[name] - undisturbed[name]) for name in found)
-        reused = self._there & set(re.findall(r": exists, (\S+)", last.said()))
+        reused = self._there & set(re.findall(r": exists, (\S+)", last.output()))
         return Outcome(
             outage=self._name,
             seconds=round(seconds, 1),
@@ -440,71 +460,75 @@ class Pipeline:
         if apart is None or apart > CLOSE:
             yield f"its numbers are apart by {apart}"
         for one in self._submissions:
-            if "Traceback (most recent call last)" in one.said():
+            if "Traceback (most recent call last)" in one.output():
                 yield "a traceback was shown"
         for one in earlier:
             if one.code == 0:
                 yield "a submission without a result ended with 0"
-            if "again" not in one.last_line():
-                yield "it was not said what to do"
+            if not any(remedy in one.last_line() for remedy in REMEDIES):
+                yield "the error does not say what to do"
         yield from self._faults_of_runs()
 
     def _faults_of_runs(self) -> Iterator[str]:
-        """An open run, or one without all epochs or with one twice."""
+        """Problems with MLflow runs: left open, or epochs missing or repeated."""
         client = reached_client(self._where.tracking_uri)
         experiment = client.get_experiment_by_name(f"muva/outages-{self._name}")
         if experiment is None:
             yield "there are no runs"
             return
-        for run in client.search_runs([experiment.experiment_id], max_results=1000):
-            name = run.info.run_name
+        runs = client.search_runs([experiment.experiment_id], max_results=1000)
+        for run in runs:
             if run.info.status != "FINISHED":
-                yield f"run {name} is {run.info.status}"
-            for stage, epochs in EPOCHS.items():
-                if name == f"{stage[:5]} {stage[5:]} of muva":
-                    points = client.get_metric_history(run.info.run_id, f"{stage}/loss")
-                    steps = sorted(point.step for point in points)
-                    if steps != list(range(1, epochs + 1)):
-                        yield f"run {name} has the epochs {steps}"
+                yield f"run {run.info.run_name} is {run.info.status}"
+        for stage, epochs in EPOCHS.items():
+            name = f"{stage[:5]} {stage[5:]} of outages-{self._name}-muva"
+            ids = [run.info.run_id for run in runs if run.info.run_name == name]
+            if len(ids) != 1:
+                yield f"there are {len(ids)} runs {name}"
+            for run_id in ids:
+                points = client.get_metric_history(run_id, f"{stage}/loss")
+                steps = sorted(point.step for point in points)
+                if steps != list(range(1, epochs + 1)):
+                    yield f"run {name} has the epochs {steps}"
 
 
 class Submission:
-    """A `muva submit` that follows its job, and what it has said."""
+    """A `muva submit` that follows its job, and its output."""
 
     def __init__(self, words: tuple[str, ...], *, folder: Path, log: Path) -> None:
         self._log = log
-        with log.open("wb") as said:
+        with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "workflows.cli", *words],
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=said,
+                stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
 
     @property
     def code(self) -> int:
-        """Its exit code, once it has ended."""
+        """Its exit code after it has ended."""
         return self._process.returncode
 
-    def said(self) -> str:
-        """All of it so far."""
+    def output(self) -> str:
+        """Its output so far."""
         return self._log.read_text(errors="replace")
 
     def last_line(self) -> str:
-        """Its error, or else the last line of what it has said."""
-        lines = [line for line in self.said().splitlines() if line.strip()]
+        """Its error message, or the last line of its output."""
+        lines = [line for line in self.output().splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("Error: ")]
         return (errors or lines or [""])[-1]
 
     def report(self) -> dict[str, Any]:
-        """What the verb printed as JSON; empty where it did not come so far."""
-        found = re.search(r"^\{$.*?^\}$", self.said(), re.DOTALL | re.MULTILINE)
+        """The JSON that the command printed; empty if there is none."""
+        found = re.search(r"^\{$.*?^\}$", self.output(), re.DOTALL | re.MULTILINE)
         return json.loads(found.group()) if found else {}
 
     def wait_for(self, condition: Callable[[], object]) -> None:
-        """Returns when the condition holds; NotDisturbedError when it never does."""
+        """Wait until the condition holds; raises NotDisturbedError if it never does."""
         ends_at = time.monotonic() + PATIENCE_S
         while not condition():
             if self._process.poll() is not None or time.monotonic() > ends_at:
@@ -512,7 +536,7 @@ class Submission:
             time.sleep(0.1)
 
     def finish(self, within_s: float = PATIENCE_S) -> None:
-        """Returns when it has ended; after so long it is killed: it hangs."""
+        """Wait until it has ended; kill it after a timeout."""
         try:
             self._process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -521,23 +545,10 @@ class Submission:
 
 
 def _write_recipe(folder: Path) -> None:
-    """The recipe and the CLIP that it names, on a disk that all nodes have."""
+    """Write the recipe and its CLIP to a disk that all nodes share."""
     write_small_clip(folder / "clip")
     recipe = RECIPE.format(clip=folder / "clip", epochs=EPOCHS["stage2"])
     (folder / "outages.yaml").write_text(recipe)
-
-
-@contextmanager
-def _s3() -> Iterator[str]:
-    """The address of a server that speaks S3's protocol."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    server = ThreadedMotoServer(ip_address=HOST, port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def _answers(url: str) -> bool:
@@ -549,7 +560,7 @@ def _answers(url: str) -> bool:
 
 
 def alive_nodes(address: str) -> int:
-    """The nodes that are alive, as the head sees it."""
+    """The number of alive nodes according to the head."""
     request = urllib.request.Request(f"{address}/nodes?view=summary", headers=authorisation())
     try:
         with urllib.request.urlopen(request, timeout=10) as answered:

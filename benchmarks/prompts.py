@@ -1,26 +1,24 @@
-"""Stage 1's identities per second beside a plain loop: `python -m benchmarks.prompts --check`.
+"""Identities per second of stage 1 compared with a plain loop: `python -m benchmarks.prompts
+--check`.
 
-At the text size of ViT-B/16 (512 wide, 12 layers, random weights), with four grains and K images of
-each of P identities in a batch. The plain loop is the method as it is written down: each of the
-P x K entries has its prompts computed, on CLIP's whole 77 tokens, by open_clip's own transformer.
-Ours computes the prompts of each identity once, on their own length. Both take the same step, in
-float32, on one core, in turns; their losses and gradients must agree.
+At the text encoder's size in ViT-B/16 (512 wide, 12 layers, random weights), with four grains and K
+images of each of P identities in a batch. The plain loop follows the method's description: each of
+the P x K entries has its prompts computed, on all 77 tokens, by open_clip's own transformer. Ours
+computes the prompts of each identity once, without padding. Both take the same step, in float32, on
+one core, in turns; their losses and gradients must agree.
 
-With `--tasks` instead: one task of two threads beside two tasks of one thread each, which share
-the identities, as `muva train --workers 2` has it.
+With `--tasks` instead: one task with two threads is compared with two tasks of one thread each,
+which share the identities, as in `muva train --workers 2`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from benchmarks.baseline import (
+    DTYPES,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    per_second,
+    write_results,
+)
 from muva.config import ModelConfig, PromptConfig, Stage1Config
 from muva.model.clip import new_clip, token_ids_in
 from muva.model.muva_model import MuvaModel, build_model
@@ -42,23 +50,21 @@ PARTS = ("head", "upper_body", "legs")
 MODEL = ModelConfig(clip="text alone", image_height=32, image_width=16, stride=8, parts=PARTS)
 PROMPTS = PromptConfig()
 NAMED = 256
-"""Identities that there are centroids of."""
+"""Number of identities with centroids."""
 NEEDED = 10.0
 CLOSE = 1e-4
-"""How far losses and gradients may be apart, relative to the largest."""
+"""Tolerance of losses and gradients, relative to the largest."""
 STEPS = 3
 TASKS_IDENTITIES, TASKS_EPOCHS = 32, 2
 
 
 def main() -> int:
-    """Measure and print; with --check 1 where ours is too slow or learns something else."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if ours is too slow or its results differ."""
+    parser = benchmark_parser("prompts", __doc__, check="exit 1 below 10 times, or apart")
     parser.add_argument("--identities", type=int, default=8, help="P, of a batch")
     parser.add_argument("--images", type=int, default=4, help="K, of each of them")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tasks", action="store_true", help="one task beside two instead")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 below 10 times, or apart")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     labels = torch.arange(arguments.identities).repeat_interleave(arguments.images)
@@ -68,14 +74,20 @@ def main() -> int:
         return 0
     figures = compare(labels, arguments.turns)
     print(table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    wrong = figures["times"] < NEEDED or not max(figures["apart"].values()) <= CLOSE
-    return int(arguments.check and wrong)
+    write_results(arguments, figures, baseline_tables)
+    missed = []
+    if figures["times"] < NEEDED:
+        missed.append(f"{figures['times']:.1f} times the plain loop's rate, goal {NEEDED:g}")
+    missed += [
+        f"{what} {value:.1e} from the plain loop's, limit {CLOSE:g}"
+        for what, value in figures["apart"].items()
+        if not value <= CLOSE
+    ]
+    return exit_code(arguments, missed)
 
 
 def compare(labels: Tensor, turns: int) -> dict[str, Any]:
-    """Rates of both in identities per second, and how far apart their first steps are."""
+    """Rates of both in identities per second, and the differences of their first steps."""
     clip, model = text_model()
     centroids = some_centroids(model)
     settings = Stage1Config(precision="fp32")
@@ -100,7 +112,7 @@ def compare(labels: Tensor, turns: int) -> dict[str, Any]:
         seconds["ours"].append(_seconds(step_ours, STEPS))
         seconds["ours, auto"].append(_seconds(step_auto, STEPS))
     identities = len(labels.unique())
-    rates = {name: identities / statistics.median(taken) for name, taken in seconds.items()}
+    rates = {name: per_second(identities, median_of(taken)) for name, taken in seconds.items()}
     return {
         "identities": identities,
         "entries": len(labels),
@@ -112,8 +124,24 @@ def compare(labels: Tensor, turns: int) -> dict[str, Any]:
     }
 
 
+def baseline_tables(figures: dict[str, Any]) -> dict[str, Table]:
+    """`rates`: identities per second of the plain loop and of ours."""
+    rates = figures["identities_per_s"]
+    rows = [
+        {
+            "loop": "plain loop" if name == "plain" else "ours",
+            "precision": DTYPES[figures["auto"] if name == "ours, auto" else "fp32"],
+            "rate": measurement(rate),
+            "times": rate / rates["plain"],
+        }
+        | ({"goal": NEEDED} if name == "ours" else {})
+        for name, rate in rates.items()
+    ]
+    return {"rates": Table(rows=rows, statistic="medians")}
+
+
 def table(figures: dict[str, Any]) -> str:
-    """What `compare` found, for people."""
+    """The results of `compare` as a table."""
     rates = figures["identities_per_s"]
     lines = [
         "| stage 1 | precision | identities/s | times the plain loop's |",
@@ -123,12 +151,12 @@ def table(figures: dict[str, Any]) -> str:
         precision = figures["auto"] if name == "ours, auto" else "fp32"
         times = rate / rates["plain"]
         lines.append(f"| {name.split(',')[0]} | {precision} | {rate:.2f} | {times:.1f} |")
-    told = ", ".join(f"{what} {value:.1e}" for what, value in figures["apart"].items())
-    return "\n".join([*lines, f"\nFrom the plain loop: {told}"])
+    differences = ", ".join(f"{what} {value:.1e}" for what, value in figures["apart"].items())
+    return "\n".join([*lines, f"\nFrom the plain loop: {differences}"])
 
 
 def text_model() -> tuple[open_clip.CLIP, MuvaModel]:
-    """A CLIP with ViT-B/16's text side and hardly any image side, and a model on it."""
+    """A CLIP with ViT-B/16's text encoder and a minimal image encoder, and a model on it."""
     clip = new_clip(
         token_ids=token_ids_in(prompt_texts(PARTS, PROMPTS)),
         seed=0,
@@ -144,13 +172,13 @@ def text_model() -> tuple[open_clip.CLIP, MuvaModel]:
 
 
 def some_centroids(model: MuvaModel) -> Tensor:
-    """Centroids of nobody, of unit length."""
+    """Random centroids of unit length."""
     generator = torch.Generator().manual_seed(0)
     return normalize(torch.randn(NAMED, model.feature_dim, generator=generator))
 
 
 def plain_loss(clip: open_clip.CLIP, contexts: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy of a batch's entries, each with prompts of its own."""
+    """The mean cross-entropy of a batch's entries, each with separately computed prompts."""
     token_ids = tokenise(prompt_texts(PARTS, PROMPTS), context_length=TOKENS)
     after = CONTEXT_START + PROMPTS.context_tokens
     grains = []
@@ -189,7 +217,7 @@ def compare_tasks(turns: int) -> dict[str, float]:
 
 
 def _learn_share(task: int, tasks: int, together: Any, spans: Any) -> None:
-    """A process with its share of the cores: learns its identities for some epochs, timed."""
+    """Learn a share of the identities in a process, and time it."""
     torch.set_num_threads(2 // tasks)
     _, model = text_model()
     share = TASKS_IDENTITIES // tasks
@@ -218,7 +246,7 @@ def _ours(
 def _steps(
     contexts: nn.Parameter, settings: Stage1Config, loss_of: Callable[[], Tensor]
 ) -> Callable[[], float]:
-    """What takes one step of learning these contexts, and tells its loss."""
+    """A function that takes one step of learning these contexts and returns its loss."""
     optimiser = stage1_optimiser(contexts, settings)
 
     def step() -> float:

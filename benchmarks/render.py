@@ -1,33 +1,32 @@
-"""How fast synthetic people are rendered: `python -m benchmarks.render`.
+"""Speed of rendering synthetic people: `python -m benchmarks.render`.
 
-Prints images per second and core (processor time of one process, rendering to stored JPEG left
-out), per domain and size. `--check` exits 1 when a size misses its goal.
+Prints images per second and core (CPU time of one process, without encoding the JPEG), per domain
+and size. `--check` exits with 1 if a size misses its goal.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import statistics
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import cv2
 
+from benchmarks.baseline import Table, benchmark_parser, exit_code, measurement, write_results
 from muva.synthetic import DOMAINS, render
 
 GOALS = {(256, 128): 20.0, (128, 64): 60.0}
-"""Images per second and core that a size is to reach in the mean over the domains."""
+"""Goals: images per second and core for each size, averaged over the domains."""
 
 INDEX = 0
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
+    parser = benchmark_parser("render", __doc__, check="exit 1 below the goal")
     parser.add_argument("--people", type=int, default=12, help="people per domain and size")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 below the goal")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
 
@@ -46,17 +45,31 @@ def main() -> int:
         print(f"| {size} | mean (goal {goal:.0f}) | {mean:.1f} |")
         if mean < goal:
             missed.append(f"{size}: {mean:.1f} images/s and core, goal {goal:.0f}")
-    if arguments.json:
-        figures = {"start_up_s": start_up_s, "images_per_s_and_core": rates}
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nbelow the goal: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    results = {"start_up_s": start_up_s, "images_per_s_and_core": rates}
+    write_results(arguments, results, baseline_tables)
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(results: Mapping[str, Any]) -> dict[str, Table]:
+    """`rates`: the mean and the slowest domain of each size."""
+    rows = []
+    for size, rates in results["images_per_s_and_core"].items():
+        slowest = min(rates, key=rates.get)
+        goal = {f"{height} x {width}": goal for (height, width), goal in GOALS.items()}[size]
+        rows.append(
+            {
+                "size": size,
+                "rate": measurement(statistics.fmean(rates.values())),
+                "slowest": measurement(rates[slowest]),
+                "slowest_domain": slowest,
+                "goal": goal,
+            }
+        )
+    return {"rates": Table(rows=rows, statistic="mean over the domains")}
 
 
 def images_per_second(domain: str, height: int, width: int, people: int) -> float:
-    """Processor time, after sites and passers-by are made, as in a data set of some size."""
+    """Rate in CPU time, after sites and passers-by have been created once."""
     _render_all(domain, range(people + 1, 2 * people + 1), height, width)
     started = time.process_time()
     images = _render_all(domain, range(1, people + 1), height, width)

@@ -1,9 +1,10 @@
-"""What an exact evaluation costs beside the bare matrix product: `python -m benchmarks.retrieval`.
+"""Cost of an exact evaluation compared with the bare matrix product: `python -m
+benchmarks.retrieval`.
 
-Made-up features of the sizes of real test sets, on disk, in memory maps: the product of queries and
-gallery in blocks of the same size, our `evaluate`, and, where memory allows it, the dense way
-(all distances, full argsort, a loop over the queries). Each runs in a process of its own, by turns.
-`--check` exits 1 when a figure misses its goal.
+Synthetic features of the sizes of real test sets, on disk, in memory maps: the product of queries
+and gallery in blocks of the same size, our `evaluate`, and, if memory permits, the dense method
+(all distances, full argsort, a loop over the queries). Each runs in a separate process, in turns.
+`--check` exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,12 +24,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    write_results,
+)
 from benchmarks.memory import peak_memory_mb
 from muva.retrieval import evaluate
 from muva.retrieval.distances import BLOCK_BYTES, even_slices, full_precision
 
 WIDTH, LATENT, NOISE = 2048, 128, 1.6
-"""Features' width; their true dimension; images' spread around their person, whose own is 1."""
+"""Feature width, latent dimension, and spread of images around their person (whose spread is 1)."""
 QUERY, GALLERY, LABELS = "query.npy", "gallery.npy", "labels.npz"
 _MADE_AT_ONCE = 16_384
 
@@ -38,7 +47,7 @@ Figures = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A test set's size, and what an evaluation of it may take."""
+    """The size of a test set, and the goals for evaluating it."""
 
     queries: int
     gallery: int
@@ -46,9 +55,9 @@ class Work:
     cameras: int
     rerank: bool = False
     dense: bool = False
-    """Whether the dense way fits into this machine's memory."""
+    """Whether the dense method fits into memory."""
     most_times: float | None = None
-    """Of the bare product's time."""
+    """Goal: time as a multiple of the bare product's."""
     most_s: float | None = None
     most_mb: float
 
@@ -80,14 +89,19 @@ WORKS = {
 }
 
 
+WAY_TITLES = {
+    "product": "bare product, in blocks",
+    "dense": "all distances, full argsort, a loop over queries",
+    "ours": "ours",
+}
+
+
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
+    parser = benchmark_parser("retrieval", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--repeats", type=int, default=1, help="of each timing; the median counts")
     parser.add_argument("--folder", type=Path, help="for the features [a temporary one]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--one", nargs=2, metavar=("WORK", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -108,16 +122,12 @@ def main() -> int:
         for way, figures in found[name].items():
             print(_row(name, way, figures), flush=True)
         missed += misses(name, found[name])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, found, baseline_tables)
+    return exit_code(arguments, missed)
 
 
 def make_features(work: Work, folder: Path) -> None:
-    """Query and gallery: each person a direction, each image near it, in few of many dimensions."""
+    """Query and gallery features: images near the direction of their person, in a subspace."""
     rng = np.random.default_rng(0)
     people = rng.standard_normal((work.people, LATENT), np.float32)
     widen = rng.standard_normal((LATENT, WIDTH), np.float32) / np.float32(np.sqrt(LATENT))
@@ -137,36 +147,36 @@ def make_features(work: Work, folder: Path) -> None:
 
 
 def measured(name: str, folder: Path, repeats: int) -> Figures:
-    """Way -> seconds, peak memory and mAP, the medians of the repeats."""
+    """Method -> seconds, peak memory and mAP, as medians over the repeats."""
     work = WORKS[name]
     ways = ["product", *(["dense"] if work.dense else []), "ours"]
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    for _ in range(repeats):  # by turns, so that what else the machine does hits all alike
+    for _ in range(repeats):  # in turns, so that other load affects all methods equally
         for way in ways:
             command = [sys.executable, "-m", "benchmarks.retrieval", "--one", name, way]
             done = subprocess.run(
                 [*command, "--folder", str(folder)], check=True, capture_output=True, text=True
             )
             runs[way].append(json.loads(done.stdout.splitlines()[-1]))
-    found = {
-        way: {key: statistics.median(one[key] for one in made) for key in made[0]}
+    found: Figures = {
+        way: {key: median_of([one[key] for one in made]) for key in made[0]}
         for way, made in runs.items()
     }
     for way, made in runs.items():
         pairs = zip(made, runs["product"], strict=True)
-        found[way]["times"] = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+        found[way]["times"] = median_of([a["seconds"] / b["seconds"] for a, b in pairs])
     return found
 
 
 def timed(name: str, way: str, folder: Path) -> dict[str, float]:
-    """Seconds, peak memory of this process in MB, and mAP, of one way."""
+    """Seconds, peak memory of this process in MB, and mAP of a method."""
     work = WORKS[name]
     ways: Mapping[str, Callable[[Work, Path], float]] = {
         "product": _product,
         "dense": _dense,
         "ours": _ours,
     }
-    # Compiles, and starts threads: what a process does once is not what is looked for.
+    # Warm up: compilation and thread start-up are not measured.
     few = np.eye(4, WIDTH, dtype=np.float32)
     evaluate(
         query_features=few,
@@ -197,7 +207,7 @@ def _product(work: Work, folder: Path) -> float:
 
 
 def _dense(work: Work, folder: Path) -> float:
-    """The mean average precision, as most programs of the field compute it."""
+    """The mean average precision, computed as most re-identification programs do."""
     query, gallery = (np.load(folder / file) for file in (QUERY, GALLERY))
     labels = np.load(folder / LABELS)
     query, gallery = (
@@ -224,20 +234,50 @@ def _ours(work: Work, folder: Path) -> float:
     ).mean_ap
 
 
+def baseline_tables(found: Mapping[str, Figures]) -> dict[str, Table]:
+    """`ways`: seconds and memory of each way of each work; the size stands on its first row."""
+    rows: list[Row] = []
+    sizes = set()
+    for name, ways in found.items():
+        work = WORKS[name]
+        size = f"{work.queries:,} x {work.gallery:,}"
+        for way, of in ways.items():
+            if work.rerank and way == "product":  # as that of the work without re-ranking
+                continue
+            row: Row = {
+                "size": "" if size in sizes else size,
+                "way": WAY_TITLES[way] + (", re-ranked" if work.rerank else ""),
+                "seconds": measurement(of["seconds"]),
+                "memory_mb": of["peak_mb"],
+            }
+            sizes.add(size)
+            if way != "product" and not work.rerank:
+                row["times"] = of["times"]
+            if way == "ours":
+                goals = {
+                    "times": work.most_times,
+                    "seconds": work.most_s,
+                    "memory_mb": work.most_mb,
+                }
+                row["goal"] = {key: goal for key, goal in goals.items() if goal is not None}
+            rows.append(row)
+    return {"ways": Table(rows=rows, statistic="medians")}
+
+
 def misses(name: str, found: Figures) -> list[str]:
-    """The goals that are missed, in words."""
+    """Descriptions of the missed goals."""
     work, ours = WORKS[name], found["ours"]
-    told = []
+    missed = []
     if work.most_times is not None and ours["times"] > work.most_times:
-        told.append(f"{name}: {ours['times']:.2f} times the product, goal {work.most_times}")
+        missed.append(f"{name}: {ours['times']:.2f} times the product, goal {work.most_times}")
     if work.most_s is not None and ours["seconds"] > work.most_s:
-        told.append(f"{name}: {ours['seconds']:.0f} s, goal {work.most_s:.0f}")
+        missed.append(f"{name}: {ours['seconds']:.0f} s, goal {work.most_s:.0f}")
     if ours["peak_mb"] > work.most_mb:
-        told.append(f"{name}: {ours['peak_mb']:.0f} MB, goal {work.most_mb:.0f}")
+        missed.append(f"{name}: {ours['peak_mb']:.0f} MB, goal {work.most_mb:.0f}")
     dense = found.get("dense")
     if dense is not None and abs(dense["mean_ap"] - ours["mean_ap"]) > 1e-6:
-        told.append(f"{name}: mAP {ours['mean_ap']:.7f}, the dense way {dense['mean_ap']:.7f}")
-    return told
+        missed.append(f"{name}: mAP {ours['mean_ap']:.7f}, the dense way {dense['mean_ap']:.7f}")
+    return missed
 
 
 def _row(name: str, way: str, figures: Mapping[str, float]) -> str:

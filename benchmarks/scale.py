@@ -1,34 +1,36 @@
-"""What very many images take: `python -m benchmarks.scale --images 100000000 --identities 10000`.
+"""Cost of very many images: `python -m benchmarks.scale --images 100000000 --identities 10000`.
 
-Two tables. The first has the hours of one device for each phase, and their price, by the recipe's
-epochs and by rates that are measured here or come from the JSON of `benchmarks.large`, run where
-the work shall be done. The second has what one process must hold or do whatever the number of
-machines, measured with `--sample` images and carried over in proportion: where the design ends.
+Two tables. The first has hours and price of each phase on one device, from the recipe's epochs and
+from rates that are measured here or come from the JSON of `benchmarks.large`, run on the intended
+device. The second has what a single process must do or keep in memory regardless of the number of
+machines, measured with `--sample` images and scaled proportionally: the limits of the design.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.baseline import Table, benchmark_parser, measurement, write_results
 from benchmarks.memory import peak_memory_mb
 from benchmarks.paper import GROUNDING, Rates, Share, measured_rates, phase_work, read_rates
+from benchmarks.phases import PHASE_TITLES
 from muva.config import ExperimentConfig, load_recipe
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.protocols import pool
 from muva.data.records import Record
-from muva.data.shards import SHARD_FORMAT, SHARD_IMAGES, open_dataset, write_shards
+from muva.data.shards import SHARD_IMAGES, open_dataset, write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.training.sampler import epoch_draws
@@ -38,16 +40,16 @@ CAMERAS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Alone:
-    """What one process does by itself, for so many images."""
+    """Work that a single process does for so many images."""
 
     what: str
     images: int
     seconds: float
     peak_mb: float
-    """More than the process held before, in 10^6 bytes."""
+    """Additional memory of the process, in 10^6 bytes."""
 
     def at(self, images: int) -> Alone:
-        """In proportion, for another number of images."""
+        """Scaled proportionally to another number of images."""
         times = images / self.images
         return Alone(
             what=self.what,
@@ -59,7 +61,7 @@ class Alone:
 
 def main() -> int:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("scale", __doc__)
     parser.add_argument("--images", type=int, default=100_000_000, help="[%(default)s]")
     parser.add_argument("--identities", type=int, default=10_000, help="[%(default)s]")
     parser.add_argument("--recipe", default="base", help="[%(default)s]")
@@ -69,7 +71,6 @@ def main() -> int:
     parser.add_argument(
         "--sample", type=int, default=100_000, help="images, see above [%(default)s]"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe)
     try:
@@ -84,28 +85,60 @@ def main() -> int:
     print(costs(shares, rates, price=arguments.price))
     print()
     print(limits(alone, images=arguments.images))
-    if arguments.json:
-        told = {
-            "device": rates.device,
-            "precision": rates.precision,
-            "phases": {share.phase: asdict(share) | {"hours": share.hours} for share in shares},
-            "alone": [asdict(one) for one in alone],
-        }
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+    report = {
+        "device": rates.device,
+        "precision": rates.precision,
+        "phases": {share.phase: asdict(share) | {"hours": share.hours} for share in shares},
+        "alone": [asdict(one) for one in alone],
+    }
+    tables = partial(baseline_tables, images=arguments.images, price=arguments.price)
+    write_results(arguments, report, tables)
     return 0
+
+
+def baseline_tables(
+    report: Mapping[str, Any], *, images: int, price: float | None
+) -> dict[str, Table]:
+    """`costs`: hours and prices by phase; `alone`: what one process does by itself."""
+    costs_ = []
+    for phase, of in report["phases"].items():
+        if of["per_s"] is None:
+            continue
+        row = {
+            "phase": PHASE_TITLES.get(phase, phase),
+            "work": of["work"],
+            "unit": "identities" if phase == "prompts" else "images",
+            "rate": measurement(of["per_s"]),
+            "hours": of["hours"],
+        }
+        costs_.append(row | ({} if price is None else {"price": of["hours"] * price}))
+    alone = []
+    for one in report["alone"]:
+        all_of_them = Alone(**one).at(images)
+        alone.append(
+            {
+                "what": one["what"],
+                "images": one["images"],
+                "seconds": measurement(one["seconds"]),
+                "memory_mb": one["peak_mb"],
+                "hours": all_of_them.seconds / 3600,
+                "memory_gb": all_of_them.peak_mb / 1000,
+            }
+        )
+    return {"costs": Table(rows=costs_), "alone": Table(rows=alone)}
 
 
 def shares_of(
     config: ExperimentConfig, rates: Rates, *, images: int, grounding_rate: float | None
 ) -> list[Share]:
-    """Every phase of learning from so many images, and of embedding as many once."""
+    """Every phase of training on so many images and embedding each of them once."""
     work = phase_work(config, grounded=images, learned=images, embedded=images)
     per_s = {GROUNDING: grounding_rate, **rates.per_s}
     return [Share(phase=phase, work=count, per_s=per_s[phase]) for phase, count in work.items()]
 
 
 def measured_alone(config: ExperimentConfig, *, images: int, identities: int) -> list[Alone]:
-    """The parts of the work that no other machine takes over, through the library's own functions.
+    """The parts of the work that cannot be distributed, measured with the library's functions.
 
     Images are one grey pixel each, so that what is measured is all that is done besides images.
     """
@@ -128,7 +161,7 @@ def measured_alone(config: ExperimentConfig, *, images: int, identities: int) ->
             )
             summary = write_shards(records, artifact=artifact)
             artifact.commit(
-                format_version=SHARD_FORMAT, config={}, inputs={}, summary=asdict(summary)
+                format_version=formats.SHARDS, config={}, inputs={}, summary=asdict(summary)
             )
 
         def pooled() -> None:
@@ -174,7 +207,7 @@ def costs(shares: list[Share], rates: Rates, *, price: float | None) -> str:
 
 
 def limits(alone: list[Alone], *, images: int) -> str:
-    """What one process takes for all images, by what it took for the sample."""
+    """Time and memory of one process for all images, extrapolated from the sample."""
     sample = alone[0].images
     lines = [
         f"| one process, whatever the number of machines | {sample:,} images, s | MB "

@@ -1,27 +1,26 @@
-"""Whether several workers, and micro-batches, do in stage 2 what one worker does: step by step.
+"""Equivalence of several workers, and of micro-batches, to one worker in stage 2, step by step.
 
     python -m benchmarks.scaling_equivalence [--json FILE] [--check]
 
-A small model learns for an epoch from noise, by the library's own loop, in processes of one thread
-that talk through gloo: one, two and four of them, and with micro-batches of three images. Printed
-are the largest differences to one worker with the whole batch: after every step of each loss term
-(mean over the workers), of the memory's centroids and of the BN neck's running statistics, and at
-the end of the weights. With --check the exit status is 1 where one is above its limit, or where
-the workers of one training do not end every step with the same memory, bit for bit.
+A small model trains for an epoch on noise, with the library's own loop, in processes of one thread
+that communicate through gloo: one, two and four of them, and with micro-batches of three images.
+Prints the largest differences from one worker with the whole batch: after every step, of each loss
+term (mean over the workers), of the memory's centroids and of the BN neck's running statistics; and
+at the end, of the weights. With --check, the exit status is 1 if a difference exceeds its limit, or
+if the workers of a training do not end every step with bit-identical memories.
 
-The key third of an attention's bias is printed but not judged: its true gradient is zero (it adds
-the same to all of a query's scores), so its steps are rounding.
+The key third of an attention's bias is printed but not checked: its true gradient is zero (it adds
+the same value to all of a query's scores), so its steps are rounding errors.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from benchmarks.baseline import Row, Table, benchmark_parser, exit_code, write_results
 from muva.config import ModelConfig, PromptConfig, Stage2Config
 from muva.data.training_images import flip_part_masks
 from muva.model.clip import new_clip, token_ids_in
@@ -41,13 +41,13 @@ from muva.training.stage2 import train_image_encoder
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 MICRO_BATCH = 3
-"""Of batches of eight, so the last micro-batch is smaller."""
+"""Batches have eight images, so the last micro-batch is smaller."""
 TRAININGS: dict[int, tuple[int | None, ...]] = {
     1: (None, MICRO_BATCH),
     2: (None, MICRO_BATCH),
     4: (None,),
 }
-"""Workers -> micro-batches of their trainings; the first is what all others are compared with."""
+"""Workers -> micro-batches of their trainings; the first training is the reference."""
 SEED = 5
 IDENTITIES, IMAGES_EACH = 8, 6
 PATCH = 8
@@ -67,7 +67,7 @@ Numbers = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What one worker saw: numbers of each step by name, and weights before and after all."""
+    """A worker's record: values of each step by name, and weights before and after the training."""
 
     steps: list[Numbers]
     """Loss terms over all workers by name, `centroids` and `statistics`."""
@@ -77,7 +77,7 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Largest absolute differences of a training to that of one worker with the whole batch."""
+    """Largest absolute differences of a training from that of one worker with the whole batch."""
 
     dtype: str
     workers: int
@@ -86,38 +86,64 @@ class Comparison:
     steps: list[dict[str, float]]
     weights: float
     key_biases: float
-    """Not judged."""
+    """Not checked."""
     moved: float
-    """How far the weight that moved most went in the training compared with."""
+    """The largest change of a weight in the reference training."""
     workers_alike: bool
-    """Whether all workers had the same numbers after each step and the same weights."""
+    """Whether all workers had identical values after each step and identical weights."""
 
     @property
     def passed(self) -> bool:
-        """Whether every difference is within the limit; one that is not a number is not."""
-        judged = [self.weights, *(value for step in self.steps for value in step.values())]
-        return self.workers_alike and all(value <= self.limit for value in judged)
+        """Whether every difference is within its limit; NaN is not."""
+        differences = [self.weights, *(value for step in self.steps for value in step.values())]
+        return self.workers_alike and all(value <= self.limit for value in differences)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all trainings, print the comparisons; 1 if one is to pass and does not."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="write the differences to this file")
-    parser.add_argument("--check", action="store_true", help="end with 1 where a limit is missed")
+    """Run all trainings and print the comparisons; with --check, return 1 if one fails."""
+    parser = benchmark_parser(
+        "scaling_equivalence", __doc__, check="exit 1 where a limit is missed"
+    )
     arguments = parser.parse_args(argv)
     comparisons = compare_all()
     for comparison in comparisons:
         print(table(comparison), end="\n\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(found) for found in comparisons], indent=1))
-    return int(arguments.check and not all(found.passed for found in comparisons))
+    write_results(arguments, [asdict(found) for found in comparisons], baseline_tables)
+    return exit_code(
+        arguments,
+        [
+            f"{found.dtype}, {found.workers} workers, micro-batches of {found.micro_batch}"
+            for found in comparisons
+            if not found.passed
+        ],
+    )
+
+
+def baseline_tables(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """`differences`: the largest of all steps, a row per training."""
+    rows = []
+    for found in comparisons:
+        largest = {name: max(step[name] for step in found["steps"]) for name in found["steps"][0]}
+        centroids, statistics = largest.pop("centroids"), largest.pop("statistics")
+        row: Row = {
+            "precision": found["dtype"],
+            "workers": found["workers"],
+            "losses": max(largest.values()),
+            "centroids": centroids,
+            "statistics": statistics,
+            "weights": found["weights"],
+            "key_biases": found["key_biases"],
+            "goal": found["limit"],
+        }
+        rows.append(row | ({"micro_batch": found["micro_batch"]} if found["micro_batch"] else {}))
+    return {"differences": Table(rows=rows, statistic="largest absolute difference")}
 
 
 def compare_all(
     trainings: Mapping[int, Sequence[int | None]] = TRAININGS,
     dtypes: Sequence[torch.dtype] = tuple(LIMITS),
 ) -> list[Comparison]:
-    """Every training but the first one, compared with it, in each precision."""
+    """Compare every training with the first one, in each precision."""
     traces = {workers: traces_of(workers, sizes, dtypes) for workers, sizes in trainings.items()}
     first = next((workers, sizes[0]) for workers, sizes in trainings.items())
     return [
@@ -137,7 +163,7 @@ def compare_all(
 def compare(
     found: Sequence[Trace], expected: Trace, *, dtype: torch.dtype, micro_batch: int | None
 ) -> Comparison:
-    """One training, a trace per worker, beside another's trace."""
+    """Compare a training, with a trace per worker, with the reference trace."""
     first = found[0]
     weights = {name: apart(first.after[name], value) for name, value in expected.after.items()}
     return Comparison(
@@ -175,11 +201,11 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 def traces_of(
     workers: int, micro_batches: Sequence[int | None], dtypes: Sequence[torch.dtype]
 ) -> list[dict[tuple[torch.dtype, int | None], Trace]]:
-    """For each of so many workers the traces of these trainings."""
+    """The traces of these trainings for each of so many workers."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_work, (workers, micro_batches, dtypes, folder), nprocs=workers)
         return [
-            # Of our own processes: a trace is no bare tensor.
+            # Written by our own processes; a trace contains more than tensors.
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False)
             for rank in range(workers)
         ]
@@ -204,7 +230,7 @@ def _work(
 
 
 def trace(dtype: torch.dtype, *, micro_batch: int | None) -> Trace:
-    """An epoch of stage 2 as this worker sees it."""
+    """The trace of an epoch of stage 2 on this worker."""
     model = small_model().to(dtype)
     before = _weights(model)
     steps: list[Numbers] = []
@@ -234,7 +260,7 @@ KEYS = ".in_proj_bias of keys"
 
 
 def _weights(model: MuvaModel) -> Numbers:
-    """Copies of the weights; the attentions' biases of queries, keys and values apart."""
+    """Copies of the weights, with attention biases split into queries, keys and values."""
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         value = parameter.detach().clone()
@@ -247,7 +273,7 @@ def _weights(model: MuvaModel) -> Numbers:
 
 
 def small_model() -> MuvaModel:
-    """Two blocks of width 64 with three parts, random weights."""
+    """A model with two blocks of width 64, three parts and random weights."""
     clip = new_clip(
         token_ids=token_ids_in(prompt_texts(MODEL.parts, PromptConfig())),
         seed=SEED,
@@ -263,9 +289,9 @@ def small_model() -> MuvaModel:
 
 
 class Noise:
-    """Training images of noise around a pattern for each identity, with random part masks.
+    """Training images: noise around a pattern for each identity, with random part masks.
 
-    `benchmarks.phases` has noise that is cheaper, but no image of its own for each index.
+    Unlike the cheaper noise of `benchmarks.phases`, every index has a different image.
     """
 
     def __init__(self, dtype: torch.dtype):
@@ -291,7 +317,7 @@ class Noise:
 
 
 def table(comparison: Comparison) -> str:
-    """A comparison for people: a line per step, and one for the end."""
+    """A comparison as text: a line per step, and one for the end."""
     names = list(comparison.steps[0])
     size = comparison.micro_batch
     what = f"{comparison.workers} worker{'s' if comparison.workers > 1 else ''}" + (

@@ -1,15 +1,13 @@
-"""Images per second of a model in each form: `python -m benchmarks.serving`.
+"""Images per second of a model in each export format: `python -m benchmarks.serving`.
 
-PyTorch, TorchScript and ONNX Runtime, and in half precision, on batches in memory, by turns in one
-process, at the tiny CLIP's size and at ViT-B/16's, with three parts and random weights; medians.
-Then what half precision costs in mAP, on synthetic people: of the tiny CLIP as it is shipped, or of
-`--model`. `--check` exits 1 where a form's features are not PyTorch's.
+PyTorch, TorchScript and ONNX Runtime, also in half precision, on batches in memory, in turns in a
+single process, at the sizes of the tiny CLIP and of ViT-B/16, with three parts and random weights;
+medians. Then the effect of half precision on mAP, on synthetic people, of the shipped tiny CLIP or
+of `--model`. `--check` exits with 1 if a format's features differ from PyTorch's.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,20 +19,28 @@ import torch
 from torch import Tensor
 
 import muva
+from benchmarks.baseline import (
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    per_second,
+    write_results,
+)
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import device_name
 from benchmarks.training import timed
 from muva.config import ModelConfig, PromptConfig
-from muva.model.bundle import Bundle, embedder_of
+from muva.model.bundle import Bundle, bundle_of_model
 from muva.model.clip import build_clip, load_clip
 from muva.model.export import (
-    LEAST_COSINE_IN_HALF,
-    MOST_APART,
+    MAX_DIFFERENCE,
+    MIN_COSINE_HALF,
     SUFFIXES,
     Form,
     RetrievalGraph,
     export,
-    opened,
+    open_exported,
 )
 from muva.model.muva_model import build_model
 from muva.retrieval import evaluate
@@ -51,16 +57,14 @@ SIZES = {
 
 
 def main() -> int:
-    """Measure, print, and compare the features when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if features differ."""
+    parser = benchmark_parser("serving", __doc__, check="exit 1 where features differ")
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
     parser.add_argument("--threads", type=int, default=THREADS, help="of every form")
     parser.add_argument("--model", help="a model's URI, to tell what half precision costs it")
     parser.add_argument("--people", type=int, default=PEOPLE, help="0: leave the mAP out")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where features differ")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = device_name(torch.device("cpu"))
@@ -76,18 +80,14 @@ def main() -> int:
     if arguments.people:
         bundle = muva.load(arguments.model) if arguments.model else shipped_model()
         found["half"] = half_cost(bundle, people=arguments.people)
-        print_half(arguments.model or "the tiny CLIP as it is", found["half"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        print_half(arguments.model or "the tiny CLIP without training", found["half"])
+    write_results(arguments, found, baseline_tables)
     missed = misses(found["sizes"])
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
 
 
 def random_model(config: ModelConfig, *, seed: int = 0) -> Bundle:
-    """A model of this size: random weights are as fast as others."""
+    """A model of this size with random weights, which run at the same speed."""
     size = (config.image_height, config.image_width)
     if config.clip == "tiny":
         clip = load_clip(config.clip, image_size=size, stride=config.stride)
@@ -95,16 +95,16 @@ def random_model(config: ModelConfig, *, seed: int = 0) -> Bundle:
         state = openai_state_dict(random_clip(VIT_B_16), VIT_B_16)
         clip = build_clip(state, image_size=size, stride=config.stride)
     model = build_model(clip, model=config, prompts=PromptConfig(), identities=1, seed=seed)
-    return embedder_of(model.eval(), metadata={})
+    return bundle_of_model(model.eval(), metadata={})
 
 
 def shipped_model() -> Bundle:
-    """The tiny CLIP as a model without parts: the one with weights that have learned something."""
+    """The tiny CLIP as a model without parts, whose weights are trained."""
     return random_model(SIZES["tiny"].model_copy(update={"parts": ()}))
 
 
 def measured(bundle: Bundle, *, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Form -> images per second, and how far its features are from PyTorch's in float32."""
+    """Format -> images per second, and the difference of its features from PyTorch's in float32."""
     size = {"height": bundle.image_height, "width": bundle.image_width}
     people = [
         render("syn-harbour", pid=1 + n, camid=1 + n % 2, index=1, **size).image
@@ -118,7 +118,7 @@ def measured(bundle: Bundle, *, batch: int, rounds: int) -> dict[str, dict[str, 
                 file = Path(folder) / f"{half}{SUFFIXES[form][0]}"
                 export(bundle, file, form=form, model="random", half=half)
                 graph = RetrievalGraph(bundle, half=half)
-                ways[name + HALF * half] = opened(file, form=form, graph=graph)
+                ways[name + HALF * half] = open_exported(file, form=form, graph=graph)
         features = {name: way(pixels) for name, way in ways.items()}
         seconds = timed(
             {name: lambda way=way: way(pixels) for name, way in ways.items()},
@@ -128,7 +128,7 @@ def measured(bundle: Bundle, *, batch: int, rounds: int) -> dict[str, dict[str, 
     expected = features[PYTORCH]
     return {
         name: {
-            "images_per_s": batch / seconds[name],
+            "images_per_s": per_second(batch, seconds[name]),
             "largest_difference": float(np.abs(features[name] - expected).max()),
             "least_cosine": float((features[name] * expected).sum(axis=1).min()),
         }
@@ -141,26 +141,48 @@ def _pytorch(bundle: Bundle) -> Callable[[Tensor], np.ndarray]:
 
 
 def misses(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """The forms whose features are not PyTorch's, in words."""
-    told = []
+    """Descriptions of formats whose features differ from PyTorch's."""
+    missed = []
     for size, forms in found.items():
         for name, of in forms.items():
             if name.endswith(HALF):
-                if of["least_cosine"] < LEAST_COSINE_IN_HALF:
-                    told.append(
+                if of["least_cosine"] < MIN_COSINE_HALF:
+                    missed.append(
                         f"{size}, {name}: a cosine of {of['least_cosine']:.4f}, expected "
-                        f"{LEAST_COSINE_IN_HALF}"
+                        f"{MIN_COSINE_HALF}"
                     )
-            elif of["largest_difference"] > MOST_APART:
-                told.append(
+            elif of["largest_difference"] > MAX_DIFFERENCE:
+                missed.append(
                     f"{size}, {name}: features differ by {of['largest_difference']:.1e}, expected "
-                    f"{MOST_APART}"
+                    f"{MAX_DIFFERENCE}"
                 )
-    return told
+    return missed
+
+
+def baseline_tables(found: Mapping[str, Any]) -> dict[str, Table]:
+    """The name of each size: a row per form; `half`: mAP and rank-1 in both precisions."""
+    tables = {}
+    for size, forms in found["sizes"].items():
+        rows = [
+            {
+                "form": name,
+                "rate": measurement(of["images_per_s"]),
+                "share": of["images_per_s"] / forms[PYTORCH]["images_per_s"],
+                "largest_difference": of["largest_difference"],
+                "least_cosine": of["least_cosine"],
+                "goal": {"least_cosine": MIN_COSINE_HALF}
+                if name.endswith(HALF)
+                else {"largest_difference": MAX_DIFFERENCE},
+            }
+            for name, of in forms.items()
+        ]
+        tables[size] = Table(rows=rows, statistic="medians")
+    half = [{"precision": precision, **of} for precision, of in found.get("half", {}).items()]
+    return {**tables, "half": Table(rows=half)}
 
 
 def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str, dict[str, float]]:
-    """Precision -> mAP and rank-1 of synthetic people whom each camera of a domain saw twice.
+    """Precision -> mAP and rank-1 on synthetic people, seen twice by each camera of a domain.
 
     The half is an exported file, as it is given away.
     """
@@ -180,7 +202,7 @@ def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str,
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = Path(folder) / "half.torchscript"
         export(bundle, file, form="torchscript", model="half", half=True)
-        of_half = opened(file, form="torchscript", graph=RetrievalGraph(bundle, half=True))
+        of_half = open_exported(file, form="torchscript", graph=RetrievalGraph(bundle, half=True))
         batches = [images[first : first + 64] for first in range(0, len(images), 64)]
         features = {
             "float32": bundle.embed(images),
@@ -201,7 +223,7 @@ def half_cost(bundle: Bundle, *, people: int, domain: str = TARGET) -> dict[str,
 
 
 def print_size(size: str, found: Mapping[str, Mapping[str, float]]) -> None:
-    """A size's rows."""
+    """The rows of a model size."""
     plain = found[PYTORCH]["images_per_s"]
     for name, of in found.items():
         print(
@@ -212,7 +234,7 @@ def print_size(size: str, found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_half(model: str, found: Mapping[str, Mapping[str, float]]) -> None:
-    """What half precision costs, for people."""
+    """The effect of half precision as a table."""
     full, half = found["float32"], found["half"]
     print(f"\nOf {model} on {TARGET}, per cent:\n")
     print("| precision | mAP | rank-1 |\n|---|---:|---:|")

@@ -1,4 +1,4 @@
-"""A random CLIP of two layers a tower, with the words of the prompts: what faults are tried on."""
+"""A random CLIP with two layers per tower and the words of the prompts, for fault injection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from muva.model.prompts import prompt_texts
 
 
 def write_small_clip(folder: Path) -> None:
-    """Writes it as a folder that `model.clip` may name: patches of 8 on 64 x 32."""
+    """Write it to a folder that `model.clip` can name: patches of 8 pixels on 64 x 32."""
     texts = prompt_texts(("head", "upper_body", "legs"), ExperimentConfig().prompts)
     clip = new_clip(
         token_ids=token_ids_in(texts),

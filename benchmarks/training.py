@@ -1,15 +1,14 @@
-"""Images per second of stage 2 beside the bare CLIP: `python -m benchmarks.training`.
+"""Images per second of stage 2 compared with the bare CLIP: `python -m benchmarks.training`.
 
-`rates`: ViT-B/16 with random weights at 256 x 128, three parts. The feature pass beside the visual
-tower's forward pass, a step (forward, losses, backward, Adam, memory) beside the tower's forward
-and backward, and a matrix product of the model's, in one process and by turns; medians. Batches are
-small, so that it takes minutes.
-`settings`: the same step with each setting of `Compute`, and with other forms of Adam; on
-processors in a process of its own for its peak memory, which a GPU tells by itself. Without the
-first step, which compiles and allocates.
-`precision`: the demo's tiny model learns from two synthetic domains and is judged on a third, in
-each precision, with the same seed.
-`--check` exits 1 when a goal is missed.
+`rates`: ViT-B/16 with random weights at 256 x 128, three parts. The feature pass is compared with
+the forward pass of the visual tower, a step (forward, losses, backward, Adam, memory) with the
+tower's forward and backward pass, and with a matrix product from the model, in one process and in
+turns; medians. Batches are small, so that it takes minutes. `settings`: the same step with each
+setting of `Compute`, and with other implementations of Adam; on CPUs in a separate process for each
+to measure its peak memory, which a GPU reports itself. The first step, which compiles and
+allocates, is excluded. `precision`: the demo's tiny model is trained on two synthetic domains and
+evaluated on a third, in each precision, with the same seed. `--check` exits with 1 if a goal is
+missed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import dataclasses
 import functools
 import gc
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +32,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from benchmarks.baseline import (
+    DTYPES,
+    Table,
+    benchmark_parser,
+    exit_code,
+    measurement,
+    median_of,
+    per_second,
+    write_results,
+)
 from benchmarks.memory import peak_memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import NoiseImages, best_device, device_name
@@ -42,25 +50,24 @@ from muva.data.artifacts import open_artifact
 from muva.model.clip import build_clip, vision_tower
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
-from muva.training.compute import Compute, computing
+from muva.training.compute import Compute, apply_compute
 from muva.training.images import dataset_centroids
 from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import training_step
 from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import open_session
 from workflows.steps.pipeline import run_pipeline
 
-LEAST_OF_BARE, LEAST_OF_FLOAT32 = 0.88, 3.0
-"""Goals: float32 beside the bare model's rate; bf16 beside our float32."""
+MIN_OF_BARE, MIN_OF_FLOAT32 = 0.88, 3.0
+"""Goals: float32 relative to the bare model's rate; bf16 relative to our float32."""
 WORKS = ("rates", "settings", "precision")
 BATCH, ROUNDS = 16, 3
 IDENTITIES = 64
 PRODUCT = (3072, 768)
-"""Of the first layer of a block's MLP: out and in."""
+"""Output and input width of the first layer of a block's MLP."""
 PRODUCTS = 10
-"""At once: a GPU is done with one before it has been asked for."""
+"""Products per timing: a GPU finishes a single one before the next is launched."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "fp32"},
@@ -83,23 +90,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Adam in a loop": {"adam": "loop"},
     "bf16, again": {},
 }
-"""In bf16 with fused Adam where not said otherwise; the last tells how steady the machine was."""
+"""In bf16 with fused Adam unless noted; the last one shows how stable the machine was."""
 
 TARGET, SOURCES = "syn-station", ["syn-boulevard", "syn-harbour"]
 EPOCHS, PEOPLE = 3, 60
 
 
 def main() -> int:
-    """Measure, print, and compare with the goals when asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure and print; with --check, exit with 1 if a goal is missed."""
+    parser = benchmark_parser("training", __doc__, check="exit 1 when a goal is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each timing")
     parser.add_argument(
         "--settings", nargs="+", choices=list(SETTINGS), help="[all that the device has]"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     parser.add_argument("--one", choices=list(SETTINGS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -124,16 +129,56 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             found["precision"] = precisions(Path(folder))
         print_precisions(found["precision"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.check and missed:
-        print("\nmissed: " + "; ".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    write_results(arguments, found, baseline_tables)
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(found: Mapping[str, Any]) -> dict[str, Table]:
+    """`rates`, `settings`, `precision`: what was measured of them."""
+    graphed = best_device().type == "cuda"
+    rates_ = [
+        ({"run": "steps with `--cuda-graphs`"} if graphed else {})
+        | {
+            "precision": DTYPES[precision],
+            "bare_forward": measurement(of["bare forward"]),
+            "feature_pass": measurement(of["feature pass"]),
+            "feature_ratio": of["feature pass"] / of["bare forward"],
+            "bare_backward": measurement(of["bare forward and backward"]),
+            "step": measurement(of["step"]),
+            "step_ratio": of["step"] / of["bare forward and backward"],
+            "product": measurement(of["product"]),
+            "goal": MIN_OF_BARE if precision == "fp32" else f"{MIN_OF_FLOAT32:g} x float32",
+        }
+        for precision, of in found.get("rates", {}).items()
+    ]
+    settings = found.get("settings", {})
+    settings_ = [
+        {
+            "setting": name.replace("bf16", DTYPES["bf16"]),
+            "steps": measurement(of["steps"]),
+            "ratio": of["steps"] / settings.get("bf16", of)["steps"],
+            "features": measurement(of["features"]),
+            "memory_mb": of["peak_mb"],
+        }
+        for name, of in settings.items()
+    ]
+    precisions_ = [
+        {
+            "precision": DTYPES[precision],
+            "losses": of["losses"],
+            "mean_ap": of["mean_ap"],
+            "rank1": of["rank1"],
+            "memory_pass_s": measurement(of["epoch"]["memory_pass_s"]),
+            "steps_s": measurement(of["epoch"]["steps_s"]),
+        }
+        for precision, of in found.get("precision", {}).items()
+    ]
+    tables = {"rates": rates_, "settings": settings_, "precision": precisions_}
+    return {name: Table(rows=rows, statistic="medians") for name, rows in tables.items()}
 
 
 def settings_here() -> list[str]:
-    """All that this device can show: processors have no graphs, nor fp16 products worth timing."""
+    """The settings that apply to this device: CPUs have neither CUDA graphs nor fast fp16."""
     if best_device().type == "cuda":
         return list(SETTINGS)
     return [
@@ -144,7 +189,7 @@ def settings_here() -> list[str]:
 
 
 class Held:
-    """A batch of noise on the device, so that nothing but the model is timed."""
+    """A batch of noise on the device, so that only the model is timed."""
 
     def __init__(
         self, config: ExperimentConfig, batch: int, grid: tuple[int, int], device: torch.device
@@ -164,7 +209,7 @@ class Held:
 
 
 class Stage2:
-    """The model with all that a step takes."""
+    """The model with everything that a step needs."""
 
     def __init__(self, batch: int, *, adam: str = "fused"):
         self.config = load_recipe("base")
@@ -214,7 +259,7 @@ class Stage2:
 
 
 def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Precision -> way -> images per second; `product` is in 10^9 operations per second."""
+    """Precision -> method -> images per second; `product` is in 10^9 operations per second."""
     ours = Stage2(batch)
     device = ours.device
     bare = vision_tower(_random_clip(ours.config)).to(device).train()
@@ -247,10 +292,10 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
             "bare forward and backward": lambda p=precision: backward(p),
             "step": lambda p=precision: ours.step(p, graphed),
         }
-        with computing(ours.model.image_encoder, graphed):
+        with apply_compute(ours.model.image_encoder, graphed):
             seconds = timed(ways, rounds=rounds, device=device)
         found[precision] = {
-            way: (operations / 1e9 if way == "product" else batch) / spent
+            way: per_second(operations / 1e9 if way == "product" else batch, spent)
             for way, spent in seconds.items()
         }
     return found
@@ -259,7 +304,7 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
 def timed(
     ways: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of each, by turns: what else the machine does hits all alike."""
+    """Median seconds of each, in turns, so that other load affects all equally."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way, work in ways.items():
@@ -268,24 +313,24 @@ def timed(
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if number:  # what a process does once is not what is looked for
+            if number:  # the first round only warms up
                 seconds[way].append(time.perf_counter() - started_at)
-    return {way: statistics.median(spent) for way, spent in seconds.items()}
+    return {way: median_of(spent) for way, spent in seconds.items()}
 
 
 def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The goals that are missed, in words."""
+    """Descriptions of the missed goals."""
     full, half = found["fp32"], found["bf16"]
-    told = [
-        f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {LEAST_OF_BARE}"
+    missed = [
+        f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {MIN_OF_BARE}"
         for ours, bare in _PAIRS.items()
-        if full[ours] < LEAST_OF_BARE * full[bare]
+        if full[ours] < MIN_OF_BARE * full[bare]
     ]
-    return told + [
-        f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {LEAST_OF_FLOAT32:g} "
+    return missed + [
+        f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {MIN_OF_FLOAT32:g} "
         f"(the product alone: {half['product'] / full['product']:.2f})"
         for ours in _PAIRS
-        if half[ours] < LEAST_OF_FLOAT32 * full[ours]
+        if half[ours] < MIN_OF_FLOAT32 * full[ours]
     ]
 
 
@@ -302,10 +347,10 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
     precision = setting.get("precision", "bf16")
     device = stage2.device
     if device.type == "cuda":
-        gc.collect()  # what the setting before has left
+        gc.collect()  # memory of the previous setting
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    with peak_memory_mb() as peak, computing(stage2.model.image_encoder, compute):
+    with peak_memory_mb() as peak, apply_compute(stage2.model.image_encoder, compute):
         started_at = time.perf_counter()
         stage2.step(precision, compute)
         first_s = time.perf_counter() - started_at
@@ -316,14 +361,14 @@ def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
         seconds = timed(ways, rounds=rounds, device=device)
     gpu = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
     return {
-        **{way: batch / spent for way, spent in seconds.items()},
+        **{way: per_second(batch, spent) for way, spent in seconds.items()},
         "first_s": first_s,
         "peak_mb": peak[0] if gpu is None else gpu,
     }
 
 
 def _together(name: str) -> bool:
-    """Whether a setting may share this process: cuBLAS reads once whether to be deterministic."""
+    """Whether a setting can run in this process: cuBLAS reads its determinism setting only once."""
     deterministic = SETTINGS[name].get("compute", Compute()).deterministic
     return best_device().type == "cuda" and not deterministic
 
@@ -340,7 +385,7 @@ def _measured_apart(name: str, batch: int, rounds: int) -> dict[str, float]:
 
 
 def precisions(home: Path) -> dict[str, dict[str, Any]]:
-    """Precision -> the losses of stage 2's epochs, and mAP on a domain that nobody learned from."""
+    """Precision -> the losses of stage 2's epochs, and mAP on an unseen domain."""
     session = dataclasses.replace(open_session(home=home), tracking_uri=None)
     found: dict[str, dict[str, Any]] = {}
     with ray_cluster():
@@ -360,7 +405,7 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
                 "stage2.milestones": [EPOCHS],
             }
             config = with_settings(load_recipe("demo"), settings, where="demo")
-            report = run_pipeline(session, config, workers=Workers())
+            report = run_pipeline(session, config)
             manifest = open_artifact(report.models["muva"]).manifest()
             assert manifest is not None
             history = manifest["summary"]["history"]
@@ -369,7 +414,7 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
                 "mean_ap": report.targets[TARGET]["muva"].mean_ap,
                 "rank1": report.targets[TARGET]["muva"].rank1,
                 "epoch": {
-                    name: statistics.median(epoch[name] for epoch in history)
+                    name: median_of([epoch[name] for epoch in history])
                     for name in ("memory_pass_s", "steps_s", "waiting_s")
                 },
             }
@@ -377,7 +422,7 @@ def precisions(home: Path) -> dict[str, dict[str, Any]]:
 
 
 def print_rates(found: Mapping[str, Mapping[str, float]]) -> None:
-    """The rates of `rates` for people."""
+    """The results of `rates` as a table."""
     print("\n| precision | bare forward | feature pass | ratio | bare forward and backward | step "
           "| ratio | product, 10^9/s |")  # fmt: skip
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
@@ -393,7 +438,7 @@ def print_rates(found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_setting(name: str, found: Mapping[str, Mapping[str, float]]) -> None:
-    """A setting's row; the ratio is to bf16's steps."""
+    """The row of a setting; the ratio is relative to steps in bf16."""
     of, plain = found[name], found.get("bf16", found[name])
     print(
         f"| {name} | {of['steps']:.2f} | {of['steps'] / plain['steps']:.2f} | {of['features']:.2f} "
@@ -403,7 +448,7 @@ def print_setting(name: str, found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_precisions(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """What each precision learned, beside float32."""
+    """The results of each precision compared with float32."""
     full = np.array(found["fp32"]["losses"])
     print(f"\nTiny model, {' + '.join(SOURCES)} -> {TARGET}, {EPOCHS} epochs of each stage\n")
     print("| precision | loss by epoch | furthest from float32 | mAP | rank-1 | memory pass, s | "
@@ -420,7 +465,7 @@ def print_precisions(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _random_clip(config: ExperimentConfig) -> open_clip.CLIP:
-    """ViT-B/16 with random weights: they are as fast as others."""
+    """ViT-B/16 with random weights, which run at the same speed."""
     model = config.model
     return build_clip(
         _random_weights(),

@@ -1,31 +1,23 @@
-"""Does a training survive what clusters do? `python -m benchmarks.training_faults --rounds 20`.
+"""Fault injection for training: `python -m benchmarks.training_faults --rounds 20`.
 
-On a small cluster of three nodes both stages are trained again and again; in each round, a moment
+On a small cluster of three nodes, both stages are trained repeatedly. In each round, at a moment
 after an epoch, both drawn from a fixed seed, a process of the stage, a node or the driver is killed
-with SIGKILL.
-The killed driver is started again, a lost node is replaced. What the stage ends with must be what
-the undisturbed training ended with: bit for bit with one worker, to rounding with two. In the end
-one training is begun by two workers, killed after an epoch, continued by one, killed and ended by
-two, in both stages: its losses must be those of two undisturbed workers, to rounding.
+with SIGKILL. A killed driver is restarted, a lost node is replaced. The stage must end with the
+result of an undisturbed training: bit for bit with one worker, up to rounding with two. Finally, a
+training is started by two workers, killed after an epoch, continued by one, killed and finished by
+two, in both stages: its losses must be those of two undisturbed workers, up to rounding.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,37 +25,40 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
+from benchmarks.baseline import Table, exit_code, write_results
+from benchmarks.fault_injection import (
+    Driver,
+    TooLateError,
+    round_arguments,
+    temporary_folder,
+    wrong_rounds,
+)
 from benchmarks.small_clip import write_small_clip
 from muva.config import load_recipe
 from muva.data.artifacts import Artifact, list_artifacts
-from muva.data.shards import open_dataset
 from muva.data.store import Store
 from workflows.runtime.cluster import ray_cluster
+from workflows.runtime.quirks import nodes_lost_after
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.encoder import encoder_step
+from workflows.steps.encoder import encoder_step, train_encoder
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.prompts import CONTEXTS, prompts_step
+from workflows.steps.prompts import CONTEXTS, learn_prompts, prompts_step
 from workflows.steps.training_inputs import TrainingInputs
 
 KINDS = ("process", "node", "driver")
 STAGES = {"prompts": "stage 1 of", "models": "stage 2 of"}
-"""Kind of artifact -> how a driver's line begins when the stage does."""
-TITLES = {"prompts": ("_learn_share", "_prepare"), "models": ("TrainWorker", "_train_alone")}
-"""Kind of artifact -> what is in the titles of the processes that make it."""
+"""Kind of artifact -> the start of the line that a driver prints when the stage begins."""
+HEALTH_CHECKS = 4
+"""So many missed heartbeats in a row, half a second apart, and a node counts as lost."""
+TITLES = {"prompts": ("learn_share", "compute_centroids"), "models": ("TrainWorker", "run_alone")}
+"""Kind of artifact -> part of the titles of the processes that compute it."""
 WORKERS = (1, 2)
-PATIENCE_S = 240.0
 LATEST, AFTER_S = 0.8, 0.5
-"""Moments: up to so much of the epochs, and up to so many seconds after one."""
+"""Moments of faults: up to this fraction of the epochs, and so many seconds after one."""
 CLOSE = 1e-4
-"""Of losses, relative, and of weights, which move by 1e-2, where two workers add up."""
-HEALTH = {
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-    "health_check_initial_delay_ms": 0,
-}
-"""A node is taken for lost after seconds without a sign of life, not after half a minute."""
+"""Tolerance with two workers: relative for losses, absolute for weights, which change by 1e-2."""
 
 RECIPE = """
 name: faults
@@ -78,74 +73,96 @@ stage2: {{epochs: 5, batch_size: 16, lr: 1.0e-4, warmup_epochs: 0, precision: fp
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One disturbed training and how it ended."""
+    """A training with a fault, and its outcome."""
 
     disturbed: str
     stage: str
     workers: int
     after: int
-    """The epoch behind which it was, 0 while the stage was starting."""
+    """The epoch after which the fault occurred; 0 while the stage was starting."""
     epochs: int
-    """That the stage has."""
+    """Number of epochs of the stage."""
     seconds: float
     apart: float
-    """Largest difference of a weight to the undisturbed training's."""
+    """Largest difference of a weight from the undisturbed training."""
     right: bool
 
 
 def main() -> int:
-    """Run the rounds and print them; with --check 1 where one did not end as it must."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where weights differ")
-    parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    """Run the rounds and print them; with --check, exit with 1 if one has a wrong result."""
+    arguments = round_arguments(
+        "training_faults", __doc__, check="exit 1 where weights differ", driver_words=4
+    )
     if arguments.drive:
         return drive(*arguments.drive)
-    folder = Path(tempfile.mkdtemp(prefix="training-faults-"))
-    try:
+    with temporary_folder("training-faults-") as folder:
         figures = drills(folder, arguments.rounds, arguments.seed)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     rounds, elastic = figures["rounds"], figures["elastic"]
-    good = sum(one["right"] for one in rounds)
-    print(f"\n{good} of {len(rounds)} rounds ended with the right weights")
+    wrong = wrong_rounds(rounds)
+    print(f"\n{len(rounds) - len(wrong)} of {len(rounds)} rounds ended with the right weights")
     for stage, apart in elastic.items():
         print(f"{stage}: 2, then 1, then 2 workers: losses {apart:.1e} from two undisturbed ones")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    wrong = good < len(rounds) or not all(apart <= CLOSE for apart in elastic.values())
-    return int(arguments.check and wrong)
+    write_results(arguments, figures, baseline_tables)
+    too_far = [
+        f"{stage}: losses {apart:.1e} apart, limit {CLOSE:g}"
+        for stage, apart in elastic.items()
+        if not apart <= CLOSE
+    ]
+    return exit_code(arguments, [*wrong, *too_far])
 
 
 def drive(home: str, stage: str, name: str, workers: str) -> int:
-    """One stage of a training, as `muva train` does it; a process of its own, to be killed."""
+    """Train one stage as `muva train` does, in a process that can be killed."""
     session, config = _session(Path(home)), load_recipe(Path(home) / "faults.yaml")
     sources = [_named(session.store, "datasets", source) for source in config.sources]
     labels = [_named(session.store, "labels", source) for source in config.sources]
     inputs = TrainingInputs.of(config, sources=sources, labels=labels)
-    contents = [open_dataset(source).fingerprint for source in sources]
     processes = Workers(count=int(workers), cpus_each=1)
     with ray_cluster():
-        # The second stage's rounds have the prompts of the undisturbed training.
+        # Rounds of stage 2 use the prompts of the undisturbed training.
         of = name if stage == "prompts" else _undisturbed(1)
-        prompts = prompts_step(session, inputs, {}, contents, processes, name=of)
+        step = prompts_step(session, inputs, name=of)
+        prompts = learn_prompts(session, step, inputs, processes).artifact
         if stage == "models":
-            encoder_step(session, inputs, {}, prompts, processes, name=name)
+            step = encoder_step(session, inputs, prompts, name=name)
+            train_encoder(session, step, inputs, prompts, processes)
     return 0
 
 
+def baseline_tables(figures: dict[str, Any]) -> dict[str, Table]:
+    """`rounds`: how many of each kind and stage there were with 1 and 2 workers, and their time."""
+    rows = []
+    for kind, (number, stage) in itertools.product(KINDS, enumerate(STAGES, start=1)):
+        alike = [r for r in figures["rounds"] if (r["disturbed"], r["stage"]) == (kind, stage)]
+        if not alike:
+            continue
+        seconds = [one["seconds"] for one in alike]
+        rows.append(
+            {
+                "killed": "driver, started again" if kind == "driver" else kind,
+                "stage": number,
+                "rounds": [sum(r["workers"] == workers for r in alike) for workers in WORKERS],
+                "seconds": {"least": min(seconds), "most": max(seconds)},
+                "largest_difference": max(one["apart"] for one in alike),
+                "goal": "weights of the undisturbed training",
+            }
+        )
+    return {"rounds": Table(rows=rows)}
+
+
 def drills(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
-    """The rounds, then the training with changing numbers of workers."""
+    """Run the rounds, then the training with changing numbers of workers."""
     from ray.cluster_utils import Cluster
 
     store, rng = _prepare(folder), np.random.default_rng(seed)
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
+        initialize_head=True, head_node_args={"num_cpus": 0, **nodes_lost_after(HEALTH_CHECKS)}
     )
-    start = partial(Driver, str(cluster.address), str(folder))
+
+    def start(stage: str, name: str, workers: int) -> Driver:
+        words = (str(folder), stage, name, str(workers))
+        return Driver("training_faults", str(cluster.address), *words)
+
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         for stage, workers in itertools.product(STAGES, WORKERS):
@@ -182,14 +199,14 @@ def _round(
     store: Store,
     rng: np.random.Generator,
 ) -> Round:
-    """A stage during which one thing of a kind is killed; another try where it ended before."""
+    """Run a stage and kill a process, node or driver; repeat if it ended too early."""
     undisturbed = _named(store, stage, _undisturbed(workers))
     epochs = len(_losses(undisturbed))
     after = int(rng.uniform(0, LATEST) * epochs)
     began_at = time.monotonic()
     driver = start(stage, name, workers)
     try:
-        driver.await_stage(stage)
+        driver.wait_for(lambda: _has_begun(stage, driver))
         driver.wait_for(lambda: _epochs(store, stage, name) >= after)
         time.sleep(float(rng.uniform(0, AFTER_S)))
         driver.wait_for(lambda: kind != "process" or _kill_process(stage, nodes, rng))
@@ -217,72 +234,15 @@ def _round(
     )
 
 
-class TooLateError(Exception):
-    """The driver was done before it was disturbed."""
-
-
-class Driver:
-    """A driver in a process group of its own, whose words are kept."""
-
-    def __init__(self, address: str, folder: str, stage: str, name: str, workers: int) -> None:
-        words = (folder, stage, name, str(workers))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.training_faults", "--drive", *words],
-            env={**os.environ, "RAY_ADDRESS": address},
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._said: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        self._said.extend(self._process.stderr)
-
-    def said(self) -> str:
-        """All that it wrote for people so far."""
-        return "".join(self._said)
-
-    def await_stage(self, stage: str) -> None:
-        """Returns when it says that the stage begins."""
-        self.wait_for(
-            lambda: any(
-                line.startswith(STAGES[stage]) and line.rstrip().endswith("…")
-                for line in list(self._said)
-            )
-        )
-
-    def wait_for(self, condition: Callable[[], object]) -> None:
-        """Returns when the condition holds; TooLateError when the driver has ended well before."""
-        ends_at = time.monotonic() + PATIENCE_S
-        while not condition():
-            if self._process.poll() == 0:
-                raise TooLateError
-            if self._process.poll() is not None or time.monotonic() > ends_at:
-                raise RuntimeError(f"the driver could not be disturbed: {self.said()[-3000:]}")
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        """SIGKILL, to all its processes."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def finish(self) -> None:
-        """Waits for its end; RuntimeError when it fails or does not come to one."""
-        try:
-            code = self._process.wait(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            code = f"no end within {PATIENCE_S:.0f} s"
-        if code:
-            raise RuntimeError(f"the driver failed ({code}): {self.said()[-3000:]}")
+def _has_begun(stage: str, driver: Driver) -> bool:
+    """Whether the driver has reported that the stage begins."""
+    return any(
+        line.startswith(STAGES[stage]) and line.rstrip().endswith("…") for line in driver.lines()
+    )
 
 
 def _elastic(start: Callable[..., Driver], store: Store, stage: str) -> float:
-    """Two workers, killed after an epoch, one, killed again, two: how far losses are apart."""
+    """Train with two workers, then one, then two, killed in between; the difference of losses."""
     name = f"elastic-{stage}"
     for workers in (2, 1):
         driver = start(stage, name, workers)
@@ -301,7 +261,7 @@ def _losses(made: Artifact) -> list[float]:
 
 
 def _epochs(store: Store, stage: str, name: str) -> int:
-    """The epoch of the newest state of a stage."""
+    """The epoch of a stage's latest checkpoint."""
     states = [
         int(key.split("/")[-2])
         for key in store.list(f"{stage}/{name}-")
@@ -311,7 +271,7 @@ def _epochs(store: Store, stage: str, name: str) -> int:
 
 
 def _kill_process(stage: str, nodes: Sequence[Any], rng: np.random.Generator) -> bool:
-    """Kills one of the stage's processes, if there is one."""
+    """Kill one of the stage's processes, if there is one."""
     pids = sorted(_processes(stage, nodes))
     with contextlib.suppress(ProcessLookupError, ValueError):
         os.kill(int(rng.choice(pids)), signal.SIGKILL)
@@ -320,7 +280,7 @@ def _kill_process(stage: str, nodes: Sequence[Any], rng: np.random.Generator) ->
 
 
 def _processes(stage: str, nodes: Sequence[Any]) -> Iterator[int]:
-    """The processes that these nodes started for the stage's work."""
+    """The processes of the stage on these nodes."""
     raylets = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", [])}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
@@ -343,14 +303,14 @@ def _apart(expected: Artifact, found: Artifact) -> float:
 
 
 def _prepare(folder: Path) -> Store:
-    """The recipe, its CLIP, data sets and pseudo-labels."""
+    """Prepare the recipe, its CLIP, data sets and pseudo-labels."""
     write_small_clip(folder / "clip")
     (folder / "faults.yaml").write_text(RECIPE.format(clip=folder / "clip"))
     session, config = _session(folder), load_recipe(folder / "faults.yaml")
     assert config.grounding is not None
     with ray_cluster():
-        for done in datasets_of(session, config.sources, config.synthetic).values():
-            ground(session, done.artifact, config.grounding)
+        imported = datasets_of(session, config.sources, config.synthetic)
+        ground(session, [done.artifact for done in imported.values()], config.grounding)
     return session.store
 
 

@@ -1,15 +1,14 @@
-"""What a search over settings costs and gains: `python -m benchmarks.tuning`.
+"""Cost and gain of a search over settings: `python -m benchmarks.tuning`.
 
-reuse: the space of masks, its trials' steps against every trial on its own, from images to figures.
-concurrency: the same trials, half of the cores each, one after the other and two at once; and one
-after the other with all cores each, which is what one would do else.
-study: a search on synthetic sources, its best trial trained anew with other seeds beside the
-default, on the held-out sources and, only then, on a target that nothing before has opened.
+reuse: the time that trials in the mask space save by sharing steps, from images to results.
+concurrency: the same trials with half of the cores each, one after the other and two at once; and
+one after the other with all cores each, which is the alternative. study: a search on synthetic
+sources; its best trial is retrained with other seeds and compared with the default, on the held-out
+sources and, only at the end, on a target that was not used before.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -22,6 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baseline import (
+    Row,
+    Table,
+    benchmark_parser,
+    exit_code,
+    mean_of,
+    measurement,
+    write_results,
+)
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, list_artifacts
 from tracking.names import experiment_name
@@ -32,23 +40,29 @@ from workflows.session import Session, open_session
 from workflows.steps.evaluate import evaluate_on
 from workflows.steps.ground import ground
 from workflows.steps.import_data import datasets_of
-from workflows.steps.train import train
+from workflows.steps.train import declare_training, train
 from workflows.tuning.search import search
 from workflows.tuning.study import best_of, find_study, reuse
-from workflows.tuning.trial import Reached, TrialInputs, grounding_key, run_trial, trial_config
+from workflows.tuning.trial import (
+    TrialInputs,
+    TrialProgress,
+    grounding_key,
+    run_trial,
+    trial_config,
+)
 
 WORKS = ("reuse", "concurrency", "study")
-LEAST_SAVED = 0.6
-"""Of the space of masks' compute, by reuse."""
-MOST_OF_SEQUENTIAL = 0.6
-"""Two trials at once on two cores, in units of the same trials one after the other."""
+MIN_SAVED = 0.6
+"""Goal: fraction of the mask space's compute saved by reuse."""
+MAX_OF_SEQUENTIAL = 0.6
+"""Goal: time of two concurrent trials relative to the same trials one after the other."""
 OWN_KINDS = ("prompts", "models", "features", "metrics")
-"""What a trial makes; data and labels it is given."""
+"""The artifacts that a trial makes; data and labels exist already."""
 
 
 def main() -> int:
-    """Measure, then print; with --check 1 where a bound is missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Measure, then print; with --check, exit with 1 if a goal is missed."""
+    parser = benchmark_parser("tuning", __doc__, check="exit 1 where a bound is missed")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--space", default="all", help="that the study searches")
@@ -59,9 +73,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4, help="of both stages")
     parser.add_argument("--folds", type=int, default=2, help="that the study holds out")
     parser.add_argument("--seeds", type=int, default=3, help="of the default and the best trial")
-    parser.add_argument("--home", type=Path, help="kept, to go on from there [a new folder]")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a bound is missed")
+    parser.add_argument("--home", type=Path, help="kept; the next run resumes [a new folder]")
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe)
     sizes = {
@@ -94,30 +106,64 @@ def main() -> int:
                 studied = with_settings(config, changes, where=arguments.recipe)
                 figures["study"] = measured_study(home / "study", studied, seeds=arguments.seeds)
     print(json.dumps(figures, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, baseline_tables)
     missed = missing(figures)
-    if arguments.check and missed:
-        print("\n".join(missed), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments, missed)
+
+
+def baseline_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
+    """`reuse`, `concurrency`, `study`: what was measured of them."""
+    reuse_, study_ = [], []
+    if reused := figures.get("reuse"):
+        reuse_.append(
+            {
+                "trials": reused["trials"],
+                "together_s": measurement(reused["spent_s"]),
+                "alone_s": measurement(reused["alone_s"]),
+                "saved": reused["saved"],
+                "goal": MIN_SAVED,
+            }
+        )
+    concurrency = []
+    if timed := figures.get("concurrency"):
+        seconds = timed["seconds"]
+        names = {
+            "sequential": "one after the other, a core each",
+            "two at once": "two at once, a core each",
+            "sequential, all cores each": "one after the other, all cores each",
+        }
+        for way, name in names.items():
+            row: Row = {"way": name, "seconds": measurement(seconds[way])}
+            if way == "two at once":
+                row |= {"share": timed["of_sequential"], "goal": MAX_OF_SEQUENTIAL}
+            concurrency.append(row)
+    if studied := figures.get("study"):
+        for key, name in (("held_out", "held-out sources"), ("target", "target")):
+            of = studied[key]
+            study_.append(
+                {"evaluated_on": name}
+                | {one: measurement(mean_of(of[one]["by_seed"])) for one in ("default", "best")}
+                | {"difference": of["gain"]}
+            )
+    tables = {"reuse": reuse_, "concurrency": concurrency, "study": study_}
+    return {name: Table(rows=rows) for name, rows in tables.items()}
 
 
 def missing(figures: Mapping[str, Any]) -> list[str]:
-    """The bounds that the figures miss, in words."""
-    told = []
+    """Descriptions of the missed goals."""
+    missed = []
     saved = figures.get("reuse", {}).get("saved", 1.0)
-    if saved < LEAST_SAVED:
-        told.append(f"reuse saves {saved:.2f} of the compute, expected {LEAST_SAVED}")
+    if saved < MIN_SAVED:
+        missed.append(f"reuse saves {saved:.2f} of the compute, expected {MIN_SAVED}")
     share = figures.get("concurrency", {}).get("of_sequential", 0.0)
-    if share > MOST_OF_SEQUENTIAL:
-        told.append(f"two at once take {share:.2f} of the time, expected {MOST_OF_SEQUENTIAL}")
-    return told
+    if share > MAX_OF_SEQUENTIAL:
+        missed.append(f"two at once take {share:.2f} of the time, expected {MAX_OF_SEQUENTIAL}")
+    return missed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Sources with their pseudo-labels, in a home of their own."""
+    """Sources with their pseudo-labels, in a separate home folder."""
 
     session: Session
     config: ExperimentConfig
@@ -125,7 +171,7 @@ class Sources:
     labels: list[Artifact]
 
     def search(self, workers: Workers, **changes: Any) -> dict[str, Any]:
-        """The summary of a search with these settings of it."""
+        """The summary of a search with these settings."""
         changed = {f"tune.{key}": value for key, value in changes.items()}
         config = with_settings(self.config, changed, where=self.config.name)
         done = search(
@@ -133,13 +179,13 @@ class Sources:
         )
         return done.summary
 
-    def trial(self, params: Mapping[str, Any], *, seeds: int) -> Reached:
+    def trial(self, params: Mapping[str, Any], *, seeds: int) -> TrialProgress:
         """A trial by itself, in this process."""
         settings = self.config.tune
         assert settings is not None
         grounding = trial_config(self.config, settings, params).grounding
         assert grounding is not None
-        labels = [ground(self.session, source, grounding).artifact for source in self.sources]
+        labels = [done.artifact for done in ground(self.session, self.sources, grounding)]
         inputs = TrialInputs(
             session=dataclasses.replace(self.session, tracking_uri=None),
             config=self.config.model_copy(update={"targets": (), "tune": None}),
@@ -147,7 +193,7 @@ class Sources:
             labels={grounding_key(grounding): tuple(labels)},
             workers=Workers(),
         )
-        reached: list[Reached] = []
+        reached: list[TrialProgress] = []
         seeded = settings.model_copy(update={"seeds": seeds})
         run_trial(params, inputs=inputs, settings=seeded, report=reached.append)
         return reached[-1]
@@ -158,14 +204,14 @@ def prepared(home: Path, config: ExperimentConfig) -> Sources:
     session = open_session(home=home, experiment=experiment_name(f"{config.name}-tuning"))
     sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
     assert config.grounding is not None
-    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    labels = [done.artifact for done in ground(session, sources, config.grounding)]
     return Sources(session=session, config=config, sources=sources, labels=labels)
 
 
 def measured_reuse(home: Path, config: ExperimentConfig, *, trials: int) -> dict[str, Any]:
-    """What the space of masks' trials share, by the seconds that the steps' manifests tell.
+    """The time saved by sharing steps in the mask space, from the seconds in the manifests.
 
-    One trial is also run in a home of its own, which shows what a trial alone takes in fact.
+    One trial is also run in a separate home folder, which gives the real time of a single trial.
     """
     place = prepared(home, config)
     began_at = time.monotonic()
@@ -194,9 +240,9 @@ def measured_reuse(home: Path, config: ExperimentConfig, *, trials: int) -> dict
 def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -> dict[str, Any]:
     """The seconds of the same trials one after the other and two at once.
 
-    They differ in what stage 2 learns by, so all but the prompts is each trial's own. What starts a
-    search, processes and prompts, takes as long whether one or two wait for it. `a_model_s`: what a
-    trial's training took, which tells how much trials on neighbouring cores slow each other.
+    They differ only in settings of stage 2, so they share just the prompts. The start of a search,
+    its processes and the prompts, takes equally long for one or two trials. `a_model_s` is the time
+    of a trial's training, which shows how much trials on neighbouring cores slow each other down.
     """
     cores = cpus()
     half = max(1, cores // 2)
@@ -207,7 +253,7 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
         "sequential, all cores each": (1, cores),
     }
     seconds, a_model_s = {}, {}
-    for name, (at_once, cores_each) in ways.items():
+    for name, (concurrency, cores_each) in ways.items():
         place = prepared(home / name.replace(" ", "-").replace(",", ""), config)
         workers = Workers(cpus_each=cores_each)
         say(f"{name}: {trials} trials, {workers.cpus_each} cores each")
@@ -218,7 +264,7 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
             search="grid",
             trials=trials,
             folds=1,
-            concurrent_trials=at_once,
+            concurrent_trials=concurrency,
         )
         seconds[name] = round(time.monotonic() - began_at, 1)
         made = [model.manifest() for model in list_artifacts(place.session.store, "models")]
@@ -236,10 +282,10 @@ def measured_concurrency(home: Path, config: ExperimentConfig, *, trials: int) -
 
 
 def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[str, Any]:
-    """What the best of a search gains on the default, on held-out sources and on the target.
+    """The gain of a search's best trial over the default, on held-out sources and on the target.
 
-    Both are trained anew with seeds that the search did not use, for its best value is the best of
-    many; on the target with all sources and a trial's epochs.
+    Both are retrained with seeds that the search did not use, because its best value is a maximum
+    over many trials; for the target, on all sources with the epochs of a trial.
     """
     place = prepared(home, config)
     began_at = time.monotonic()
@@ -255,7 +301,7 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
         held_out[name] = again.trial(params, seeds=seeds).by_seed
     for name, params in (("default", {}), ("best", best["params"])):
         say(f"{name}: {seeds} seeds on {', '.join(config.targets)}")
-        on_target[name] = _judged_on_targets(again, params, seeds=seeds)
+        on_target[name] = _scores_on_targets(again, params, seeds=seeds)
     return {
         "trials": len(summary["trials"]),
         "states": {
@@ -270,8 +316,8 @@ def measured_study(home: Path, config: ExperimentConfig, *, seeds: int) -> dict[
     }
 
 
-def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int) -> list[float]:
-    """Mean mAP over the targets, of each seed: learned on all sources."""
+def _scores_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int) -> list[float]:
+    """Mean mAP over the targets for each seed, trained on all sources."""
     settings = place.config.tune
     assert settings is not None
     session = place.session
@@ -281,26 +327,26 @@ def _judged_on_targets(place: Sources, params: Mapping[str, Any], *, seeds: int)
         config = trial_config(place.config, settings, params)
         config = config.model_copy(update={"seed": config.seed + seed})
         assert config.grounding is not None
-        labels = [ground(session, s, config.grounding).artifact for s in place.sources]
-        trained = train(
+        labels = [done.artifact for done in ground(session, place.sources, config.grounding)]
+        training = declare_training(
             session,
             config,
             sources=place.sources,
             labels=labels if config.model.parts else None,
-            workers=Workers(),
             name="tuned" if params else "default",
         )
+        trained = train(session, training, Workers())
         found = [
             evaluate_on(session, trained.model.uri, one.artifact, config, name="tuning")
             for one in targets
         ]
-        values.append(statistics.fmean(one.mean_ap for one in found))
+        values.append(statistics.fmean(one.scores.mean_ap for one in found))
     return values
 
 
 def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Means, deviations between seeds, and the gain of the best on the default; fractions."""
-    told: dict[str, Any] = {
+    """Means, deviations between seeds, and the gain of the best over the default, as fractions."""
+    scores: dict[str, Any] = {
         name: {
             "mean_ap": round(statistics.fmean(one), 4),
             "deviation": round(statistics.stdev(one), 4) if len(one) > 1 else None,
@@ -308,8 +354,8 @@ def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         }
         for name, one in values.items()
     }
-    told["gain"] = round(told["best"]["mean_ap"] - told["default"]["mean_ap"], 4)
-    return told
+    scores["gain"] = round(scores["best"]["mean_ap"] - scores["default"]["mean_ap"], 4)
+    return scores
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""How well a CLIP as it is tells synthetic people apart: `python -m benchmarks.zero_shot`.
+"""Zero-shot re-identification of synthetic people by CLIP: `python -m benchmarks.zero_shot`.
 
-Measures the tiny CLIP, or any CLIP that `model.clip` takes, on people that the tiny one has not
-seen: its projected class token, across cameras.
+Evaluates the projected class token of the tiny CLIP, or of any CLIP that `model.clip` accepts,
+across cameras, on people that the tiny CLIP has not seen.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 
+from benchmarks.baseline import Table, benchmark_parser, write_results
 from muva.model.clip import load_clip
 from muva.pretraining.clip import HEIGHT, PEOPLE, WIDTH, unseen_people, zero_shot
 from muva.synthetic import DOMAINS, PRETRAINING
@@ -19,11 +19,10 @@ from muva.synthetic import DOMAINS, PRETRAINING
 
 def main() -> None:
     """Print one row per domain."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = benchmark_parser("zero_shot", __doc__)
     parser.add_argument("--clip", default="tiny", help="as the setting model.clip")
     parser.add_argument("--stride", type=int, default=8, help="as the setting model.stride")
     parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=list(DOMAINS))
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -37,8 +36,17 @@ def main() -> None:
         )
         figures[domain] = {"rank1": result.cmc[1], "mean_ap": result.mean_ap}
         print(f"| {domain} | {100 * result.cmc[1]:.1f} | {100 * result.mean_ap:.1f} |", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_results(arguments, figures, partial(baseline_tables, clip=arguments.clip))
+
+
+def baseline_tables(figures: Mapping[str, Mapping[str, float]], *, clip: str) -> dict[str, Table]:
+    """The CLIP's name: a row per domain."""
+    note = "new people of a domain it was trained on"
+    rows = [
+        {"domain": domain, **of} | ({"note": note} if domain in PRETRAINING else {})
+        for domain, of in sorted(figures.items(), key=lambda item: item[0] in PRETRAINING)
+    ]
+    return {clip: Table(rows=rows)}
 
 
 if __name__ == "__main__":

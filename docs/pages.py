@@ -1,7 +1,7 @@
-"""Pages of the site that lie elsewhere in the repository, and the reference made of docstrings.
+"""Adds pages from elsewhere in the repository to the site, and a reference made of docstrings.
 
-A hook of MkDocs. Links are written for the repository, where they work as they are; here those to
-pages of the site are turned to it, and those to other files become their names.
+A hook of MkDocs. Links in the pages are written for the repository. Here, links to pages of the
+site are rewritten, and links to other files are replaced by their text.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "benchmarks.md",
 }
-"""File of the repository -> page of the site; more by `_elsewhere`."""
+"""File of the repository -> page of the site; `_elsewhere` adds more."""
 REFERENCE = "reference"
 _LINK = re.compile(r"(?P<words>!?\[[^\]]*\])\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def _elsewhere() -> dict[str, str]:
-    """All files of the repository that are pages of the site, but those in docs/."""
+    """All files of the repository outside docs/ that are pages of the site."""
     pages = dict(ELSEWHERE)
     for file in sorted((ROOT / "clusters").rglob("*.md")):
         place = file.relative_to(ROOT).as_posix()
@@ -41,7 +42,7 @@ def _elsewhere() -> dict[str, str]:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds them."""
+    """Adds these files and the reference to the site."""
     for source, page in _elsewhere().items():
         files.append(
             File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8"))
@@ -54,7 +55,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_nav(nav: Navigation, *, config: MkDocsConfig, files: Files) -> Navigation:
-    """Puts notes and the reference behind the pages that mkdocs.yml names."""
+    """Appends the notes and the reference to the pages that mkdocs.yml names."""
     named = {page.file.src_uri for page in nav.pages}
     for title, folder in (("Notes", "notes/"), ("Reference", REFERENCE)):
         pages = [
@@ -69,7 +70,7 @@ def on_nav(nav: Navigation, *, config: MkDocsConfig, files: Files) -> Navigation
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns the links of a page to where their targets are in the site."""
+    """Rewrites the links of a page to the places of their targets in the site."""
     pages = _elsewhere()
     origin = {there: source for source, there in pages.items()}
     here = origin.get(page.file.src_uri, f"docs/{page.file.src_uri}")

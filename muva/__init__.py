@@ -1,6 +1,6 @@
 """MUVA: domain-generalised person re-identification with multi-grained prompts.
 
-`muva.load(uri).embed(images)` gives features that compare people across cameras.
+`muva.load(uri).embed(images)` returns features for comparing people across cameras.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "load":  # imported on first use: it brings torch, which takes seconds
+    if name == "load":  # imported on first use, because importing torch takes seconds
         from muva.models import load
 
         return load

@@ -1,4 +1,7 @@
-"""Models by address: bundles in a store, in a folder, or a CLIP as it is."""
+"""Finds, loads and stores model bundles, in an artifact store or in a folder.
+
+Importing torch and open_clip takes seconds, so only what loads or stores weights imports them.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +9,64 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from muva.data import formats
 from muva.data.artifacts import Artifact, find_artifact, open_artifact
 from muva.data.store import Store
 from muva.errors import MuvaError
-from muva.model.bundle import (
-    BUNDLE_FORMAT,
-    DESCRIPTION,
-    Bundle,
-    load_bundle,
-    parse_description,
-    save_bundle,
-)
-from muva.model.muva_model import MuvaModel
+from muva.model.bundle_description import DESCRIPTION, parse_description
+
+if TYPE_CHECKING:
+    from muva.model.bundle import Bundle
+    from muva.model.muva_model import MuvaModel
 
 BUNDLE = "bundle"
 """The bundle's folder within a model artifact."""
 
 IMPORTED = "imported"
-"""Key in a bundle's metadata: which file of another program it was made from."""
+"""Key in a bundle's metadata: the file of another program that the model was imported from."""
 
 
 def load(uri: str | Path) -> Bundle:
-    """Opens a trained model: `load(uri).embed(images)`.
+    """Load a trained model: `load(uri).embed(images)`.
 
-    `uri` is a bundle's folder, or a model artifact: `<store>/models/<name>-<fingerprint>`, the
-    store being a folder or `s3://bucket/prefix`. Raises `MuvaError` when there is no finished
-    model, or a damaged one.
+    Args:
+        uri: the folder of a bundle, or a model artifact, `<store>/models/<name>-<fingerprint>`,
+            whose store is a folder or `s3://bucket/prefix`.
+
+    Raises:
+        MuvaError: there is no finished model at this address, or it is damaged.
     """
+    from muva.model.bundle import load_bundle
+
     if (Path(uri) / DESCRIPTION).is_file():
         return load_bundle(Path(uri))
     artifact = open_artifact(str(uri))
     if artifact.kind != "models":
-        raise MuvaError(f"{artifact.uri}: expected a model, found one of the {artifact.kind}")
+        raise MuvaError(
+            f"{artifact.uri}: expected a model, found an artifact of kind {artifact.kind}"
+        )
     _check_finished(artifact)
     with local_copy(artifact, BUNDLE) as folder:
         try:
             return load_bundle(folder)
-        except MuvaError as error:  # which names the copy
+        except MuvaError as error:  # its message names the local copy
             raise MuvaError(f"{artifact.uri}: {str(error).replace(f'{folder}', BUNDLE)}") from error
 
 
 def find_model(store: Store, reference: str) -> Artifact:
-    """The model that a person means: by its URI, or by its name or address in this store."""
+    """Find a model by its URI, or by its name or address in this store."""
     if reference.count("/") > 1:
         return open_artifact(reference)
     return find_artifact(store, "models", reference)
 
 
-def described(artifact: Artifact) -> Mapping[str, Any]:
-    """What a finished model's bundle says of itself: settings, sizes, origin; no weights are read.
+def model_description(artifact: Artifact) -> Mapping[str, Any]:
+    """The description of a finished model: settings, sizes and provenance, without its weights.
 
-    Raises MuvaError when there is no finished model, or a damaged one.
+    Raises:
+        MuvaError: there is no finished model, or it is damaged.
     """
     _check_finished(artifact)
     stored = artifact.store.read(artifact.key(BUNDLE, DESCRIPTION))
@@ -66,7 +74,9 @@ def described(artifact: Artifact) -> Mapping[str, Any]:
 
 
 def store_bundle(artifact: Artifact, model: MuvaModel, *, metadata: Mapping[str, Any]) -> None:
-    """Writes a model's bundle into its artifact; committing is left to the caller."""
+    """Write a model's bundle into its artifact, which the caller then commits."""
+    from muva.model.bundle import save_bundle
+
     with tempfile.TemporaryDirectory() as folder:
         save_bundle(model, Path(folder), metadata=metadata)
         for file in sorted(Path(folder).iterdir()):
@@ -75,7 +85,7 @@ def store_bundle(artifact: Artifact, model: MuvaModel, *, metadata: Mapping[str,
 
 @contextmanager
 def local_copy(artifact: Artifact, folder: str) -> Iterator[Path]:
-    """A folder of an artifact as a local folder of links, for the length of the block."""
+    """A local folder of links to an artifact's folder, inside the `with` block."""
     prefix = artifact.key(folder) + "/"
     with tempfile.TemporaryDirectory() as copy:
         for key in artifact.store.list(prefix):
@@ -84,8 +94,8 @@ def local_copy(artifact: Artifact, folder: str) -> Iterator[Path]:
 
 
 def _check_finished(artifact: Artifact) -> None:
-    if artifact.manifest(format_version=BUNDLE_FORMAT) is None:
+    if artifact.manifest(format_version=formats.BUNDLE) is None:
         raise MuvaError(
             f"{artifact.uri}: there is no finished model. If its training was interrupted, the "
-            "same command goes on with it"
+            "same command resumes it"
         )

@@ -1,4 +1,4 @@
-"""The field's protocols by name, each a list of rows, and the results that were published for them.
+"""The evaluation protocols of the field by name, and the results published for them.
 
 Li, Gong, Zhang, "Multi-Grained Vision-Language Alignment for Domain Generalised Person
 Re-Identification", IET Computer Vision 20(1), 2026, tables 1 to 3, with the methods it compares.
@@ -15,15 +15,15 @@ from pathlib import Path
 from muva.errors import SettingsError, closest
 
 FOUR = ("market1501", "dukemtmc", "msmt17", "cuhk03np-detected")
-"""Of which the paper learns from some and recognises in others."""
+"""The paper trains on some of these data sets and evaluates on the others."""
 CLASSICAL_SOURCES = ("market1501", "dukemtmc", "cuhk02", "cuhk03-detected", "cuhksysu")
 CLASSICAL_TARGETS = ("prid2011", "grid", "viper", "ilids")
 
 PROTOCOLS = {
-    "single-source": "learn from one data set, recognise in each other one",
-    "leave-one-out": "learn from all data sets but one, recognise in that one",
-    "classical": "learn from all images of five data sets, recognise in four, of ten splits each",
-    "same-domain": "learn from a data set's training people, recognise its test people",
+    "single-source": "train on one data set, evaluate on each of the others",
+    "leave-one-out": "train on all data sets but one, evaluate on that one",
+    "classical": "train on all images of five data sets, evaluate on four, with ten splits each",
+    "same-domain": "train on a data set's training people, evaluate on its test people",
 }
 
 _PUBLISHED = Path(__file__).with_name("published.json")
@@ -36,7 +36,7 @@ _TABLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One training, and where it is judged."""
+    """One training and the targets that it is evaluated on."""
 
     protocol: str
     sources: tuple[str, ...]
@@ -44,7 +44,7 @@ class Row:
 
     @property
     def settings(self) -> dict[str, object]:
-        """Dotted settings of an experiment that make this row of it."""
+        """The dotted settings that turn an experiment into this row."""
         settings: dict[str, object] = {"sources": list(self.sources), "targets": list(self.targets)}
         if self.protocol == "classical":
             settings["train_on"] = "all"
@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published result, as fractions; None where it was not given."""
+    """A published result, as fractions; None for a metric that was not published."""
 
     sources: tuple[str, ...]
     target: str
@@ -72,10 +72,12 @@ def rows(
     without: Collection[str] = (),
     domains: Sequence[str] = FOUR,
 ) -> list[Row]:
-    """A protocol's trainings: of this source, for this target, without some data sets.
+    """The rows of a protocol: with this source, with this target, and without some data sets.
 
-    `domains` stand for the paper's four. Raises SettingsError for an unknown protocol, and for
-    choices that leave nothing.
+    `domains` replace the paper's four data sets.
+
+    Raises:
+        SettingsError: the protocol is unknown, or no row is left.
     """
     if protocol not in PROTOCOLS:
         raise SettingsError(f"protocol {protocol!r} is unknown; {closest(protocol, PROTOCOLS)}")
@@ -104,7 +106,8 @@ def rows(
             f"{what} {name}" for what, name in (("source", source), ("target", target)) if name
         )
         raise SettingsError(
-            f"protocol {protocol}: no row has {wanted or 'anything left'}; its data sets are "
+            f"protocol {protocol}: no row {f'has {wanted}' if wanted else 'is left'}; its data "
+            f"sets are "
             f"{', '.join(every) or 'none'}"
         )
     return fitting
@@ -112,14 +115,14 @@ def rows(
 
 @functools.cache
 def short_names() -> dict[str, str]:
-    """Data set -> its short name in the paper's tables: market1501 is MA."""
+    """Data set -> its abbreviation in the paper's tables, for example MA for market1501."""
     tables = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
     return {name: short for short, name in tables["datasets"].items()}
 
 
 @functools.cache
 def published() -> tuple[Published, ...]:
-    """All results of the paper's tables."""
+    """All results in the paper's tables."""
     tables = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
     names: dict[str, str] = tables["datasets"]
     found = []
@@ -143,6 +146,6 @@ def published() -> tuple[Published, ...]:
 
 
 def published_for(sources: Collection[str], target: str) -> list[Published]:
-    """What was published for a training on these sources and this target."""
+    """The published results of trainings on exactly these sources, on this target."""
     wanted = tuple(sorted(sources))
     return [found for found in published() if (found.sources, found.target) == (wanted, target)]

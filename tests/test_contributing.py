@@ -1,27 +1,43 @@
 """What CONTRIBUTING.md tells people to write works as written."""
 
+import dataclasses
 import importlib.util
 import io
+import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from muva.config import PHRASES, GroundingConfig
+from muva.data.artifacts import Artifact
 from muva.data.benchmarks import READERS, read_tree
 from muva.data.benchmarks.benchmark import counts_differ
+from muva.data.records import Record
+from muva.data.shards import write_shards
+from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.grounding.expert import GroundingImage
 from muva.grounding.experts import EXPERTS, ExpertInfo, choose_expert
+from workflows.cli import muva as muva_command
 from workflows.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ("CONTRIBUTING.md", "clusters/README.md", "docs/mlflow.md", "docs/using-the-model.md")
+GUIDES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "clusters/README.md",
+    "docs/getting-started.md",
+    "docs/mlflow.md",
+    "docs/using-the-model.md",
+)
 
 
 @pytest.fixture
@@ -95,15 +111,88 @@ def test_the_example_of_a_loss_equals_a_naive_loop(example: ModuleType) -> None:
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("example", ["muva/training/sampler.py"], indirect=True)
+def test_the_example_of_a_draw_depends_on_seed_and_epoch_alone(example: ModuleType) -> None:
+    first, again, later = (
+        example.erasing_draws(50, 64, probability=0.3, seed=0, epoch=epoch) for epoch in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, later)
+    assert (first >= 0).all()
+    assert (first <= 1).all()
+    erased = first.any(axis=-1)
+    assert erased.mean() == pytest.approx(0.3, abs=0.05)
+    x0, y0, x1, y1 = np.moveaxis(first[erased], -1, 0)
+    assert (x0 < x1).all()
+    assert (y0 < y1).all()
+
+
+@pytest.mark.parametrize("example", ["muva/data/training_images.py"], indirect=True)
+def test_the_example_of_an_augmentation_equals_a_naive_loop(example: ModuleType) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 4, 3), dtype=np.uint8)
+    untouched = pixels.copy()
+    erased = example.erase_boxes(pixels, np.array([[0.25, 0.5, 0.75, 1.0], [0, 0, 0, 0]]))
+    for y in range(8):
+        for x in range(4):
+            inside = 1 <= x < 3 and y >= 4
+            expected = pixels[0].mean(axis=(0, 1)).astype(np.uint8) if inside else pixels[0, y, x]
+            assert np.array_equal(erased[0, y, x], expected)
+    assert np.array_equal(erased[1], pixels[1])
+    assert np.array_equal(pixels, untouched)
+
+
+@pytest.mark.parametrize("example", ["muva/retrieval/scores.py"], indirect=True)
+def test_the_example_of_a_metric_leaves_out_queries_without_a_match(example: ModuleType) -> None:
+    ranks = [3, 0, 1, 8, 0, 2]
+    valid = sorted(rank for rank in ranks if rank)
+    expected = (valid[len(valid) // 2 - 1] + valid[len(valid) // 2]) / 2
+    assert example.median_first_rank(np.array(ranks)) == expected
+
+
+@pytest.mark.parametrize("example", ["workflows/verbs/cameras.py"], indirect=True)
+def test_the_example_of_a_verb_counts_the_images_of_each_camera(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "workflows.verbs.cameras", example)
+    monkeypatch.setitem(VERBS, "cameras", "How many images each camera took")
+    encoded = io.BytesIO()
+    Image.fromarray(np.zeros((8, 4, 3), np.uint8)).save(encoded, format="PNG")
+    cameras = [1, 1, 2, 3]
+    records = [
+        Record(
+            domain="mine",
+            image_id=f"{number}.png",
+            split="train",
+            pid=number,
+            camid=camid,
+            source=encoded.getvalue(),
+        )
+        for number, camid in enumerate(cameras)
+    ]
+    artifact = Artifact(open_store(str(tmp_path / "store")), "datasets", "mine", "0" * 16)
+    summary = dataclasses.asdict(write_shards(records, artifact=artifact))
+    artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
+    words = ["cameras", "mine", "--home", str(tmp_path), "--json"]
+    answer = CliRunner().invoke(muva_command, words)
+    assert answer.exit_code == 0, answer.output
+    counted = {row["camid"]: row["images"] for row in json.loads(answer.stdout)}
+    assert counted == Counter(cameras)
+    assert "cameras" in CliRunner().invoke(muva_command, ["--help"]).output
+
+
 @pytest.mark.parametrize("guide", GUIDES)
 def test_the_verbs_targets_and_files_that_a_guide_names_exist(guide: str) -> None:
     text = (ROOT / guide).read_text()
     commands = re.findall(r"(?:^|`)muva ([a-z]+)\b", text, re.MULTILINE)
     assert commands
-    assert set(commands) <= set(VERBS)
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)\b", text, re.MULTILINE)) <= set(targets)
-    written = {"muva/data/benchmarks/sensereid.py", "muva/grounding/experts/bands.py"}
+    assert set(commands) - {"cameras"} <= set(VERBS)  # that one is the example of a verb
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)\b", text, re.MULTILINE)) <= set(targets)
+    written = {
+        "muva/data/benchmarks/sensereid.py",
+        "muva/grounding/experts/bands.py",
+        "workflows/verbs/cameras.py",
+    }
     paths = set(
         re.findall(r"`((?:muva|workflows|tracking|tests|clusters|docs)/[a-z0-9_./-]*)`", text)
     )

@@ -54,7 +54,7 @@ def test_rows_are_chosen_by_source_and_target_and_do_without_a_data_set():
     [
         ("single-sauce", {}, "'single-sauce' is unknown; closest: single-source"),
         ("single-source", {"source": "viper"}, "no row has source viper; its data sets are cuhk03"),
-        ("leave-one-out", {"without": FOUR}, "no row has anything left"),
+        ("leave-one-out", {"without": FOUR}, "no row is left; its data sets are"),
     ],
 )
 def test_choices_that_leave_nothing_are_refused(protocol, choice, message):
@@ -74,7 +74,7 @@ def test_every_row_makes_an_experiment(protocol):
 
 def test_test_people_are_never_learned_from():
     settings = {"sources": ["grid"], "targets": ["grid"], "same_domain": True, "train_on": "all"}
-    with pytest.raises(SettingsError, match="its test people would be learned from"):
+    with pytest.raises(SettingsError, match="its test people would be used for training"):
         with_settings(load_recipe("base"), settings, where="test")
 
 

@@ -67,7 +67,7 @@ def test_no_server_of_ours_listens_beyond_this_machine() -> None:
 def test_no_key_leads_out_of_the_store(key: str, tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for use in (store.read, store.delete, store.path, lambda k: store.write(k, b"")):
-        with pytest.raises(MuvaError, match="is no key"):
+        with pytest.raises(MuvaError, match="is not a key"):
             use(key)
 
 

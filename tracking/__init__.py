@@ -1,9 +1,9 @@
-"""What MLflow sees: runs, names, pictures."""
+"""Everything that is written to MLflow: runs, metrics, pictures and models."""
 
 import os
 
-# Before mlflow is first imported: it would send usage statistics to its makers otherwise. Whoever
-# wants to sets the variable to false.
+# Set before mlflow is first imported, which would otherwise send usage statistics to its makers. To
+# allow that, set the variable to false.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# It prints a link behind each run to standard output, which is for results.
+# MLflow would print a link after each run to standard output, which is reserved for results.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -1,7 +1,7 @@
-"""Where MLflow keeps runs: a SQLite file, a database server, or a tracking server.
+"""The tracking URI of MLflow: a SQLite file, a database server, or a tracking server.
 
-The driver alone creates a SQLite database: its first start migrates the schema, and a second writer
-in that moment fails.
+Only the driver creates a SQLite database: the first connection migrates its schema, and a second
+writer at that moment fails.
 """
 
 from __future__ import annotations
@@ -21,42 +21,26 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from muva.errors import MuvaError, SettingsError
+from muva.errors import MuvaError
 from tracking.redaction import redact
+from tracking.uris import absolute_uri, sqlite_file
 
 _LONGEST_REASON = 300
 _SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
-"""How long a tracking server may take to say that it is there."""
+"""Timeout of the health check of a tracking server, in seconds."""
 _ASKED_EVERY_S = 2.0
 
 
-def absolute_uri(tracking_uri: str) -> str:
-    """The address such that it means the same in any folder.
+def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
+    """A client of a server that responds, or of a database; a SQLite database is created.
+
+    within_s: how long to wait for a server that does not respond.
 
     Raises:
-        MuvaError: not a database or a server.
-    """
-    scheme = tracking_uri.split(":", 1)[0].split("+", 1)[0]
-    if scheme in {"http", "https", "postgresql", "mysql", "mssql"}:
-        return tracking_uri
-    file = sqlite_file(tracking_uri)
-    if file is None:
-        raise SettingsError(
-            f"Tracking address {redact(tracking_uri)}: expected sqlite:///FILE, a server's "
-            "http://HOST:PORT, or a database's postgresql://...; MLflow keeps no runs in plain "
-            "folders any more."
-        )
-    return f"sqlite:///{file}"
-
-
-def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
-    """The client of a server that answers, or of a database, created when it is SQLite.
-
-    within_s: how long a server may take until it answers.
+        MuvaError: the server does not respond, or the database cannot be opened.
     """
     if tracking_uri.startswith("http"):
         _await_answer(tracking_uri, within_s)
@@ -72,16 +56,16 @@ def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
         reason = str(error).splitlines()[0]
         raise MuvaError(
             f"MLflow's database {redact(tracking_uri)} cannot be opened: {redact(reason)}. "
-            "Expected one of this MLflow version that can be written to; name another with "
-            "--tracking-uri, or bring an older one up to date with `mlflow db upgrade`."
+            "Expected a writable database of this MLflow version: set another one with "
+            "--tracking-uri, or migrate an older one with `mlflow db upgrade`."
         ) from error
 
 
 def check_reachable(tracking_uri: str) -> None:
-    """Asks without changing anything: no experiment, no database is made.
+    """Check the tracking URI without creating an experiment or a database.
 
     Raises:
-        MuvaError: nothing answers there, or the place cannot be written to.
+        MuvaError: the server does not respond, or the database is not writable.
     """
     uri = absolute_uri(tracking_uri)
     file = sqlite_file(uri)
@@ -89,7 +73,7 @@ def check_reachable(tracking_uri: str) -> None:
         place = file if file.exists() else next(p for p in file.parents if p.exists())
         if not os.access(place, os.W_OK):
             raise MuvaError(
-                f"MLflow's database {file}: {place} cannot be written to. Name another place with "
+                f"MLflow's database {file}: {place} is not writable. Set another location with "
                 "--tracking-uri"
             )
         return
@@ -103,28 +87,29 @@ def check_reachable(tracking_uri: str) -> None:
                 return
         except ImportError as error:
             raise MuvaError(
-                f"MLflow's database {redact(uri)}: {error}. Install its driver, or put `mlflow "
-                "server` before it"
+                f"MLflow's database {redact(uri)}: {error}. Install the database driver, or run "
+                "`mlflow server` in front of it"
             ) from error
 
 
 def attached_client(tracking_uri: str) -> MlflowClient:
-    """The client of what a driver has reached before; creates nothing.
+    """A client of a server or database that the driver has already opened; creates nothing.
 
     Raises:
-        MuvaError: the SQLite database is not there.
+        MuvaError: the SQLite database does not exist.
     """
     file = sqlite_file(tracking_uri)
     if file is not None and not file.exists():
         raise MuvaError(
-            f"MLflow's database {file} is not there. The driver creates it; a process on another "
-            "machine cannot see it: on a cluster, use a server (--tracking-uri http://HOST:PORT)."
+            f"MLflow's database {file} does not exist. The driver creates it, but a process on "
+            "another machine cannot access it: on a cluster, use a tracking server "
+            "(--tracking-uri http://HOST:PORT)."
         )
     return _client(tracking_uri)
 
 
 def artifact_location(tracking_uri: str, experiment: str) -> str | None:
-    """Beside a SQLite database; elsewhere the server decides."""
+    """An experiment's artifact location, next to a SQLite database; None: the server decides."""
     file = sqlite_file(tracking_uri)
     if file is None:
         return None
@@ -132,24 +117,16 @@ def artifact_location(tracking_uri: str, experiment: str) -> str | None:
     return (file.parent / "mlartifacts" / folder).as_uri()
 
 
-def sqlite_file(tracking_uri: str) -> Path | None:
-    """The database's file, or None when the address is not SQLite's."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    file = make_url(tracking_uri).database
-    return Path(file).absolute() if file else None
-
-
 @contextmanager
 def failures_explained(tracking_uri: str) -> Iterator[None]:
-    """What goes wrong at MLflow's end within the block, as a MuvaError."""
+    """Turn MLflow's and the database's exceptions inside the block into a MuvaError."""
     with _explained(tracking_uri, MlflowException, SQLAlchemyError):
         yield
 
 
 @contextmanager
 def uploads_explained(tracking_uri: str) -> Iterator[None]:
-    """The same where files go to MLflow: a refusal or a full disk comes as an OSError then."""
+    """Like `failures_explained` for uploads, which can also raise OSError, as on a full disk."""
     with _explained(tracking_uri, MlflowException, SQLAlchemyError, OSError):
         yield
 
@@ -162,22 +139,22 @@ def _explained(tracking_uri: str, *kinds: type[Exception]) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MuvaError(
             f"MLflow at {redact(tracking_uri)} failed: {redact(reason)[:_LONGEST_REASON]}. "
-            "Expected an MLflow server or database that goes on answering. What was finished is "
-            "kept; the same command goes on from there."
+            "Expected the MLflow server or database to keep responding. Finished work is kept; run "
+            "the same command again to resume."
         ) from error
 
 
 def _check_file(file: Path) -> None:
-    """Raises OSError for what cannot be a database: MLflow itself tries for minutes."""
+    """Raises OSError if the file cannot be a database: MLflow itself would retry for minutes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as database:
         database.seek(0)
         if database.read(len(_SQLITE_HEADER)) not in (b"", _SQLITE_HEADER):
-            raise OSError("the file is no SQLite database")
+            raise OSError("the file is not a SQLite database")
 
 
 def _check_database(tracking_uri: str) -> None:
-    """Connects once: MLflow itself tries for minutes."""
+    """Connect once: MLflow itself would retry for minutes."""
     engine = create_engine(tracking_uri)
     try:
         engine.connect().close()
@@ -187,41 +164,43 @@ def _check_database(tracking_uri: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _client(tracking_uri: str) -> MlflowClient:
-    # The first start of a database is told in dozens of migrations otherwise.
+    # Otherwise the first connection to a database logs dozens of migrations.
     for chatty in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=tracking_uri)
 
 
 def _await_answer(server: str, within_s: float) -> None:
-    ends_at, told = time.monotonic() + within_s, False
+    ends_at, warned = time.monotonic() + within_s, False
     while True:
         try:
             return _check_answer(server)
         except MuvaError as silence:
             if time.monotonic() >= ends_at:
                 raise
-            if not told:
-                told = True
+            if not warned:
+                warned = True
                 logging.getLogger(__name__).warning(
-                    "Waiting %.0f s at most for MLflow's server: %s", within_s, silence
+                    "Waiting up to %.0f s for the MLflow server: %s", within_s, silence
                 )
             time.sleep(_ASKED_EVERY_S)
 
 
 def _check_answer(server: str) -> None:
-    """Asks once: MLflow's own client retries for minutes before it gives up."""
+    """Check once: MLflow's own client would retry for minutes."""
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in {"1", "true"}:
         return
-    address = re.sub(r"//[^/@]*@", "//", server.rstrip("/"))  # no route takes credentials so
+    address = re.sub(
+        r"//[^/@]*@", "//", server.rstrip("/")
+    )  # urllib does not accept credentials in a URL
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=_ANSWER_S):
             return
     except urllib.error.HTTPError:
-        return  # a server, though one that wants more than this question holds
+        return  # the server responds, though it may require authentication
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise MuvaError(
-            f"No MLflow server answers at {redact(server)} ({reason}). Start one with `muva ui` or "
-            "`mlflow server`, or name another place for the runs with --tracking-uri."
+            f"No MLflow server responds at {redact(server)} ({reason}). Start one with `muva ui` "
+            "or `mlflow server`, or set another tracking URI with --tracking-uri."
         ) from error

@@ -1,4 +1,4 @@
-"""The Markdown that MLflow shows on top of a run: what it is, its numbers, how to do it again."""
+"""The Markdown descriptions of runs in MLflow: summary, results and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ def describe(
 ) -> str:
     """A run's description.
 
-    results: row (a method) -> column (a metric's key) -> fraction; facts: name -> value, shown as
-    a list; command: what reproduces the run. A Ray job that the process runs in is named too.
+    Args:
+        results: row (a method) -> column (a metric's key) -> fraction.
+        facts: name -> value, shown as a list.
+        command: the command that reproduces the run.
+
+    If the process runs in a Ray job, the description names the job.
     """
     paragraphs = [summary]
     if results:
@@ -42,14 +46,14 @@ def pipeline_description(
             row = methods.setdefault(method, {})
             row |= {f"{target}/mAP": mean_ap, f"{target}/rank-1": rank1}
     return describe(
-        "Recognition of people in camera networks that no training has seen, per cent.",
+        "Re-identification in camera networks not seen in training, in per cent.",
         results=methods,
         command=command,
     )
 
 
 def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table in per cent, the best of each column in bold; a missing value is a dash."""
+    """A Markdown table in per cent: the best of each column is bold, a missing value is a dash."""
     columns = list(dict.fromkeys(column for row in results.values() for column in row))
     best = {
         column: max(row[column] for row in results.values() if column in row) for column in columns

@@ -1,4 +1,4 @@
-"""A picture of where images of several domains lie, one panel for each model."""
+"""A scatter plot of the images of several domains, with one panel for each model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKERS = "os^DvPX*"
 def domain_plot(
     panels: Mapping[str, tuple[Sequence[str], np.ndarray]], *, title: str = "Domains by t-SNE"
 ) -> Figure:
-    """Panel's name -> domain of each image, and places (images, 2) in 0 to 1."""
+    """Plot panels: name -> the domain of each image, and coordinates (images, 2) from 0 to 1."""
     figure = Figure(figsize=(4.6 * len(panels), 4.9), layout="constrained")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         for number, (name, (domains, places)) in enumerate(panels.items()):

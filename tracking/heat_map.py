@@ -1,4 +1,4 @@
-"""A table of fractions as a picture: sources against targets, cameras against cameras."""
+"""Heat maps of fractions: sources by targets, or cameras by cameras."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 _CELL_INCHES = 0.75
 _LEFT_INCHES, _TOP_INCHES = 3.4, 2.6
 _SHORT = 3
-"""Letters of a name that stand below a cell without being turned."""
-_MOST_NUMBERED = 16
-"""Columns up to which each cell's number has room."""
+"""Longest name, in letters, that fits below a cell without rotation."""
+_MAX_NUMBERED = 16
+"""Largest number of columns for which cells are wide enough to show their value."""
 
 
 def heat_map(
@@ -26,29 +26,32 @@ def heat_map(
     columns: str,
     order: Sequence[str] = (),
 ) -> Figure:
-    """(row, column) -> fraction, in per cent; `rows` and `columns` say what these are.
+    """Draw (row, column) -> fraction, in per cent; `rows` and `columns` label the axes.
 
-    Rows and columns stand as in `order`, the others after these as they come; what has no value
-    stays empty.
+    Rows and columns are in the given `order`, followed by the others in order of appearance. Cells
+    without a value stay empty.
     """
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
 
     down, across = (
-        [*(name for name in order if name in there), *(name for name in there if name not in order)]
-        for there in (dict.fromkeys(key[axis] for key in values) for axis in (0, 1))
+        [
+            *(name for name in order if name in names_on_axis),
+            *(name for name in names_on_axis if name not in order),
+        ]
+        for names_on_axis in (dict.fromkeys(key[axis] for key in values) for axis in (0, 1))
     )
     table = np.full((len(down), len(across)), np.nan)
     for (row, column), value in values.items():
         table[down.index(row), across.index(column)] = 100 * value
-    cell = _CELL_INCHES if len(across) <= _MOST_NUMBERED else _CELL_INCHES / 2
+    cell = _CELL_INCHES if len(across) <= _MAX_NUMBERED else _CELL_INCHES / 2
     size = (_LEFT_INCHES + cell * len(across), _TOP_INCHES + cell * len(down))
     figure = Figure(figsize=size, layout="constrained")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         axes = figure.add_subplot()
         axes.imshow(table, cmap="YlGnBu", vmin=0, vmax=100, aspect="auto")
-        if len(across) <= _MOST_NUMBERED:
+        if len(across) <= _MAX_NUMBERED:
             for (row, column), value in np.ndenumerate(table):
                 if not np.isnan(value):
                     colour = "white" if value > 55 else INK

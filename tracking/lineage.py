@@ -1,7 +1,8 @@
-"""What a run used and made: data sets as its inputs, models as MLflow's logged models.
+"""The lineage of runs: data sets as inputs, and models as MLflow's logged models.
 
-A model artifact has one logged model, found again by its address whoever asks; what is measured on
-a data set is tied to both, so `search_logged_models` ranks models by a target's mAP.
+Each model artifact has one logged model, which is found by the artifact's address. Metrics are
+linked to the model and the data set, so `search_logged_models` can rank models by the mAP on a
+target.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ MODEL_TYPE = "muva"
 _CONTEXT_TAG = "mlflow.data.context"
 
 Context = Literal["training", "evaluation", "held out"]
-"""What a data set was used for; MLflow shows it beside the name."""
+"""What a data set was used for; MLflow shows it next to the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UsedDataset:
-    """A data set as a run's input."""
+    """A data set that is an input of a run."""
 
     name: str
     fingerprint: str
-    """Of its rows; at most 36 characters."""
+    """A hash of its rows, at most 36 characters."""
     uri: str = field(repr=False)
     counts: Mapping[str, Mapping[str, int]]
     """Split -> images, identities, cameras."""
 
     def as_input(self, context: Context) -> DatasetInput:
-        """In MLflow's terms."""
+        """Convert to MLflow's DatasetInput."""
         columns = ["image_id", "pid", "camid", "split", "image"]
         dataset = MlflowDataset(
             name=self.name,
@@ -59,17 +60,17 @@ class UsedDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class UsedModel:
-    """A model artifact, as MLflow shall know it."""
+    """A model artifact to be recorded as a logged model."""
 
     name: str
     address: str
-    """The artifact's, or `clip:NAME`."""
+    """The address of the artifact, or `clip:NAME`."""
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def logged_model(client: MlflowClient, address: str) -> LoggedModel | None:
-    """The logged model of an artifact, in whichever experiment it is."""
+    """Find the logged model of an artifact in any experiment; None if there is none."""
     experiments = [found.experiment_id for found in client.search_experiments()]
     found = client.search_logged_models(
         experiments, filter_string=f"tags.`{ARTIFACT_TAG}` = '{address}'"
@@ -80,13 +81,13 @@ def logged_model(client: MlflowClient, address: str) -> LoggedModel | None:
 def log_model(
     client: MlflowClient, model: UsedModel, *, experiment_id: str, run_id: str, made: bool
 ) -> str:
-    """The id of the model's logged model, made where there is none; the run's output, or input.
+    """Link a run to a model's logged model, which is created if needed; returns its id.
 
-    `made`: by this run.
+    The model becomes an output of the run if the run `made` it, otherwise an input.
     """
-    there = logged_model(client, model.address)
-    if there is None:
-        there = client.create_logged_model(
+    existing = logged_model(client, model.address)
+    if existing is None:
+        existing = client.create_logged_model(
             experiment_id,
             name=model.name,
             source_run_id=run_id if made else None,
@@ -94,11 +95,11 @@ def log_model(
             params={name: redact(value) for name, value in model.params.items()},
             model_type=MODEL_TYPE,
         )
-        client.finalize_logged_model(there.model_id, "READY")
+        client.finalize_logged_model(existing.model_id, "READY")
     if not made:
-        client.log_inputs(run_id, models=[LoggedModelInput(there.model_id)])
-        return there.model_id
+        client.log_inputs(run_id, models=[LoggedModelInput(existing.model_id)])
+        return existing.model_id
     outputs = client.get_run(run_id).outputs
-    if outputs is None or there.model_id not in [one.model_id for one in outputs.model_outputs]:
-        client.log_outputs(run_id, [LoggedModelOutput(there.model_id, 0)])
-    return there.model_id
+    if outputs is None or existing.model_id not in [one.model_id for one in outputs.model_outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(existing.model_id, 0)])
+    return existing.model_id

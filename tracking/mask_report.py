@@ -1,4 +1,4 @@
-"""The page on part labels, one file of HTML: what they hold, how usual it is, what to look at."""
+"""The HTML report on part pseudo-labels: statistics, plausibility, and images to inspect."""
 
 from __future__ import annotations
 
@@ -12,74 +12,74 @@ from typing import Any
 from PIL import Image
 
 Quartiles = tuple[float, float, float]
-"""First, second (the median) and third."""
+"""First quartile, median and third quartile."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartFigures:
-    """One part of the body over the data set; shares are 0 to 1."""
+class PartStatistics:
+    """Statistics of a body part over the data set; shares are fractions from 0 to 1."""
 
     part: str
     found: float
     found_by_camera: Mapping[int, float]
     area: Quartiles | None
-    """Share of the image that its boxes cover; None where none was found."""
+    """Fraction of the image covered by its boxes; None if it was never found."""
     centre_x: Quartiles | None
     centre_y: Quartiles | None
     disordered: float
-    """Share of images in which it is on the wrong side of another part."""
+    """Fraction of images in which it is on the wrong side of another part."""
     whole_image: float
-    """Share of its boxes that cover more than 95 % of the image."""
+    """Fraction of its boxes that cover more than 95 % of the image."""
     confidence: float | None
-    """Median of the expert's scores, of geometry's where it gave none."""
+    """Median of the expert's scores, or of geometric confidences if it gives none."""
     agreement: Mapping[str, Any] | None
-    """With the other label set: both, only_first, only_second, median_iou, half."""
+    """Agreement with the other label set: both, only_first, only_second, median_iou, half."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverlapFigures:
-    """Two parts of the same image."""
+class OverlapStatistics:
+    """Overlap of two parts of the same image."""
 
     parts: tuple[str, str]
     median_iou: float | None
     duplicates: float
-    """Share of pairs that have one and the same box."""
+    """Fraction of pairs with the same box."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outlier:
-    """An image worth a look."""
+    """An image to inspect."""
 
     image_id: str
     part: str
-    """The least trusted one."""
+    """The part with the lowest confidence."""
     confidence: float
     why: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskFigures:
-    """What is known of a label set without ground truth."""
+class MaskStatistics:
+    """Statistics of a label set that need no ground truth."""
 
     dataset: str
     labels: str
-    """Its address."""
+    """The address of the label set."""
     against: str | None
-    """The other label set's."""
+    """The address of the other label set."""
     config: Mapping[str, Any]
     images: int
     failed: int
-    """Of them, those that were set aside."""
+    """How many of the images are quarantined."""
     reasons: Mapping[str, str]
-    """Of some of these: image -> why."""
+    """Reasons for some of the quarantined images: image -> reason."""
     without_any: float
-    """Share of images in which no part was found."""
-    parts: Sequence[PartFigures]
-    overlaps: Sequence[OverlapFigures]
+    """Fraction of images in which no part was found."""
+    parts: Sequence[PartStatistics]
+    overlaps: Sequence[OverlapStatistics]
     outliers: Sequence[Outlier]
 
     def metrics(self) -> dict[str, float]:
-        """The figures that runs are compared by."""
+        """The metrics by which runs can be compared."""
         values: dict[str, float] = {"images": self.images, "failed": self.failed}
         for part in self.parts:
             values[f"found/{part.part}"] = part.found
@@ -91,14 +91,14 @@ class MaskFigures:
         return values
 
 
-def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> str:
-    """The page. `pictures`: overlays, least-trusted, distributions."""
+def mask_report(statistics: MaskStatistics, pictures: Mapping[str, Image.Image]) -> str:
+    """The HTML page; `pictures` has the keys overlays, least-trusted and distributions."""
     sections = [
-        f"<h1>Part labels of {escape(figures.dataset)}</h1>",
-        _facts(figures),
+        f"<h1>Part labels of {escape(statistics.dataset)}</h1>",
+        _facts(statistics),
         "<h2>Found</h2>",
         _table(
-            ["part", "found", "area", "middle x", "middle y", "out of order", "whole image"],
+            ["part", "found", "area", "centre x", "centre y", "out of order", "whole image"],
             [
                 [
                     part.part,
@@ -109,41 +109,41 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
                     _share(part.disordered),
                     _share(part.whole_image),
                 ]
-                for part in figures.parts
+                for part in statistics.parts
             ],
-            note="Area and middle: median, quartiles in brackets, per cent of the image. Out of "
-            "order: the head should be above the upper body, that above the legs.",
+            note="Area and centre: median with quartiles in brackets, in per cent of the image. "
+            "Out of order: the head should be above the upper body, and that above the legs.",
         ),
-        _picture(pictures["distributions"], "Distributions of area and height by part"),
-        *_aside(figures),
-        *_cameras(figures),
+        _picture(pictures["distributions"], "Distributions of area and vertical position by part"),
+        *_quarantined(statistics),
+        *_cameras(statistics),
         "<h2>Overlap</h2>",
         _table(
-            ["parts", "median IoU", "the same box"],
+            ["parts", "median IoU", "identical boxes"],
             [
                 [
                     " and ".join(pair.parts),
                     "" if pair.median_iou is None else f"{pair.median_iou:.2f}",
                     _share(pair.duplicates),
                 ]
-                for pair in figures.overlaps
+                for pair in statistics.overlaps
             ],
         ),
-        *_agreement(figures),
-        "<h2>Some images</h2>",
-        _picture(pictures["overlays"], "Images chosen at random under their labels"),
-        "<h2>The least trusted</h2>",
+        *_agreement(statistics),
+        "<h2>Sample images</h2>",
+        _picture(pictures["overlays"], "Randomly chosen images with their labels"),
+        "<h2>Lowest confidence</h2>",
         f"<p>{_TRUST}</p>",
         _picture(pictures["least-trusted"], "Images with the lowest confidence"),
         _table(
-            ["image", "part", "confidence", "why"],
+            ["image", "part", "confidence", "reason"],
             [
                 [one.image_id, one.part, f"{one.confidence:.2f}", one.why]
-                for one in figures.outliers
+                for one in statistics.outliers
             ],
         ),
     ]
-    title = escape(f"Part labels of {figures.dataset}")
+    title = escape(f"Part labels of {statistics.dataset}")
     body = "\n".join(sections)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -153,9 +153,9 @@ def mask_report(figures: MaskFigures, pictures: Mapping[str, Image.Image]) -> st
 
 
 _TRUST = (
-    "Confidence tells how usual a box's size, shape and place are in this data set, one half at "
-    "three robust deviations; it is halved for parts out of order and for parts that share a box. "
-    "It finds what is odd, which is not always wrong."
+    "Confidence measures how typical a box's size, shape and position are in this data set: it is "
+    "one half at three robust deviations, and halved again for parts out of order and for parts "
+    "that share a box. It finds unusual boxes, which are not always wrong."
 )
 
 _STYLE = """
@@ -173,39 +173,39 @@ dt{color:#52606d}dd{margin:0;overflow-wrap:anywhere}
 """
 
 
-def _facts(figures: MaskFigures) -> str:
+def _facts(statistics: MaskStatistics) -> str:
     facts = {
-        "labels": figures.labels,
-        "made by": ", ".join(f"{k} {_plain(v)}" for k, v in figures.config.items()),
-        "images": f"{figures.images}, of which {figures.failed} could not be looked at; "
-        f"{_share(figures.without_any)} have no part at all",
+        "labels": statistics.labels,
+        "made by": ", ".join(f"{k} {_plain(v)}" for k, v in statistics.config.items()),
+        "images": f"{statistics.images}, of which {statistics.failed} could not be processed; "
+        f"{_share(statistics.without_any)} have no part",
     }
-    if figures.against:
-        facts["compared with"] = figures.against
+    if statistics.against:
+        facts["compared with"] = statistics.against
     entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f"<dl>{entries}</dl>"
 
 
-def _aside(figures: MaskFigures) -> list[str]:
-    if not figures.reasons:
+def _quarantined(statistics: MaskStatistics) -> list[str]:
+    if not statistics.reasons:
         return []
-    rows = [[image_id, reason] for image_id, reason in figures.reasons.items()]
-    return ["<h2>Set aside</h2>", _table(["image", "why"], rows)]
+    rows = [[image_id, reason] for image_id, reason in statistics.reasons.items()]
+    return ["<h2>Quarantined images</h2>", _table(["image", "reason"], rows)]
 
 
-def _cameras(figures: MaskFigures) -> list[str]:
-    cameras = sorted(figures.parts[0].found_by_camera)
+def _cameras(statistics: MaskStatistics) -> list[str]:
+    cameras = sorted(statistics.parts[0].found_by_camera)
     if not cameras:
         return []
     rows = [
-        [str(camera), *(_share(part.found_by_camera[camera]) for part in figures.parts)]
+        [str(camera), *(_share(part.found_by_camera[camera]) for part in statistics.parts)]
         for camera in cameras
     ]
-    heads = ["camera", *(part.part for part in figures.parts)]
+    heads = ["camera", *(part.part for part in statistics.parts)]
     return ["<h2>Found by camera</h2>", _table(heads, rows)]
 
 
-def _agreement(figures: MaskFigures) -> list[str]:
+def _agreement(statistics: MaskStatistics) -> list[str]:
     rows = [
         [
             part.part,
@@ -215,12 +215,19 @@ def _agreement(figures: MaskFigures) -> list[str]:
             str(part.agreement["only_first"]),
             str(part.agreement["only_second"]),
         ]
-        for part in figures.parts
+        for part in statistics.parts
         if part.agreement is not None
     ]
     if not rows:
         return []
-    heads = ["part", "found by both", "median IoU", "IoU of 0.5 or more", "these alone", "others"]
+    heads = [
+        "part",
+        "in both",
+        "median IoU",
+        "IoU of at least 0.5",
+        "only here",
+        "only in the other",
+    ]
     return ["<h2>Agreement of the two label sets</h2>", _table(heads, rows)]
 
 

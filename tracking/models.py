@@ -1,4 +1,4 @@
-"""Models in MLflow: a bundle with a script that uses it, which MLflow loads and serves."""
+"""Servable models in MLflow: a bundle with a script that MLflow loads and serves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tracking.runs import Run
 
 SCRIPT = Path(__file__).with_name("served_model.py")
 _COMPLETE_TAG = "muva.servable"
-"""Set when all files are there; a logged model is made before it has any."""
+"""Set when all files are uploaded; a logged model is created before it has any."""
 
 
 def has_files(run: Run, model_id: str) -> bool:
@@ -34,12 +34,14 @@ def has_files(run: Run, model_id: str) -> bool:
 
 
 def add_files(run: Run, model_id: str, bundle: Path, *, address: str, feature_dim: int) -> None:
-    """Puts a model's bundle, a folder, into its logged model: MLflow then loads and serves it."""
+    """Upload a model's bundle folder to its logged model, so that MLflow can load and serve it."""
     client = attached_client(run.ref.tracking_uri)
     model = client.get_logged_model(model_id)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         named, saved = Path(folder) / "bundle", Path(folder) / "model"
-        shutil.copytree(bundle, named)  # MLflow takes over the folder's name, and no links
+        shutil.copytree(
+            bundle, named
+        )  # MLflow keeps the name of the folder, and does not follow links
         mlflow.pyfunc.save_model(
             saved,
             mlflow_model=Model(
@@ -59,7 +61,7 @@ def add_files(run: Run, model_id: str, bundle: Path, *, address: str, feature_di
 
 
 def signature(feature_dim: int) -> ModelSignature:
-    """A column `image` of whatever the script takes, to features (B, F)."""
+    """The model signature: a column `image` of any type to features (B, F)."""
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), "image")]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, feature_dim))]),
@@ -69,13 +71,13 @@ def signature(feature_dim: int) -> ModelSignature:
 def _requirement() -> str:
     try:
         return f"muva=={version('muva')}"
-    except PackageNotFoundError:  # a source tree on the path, not installed
+    except PackageNotFoundError:  # muva is imported from a source tree, not installed
         return "muva"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without MLflow's advice on how models may be saved otherwise, and its bars."""
+    """Silence MLflow's warnings about saving models and its progress bars."""
     logger, shown = logging.getLogger("mlflow"), MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get_raw()
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Pictures for people: ranked galleries, part masks over images, CMC curves.
+"""Figures for MLflow: ranked galleries, part masks over images, CMC curves.
 
-Right and wrong, and the parts, are told apart by a sign or a name as well as by colour. Sheets of
-people are composed pixel by pixel with PIL; curves are matplotlib figures without its global state.
+Symbols and names complement colours for correct and wrong matches and for parts. Sheets of people
+are composed with PIL; curves are matplotlib figures that do not use matplotlib's global state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tracking.privacy import fit_to_show
 
-if TYPE_CHECKING:  # imported where it draws: workers import this file and draw nothing
+if TYPE_CHECKING:  # imported lazily: workers import this file without drawing
     from matplotlib.figure import Figure
 
 Picture = np.ndarray | Image.Image
@@ -57,7 +57,7 @@ class Person:
 
 @dataclass(frozen=True, kw_only=True)
 class RankedQuery:
-    """A query with the gallery images that came first, best match first."""
+    """A query with its top gallery images, best match first."""
 
     query: Person
     matches: Sequence[Person]
@@ -66,7 +66,7 @@ class RankedQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """An image that a search found: uint8 (H, W, 3) or PIL."""
+    """A search result: uint8 (H, W, 3) or PIL."""
 
     image: Picture
     name: str
@@ -78,9 +78,9 @@ class Found:
 def ranked_gallery(
     queries: Sequence[RankedQuery], *, title: str = "Ranked gallery", subtitle: str = ""
 ) -> Image.Image:
-    """Queries, one a row, with their top matches: a tick for the right person, a cross for another.
+    """One row per query with its top matches: a tick marks the same person, a cross another one.
 
-    Under each image: its pid and its camera.
+    Below each image are its pid and camera.
     """
     if not queries:
         raise ValueError("A ranked gallery needs at least one query")
@@ -123,10 +123,10 @@ def search_sheet(
     subtitle: str = "",
     per_row: int = 10,
 ) -> Image.Image:
-    """A query and what was found for it, the most similar first, in rows.
+    """A query and its search results in rows, most similar first.
 
-    Above each: its rank; under it: its similarity, then its pid and camera, or its name where the
-    pid is unknown. Right and wrong are marked where the query's `pid` and theirs are known.
+    Above each result is its rank; below it are the similarity, then pid and camera, or the name if
+    the pid is unknown. Correct and wrong matches are marked if both pids are known.
     """
     width, height = _CARD
     per_row = max(1, min(per_row, len(found)))
@@ -150,8 +150,8 @@ def search_sheet(
         at = (left + column * (width + _GAP), top + row * row_height)
         middle = (at[0] + width // 2, at[1] - 18)
         _text(draw, middle, str(number + 1), size=14, colour=MUTED, anchor="mm")
-        told = pid is not None and one.pid is not None
-        colour = MUTED if not told else RIGHT if one.pid == pid else WRONG
+        known = pid is not None and one.pid is not None
+        colour = MUTED if not known else RIGHT if one.pid == pid else WRONG
         below = _shortened(one.name, size=12, longest=width)
         if one.pid is not None:
             below = f"{one.pid:04d}" + ("" if one.camid is None else f"  ·  cam {one.camid}")
@@ -164,7 +164,7 @@ def search_sheet(
             title=f"{one.similarity:.3f}",
             below=below,
         )
-        if told:
+        if known:
             _badge(draw, (at[0] + width - 13, at[1] + 13), right=one.pid == pid)
     return sheet
 
@@ -180,7 +180,7 @@ def part_mask_sheet(
     captions: Sequence[str] | None = None,
     people_per_row: int = 4,
 ) -> Image.Image:
-    """Images, each followed by itself under each kind of masks.
+    """Images, each followed by copies with its masks of each kind as an overlay.
 
     masks: name (`pseudo-label`, `predicted`) -> bool (images, parts, patches), row-major over the
     patch grid (rows, columns), True = the patch belongs to the part.
@@ -231,10 +231,10 @@ def attention_sheet(
     subtitle: str = "",
     people_per_row: int = 3,
 ) -> Image.Image:
-    """Images, each followed by itself as each token looks at it: the brighter, the more.
+    """Images, each followed by an attention map for each token; brighter means more attention.
 
-    attention: (images, tokens, patches), row-major over the patch grid. Each token's picture has a
-    scale of its own, up to what it attends to most.
+    attention: (images, tokens, patches), row-major over the patch grid. Each map is scaled to its
+    own maximum.
     """
     shape = (len(images), len(tokens), grid[0] * grid[1])
     if attention.shape != shape:
@@ -293,20 +293,20 @@ def boxed_image(
 
 
 def part_distributions(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Image.Image:
-    """Part -> areas and heights of the middles of its boxes (shares of the image): histograms."""
+    """Histograms of box areas and vertical centres by part, as fractions of the image."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
-    names = ("area, % of the image", "height of the middle, % from the top")
+    names = ("area, % of the image", "vertical centre, % from the top")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         for column, name in enumerate(names):
             axes = figure.add_subplot(1, 2, column + 1)
             bins = list(range(0, 101, 2))
-            for number, (part, told) in enumerate(values.items()):
+            for number, (part, shares) in enumerate(values.items()):
                 axes.hist(
-                    100 * told[column],
+                    100 * shares[column],
                     bins=bins,
                     histtype="step",
                     linewidth=2,
@@ -334,7 +334,7 @@ def cmc_plot(
     title: str = "Cumulative matching characteristic",
     mean_ap: Mapping[str, float] | None = None,
 ) -> Figure:
-    """CMC curves of several methods: rank -> share of queries with a right match by that rank."""
+    """CMC curves by method: rank -> fraction of queries with a correct match up to that rank."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -374,19 +374,19 @@ def cmc_plot(
 
 
 def _rank_ticks(ranks: Sequence[int]) -> list[int]:
-    """All ranks while their numbers have room beside each other, else the first and every fifth."""
-    if len(ranks) <= _MOST_TICKS:
+    """All ranks if their labels fit, otherwise the first and every fifth."""
+    if len(ranks) <= _MAX_TICKS:
         return list(ranks)
     return [rank for rank in ranks if rank == ranks[0] or rank % 5 == 0]
 
 
-_MOST_TICKS = 15
+_MAX_TICKS = 15
 
 
 def _sheet(
     width: int, height: int, *, title: str, subtitle: str
 ) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """Paper with a heading; wide enough for it."""
+    """A blank sheet with a heading, at least as wide as the heading."""
     heading = int(_font(22, bold=True).getlength(title))
     width = max(width, 2 * _MARGIN + max(heading, int(_font(14).getlength(subtitle))))
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -410,7 +410,7 @@ def _person(
     colour: str,
     note: str = "",
 ) -> None:
-    """A person's card, pid and camera below."""
+    """Draw a person's card with pid and camera below."""
     camera = "" if person.camid is None else f"cam {person.camid}"
     below = "  ·  ".join(part for part in (camera, note) if part)
     title = f"{person.pid:04d}"
@@ -427,7 +427,7 @@ def _card(
     title: str,
     below: str = "",
 ) -> None:
-    """An image in a border, two lines below it."""
+    """Draw an image with a border and two lines of text below it."""
     x, y = at
     width, height = _CARD
     draw.rounded_rectangle((x, y, x + width - 1, y + height - 1), radius=8, fill=colour)
@@ -438,7 +438,7 @@ def _card(
 
 
 def _badge(draw: ImageDraw.ImageDraw, centre: tuple[int, int], *, right: bool) -> None:
-    """A tick or a cross, for those who cannot tell the borders' colours apart."""
+    """Draw a tick or a cross, for readers who cannot distinguish the colours of the borders."""
     x, y = centre
     radius = 9
     draw.ellipse(
@@ -464,7 +464,7 @@ def _legend(draw: ImageDraw.ImageDraw, at: tuple[int, int], parts: Sequence[str]
 
 
 def _masked(image: Image.Image, mask: np.ndarray, grid: tuple[int, int]) -> Image.Image:
-    """The image under the patches of each part; a patch of several parts shows stripes of them."""
+    """The image with an overlay of each part's patches; patches of several parts are striped."""
     rows, columns = grid
     veil = image.convert("L").convert("RGB")
     canvas = Image.blend(image, veil, 0.6)
@@ -486,7 +486,7 @@ def _masked(image: Image.Image, mask: np.ndarray, grid: tuple[int, int]) -> Imag
 
 
 def _heated(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The image in grey under a map (rows, columns) of how much each patch counts."""
+    """The image in grey with a heat map (rows, columns) as an overlay."""
     import matplotlib
 
     scaled = heat / max(float(heat.max()), 1e-12)
@@ -502,7 +502,7 @@ def _draw_outlines(
     x_edges: Sequence[int],
     y_edges: Sequence[int],
 ) -> None:
-    """A line wherever a patch of a part meets one that is not of it."""
+    """Draw the outline of each part's mask."""
     rows, columns = grid
     for part, flat in enumerate(mask):
         inside = np.pad(flat.reshape(rows, columns), 1)
@@ -520,7 +520,7 @@ def _part_colour(index: int) -> str:
 
 
 def _fitted(image: Picture, size: tuple[int, int]) -> Image.Image:
-    """The whole image in the middle of a box of that size, its proportions kept."""
+    """The image scaled to fit a box of that size, centred, with its aspect ratio preserved."""
     picture = _pil(image)
     scale = min(size[0] / picture.width, size[1] / picture.height)
     inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -531,7 +531,7 @@ def _fitted(image: Picture, size: tuple[int, int]) -> Image.Image:
 
 
 def _stretched(image: Picture) -> Image.Image:
-    """The image stretched to a person's size, as to the encoder's input, so that patches fit."""
+    """The image stretched to a fixed size, like the encoder's input, so that patches match."""
     return _pil(image).resize(_PERSON, Image.Resampling.LANCZOS)
 
 
@@ -563,7 +563,7 @@ def _shortened(text: str, *, size: int, longest: int) -> str:
 
 @cache
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib ships."""
+    """DejaVu Sans, which matplotlib includes."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

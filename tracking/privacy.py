@@ -1,6 +1,6 @@
-"""Whether pictures of people go to MLflow: as they are, blurred, or not at all.
+"""Whether pictures of people are logged to MLflow unchanged, blurred, or not at all.
 
-`MUVA_PEOPLE` says so for a command and the jobs that it submits. What has been written stays.
+`MUVA_PEOPLE` sets it for a command and the jobs that it submits. Pictures already logged stay.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from muva.errors import SettingsError
 VARIABLE = "MUVA_PEOPLE"
 People = Literal["shown", "blurred", "hidden"]
 _MOSAIC = (6, 12)
-"""Width and height that are left of a blurred person: clothes' colours, no face and no writing."""
+"""Width and height of a blurred person: clothing colours stay visible, faces and text do not."""
 
 
 def people() -> People:
-    """What the environment asks for. Raises SettingsError for a word that means nothing."""
+    """The value of `MUVA_PEOPLE`.
+
+    Raises:
+        SettingsError: the value is unknown.
+    """
     asked = os.environ.get(VARIABLE) or "shown"
     for known in get_args(People):
         if asked == known:
@@ -28,7 +32,7 @@ def people() -> People:
 
 
 def fit_to_show(image: Image.Image) -> Image.Image:
-    """A person's image as it may be shown, of the same size."""
+    """A person's image as `MUVA_PEOPLE` allows it to be shown, at the same size."""
     if people() == "shown":
         return image
     small = image.resize(_MOSAIC, Image.Resampling.BOX)

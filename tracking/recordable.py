@@ -1,4 +1,4 @@
-"""Settings and notes in the form that MLflow takes: short strings under flat names, no secrets."""
+"""Converts settings and tags for MLflow: flat names, strings of limited length, no secrets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST_TAG = 8000
 
 
 def recordable_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags as MLflow takes them."""
+    """Tags as MLflow accepts them."""
     return {
         key: MASK if names_secret(key) else _cut(redact(str(value)), _LONGEST_TAG)
         for key, value in tags.items()
@@ -21,13 +21,13 @@ def recordable_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def recordable_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Params as MLflow takes them: `{"stage2": {"lr": 1e-5}}` becomes `{"stage2.lr": "1e-05"}`."""
+    """Params as MLflow accepts them: `{"stage2": {"lr": 1e-5}}` gives `{"stage2.lr": "1e-05"}`."""
     flat = _flat(recordable_settings(dict(params)))
     return {key: _cut(redact(value), _LONGEST_PARAM) for key, value in flat.items()}
 
 
 def recordable_settings(value: Any) -> Any:
-    """Settings (mappings, pydantic sections) made of dicts, lists, strings and numbers alone."""
+    """Settings (mappings, pydantic models) as plain dicts, lists, strings and numbers."""
 
     def simpler(inner: Any) -> Any:
         return inner.model_dump(mode="json") if hasattr(inner, "model_dump") else str(inner)

@@ -1,8 +1,8 @@
-"""Keeps secrets out of what is recorded or shown: tags, params, texts, reasons, commands.
+"""Removes secrets from everything that is logged or shown: tags, params, texts and commands.
 
-Three nets: the values of environment variables that are named like secrets, names in the text that
-say so (`password=...`, `--api-key ...`), and shapes that are nothing else (credentials in a URL,
-bearer headers, keys of AWS, GitHub and Hugging Face).
+It masks the values of environment variables with names of secrets, values after such names in the
+text (`password=...`, `--api-key ...`), and unmistakable patterns (credentials in a URL, bearer
+headers, keys of AWS, GitHub and Hugging Face).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ASSIGNMENT = re.compile(
 _OPTION = re.compile(rf"(?<!\S)(--[\w-]*{_WORD}\s+)(?!-){_VALUE}", re.IGNORECASE)
 _USER_OF_URL = re.compile(r"(\w://)[^/\s@]+@")
 _PASSWORD_OF_URL = re.compile(r"""(\w://)[^/\s:@]*:(?!\d+(?:/|\s|$))[^\s"']*@""")
-"""May hold slashes and @; a port and a path that holds an @ are none."""
+"""A password may contain slashes and @; a port followed by a path with an @ is not a password."""
 _AUTHORISATION = re.compile(
     r"((?:bearer|authorization[\"']?\s*[:=]\s*[\"']?basic)\s+)[\w.~+/=-]+", re.IGNORECASE
 )
@@ -34,7 +34,7 @@ _KEY = re.compile(
     r"sk-[\w-]{20,}|xox[abprs]-[\w-]{10,})"
 )
 _SHORTEST_SECRET = 8
-"""Shorter values of the environment are not searched for: they would match ordinary words."""
+"""Shorter values of environment variables are not masked: they would match ordinary words."""
 
 
 def redact(text: str) -> str:
@@ -51,5 +51,5 @@ def redact(text: str) -> str:
 
 
 def names_secret(name: str) -> bool:
-    """Whether a setting or variable of that name holds a secret: `ray.auth_token`, not `tokens`."""
+    """Whether a name is that of a secret: true for `ray.auth_token`, false for `tokens`."""
     return _NAME.search(name) is not None

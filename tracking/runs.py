@@ -1,9 +1,8 @@
-"""Runs in MLflow that can be opened again: a key names a run, so resumed work makes no second one.
+"""MLflow runs that can be reopened: a run is identified by a key, so resumed work reuses its run.
 
-The driver opens and closes every run through a `Tracker`; nothing else creates an experiment or,
-with SQLite, the database. What another process of the same work is given is a `RunRef`, which
-`log_metrics` takes. Only MLflow's client is used, not its module-wide active run: a process that
-writes to two runs could not tell them apart.
+The driver opens and closes every run through a `Tracker`; nothing else creates an experiment or a
+SQLite database. Other processes get a `RunRef`, which `log_metrics` accepts. Only `MlflowClient` is
+used, not MLflow's global active run, because a process may write to two runs at the same time.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -33,75 +31,61 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
 from tracking.addresses import (
-    absolute_uri,
     artifact_location,
     attached_client,
     failures_explained,
     reached_client,
-    sqlite_file,
     uploads_explained,
 )
 from tracking.lineage import Context, UsedDataset, UsedModel, log_model
 from tracking.privacy import people
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
 from tracking.redaction import redact
-from tracking.source import left_behind, source_tags
+from tracking.source import opened_by_dead_process, source_tags
+from tracking.tagged_runs import (
+    KEY_TAG,
+    LOGGED_TAG,
+    PARENT_TAG,
+    RunRef,
+    runs_with_tag,
+    search_runs,
+)
+from tracking.uris import absolute_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Item = TypeVar("Item")
 
-KEY_TAG = "muva.key"
 REASON_TAG = "muva.reason"
 ATTEMPT_TAG = "muva.attempt"
-_PARENT_TAG = "mlflow.parentRunId"
 _DESCRIPTION_TAG = "mlflow.note.content"
 
 _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
-_RUNS_A_PAGE = 1000
 _FIGURE_DPI = 150
 _FAILURES = (MuvaError, MlflowException, SQLAlchemyError, OSError)
-"""What MLflow's silence comes as."""
+"""The exceptions raised when MLflow is unavailable."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".html")
-"""What a run's files with pictures of people end with; pages have them inside."""
-
-
-@dataclass(frozen=True)
-class RunRef:
-    """Where a run is: small, picklable, enough to write to it from another process."""
-
-    tracking_uri: str = field(repr=False)  # may hold a database's password
-    experiment_id: str
-    run_id: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaggedRun:
-    """A run that has a certain tag."""
-
-    name: str
-    value: str
-    """Of the tag."""
-    ref: RunRef
+"""Suffixes of artifacts that may contain pictures of people; HTML pages embed them."""
 
 
 class Tracker:
     """The runs of one experiment."""
 
     def __init__(self, tracking_uri: str, experiment: str, *, within_s: float = 0.0) -> None:
-        """Creates the experiment (and a SQLite database) where there is none.
+        """Open the experiment; create it, and a SQLite database, if it does not exist.
 
-        Runs that a dead process of this machine left open are closed as failed.
+        Runs left open by dead processes on this machine are closed as failed.
 
-        within_s: how long a server that is away may take to come back.
+        Args:
+            within_s: how long to wait for a server that does not respond.
 
         Raises:
-            MuvaError: the server does not answer, or the address is of a kind MLflow cannot use.
+            MuvaError: the server does not respond, or MLflow does not support the tracking URI.
         """
         self.tracking_uri = absolute_uri(tracking_uri)
         self._client = reached_client(self.tracking_uri, within_s=within_s)
         self.experiment_id = self._experiment(experiment)
-        self._close_abandoned()
+        self._close_orphaned()
 
     def open(
         self,
@@ -113,15 +97,15 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         description: str | None = None,
     ) -> Run:
-        """The run with this key under this parent: the one that is there, or a new one.
+        """Open the run with this key under this parent; create it if it does not exist.
 
-        A child gets its parent's tags besides its own, because MLflow's filters look at each run
-        alone; those of the namespaces `muva.` and `mlflow.` describe the parent alone and stay.
-        Params may be nested sections; a value that differs from an earlier attempt's goes into a
-        tag, because MLflow never changes a param.
+        A child inherits its parent's tags, because MLflow's filters look only at a run itself. Tags
+        with the prefixes `muva.` and `mlflow.` describe only the parent and are not inherited.
+        Params may be nested sections. A value that differs from an earlier attempt's becomes a tag,
+        because params in MLflow cannot be changed.
         """
         if not re.fullmatch(r"[^'\"`\\]+", key):
-            raise ValueError(f"A run's key has no quotes or backslashes: {key!r}")
+            raise ValueError(f"The key of a run must not contain quotes or backslashes: {key!r}")
         earlier = self._find(key, parent)
         attempt = 1 if earlier is None else int(earlier.data.tags.get(ATTEMPT_TAG, "1")) + 1
         own = {**source_tags(), **(tags or {}), KEY_TAG: key, ATTEMPT_TAG: str(attempt)}
@@ -135,13 +119,15 @@ class Tracker:
             self._client.update_run(run_id, status="RUNNING", name=name)
             if REASON_TAG in earlier.data.tags:
                 self._client.delete_tag(run_id, REASON_TAG)
-        run = Run(RunRef(self.tracking_uri, self.experiment_id, run_id), self._client)
+        is_logged = earlier is not None and LOGGED_TAG in earlier.data.tags
+        ref = RunRef(self.tracking_uri, self.experiment_id, run_id)
+        run = Run(ref, self._client, is_logged=is_logged)
         if earlier is not None:
-            run.tags(all_tags)
+            run.set_tags(all_tags)
         if params:
-            run.params(params)
+            run.log_params(params)
         if description is not None:
-            run.describe(description)
+            run.set_description(description)
         return run
 
     def _inherited(self, parent: RunRef | None) -> dict[str, str]:
@@ -151,7 +137,7 @@ class Tracker:
         shared = {
             name: value for name, value in tags.items() if not name.startswith(("muva.", "mlflow."))
         }
-        return {**shared, _PARENT_TAG: parent.run_id}
+        return {**shared, PARENT_TAG: parent.run_id}
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -161,14 +147,14 @@ class Tracker:
                     name, artifact_location=artifact_location(self.tracking_uri, name)
                 )
             except MlflowException:
-                # Another driver may have created it since; if not, the error is the real one.
+                # Another driver may have created it in the meantime; if not, raise the error.
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
             raise MuvaError(
-                f"MLflow at {redact(self.tracking_uri)}: the experiment {name} was deleted, and "
-                "its name is still taken. Restore it with `mlflow experiments restore "
+                f"MLflow at {redact(self.tracking_uri)}: the experiment {name} was deleted, but "
+                "its name is still in use. Restore it with `mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`, or give the recipe another name."
             )
         return found.experiment_id
@@ -176,37 +162,40 @@ class Tracker:
     def _find(self, key: str, parent: RunRef | None) -> MlflowRun | None:
         filters = [f"tags.`{KEY_TAG}` = '{key}'"]
         if parent is not None:
-            filters.append(f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
+            filters.append(f"tags.`{PARENT_TAG}` = '{parent.run_id}'")
         for run in self._search(" and ".join(filters)):
-            if parent is not None or _PARENT_TAG not in run.data.tags:
+            if parent is not None or PARENT_TAG not in run.data.tags:
                 return run
         return None
 
     def _search(self, filters: str) -> Iterator[MlflowRun]:
-        return _search(self._client, [self.experiment_id], filters)
+        return search_runs(self._client, [self.experiment_id], filters)
 
-    def _close_abandoned(self) -> None:
+    def _close_orphaned(self) -> None:
         for found in list(self._search("attributes.status = 'RUNNING'")):
-            if left_behind(found.data.tags):
+            if opened_by_dead_process(found.data.tags):
                 ref = RunRef(self.tracking_uri, self.experiment_id, found.info.run_id)
                 Run(ref, self._client).finish(
-                    "FAILED", reason="Its process ended without closing it (killed, or power lost)."
+                    "FAILED",
+                    reason="The process ended without closing the run (killed, or lost power).",
                 )
 
 
 class Run:
-    """An open run. As a context manager it is closed by how the block ends.
+    """An open run. As a context manager, it is closed at the end of the block.
 
-    End of the block: FINISHED; an exception: FAILED with its message; Ctrl-C: KILLED.
+    Its status is then FINISHED, after an exception FAILED with the message, after Ctrl-C KILLED.
     """
 
-    def __init__(self, ref: RunRef, client: MlflowClient) -> None:
+    def __init__(self, ref: RunRef, client: MlflowClient, *, is_logged: bool = False) -> None:
+        """`is_logged`: whether an earlier attempt has called `mark_logged`."""
         self.ref = ref
+        self.is_logged = is_logged
         self._client = client
-        self._kept: list[Callable[[], None]] = []
-        self._kept_figures: list[Metric] = []
+        self._buffered: list[Callable[[], None]] = []
+        self._buffered_system_metrics: list[Metric] = []
 
-    def metrics(
+    def log_metrics(
         self,
         values: Mapping[str, float],
         step: int | None = None,
@@ -214,62 +203,62 @@ class Run:
         model_id: str | None = None,
         dataset: UsedDataset | None = None,
     ) -> None:
-        """Writes metrics; see `log_metrics`. They are also those of the model on the data set."""
+        """Log metrics, optionally of a model on a data set; see the function `log_metrics`."""
         _log_metrics(self._client, self.ref.run_id, values, step, model_id, dataset)
 
-    def tell(self, values: Mapping[str, float], step: int | None) -> None:
-        """Writes metrics while work goes on, which no silence of MLflow shall end.
+    def log_metrics_buffered(self, values: Mapping[str, float], step: int | None) -> None:
+        """Log metrics without failing if MLflow is unavailable.
 
-        What cannot be written now is kept, and written with what comes later, or at the end.
+        Metrics that cannot be written are buffered, and written with later ones or at the end.
         """
-        self._keep(partial(self.metrics, dict(values), step))
+        self._buffer(partial(self.log_metrics, dict(values), step))
 
-    def show(self, path: str, picture: np.ndarray | Image.Image) -> None:
-        """Writes a picture of people as `tell` writes metrics; see `picture`."""
-        self._keep(partial(self.picture, path, picture))
+    def log_image_buffered(self, path: str, picture: np.ndarray | Image.Image) -> None:
+        """Log a picture of people, buffered like the metrics of `log_metrics_buffered`."""
+        self._buffer(partial(self.log_image, path, picture))
 
-    def _keep(self, write: Callable[[], None]) -> None:
-        self._kept.append(write)
+    def _buffer(self, write: Callable[[], None]) -> None:
+        self._buffered.append(write)
         try:
-            reached_client(self.ref.tracking_uri)  # asks a server once, and does not wait for it
-            self._write_kept()
+            reached_client(self.ref.tracking_uri)  # checks the server once, without waiting for it
+            self._flush()
         except _FAILURES as error:
-            if len(self._kept) == 1:
+            if len(self._buffered) == 1:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.getLogger(__name__).warning(
-                    "MLflow takes no metrics at the moment; they are kept and written later: %s",
+                    "MLflow is unavailable; metrics are buffered and written later: %s",
                     redact(reason),
                 )
 
-    def _write_kept(self) -> None:
-        while self._kept:
-            self._kept[0]()
-            del self._kept[0]
+    def _flush(self) -> None:
+        while self._buffered:
+            self._buffered[0]()
+            del self._buffered[0]
 
-    def system_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Writes what a machine is doing, under the names that MLflow has a page for.
+    def log_system_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log system metrics under the names that MLflow's page for them expects.
 
-        They are kept as those of `tell` are, with the time at which they came.
+        They are buffered like those of `log_metrics_buffered`, with their timestamps.
         """
         now = int(time.time() * 1000)
-        self._kept_figures += [
+        self._buffered_system_metrics += [
             Metric(f"system/{key}", value, now, step) for key, value in values.items()
         ]
         with contextlib.suppress(*_FAILURES):
             reached_client(self.ref.tracking_uri)
-            self._write_kept_figures()
+            self._flush_system_metrics()
 
-    def _write_kept_figures(self) -> None:
-        while batch := self._kept_figures[:_METRICS_A_BATCH]:
+    def _flush_system_metrics(self) -> None:
+        while batch := self._buffered_system_metrics[:_METRICS_A_BATCH]:
             self._client.log_batch(self.ref.run_id, metrics=batch, synchronous=True)
-            del self._kept_figures[: len(batch)]
+            del self._buffered_system_metrics[: len(batch)]
 
-    def used(self, *datasets: UsedDataset, context: Context) -> None:
-        """Notes the data sets as the run's inputs; once, however often it is said."""
+    def log_datasets(self, *datasets: UsedDataset, context: Context) -> None:
+        """Log data sets as inputs of the run; repeated calls have no effect."""
         self._client.log_inputs(self.ref.run_id, [one.as_input(context) for one in datasets])
 
-    def model(self, model: UsedModel, *, made: bool) -> str:
-        """Notes a model as the run's output (`made`) or input; the id of its logged model."""
+    def log_model(self, model: UsedModel, *, made: bool) -> str:
+        """Log a model as an output (`made`) or input; returns the id of its logged model."""
         return log_model(
             self._client,
             model,
@@ -278,24 +267,24 @@ class Run:
             made=made,
         )
 
-    def tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags, over earlier values."""
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, replacing earlier values."""
         for batch in _batches(list(recordable_tags(tags).items()), _PARAMS_A_BATCH):
             self._client.log_batch(
                 self.ref.run_id, tags=[RunTag(key, value) for key, value in batch], synchronous=True
             )
 
-    def params(self, params: Mapping[str, Any]) -> None:
-        """Writes params, nested sections as `section.setting`.
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log params; nested sections become `section.setting`.
 
-        MLflow refuses a second value of a param: it becomes the tag `muva.changed.<param>`.
+        MLflow rejects a second value of a param, which becomes the tag `muva.changed.<param>`.
         """
         flat = recordable_params(params)
         earlier = self._client.get_run(self.ref.run_id).data.params
         new = [Param(key, value) for key, value in flat.items() if key not in earlier]
         for batch in _batches(new, _PARAMS_A_BATCH):
             self._client.log_batch(self.ref.run_id, params=batch, synchronous=True)
-        self.tags(
+        self.set_tags(
             {
                 f"muva.changed.{key}": value
                 for key, value in flat.items()
@@ -303,44 +292,49 @@ class Run:
             }
         )
 
-    def describe(self, markdown: str) -> None:
-        """Sets the description that MLflow shows on top of the run."""
-        self.tags({_DESCRIPTION_TAG: markdown})
+    def set_description(self, markdown: str) -> None:
+        """Set the description that MLflow shows at the top of the run."""
+        self.set_tags({_DESCRIPTION_TAG: markdown})
 
-    def text(self, path: str, content: str) -> None:
-        """Writes a text file among the run's artifacts; one of that path is replaced."""
+    def log_text(self, path: str, content: str) -> None:
+        """Log a text file as an artifact of the run, replacing a file with the same path."""
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_text(self.ref.run_id, redact(content), path)
 
-    def yaml(self, path: str, value: Any) -> None:
-        """Writes settings (mappings, pydantic sections) as a YAML file."""
+    def log_yaml(self, path: str, value: Any) -> None:
+        """Log settings (mappings, pydantic models) as a YAML file."""
         settings = recordable_settings(value)
-        self.text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        self.log_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
-    def figure(self, path: str, figure: matplotlib.figure.Figure) -> None:
-        """Writes a matplotlib figure as a picture."""
+    def log_figure(self, path: str, figure: matplotlib.figure.Figure) -> None:
+        """Log a matplotlib figure as an image."""
         look = {"dpi": _FIGURE_DPI, "facecolor": "white"}
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_figure(self.ref.run_id, figure, path, save_kwargs=look)
 
-    def picture(self, path: str, picture: np.ndarray | Image.Image) -> None:
-        """Writes a picture of people, PIL or uint8 (H, W, 3), unless none shall be shown."""
+    def log_image(self, path: str, picture: np.ndarray | Image.Image) -> None:
+        """Log a picture of people, PIL or uint8 (H, W, 3), unless `MUVA_PEOPLE` is hidden."""
         if people() == "hidden":
             return
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_image(self.ref.run_id, picture, artifact_file=path)
 
-    def artifact(self, file: Path | str, folder: str | None = None) -> None:
-        """Copies a file among the run's artifacts, into a folder of them if one is named."""
+    def log_artifact(self, file: Path | str, folder: str | None = None) -> None:
+        """Log a file as an artifact of the run, optionally in a folder."""
         with uploads_explained(self.ref.tracking_uri):
             self._client.log_artifact(self.ref.run_id, str(file), folder)
 
+    def mark_logged(self) -> None:
+        """Record that everything of a finished step has been logged: see `has_logged`."""
+        self._flush()
+        self.set_tags({LOGGED_TAG: "1"})
+
     def finish(self, status: Status = "FINISHED", *, reason: str | None = None) -> None:
-        """Closes the run, with the reason if it did not end well."""
-        self._write_kept()
-        self._write_kept_figures()
+        """Close the run, with a reason if it was not successful."""
+        self._flush()
+        self._flush_system_metrics()
         if reason is not None:
-            self.tags({REASON_TAG: reason})
+            self.set_tags({REASON_TAG: reason})
         self._client.set_terminated(self.ref.run_id, status)
 
     def __enter__(self) -> Self:
@@ -358,65 +352,40 @@ class Run:
         try:
             self._fail(error)
         except _FAILURES as failure:
-            # What stopped the work matters more than that MLflow could not be told.
+            # The original error matters more than failing to log it.
             logging.getLogger(__name__).warning(
-                "MLflow was not told of the failure: %s", redact(str(failure))
+                "The failure could not be logged to MLflow: %s", redact(str(failure))
             )
 
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
-            self.finish("KILLED", reason="Interrupted with Ctrl-C; the same command goes on.")
+            self.finish(
+                "KILLED", reason="Interrupted with Ctrl-C; run the same command again to resume."
+            )
         elif isinstance(error, MuvaError):
             self.finish("FAILED", reason=str(error))
         else:
             self.finish("FAILED", reason=f"{type(error).__name__}: {error}")
-            self.text("failure.txt", "".join(traceback.format_exception(error)))
+            self.log_text("failure.txt", "".join(traceback.format_exception(error)))
 
 
 def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = None) -> None:
-    """Writes metrics to a run that a driver has opened.
+    """Log metrics to a run that the driver has opened.
 
-    A value at a step that has one already is not written again: MLflow keeps every write, and a
-    resumed training would draw each repeated epoch twice. Without a step (a final number) a value
-    that differs is written, and the newest is the one shown.
+    A metric that already has a value at this step is skipped: MLflow keeps every write, so a
+    resumed training would plot each repeated epoch twice. Without a step, for final results, a
+    value that differs is written, and MLflow shows the latest.
 
     Raises:
-        MuvaError: the SQLite database is gone; only a driver creates one.
+        MuvaError: the SQLite database does not exist; only the driver creates it.
     """
     _log_metrics(attached_client(ref.tracking_uri), ref.run_id, values, step)
 
 
-def runs_with_tag(
-    tracking_uri: str | None, tag: str, *, value: str | None = None
-) -> list[TaggedRun]:
-    """The runs of all experiments that have the tag, with this value if one is given.
-
-    None where nothing has been tracked yet.
-    """
-    if tracking_uri is None:
-        return []
-    uri = absolute_uri(tracking_uri)
-    file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        return []
-    with failures_explained(uri):
-        client = reached_client(uri)
-        experiments = [found.experiment_id for found in client.search_experiments()]
-        wanted = f"tags.`{tag}` LIKE '%'" if value is None else f"tags.`{tag}` = '{value}'"
-        return [
-            TaggedRun(
-                name=run.info.run_name or "",
-                value=run.data.tags[tag],
-                ref=RunRef(uri, run.info.experiment_id, run.info.run_id),
-            )
-            for run in _search(client, experiments, wanted)
-        ]
-
-
 def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> list[str]:
-    """The values of a tag on the run of this id, or the newest of this name, and on its children.
+    """The values of a tag on a run, given by id or name, and on its descendants.
 
-    None where there is no such run.
+    Of several runs with this name, the newest counts. Empty if there is no such run.
     """
     runs = runs_with_tag(tracking_uri, KEY_TAG)
     named = [one for one in runs if reference in (one.ref.run_id, one.name)]
@@ -431,13 +400,13 @@ def artifacts_of_run(tracking_uri: str | None, reference: str, *, tag: str) -> l
             one = waiting.pop()
             if tag in one.data.tags:
                 found.append(one.data.tags[tag])
-            below = f"tags.`{_PARENT_TAG}` = '{one.info.run_id}'"
-            waiting += _search(client, [one.info.experiment_id], below)
+            below = f"tags.`{PARENT_TAG}` = '{one.info.run_id}'"
+            waiting += search_runs(client, [one.info.experiment_id], below)
         return found
 
 
 def has_pictures(ref: RunRef) -> bool:
-    """Whether there is a picture among a run's artifacts."""
+    """Whether the artifacts of a run include a picture."""
     client = attached_client(ref.tracking_uri)
     waiting: list[str | None] = [None]
     while waiting:
@@ -447,19 +416,6 @@ def has_pictures(ref: RunRef) -> bool:
             elif Path(file.path).suffix in _PICTURES:
                 return True
     return False
-
-
-def _search(client: MlflowClient, experiments: list[str], filters: str) -> Iterator[MlflowRun]:
-    page = None
-    while page is None or page.token:
-        page = client.search_runs(
-            experiments,
-            filter_string=filters,
-            max_results=_RUNS_A_PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=page.token if page is not None else None,
-        )
-        yield from page
 
 
 def _log_metrics(
@@ -505,7 +461,7 @@ def _unwritten(
     shown = max(history, key=lambda point: (point.step, point.timestamp))
     if shown.value == value or (math.isnan(shown.value) and math.isnan(value)):
         return None
-    # Of two values in one millisecond MLflow shows the larger, not the later.
+    # Of two values with the same timestamp, MLflow shows the larger one, not the later one.
     return Metric(key, value, max(now, shown.timestamp + 1), shown.step)
 
 

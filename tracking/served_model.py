@@ -1,7 +1,8 @@
-"""What MLflow runs to use a logged model: a column of images in, their features out.
+"""The script with which MLflow serves a logged model: maps a column of images to features.
 
-A copy of this file lies in the model instead of a pickle (MLflow's models from code); MLflow runs
-it where it loads or serves the model, and `muva` must be installed there. Nothing imports it.
+The model contains a copy of this file instead of a pickle (MLflow's "models from code"). MLflow
+runs it wherever it loads or serves the model, which needs `muva` to be installed. Nothing imports
+it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from muva.errors import MuvaError
 
 COLUMN, BUNDLE = "image", "bundle"
 DEVICE = "MUVA_DEVICE"
-"""Environment variable: where images are embedded, `cpu` or `cuda`."""
+"""Environment variable for the device on which images are embedded: `cpu` or `cuda`."""
 _LONGEST_PATH = 4096
 
 
 class ImagesToFeatures(PythonModel):
-    """The model's bundle, opened once."""
+    """Embeds images with the bundle, which is loaded once."""
 
     def load_context(self, context: Any) -> None:
-        """Open the bundle that lies among the model's artifacts."""
+        """Load the bundle from the model's artifacts."""
         self._bundle = muva.load(context.artifacts[BUNDLE]).to(os.environ.get(DEVICE, "cpu"))
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -40,22 +41,24 @@ class ImagesToFeatures(PythonModel):
     ) -> np.ndarray:
         """Features (B, F) of unit length, float32, of a table's column `image`.
 
-        An image is a path, encoded bytes, the same in base64, or pixels (height, width, 3) from 0
-        to 255, as an array or as lists. Raises MlflowException, which a server answers as a
-        mistake of the caller's.
+        An image is a path, encoded bytes, encoded bytes in base64, or pixels (height, width, 3)
+        from 0 to 255, as an array or nested lists.
+
+        Raises:
+            MlflowException: the input is invalid; a server responds with a client error.
         """
         try:
             column = list(model_input[COLUMN])
         except (KeyError, IndexError, TypeError) as error:
-            raise _mistake(f"expected a table with the column {COLUMN}") from error
+            raise _invalid(f"expected a table with the column {COLUMN}") from error
         try:
             return self._bundle.embed([as_image(row, value) for row, value in enumerate(column)])
         except MuvaError as error:
-            raise _mistake(str(error)) from error
+            raise _invalid(str(error)) from error
 
 
 def as_image(row: int, value: Any) -> Path | bytes | np.ndarray:
-    """A cell of the table as `Embedder.embed` takes it."""
+    """Convert a cell of the table to an image for `Embedder.embed`."""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, Path):
@@ -66,11 +69,11 @@ def as_image(row: int, value: Any) -> Path | bytes | np.ndarray:
 
 
 def _file(text: str) -> Path | None:
-    """The file that a text names, if there is one."""
+    """The path in a text; None if there is no such file."""
     try:
         path = Path(text)
         return path if len(text) < _LONGEST_PATH and path.is_file() else None
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return None
 
 
@@ -78,8 +81,8 @@ def _decoded(row: int, text: str) -> bytes:
     try:
         return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _mistake(
-            f"row {row}: {text[:80]!r} is neither a file here nor base64 of an encoded image"
+        raise _invalid(
+            f"row {row}: {text[:80]!r} is neither an existing file nor a base64-encoded image"
         ) from error
 
 
@@ -90,14 +93,14 @@ def _pixels(row: int, value: Any) -> np.ndarray:
         pixels = np.empty(0)
     whole = pixels.dtype.kind in "iu" and pixels.ndim == 3 and pixels.shape[-1] == 3
     if not whole or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 255:
-        raise _mistake(
-            f"row {row}: expected a path, encoded bytes, base64, or whole numbers from 0 to 255 of "
+        raise _invalid(
+            f"row {row}: expected a path, encoded bytes, base64, or integers from 0 to 255 of "
             f"shape (height, width, 3); found {type(value).__name__} of shape {pixels.shape}"
         )
     return pixels.astype(np.uint8)
 
 
-def _mistake(text: str) -> MlflowException:
+def _invalid(text: str) -> MlflowException:
     return MlflowException.invalid_parameter_value(f"Images to embed: {text}")
 
 

@@ -1,4 +1,4 @@
-"""Where a run comes from: the code's commit, the command, the Ray job, the process."""
+"""The source of a run: git commit, command, Ray job and process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from tracking.redaction import redact
 
 COMMIT_VARIABLE = "MUVA_COMMIT"
-"""The commit of code that was sent to a cluster without its repository; `-dirty` when changed."""
+"""The commit of code submitted to a cluster without its repository; `-dirty` if modified."""
 JOB_VARIABLE = "MUVA_JOB"
-"""The id of the Ray job that the process runs in."""
+"""The submission id of the Ray job that the process runs in."""
 JOB_LINK_VARIABLE = "MUVA_JOB_LINK"
-"""The job's page in Ray's dashboard, as whoever submitted it reaches it."""
+"""The URL of the job's page in Ray's dashboard, as seen from the machine that submitted it."""
 JOB_TAG = "muva.ray_job"
 JOB_LINK_TAG = "muva.ray_job_link"
 
@@ -28,7 +28,7 @@ _PROCESS_TAG = "muva.process"
 
 
 def source_tags() -> dict[str, str]:
-    """The tags that say where this process's runs come from."""
+    """Tags with the source of the runs of this process."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
@@ -49,13 +49,13 @@ def source_tags() -> dict[str, str]:
 
 
 def job_in_markdown() -> str | None:
-    """The Ray job that the process runs in, with a link to its page; None outside of one."""
+    """A Markdown link to the Ray job that the process runs in; None outside of a job."""
     job, link = os.environ.get(JOB_VARIABLE), os.environ.get(JOB_LINK_VARIABLE)
     return f"[{job}]({link})" if job and link else job
 
 
 def command() -> str:
-    """The command that this process runs, as one would type it, without its secrets."""
+    """The command line of this process, without secrets."""
     program, *arguments = sys.argv
     verb = ["muva"] if Path(program).name in {"muva", "cli.py"} else ["python", program]
     return redact(shlex.join([*verb, *arguments]))
@@ -63,10 +63,10 @@ def command() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` when files differ from it; None if unknown.
+    """The git commit of the running code, with `-dirty` if files were changed; None if unknown.
 
-    Only a repository whose root is the code's own counts: a package that is installed in some
-    other project's folder does not come from that project's commit.
+    The repository's root must be the code's own folder: a package installed inside another
+    project's folder does not belong to that project's commit.
     """
     if sent := os.environ.get(COMMIT_VARIABLE):
         return sent
@@ -78,8 +78,8 @@ def commit() -> str | None:
     return f"{revision}-dirty" if _git("status", "--porcelain") else revision
 
 
-def left_behind(tags: dict[str, str]) -> bool:
-    """Whether the process that opened the run with these tags was on this machine and is gone."""
+def opened_by_dead_process(tags: dict[str, str]) -> bool:
+    """Whether the run with these tags was opened on this machine by a process that has ended."""
     process = tags.get(_PROCESS_TAG, "")
     if tags.get(_HOST_TAG) != socket.gethostname() or not process.isdigit():
         return False
@@ -105,5 +105,5 @@ def _git(*arguments: str) -> str | None:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a user id without a name, as containers have them
+    except (OSError, KeyError):  # a user id without a name, as in containers
         return str(os.getuid())

@@ -1,4 +1,4 @@
-"""Pictures of a search: how it went, which settings matter, where good trials lie."""
+"""Plots of a search: objective by trial, importance of settings, parallel coordinates."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from tracking.pictures import CURVE_COLOURS, FAINT, INK, MUTED
 
-if TYPE_CHECKING:  # imported where it draws: workers import this package and draw nothing
+if TYPE_CHECKING:  # imported lazily: workers import this package without drawing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BEST, _TRIAL = CURVE_COLOURS[0], CURVE_COLOURS[1]
 _AXIS_INCHES = 1.35
 _LONGEST = 18
-"""Letters of a value beside its axis."""
+"""Longest label of a value on an axis, in letters."""
 
 
 def history_plot(
     trials: Sequence[tuple[int, float, float]],
     *,
     stopped: Sequence[tuple[int, float]] = (),
-    aim: str,
+    objective: str,
 ) -> Figure:
-    """Number, value and best so far of the complete trials; fractions, drawn in per cent.
+    """Plot the objective of complete trials: (number, value, best so far), as fractions.
 
-    `stopped`: number and last value of those that fell behind.
+    `stopped` has number and last value of the trials that were stopped early.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -65,9 +65,11 @@ def history_plot(
             color=_BEST,
             fontweight="bold",
         )
-        axes.set_title(f"{_capital(aim)} by trial", loc="left", fontsize=13, fontweight="bold")
+        axes.set_title(
+            f"{_capital(objective)} by trial", loc="left", fontsize=13, fontweight="bold"
+        )
         axes.set_xlabel("trial", color=MUTED)
-        axes.set_ylabel(f"{aim}, %", color=MUTED)
+        axes.set_ylabel(f"{objective}, %", color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.06, y=0.12)
         axes.grid(axis="y", color=FAINT, zorder=0)
@@ -76,8 +78,8 @@ def history_plot(
     return figure
 
 
-def importance_plot(shares: Mapping[str, float], *, aim: str) -> Figure:
-    """Setting -> share in the variance, the largest on top."""
+def importance_plot(shares: Mapping[str, float], *, objective: str) -> Figure:
+    """Plot setting -> share of the objective's variance, largest at the top."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -91,7 +93,7 @@ def importance_plot(shares: Mapping[str, float], *, aim: str) -> Figure:
             axes.text(value + 0.8, row, f"{value:.0f}", va="center", color=INK, fontsize=10)
         axes.set_xlim(0, max(values) * 1.12 + 1)
         axes.set_title(
-            f"What {aim} depends on, % of its variance",
+            f"Importance of settings, % of the variance of {objective}",
             loc="left",
             fontsize=13,
             fontweight="bold",
@@ -106,12 +108,13 @@ def importance_plot(shares: Mapping[str, float], *, aim: str) -> Figure:
 def parallel_coordinates(
     trials: Sequence[tuple[Mapping[str, Any], float]],
     *,
-    aim: str,
+    objective: str,
     logarithmic: Collection[str] = (),
 ) -> Figure:
-    """A line per trial over an axis per setting, coloured by what it reached (a fraction).
+    """Parallel coordinates: an axis per setting and a line per trial, coloured by its objective.
 
-    Settings with one value in all trials are left out; the best trial's line is thick.
+    Objectives are fractions. Settings with the same value in all trials are omitted; the line of
+    the best trial is thick.
     """
     import matplotlib
     import numpy as np
@@ -124,7 +127,7 @@ def parallel_coordinates(
     ]
     scales = [_Scale([p[name] for p, _ in trials], log=name in logarithmic) for name in names]
     reached = [100 * value for _, value in trials]
-    places = [[s.place(p[n]) for s, n in zip(scales, names, strict=True)] for p, _ in trials]
+    positions = [[s.position(p[n]) for s, n in zip(scales, names, strict=True)] for p, _ in trials]
     width = max(8.0, 2.2 + _AXIS_INCHES * (len(names) + 1))
     figure = Figure(figsize=(width, 5.4), layout="constrained")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
@@ -135,9 +138,9 @@ def parallel_coordinates(
         span = high - low or 1.0
         order = np.argsort(reached)
         for trial in order:
-            line = [*places[trial], (reached[trial] - low) / span]
+            line = [*positions[trial], (reached[trial] - low) / span]
             best = trial == order[-1]
-            # Lines through equal values lie beside each other.
+            # Slight shifts separate lines through equal values.
             shift = 0.0 if best else 0.018 * math.sin(2.4 * float(trial))
             axes.plot(
                 range(last + 1),
@@ -151,21 +154,21 @@ def parallel_coordinates(
         box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.2}
         for x, scale in enumerate(scales):
             axes.axvline(x, color=MUTED, linewidth=0.8, zorder=2)
-            for place, text in scale.ticks():
-                axes.text(x + 0.06, place, text, fontsize=9, va="center", zorder=6, bbox=box)
+            for position, text in scale.ticks():
+                axes.text(x + 0.06, position, text, fontsize=9, va="center", zorder=6, bbox=box)
         axes.axvline(last, color=INK, linewidth=1.2, zorder=2)
         for value in np.linspace(low, high, 4) if high > low else [low]:
-            place = (value - low) / span
-            axes.text(last + 0.06, place, f"{value:.1f}", fontsize=9, va="center", zorder=6)
+            position = (value - low) / span
+            axes.text(last + 0.06, position, f"{value:.1f}", fontsize=9, va="center", zorder=6)
         titles = [f"{n.partition('.')[0]}\n{n.partition('.')[2].replace('_', ' ')}" for n in names]
         axes.set_xticks(
-            range(last + 1), [*titles, f"{aim}\n%"], fontsize=9, rotation=28, ha="right"
+            range(last + 1), [*titles, f"{objective}\n%"], fontsize=9, rotation=28, ha="right"
         )
         axes.set_xlim(-0.1, last + 0.45)
         axes.set_ylim(-0.06, 1.06)
         axes.set_yticks([])
         axes.set_title(
-            "Trials by setting; the best one thick",
+            "Trials by setting, best trial in bold",
             loc="left",
             fontsize=13,
             fontweight="bold",
@@ -178,7 +181,7 @@ def parallel_coordinates(
 
 
 class _Scale:
-    """Where a setting's values stand on its axis, 0 to 1."""
+    """Maps a setting's values to positions on its axis, from 0 to 1."""
 
     def __init__(self, values: Sequence[Any], *, log: bool) -> None:
         self._log = log
@@ -196,24 +199,24 @@ class _Scale:
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self._log and value > 0 else float(value)
 
-    def place(self, value: Any) -> float:
-        """Between 0, at the bottom, and 1."""
+    def position(self, value: Any) -> float:
+        """The position of a value, from 0 at the bottom to 1."""
         if self._continuous:
             return (self._scaled(value) - self._low) / self._span
         return (self._known.index(json.dumps(value)) + 0.5) / len(self._known)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Places and texts beside the axis."""
+        """Positions and labels of the axis."""
         if not self._continuous:
             return [
                 ((number + 0.5) / len(self._known), _shown(json.loads(text)))
                 for number, text in enumerate(self._known)
             ]
-        told = []
+        ticks = []
         for share in (0.0, 0.5, 1.0):
             value = self._low + share * self._span
-            told.append((share, f"{10**value if self._log else value:.3g}"))
-        return told
+            ticks.append((share, f"{10**value if self._log else value:.3g}"))
+        return ticks
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""Links into MLflow's pages.
+"""Links to pages of the MLflow UI.
 
-MLflow 3 opens in its view for language-model applications; `workflowType` asks for the one of
-trainings, with metrics, charts and nested runs.
+By default, MLflow 3 opens its view for language-model applications; `workflowType` selects the one
+for model training, with metrics, charts and nested runs.
 """
 
 from __future__ import annotations
@@ -9,29 +9,29 @@ from __future__ import annotations
 import re
 
 from tracking.addresses import attached_client
-from tracking.runs import RunRef
+from tracking.tagged_runs import RunRef
 
 _TRAINING_VIEW = "workflowType=machine_learning"
 
 
 def home_link(server: str) -> str:
-    """The list of experiments on a server such as `http://127.0.0.1:5000`."""
+    """Link to the list of experiments on a server such as `http://127.0.0.1:5000`."""
     return f"{_page(server)}/#/experiments?{_TRAINING_VIEW}"
 
 
 def experiment_link(server: str, experiment_id: str) -> str:
-    """An experiment's runs. They nest under their parents while sorted by the time of creation."""
+    """Link to an experiment's runs, which are nested if sorted by creation time."""
     return f"{_page(server)}/#/experiments/{experiment_id}/runs?{_TRAINING_VIEW}"
 
 
 def run_link(server: str, run: RunRef) -> str:
-    """A run's page: description, metrics, pictures."""
+    """Link to a run's page with description, metrics and artifacts."""
     page = f"{_page(server)}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
     return f"{page}?{_TRAINING_VIEW}"
 
 
 def experiment_links(tracking_uri: str, server: str) -> dict[str, str]:
-    """Experiment -> link, the newest first; without MLflow's own empty `Default`."""
+    """Experiment -> link, newest first, without MLflow's empty experiment `Default`."""
     client = attached_client(tracking_uri)
     experiments = client.search_experiments(order_by=["creation_time DESC"])
     return {
@@ -42,5 +42,5 @@ def experiment_links(tracking_uri: str, server: str) -> dict[str, str]:
 
 
 def _page(server: str) -> str:
-    """The address without a user's name and password: a link is shown and passed on."""
+    """The server's address without user name and password, because links are shown and shared."""
     return re.sub(r"//[^/@]*@", "//", server.rstrip("/"))

@@ -1,4 +1,4 @@
-"""The command line, `muva VERB`: one verb a file, in the order in which people use them."""
+"""The command line, `muva VERB`: one file per verb, listed in order of use."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from workflows.verbs import VERBS
 
 
 class LazyGroup(click.Group):
-    """Imports a verb's module only when the verb is used: `muva --help` answers at once."""
+    """Imports a verb's module only when the verb is used, so that `muva --help` is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs in the order of use."""
+        """The verbs in order of use."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb's command, or None for an unknown one."""
+        """The verb's command, or None if there is no such verb."""
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"workflows.verbs.{cmd_name}")
         return getattr(module, f"{cmd_name}_verb")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The verbs and what they do."""
+        """Writes the verbs with their descriptions."""
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
 
@@ -42,41 +42,41 @@ def muva() -> None:
     """Domain-generalised person re-identification on Ray and MLflow.
 
     \b
-    muva demo                    everything on synthetic people, in minutes
-    muva data import NAME ...    your own images
-    muva run RECIPE              data, masks, training, evaluation in one go
+    muva demo                    run the whole workflow on synthetic people, in minutes
+    muva data import NAME ...    import your own images
+    muva run RECIPE              import, ground, train and evaluate with one command
     """
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a verb. Exit code 0: done; 1: failed; 2: wrong usage or settings; 130: interrupted."""
-    # What stops a job sends this, and an open run shall be closed then as on Ctrl-C.
+    """Runs a verb and exits: 0 on success, 1 on failure, 2 on wrong usage or settings, 130 if
+    interrupted.
+    """
+    # Stopping a job sends SIGTERM. Open runs must then be closed, as they are on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = muva.main(args=argv, prog_name="muva", standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as mistake:
-        mistake.show()
-        code = mistake.exit_code
-    except SettingsError as mistake:
-        code = _explain(mistake, code=2)
-    except MuvaError as mistake:
-        code = _explain(mistake, code=1)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except SettingsError as error:
+        code = _print_error(error, code=2)
+    except MuvaError as error:
+        code = _print_error(error, code=1)
     except (KeyboardInterrupt, click.Abort):
-        console.print(
-            "Interrupted. What was finished is kept; the same command goes on from there."
-        )
+        console.print("Interrupted. Finished work is kept: run the same command again to resume.")
         code = INTERRUPTED
-    except Exception:  # a fault of ours: as Python would tell it, but for secrets
+    except Exception:  # a bug: print the traceback as Python does, without secrets
         console.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _explain(mistake: MuvaError, *, code: int) -> int:
+def _print_error(error: MuvaError, *, code: int) -> int:
     console.print("Error:", style="bold red", end=" ")
-    console.print(str(mistake), markup=False, soft_wrap=True)
+    console.print(str(error), markup=False, soft_wrap=True)
     return code
 
 

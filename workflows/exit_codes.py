@@ -1,4 +1,4 @@
-"""Exit codes of the command line besides 0, 1 and 2."""
+"""Exit codes of the command line other than 0, 1 and 2."""
 
 from __future__ import annotations
 

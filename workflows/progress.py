@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar in a terminal, a line every few seconds in a log."""
+"""Progress of long-running work: a live bar in a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rich.progress import (
 LOG_EVERY_S = 5.0
 
 console = Console(stderr=True, highlight=False)
-"""Where people are told what happens; results go to standard output."""
+"""Status messages go to standard error, results to standard output."""
 
 
 class Track:
-    """One piece of work: `update` says how much of it is done."""
+    """The progress of one piece of work; `update` reports how much of it is done."""
 
     def __init__(self, label: str, bar: Progress | None) -> None:
         self._label = label
@@ -35,12 +35,12 @@ class Track:
         self._first: tuple[float, int] | None = None
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` units are finished; `note` is shown behind them."""
+        """Report that `done` of `total` units are finished; `note` is shown after the numbers."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, note=note)
             return
         now = time.monotonic()
-        if self._first is None:  # what was done before says nothing of the pace
+        if self._first is None:  # units that were done before say nothing about the pace
             self._first = now, done
         if now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
@@ -50,7 +50,7 @@ class Track:
 
 
 def time_left(seconds: float, done: int, remaining: int) -> str:
-    """`, 38 s left` at the pace so far; nothing before there is one."""
+    """The remaining time at the pace so far, as `, 38 s left`; empty while the pace is unknown."""
     if done <= 0 or remaining <= 0:
         return ""
     left_s = seconds / done * remaining
@@ -58,13 +58,13 @@ def time_left(seconds: float, done: int, remaining: int) -> str:
 
 
 def say(text: str) -> None:
-    """Tells a person something, a line for each of its lines, whatever the characters in it."""
+    """Prints a status message line by line, without interpreting markup in it."""
     console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def track(label: str) -> Iterator[Track]:
-    """Shows one piece of work while the block runs, then says how long it took."""
+    """Shows the progress of the block while it runs, then prints how long it took."""
     started_at = time.monotonic()
     if sys.stderr.isatty():
         with Progress(

@@ -1,4 +1,4 @@
-"""What every verb shares: store, tracking server, and the options that name them."""
+"""A session: the artifact store and the tracking server that a verb works with."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.data.store import Store, open_store
+from muva.errors import MuvaError
 
 if TYPE_CHECKING:
     from tracking.runs import Run, RunRef
     from workflows.runtime.claims import SharedSteps
 
-AWAY_S = 240.0
-"""How long MLflow's server may be away when a step of a pipeline begins: as long as MLflow's own
-client tries, so that a step that ends and one that begins wait alike."""
+SERVER_WAIT_S = 240.0
+"""How long a step of a pipeline waits at its start for an unavailable MLflow server: as long as
+MLflow's own client retries, so that a step waits equally long at its start and at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Where artifacts and runs are kept, and which run the work belongs to."""
+    """Where artifacts and runs are kept, and the run that the work belongs to."""
 
     home: Path
     store: Store
     tracking_uri: str | None
-    """None where nothing is tracked: inside a trial, whose driver writes for it."""
+    """None if nothing is tracked: inside a trial, whose driver logs for it."""
     experiment: str = "muva"
     parent: RunRef | None = None
     shared: SharedSteps | None = None
-    """Where others may do the same steps at the same time: inside a trial."""
+    """Set inside a trial, because other trials may need the same steps at the same time."""
 
     @contextmanager
     def run(
@@ -42,25 +43,40 @@ class Session:
         params: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
     ) -> Iterator[Run | None]:
-        """The run of that key, a child of the parent where there is one; closed by the block."""
+        """Opens the run with this key, as a child of the parent if there is one, for the block."""
         if self.tracking_uri is None:
             yield None
             return
-        # MLflow takes a second and 80 MB to import: workers, which have a session too, never do.
+        # Importing MLflow takes a second and 80 MB. Workers, which have sessions too, never do it.
         from tracking.addresses import failures_explained
         from tracking.runs import Tracker
 
-        # In the midst of a pipeline a server that is away is waited for; before it, a wrong address
-        # is told at once.
-        within_s = AWAY_S if self.parent is not None else 0.0
+        # Within a pipeline, wait for an unavailable server. Before one, report a wrong address at
+        # once.
+        within_s = SERVER_WAIT_S if self.parent is not None else 0.0
         with failures_explained(self.tracking_uri):
             tracker = Tracker(self.tracking_uri, self.experiment, within_s=within_s)
-            opened = tracker.open(name=name, key=key, parent=self.parent, params=params, tags=tags)
-            with opened as run:
+            with tracker.open(
+                name=name, key=key, parent=self.parent, params=params, tags=tags
+            ) as run:
                 yield run
 
+    def has_logged(self, key: str) -> bool:
+        """Whether the run with this key, under the parent, is completely logged.
+
+        True if nothing is tracked.
+        """
+        if self.tracking_uri is None:
+            return True
+        from tracking.tagged_runs import has_logged
+
+        try:
+            return has_logged(self.tracking_uri, self.experiment, key, parent=self.parent)
+        except MuvaError:  # the caller calls `run` next, which waits for the server or reports it
+            return False
+
     def within(self, run: Run | None) -> Session:
-        """The same session, its runs being children of `run`."""
+        """The same session, whose runs are children of `run`."""
         return dataclasses.replace(self, parent=run.ref if run else None)
 
 
@@ -71,7 +87,7 @@ def open_session(
     tracking_uri: str | None = None,
     experiment: str = "muva",
 ) -> Session:
-    """A session whose store and runs are under `home` unless they are named."""
+    """A session whose store and runs are under `home` unless other places are given."""
     folder = Path(home).absolute()
     return Session(
         home=folder,

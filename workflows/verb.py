@@ -1,40 +1,46 @@
-"""What every verb shares: options that say where things are and how to compute, and its output."""
+"""What all verbs share: options for locations and computing resources, and the output.
+
+Verbs import their libraries inside functions: importing torch, Ray and MLflow takes seconds, which
+neither a help text nor a mistyped option should cost.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from PIL import Image
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from muva.config import ExecutionConfig
 from muva.errors import MuvaError, SettingsError
-from muva.training.compute import Compute
-from workflows.jobs.cluster_settings import ClusterSettings, explained, load_cluster
-from workflows.runtime.workers import Workers
-from workflows.session import open_session
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def write_sheet(sheet: Path, picture: Image.Image) -> None:
-    """Write a picture in the form that the file's name ends in; MuvaError where that cannot be."""
+    """Write a picture in the format that the file's suffix names.
+
+    Raises:
+        MuvaError: the suffix names no image format, or the file cannot be written.
+    """
     try:
         picture.save(sheet)
     except (OSError, ValueError) as error:
         raise MuvaError(
             f"The sheet {sheet} cannot be written ({error}): expected a name that ends in .png or "
-            ".jpg, in a folder that is there"
+            ".jpg, in an existing folder"
         ) from error
 
 
 def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a verb the options that say where things are, and a `session` made of them."""
+    """Adds --home, --store and --tracking-uri to a verb, which gets them as a `session`."""
 
     @click.option(
         "--home",
@@ -42,22 +48,24 @@ def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         envvar="MUVA_HOME",
         default="runs",
         show_default=True,
-        help="Folder of everything that is kept here.",
+        help="Folder for the store, the runs and the reports.",
     )
     @click.option(
         "--store",
         envvar="MUVA_STORE",
-        help="Artifacts: a folder or s3://bucket/prefix. [HOME/store]",
+        help="Where artifacts are stored: a folder or s3://bucket/prefix. [HOME/store]",
     )
     @click.option(
         "--tracking-uri",
         envvar="MLFLOW_TRACKING_URI",
-        help="MLflow: sqlite:///FILE or http://SERVER. [sqlite in HOME]",
+        help="MLflow's address: sqlite:///FILE or http://SERVER. [SQLite in HOME]",
     )
     @functools.wraps(verb)
     def with_session(
         *args: object, home: Path, store: str | None, tracking_uri: str | None, **kwargs: object
     ) -> Any:
+        from workflows.session import open_session
+
         session = open_session(home=home, store=store, tracking_uri=tracking_uri)
         return verb(*args, session=session, **kwargs)
 
@@ -65,17 +73,17 @@ def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Names(click.ParamType):
-    """Names with commas between them."""
+    """A comma-separated list of names."""
 
     name = "A,B"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        """The names, without the spaces around them."""
+        """The names, without surrounding spaces."""
         names = tuple(filter(None, (name.strip() for name in value.split(","))))
         if not names:
-            self.fail("expected names with commas between them, found none", param, ctx)
+            self.fail("expected names separated by commas, found none", param, ctx)
         return names
 
 
@@ -83,7 +91,7 @@ NAMES = _Names()
 
 
 recipe_option = click.option(
-    "--recipe", default="base", show_default=True, help="A shipped recipe, or a YAML file."
+    "--recipe", default="base", show_default=True, help="A shipped recipe or a YAML file."
 )
 
 
@@ -100,12 +108,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 
 def print_result(result: object, *, as_json: bool, text: str) -> None:
-    """The verb's result on standard output, for a machine or for a person."""
+    """Print a verb's result on standard output, as JSON or as text."""
     click.echo(json.dumps(result, indent=2, default=str) if as_json else text)
 
 
 def as_text(table: Table) -> str:
-    """A table as plain text for standard output, its title in one line above it."""
+    """A table as plain text for standard output, with its title on one line above it."""
     writer = Console(width=120, highlight=False)
     untitled = copy.copy(table)
     untitled.title = None
@@ -117,99 +125,58 @@ def as_text(table: Table) -> str:
 
 
 def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a verb the options of a training's workers, and `workers` made of them."""
+    """Adds an option to a verb for each setting of `execution`; they win over `--set`."""
+    fields = ExecutionConfig.model_json_schema()["properties"]
 
-    @click.option(
-        "--workers",
-        "count",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Processes that share identities in stage 1, batches in stage 2.",
-    )
-    @click.option(
-        "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each. [all, divided]"
-    )
-    @click.option(
-        "--micro-batch",
-        type=click.IntRange(min=1),
-        help="Images that each encodes at a time, with the same result. [its whole share]",
-    )
-    @click.option(
-        "--activation-checkpointing",
-        is_flag=True,
-        help="Compute blocks again on the way back, for memory.",
-    )
-    @click.option("--compile", is_flag=True, help="torch.compile the blocks; needs a C++ compiler.")
-    @click.option(
-        "--cuda-graphs", is_flag=True, help="Record the passes of one worker on a GPU, and replay."
-    )
-    @click.option("--channels-last", is_flag=True, help="Images pixel by pixel in memory.")
-    @click.option("--deterministic", is_flag=True, help="The same bits every time, also on a GPU.")
-    @click.option(
-        "--loaders",
-        type=click.IntRange(min=0),
-        help="Processes of each that decode images, 0: a thread. [0 without a GPU, else its other "
-        "cores]",
-    )
-    @click.option(
-        "--keep-every",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Keep the state of every N-th epoch of stage 2. [of none]",
-    )
     @functools.wraps(verb)
-    def with_workers(
-        *args: object,
-        count: int,
-        cpus_per_worker: int | None,
-        loaders: int | None,
-        micro_batch: int | None,
-        activation_checkpointing: bool,
-        compile: bool,
-        cuda_graphs: bool,
-        channels_last: bool,
-        deterministic: bool,
-        keep_every: int | None,
-        **kwargs: object,
-    ) -> Any:
-        compute = Compute(
-            micro_batch=micro_batch,
-            activation_checkpointing=activation_checkpointing,
-            compile=compile,
-            channels_last=channels_last,
-            cuda_graphs=cuda_graphs,
-            deterministic=deterministic,
-        )
-        workers = Workers(
-            count=count,
-            cpus_each=cpus_per_worker,
-            compute=compute,
-            loaders=loaders,
-            keep_every=keep_every,
-        )
-        return verb(*args, workers=workers, **kwargs)
+    def with_execution(*args: object, overrides: tuple[str, ...], **kwargs: Any) -> Any:
+        values = {name: kwargs.pop(name) for name in fields}
+        execution = [f"execution.{k}={value}" for k, value in values.items() if value is not None]
+        return verb(*args, overrides=(*overrides, *execution), **kwargs)
 
-    return with_workers
+    for name, field in reversed(fields.items()):
+        with_execution = _execution_option(name, field)(with_execution)
+    return with_execution
+
+
+def _execution_option(name: str, field: Mapping[str, Any]) -> Callable[..., Any]:
+    """The option for a setting, from its JSON schema; by default the recipe's value applies."""
+    option = f"--{name.replace('_', '-')}"
+    text = " ".join(field["description"].split())
+    schema = next(one for one in field.get("anyOf", [field]) if one["type"] != "null")
+    if schema["type"] == "boolean":
+        return click.option(f"{option}/--no-{option[2:]}", name, default=None, help=text)
+    param_type: click.ParamType = click.IntRange(min=schema.get("minimum"))
+    if "enum" in schema:
+        param_type = click.Choice([str(choice) for choice in schema["enum"]])
+    return click.option(option, name, type=param_type, help=text)
 
 
 def cluster_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a verb `--cluster` and `--address`, and a `cluster` made of them."""
+    """Adds `--cluster` and `--address` to a verb, which gets them as a `cluster`."""
 
-    @click.option("--cluster", "name", metavar="NAME|FILE", help="A cluster's settings by name.")
     @click.option(
-        "--address", help="The cluster's dashboard, http://HOST:PORT. [RAY_ADDRESS, or local]"
+        "--cluster", "name", metavar="NAME|FILE", help="The cluster's settings: a name or a file."
+    )
+    @click.option(
+        "--address",
+        help="The cluster's dashboard, http://HOST:PORT. [RAY_ADDRESS, or this machine]",
     )
     @functools.wraps(verb)
     def with_cluster(*args: object, name: str | None, address: str | None, **kwargs: object) -> Any:
+        from pydantic import ValidationError
+
+        from workflows.jobs.cluster_settings import ClusterSettings, explain_problem, load_cluster
+
         if name is not None and address is not None:
-            raise click.UsageError("--cluster and --address: expected one of the two.")
+            raise click.UsageError("--cluster and --address: expected only one of the two.")
         cluster = load_cluster(name) if name is not None else ClusterSettings()
         if address is not None:
             try:
                 cluster = ClusterSettings(address=address)
             except ValidationError as error:
-                raise SettingsError(f"--address: {explained(dict(error.errors()[0]))}") from error
+                problem = explain_problem(dict(error.errors()[0]))
+                raise SettingsError(f"--address: {problem}") from error
         return verb(*args, cluster=cluster, **kwargs)
 
     return with_cluster

@@ -1,5 +1,6 @@
-"""Every setting of an experiment: its sections, the recipes that set them, the spaces searched."""
+"""The settings of an experiment: sections, recipes that set them, and search spaces."""
 
+from muva.config.parts import PARTS, PHRASES, Part, check_part, words_of
 from muva.config.recipes import (
     differences,
     experiment,
@@ -11,15 +12,13 @@ from muva.config.recipes import (
     with_settings,
 )
 from muva.config.schema import (
-    PARTS,
-    PHRASES,
     BoxRule,
     Count,
     EvaluationConfig,
+    ExecutionConfig,
     ExperimentConfig,
     GroundingConfig,
     ModelConfig,
-    Part,
     PromptConfig,
     Section,
     Stage1Config,
@@ -35,6 +34,7 @@ __all__ = [
     "BoxRule",
     "Count",
     "EvaluationConfig",
+    "ExecutionConfig",
     "ExperimentConfig",
     "GroundingConfig",
     "ModelConfig",
@@ -45,6 +45,7 @@ __all__ = [
     "Stage2Config",
     "SyntheticConfig",
     "TuneConfig",
+    "check_part",
     "differences",
     "experiment",
     "flat",
@@ -54,4 +55,5 @@ __all__ = [
     "to_yaml",
     "with_overrides",
     "with_settings",
+    "words_of",
 ]

@@ -1,7 +1,7 @@
-"""Recipes: YAML files that name what differs from the defaults.
+"""Recipes: YAML files with the settings that differ from the defaults.
 
-`load_recipe` reads one by name or path, applies `key=value` overrides and refuses what it does not
-know, with the closest name.
+`load_recipe` reads a recipe by name or path, applies `key=value` overrides, and rejects unknown
+keys with the most similar known name.
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ RECIPES = Path(__file__).parent / "recipes"
 def load_recipe(recipe: str | Path = "base", *, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """The experiment that a recipe and its overrides describe.
 
-    `recipe` is the name of a shipped recipe or the path of a YAML file, which may say `extends:`
-    and another's name and hold the few lines that differ; `overrides` are `section.key=value`, the
-    value in YAML. Raises `SettingsError` with the place, what was expected
-    there and, for an unknown key, the closest name.
+    Args:
+        recipe: the name of a shipped recipe, or the path of a YAML file. A file may extend another
+            recipe with `extends: NAME` and contain only the settings that differ.
+        overrides: `section.key=value`, with the value in YAML.
+
+    Raises:
+        SettingsError: a setting is unknown or invalid; the message says which, what was expected
+            and, for an unknown key, the most similar known one.
     """
     settings = _read_recipe(recipe)
     for override in overrides:
@@ -42,7 +46,7 @@ def load_recipe(recipe: str | Path = "base", *, overrides: Sequence[str] = ()) -
 
 
 def experiment(settings: Mapping[str, Any], *, where: str) -> ExperimentConfig:
-    """Settings as plain data -> the experiment; `where` names their origin in errors."""
+    """Validate settings given as plain data; `where` names their origin in errors."""
     try:
         return ExperimentConfig.model_validate(settings)
     except ValidationError as error:
@@ -53,7 +57,7 @@ def experiment(settings: Mapping[str, Any], *, where: str) -> ExperimentConfig:
 def with_settings(
     config: ExperimentConfig, changes: Mapping[str, Any], *, where: str
 ) -> ExperimentConfig:
-    """A copy of an experiment with dotted settings changed, checked like a recipe."""
+    """A copy of an experiment with dotted settings changed, validated like a recipe."""
     settings = config.model_dump(mode="json")
     for key, value in changes.items():
         _assign(settings, key, value)
@@ -63,7 +67,7 @@ def with_settings(
 def with_overrides(
     config: ExperimentConfig, overrides: Sequence[str], *, where: str
 ) -> ExperimentConfig:
-    """A copy of an experiment with overrides as `load_recipe` takes them."""
+    """A copy of an experiment with overrides applied, in the format of `load_recipe`."""
     settings = config.model_dump(mode="json")
     for override in overrides:
         _override(settings, override)
@@ -76,12 +80,12 @@ def to_yaml(config: Section) -> str:
 
 
 def shipped_recipes() -> list[str]:
-    """The names of the recipes that come with the program, `base` first."""
+    """The names of the shipped recipes, `base` first."""
     return sorted((file.stem for file in RECIPES.glob("*.yaml")), key=lambda n: (n != "base", n))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted setting and its value, of sections within sections of plain data."""
+    """Flatten nested sections of plain data into pairs of dotted setting and value."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -90,7 +94,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def differences(config: Section, base: Section) -> dict[str, Any]:
-    """Dotted setting -> its value as plain data, where a configuration differs from another."""
+    """Dotted setting -> value, as plain data, for all settings that differ from `base`."""
     return dict(_differing(config.model_dump(mode="json"), base.model_dump(mode="json")))
 
 
@@ -106,7 +110,7 @@ def _differing(
 
 
 def _read_recipe(recipe: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's settings over those of the one that it extends."""
+    """The settings of a recipe, merged over those of the recipe that it extends."""
     path = _recipe_path(recipe)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -119,16 +123,16 @@ def _read_recipe(recipe: str | Path, *, within: tuple[Path, ...] = ()) -> dict[s
         return settings
     if not isinstance(extended, str) or path in within:
         raise SettingsError(
-            f"{path}: extends {extended!r}: expected the name of another recipe, or the path of a "
-            "YAML file, that does not extend this one"
+            f"{path}: extends {extended!r}: expected the name of another recipe or the path of a "
+            "YAML file that does not itself extend this one"
         )
-    # A file's path is meant from where the recipe is.
+    # A path is relative to the folder of the recipe.
     base = path.parent / extended if Path(extended).suffix else extended
     return _merged(_read_recipe(base, within=(*within, path)), settings)
 
 
 def _merged(settings: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with others over them, section by section."""
+    """Merge settings over others, section by section."""
     merged = dict(settings)
     for key, value in over.items():
         known = merged.get(key)
@@ -163,7 +167,7 @@ def _override(settings: dict[str, Any], override: str) -> None:
     try:
         _assign(settings, key.strip(), yaml.safe_load(value))
     except yaml.YAMLError as error:
-        raise SettingsError(f"--set {override}: the value is not YAML: {error}") from error
+        raise SettingsError(f"--set {override}: the value is not valid YAML: {error}") from error
 
 
 def _assign(settings: dict[str, Any], dotted: str, value: object) -> None:
@@ -188,7 +192,7 @@ def _explain(problem: ErrorDetails) -> str:
         elsewhere = difflib.get_close_matches(str(key), list(known_by_path), n=1)
         if elsewhere:
             return f"{place}: there is no such setting; did you mean {known_by_path[elsewhere[0]]}?"
-        return f"{place}: there is no such setting; here are {', '.join(known)}"
+        return f"{place}: there is no such setting; expected one of {', '.join(known)}"
     expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if problem["type"] == "value_error":
         return f"{place}: {expected}"

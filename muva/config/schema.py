@@ -1,12 +1,14 @@
-"""Every setting of an experiment, one frozen section per stage; the defaults are the paper's.
+"""The settings of an experiment: one frozen section per stage, with the paper's defaults.
 
-Sections are what steps are fingerprinted by: a field here changes a result, or it is not here.
+Sections are what steps are fingerprinted by: a field here changes a result, except those of
+`execution`, which no address depends on.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,35 +18,26 @@ from pydantic import (
     model_validator,
 )
 
+from muva.config.parts import PARTS, PHRASES, Part, check_part, in_order, with_papers_phrases
 from muva.errors import did_you_mean
 
-if TYPE_CHECKING:
-    pass
-
-PARTS = ("head", "upper_body", "legs")
-"""The body parts in their fixed order: index 0, 1, 2 of masks, tokens, contexts and prompts."""
-
-PHRASES = {
-    "head": "the head of the person",
-    "upper_body": "the upper body of the person",
-    "legs": "the legs of the person",
-}
-"""Part -> phrase that an expert is asked for, the paper's wording."""
-
-Part = Literal["head", "upper_body", "legs"]
 BoxRule = Literal[
     "drop-whole-image", "drop-tiny", "drop-disordered", "drop-duplicates", "cut-overlap"
 ]
-"""What may drop or mend boxes; `muva.grounding.rules` says how."""
+"""Rules that drop or correct boxes; see `muva.grounding.rules`."""
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A group of settings: immutable, complete by defaults, closed to unknown keys."""
+    """A group of settings: immutable, with defaults, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that decide a result, as plain data: what fingerprints are made of."""
+        return self.model_dump(mode="json")
 
 
 class ModelConfig(Section):
@@ -56,9 +49,10 @@ class ModelConfig(Section):
     image_height: Count = 256
     image_width: Count = 128
     stride: Count = 16
-    """Step between patches in pixels; smaller than the patch makes them overlap."""
+    """Stride of the patches in pixels; if it is smaller than a patch, patches overlap."""
     parts: tuple[Part, ...] = PARTS
-    """Body parts with a token of their own; empty for the global-only model."""
+    """Parts with a token of their own, each of which needs pseudo-labels: the paper's three come
+    first, in their fixed order. Empty for the global-only model."""
     part_token_init: Literal["random", "cls", "patch_avg"] = "random"
     gating: Literal["offline", "online"] = "offline"
     """`offline`: a hard gate without gradient; `online`: an additive bias with gradient."""
@@ -74,10 +68,10 @@ class ModelConfig(Section):
 
     @field_validator("parts")
     @classmethod
-    def _ascending(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    def _in_order(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         if len(set(parts)) != len(parts):
             raise ValueError(f"names a part twice: {', '.join(parts)}")
-        return tuple(part for part in PARTS if part in parts)
+        return in_order(parts)
 
     @model_validator(mode="after")
     def _stride_fits(self) -> Self:
@@ -98,7 +92,7 @@ class ModelConfig(Section):
 
 
 def patch_size(clip: str) -> int | None:
-    """A CLIP's patch in pixels as far as its name tells (`tiny`, `ViT-B-16:openai`), else None."""
+    """A CLIP's patch size in pixels, if its name says it (`tiny`, `ViT-B-16:openai`), else None."""
     if clip == "tiny":
         return 8
     named = re.fullmatch(r"ViT-\w+-(\d+)(-quickgelu|-\d+)?(:.+)?", clip)
@@ -106,7 +100,7 @@ def patch_size(clip: str) -> int | None:
 
 
 DOMAIN = "{domain}"
-"""In a domain context: the domain's name."""
+"""Placeholder for the domain's name in a domain context."""
 
 
 class PromptConfig(Section):
@@ -115,12 +109,12 @@ class PromptConfig(Section):
     template: Literal["universal", "part-agnostic"] = "universal"
     domain_context: str = ""
     """Text after a comma at the end of each prompt, for example `taken at night`; `{domain}` in it
-    stands for the name of an identity's data set, in words."""
+    is replaced by the name of an identity's data set, in words."""
     domain_contexts: dict[str, str] = Field(default_factory=dict)
-    """Data set -> the context of its identities instead."""
+    """Data set -> the domain context of its identities, instead of `domain_context`."""
     context_tokens: Count = 4
     context_std: Positive = 0.002
-    """Standard deviation of the contexts' normal start."""
+    """Standard deviation of the contexts' normal initialisation."""
 
     @property
     def differ_by_domain(self) -> bool:
@@ -134,13 +128,13 @@ class PromptConfig(Section):
 
 
 class TrainingConfig(Section):
-    """What both stages share. P x K sampling: P identities with K images each make a batch."""
+    """Settings of both stages. P x K sampling: a batch has P identities with K images each."""
 
     batch_size: Count = 64
-    """Images in a batch of all workers together."""
+    """Images in the global batch of all workers."""
     images_per_identity: Count = 4
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """`auto`: bf16 where the processor or GPU multiplies it fast, else fp32."""
+    """`auto`: bf16 if the device has fast instructions for it, else fp16 (GPU) or fp32 (CPU)."""
 
     @model_validator(mode="after")
     def _whole_identities(self) -> Self:
@@ -153,7 +147,7 @@ class TrainingConfig(Section):
 
 
 class Stage1Config(TrainingConfig):
-    """Stage 1: the prompts learn, everything else is frozen."""
+    """Stage 1: the prompts are trained, everything else is frozen."""
 
     epochs: Count = 120
     lr: Positive = 3.5e-4
@@ -166,27 +160,27 @@ class Stage1Config(TrainingConfig):
 
 
 class Stage2Config(TrainingConfig):
-    """Stage 2: the image encoder learns, the prompts are frozen."""
+    """Stage 2: the image encoder is trained, the prompts are frozen."""
 
     epochs: Count = 60
     lr: Positive = 5e-6
     predictor_lr_factor: Positive = 10.0
-    """The mask predictor's learning rate in units of `lr`."""
+    """The mask predictor's learning rate as a multiple of `lr`."""
     head_lr_factor: Positive = 1.0
-    """The same for the BN neck and the classifier."""
+    """The learning rate of BN neck and classifier as a multiple of `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """L2, for every trained tensor but the mask predictor's."""
+    """L2, for all trained tensors except the mask predictor's."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 10
     warmup_factor: Fraction = 0.1
     milestones: tuple[int, ...] = (30, 50)
-    """Epochs from which the learning rate is multiplied by `decay`."""
+    """Epochs at which the learning rate is multiplied by `decay`."""
     decay: Fraction = 0.1
     label_smoothing: Fraction = 0.1
     mask_loss: Literal["bce+dice", "mse"] = "bce+dice"
     mask_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of the cross-entropy or squared error of the masks in the sum of the losses."""
+    """Weight of the masks' cross-entropy or squared error in the total loss."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of the Dice loss, which `bce+dice` has."""
+    """Weight of the Dice loss, which is part of `bce+dice`."""
     i2t_normalised: bool = False
     i2t_temperature: Positive = 1.0
     memory_hard_update: bool = True
@@ -200,30 +194,28 @@ class GroundingConfig(Section):
 
     expert: str = "annotated"
     checkpoint: str = ""
-    """Its weights: a folder or a hub's ORG/NAME, the served model's name for `http`; empty: those
-    that `muva experts` names."""
+    """Its weights: a folder or ORG/NAME on the Hugging Face Hub, for `http` the name of the served
+    model; empty: those listed by `muva experts`."""
     revision: str = ""
-    """A hub's commit, branch or tag; empty: the newest."""
+    """A commit, branch or tag on the Hub; empty: the latest."""
     precision: Literal["default", "fp32", "bf16", "fp16"] = "default"
     coordinates: Literal["fractions", "thousandths", "pixels"] = "thousandths"
-    """What the model behind `http` counts boxes in."""
+    """The unit of the boxes that the model behind `http` returns."""
     requests_per_second: Positive | None = None
     """At most so many to the model behind `http`, by each actor."""
-    phrases: Annotated[dict[str, str], Field(min_length=1)] = PHRASES
-    """Part -> what the expert is asked for."""
+    phrases: Annotated[dict[str, str], Field(min_length=1)] = dict(PHRASES)
+    """Part -> what the expert is asked for. In an experiment, those of the model's parts that have
+    no phrase here and are the paper's have the paper's."""
     rules: tuple[BoxRule, ...] = ()
-    """Which of `muva masks refine`'s rules drop or mend boxes afterwards, in this order."""
+    """Rules of `muva masks refine` that drop or correct boxes afterwards, in this order."""
     quarantine_limit: Fraction = 0.01
-    """Share of the images that may be set aside."""
+    """Largest fraction of the images that may be quarantined."""
 
     @field_validator("phrases")
     @classmethod
     def _names_and_phrases(cls, phrases: dict[str, str]) -> dict[str, str]:
         for part, phrase in phrases.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", part):
-                raise ValueError(
-                    f"part {part!r}: expected small letters, digits and underscores, as upper_body"
-                )
+            check_part(part)
             if not phrase.strip() or set(phrase) & set("<>[]{}\n"):
                 raise ValueError(
                     f"phrase {phrase!r} of {part}: expected words such as 'the shoes', without "
@@ -233,7 +225,7 @@ class GroundingConfig(Section):
 
 
 class SyntheticConfig(Section):
-    """How many synthetic people a domain shows, and at what size."""
+    """Number of synthetic people in a domain, and the size of their images."""
 
     train_people: Count = 100
     test_people: Count = 100
@@ -243,51 +235,96 @@ class SyntheticConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured on a target."""
+    """The metrics on a target."""
 
     ranks: tuple[Count, ...] = (1, 5, 10, 20)
     rerank: bool = False
 
 
 class ValidationConfig(Section):
-    """Judging a training by people of its sources that it does not learn from."""
+    """Validation of a training on identities or a domain held out from its sources."""
 
     domain: str = ""
-    """A source that is held out whole; empty: some identities of every source are."""
+    """The source that is held out as a whole; empty: some identities of every source are."""
     identities: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of each source's identities to hold out, where no domain is named."""
+    """Fraction of each source's identities to hold out if no domain is given."""
     every: Count = 1
-    """Epochs of stage 2 from one judgement to the next; the last epoch is judged always."""
+    """Epochs of stage 2 between validations; the last epoch is always validated."""
     patience: Count | None = None
-    """Stop when so many judgements in a row were no better than the best before; null: never."""
+    """Stop after so many consecutive validations without improvement; null: never."""
 
 
 class TuneConfig(Section):
-    """A search over settings, judged on source domains held out in turn."""
+    """A search over settings, validated on source domains that are held out in turn."""
 
     space: str | dict[str, Any] = {
         "model.gating": ["offline", "online"],
         "stage2.mask_loss": ["bce+dice", "mse"],
         "prompts.template": ["universal", "part-agnostic"],
     }
-    """A shipped space, a YAML file, or dotted setting -> values: see `muva.config.search_space`."""
+    """A shipped space, a YAML file, or dotted setting -> values; see `muva.config.search_space`."""
     trials: Count = 4
     concurrent_trials: Count | None = None
-    """None: as many as the cluster has room for."""
+    """None: as many as fit on the cluster."""
     budget_hours: Positive | None = None
     """After so long no trial begins or goes on; the same command goes on with them."""
-    aim: str = "mean"
+    objective: str = "mean"
     """Over the held-out domains: `mean`, `worst`, `both` of these, or the name of one domain."""
     folds: Count | None = None
-    """How many of the sources are held out in turn; None: each."""
+    """How many of the sources are held out in turn; None: all of them."""
     seeds: Count = 1
-    """How many times each trial is trained; its value is the mean."""
+    """How many times each trial is trained with different seeds; the objective is the mean."""
     search: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
     scheduler: Literal["none", "asha", "median"] = "none"
-    """What stops trials that fall behind the others at the same point."""
+    """Early stopping of trials that fall behind the others."""
     stage1_epochs: Count | None = None
-    """None: the recipe's, as for `stage2_epochs`."""
+    """None: the recipe's number of epochs, as for `stage2_epochs`."""
     stage2_epochs: Count | None = None
+
+
+class ExecutionConfig(Section):
+    """How machines compute a training: its speed and memory, never its result beyond rounding.
+
+    No address, run or study depends on this section. The command line's options are generated from
+    it, with the fields' docstrings as their help.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    workers: Count = 1
+    """Processes that share identities in stage 1 and batches in stage 2."""
+    cpus_per_worker: Count | None = None
+    """Cores of each worker; by default the cluster's cores, divided among the workers."""
+    gpus_per_worker: Literal[0, 1] | None = None
+    """GPUs of each worker: 0 trains without, 1 refuses to train without; by default 1 where the
+    cluster has a GPU for every worker."""
+    micro_batch: Count | None = None
+    """Images that each worker encodes at a time, with the same result; by default its whole share
+    of the batch."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+    compile: bool = False
+    """torch.compile the blocks; needs a C++ compiler."""
+    cuda_graphs: bool = False
+    """Record the passes of a single worker on a GPU once, and replay them."""
+    channels_last: bool = False
+    """Lay images out in memory in the channels-last format."""
+    deterministic: bool = False
+    """Give the same bits every time, also on a GPU."""
+    loaders: Annotated[int, Field(ge=0)] | None = None
+    """Processes of each worker that decode images, 0 for a thread; by default a thread without a
+    GPU, else the worker's other cores."""
+    keep_every: Count | None = None
+    """Keep the checkpoint of every N-th epoch of stage 2 for good; by default of none."""
+
+    @model_validator(mode="after")
+    def _whole_passes(self) -> Self:
+        if self.cuda_graphs and self.micro_batch is not None:
+            raise ValueError(
+                "cuda_graphs replays the pass of a whole batch, micro_batch cuts the batch: leave "
+                "out one of them"
+            )
+        return self
 
 
 class ExperimentConfig(Section):
@@ -301,11 +338,11 @@ class ExperimentConfig(Section):
     variants: Annotated[tuple[Literal["clip", "global_only", "muva"], ...], Field(min_length=1)] = (
         "muva",
     )
-    """What is compared: CLIP as it is, MUVA without parts, MUVA."""
+    """Models to compare: zero-shot CLIP, MUVA without parts, MUVA."""
     train_on: Literal["train", "all"] = "train"
-    """Of the sources: their training images, or those of all their people."""
+    """The images of the sources to train on: their training split, or all images."""
     same_domain: bool = False
-    """Sources may be targets: the supervised setting, not generalisation."""
+    """Allow sources as targets: the supervised setting instead of domain generalisation."""
     synthetic: SyntheticConfig = SyntheticConfig()
     grounding: GroundingConfig | None = GroundingConfig()
     model: ModelConfig = ModelConfig()
@@ -313,9 +350,29 @@ class ExperimentConfig(Section):
     stage1: Stage1Config = Stage1Config()
     stage2: Stage2Config = Stage2Config()
     validation: ValidationConfig | None = None
-    """None, the paper's way: all sources are learned from, and the last epoch counts."""
+    """None, as in the paper: train on all sources and use the last epoch."""
     evaluation: EvaluationConfig = EvaluationConfig()
     tune: TuneConfig | None = None
+    execution: ExecutionConfig = ExecutionConfig()
+
+    def result_settings(self) -> dict[str, Any]:
+        """All settings but those of `execution`."""
+        return self.model_dump(mode="json", exclude={"execution"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_phrases(cls, settings: Any) -> Any:
+        """A recipe that gives another part a phrase need not repeat the paper's."""
+        if not isinstance(settings, Mapping):
+            return settings
+        model, grounding = settings.get("model", {}), settings.get("grounding")
+        if not isinstance(model, Mapping) or not isinstance(grounding, Mapping):
+            return settings
+        phrases, parts = grounding.get("phrases"), model.get("parts", PARTS)
+        if not phrases or not isinstance(phrases, Mapping) or not isinstance(parts, list | tuple):
+            return settings
+        completed = with_papers_phrases(phrases, parts)
+        return {**settings, "grounding": {**grounding, "phrases": completed}}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -328,28 +385,28 @@ class ExperimentConfig(Section):
         for key in ("sources", "targets", "variants"):
             values = getattr(self, key)
             if len(set(values)) < len(values):
-                raise ValueError(f"{key} names one twice: {', '.join(values)}")
+                raise ValueError(f"{key} has duplicates: {', '.join(values)}")
         for domain in self.prompts.domain_contexts:
             if self.sources and domain not in self.sources:
                 raise ValueError(
-                    f"prompts.domain_contexts names {domain}, which is no source: expected some of "
-                    f"{', '.join(self.sources)}{did_you_mean(domain, self.sources)}"
+                    f"prompts.domain_contexts names {domain}, which is not a source: expected "
+                    f"some of {', '.join(self.sources)}{did_you_mean(domain, self.sources)}"
                 )
         twice = set(self.sources) & set(self.targets)
         if twice and not self.same_domain:
             raise ValueError(
-                f"{', '.join(sorted(twice))} is a source and a target: a domain is judged only "
-                "by models that have not seen it, or else with same_domain=true"
+                f"{', '.join(sorted(twice))} is both a source and a target: expected targets "
+                "that the model has not seen; for the supervised setting, set same_domain=true"
             )
         held_out = self.validation.domain if self.validation else ""
         if held_out and (held_out not in self.sources or len(self.sources) < 2):
             raise ValueError(
-                f"validation.domain is {held_out}: expected one of two sources or more, found "
+                f"validation.domain is {held_out}: expected one of at least two sources, found "
                 f"sources {', '.join(self.sources) or 'none'}; a target never chooses a model"
             )
         if self.train_on == "all" and twice:
             raise ValueError(
-                f"train_on is all, and {', '.join(sorted(twice))} is a source and a target: its "
-                "test people would be learned from"
+                f"train_on is all, and {', '.join(sorted(twice))} is both a source and a target: "
+                "its test people would be used for training. Set train_on=train"
             )
         return self

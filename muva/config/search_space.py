@@ -1,7 +1,8 @@
-"""Search spaces: which settings of an experiment are searched, over what, and on what condition.
+"""Search spaces: which settings of an experiment are searched, over which values and conditions.
 
-A space is a YAML file: a shipped one by name, or a path. `space_for` reads one, checks every value
-as a recipe's would be, and refuses what no trial would use; it knows no search method.
+A space is a YAML file, either a shipped one given by name or a path. `space_for` reads it,
+validates every value like a recipe's, and rejects settings that no trial would use. This module is
+independent of the search method.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from muva.model.position_embedding import patch_grid
 
 SPACES = Path(__file__).parent / "spaces"
 SEARCHED = ("grounding", "model", "prompts", "stage1", "stage2")
-"""Sections whose settings may be searched: what a trial trains with."""
+"""Sections whose settings can be searched: those that affect a trial's training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Some values, of any kind that a recipe may hold."""
+    """A categorical setting: a list of values of any type that a recipe can contain."""
 
     values: tuple[Any, ...]
 
     @property
     def labels(self) -> tuple[Any, ...]:
-        """The values where a search method can tell them apart, as JSON where it cannot."""
+        """The values as a search method needs them: plain values as they are, others as JSON."""
         return tuple(label(value) for value in self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Numbers from `low` to `high`, both included."""
+    """A numeric setting from `low` to `high`, both inclusive."""
 
     low: float
     high: float
@@ -58,69 +59,73 @@ class Setting:
     name: str
     values: Choice | Range
     when: Mapping[str, tuple[Any, ...]]
-    """Other searched setting -> its values under which this one is drawn; else it is the base's."""
+    """Other searched setting -> its values for which this one is searched; otherwise the base's."""
 
-    def drawn_beside(self, point: Mapping[str, Any]) -> bool:
-        """Whether it is drawn, given the values of the settings before it."""
+    def applies_to(self, point: Mapping[str, Any]) -> bool:
+        """Whether this setting is searched, given the values of the settings before it."""
         return all(name in point and point[name] in values for name, values in self.when.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What is searched. Settings stand behind those that their conditions name."""
+    """A search space. Settings come after those that their conditions depend on."""
 
     name: str
     settings: tuple[Setting, ...]
-    slow: tuple[str, ...] = ()
-    """Settings that keep their values for `every` trials, which share what is made before them."""
+    held: tuple[str, ...] = ()
+    """Settings held for `every` trials, which share the artifacts that depend only on these."""
     every: int = 1
     left_out: tuple[str, ...] = ()
-    """Optional settings whose conditions do not hold for this base."""
+    """Optional settings whose conditions never hold for this base."""
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """Every point in order, the slow settings changing last; an error where one is a range."""
+        """Every point in order, with the held settings changing last.
+
+        Raises:
+            SettingsError: a setting is a range, which cannot be enumerated.
+        """
         for setting in self.settings:
             if isinstance(setting.values, Range):
                 raise SettingsError(
-                    f"Space {self.name}: {setting.name} is a range, which has no list of points: "
-                    f"expected choices alone. Name some values, `{setting.name}: [A, B]`, or "
-                    "search by another method"
+                    f"Space {self.name}: {setting.name} is a range, which cannot be enumerated: "
+                    f"expected only choices. List some values, `{setting.name}: [A, B]`, or use "
+                    "another search method"
                 )
         yield from _points(self.settings, {})
 
     @property
     def finite(self) -> bool:
-        """Whether it has choices alone."""
+        """Whether all settings are choices, so that the points can be enumerated."""
         return all(isinstance(setting.values, Choice) for setting in self.settings)
 
     def as_data(self) -> dict[str, Any]:
-        """All that tells it from another space, as JSON."""
+        """Everything that distinguishes this space from another one, as JSON."""
         return {
             "settings": {
                 one.name: {**vars(one.values), "when": dict(one.when)} for one in self.settings
             },
-            "slow": list(self.slow),
+            "slow": list(self.held),  # the key that the addresses of studies are computed from
             "every": self.every,
         }
 
 
 def label(value: Any) -> Any:
-    """The value itself where it is a plain one, else its JSON."""
+    """The value itself if it is a plain one, otherwise its JSON."""
     plain = value is None or isinstance(value, bool | int | float | str)
     return value if plain else json.dumps(value, sort_keys=True)
 
 
 def shipped_spaces() -> list[str]:
-    """The names of the spaces that come with the program."""
+    """The names of the shipped search spaces."""
     return sorted(file.stem for file in SPACES.glob("*.yaml"))
 
 
 def space_for(space: str | Path | Mapping[str, Any], config: ExperimentConfig) -> Space:
-    """The space of that name, file or content (its `settings`), as it is for a base experiment.
+    """Load a search space for a base experiment, by name, by path, or from its `settings`.
 
     Raises:
-        SettingsError: a key, setting or value that is unknown or impossible; a setting that changes
-            nothing a trial is judged by, or whose condition never holds.
+        SettingsError: a key, setting or value is unknown or invalid, a setting does not affect the
+            objective, or its condition never holds.
     """
     if isinstance(space, Mapping):
         name, where = config.name, f"{config.name}, tune.space"
@@ -129,12 +134,12 @@ def space_for(space: str | Path | Mapping[str, Any], config: ExperimentConfig) -
         name, where = Path(space).stem, f"{config.name} with the space {space}"
         file = _parsed(_read(space), where=where)
     if not file.settings:
-        raise SettingsError(f"Recipe {where} names no setting to search")
+        raise SettingsError(f"Recipe {where}: expected at least one setting to search, found none")
     return _checked(file, config, name=name, where=where)
 
 
-def impossible(point: Mapping[str, Any], config: ExperimentConfig) -> str:
-    """Why an experiment cannot have all these settings together; empty where it can."""
+def conflict(point: Mapping[str, Any], config: ExperimentConfig) -> str:
+    """Why these settings conflict with each other; empty if they do not."""
     try:
         model = with_settings(config, point, where=config.name).model
         size = (model.image_height, model.image_width)
@@ -146,53 +151,55 @@ def impossible(point: Mapping[str, Any], config: ExperimentConfig) -> str:
 
 
 class _Entry(Section):
-    """What a file says of a setting."""
+    """A setting in a file."""
 
     choice: list[Any] | None = None
     range: tuple[float, float] | None = None
     log: bool = False
     integer: bool = False
     unit: Literal["patch"] | None = None
-    """The values are in units of the CLIP's patch, and whole pixels in the end."""
+    """With `patch`, values are multiples of CLIP's patch size, rounded to whole pixels."""
     when: dict[str, Any] = Field(default_factory=dict)
     optional: bool = False
-    """Left out, not refused, where its condition cannot hold."""
+    """Skip the setting, instead of rejecting the space, if its condition can never hold."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> _Entry:
         if (self.choice is None) == (self.range is None):
             raise ValueError("expected either choice: [A, B] or range: [LOW, HIGH]")
         if self.choice is not None and (self.log or self.integer):
-            raise ValueError("log and integer are of a range: a choice has its values as they are")
+            raise ValueError("log and integer apply only to a range, not to a choice")
         if self.choice == []:
-            raise ValueError("names no value")
+            raise ValueError("names no value: expected at least one")
         if self.range is not None:
             low, high = self.range
             if not low < high or (self.log and low <= 0):
                 above = " above 0" if self.log else ""
                 raise ValueError(f"range {[low, high]}: expected two ascending numbers{above}")
             if self.unit is not None:
-                raise ValueError("unit is of a choice")
+                raise ValueError("unit applies only to a choice, not to a range")
             if self.integer and not (low.is_integer() and high.is_integer()):
-                raise ValueError(f"range {[low, high]}: expected whole numbers, for it is integer")
+                raise ValueError(
+                    f"range {[low, high]}: expected whole numbers, because integer is true"
+                )
         return self
 
 
-class _Slow(Section):
+class _Held(Section):
     settings: list[str]
     every: Count
 
 
 class _File(Section):
-    """A space as it is written."""
+    """The content of a file with a search space."""
 
     description: str = ""
     settings: dict[str, _Entry] = Field(default_factory=dict)
-    slow: _Slow | None = None
+    held: _Held | None = None
 
 
 def _read(space: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's content over that of those that it extends; `NAME: null` takes a setting out."""
+    """A file's content merged over the spaces that it extends; `NAME: null` removes a setting."""
     path = _path_of(space)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -205,8 +212,8 @@ def _read(space: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]
     for other in [extended] if isinstance(extended, str) else extended:
         if not isinstance(other, str) or path in within:
             raise SettingsError(
-                f"{path}: extends {other!r}: expected the names of other spaces, or paths of YAML "
-                "files, that do not extend this one"
+                f"{path}: extends {other!r}: expected the names of other spaces or paths of YAML "
+                "files that do not extend this one"
             )
         there = path.parent / other if Path(other).suffix else other
         merged = _over(merged, _read(there, within=(*within, path)))
@@ -236,8 +243,13 @@ def _path_of(space: str | Path) -> Path:
 
 
 def _parsed(content: Mapping[str, Any], *, where: str) -> _File:
+    if "slow" in content:
+        raise SettingsError(
+            f"Recipe {where}: expected the key held, found slow, its former name. Rename the key; "
+            "its content stays the same"
+        )
     settings = content.get("settings")
-    if isinstance(settings, Mapping):  # `NAME: [A, B]` is short for a choice
+    if isinstance(settings, Mapping):  # `NAME: [A, B]` is shorthand for a choice
         entries = {
             name: {"choice": entry} if isinstance(entry, list) else entry
             for name, entry in settings.items()
@@ -250,20 +262,22 @@ def _parsed(content: Mapping[str, Any], *, where: str) -> _File:
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"]))
             if problem["type"] == "extra_forbidden":
-                section = {1: _File, 3: _Entry}.get(len(problem["loc"]), _Slow)
+                section = {1: _File, 3: _Entry}.get(len(problem["loc"]), _Held)
                 known = [*section.model_fields, *(["extends"] if section is _File else [])]
                 lines.append(
-                    f"{place}: there is no such key; expected {', '.join(known)}"
+                    f"{place}: there is no such key; expected one of {', '.join(known)}"
                     f"{_meant(str(problem['loc'][-1]), known)}"
                 )
                 continue
             place = place.removeprefix("settings.")
-            told = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if problem["type"] == "model_type":
-                told = "expected [A, B], or {range: [LOW, HIGH]} and the like"
+                message = (
+                    "expected a list of values [A, B] or an entry such as {range: [LOW, HIGH]}"
+                )
             value = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-            separator = " " if told.startswith("names") else ": "
-            lines.append(f"{place}{separator}{told}{value}")
+            separator = " " if message.startswith("names") else ": "
+            lines.append(f"{place}{separator}{message}{value}")
         raise SettingsError(f"Recipe {where}:\n  " + "\n  ".join(lines)) from error
 
 
@@ -274,9 +288,9 @@ def _checked(file: _File, config: ExperimentConfig, *, name: str, where: str) ->
         section = setting.split(".")[0]
         if section not in SEARCHED and section in base:
             reason = (
-                "is noise; --seeds trains each trial several times"
+                "only adds noise; use --seeds to train each trial several times"
                 if setting == "seed"
-                else "changes nothing that a trial is judged by"
+                else "does not affect the objective"
             )
             raise SettingsError(
                 f"Recipe {where}: {setting} {reason}: expected a setting of {', '.join(SEARCHED)}"
@@ -294,13 +308,13 @@ def _checked(file: _File, config: ExperimentConfig, *, name: str, where: str) ->
             left_out.append(f"{setting} ({never})")
         else:
             conditions[setting] = when
-    ordered = _in_order({s: list(conditions[s]) for s in conditions}, _slow_of(file, where), where)
+    ordered = _in_order({s: list(conditions[s]) for s in conditions}, _held_of(file, where), where)
     settings = tuple(Setting(name=one, values=values[one], when=conditions[one]) for one in ordered)
     space = Space(
         name=name,
         settings=settings,
-        slow=tuple(one for one in _slow_of(file, where) if one in conditions),
-        every=file.slow.every if file.slow else 1,
+        held=tuple(one for one in _held_of(file, where) if one in conditions),
+        every=file.held.every if file.held else 1,
         left_out=tuple(left_out),
     )
     if not settings:
@@ -310,7 +324,7 @@ def _checked(file: _File, config: ExperimentConfig, *, name: str, where: str) ->
 
 
 def _values(setting: str, entry: _Entry, config: ExperimentConfig, *, where: str) -> Choice | Range:
-    """The entry's values, each of them one that the experiment may have."""
+    """The values of an entry, each of them validated in the experiment."""
     if entry.range is not None:
         low, high = (int(end) if entry.integer else end for end in entry.range)
         values: Choice | Range = Range(low=low, high=high, log=entry.log, integer=entry.integer)
@@ -333,11 +347,11 @@ def _values(setting: str, entry: _Entry, config: ExperimentConfig, *, where: str
 
 
 def _patch_of(config: ExperimentConfig) -> int:
-    """The patch of the experiment's CLIP in pixels."""
+    """The patch size of the experiment's CLIP in pixels."""
     model = config.model
-    told = patch_size(model.clip)
-    if told is not None:
-        return told
+    patch = patch_size(model.clip)
+    if patch is not None:
+        return patch
     return _loaded_patch(model.clip, (model.image_height, model.image_width), model.stride)
 
 
@@ -354,7 +368,7 @@ def _conditions(
     *,
     where: str,
 ) -> tuple[dict[str, tuple[Any, ...]], str]:
-    """The conditions on other searched settings, and why they can never hold ('' if they can)."""
+    """The conditions on other searched settings, and why they never hold (empty if they can)."""
     when: dict[str, tuple[Any, ...]] = {}
     for other, wanted in entry.when.items():
         several = wanted if isinstance(wanted, list) and wanted else [wanted]
@@ -365,9 +379,9 @@ def _conditions(
             here = _setting_of(config, other)
             if here not in several:
                 return {}, (
-                    f"{other} is {here!r}, and its condition expects "
-                    f"{' or '.join(map(repr, several))}. Take it out, search {other} too, or "
-                    f"choose another value with --set {other}=…"
+                    f"{other} is {here!r}, but its condition expects "
+                    f"{' or '.join(map(repr, several))}. Remove the setting, search {other} too, "
+                    f"or change its value with --set {other}=…"
                 )
             continue
         if isinstance(found, Range):
@@ -377,8 +391,8 @@ def _conditions(
         common = tuple(value for value in several if value in found.values)
         if not common:
             return {}, (
-                f"its condition expects {other} to be {' or '.join(map(repr, several))}, and the "
-                f"search gives it {', '.join(map(repr, found.values))}"
+                f"its condition expects {other} to be {' or '.join(map(repr, several))}, but the "
+                f"search sets it to {', '.join(map(repr, found.values))}"
             )
         when[other] = common
     return when, ""
@@ -391,28 +405,28 @@ def _setting_of(config: ExperimentConfig, dotted: str) -> Any:
     return value
 
 
-def _slow_of(file: _File, where: str) -> list[str]:
-    if file.slow is None:
+def _held_of(file: _File, where: str) -> list[str]:
+    if file.held is None:
         return []
-    for setting in file.slow.settings:
+    for setting in file.held.settings:
         if setting not in file.settings:
             raise SettingsError(
-                f"Recipe {where}: slow.settings names {setting}, which is not searched: expected "
-                f"some of {', '.join(file.settings)}{_meant(setting, list(file.settings))}"
+                f"Recipe {where}: held.settings names {setting}, which is not searched: expected "
+                f"settings among {', '.join(file.settings)}{_meant(setting, list(file.settings))}"
             )
-    return file.slow.settings
+    return file.held.settings
 
 
-def _in_order(depends: Mapping[str, list[str]], slow: Sequence[str], where: str) -> list[str]:
-    """The slow settings first; each behind what it depends on."""
-    waiting = sorted(depends, key=lambda setting: setting not in slow)
+def _in_order(depends: Mapping[str, list[str]], held: Sequence[str], where: str) -> list[str]:
+    """Sort the settings: held ones first, and each after those that it depends on."""
+    waiting = sorted(depends, key=lambda setting: setting not in held)
     ordered: list[str] = []
     while waiting:
         ready = next((s for s in waiting if set(depends[s]) <= set(ordered)), None)
         if ready is None:
             raise SettingsError(
-                f"Recipe {where}: the conditions of {', '.join(waiting)} depend on each other in a "
-                "circle"
+                f"Recipe {where}: the conditions of {', '.join(waiting)} depend on each other: "
+                "remove one of them"
             )
         ordered.append(ready)
         waiting.remove(ready)
@@ -420,7 +434,7 @@ def _in_order(depends: Mapping[str, list[str]], slow: Sequence[str], where: str)
 
 
 Rule = tuple[str, Callable[[Any], bool], str]
-"""Another setting, whether a value of it lets this one be used, and the condition in words."""
+"""Another setting, a test of its value, and the test in words."""
 
 _PARTS: Rule = ("model.parts", bool, "names a part")
 _NEEDS: dict[str, list[Rule]] = {
@@ -437,11 +451,11 @@ _NEEDS: dict[str, list[Rule]] = {
     "stage2.dice_weight": [_PARTS, ("stage2.mask_loss", "bce+dice".__eq__, "is bce+dice")],
     "stage2.predictor_lr_factor": [_PARTS],
 }
-"""Section or setting -> when a training reads it."""
+"""Section or setting -> the conditions under which a training uses it."""
 
 
 def _refuse_unused(space: Space, config: ExperimentConfig, where: str) -> None:
-    """Trials that differ in what none of them reads would be the same trial twice."""
+    """Reject settings that a training would not use: its trials would be duplicates."""
     known = {setting.name: setting for setting in space.settings}
     for setting in space.settings:
         section = setting.name.split(".")[0]
@@ -449,25 +463,25 @@ def _refuse_unused(space: Space, config: ExperimentConfig, where: str) -> None:
             possible = _possible(other, setting, known, config)
             if not any(used(value) for value in possible):
                 raise SettingsError(
-                    f"Recipe {where}: {setting.name} would change nothing: it is read where "
-                    f"{other} {words}, found {', '.join(map(repr, possible))}. Take it out, or let "
-                    f"{other} be another"
+                    f"Recipe {where}: {setting.name} would have no effect: it is used only if "
+                    f"{other} {words}, found {', '.join(map(repr, possible))}. Remove it, or "
+                    f"change {other}"
                 )
             unused = [value for value in possible if not used(value)]
             if unused:
                 wanted = [value for value in possible if used(value)]
-                told = json.dumps(wanted if len(wanted) > 1 else wanted[0])
+                condition = json.dumps(wanted if len(wanted) > 1 else wanted[0])
                 raise SettingsError(
-                    f"Recipe {where}: {setting.name} would change nothing where {other} is "
-                    f"{', '.join(map(repr, unused))}: it is read where {other} {words}. Give it "
-                    f"the condition when: {{{other}: {told}}}"
+                    f"Recipe {where}: {setting.name} would have no effect if {other} is "
+                    f"{' or '.join(map(repr, unused))}: it is used only if {other} {words}. Add "
+                    f"the condition when: {{{other}: {condition}}}"
                 )
 
 
 def _possible(
     other: str, setting: Setting, known: Mapping[str, Setting], config: ExperimentConfig
 ) -> list[Any]:
-    """The values that another setting may have where this one is drawn."""
+    """The values that another setting can have when this one is searched."""
     if other in setting.when:
         return list(setting.when[other])
     found = known.get(other)
@@ -482,7 +496,7 @@ def _points(settings: Sequence[Setting], point: dict[str, Any]) -> Iterator[dict
         yield point
         return
     first, *others = settings
-    if not first.drawn_beside(point):
+    if not first.applies_to(point):
         yield from _points(others, point)
         return
     assert isinstance(first.values, Choice)

@@ -1,8 +1,7 @@
-"""Artifacts: what steps leave in a store, named by what they were made from.
+"""Artifacts: the stored results of steps, addressed by a fingerprint of what they were made from.
 
-An artifact is a folder of keys, `<kind>/<name>-<fingerprint>/...`. It is complete when its
-`manifest.json` exists, which is written last and by the first writer only; nothing else decides
-what is done.
+An artifact is a folder of keys, `<kind>/<name>-<fingerprint>/...`. It is complete if and only if
+its `manifest.json` exists. The manifest is written last, and only the first writer succeeds.
 """
 
 from __future__ import annotations
@@ -10,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import BaseModel
-
 from muva.data.store import MissingKeyError, Store, open_store
 from muva.errors import MuvaError, SettingsError, closest
 
-KINDS = ("datasets", "labels", "prompts", "models", "features", "metrics", "runs")
+KINDS = ("datasets", "labels", "prompts", "models", "features", "metrics", "studies", "trials")
 MANIFEST = "manifest.json"
-MEANT = "meant"
-"""Key within an artifact: when its name was last made to mean it, ISO 8601."""
+STARTED = "started.json"
+"""Key within an artifact: what its step noted before it began to compute."""
+LATEST = "meant"
+"""Key within an artifact: when its name was last set to refer to it, in ISO 8601."""
 
 _MANIFEST_FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -33,20 +33,23 @@ _RECORDED_LIBRARIES = ("muva", "numpy", "torch", "open_clip_torch", "pillow", "p
 
 
 class DamagedManifestError(MuvaError):
-    """What says that an artifact is complete cannot be read."""
+    """The manifest of an artifact cannot be read."""
 
 
 def check_name(name: str) -> str:
-    """The name, if an artifact may have it; else SettingsError."""
+    """Return the name if it is a valid artifact name; raise SettingsError otherwise."""
     if not _NAME.fullmatch(name):
         raise SettingsError(
-            f"name {name!r}: expected letters, digits and . _ + -, no sign at the start"
+            f"name {name!r}: expected letters, digits and . _ + -, starting with a letter or digit"
         )
     return name
 
 
 def fingerprint(value: Any) -> str:
-    """16 hex characters of the SHA-256 of the value as canonical JSON; sections are allowed."""
+    """The first 16 hex digits of the SHA-256 of a value's canonical JSON.
+
+    Pydantic models, such as the sections of a config, may occur anywhere in the value.
+    """
     text = json.dumps(
         value,
         sort_keys=True,
@@ -60,7 +63,7 @@ def fingerprint(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A place for a step's result, whether the result is there or not."""
+    """The address of a step's result in a store, whether or not the result exists yet."""
 
     store: Store
     kind: str
@@ -74,27 +77,28 @@ class Artifact:
 
     @property
     def address(self) -> str:
-        """Where it is in its store."""
+        """Its path within the store."""
         return f"{self.kind}/{self.name}-{self.fingerprint}"
 
     @property
     def uri(self) -> str:
-        """Store and address; `open_artifact` takes it."""
+        """The URI of the store followed by the address; `open_artifact` accepts it."""
         return f"{self.store.uri}/{self.address}"
 
     def key(self, *parts: str) -> str:
-        """The store's key of a part of the artifact."""
+        """The store key of a file of the artifact."""
         return "/".join([self.address, *parts])
 
     def delete_part(self, part: str) -> None:
-        """Remove all under a part of it."""
+        """Delete all keys below a subfolder of the artifact."""
         for key in list(self.store.list(self.key(part) + "/")):
             self.store.delete(key)
 
     def manifest(self, *, format_version: int | None = None) -> dict[str, Any] | None:
-        """What `commit` wrote, None while unfinished.
+        """The manifest that `commit` wrote, or None if the artifact is unfinished.
 
-        Raises DamagedManifestError, and MuvaError for a format other than `format_version`.
+        Raises DamagedManifestError if it cannot be parsed, and MuvaError if its format version
+        differs from `format_version`.
         """
         try:
             text = self.store.read(self.key(MANIFEST))
@@ -107,14 +111,14 @@ class Artifact:
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedManifestError(
                 f"{self.uri}: its {MANIFEST} is damaged ({error}). Delete the artifact "
-                "(`muva store gc`) and make it again"
+                "with `muva store gc` and run the same command again"
             ) from error
         expected = (_MANIFEST_FORMAT, found[1] if format_version is None else format_version)
         if found != expected:
             raise MuvaError(
-                f"{self.uri}: its format is {found[0]}.{found[1]}, this version of muva knows "
-                f"{expected[0]}.{expected[1]}. Use the version that wrote it, or delete the "
-                "artifact and make it again"
+                f"{self.uri}: expected format {expected[0]}.{expected[1]}, found "
+                f"{found[0]}.{found[1]}, which this version of muva cannot read. Use the version "
+                "that wrote it, or delete the artifact and run the same command again"
             )
         return manifest
 
@@ -125,12 +129,14 @@ class Artifact:
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         summary: Mapping[str, Any],
+        facts: Mapping[str, Any] | None = None,
         seconds: float | None = None,
     ) -> bool:
-        """Declare the artifact complete; call this when everything else is written.
+        """Mark the artifact as complete. Call this after everything else has been written.
 
-        `inputs` maps roles to addresses. False when another writer was first: both made the same,
-        the other's manifest stands.
+        `inputs` maps roles to addresses; `facts` say in words what no setting says, and are part of
+        no address. False when another writer was first: both made the same, the other's manifest
+        stands.
         """
         manifest = {
             "manifest_format": _MANIFEST_FORMAT,
@@ -139,6 +145,7 @@ class Artifact:
             "config": config,
             "inputs": inputs,
             "summary": summary,
+            "facts": facts or {},
             "created": _now(),
             "seconds": seconds,
             "libraries": _library_versions(),
@@ -146,41 +153,81 @@ class Artifact:
         text = json.dumps(manifest, indent=1, ensure_ascii=False, default=_plain) + "\n"
         return self.store.create(self.key(MANIFEST), text.encode())
 
-    def be_meant(self) -> None:
-        """Let its name mean this artifact, also where another of that name was made later.
+    def start(
+        self,
+        *,
+        format_version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note what is about to be computed, so that unfinished artifacts have a lineage as well.
 
-        Or where a clock that was set back, or another machine's, says so.
+        The parameters are those of `commit`.
         """
-        meant = find_artifact(self.store, self.kind, self.name)
-        if meant != self:
-            self.store.write(self.key(MEANT), _later_than(meant.meant_since()).encode())
+        note = {
+            "format_version": format_version,
+            "config": config,
+            "inputs": inputs,
+            "facts": facts or {},
+        }
+        text = json.dumps(note, indent=1, ensure_ascii=False, default=_plain) + "\n"
+        self.store.create(self.key(STARTED), text.encode())
 
-    def meant_since(self) -> str:
-        """When it was made or last made to be meant, ISO 8601; empty for a damaged one."""
+    def started(self) -> dict[str, Any] | None:
+        """What `start` noted; None where there is no such note, or it is damaged."""
+        try:
+            note = json.loads(self.store.read(self.key(STARTED)))
+            _ = note["config"], note["inputs"]
+        except (MissingKeyError, ValueError, TypeError, KeyError):
+            return None
+        return note
+
+    def set_latest(self) -> None:
+        """Make this the artifact that its name refers to, even if a newer one has the same name.
+
+        This also holds if the other timestamp lies in the future because of a clock that was wrong.
+        """
+        latest = find_artifact(self.store, self.kind, self.name)
+        if latest != self:
+            self.store.write(self.key(LATEST), _later_than(latest.latest_since()).encode())
+
+    def latest_since(self) -> str:
+        """When it was created or last made the latest (ISO 8601); empty for a damaged manifest."""
         try:
             manifest = self.manifest()
         except DamagedManifestError:
             return ""
         try:
-            return self.store.read(self.key(MEANT)).decode()
+            return self.store.read(self.key(LATEST)).decode()
         except MissingKeyError:
             return manifest["created"] if manifest else ""
 
     def size_bytes(self) -> int:
-        """Bytes of everything it holds."""
+        """Total size of all its keys in bytes."""
         return sum(self.store.size(key) for key in self.store.list(self.address + "/"))
 
     def delete(self) -> None:
-        """Remove it, the manifest first, so that a half-deleted artifact is an unfinished one."""
+        """Delete it, manifest first, so that an interrupted deletion leaves it unfinished.
+
+        The note of what it was made from is deleted last, so that its lineage is known until then.
+        """
+        with suppress(MuvaError):  # of another version, or damaged: then it leaves no note
+            if manifest := self.manifest():
+                noted = ("format_version", "config", "inputs")
+                self.start(**{key: manifest[key] for key in noted}, facts=manifest.get("facts"))
         self.store.delete(self.key(MANIFEST))
+        note = self.key(STARTED)
         for key in list(self.store.list(self.address + "/")):
-            self.store.delete(key)
+            if key != note:
+                self.store.delete(key)
+        self.store.delete(note)
 
 
 def list_artifacts(
     store: Store, kind: str | None = None, *, unfinished: bool = False
 ) -> list[Artifact]:
-    """The complete artifacts by address; with `unfinished` those without a manifest too."""
+    """The complete artifacts, sorted by address; `unfinished` adds those without a manifest."""
     complete: dict[str, bool] = {}
     for key in store.list(f"{kind}/" if kind else ""):
         kind_of_key, _, rest = key.partition("/")
@@ -196,24 +243,24 @@ def list_artifacts(
 
 
 def find_artifact(store: Store, kind: str, reference: str) -> Artifact:
-    """The complete artifact of a kind that is meant by a name, `name-fingerprint`, or an address.
+    """The complete artifact of a kind for a name, a `name-fingerprint`, or an address.
 
-    A name alone means the one that was made, or asked to be made, last. Raises MuvaError with the
-    closest names when there is none.
+    A bare name refers to the artifact that was created, or made the latest, most recently. Raises
+    MuvaError with the closest names if there is none.
     """
-    wanted = reference.removeprefix(f"{kind}/")
-    known = list_artifacts(store, kind)
-    for artifact in known:
-        if f"{artifact.name}-{artifact.fingerprint}" == wanted:
+    short_name = reference.removeprefix(f"{kind}/")
+    artifacts = list_artifacts(store, kind)
+    for artifact in artifacts:
+        if f"{artifact.name}-{artifact.fingerprint}" == short_name:
             return artifact
-    named = [artifact for artifact in known if artifact.name == wanted]
-    if len(named) == 1:
-        return named[0]
-    if named:
-        return max(named, key=Artifact.meant_since)
-    names = sorted({artifact.name for artifact in known})
-    there = closest(wanted, names) if names else f"there are no {kind} yet"
-    raise MuvaError(f"no {kind} {reference!r} in the store {store.uri}; {there}")
+    matching = [artifact for artifact in artifacts if artifact.name == short_name]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        return max(matching, key=Artifact.latest_since)
+    names = sorted({artifact.name for artifact in artifacts})
+    hint = closest(short_name, names) if names else f"there are no {kind} yet"
+    raise MuvaError(f"no {kind} {reference!r} in the store {store.uri}; {hint}")
 
 
 def open_artifact(uri: str) -> Artifact:
@@ -228,30 +275,8 @@ def open_artifact(uri: str) -> Artifact:
     return artifact_at(open_store(parts[0] or "/"), address)
 
 
-def unused_artifacts(store: Store, *, keep: Collection[str]) -> list[Artifact]:
-    """All artifacts that no address in `keep` is or was made from, and all that are of no use.
-
-    Of no use are unfinished ones and those with a damaged manifest.
-    """
-    everything = {a.address: a for a in list_artifacts(store, unfinished=True)}
-    reached: set[str] = set()
-    waiting = list(keep)
-    while waiting:
-        artifact = everything.get(waiting.pop())
-        if artifact is None or artifact.address in reached:
-            continue
-        try:
-            manifest = artifact.manifest()
-        except DamagedManifestError:
-            continue
-        if manifest is not None:
-            reached.add(artifact.address)
-            waiting += manifest["inputs"].values()
-    return [artifact for address, artifact in everything.items() if address not in reached]
-
-
 def artifact_at(store: Store, address: str) -> Artifact:
-    """The artifact of an address, `<kind>/<name>-<fingerprint>`, complete or not."""
+    """The artifact at an address, `<kind>/<name>-<fingerprint>`, complete or not."""
     match = _ADDRESS.fullmatch(address)
     assert match is not None, address
     return Artifact(store, match["kind"], match["name"], match["fingerprint"])
@@ -262,7 +287,7 @@ def _now() -> str:
 
 
 def _later_than(time: str) -> str:
-    """Now, or a moment after a time (ISO 8601) that this clock has yet to reach."""
+    """The current time, or one microsecond after `time` (ISO 8601) if that is not in the past."""
     now = _now()
     if now > time:
         return now
@@ -271,9 +296,11 @@ def _later_than(time: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} has no place in a fingerprint or manifest")
+    from muva.config import Section  # imports pydantic, which listing artifacts does not need
+
+    if isinstance(value, Section):
+        return value.result_settings()
+    raise TypeError(f"{type(value).__name__} cannot be part of a fingerprint or manifest")
 
 
 def _library_versions() -> dict[str, str]:
@@ -281,6 +308,6 @@ def _library_versions() -> dict[str, str]:
     for name in _RECORDED_LIBRARIES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # a source tree on the path, not installed
+        except PackageNotFoundError:  # imported from a source tree without being installed
             versions[name] = "unknown"
     return versions

@@ -1,6 +1,6 @@
-"""What a person wants to see of a data set before training on it: counts, oddities, a sample.
+"""A summary of a data set to inspect before training: counts, anomalies, and sample images.
 
-Everything here describes; what makes a data set unusable is refused when it is stored.
+This module only reports. Data that cannot be used is rejected when the data set is stored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from muva.data.shards import Dataset
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Smallest, median and largest of some numbers."""
+    """Minimum, median and maximum."""
 
     smallest: int
     median: float
@@ -29,22 +29,22 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """One split in numbers."""
+    """Statistics of one split."""
 
     images: int
     identities: int
-    """Without junk."""
+    """Junk excluded."""
     cameras: int
-    """0 when unknown."""
+    """0 if unknown."""
     junk: int
     images_per_identity: Range
     identities_with_one_image: int
-    """In training they fill the K images of a batch by repetition."""
+    """In training, the sampler repeats their image to fill the K images of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """A data set in numbers; `asdict` of it is JSON."""
+    """Statistics of a data set; `asdict` of it can be serialised as JSON."""
 
     name: str
     fingerprint: str
@@ -54,19 +54,20 @@ class DatasetReport:
     width: Range
     height: Range
     queries_without_match: int
-    """Their person is not in the gallery, or in the query's own camera only."""
+    """Queries whose identity is missing from the gallery, or appears only in the query's own
+    camera."""
     with_boxes: int
     with_captions: int
     quarantined: list[dict[str, str]]
-    """Images set aside when the data set was stored: `image_id`, `reason`."""
+    """Images that could not be read when the data set was stored: `image_id` and `reason`."""
     duplicates: list[list[str]]
-    """Groups of images with the same bytes, by `split/pid: image_id`."""
+    """Groups of images with identical bytes, as `split/pid: image_id`."""
     warnings: list[str]
-    """What is odd, in words."""
+    """Descriptions of anomalies."""
 
 
 def check_dataset(dataset: Dataset) -> DatasetReport:
-    """Describe a data set; reads everything but the images."""
+    """Compute the statistics of a data set. No image is read."""
     rows = dataset.rows()
     splits = {
         split: _split_report(rows.filter(pa.array(rows["split"].to_numpy() == split)))
@@ -102,15 +103,15 @@ def sample_sheet(
     width: int = 64,
     seed: int = 0,
 ) -> Image.Image:
-    """A picture of some people, a row each, with split, pid and cameras written beside them."""
+    """A picture with one row per sampled identity, labelled with split, pid and cameras."""
     table = dataset.rows(["split", "pid", "camid"])
-    of_person: dict[tuple[str, int], list[dict]] = defaultdict(list)
+    rows_by_identity: dict[tuple[str, int], list[dict]] = defaultdict(list)
     for row in table.to_pylist():
-        where = "train" if row["split"] == "train" else "test"
-        of_person[where, row["pid"]].append(row)
+        subset = "train" if row["split"] == "train" else "test"
+        rows_by_identity[subset, row["pid"]].append(row)
     generator = np.random.default_rng(seed)
-    everyone = list(of_person)
-    chosen = sorted(generator.choice(len(everyone), min(people, len(everyone)), replace=False))
+    groups = list(rows_by_identity)
+    chosen = sorted(generator.choice(len(groups), min(people, len(groups)), replace=False))
     sheet = Image.new(
         "RGB",
         (_LABEL_WIDTH + images_each * (width + _GAP), len(chosen) * (height + _CAPTION + _GAP)),
@@ -118,15 +119,15 @@ def sample_sheet(
     )
     draw = ImageDraw.Draw(sheet)
     for line, index in enumerate(chosen):
-        where, pid = everyone[index]
-        rows = _spread(of_person[where, pid], images_each)
+        subset, pid = groups[index]
+        rows = _evenly_spaced(rows_by_identity[subset, pid], images_each)
         top = line * (height + _CAPTION + _GAP)
         label = "junk" if pid == JUNK_PID else f"person {pid}"
-        draw.text((_GAP, top + _GAP), f"{where}\n{label}", fill="black")
-        for place, (row, encoded) in enumerate(
+        draw.text((_GAP, top + _GAP), f"{subset}\n{label}", fill="black")
+        for column, (row, encoded) in enumerate(
             zip(rows, dataset.read_images([row["row"] for row in rows]), strict=True)
         ):
-            left = _LABEL_WIDTH + place * (width + _GAP)
+            left = _LABEL_WIDTH + column * (width + _GAP)
             sheet.paste(decode_rgb(encoded).resize((width, height)), (left, top))
             camera = "?" if row["camid"] is None else row["camid"]
             draw.text((left, top + height), f"camera {camera}", fill="black")
@@ -176,28 +177,30 @@ def _warnings(
     quarantined: int,
     without_match: int,
 ) -> list[str]:
-    found = []
+    warnings = []
     if not dataset.summary.cameras_known:
-        found.append("cameras are unknown: in evaluation a query ignores only its own image")
+        warnings.append("cameras are unknown: in evaluation, a query only ignores its own image")
     if quarantined:
-        found.append(f"{quarantined} images could not be read and were set aside")
+        warnings.append(f"{quarantined} images could not be read and were quarantined")
     if duplicates:
-        found.append(f"{duplicates} groups of images have the same content")
+        warnings.append(f"{duplicates} groups of images have the same content")
     if without_match:
-        found.append(
+        warnings.append(
             f"{without_match} of {splits['query'].images} queries have no match in another camera "
-            "and will not count"
+            "and are left out of the metrics"
         )
     train = splits.get("train")
     if train and train.identities_with_one_image:
-        found.append(f"{train.identities_with_one_image} training identities have only one image")
+        warnings.append(
+            f"{train.identities_with_one_image} training identities have only one image"
+        )
     if train and train.identities < 2:
-        found.append("there is only one training identity: nothing can be learnt from it")
-    return found
+        warnings.append("there is only one training identity, from which nothing can be learned")
+    return warnings
 
 
-def _spread(rows: Sequence[dict], count: int) -> list[dict]:
-    """At most `count` of the rows, evenly, so that all cameras have a chance."""
+def _evenly_spaced(rows: Sequence[dict], count: int) -> list[dict]:
+    """At most `count` of the rows, evenly spaced, so that every camera can appear."""
     ordered = sorted(rows, key=lambda row: (row["camid"] is None, row["camid"], row["row"]))
     if len(ordered) <= count:
         return ordered

@@ -1,4 +1,4 @@
-"""A data set without some of its people: what is left of its shards, written anew."""
+"""Removes identities from a data set: the remaining images are written to new shards."""
 
 from __future__ import annotations
 
@@ -9,73 +9,76 @@ from pathlib import Path
 from typing import Any
 
 from muva.config import PARTS
+from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.protocols import read_trials, write_trials
-from muva.data.records import Excerpt, Record
-from muva.data.shards import SHARD_FORMAT, Dataset, write_shards
+from muva.data.records import LazyImage, Record
+from muva.data.shards import Dataset, write_shards
 
-_AT_ONCE = 64
-"""Images that are read together: as many as lie together."""
+_BATCH_IMAGES = 64
+"""Number of adjacent images that are read together."""
 
 
 @dataclass(frozen=True)
-class Remainder:
-    """What a data set is without the people of some pids; it lies beside the data set."""
+class DatasetWithout:
+    """A data set without the identities in `pids`, stored beside the original."""
 
     dataset: Dataset
     pids: Collection[int]
 
     @property
-    def artifact(self) -> Artifact:
-        """Where it is: the address is a hash of the data set's and of who is gone."""
-        old = self.dataset.artifact
-        gone = fingerprint([old.address, self._gone])
-        return Artifact(old.store, "datasets", old.name, gone)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """For its manifest: the data set's own, and how many people are gone, but not who."""
-        manifest = self.dataset.artifact.manifest(format_version=SHARD_FORMAT)
+    def settings(self) -> dict[str, Any]:
+        """What decides it: the data set's own settings, and a hash of who was removed, not whom."""
+        original = self.dataset.artifact
+        manifest = original.manifest(format_version=formats.SHARDS)
         assert manifest is not None
         before = manifest["config"].get("people_forgotten", 0)
-        return {**manifest["config"], "people_forgotten": before + len(self._gone)}
+        return {
+            **manifest["config"],
+            "people_forgotten": before + len(self._removed),
+            "remainder": fingerprint([original.address, self._removed]),
+        }
 
-    def write(self) -> dict[str, Any]:
+    def write(self, artifact: Artifact) -> dict[str, Any]:
         """Writes it, and returns its manifest's summary; committing is left to the caller.
 
-        Names of images that were set aside at the import are not taken over. Raises MuvaError where
-        a split would be left empty.
+        The caller commits the artifact. The names of images that were quarantined at import are not
+        copied. Raises MuvaError if a split would be left empty.
         """
-        records = [record for record in _records(self.dataset) if record.pid not in self._gone]
-        summary = write_shards(records, artifact=self.artifact)
+        records = [record for record in _records(self.dataset) if record.pid not in self._removed]
+        summary = write_shards(records, artifact=artifact)
         if trials := read_trials(self.dataset):
-            left = {record.image_id for record in records}
+            remaining = {record.image_id for record in records}
             kept = [
                 replace(
                     trial,
-                    query=tuple(one for one in trial.query if one in left),
-                    gallery=tuple(one for one in trial.gallery if one in left),
+                    query=tuple(
+                        identifier for identifier in trial.query if identifier in remaining
+                    ),
+                    gallery=tuple(
+                        identifier for identifier in trial.gallery if identifier in remaining
+                    ),
                 )
                 for trial in trials
             ]
-            write_trials(self.artifact, kept)
+            write_trials(artifact, kept)
         return asdict(summary)
 
     @property
-    def _gone(self) -> list[int]:
+    def _removed(self) -> list[int]:
         return sorted({int(pid) for pid in self.pids})
 
 
 def _records(dataset: Dataset) -> Iterator[Record]:
-    """The rows as records, whose images are read when they are wanted."""
+    """The rows of a data set as records whose images are read on demand."""
 
     @functools.lru_cache(maxsize=2)
     def together(number: int) -> list[bytes]:
-        first = number * _AT_ONCE
-        return dataset.read_images(range(first, min(first + _AT_ONCE, dataset.summary.images)))
+        first = number * _BATCH_IMAGES
+        return dataset.read_images(range(first, min(first + _BATCH_IMAGES, dataset.summary.images)))
 
     def image(row: int) -> bytes:
-        return together(row // _AT_ONCE)[row % _AT_ONCE]
+        return together(row // _BATCH_IMAGES)[row % _BATCH_IMAGES]
 
     for row in dataset.rows().to_pylist():
         boxes = {part: tuple(row[f"box_{part}"]) if row[f"box_{part}"] else None for part in PARTS}
@@ -85,7 +88,7 @@ def _records(dataset: Dataset) -> Iterator[Record]:
             split=row["split"],
             pid=row["pid"],
             camid=row["camid"],
-            source=Excerpt(
+            source=LazyImage(
                 file=Path(dataset.artifact.address), encoded=functools.partial(image, row["row"])
             ),
             boxes=boxes if row["has_boxes"] else None,

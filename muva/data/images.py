@@ -1,4 +1,4 @@
-"""Encoded images -> pixels: the one place where images are decoded and resized."""
+"""Decoding and resizing of images: the only place where either happens."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 
 
 class UnreadableImageError(MuvaError):
-    """Bytes that are no image, or not a whole one."""
+    """The bytes are not an image, or only part of one."""
 
 
 def decode_rgb(encoded: bytes) -> Image.Image:
-    """The whole image in RGB, turned upright if its camera noted how it was held.
+    """Decode a complete image to RGB, rotated upright according to its EXIF orientation.
 
-    Raises UnreadableImageError for what is empty, truncated, too large or no image.
+    Raises UnreadableImageError if the bytes are empty, truncated, too large, or not an image.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.mode in ("I", "F"):
                 raise UnreadableImageError(
-                    f"32 bits a channel (mode {image.mode}): expected 8 or 16; convert it first"
+                    f"32 bits per channel (mode {image.mode}): expected 8 or 16. Convert the "
+                    "image first"
                 )
             upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # Pillow would cut off all that is above 255
+            if upright.mode.startswith("I;16"):  # Pillow would clip all values above 255
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return upright.convert("RGB")
     except UnidentifiedImageError as error:
@@ -41,7 +42,7 @@ def decode_rgb(encoded: bytes) -> Image.Image:
         raise UnreadableImageError(what) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"too many pixels: {error}") from error
-    # Pillow's decoders report damage by any of these, depending on the format.
+    # Depending on the format, Pillow's decoders raise any of these for damaged files.
     except (OSError, ValueError, SyntaxError, LookupError, EOFError, OverflowError,
             TypeError, AttributeError, struct.error) as error:  # fmt: skip
         raise UnreadableImageError(f"damaged or truncated: {error}") from error
@@ -50,5 +51,5 @@ def decode_rgb(encoded: bytes) -> Image.Image:
 def resized(
     image: Image.Image, *, height: int, width: int, interpolation: Interpolation
 ) -> np.ndarray:
-    """Pixels (height, width, 3), uint8, antialiased where they become fewer."""
+    """The resized image (height, width, 3) as uint8, antialiased when it becomes smaller."""
     return np.asarray(image.resize((width, height), _RESAMPLING[interpolation]))

@@ -1,4 +1,4 @@
-"""Pixels as the encoder takes them: a float for each of a channel's 256 levels, looked up."""
+"""Normalisation of pixels for the image encoder, by a lookup table with 256 entries per channel."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def normalised_pixels(pixels: np.ndarray, *, mean: Channels, std: Channels) -> T
     levels = normalised_levels(
         torch.arange(256, dtype=torch.uint8).expand(1, channels, 1, 256), mean=mean, std=std
     )
-    # Of NumPy's memory, which is asked for in huge pages: to touch it first costs next to nothing.
+    # NumPy allocates huge pages, so the first access to them costs almost nothing.
     normalised = np.empty((count, channels, height * width), np.float32)
     _look_up(pixels.reshape(count, -1, channels), levels.view(channels, 256).numpy(), normalised)
     return torch.from_numpy(normalised).view(count, channels, height, width)
 
 
 def normalised_levels(pixels: Tensor, *, mean: Channels, std: Channels) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32 of the same shape, by the formula, on the device it is on."""
+    """The same by the formula, on the device of the tensor: (B, 3, H, W) uint8 -> float32."""
     return pixels.float().div_(255).sub_(_per_channel(mean, pixels)).div_(_per_channel(std, pixels))
 
 

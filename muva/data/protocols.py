@@ -1,6 +1,6 @@
-"""Who trains and who is tested: pooled sources with dense labels, trials, and held-out queries.
+"""Training and test sets: pooled sources with consecutive labels, trials, and held-out queries.
 
-Identities of different domains are different people; a pool numbers them all.
+Identities of different domains are different people, so a pool relabels all of them.
 """
 
 from __future__ import annotations
@@ -26,54 +26,54 @@ TRIALS = "trials.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The training images of several domains as one: M images of N identities."""
+    """The training images of several domains combined: M images of N identities."""
 
     datasets: tuple[Dataset, ...]
     labels: np.ndarray
-    """(M,) int64, 0 to N - 1: by domain in the order given, then by pid."""
+    """(M,) int64 in 0..N-1, ordered by domain as given, then by pid."""
     identities: tuple[tuple[str, int], ...]
-    """Label -> domain and pid."""
+    """Label -> (domain, pid)."""
     dataset_index: np.ndarray
-    """(M,): which of the data sets an image is in."""
+    """(M,) index of the image's data set."""
     rows: np.ndarray
-    """(M,): its row there."""
+    """(M,) row of the image in its data set."""
     image_ids: tuple[str, ...]
     """(M,): `domain/image_id`."""
 
     def image_ids_of(self, dataset: Dataset) -> list[str]:
-        """The data set's own ids of its images, in the pool's order; its images are together."""
-        here = np.flatnonzero(self.dataset_index == self.datasets.index(dataset))
-        return [self.image_ids[place].removeprefix(f"{dataset.name}/") for place in here]
+        """The image ids of one data set, without its name, in the order of the pool."""
+        positions = np.flatnonzero(self.dataset_index == self.datasets.index(dataset))
+        return [self.image_ids[position].removeprefix(f"{dataset.name}/") for position in positions]
 
 
 def pool(
     datasets: Sequence[Dataset],
     *,
-    everyone: bool = False,
-    without: Mapping[str, np.ndarray] = MappingProxyType({}),
+    all_splits: bool = False,
+    excluded: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Pool:
-    """The train splits together; MuvaError for a domain given twice or without training images.
+    """Combine the train splits; MuvaError if a domain is repeated or has no training images.
 
-    `everyone`: the people of query and gallery too, but neither junk nor distractors. `without`:
-    domain -> pids that are left out.
+    With `all_splits`, the identities of query and gallery are included too, but never junk or
+    distractors. `excluded` maps domains to pids that are left out.
     """
     names = [dataset.name for dataset in datasets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not names:
         raise MuvaError(
-            f"sources: expected different data sets, found {', '.join(names) or 'none'}"
+            f"sources: expected one or more different data sets, found {', '.join(names) or 'none'}"
         )
     identities: list[tuple[str, int]] = []
     image_ids: list[str] = []
     labels, dataset_index, rows = [], [], []
     for index, dataset in enumerate(datasets):
-        table = dataset.rows(["image_id", "pid"], splits=SPLITS if everyone else ["train"])
-        absent = [*_nobody(dataset), *without.get(dataset.name, ())]
-        table = table.filter(pa.array(~np.isin(table["pid"].to_numpy(), absent)))
+        table = dataset.rows(["image_id", "pid"], splits=SPLITS if all_splits else ["train"])
+        ignored = [*_non_identities(dataset), *excluded.get(dataset.name, ())]
+        table = table.filter(pa.array(~np.isin(table["pid"].to_numpy(), ignored)))
         if not len(table):
             raise MuvaError(
                 f"{dataset.name} has no training images (splits: "
-                f"{', '.join(dataset.summary.splits)}). It can be a target only"
+                f"{', '.join(dataset.summary.splits)}). It can only be used as a target"
             )
         pids, local_labels = np.unique(table["pid"].to_numpy(), return_inverse=True)
         labels.append(local_labels + len(identities))
@@ -91,19 +91,19 @@ def pool(
     )
 
 
-def _nobody(dataset: Dataset) -> list[int]:
+def _non_identities(dataset: Dataset) -> list[int]:
     benchmark = BENCHMARKS.get(dataset.name)
-    return [JUNK_PID, *(benchmark.nobody if benchmark else ())]
+    return [JUNK_PID, *(benchmark.distractors if benchmark else ())]
 
 
 def write_trials(artifact: Artifact, trials: Sequence[Trial]) -> None:
-    """Keep a data set's random splits beside its shards."""
+    """Store the random splits of a data set beside its shards."""
     text = json.dumps([asdict(trial) for trial in trials])
     artifact.store.write(artifact.key(TRIALS), text.encode())
 
 
 def read_trials(dataset: Dataset) -> list[Trial]:
-    """The random splits that a data set's figures are means over; none for most."""
+    """The random splits that a data set's results are averaged over; empty for most data sets."""
     artifact = dataset.artifact
     try:
         text = artifact.store.read(artifact.key(TRIALS))
@@ -111,7 +111,8 @@ def read_trials(dataset: Dataset) -> list[Trial]:
         return []
     try:
         return [
-            Trial(**{side: tuple(ids) for side, ids in one.items()}) for one in json.loads(text)
+            Trial(**{name: tuple(ids) for name, ids in stored.items()})
+            for stored in json.loads(text)
         ]
     except (ValueError, TypeError, AttributeError) as error:
         raise MuvaError(
@@ -121,9 +122,9 @@ def read_trials(dataset: Dataset) -> list[Trial]:
 
 
 def query_gallery(rows: pa.Table) -> pa.Table:
-    """The rows with other splits: the first image of each pid and camera asks, the others answer.
+    """Divide the rows into queries (the first image of each pid and camera) and gallery.
 
-    For validation on people who were held out of training.
+    For validation on identities that were held out of training.
     """
     first = first_per_camera(rows["pid"].to_pylist(), rows["camid"].to_pylist())
     splits = pa.array(["query" if is_first else "gallery" for is_first in first])

@@ -1,7 +1,7 @@
-"""A record: one image of one person and what is known about it, before it is read.
+"""A record: one image of one person and its annotations, before the image is read.
 
-Readers (`muva.data.benchmarks`, `muva.synthetic`) yield records; `write_shards` reads, checks
-and stores the images. A record opens nothing: its image is a path or encoded bytes.
+Readers (`muva.data.benchmarks`, `muva.synthetic`) yield records; `write_shards` reads, checks and
+stores the images. Creating a record opens no file: its image is a path or encoded bytes.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ Box = tuple[float, float, float, float]
 
 SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
 JUNK_PID = -1
-"""The identity of gallery images that count neither as a match nor as an error."""
+"""The identity of junk images in the gallery, which count neither as a match nor as an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Excerpt:
-    """An image that is a part of a file."""
+class LazyImage:
+    """An image that is stored inside another file and encoded only when it is read."""
 
     file: Path
     encoded: Callable[[], bytes]
-    """Cuts it out when it is wanted, without loss; OSError where that fails."""
+    """Returns the image, losslessly encoded. Raises OSError if the file cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One image of one person.
 
-    `image_id` is the path relative to the data set's root, with slashes, unique in its domain.
-    Identities are counted per domain: the same pid in two domains means two people.
+    `image_id` is the image's path relative to the root of the data set, with forward slashes. It is
+    unique within its domain. Identities are local to their domain: the same pid in two domains
+    means two different people.
     """
 
     domain: str
@@ -42,24 +43,25 @@ class Record:
     split: Split
     pid: int
     camid: int | None
-    source: Path | bytes | Excerpt
-    """Where the encoded image is, or the encoded image."""
+    source: Path | bytes | LazyImage
+    """The path of the encoded image, its bytes, or a lazily encoded image."""
     boxes: Mapping[str, Box | None] | None = None
-    """Exact boxes of the parts where the data come with them; None for a part out of sight."""
+    """Exact boxes of the body parts, if the data set has them; None for a part that is out of
+    sight."""
     caption: str | None = None
 
     def read(self) -> bytes:
-        """The encoded image; OSError where it cannot be read."""
+        """The encoded image. Raises OSError if it cannot be read."""
         if isinstance(self.source, bytes):
             return self.source
         return self.source.read_bytes() if isinstance(self.source, Path) else self.source.encoded()
 
 
 def first_per_camera(pids: Sequence[int], camids: Sequence[int | None]) -> list[bool]:
-    """Whether each image is the first of its person in its camera; junk (negative) never is."""
+    """Whether each image is the first of its person in its camera; never True for junk."""
     seen: set[tuple[int, int | None]] = set()
     first = []
-    for place in zip(pids, camids, strict=True):
-        first.append(place not in seen and place[0] >= 0)
-        seen.add(place)
+    for key in zip(pids, camids, strict=True):
+        first.append(key not in seen and key[0] >= 0)
+        seen.add(key)
     return first

@@ -1,8 +1,9 @@
-"""A data set on disk: records become checked Parquet shards; shards are read back row by row.
+"""Parquet shards of a data set: checking and writing records, and reading them back row by row.
 
-Rows are sorted by split, identity and image id, so the same images give the same bytes. A shard
-holds encoded images as found. Images that cannot be decoded are set aside by name with the reason;
-everything else that is wrong with a data set stops it before anything is written.
+Rows are sorted by split, identity and image id, so the same images always give the same bytes. A
+shard stores the encoded images unchanged. Images that cannot be decoded are quarantined: their
+names are recorded with the reason. Any other error in the data stops the import before anything is
+written.
 """
 
 from __future__ import annotations
@@ -23,21 +24,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from muva.config import PARTS
+from muva.data import formats
 from muva.data.artifacts import MANIFEST, Artifact
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.data.records import JUNK_PID, SPLITS, Box, Record, Split
 from muva.errors import MuvaError
 
-SHARD_FORMAT = 1
-"""Version of what `write_shards` writes."""
-
 SHARD_BYTES, SHARD_IMAGES = 128 * 2**20, 1024
-"""A shard ends at whichever comes first: crops are small, and what works on them wants many."""
+"""A shard ends at whichever limit is reached first. Crops are small, and processing a shard pays
+off only with many images."""
 QUARANTINE_LIMIT = 0.01
 QUARANTINE = "quarantine.json"
 
 _LARGEST_PID, _LARGEST_CAMID = 2**63 - 1, 2**31 - 1
-_ROW_GROUP_ROWS = 64  # what reading a single image reads
+_ROW_GROUP_ROWS = 64  # a whole row group is read even for a single image
 _SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -48,14 +48,14 @@ _SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("has_boxes", pa.bool_(), nullable=False),
-        # Lists of fixed size do not survive: Parquet reads their nulls back as lists of size 0.
+        # Not fixed-size lists: Parquet reads their nulls back as lists of size 0.
         *(pa.field(f"box_{part}", pa.list_(pa.float32())) for part in PARTS),
         pa.field("caption", pa.string()),
         pa.field("image", pa.binary(), nullable=False),
     ]
 )
 ROW_COLUMNS = tuple(name for name in _SCHEMA.names if name != "image")
-"""What is known of an image, besides the image."""
+"""All columns except the encoded image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +63,22 @@ class Shard:
     """One Parquet file of a data set."""
 
     key: str
-    """Within the artifact."""
+    """Relative to the artifact."""
     rows: int
     size_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSummary:
-    """What a data set holds; `asdict` of it is its manifest's summary."""
+    """What a data set contains; `asdict` gives the summary in its manifest."""
 
     domain: str
     fingerprint: str
-    """Hash of all rows: of the content, wherever it came from."""
+    """Hash of the content of all rows, independent of where they came from."""
     images: int
     quarantined: int
     splits: dict[str, dict[str, int]]
-    """Split -> images, identities (without junk), cameras (0 when unknown)."""
+    """Split -> number of images, identities (junk excluded) and cameras (0 if unknown)."""
     cameras_known: bool
     has_boxes: bool
     shards: tuple[Shard, ...]
@@ -93,10 +93,10 @@ def write_shards(
     quarantine_limit: float = QUARANTINE_LIMIT,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetSummary:
-    """Check and store all records; committing the artifact with the summary is left to the caller.
+    """Check and store all records, and return the summary; the caller commits the artifact.
 
-    Raises MuvaError for records that contradict each other, and when more images are unreadable
-    than `quarantine_limit` (a share) and a handful (one in ten, at most five, at least one).
+    Raises MuvaError if records contradict each other, or if too many images are unreadable: more
+    than the share `quarantine_limit`, and more than one in ten (at least one, at most five).
     """
     ordered = sorted(records, key=lambda r: (SPLITS.index(r.split), r.pid, r.image_id))
     _check(ordered, name=artifact.name)
@@ -111,9 +111,9 @@ def write_shards(
             if len(quarantine) > allowed:
                 raise MuvaError(
                     f"{artifact.name}: {len(quarantine)} of the first {done} images cannot be "
-                    f"read (of {len(ordered)} in all, {int(allowed)} may be set aside): "
-                    f"{_named(': '.join(entry.values()) for entry in quarantine)}. "
-                    "Was the copy interrupted?"
+                    f"read (of {len(ordered)}, at most {int(allowed)} may be quarantined): "
+                    f"{_examples(': '.join(entry.values()) for entry in quarantine)}. Was the "
+                    "copy interrupted?"
                 ) from error
         if progress is not None:
             progress(done, len(ordered))
@@ -134,16 +134,16 @@ def write_shards(
 
 @dataclass(frozen=True)
 class Dataset:
-    """A stored data set. Row numbers count through all shards in order."""
+    """A stored data set. Rows are numbered consecutively across all shards."""
 
     artifact: Artifact
     summary: DatasetSummary
     visible: tuple[Split, ...] = SPLITS
-    """Splits whose rows and images can be read; the others are as good as not there."""
+    """The splits whose rows and images can be read; the others are hidden."""
 
     @property
     def name(self) -> str:
-        """The domain: image ids and pids are unique within it."""
+        """Name of the domain; image ids and pids are unique within it."""
         return self.summary.domain
 
     @property
@@ -153,13 +153,13 @@ class Dataset:
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """What to read, with row counts: planning opens nothing."""
+        """The shards with their row counts; no file is opened."""
         return self.summary.shards
 
     def rows(
         self, columns: Sequence[str] = ROW_COLUMNS, *, splits: Sequence[str] | None = None
     ) -> pa.Table:
-        """The rows of these splits (all visible ones by default) with these columns and `row`."""
+        """The rows of these splits (default: all visible ones), with these columns and `row`."""
         tables = [
             self.read_shard(index, columns, splits=splits) for index in range(len(self.shards))
         ]
@@ -172,50 +172,54 @@ class Dataset:
         *,
         splits: Sequence[str] | None = None,
     ) -> pa.Table:
-        """One shard's rows, encoded images (`image`) included unless left out; `row` comes last."""
+        """The rows of one shard, by default with encoded images; the last column is `row`."""
         needed = dict.fromkeys([*columns, "split"])
-        with self._explained(index):
+        with self._readable_errors(index):
             table = pq.read_table(self._file(index), columns=list(needed))
         first = int(self._first_rows[index])
         table = table.append_column("row", pa.array(np.arange(first, first + len(table))))
-        wanted = self.visible if splits is None else [s for s in splits if s in self.visible]
-        if set(wanted) != set(SPLITS):
-            table = table.filter(pa.array(np.isin(table["split"].to_numpy(), wanted)))
+        splits_to_read = (
+            self.visible if splits is None else [s for s in splits if s in self.visible]
+        )
+        if set(splits_to_read) != set(SPLITS):
+            table = table.filter(pa.array(np.isin(table["split"].to_numpy(), splits_to_read)))
         return table.select([*columns, "row"])
 
     def read_images(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded images of these rows, in this order."""
-        wanted = np.asarray(rows, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self._first_rows[-1]):
+        """The encoded images of these rows, in the same order."""
+        row_numbers = np.asarray(rows, np.int64)
+        if row_numbers.size and (
+            row_numbers.min() < 0 or row_numbers.max() >= self._first_rows[-1]
+        ):
             raise IndexError(f"{self.name} has rows 0 to {self._first_rows[-1] - 1}")
-        if self.visible != SPLITS and not np.isin(wanted, self._visible_rows).all():
+        if self.visible != SPLITS and not np.isin(row_numbers, self._visible_rows).all():
             raise MuvaError(
-                f"{self.name}: an image was asked for that is none of {', '.join(self.visible)}: "
-                "nothing else of this data set may be read here"
+                f"{self.name}: expected rows of the splits {', '.join(self.visible)}, found a row "
+                "of another split, which must not be read here"
             )
-        images: list[bytes] = [b""] * len(wanted)
-        shard_of, row_of = self.places_of(wanted)
-        for shard in np.unique(shard_of):
-            places = np.flatnonzero(shard_of == shard)
-            local = row_of[places]
+        images: list[bytes] = [b""] * len(row_numbers)
+        shard_indices, rows_in_shard = self.locate_rows(row_numbers)
+        for shard in np.unique(shard_indices):
+            positions = np.flatnonzero(shard_indices == shard)
+            shard_rows = rows_in_shard[positions]
             with (
-                self._explained(int(shard)),
+                self._readable_errors(int(shard)),
                 pq.ParquetFile(self._file(int(shard)), memory_map=True) as file,
             ):
-                for group in np.unique(local // _ROW_GROUP_ROWS):
+                for group in np.unique(shard_rows // _ROW_GROUP_ROWS):
                     column = file.read_row_group(int(group), columns=["image"])["image"]
-                    for place in np.flatnonzero(local // _ROW_GROUP_ROWS == group):
-                        at = int(local[place] - group * _ROW_GROUP_ROWS)
-                        images[places[place]] = column[at].as_py()
+                    for position in np.flatnonzero(shard_rows // _ROW_GROUP_ROWS == group):
+                        offset = int(shard_rows[position] - group * _ROW_GROUP_ROWS)
+                        images[positions[position]] = column[offset].as_py()
         return images
 
-    def places_of(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each row's shard, and its place there."""
-        shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
-        return shard_of, np.asarray(rows) - self._first_rows[shard_of]
+    def locate_rows(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each row the index of its shard, and its position within that shard."""
+        shards = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return shards, np.asarray(rows) - self._first_rows[shards]
 
     def quarantine(self) -> list[dict[str, str]]:
-        """The images that were set aside: `image_id`, `reason`."""
+        """The quarantined images: `image_id` and `reason`."""
         try:
             return json.loads(self.artifact.store.read(self.artifact.key(QUARANTINE)))
         except ValueError as error:
@@ -223,7 +227,7 @@ class Dataset:
 
     @cached_property
     def _first_rows(self) -> np.ndarray:
-        """Row number of each shard's first row, and the number of all rows."""
+        """Row number of the first row of each shard, followed by the total number of rows."""
         return np.cumsum([0, *(shard.rows for shard in self.shards)])
 
     @cached_property
@@ -231,8 +235,8 @@ class Dataset:
         return self.rows([])["row"].to_numpy()
 
     @contextmanager
-    def _explained(self, index: int) -> Iterator[None]:
-        """Damage of a shard in words that say what to do."""
+    def _readable_errors(self, index: int) -> Iterator[None]:
+        """Turn errors from a damaged shard into a MuvaError that names the remedy."""
         try:
             yield
         except (pa.ArrowException, OSError) as error:
@@ -246,23 +250,23 @@ class Dataset:
 
     @cached_property
     def _files(self) -> dict[int, Path]:
-        """Shards whose local file is known: a bucket is asked once for each."""
+        """Local paths of shards opened before, so that a bucket is queried once per shard."""
         return {}
 
     def _file(self, index: int) -> Path:
-        known = self._files.get(index)
-        if known is None or not known.is_file():
-            known = self.artifact.store.path(self.artifact.key(self.shards[index].key))
-            self._files[index] = known
-        return known
+        local_path = self._files.get(index)
+        if local_path is None or not local_path.is_file():
+            local_path = self.artifact.store.path(self.artifact.key(self.shards[index].key))
+            self._files[index] = local_path
+        return local_path
 
 
 def open_dataset(artifact: Artifact) -> Dataset:
     """The data set of a complete artifact; MuvaError when unfinished or of another format."""
-    manifest = artifact.manifest(format_version=SHARD_FORMAT)
+    manifest = artifact.manifest(format_version=formats.SHARDS)
     if manifest is None:
         raise MuvaError(
-            f"{artifact.uri} is unfinished: its import was interrupted. Start `muva data import` "
+            f"{artifact.uri} is unfinished: its import was interrupted. Run `muva data import` "
             "again"
         )
     try:
@@ -271,24 +275,26 @@ def open_dataset(artifact: Artifact) -> Dataset:
         return Dataset(artifact, DatasetSummary(**summary, shards=shards))
     except (KeyError, TypeError, ValueError) as error:
         raise MuvaError(
-            f"{artifact.uri}: the summary in its {MANIFEST} is damaged ({error}). Delete the "
+            f"{artifact.uri}: the summary in {MANIFEST} is damaged ({error}). Delete the "
             f"folder {artifact.address} of the store and import the data set again"
         ) from error
 
 
 def _check(records: Sequence[Record], *, name: str) -> None:
-    """Refuse records that contradict each other or the rules of `Record`."""
+    """Raise MuvaError if records contradict each other or the rules of `Record`."""
     domains = {record.domain for record in records}
     if len(domains) > 1:
-        raise MuvaError(f"{name}: records of several domains: {_named(sorted(domains))}")
+        raise MuvaError(
+            f"{name}: expected records of one domain, found {_examples(sorted(domains))}"
+        )
     _check_splits(Counter(record.split for record in records), name=name, why="")
     repeated = [i for i, n in Counter(record.image_id for record in records).items() if n > 1]
-    _refuse(repeated, f"{name}: image ids must be unique; repeated")
-    _refuse(
+    _reject(repeated, f"{name}: image ids must be unique; repeated")
+    _reject(
         [r.image_id for r in records if r.pid < JUNK_PID or (r.pid < 0 and r.split != "gallery")],
-        f"{name}: pids count from 0, and -1 (junk) is for gallery images only; broken by",
+        f"{name}: pids must not be negative, except for -1 (junk) in the gallery; found",
     )
-    _refuse(
+    _reject(
         [
             f"{r.image_id} (camera {r.camid})"
             for r in records
@@ -296,7 +302,7 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         ],
         f"{name}: camera ids must not be negative; found",
     )
-    _refuse(
+    _reject(
         [
             f"{r.image_id} (person {r.pid}, camera {r.camid})"
             for r in records
@@ -304,13 +310,13 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         ],
         f"{name}: pids must be below 2^63 and camera ids below 2^31; found",
     )
-    _refuse(
+    _reject(
         [r.image_id for r in records if r.camid is None]
         if any(r.camid is not None for r in records)
         else [],
         f"{name}: camera ids must be given for all images or for none; missing for",
     )
-    _refuse(
+    _reject(
         [
             f"{r.image_id} {box}"
             for r in records
@@ -319,9 +325,9 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         ],
         f"{name}: boxes must be fractions, 0 <= x0 < x1 <= 1 and the same for y; found",
     )
-    trained = {r.pid for r in records if r.split == "train"}
-    _refuse(
-        sorted(map(str, trained & {r.pid for r in records if r.split != "train"})),
+    train_pids = {r.pid for r in records if r.split == "train"}
+    _reject(
+        sorted(map(str, train_pids & {r.pid for r in records if r.split != "train"})),
         f"{name}: identities must not be in both train and query or gallery; found pids",
     )
 
@@ -329,7 +335,7 @@ def _check(records: Sequence[Record], *, name: str) -> None:
 def _check_splits(counts: Counter[str], *, name: str, why: str) -> None:
     because = f" ({why})" if why else ""
     if not counts.total():
-        raise MuvaError(f"{name}: there are no images{because}")
+        raise MuvaError(f"{name}: expected images, found none{because}")
     for split, other in (("query", "gallery"), ("gallery", "query")):
         if counts[split] and not counts[other]:
             raise MuvaError(
@@ -338,25 +344,25 @@ def _check_splits(counts: Counter[str], *, name: str, why: str) -> None:
             )
 
 
-def _refuse(offenders: Sequence[str], message: str) -> None:
+def _reject(offenders: Sequence[str], message: str) -> None:
     if offenders:
-        raise MuvaError(f"{message} {_named(offenders)}")
+        raise MuvaError(f"{message} {_examples(offenders)}")
 
 
-def _named(things: Iterable[str], most: int = 3) -> str:
-    """The first few by name, and how many more there are."""
-    everything = list(things)
-    rest = f" and {len(everything) - most} more" if len(everything) > most else ""
-    return ", ".join(everything[:most]) + rest
+def _examples(items: Iterable[str], limit: int = 3) -> str:
+    """The first few items, and how many more there are."""
+    names = list(items)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _row(record: Record) -> dict[str, Any]:
-    """All columns of one record; UnreadableImageError unless the whole image can be decoded."""
+    """All columns of a record; UnreadableImageError if the image cannot be decoded completely."""
     try:
         encoded = record.read()
     except OSError as error:
         raise UnreadableImageError(f"cannot be opened: {error.strerror or error}") from error
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # a path that is invalid on this platform
         raise UnreadableImageError(f"cannot be opened: {error}") from error
     image = decode_rgb(encoded)
     boxes = record.boxes or {}
@@ -376,7 +382,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _fits(box: Box | None) -> bool:
-    """Whether a box is within its image and not empty, as it will be stored."""
+    """Whether a box is non-empty and lies within its image, after rounding to float32."""
     x0, y0, x1, y1 = _float32(box) or (0, 0, 1, 1)
     return 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
 
@@ -386,7 +392,7 @@ def _float32(box: Sequence[float] | None) -> list[float] | None:
 
 
 class _ShardWriter:
-    """Collects rows into shards of about `shard_bytes` or of `shard_images`, and hashes them."""
+    """Groups rows into shards of about `shard_bytes` or `shard_images`, and hashes all of them."""
 
     def __init__(self, artifact: Artifact, shard_bytes: int, shard_images: int):
         self.shards: list[Shard] = []
@@ -398,17 +404,17 @@ class _ShardWriter:
         self._bytes = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take one more row, and write a shard when there are enough."""
+        """Add a row, and write a shard if it is full."""
         self._rows.append(row)
         self._bytes += len(row["image"])
         self.counts[row["split"]] += 1
-        known = {name: value for name, value in row.items() if name != "image"}
-        self.fingerprint.update(json.dumps(known, sort_keys=True).encode() + b"\n")
+        without_image = {name: value for name, value in row.items() if name != "image"}
+        self.fingerprint.update(json.dumps(without_image, sort_keys=True).encode() + b"\n")
         if self._bytes >= self._shard_bytes or len(self._rows) == self._shard_images:
             self.finish()
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         if not self._rows:
             return
         key = f"shard-{len(self.shards):05d}.parquet"
@@ -429,15 +435,15 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _split_counts(records: Iterable[Record], left_out: set[str]) -> dict[str, dict[str, int]]:
+def _split_counts(records: Iterable[Record], quarantined: set[str]) -> dict[str, dict[str, int]]:
     counts = {}
-    kept = [record for record in records if record.image_id not in left_out]
+    kept = [record for record in records if record.image_id not in quarantined]
     for split in SPLITS:
-        inside = [record for record in kept if record.split == split]
-        if inside:
+        of_split = [record for record in kept if record.split == split]
+        if of_split:
             counts[split] = {
-                "images": len(inside),
-                "identities": len({r.pid for r in inside} - {JUNK_PID}),
-                "cameras": len({r.camid for r in inside} - {None}),
+                "images": len(of_split),
+                "identities": len({r.pid for r in of_split} - {JUNK_PID}),
+                "cameras": len({r.camid for r in of_split} - {None}),
             }
     return counts

@@ -1,16 +1,17 @@
-"""What learning and choosing may open of the world: the training images of source domains.
+"""The part of the data that training and model selection may access: the source domains.
 
-Whoever holds `Sources` reaches no target: it names source domains alone, and of those it gives data
-sets in which only the images to learn from can be read. Some may be held out of learning, to judge
-by: a share of every domain's identities, or a domain as a whole.
+`Sources` has no access to a target. It names source domains only, and the data sets that it opens
+expose only their training images. Some of those can be held out for validation: a share of the
+identities of every domain, or one whole domain.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,114 +24,128 @@ from muva.data.shards import Dataset, open_dataset
 from muva.data.store import Store
 from muva.errors import MuvaError
 
-FEWEST_HELD_OUT = 2
-"""Identities of a domain to judge by: with one, every answer is right."""
+MIN_HELD_OUT_IDENTITIES = 2
+"""Minimum number of identities of a domain to validate on: with a single one, every answer is
+right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """People of a source domain that nothing is learned from."""
+    """Identities of a source domain that are excluded from training and used for validation."""
 
     dataset: Dataset
-    """Only its images to learn from can be read."""
+    """Exposes only training images."""
     rows: pa.Table
-    """image_id, pid, camid, row and split: the first image of each pid and camera is a query."""
+    """image_id, pid, camid, row and split. The first image of each pid and camera is a query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Source domains by address, and who of them is held out."""
+    """The source domains of an experiment, by URI, and which identities are held out."""
 
     domains: tuple[str, ...]
-    """URIs of the data sets to learn from, in order."""
-    everyone: bool = False
-    """Learn from the people of query and gallery too."""
+    """URIs of the data sets to train on, in order."""
+    all_splits: bool = False
+    """Also train on the identities of query and gallery."""
     held_out_share: float = 0.0
-    """Share of each domain's training identities to judge by instead."""
+    """Share of each domain's training identities that is held out for validation."""
     held_out_domain: str | None = None
-    """URI of a further source domain to judge by."""
+    """URI of a further source domain that is held out as a whole."""
 
     @classmethod
     def of(cls, datasets: Sequence[Artifact], config: ExperimentConfig) -> Sources:
-        """These data sets as an experiment's section `validation` divides them."""
-        chosen = config.validation
+        """The sources, divided as the section `validation` of the config says.
+
+        Raises MuvaError if `validation.domain` is not one of at least two sources.
+        """
+        settings = config.validation
         domains = {open_dataset(dataset).name: dataset.uri for dataset in datasets}
         held_out = None
-        if chosen is not None and chosen.domain:
-            if chosen.domain not in domains or len(domains) < 2:
+        if settings is not None and settings.domain:
+            if settings.domain not in domains or len(domains) < 2:
                 raise MuvaError(
-                    f"validation.domain is {chosen.domain}: expected one of two sources or more, "
-                    f"found {', '.join(domains)}"
+                    f"validation.domain is {settings.domain}: expected one of at least two "
+                    f"sources, found {', '.join(domains)}"
                 )
-            held_out = domains.pop(chosen.domain)
+            held_out = domains.pop(settings.domain)
         return cls(
             domains=tuple(domains.values()) if held_out else tuple(d.uri for d in datasets),
-            everyone=config.train_on == "all",
-            held_out_share=chosen.identities if chosen and not held_out else 0.0,
+            all_splits=config.train_on == "all",
+            held_out_share=settings.identities if settings and not held_out else 0.0,
             held_out_domain=held_out,
         )
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Sources:
+        """The inverse of `as_json`."""
+        fields = {("all_splits" if name == "everyone" else name): stored[name] for name in stored}
+        return cls(**{**fields, "domains": tuple(fields["domains"])})
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON. `all_splits` is stored under the key `everyone`."""
+        return {("everyone" if name == "all_splits" else name): v for name, v in vars(self).items()}
+
     def pool(self) -> Pool:
-        """The images to learn from; MuvaError as `muva.data.protocols.pool`."""
+        """The training images. Raises MuvaError as `muva.data.protocols.pool` does."""
         datasets = [self._open(uri) for uri in self.domains]
-        without = {dataset.name: self._held_out_pids(dataset) for dataset in datasets}
-        return pool(datasets, everyone=self.everyone, without=without)
+        held_out = {dataset.name: self._held_out_pids(dataset) for dataset in datasets}
+        return pool(datasets, all_splits=self.all_splits, excluded=held_out)
 
     def identities(self) -> int:
-        """How many there are to learn."""
+        """Number of identities to train on."""
         return len(self.pool().identities)
 
     def held_out(self) -> list[HeldOut]:
-        """Those to judge by, a domain each, in order; empty where nobody is held out.
+        """The validation sets, one per domain, in order; empty if nothing is held out.
 
-        Raises MuvaError where a domain has too few people to hold out.
+        Raises MuvaError if a domain has too few identities.
         """
         if self.held_out_domain is not None:
             dataset = self._open(self.held_out_domain)
-            return [HeldOut(dataset=dataset, rows=query_gallery(_people(dataset)))]
+            return [HeldOut(dataset=dataset, rows=query_gallery(_training_rows(dataset)))]
         if not self.held_out_share:
             return []
-        found = []
+        sets = []
         for uri in self.domains:
             dataset = self._open(uri)
-            rows = _people(dataset)
-            chosen = np.isin(rows["pid"].to_numpy(), self._held_out_pids(dataset))
-            found.append(HeldOut(dataset=dataset, rows=query_gallery(rows.filter(chosen))))
-        return found
+            rows = _training_rows(dataset)
+            is_held_out = np.isin(rows["pid"].to_numpy(), self._held_out_pids(dataset))
+            sets.append(HeldOut(dataset=dataset, rows=query_gallery(rows.filter(is_held_out))))
+        return sets
 
     def _open(self, uri: str) -> Dataset:
-        visible = SPLITS if self.everyone and uri in self.domains else ("train",)
+        visible = SPLITS if self.all_splits and uri in self.domains else ("train",)
         return replace(open_dataset(open_artifact(uri)), visible=visible)
 
     def _held_out_pids(self, dataset: Dataset) -> np.ndarray:
-        """A share of those whom another camera has seen, drawn by a hash of domain and pid.
+        """A share of the pids that have a cross-camera match, drawn by a hash of domain and pid.
 
-        So they are the same whatever else is pooled, and with whatever seed.
+        The choice therefore depends neither on the other sources nor on a seed.
         """
         if not self.held_out_share:
             return np.empty(0, np.int64)
-        rows = _people(dataset)
+        rows = _training_rows(dataset)
         pids = np.unique(rows["pid"].to_numpy())
-        wanted = max(FEWEST_HELD_OUT, round(self.held_out_share * len(pids)))
-        eligible = _with_a_match(rows)
-        if len(eligible) < FEWEST_HELD_OUT or wanted >= len(pids):
+        count = max(MIN_HELD_OUT_IDENTITIES, round(self.held_out_share * len(pids)))
+        eligible = _pids_with_a_match(rows)
+        if len(eligible) < MIN_HELD_OUT_IDENTITIES or count >= len(pids):
             raise MuvaError(
-                f"{dataset.name}: {wanted} of its {len(pids)} training identities would be held "
-                f"out to judge by, and {len(eligible)} have a match to be found (an image of "
-                f"another camera): expected at least {FEWEST_HELD_OUT} of those, and some left to "
-                f"learn from. Hold a whole source out with validation.domain, or set "
-                f"validation=null"
+                f"{dataset.name}: {count} of its {len(pids)} training identities would be held "
+                f"out for validation, and {len(eligible)} of them have a match in another camera. "
+                f"Expected at least {MIN_HELD_OUT_IDENTITIES} with a match, and some identities "
+                "left to train on. Hold out a whole source with validation.domain, or set "
+                "validation=null"
             )
-        drawn = sorted(eligible.tolist(), key=lambda pid: _hash(f"{dataset.name}/{pid}"))
-        return np.array(sorted(drawn[:wanted]), np.int64)
+        by_hash = sorted(eligible.tolist(), key=lambda pid: _hash(f"{dataset.name}/{pid}"))
+        return np.array(sorted(by_hash[:count]), np.int64)
 
 
-def _people(dataset: Dataset) -> pa.Table:
+def _training_rows(dataset: Dataset) -> pa.Table:
     return dataset.rows(["image_id", "pid", "camid", "split"], splits=["train"])
 
 
-def _with_a_match(rows: pa.Table) -> np.ndarray:
-    """Pids seen by two cameras, or on two images where cameras are unknown."""
+def _pids_with_a_match(rows: pa.Table) -> np.ndarray:
+    """Pids with images from two cameras, or with two images if cameras are unknown."""
     pids = rows["pid"].to_numpy()
     if rows["camid"].null_count:
         known, images = np.unique(pids, return_counts=True)
@@ -144,8 +159,8 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-class SourcesOnly:
-    """A store in which no data set can be touched but these sources: what a search is given."""
+class SourcesOnlyStore:
+    """A store that hides all data sets except the sources. A search is given this store."""
 
     def __init__(self, store: Store, sources: Sequence[Artifact]):
         self.uri = store.uri
@@ -153,7 +168,7 @@ class SourcesOnly:
         self._addresses = tuple(f"{source.address}/" for source in sources)
 
     def read(self, key: str) -> bytes:
-        """See `muva.data.store.Store`; so the other methods."""
+        """See `muva.data.store.Store`, as for the other methods."""
         return self._store.read(self._checked(key))
 
     def write(self, key: str, data: bytes) -> None:
@@ -173,8 +188,8 @@ class SourcesOnly:
         return self._store.size(self._checked(key))
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Store`; the keys of other data sets are left out."""
-        return (key for key in self._store.list(prefix) if self._may(key))
+        """See `Store`; keys of other data sets are left out."""
+        return (key for key in self._store.list(prefix) if self._is_allowed(key))
 
     def delete(self, key: str) -> None:
         """See `Store`."""
@@ -188,13 +203,13 @@ class SourcesOnly:
         """See `Store`."""
         return self._store.sweep(older_than_s=older_than_s)
 
-    def _may(self, key: str) -> bool:
+    def _is_allowed(self, key: str) -> bool:
         return not key.startswith("datasets/") or key.startswith(self._addresses)
 
     def _checked(self, key: str) -> str:
-        if not self._may(key):
+        if not self._is_allowed(key):
             raise MuvaError(
-                f"store {self.uri}: {key} is of no source: what learns and chooses reaches no "
-                "other data set"
+                f"store {self.uri}: {key} does not belong to a source; training and model "
+                "selection must not access any other data set"
             )
         return key

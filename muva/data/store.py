@@ -1,8 +1,9 @@
-"""Where artifacts live: a local folder or a prefix of an S3 bucket, behind one small interface.
+"""Storage for artifacts: a local folder or a prefix of an S3 bucket behind one small interface.
 
-Two operations carry everything: `write` replaces a key as a whole, `create` makes a key that only
-the first of any number of writers gets. On a disk these are rename and link, on S3 a PUT and a PUT
-with `If-None-Match: *` (RFC 9110 13.1.2). What is being written is never seen under its key.
+Two operations are enough: `write` replaces a key atomically, and `create` creates a key so that
+exactly one of several concurrent writers succeeds. On a local disk these are a rename and a hard
+link; on S3 a PUT and a PUT with `If-None-Match: *` (RFC 9110 13.1.2). Partially written data is
+never visible under its key.
 """
 
 from __future__ import annotations
@@ -22,59 +23,60 @@ from typing import Any, Protocol
 from muva.errors import MuvaError, SettingsError
 
 MULTIPART_BYTES, PART_BYTES = 64 * 2**20, 16 * 2**20
-"""What goes to S3 in parts, and how large those are."""
+"""Uploads to S3 above the first size are split into parts of the second."""
 
 
 class MissingKeyError(MuvaError):
-    """The store holds nothing under a key."""
+    """The key does not exist in the store."""
 
 
 class Store(Protocol):
-    """Bytes under keys. Keys are relative paths with slashes; `uri` opens the same store again."""
+    """Maps keys to bytes. Keys are relative paths with forward slashes; `uri` reopens the store."""
 
     uri: str
 
     def read(self, key: str) -> bytes:
-        """The bytes; MissingKeyError when there are none."""
+        """The bytes under a key. Raises MissingKeyError if it does not exist."""
         ...
 
     def write(self, key: str, data: bytes) -> None:
-        """Put the bytes there, replacing what is there, as a whole or not at all."""
+        """Write a key atomically, replacing any previous value."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """The same if nothing is there; False, and nothing changes, if something is."""
+        """Write a key only if it does not exist. Returns False, and changes nothing, if it does."""
         ...
 
     def exists(self, key: str) -> bool:
-        """Whether something is there."""
+        """Whether the key exists."""
         ...
 
     def size(self, key: str) -> int:
-        """Number of bytes; MissingKeyError when there are none."""
+        """Size in bytes. Raises MissingKeyError if the key does not exist."""
         ...
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """All keys that begin with the prefix, in order of their characters."""
+        """All keys with this prefix, in lexicographic order."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove what is there; nothing there is no error."""
+        """Delete a key; it is not an error if it does not exist."""
         ...
 
     def path(self, key: str) -> Path:
-        """A local file with these bytes, to be read only; MissingKeyError when there are none."""
+        """A local, read-only file with these bytes; MissingKeyError if the key does not exist."""
         ...
 
     def sweep(self, *, older_than_s: float) -> int:
-        """Remove what broken-off writes left behind; the number of files removed."""
+        """Delete leftovers of interrupted writes and return how many were deleted."""
         ...
 
 
 def open_store(uri: str | Path) -> Store:
-    """The store at a folder or at `s3://bucket/prefix`.
+    """The store at a local folder or at `s3://bucket/prefix`.
 
-    Credentials, region and endpoint of S3 come from the usual AWS variables and files.
+    Credentials, region and endpoint of S3 are taken from the usual AWS variables and files. Raises
+    SettingsError for any other scheme.
     """
     text = str(uri)
     if text.startswith("s3://"):
@@ -88,7 +90,7 @@ def open_store(uri: str | Path) -> Store:
 
 
 class LocalStore:
-    """A folder. Needs hard links, as every common file system but FAT has them."""
+    """A store in a local folder. The file system must support hard links, as all but FAT do."""
 
     def __init__(self, root: Path):
         self._root = root.expanduser().resolve()
@@ -103,19 +105,19 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         """See `Store`."""
-        with self._explained("read", key):
+        with self._readable_errors("read", key):
             return self._file(key).read_bytes()
 
     def write(self, key: str, data: bytes) -> None:
         """See `Store`."""
-        with self._explained("write", key), self._written_aside(data) as aside:
-            _place(aside, self._file(key), os.replace)
+        with self._readable_errors("write", key), self._temporary_file(data) as temporary:
+            _move_into_place(temporary, self._file(key), os.replace)
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Store`."""
-        with self._explained("write", key), self._written_aside(data) as aside:
+        with self._readable_errors("write", key), self._temporary_file(data) as temporary:
             try:
-                _place(aside, self._file(key), os.link)
+                _move_into_place(temporary, self._file(key), os.link)
             except FileExistsError:
                 return False
             return True
@@ -126,7 +128,7 @@ class LocalStore:
 
     def size(self, key: str) -> int:
         """See `Store`."""
-        with self._explained("read", key):
+        with self._readable_errors("read", key):
             return self._file(key).stat().st_size
 
     def list(self, prefix: str = "") -> Iterator[str]:
@@ -141,14 +143,14 @@ class LocalStore:
         return iter(sorted(key for key in keys if key.startswith(prefix)))
 
     def delete(self, key: str) -> None:
-        """See `Store`; folders that become empty go too."""
-        with self._explained("delete", key):
+        """See `Store`; folders that become empty are deleted too."""
+        with self._readable_errors("delete", key):
             file = self._file(key)
             file.unlink(missing_ok=True)
             for folder in file.relative_to(self._root).parents:
                 try:
                     (self._root / folder).rmdir()
-                except OSError:  # not empty, or gone: a neighbour's
+                except OSError:  # not empty, or already deleted by another process
                     return
 
     def path(self, key: str) -> Path:
@@ -162,12 +164,12 @@ class LocalStore:
         """See `Store`."""
         removed = 0
         for file in list(self._partial.glob("*")):
-            with self._explained("delete", file.name):
+            with self._readable_errors("delete", file.name):
                 try:
                     if time.time() - file.stat().st_mtime > older_than_s:
                         file.unlink()
                         removed += 1
-                except FileNotFoundError:  # its writer has just finished
+                except FileNotFoundError:  # its writer finished in the meantime
                     continue
         return removed
 
@@ -175,22 +177,22 @@ class LocalStore:
         return self._root / checked_key(key)
 
     @contextmanager
-    def _written_aside(self, data: bytes) -> Iterator[Path]:
-        """A file on the store's own disk that holds the bytes, flushed."""
+    def _temporary_file(self, data: bytes) -> Iterator[Path]:
+        """A file on the store's own disk with these bytes, flushed to disk."""
         self._partial.mkdir(parents=True, exist_ok=True)
-        aside = self._partial / uuid.uuid4().hex
+        temporary = self._partial / uuid.uuid4().hex
         try:
-            with aside.open("xb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            yield aside
+            yield temporary
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _explained(self, verb: str, key: str) -> Iterator[None]:
-        """Errors of the disk in words that say what to do."""
+    def _readable_errors(self, verb: str, key: str) -> Iterator[None]:
+        """Turn errors of the file system into a MuvaError that names the remedy."""
         try:
             yield
         except FileNotFoundError as error:
@@ -200,14 +202,14 @@ class LocalStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise MuvaError(
-                    f"store {self.uri}: the disk is full, {key} was not written and nothing "
-                    "half-written counts as done. Free some space (`muva store gc` lists what can "
-                    "go) or choose another store, then start the same command again"
+                    f"store {self.uri}: the disk is full, so {key} was not written. Partial "
+                    "results are not used. Free some space (`muva store gc` lists what can be "
+                    "deleted) or choose another store, then run the same command again"
                 ) from error
             remedy = (
-                "May this account read it?"
+                "Does this account have permission to read it?"
                 if verb == "read"
-                else "Choose a folder that this account may write to; its disk must know hard links"
+                else "Choose a folder that this account can write to, on a disk with hard links"
             )
             raise MuvaError(
                 f"store {self.uri}: cannot {verb} {key}: {error.strerror or error}. {remedy}"
@@ -215,7 +217,7 @@ class LocalStore:
 
 
 class S3Store:
-    """A prefix of a bucket of S3 or of a server that speaks its protocol."""
+    """A store under a prefix of a bucket on S3 or a compatible server."""
 
     def __init__(self, uri: str):
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
@@ -232,25 +234,25 @@ class S3Store:
         return hash(self.uri)
 
     def __reduce__(self) -> tuple[Callable[[str], S3Store], tuple[str]]:
-        return S3Store, (self.uri,)  # connections do not travel to other processes
+        return S3Store, (self.uri,)  # connections cannot be pickled
 
     def read(self, key: str) -> bytes:
         """See `Store`."""
         buffer = io.BytesIO()
-        with self._explained("read", key):
-            self._call("download_fileobj", key, Fileobj=buffer, Config=_transfers())
+        with self._readable_errors("read", key):
+            self._call("download_fileobj", key, Fileobj=buffer, Config=_transfer_config())
         return buffer.getvalue()
 
     def write(self, key: str, data: bytes) -> None:
-        """See `Store`; what is large goes in parts, each of which is tried again by itself."""
-        with self._explained("write", key):
-            self._call("upload_fileobj", key, Fileobj=io.BytesIO(data), Config=_transfers())
+        """See `Store`. Large values are uploaded in parts, each of which is retried separately."""
+        with self._readable_errors("write", key):
+            self._call("upload_fileobj", key, Fileobj=io.BytesIO(data), Config=_transfer_config())
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Store`."""
         from botocore.exceptions import ClientError
 
-        with self._explained("write", key):
+        with self._readable_errors("write", key):
             for pause_s in (0.1, 0.4, 1.6, None):
                 try:
                     self._call("put_object", key, Body=data, IfNoneMatch="*")
@@ -258,9 +260,9 @@ class S3Store:
                 except ClientError as error:
                     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                     if status == 412:
-                        # Ours, where the answer to an earlier attempt was lost on the way.
+                        # The key is ours if the response to an earlier attempt was lost.
                         return self.read(key) == data
-                    # 409: another conditional write of this key is under way; who wins is open.
+                    # 409: another conditional write of this key is in progress and may still fail.
                     if status != 409 or pause_s is None:
                         raise
                     time.sleep(pause_s)
@@ -276,13 +278,13 @@ class S3Store:
 
     def size(self, key: str) -> int:
         """See `Store`."""
-        with self._explained("read", key):
+        with self._readable_errors("read", key):
             return self._call("head_object", key)["ContentLength"]
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Store`."""
-        with self._explained("list", prefix):
-            pages = self._connected().get_paginator("list_objects_v2")
+        with self._readable_errors("list", prefix):
+            pages = self._s3_client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for entry in page.get("Contents", []):
                     if not entry["Key"].endswith("/"):
@@ -290,34 +292,35 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See `Store`."""
-        with self._explained("delete", key):
+        with self._readable_errors("delete", key):
             self._call("delete_object", key)
 
     def path(self, key: str) -> Path:
-        """See `Store`: a copy under the user's cache folder, named by the content's ETag."""
-        with self._explained("read", key):
+        """See `Store`: a copy in the user's cache folder, named by the ETag of the content."""
+        with self._readable_errors("read", key):
             etag = self._call("head_object", key)["ETag"]
             name = hashlib.sha256(f"{self.uri}/{key} {etag}".encode()).hexdigest()
             copy = _cache_folder() / name
             if not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                aside = copy.with_name(f"{name}.{uuid.uuid4().hex}.partial")
+                temporary = copy.with_name(f"{name}.{uuid.uuid4().hex}.partial")
                 try:
-                    with aside.open("xb") as file:
-                        self._call("download_fileobj", key, Fileobj=file, Config=_transfers())
-                    aside.replace(copy)
+                    with temporary.open("xb") as file:
+                        self._call("download_fileobj", key, Fileobj=file, Config=_transfer_config())
+                    temporary.replace(copy)
                 finally:
-                    aside.unlink(missing_ok=True)
+                    temporary.unlink(missing_ok=True)
             return copy
 
     def sweep(self, *, older_than_s: float) -> int:
-        """See `Store`: a PUT that breaks off leaves nothing, one in parts leaves those.
+        """See `Store`. Only interrupted multipart uploads leave anything behind.
 
-        Programs that know folders, Ray Train among them, leave empty objects named like one.
+        Libraries that emulate folders, Ray Train among them, also leave empty objects that are
+        named like folders; these are deleted too.
         """
         removed = 0
-        with self._explained("list", "broken-off uploads"):
-            client = self._connected()
+        with self._readable_errors("list", "broken-off uploads"):
+            client = self._s3_client()
             pages = client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for entry in page.get("Contents", []):
@@ -336,7 +339,7 @@ class S3Store:
                         removed += 1
         return removed
 
-    def _connected(self) -> Any:
+    def _s3_client(self) -> Any:
         if self._client is None:
             from boto3.session import Session
             from botocore.config import Config
@@ -347,18 +350,18 @@ class S3Store:
                 )
             except ValueError as error:
                 raise MuvaError(
-                    f"store {self.uri}: {error}: expected AWS_ENDPOINT_URL as http://HOST:PORT, or "
-                    "not set for Amazon's own"
+                    f"store {self.uri}: {error}: expected AWS_ENDPOINT_URL to be "
+                    "http://HOST:PORT, or unset for Amazon S3"
                 ) from error
         return self._client
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         full_key = self._prefix + checked_key(key)
-        return getattr(self._connected(), operation)(Bucket=self._bucket, Key=full_key, **arguments)
+        return getattr(self._s3_client(), operation)(Bucket=self._bucket, Key=full_key, **arguments)
 
     @contextmanager
-    def _explained(self, verb: str, key: str) -> Iterator[None]:
-        """Errors of the service in words that say what to do."""
+    def _readable_errors(self, verb: str, key: str) -> Iterator[None]:
+        """Turn errors of the service into a MuvaError that names the remedy."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -374,35 +377,35 @@ class S3Store:
             raise MuvaError(
                 f"store {self.uri}: cannot {verb} {key}: {error}. Are AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION and, for servers other than "
-                "Amazon's, AWS_ENDPOINT_URL set?"
+                "Amazon S3, AWS_ENDPOINT_URL set?"
             ) from error
         except OSError as error:
             raise MuvaError(
-                f"store {self.uri}: cannot keep a copy of {key} in {_cache_folder()}: {error}. "
-                "XDG_CACHE_HOME chooses another folder"
+                f"store {self.uri}: cannot cache a copy of {key} in {_cache_folder()}: {error}. "
+                "Set XDG_CACHE_HOME to another folder"
             ) from error
 
 
 _S3_REMEDIES = {
-    "NoSuchBucket": "Create the bucket first, or mend its name",
-    "AccessDenied": "These credentials may not do this here",
-    "403": "These credentials may not do this here",
-    "InvalidAccessKeyId": "Are AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL of the same server?",
+    "NoSuchBucket": "Create the bucket first, or correct its name",
+    "AccessDenied": "These credentials lack the permission for this operation",
+    "403": "These credentials lack the permission for this operation",
+    "InvalidAccessKeyId": "Do AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL belong to the same server?",
     "SignatureDoesNotMatch": "Is AWS_SECRET_ACCESS_KEY right?",
     "ExpiredToken": "The session token has expired: log in again",
     **dict.fromkeys(
         ("PermanentRedirect", "AuthorizationHeaderMalformed", "301"),
         "The bucket is in another region: set AWS_REGION to it",
     ),
-    "400": "Is AWS_REGION the bucket's, and this machine's clock right?",
-    "RequestTimeTooSkewed": "This machine's clock is wrong: set it, for example by NTP",
-    "SlowDown": "The service asks for fewer requests: start the same command again later",
+    "400": "Is AWS_REGION the region of the bucket, and is this machine's clock right?",
+    "RequestTimeTooSkewed": "This machine's clock is wrong: synchronise it, for example by NTP",
+    "SlowDown": "The service is limiting requests: run the same command again later",
 }
 
 
 @functools.cache
-def _transfers() -> Any:
-    """How bytes go: in parts from this size on, few at once beside the work."""
+def _transfer_config() -> Any:
+    """Multipart uploads above this size, with few threads beside the actual work."""
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(
@@ -411,14 +414,16 @@ def _transfers() -> Any:
 
 
 def checked_key(key: str) -> str:
-    """The key, if it is a relative path with slashes that stays within the store."""
+    """Return the key if it is a relative path within the store; raise MuvaError otherwise."""
     if not key or key.startswith("/") or not set(key.split("/")).isdisjoint({"", ".", ".."}):
-        raise MuvaError(f"store: {key!r} is no key; expected a relative path with slashes")
+        raise MuvaError(
+            f"store: {key!r} is not a key; expected a relative path with forward slashes"
+        )
     return key
 
 
-def forget_local_copies() -> None:
-    """Removes the copies of buckets' content that this user has on this machine."""
+def delete_local_copies() -> None:
+    """Delete the copies of bucket content that this user has cached on this machine."""
     for copy in _cache_folder().glob("*"):
         copy.unlink(missing_ok=True)
 
@@ -427,12 +432,12 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muva" / "s3"
 
 
-def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> None:
-    """Move or link a finished file to its name, and flush the folder: the name is on disk then."""
-    for attempt in range(_PLACE_ATTEMPTS):
-        last = attempt == _PLACE_ATTEMPTS - 1
-        # A neighbour's `delete` may remove the empty folder at any moment: between the two looks
-        # that `mkdir` takes at it, or before the file is in it.
+def _move_into_place(temporary: Path, target: Path, move: Callable[[Path, Path], None]) -> None:
+    """Move or link a finished file to its final name, and flush the folder to disk."""
+    for attempt in range(_MOVE_ATTEMPTS):
+        last = attempt == _MOVE_ATTEMPTS - 1
+        # Another process may delete the empty folder at any moment: between the two checks that
+        # `mkdir` makes, or before the file is moved into it.
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -440,7 +445,7 @@ def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> Non
                 raise
             continue
         try:
-            move(aside, target)
+            move(temporary, target)
             break
         except FileNotFoundError:
             if last:
@@ -452,8 +457,8 @@ def _place(aside: Path, target: Path, move: Callable[[Path, Path], None]) -> Non
         os.close(descriptor)
 
 
-_PLACE_ATTEMPTS = 10
+_MOVE_ATTEMPTS = 10
 
 
-PARTIAL_AFTER_S = 3600.0
-"""A file that a write left behind is swept when it is this old: younger ones may be in use."""
+STALE_PARTIAL_S = 3600.0
+"""Age after which files of interrupted writes are swept; younger ones may still be in use."""

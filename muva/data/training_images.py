@@ -1,7 +1,7 @@
-"""Training images of the pooled sources as batches for both stages, with their part masks.
+"""Batches of training images, pooled over the sources, with their part masks.
 
-Decoded and resized once for all processes of a node, images are kept as bytes up to a limit; the
-rest is decoded each time. A flip mirrors an image and its masks together.
+Decoded and resized images are cached as bytes for all processes of a node, up to a limit; the
+others are decoded every time. A flip mirrors an image together with its masks.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from muva.errors import MuvaError
 
 
 class TrainingImages:
-    """M training images with dense labels and, where there are parts, masks (M, R, L).
+    """M training images with labels 0..N-1 and, for models with parts, part masks (M, R, L).
 
-    `part_masks` are in the order of `pool(datasets)`, row-major over `grid` (rows, columns).
-    `cache_bytes` and `cache_folder`: of the images kept decoded on this node, see `decoded_images`.
+    `part_masks` follow the order of the pool and are row-major over `grid` (rows, columns).
+    `cache_bytes` and `cache_folder` configure the cache of decoded images, see `decoded_images`.
+    Raises MuvaError if the shape of the masks does not fit.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class TrainingImages:
         self._size = (height, width)
         self._mean, self._std = mean, std
         self._grid = grid
-        places = np.stack([pooled.dataset_index, pooled.rows])
+        image_index = np.stack([pooled.dataset_index, pooled.rows])
         self._decoded = decoded_images(
             [
                 [dataset.fingerprint for dataset in pooled.datasets],
-                hashlib.sha256(places.tobytes()).hexdigest(),
+                hashlib.sha256(image_index.tobytes()).hexdigest(),
                 ("bicubic", PIL.__version__),
             ],
             count=len(self),
@@ -87,7 +88,7 @@ class TrainingImages:
         cache_bytes: int = NODE_BYTES,
         cache_folder: Path | None = None,
     ) -> TrainingImages:
-        """The train splits of the data sets, pooled."""
+        """The train splits of these data sets, pooled."""
         return cls(
             pool(datasets),
             height=height,
@@ -104,28 +105,30 @@ class TrainingImages:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For processes that make batches, which need no names."""
+        """State for loader processes, which do not need image ids and identities."""
         nameless = dataclasses.replace(self._pool, image_ids=(), identities=())
         return {**vars(self), "image_ids": [], "_pool": nameless}
 
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Normalised images (B, 3, H, W) and part masks (B, R, L), mirrored where told."""
+        """Normalised images (B, 3, H, W) and part masks (B, R, L), mirrored where `flips`."""
         pixels, masks = self._batch(indices, flips)
         return normalised_pixels(pixels, mean=self._mean, std=self._std), masks
 
-    def compact(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The same with pixels as bytes, a quarter as large: to be sent on, then `expanded`."""
+    def uint8_batch(
+        self, indices: np.ndarray, flips: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same with pixels (B, H, W, 3) as uint8, a quarter of the size; see `normalise`."""
         pixels, masks = self._batch(indices, flips)
         return torch.from_numpy(pixels), masks
 
-    def expanded(self, pixels: Tensor) -> Tensor:
-        """The normalised images (B, 3, H, W) of a compact batch's bytes, on the device they are."""
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) from the pixels of `uint8_batch`, on their device."""
         if pixels.device.type == "cpu":
             return normalised_pixels(pixels.numpy(), mean=self._mean, std=self._std)
         return normalised_levels(pixels.permute(0, 3, 1, 2), mean=self._mean, std=self._std)
 
     def _batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[np.ndarray, Tensor | None]:
-        """Pixels (B, H, W, 3) uint8, and masks."""
+        """Pixels (B, H, W, 3) uint8, and part masks."""
         indices = np.asarray(indices)
         pixels = self._pixels(indices)
         if flips is not None and flips.any():
@@ -141,33 +144,33 @@ class TrainingImages:
     def _pixels(self, indices: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8."""
         pixels = np.empty((len(indices), *self._size, 3), np.uint8)
-        absent: dict[int, list[int]] = {}
-        for place, index in enumerate(indices.tolist()):
+        missing: dict[int, list[int]] = {}
+        for position, index in enumerate(indices.tolist()):
             image = self._decoded.read(index) if index < len(self._decoded) else None
             if image is None:
-                absent.setdefault(index, []).append(place)
+                missing.setdefault(index, []).append(position)
             else:
-                pixels[place] = image
-        self._decode(absent, pixels)
+                pixels[position] = image
+        self._decode_missing(missing, pixels)
         return pixels
 
-    def _decode(self, absent: dict[int, list[int]], pixels: np.ndarray) -> None:
-        """Images that are nowhere decoded: index -> their places in the batch."""
+    def _decode_missing(self, missing: dict[int, list[int]], pixels: np.ndarray) -> None:
+        """Decode uncached images; `missing` maps an index to its positions in the batch."""
         height, width = self._size
-        indices = np.array(list(absent), np.int64)
+        indices = np.array(list(missing), np.int64)
         for number, dataset in enumerate(self._pool.datasets):
-            here = indices[self._pool.dataset_index[indices] == number]
-            encoded = dataset.read_images(self._pool.rows[here])
-            for index, data in zip(here.tolist(), encoded, strict=True):
+            of_dataset = indices[self._pool.dataset_index[indices] == number]
+            encoded = dataset.read_images(self._pool.rows[of_dataset])
+            for index, data in zip(of_dataset.tolist(), encoded, strict=True):
                 image = resized(
                     decode_rgb(data), height=height, width=width, interpolation="bicubic"
                 )
-                for place in absent[index]:
-                    pixels[place] = image
+                for position in missing[index]:
+                    pixels[position] = image
                 if index < len(self._decoded):
                     self._decoded.write(index, image)
 
 
 def flip_part_masks(masks: Tensor, *, grid: tuple[int, int]) -> Tensor:
-    """Masks (..., L) of the mirrored image: the columns of the patch grid in reverse."""
+    """The masks (..., L) of the mirrored image: the columns of the patch grid are reversed."""
     return masks.unflatten(-1, grid).flip(-1).flatten(-2)

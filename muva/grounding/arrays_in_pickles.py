@@ -1,7 +1,8 @@
-"""A pickle of numpy arrays and plain containers, read without calling anything that it names.
+"""Reads NumPy arrays and plain containers from a pickle without calling anything that it names.
 
-What it names is replaced: by `_Array` and `_Dtype`, which take numpy's form as plain data and check
-it. So no array is larger than its bytes in the file, and none holds objects.
+The globals in the pickle are replaced by `_Array` and `_Dtype`, which accept NumPy's pickled state
+as plain data and validate it. An array therefore cannot be larger than its bytes in the file, and
+cannot contain objects.
 """
 
 from __future__ import annotations
@@ -16,59 +17,63 @@ from typing import Any
 import numpy as np
 
 _NUMBERS = re.compile(r"[<>|=]?[biuf][1248]")
-"""Types of numbers as numpy writes them: bool, whole, floating."""
+"""NumPy's codes for bool, integer and floating-point dtypes."""
 
-THINGS_PER_BYTE = 64
-"""What is in a pickle once takes a byte or more; the same boxes may well stand at many names."""
+MAX_VALUES_PER_BYTE = 64
+"""Limit on values per byte of the file. Everything stored takes at least a byte, but many names may
+share the same boxes."""
 
 
-def arrays_in(pickled: io.BufferedIOBase) -> Any:
-    """What a pickle holds: dicts, lists, strings, numbers, and arrays of numbers; tuples as lists.
+def load_arrays(pickled: io.BufferedIOBase) -> Any:
+    """The content of a pickle: dicts, lists, strings, numbers and numeric arrays.
 
-    Raises ForbiddenError for one that names anything else, and whatever damage leads to.
+    Tuples become lists. Raises ForbiddenGlobalError if it names any other global, and any
+    exception if it is damaged.
     """
     value = _Unpickler(pickled).load()
-    return _arrays(value, _Room(THINGS_PER_BYTE * pickled.tell()))
+    return _arrays(value, _Budget(MAX_VALUES_PER_BYTE * pickled.tell()))
 
 
-class ForbiddenError(Exception):
-    """A pickle names something that is neither an array nor a plain container."""
+class ForbiddenGlobalError(Exception):
+    """A pickle names a global that is neither an array nor a plain container."""
 
 
 class _Dtype:
-    """What `numpy.dtype` is to a pickle."""
+    """Stands in for `numpy.dtype` while unpickling."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
             raise ValueError(f"an array of {code!r} instead of numbers")
-        self.numbers = np.dtype(code)
+        self.numpy_dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, byte_order, subtype, names, *_ = state
         if byte_order not in ("<", ">", "|", "=") or subtype is not None or names is not None:
             raise ValueError("an array of records instead of numbers")
-        self.numbers = self.numbers.newbyteorder(byte_order)
+        self.numpy_dtype = self.numpy_dtype.newbyteorder(byte_order)
 
 
 class _Array:
-    """What an array is to a pickle: numpy fills it when the pickle gives its state."""
+    """Stands in for an array while unpickling; filled from NumPy's pickled state."""
 
     values: np.ndarray
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         shape, dtype, by_columns, content = state[-4:]
-        self.values = _filled(content, dtype, shape, "F" if by_columns else "C")
+        self.values = _array_from_bytes(content, dtype, shape, "F" if by_columns else "C")
 
 
-def _filled(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
-    """The array of these bytes; ValueError unless they are as many as its shape needs."""
+def _array_from_bytes(
+    content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
+) -> np.ndarray:
+    """The array with this content; ValueError unless the number of bytes matches the shape."""
     shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     whole = all(type(side) is int and side >= 0 for side in shape)
     if not (isinstance(content, bytes | bytearray) and isinstance(dtype, _Dtype) and whole):
-        raise ValueError("an array that is not in numpy's form")
-    if len(content) != math.prod(shape) * dtype.numbers.itemsize:
+        raise ValueError("an array that is not in NumPy's format")
+    if len(content) != math.prod(shape) * dtype.numpy_dtype.itemsize:
         raise ValueError(f"an array of shape {shape} in {len(content)} bytes")
-    values = np.frombuffer(content, dtype.numbers)
+    values = np.frombuffer(content, dtype.numpy_dtype)
     if order == "K" and axes is not None:
         return values.reshape(shape).transpose(axes)
     return values.reshape(shape, order="F" if order == "F" else "C")
@@ -79,63 +84,63 @@ def _empty_array(*_: object) -> _Array:
 
 
 def _scalar(dtype: Any, content: Any) -> Any:
-    return _filled(content, dtype, (), "C").item()
+    return _array_from_bytes(content, dtype, (), "C").item()
 
 
 def _no_bytes() -> bytes:
-    """How protocol 2 writes them."""
+    """Protocol 2 writes empty bytes as a call of this."""
     return b""
 
 
 def _bytes(text: Any, encoding: Any) -> bytes:
-    """How protocol 2 writes some; no other codec runs."""
+    """Protocol 2 writes other bytes as a call of this; no other codec is run."""
     if encoding != "latin1":
         raise ValueError(f"bytes in {encoding!r}")
     return text.encode("latin1")
 
 
-_ADMITTED: dict[str, Any] = {
+_ALLOWED_GLOBALS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _bytes,
-    "__builtin__.bytes": _no_bytes,  # Python 2 names, as protocol 2 has them
+    "__builtin__.bytes": _no_bytes,  # protocol 2 uses the names of Python 2
     "numpy.ndarray": _Array,
     "numpy.dtype": _Dtype,
 }
-for _package in ("numpy.core", "numpy._core"):  # of numpy 1 and numpy 2
-    _ADMITTED[f"{_package}.multiarray._reconstruct"] = _empty_array
-    _ADMITTED[f"{_package}.multiarray.scalar"] = _scalar
-    _ADMITTED[f"{_package}.numeric._frombuffer"] = _filled
+for _package in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
+    _ALLOWED_GLOBALS[f"{_package}.multiarray._reconstruct"] = _empty_array
+    _ALLOWED_GLOBALS[f"{_package}.multiarray.scalar"] = _scalar
+    _ALLOWED_GLOBALS[f"{_package}.numeric._frombuffer"] = _array_from_bytes
 
 
-# The one in Python, not the one in C: that one takes gigabytes for a memo's place in a few bytes.
+# The Python implementation: in the C one, a few bytes can make the memo allocate gigabytes.
 class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _ADMITTED:
-            raise ForbiddenError(f"{module}.{name}")
-        return _ADMITTED[f"{module}.{name}"]
+        if f"{module}.{name}" not in _ALLOWED_GLOBALS:
+            raise ForbiddenGlobalError(f"{module}.{name}")
+        return _ALLOWED_GLOBALS[f"{module}.{name}"]
 
 
-class _Room:
-    """How much a pickle may hold, for its size.
+class _Budget:
+    """Limits how many values are visited, relative to the size of the pickle.
 
-    A few hundred bytes can name one list in so many places that going through all takes for ever.
+    A few hundred bytes can nest references to one list so that visiting all of them takes forever.
     """
 
-    def __init__(self, most: int) -> None:
-        self._left = most
+    def __init__(self, limit: int) -> None:
+        self._left = limit
 
-    def take(self) -> None:
-        """For one thing more; ValueError where there is no room for it."""
+    def spend(self) -> None:
+        """Count one more value. Raises ValueError once the limit is exceeded."""
         self._left -= 1
         if self._left < 0:
-            raise ValueError("containers that hold each other over and over")
+            raise ValueError("containers that are nested in each other again and again")
 
 
-def _arrays(value: Any, room: _Room) -> Any:
-    """The value with arrays where the pickle had them."""
-    room.take()
+def _arrays(value: Any, budget: _Budget) -> Any:
+    """The value with every `_Array` replaced by its NumPy array."""
+    budget.spend()
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, dict):
-        return {key: _arrays(inner, room) for key, inner in value.items()}
-    return [_arrays(inner, room) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _arrays(entry, budget) for key, entry in value.items()}
+    return [_arrays(entry, budget) for entry in value] if isinstance(value, list | tuple) else value

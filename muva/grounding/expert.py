@@ -1,4 +1,4 @@
-"""The interface of a grounding expert: images and phrases in, a box or none for each out."""
+"""The interface of grounding experts: images and phrases in, one box or none per phrase out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from muva.data.records import Box
 from muva.errors import MuvaError
 
 QUESTION = "Guide me to the location of {phrase} within the image by providing its bounding boxes"
-"""The paper's question, for experts that take free text."""
+"""The question of the paper, for experts that accept free text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,51 +22,51 @@ class Grounding:
     """An expert's answer for one image and phrase."""
 
     box: Box | None
-    """x0, y0, x1, y1 as fractions of the image; None when the part was not found."""
+    """x0, y0, x1, y1 as fractions of the image; None if the part was not found."""
     score: float | None = None
     answer: str = ""
-    """What the expert really said."""
+    """The expert's unmodified answer."""
 
     def __post_init__(self) -> None:
         if self.box is not None:
             x0, y0, x1, y1 = self.box
             if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-                raise ValueError(f"an expert must give boxes as fractions, in order: {self.box}")
+                raise ValueError(f"expected a box of ordered fractions, found {self.box}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingImage:
-    """One image as an expert gets it: decoded when it is looked at."""
+    """One image as an expert receives it; decoded on first access."""
 
     image_id: str
     encoded: bytes
     annotated: Mapping[str, Box | None] | None
-    """Boxes that came with the data: part -> box, or None for a part out of sight."""
+    """Boxes that are part of the data set: part -> box, or None for a part that is out of sight."""
 
     @cached_property
     def image(self) -> Image.Image:
-        """The image in RGB; UnreadableImageError when it cannot be decoded."""
+        """The image in RGB. Raises UnreadableImageError if it cannot be decoded."""
         return decode_rgb(self.encoded)
 
 
 class RefusedImageError(MuvaError):
-    """An expert will not look at one of the images, whatever is tried."""
+    """An expert refuses one of the images; retrying would not help."""
 
 
 @runtime_checkable
 class Expert(Protocol):
-    """Finds parts of people. Made once in a process, then asked batch after batch."""
+    """Locates body parts. Created once per process, then called batch by batch."""
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """For each image an answer to each phrase (part -> phrase), in their order."""
+        """For each image one answer per phrase (part -> phrase), in the order of the phrases."""
         ...
 
 
-def phrase_by_phrase(
+def ground_each_phrase(
     answers: Callable[[str], Sequence[Grounding]], phrases: Mapping[str, str]
 ) -> list[list[Grounding]]:
-    """What `Expert.ground` gives, of an expert that takes one phrase of all images at a time."""
+    """Implements `Expert.ground` for an expert that takes one phrase for all images at a time."""
     by_phrase = [answers(phrase) for phrase in phrases.values()]
     return [list(of_image) for of_image in zip(*by_phrase, strict=True)]

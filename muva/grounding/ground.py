@@ -1,8 +1,9 @@
-"""Ground one shard: the unit of work that is handed out, committed and repeated.
+"""Grounds one shard: the unit in which work is scheduled, committed and retried.
 
-An image is the unit of quarantine: one that cannot be decoded, or that breaks the expert, is noted
-with its reason, its parts count as not found, and the rest of its shard goes on. An expert that
-breaks at most images is no fault of theirs. While it looks at a batch the next one is decoded.
+Quarantine applies to single images: an image that cannot be decoded, or for which the expert fails,
+is recorded with the reason, its parts count as not found, and the rest of the shard continues. If
+an expert fails for most images, the expert is considered broken instead. While the expert processes
+one batch, the next one is decoded.
 """
 
 from __future__ import annotations
@@ -23,64 +24,49 @@ from muva.data.images import UnreadableImageError
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage, RefusedImageError
-from muva.grounding.experts import ChosenExpert
 from muva.grounding.labels import label_table
 
 BATCH_IMAGES = 32
-TELL_S = 1.0
-"""Work that is told about at once, where a batch takes less."""
+PROGRESS_INTERVAL_S = 1.0
+"""If batches are faster than this, several are announced together."""
 
-HANDFUL, MOST_BROKEN = 5, 0.5
-"""An expert that fails at more images of a shard, and at a larger share of them, is broken."""
+MAX_EXPERT_FAILURES, MAX_EXPERT_FAILURE_SHARE = 5, 0.5
+"""An expert is broken if it fails for more images of a shard than both this number and this
+share."""
 
 _COLUMNS = ("image_id", "image", "has_boxes", *(f"box_{part}" for part in PARTS))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Care:
-    """What earlier attempts at a shard, whose process died, have taught."""
+class RetryPlan:
+    """Which rows of a shard need special treatment after earlier attempts crashed their process."""
 
-    alone: frozenset[int] = frozenset()
-    """Rows of the batch at which it died: looked at one by one."""
-    aside: frozenset[int] = frozenset()
-    """Rows at which it died twice, each alone: not looked at again."""
+    isolate: frozenset[int] = frozenset()
+    """Rows of a batch during which the process died; they are now processed one at a time."""
+    quarantine: frozenset[int] = frozenset()
+    """Rows at which the process died twice while they were processed alone; they are skipped."""
 
 
 @dataclass(kw_only=True)
 class ShardReport:
-    """What grounding a shard took."""
+    """Statistics of grounding one shard."""
 
     images: int
     batch_images: int
-    """As many as fit into memory at once, as far as has been tried."""
+    """Largest batch size that is known to fit into memory."""
     failed: int = 0
-    broken: int = 0
-    """Of them, those that can be decoded, but at which the expert failed."""
+    """Number of quarantined images."""
+    expert_failures: int = 0
+    """How many of them could be decoded, but made the expert fail."""
     reason: str = ""
-    """Why the first of them was set aside."""
+    """Why the first of them was quarantined."""
     decode_s: float = 0.0
-    """Of a thread's, beside the expert."""
+    """Time spent in the decoding thread, in parallel to the expert."""
     model_s: float = 0.0
 
 
 class BrokenExpertError(MuvaError):
-    """An expert fails at most images of a shard: none of them is set aside for it."""
-
-
-def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> dict[str, Any]:
-    """What decides the labels of a data set: the config that a label set's address is a hash of."""
-    config = {
-        "expert": expert.name,
-        "revision": expert.revision,
-        "version": expert.info.version,
-        "phrases": dict(phrases),
-    }
-    if expert.weights is not None:
-        config["precision"] = expert.precision
-    if expert.coordinates:
-        config |= {"model": expert.weights and expert.weights.place}
-        config |= {"coordinates": expert.coordinates}
-    return config
+    """An expert fails for most images of a shard, so that none of them is quarantined."""
 
 
 def ground_shard(
@@ -91,89 +77,95 @@ def ground_shard(
     name: str,
     phrases: Mapping[str, str] = PHRASES,
     batch_images: int = BATCH_IMAGES,
-    care: Care | None = None,
-    begin: Callable[[range], None] = lambda rows: None,
+    plan: RetryPlan | None = None,
+    on_start: Callable[[range], None] = lambda rows: None,
 ) -> tuple[pa.Table, ShardReport]:
-    """The labels of one shard: a row for each image and part, in the shard's order.
+    """The pseudo-labels of one shard: one row per image and part, in the order of the shard.
 
-    `name`: the expert's, for the rows. `begin` hears which of the shard's rows are looked at next:
-    several batches' at once where these are quick, each batch's where care is taken. An image that
-    cannot be decoded, or on which the expert fails twice, is noted with its reason; a batch that
-    does not fit into memory is halved, and so are those after it. Raises BrokenExpertError where
-    the expert fails at most images.
+    `name` is the expert's name, for the rows. `on_start` receives the range of rows that is
+    processed next: several batches at once if they are fast, or every single batch if there is a
+    retry plan. An image that cannot be decoded, or for which the expert fails twice, is recorded
+    with the reason. If a batch does not fit into memory, it and all later ones are halved. Raises
+    BrokenExpertError if the expert fails for most images.
     """
-    care = care or Care()
+    plan = plan or RetryPlan()
     rows = dataset.read_shard(shard_index, _COLUMNS)
     report = ShardReport(images=len(rows), batch_images=batch_images)
-    answers: list[dict[str, Any]] = []
-    stretches = _batches(len(rows), report, care)
-    # Where care is taken nothing else goes on at rows that have begun.
-    ahead = not (care.alone or care.aside)
-    told = range(0)
-    for stretch, decoded in _in_order(stretches, partial(_decoded, rows, report), ahead=ahead):
-        if stretch.stop > told.stop:
-            quick = round(TELL_S * stretch.start / max(report.model_s, 1e-6)) if ahead else 0
-            told = range(stretch.start, min(stretch.start + max(quick, len(stretch)), len(rows)))
-            begin(told)
-        images = decoded()
+    label_rows: list[dict[str, Any]] = []
+    batches = _batches(len(rows), report, plan)
+    # With a retry plan, no other row may be in progress when a process dies.
+    prefetch = not (plan.isolate or plan.quarantine)
+    announced = range(0)
+    for batch, decode in _prefetched(
+        batches, partial(_decode_batch, rows, report), prefetch=prefetch
+    ):
+        if batch.stop > announced.stop:
+            fast_rows = (
+                round(PROGRESS_INTERVAL_S * batch.start / max(report.model_s, 1e-6))
+                if prefetch
+                else 0
+            )
+            announced = range(batch.start, min(batch.start + max(fast_rows, len(batch)), len(rows)))
+            on_start(announced)
+        images = decode()
         started_at = time.perf_counter()
-        if stretch[0] in care.aside:
-            reason = "the expert's process died twice at this image"
-            grounded = [_set_aside(image, phrases, reason) for image in images]
+        if batch[0] in plan.quarantine:
+            reason = "the expert's process died twice while it processed this image"
+            grounded = [_quarantined(image, phrases, reason) for image in images]
         else:
             grounded = _grounded(expert, images, phrases, report)
         report.model_s += time.perf_counter() - started_at
         for image, groundings, error in grounded:
             report.failed += error is not None
             report.reason = report.reason or (f"{image.image_id}: {error}" if error else "")
-            answers += [
-                _answer(image, part, grounding, name, error)
+            label_rows += [
+                _label_row(image, part, grounding, name, error)
                 for part, grounding in zip(phrases, groundings, strict=True)
             ]
-        if report.broken > max(HANDFUL, MOST_BROKEN * len(rows)):
+        if report.expert_failures > max(MAX_EXPERT_FAILURES, MAX_EXPERT_FAILURE_SHARE * len(rows)):
             raise BrokenExpertError(
-                f"expert {name}: failed at {report.broken} of {len(rows)} images of shard "
-                f"{shard_index}; {report.reason}. Nothing of the shard is kept"
+                f"expert {name}: failed for {report.expert_failures} of {len(rows)} images of "
+                f"shard {shard_index}; {report.reason}. Nothing of this shard is stored"
             )
-    return label_table(answers), report
+    return label_table(label_rows), report
 
 
-def _batches(rows: int, report: ShardReport, care: Care) -> Iterator[range]:
-    """Stretches of rows in order; those that want care are alone."""
+def _batches(rows: int, report: ShardReport, plan: RetryPlan) -> Iterator[range]:
+    """Consecutive ranges of rows; isolated and quarantined rows form ranges of their own."""
     start = 0
     for row in range(rows + 1):
-        single = row in care.alone or row in care.aside
-        if row > start and (single or row == rows or row - start >= report.batch_images):
+        special = row in plan.isolate or row in plan.quarantine
+        if row > start and (special or row == rows or row - start >= report.batch_images):
             yield range(start, row)
             start = row
-        if single:
+        if special:
             yield range(row, row + 1)
             start = row + 1
 
 
-def _in_order(
-    batches: Iterator[range], decode: Callable[[range], list[GroundingImage]], *, ahead: bool
+def _prefetched(
+    row_batches: Iterator[range], decode: Callable[[range], list[GroundingImage]], *, prefetch: bool
 ) -> Iterator[tuple[range, Callable[[], list[GroundingImage]]]]:
-    """The batches with what gives their images; `ahead`: one is decoded beside the one before."""
-    if not ahead:
-        for rows in batches:
+    """The batches with a function that returns their images; `prefetch` decodes one batch ahead."""
+    if not prefetch:
+        for rows in row_batches:
             yield rows, partial(decode, rows)
         return
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
-        coming = None
-        for rows in batches:
-            ready, coming = coming, (rows, pool.submit(decode, rows).result)
+        upcoming = None
+        for rows in row_batches:
+            ready, upcoming = upcoming, (rows, pool.submit(decode, rows).result)
             if ready is not None:
                 yield ready
-        if coming is not None:
-            yield coming
+        if upcoming is not None:
+            yield upcoming
 
 
-def _decoded(rows: pa.Table, report: ShardReport, stretch: range) -> list[GroundingImage]:
+def _decode_batch(rows: pa.Table, report: ShardReport, batch: range) -> list[GroundingImage]:
     started_at = time.perf_counter()
-    images = [_image(row) for row in rows.slice(stretch.start, len(stretch)).to_pylist()]
+    images = [_grounding_image(row) for row in rows.slice(batch.start, len(batch)).to_pylist()]
     for image in images:
-        with suppress(UnreadableImageError):  # said again when the expert looks at it
+        with suppress(UnreadableImageError):  # raised again when the expert accesses it
             _ = image.image
     report.decode_s += time.perf_counter() - started_at
     return images
@@ -185,60 +177,60 @@ def _grounded(
     phrases: Mapping[str, str],
     report: ShardReport,
     *,
-    again: bool = False,
+    retried: bool = False,
 ) -> list[tuple[GroundingImage, list[Grounding], str | None]]:
-    """Each image's answers, or the reason why there are none.
+    """The answers for each image, or the reason why there are none.
 
-    What goes wrong with several images is tried again with halves of them, down to the one that
-    is to blame.
+    If several images fail together, each half is retried separately, down to the image that causes
+    the failure.
     """
-    broken = True
+    expert_failed = True
     try:
         answers = expert.ground(images, phrases)
         return [(i, a, None) for i, a in zip(images, answers, strict=True)]
     except UnreadableImageError as error:
-        reason, broken = str(error), False
+        reason, expert_failed = str(error), False
     except RefusedImageError as error:
         reason = str(error)
-    except MuvaError:  # a mistake in settings or at an endpoint, which no image is to blame for
+    except MuvaError:  # caused by settings or an endpoint, not by an image
         raise
     except Exception as error:
         if _out_of_memory(error):
             report.batch_images = min(report.batch_images, max(1, len(images) // 2))
             reason = (
-                "there is no memory for this image alone beside the expert: expected a smaller one "
-                "(`muva experts` tells their sizes), or a larger machine"
+                "not even this single image fits into memory beside the expert. Choose a smaller "
+                "expert (`muva experts` lists their sizes) or a larger machine"
             )
-        elif len(images) == 1 and not again:
-            return _grounded(expert, images, phrases, report, again=True)
+        elif len(images) == 1 and not retried:
+            return _grounded(expert, images, phrases, report, retried=True)
         else:
-            again = True
+            retried = True
             reason = f"the expert failed twice: {type(error).__name__}: {error}"
     if len(images) > 1:
         middle = len(images) // 2
         return [
-            one
+            answer
             for half in (images[:middle], images[middle:])
-            for one in _grounded(expert, half, phrases, report, again=again)
+            for answer in _grounded(expert, half, phrases, report, retried=retried)
         ]
-    report.broken += broken
-    return [_set_aside(images[0], phrases, reason)]
+    report.expert_failures += expert_failed
+    return [_quarantined(images[0], phrases, reason)]
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """A processor's memory ends in a plain RuntimeError of torch's allocator."""
+    """On CPUs, torch's allocator raises a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 
-def _set_aside(
+def _quarantined(
     image: GroundingImage, phrases: Mapping[str, str], reason: str
 ) -> tuple[GroundingImage, list[Grounding], str]:
     return image, [Grounding(box=None)] * len(phrases), reason
 
 
-def _image(row: Mapping[str, Any]) -> GroundingImage:
+def _grounding_image(row: Mapping[str, Any]) -> GroundingImage:
     boxes = {part: row[f"box_{part}"] for part in PARTS}
     return GroundingImage(
         image_id=row["image_id"],
@@ -249,7 +241,7 @@ def _image(row: Mapping[str, Any]) -> GroundingImage:
     )
 
 
-def _answer(
+def _label_row(
     image: GroundingImage, part: str, grounding: Grounding, expert: str, error: str | None
 ) -> dict[str, Any]:
     return {

@@ -1,7 +1,7 @@
-"""Pseudo-labels on disk: one Parquet part per shard, a row for each image and part of the body.
+"""Pseudo-labels on disk: one Parquet file per shard, with one row per image and body part.
 
-A row holds a box, or the patches of one grid where labels came from elsewhere as such. They are
-read by columns: what is not asked for is not read.
+A row holds a box, or a mask of patches if the labels were imported as masks of a certain grid. Only
+the requested columns are read.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
 from muva.grounding.part_masks import part_masks, patch_centres
-
-LABEL_FORMAT = 1
-"""Version of what `write_label_part` writes."""
 
 _SCHEMA = pa.schema(
     [
@@ -34,7 +32,7 @@ _SCHEMA = pa.schema(
         pa.field("part", pa.string(), nullable=False),
         pa.field("found", pa.bool_(), nullable=False),
         pa.field("box", pa.list_(pa.float32())),
-        # Patches, one bit each, row-major over the summary's `grid`; null where there is a box.
+        # One bit per patch, row-major over the `grid` in the summary; null if there is a box.
         pa.field("mask", pa.binary()),
         pa.field("score", pa.float32()),
         pa.field("answer", pa.string(), nullable=False),
@@ -46,33 +44,33 @@ _PART_KEY = re.compile(r"labels-(\d{5,})\.parquet")
 
 
 def label_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of labels as a table with the right types."""
+    """Rows of labels as a table with the right schema."""
     return pa.Table.from_pylist([dict(row) for row in rows], schema=_SCHEMA)
 
 
 def label_key(shard_index: int) -> str:
-    """The key of a shard's labels within their artifact."""
+    """Key of a shard's labels, relative to their artifact."""
     return f"labels-{shard_index:05d}.parquet"
 
 
-def write_label_part(artifact: Artifact, shard_index: int, table: pa.Table) -> bool:
-    """Store the labels of one shard; from then on `finished_parts` names it.
+def write_shard_labels(artifact: Artifact, shard_index: int, table: pa.Table) -> bool:
+    """Store the labels of one shard; from then on, `labelled_shards` includes it.
 
-    False, and nothing changes, where another writer has been faster.
+    Returns False, and changes nothing, if another writer was faster.
     """
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return artifact.store.create(artifact.key(label_key(shard_index)), buffer.getvalue())
 
 
-def read_label_part(
+def read_shard_labels(
     artifact: Artifact, shard_index: int, columns: Sequence[str] = _SCHEMA.names
 ) -> pa.Table:
-    """The labels of one shard; MuvaError where the file is damaged."""
+    """The labels of one shard. Raises MuvaError if the file is damaged."""
     key = label_key(shard_index)
     try:
         path = artifact.store.path(artifact.key(key))
-        file = pq.ParquetFile(path, read_dictionary=["image_id", "part"])  # each is said often
+        file = pq.ParquetFile(path, read_dictionary=["image_id", "part"])  # values repeat often
         return file.read([name for name in columns if name in file.schema_arrow.names])
     except (pa.ArrowException, OSError) as error:
         raise MuvaError(
@@ -81,15 +79,15 @@ def read_label_part(
         ) from error
 
 
-def finished_parts(artifact: Artifact) -> set[int]:
-    """The shards whose labels are there."""
+def labelled_shards(artifact: Artifact) -> set[int]:
+    """Indices of the shards whose labels exist."""
     prefix = artifact.key("")
     names = (key.removeprefix(prefix) for key in artifact.store.list(prefix))
     return {int(match[1]) for name in names if (match := _PART_KEY.fullmatch(name))}
 
 
-def allowed_failures(images: int, quarantine_limit: float) -> float:
-    """How many of the images may be set aside: this share of them, and always a handful."""
+def max_quarantined(images: int, quarantine_limit: float) -> float:
+    """How many images may be quarantined: this share, or one in ten (from one to five)."""
     return max(quarantine_limit * images, float(min(5, max(1, images // 10))))
 
 
@@ -101,22 +99,21 @@ def summarise_labels(
     quarantine_limit: float = 0.01,
     grid: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """The manifest's summary of a label set whose parts are all there.
+    """The summary for the manifest of a label set.
 
-    `grid`: rows and columns of the patches, where it holds masks. Raises MuvaError when shards are
-    missing and when more images than `quarantine_limit` (a share, and more than a handful) could
-    not be looked at.
+    `grid` is the number of rows and columns of patches, for label sets with masks. Raises MuvaError
+    if shards are missing, or if more images failed than `max_quarantined` allows.
     """
-    missing = sorted(set(range(len(dataset.shards))) - finished_parts(artifact))
+    missing = sorted(set(range(len(dataset.shards))) - labelled_shards(artifact))
     if missing:
         raise MuvaError(
-            f"{artifact.uri}: {len(missing)} of {len(dataset.shards)} shards have no labels yet "
-            f"(shard {missing[0]} is the first). Start `muva ground` again"
+            f"{artifact.uri}: {len(missing)} of {len(dataset.shards)} shards have no labels yet, "
+            f"the first is shard {missing[0]}. Run `muva ground` again"
         )
     found: Counter[str] = Counter()
     failed: dict[str, str] = {}
     for index in range(len(dataset.shards)):
-        table = read_label_part(artifact, index, ("image_id", "part", "found", "error"))
+        table = read_shard_labels(artifact, index, ("image_id", "part", "found", "error"))
         counts = table["part"].filter(table["found"]).value_counts()
         found.update(
             dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))
@@ -124,12 +121,12 @@ def summarise_labels(
         bad = table.filter(table["error"].is_valid())
         failed |= dict(zip(bad["image_id"].to_pylist(), bad["error"].to_pylist(), strict=True))
     images = dataset.summary.images
-    if len(failed) > allowed_failures(images, quarantine_limit):
+    if len(failed) > max_quarantined(images, quarantine_limit):
         image_id, reason = next(iter(failed.items()))
         raise MuvaError(
-            f"{artifact.uri}: {len(failed)} of {images} images could not be looked at, for example "
-            f"{image_id}: {reason}. `muva store gc` removes these labels, to ask again; "
-            "--set grounding.quarantine_limit=SHARE goes on without such images"
+            f"{artifact.uri}: {len(failed)} of {images} images were quarantined, for example "
+            f"{image_id}: {reason}. Delete these labels with `muva store gc` to try again, or "
+            "accept more such images with --set grounding.quarantine_limit=SHARE"
         )
     summary: dict[str, Any] = {
         "dataset": dataset.name,
@@ -145,7 +142,7 @@ def summarise_labels(
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of one data set."""
+    """The pseudo-labels of one data set."""
 
     artifact: Artifact
     dataset: str
@@ -153,9 +150,9 @@ class LabelSet:
     image_ids: tuple[str, ...]
     """In the order of the data set."""
     grid: tuple[int, int] | None
-    """Rows and columns of the patches where it holds masks, None where it holds boxes."""
+    """Rows and columns of patches if the set holds masks, None if it holds boxes."""
     shards: tuple[int, ...]
-    """Those that it was read from."""
+    """Indices of the shards that were read."""
     _row_of: Mapping[str, int]
     _boxes: np.ndarray
     _found: np.ndarray
@@ -164,13 +161,13 @@ class LabelSet:
     def boxes(
         self, image_ids: Sequence[str], *, parts: Sequence[str] | None = None
     ) -> tuple[Float[Tensor, "M R 4"], Bool[Tensor, "M R"]]:
-        """Boxes (x0, y0, x1, y1 as fractions; zeros where not found) and whether they were found.
+        """Boxes (x0, y0, x1, y1 as fractions; zeros if not found), and whether each was found.
 
-        In the order of the images and of `parts` (all by default). Of masks it is the box around
-        the patches. Raises MuvaError for images or parts without labels.
+        They are in the order of the images and of `parts` (default: all). For masks, the box
+        encloses the patches. Raises MuvaError for images or parts without labels.
         """
-        chosen = self._places(image_ids, parts)
-        return torch.from_numpy(self._boxes[chosen]), torch.from_numpy(self._found[chosen])
+        indices = self._indices(image_ids, parts)
+        return torch.from_numpy(self._boxes[indices]), torch.from_numpy(self._found[indices])
 
     def masks(
         self,
@@ -180,42 +177,42 @@ class LabelSet:
         column_centres: Float[Tensor, " columns"],
         parts: Sequence[str] | None = None,
     ) -> Bool[Tensor, "M R L"]:
-        """The parts' patches, L = rows x columns, row-major: of boxes as `part_masks` says.
+        """Masks of the parts with L = rows x columns patches, row-major; boxes as in `part_masks`.
 
-        Masks are given as they came. Raises MuvaError where they are of another grid, and for
-        images or parts without labels.
+        Masks that were imported are returned unchanged. Raises MuvaError if they have another grid,
+        and for images or parts without labels.
         """
-        chosen = self._places(image_ids, parts)
+        indices = self._indices(image_ids, parts)
         if self._masks is None:
             return part_masks(
-                torch.from_numpy(self._boxes[chosen]),
-                torch.from_numpy(self._found[chosen]),
+                torch.from_numpy(self._boxes[indices]),
+                torch.from_numpy(self._found[indices]),
                 row_centres=row_centres,
                 column_centres=column_centres,
             )
-        wanted = len(row_centres), len(column_centres)
-        if wanted != self.grid:
+        expected_grid = len(row_centres), len(column_centres)
+        if expected_grid != self.grid:
             rows, columns = self.grid or (0, 0)
             raise MuvaError(
-                f"{self.artifact.uri}: holds masks of {rows} x {columns} patches; expected "
-                f"{wanted[0]} x {wanted[1]}, those of this image size and stride. Import masks of "
-                "that grid, or ground the data set: boxes fit any grid"
+                f"{self.artifact.uri}: expected masks of {expected_grid[0]} x {expected_grid[1]} "
+                f"patches for this image size and stride, found {rows} x {columns}. Import masks "
+                "with that grid, or ground the data set: boxes fit any grid"
             )
-        return torch.from_numpy(self._masks[chosen])
+        return torch.from_numpy(self._masks[indices])
 
-    def masks_on(
+    def masks_on_grid(
         self,
         grid: tuple[int, int],
         image_ids: Sequence[str],
         *,
         parts: Sequence[str] | None = None,
     ) -> Bool[Tensor, "M R L"]:
-        """The same on so many rows and columns that fill the image."""
+        """The same for a grid (rows, columns) of patches that cover the image completely."""
         rows, columns = (patch_centres(count, patch=1, stride=1) for count in grid)
         return self.masks(image_ids, row_centres=rows, column_centres=columns, parts=parts)
 
-    def rows_of(self, image_ids: Sequence[str]) -> list[int]:
-        """Where these images stand in `image_ids`; MuvaError for images without labels."""
+    def row_indices(self, image_ids: Sequence[str]) -> list[int]:
+        """Positions of these images in `image_ids`. Raises MuvaError for images without labels."""
         missing = [image_id for image_id in image_ids if image_id not in self._row_of]
         if missing:
             raise MuvaError(
@@ -225,103 +222,103 @@ class LabelSet:
         return [self._row_of[image_id] for image_id in image_ids]
 
     def details(self) -> pa.Table:
-        """All rows with scores, answers and reasons, read anew."""
+        """All rows with score, answer and error, read from disk."""
         columns = ("image_id", "part", "score", "answer", "error")
         return pa.concat_tables(
-            read_label_part(self.artifact, index, columns) for index in self.shards
+            read_shard_labels(self.artifact, index, columns) for index in self.shards
         )
 
-    def _places(
+    def _indices(
         self, image_ids: Sequence[str], parts: Sequence[str] | None
     ) -> tuple[np.ndarray, ...]:
-        wanted = self.parts if parts is None else tuple(parts)
-        unknown = [part for part in wanted if part not in self.parts]
+        names = self.parts if parts is None else tuple(parts)
+        unknown = [part for part in names if part not in self.parts]
         if unknown:
             raise MuvaError(
-                f"{self.artifact.uri}: has labels of {', '.join(self.parts)}, not of "
-                f"{', '.join(unknown)}. Ground the data set with these parts too"
+                f"{self.artifact.uri}: expected labels of {', '.join(unknown)}, found only "
+                f"{', '.join(self.parts)}. Ground the data set with these parts too"
             )
-        rows = np.array(self.rows_of(image_ids), np.int64)
-        columns = np.array([self.parts.index(part) for part in wanted], np.int64)
+        rows = np.array(self.row_indices(image_ids), np.int64)
+        columns = np.array([self.parts.index(part) for part in names], np.int64)
         return np.ix_(rows, columns)
 
 
 def labelled_parts(artifact: Artifact) -> tuple[str, ...]:
-    """The parts that a complete artifact has labels of; no label is read."""
+    """The parts in a complete label set; no labels are read."""
     return tuple(_summary(artifact)["parts"])
 
 
 def _summary(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest(format_version=LABEL_FORMAT)
+    manifest = artifact.manifest(format_version=formats.LABELS)
     if manifest is None:
-        raise MuvaError(f"{artifact.uri} is unfinished. Start `muva ground` again")
+        raise MuvaError(f"{artifact.uri} is unfinished. Run `muva ground` again")
     return manifest["summary"]
 
 
 def open_labels(
     artifact: Artifact, *, dataset: Dataset, shards: Sequence[int] | None = None
 ) -> LabelSet:
-    """The labels of a complete artifact, or of some `shards` of the data set alone.
+    """The labels of a complete artifact, or only those of some `shards` of the data set.
 
-    Raises MuvaError if they are another data set's, and for labels that are missing or damaged.
+    Raises MuvaError if they belong to another data set, or if labels are missing or damaged.
     """
     summary = _summary(artifact)
     if summary["dataset_fingerprint"] != dataset.fingerprint:
         raise MuvaError(
-            f"{artifact.uri} holds labels of {summary['dataset']} with the content "
-            f"{summary['dataset_fingerprint']}; expected those of {dataset.name} with "
-            f"{dataset.fingerprint}. Run `muva ground {dataset.name}`"
+            f"{artifact.uri}: expected labels of {dataset.name} with the content "
+            f"{dataset.fingerprint}, found those of {summary['dataset']} with "
+            f"{summary['dataset_fingerprint']}. Run `muva ground {dataset.name}`"
         )
     parts = tuple(summary["parts"])
     grid = (int(summary["grid"][0]), int(summary["grid"][1])) if "grid" in summary else None
     columns = ("image_id", "part", "found", "mask" if grid else "box")
-    chosen = tuple(range(summary["shards"]) if shards is None else shards)
+    shard_indices = tuple(range(summary["shards"]) if shards is None else shards)
     images = summary["images"]
     if shards is not None:
-        images = sum(dataset.shards[index].rows for index in chosen)
-    table = pa.concat_tables(read_label_part(artifact, index, columns) for index in chosen)
+        images = sum(dataset.shards[index].rows for index in shard_indices)
+    table = pa.concat_tables(read_shard_labels(artifact, index, columns) for index in shard_indices)
     table = table.unify_dictionaries()
     rows = table["image_id"].combine_chunks()
     image_ids = tuple(rows.dictionary.to_pylist())
-    place = rows.indices.to_numpy(), _columns_of(table["part"], parts, artifact)
+    position = rows.indices.to_numpy(), _columns_of(table["part"], parts, artifact)
     shape = len(image_ids), len(parts)
     filled = np.zeros(shape, np.int64)
-    np.add.at(filled, place, 1)
-    again = "Delete the artifact and ground the data set again"
+    np.add.at(filled, position, 1)
+    remedy = "Delete the artifact and ground the data set again"
     if (filled != 1).any() or len(image_ids) != images:
         image_id = image_ids[int(np.argwhere(filled != 1)[0][0])] if (filled != 1).any() else ""
         example = f", for example of {image_id}" if image_id else ""
         raise MuvaError(
             f"{artifact.uri}: {int((filled == 0).sum())} labels are missing and "
-            f"{int((filled > 1).sum())} are there twice{example}; {len(image_ids)} of "
-            f"{images} images have any. {again}"
+            f"{int((filled > 1).sum())} are duplicated{example}; {len(image_ids)} of "
+            f"{images} images have labels. {remedy}"
         )
-    told = table["found"].to_numpy()
+    was_found = table["found"].to_numpy()
     found = np.zeros(shape, bool)
-    found[place] = told
+    found[position] = was_found
     boxes = np.zeros((*shape, 4), np.float32)
-    there = place[0][told], place[1][told]
+    found_at = position[0][was_found], position[1][was_found]
     masks = None
     if grid:
         masks = np.zeros((*shape, grid[0] * grid[1]), bool)
-        masks[there] = unpacked_masks(table["mask"].filter(table["found"]).to_pylist(), grid)
-        boxes[there] = boxes_around(masks[there], grid)
+        masks[found_at] = unpacked_masks(table["mask"].filter(table["found"]).to_pylist(), grid)
+        boxes[found_at] = boxes_around(masks[found_at], grid)
     else:
         lists = table["box"].filter(table["found"]).combine_chunks()
         corners = lists.flatten().to_numpy()
         if lists.null_count or (np.diff(lists.offsets.to_numpy()) != 4).any():
-            raise MuvaError(f"{artifact.uri}: a part is found, but has no box. {again}")
-        boxes[there] = corners.reshape(-1, 4)
-        x0, y0, x1, y1 = boxes[there].T
+            raise MuvaError(f"{artifact.uri}: a part was found, but has no box. {remedy}")
+        boxes[found_at] = corners.reshape(-1, 4)
+        x0, y0, x1, y1 = boxes[found_at].T
         if not ((x0 >= 0) & (x0 < x1) & (x1 <= 1) & (y0 >= 0) & (y0 < y1) & (y1 <= 1)).all():
-            raise MuvaError(f"{artifact.uri}: holds boxes that are no fractions. {again}")
+            raise MuvaError(f"{artifact.uri}: contains boxes that are not fractions. {remedy}")
     return LabelSet(
         artifact=artifact,
         dataset=summary["dataset"],
         parts=parts,
         image_ids=image_ids,
         grid=grid,
-        shards=chosen,
+        shards=shard_indices,
         _row_of=dict(zip(image_ids, range(len(image_ids)), strict=True)),
         _boxes=boxes,
         _found=found,
@@ -330,19 +327,19 @@ def open_labels(
 
 
 def packed_mask(mask: np.ndarray) -> bytes:
-    """Patches (L,) as bits, for the column `mask`."""
+    """A mask of patches (L,) as bits, for the column `mask`."""
     return np.packbits(mask.astype(bool)).tobytes()
 
 
 def unpacked_masks(packed: Sequence[bytes], grid: tuple[int, int]) -> np.ndarray:
-    """Masks (M, L) of these bits."""
+    """The masks (M, L) of packed bits."""
     patches = grid[0] * grid[1]
     raw = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -(-patches // 8))
     return np.unpackbits(raw, axis=1, count=patches).astype(bool)
 
 
 def boxes_around(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Boxes (M, 4) around the patches of masks (M, L), as fractions; none may be empty."""
+    """Boxes (M, 4) that enclose the masks (M, L), as fractions; no mask may be empty."""
     rows, columns = grid
     on_grid = masks.reshape(-1, rows, columns)
     down, across = (np.atleast_2d(on_grid.any(axis=axis)) for axis in (2, 1))
@@ -361,7 +358,7 @@ def _columns_of(part: pa.ChunkedArray, parts: Sequence[str], artifact: Artifact)
     unknown = sorted(set(names) - set(parts))
     if unknown:
         raise MuvaError(
-            f"{artifact.uri}: has rows of {unknown[0]}; expected {', '.join(parts)}, as its "
-            "manifest says. Delete the artifact and ground the data set again"
+            f"{artifact.uri}: expected rows of {', '.join(parts)}, as in its manifest, "
+            f"found {unknown[0]}. Delete the artifact and ground the data set again"
         )
     return np.array([parts.index(name) for name in names], np.int64)[named.indices.to_numpy()]

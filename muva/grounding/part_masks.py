@@ -1,6 +1,6 @@
-"""From boxes to patches: which patches of the image encoder's grid belong to which part.
+"""From boxes to part masks: which patches of the image encoder's grid belong to which part.
 
-Boxes are stored and masks derived, so that one label set serves every grid.
+Boxes are stored and masks are derived from them, so that one label set serves every grid.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ def part_masks(
     row_centres: Float[Tensor, " rows"],
     column_centres: Float[Tensor, " columns"],
 ) -> Bool[Tensor, "M R L"]:
-    """True where a patch belongs to a part; L = rows x columns, row-major.
+    """True for each patch that belongs to a part; L = rows x columns, row-major.
 
-    A patch belongs to a part when its centre lies in the box: x0 <= x < x1, y likewise. A found box
-    that holds no centre gets the patch nearest to its own centre; a part that was not found gets
-    none. Boxes are x0, y0, x1, y1 as fractions of the image, as the centres are (`patch_centres`).
+    A patch belongs to a part if its centre lies in the box: x0 <= x < x1, and likewise for y. If a
+    box contains no centre, the patch nearest to the centre of the box is used; a part that was not
+    found has no patches. Boxes (x0, y0, x1, y1) and centres (see `patch_centres`) are fractions of
+    the image.
     """
     x0, y0, x1, y1 = boxes.double().unsqueeze(-1).unbind(dim=2)
     rows, columns = row_centres.double(), column_centres.double()
@@ -38,10 +39,10 @@ def part_masks(
 
 
 def patch_centres(size: int, *, patch: int, stride: int) -> Float[Tensor, " patches"]:
-    """Centres of the patches along an image side of `size` pixels, as fractions of it.
+    """Centres of the patches along an image side of `size` pixels, as fractions of that side.
 
-    Where the stride leaves some pixels over, the grid is taken to lie in the middle of the side:
-    the mirrored image's patches then have mirrored centres, and masks can be flipped by columns.
+    If the stride leaves some pixels over, the grid is centred. The patches of the mirrored image
+    then have mirrored centres, and masks can be flipped by reversing columns.
     """
     count = (size - patch) // stride + 1
     left_over = size - patch - (count - 1) * stride
@@ -50,6 +51,6 @@ def patch_centres(size: int, *, patch: int, stride: int) -> Float[Tensor, " patc
 
 
 def _one_hot(distances: Float[Tensor, "M R patches"]) -> Bool[Tensor, "M R patches"]:
-    """True at the smallest distance along the last axis, the first of equals."""
+    """True at the smallest distance along the last axis; the first one if there are ties."""
     places = torch.arange(distances.shape[-1], device=distances.device)
     return places == distances.argmin(dim=-1, keepdim=True)

@@ -1,7 +1,7 @@
-"""How far a label set can be trusted, from its geometry alone: no ground truth is needed.
+"""Quality measures of a label set that are based on geometry alone, without ground truth.
 
-A person's head is above the upper body, that above the legs, they hardly overlap, and over a data
-set each part has its usual size and place. What differs is worth a look before anyone trains on it.
+The head is above the upper body, which is above the legs; parts hardly overlap; and within a data
+set each part has a typical size and position. Deviations should be inspected before training.
 """
 
 from __future__ import annotations
@@ -16,41 +16,42 @@ from jaxtyping import Bool, Float
 from muva.config import PARTS
 
 Boxes = Float[np.ndarray, "M R 4"]
-"""x0, y0, x1, y1 as fractions of the image; what is not found is not looked at."""
+"""x0, y0, x1, y1 as fractions of the image; boxes of parts that were not found are ignored."""
 Found = Bool[np.ndarray, "M R"]
 
-SAME_BOX = 0.9
-"""IoU from which on two parts have one and the same box."""
-UNUSUAL = 3.0
-"""Robust deviations from the usual at which confidence is one half."""
+SAME_BOX_IOU = 0.9
+"""Two parts with a higher IoU than this share the same box."""
+HALF_CONFIDENCE_AT = 3.0
+"""Robust deviations from the median at which the confidence is one half."""
 MAD_TO_STD = 1.4826
-"""A normal distribution's standard deviation in median absolute deviations."""
+"""Standard deviation of a normal distribution, in median absolute deviations."""
 MEASURES = ("size", "shape", "place across", "height in the image")
-"""Log area, log aspect, x and y of the middle: what is usual of a part."""
-LOG_SPREAD, PLACE_SPREAD = 0.15, 0.02
-"""Deviations of log area and aspect, and of places, that are usual however alike labels are."""
-PATCH_SPREAD = 0.35
-"""The same of log area and aspect where a part is two or three patches high or wide."""
+"""Log area, log aspect ratio, x and y of the centre: these have typical values for each part."""
+MIN_LOG_SPREAD, MIN_POSITION_SPREAD = 0.15, 0.02
+"""Minimum deviations of log area and log aspect ratio, and of positions, even if labels hardly
+vary."""
+MIN_PATCH_SPREAD = 0.35
+"""The same for log area and log aspect ratio if a part is two or three patches high or wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Two label sets of the same images, one part."""
+    """Agreement of two label sets of the same images about one part."""
 
     both: int
-    """Images in which both found it."""
+    """Number of images in which both found it."""
     only_first: int
     only_second: int
     median_iou: float
-    """Over those that both found; NaN for none."""
+    """Over the images in which both found it; NaN if there are none."""
     half: float
-    """Share of those with an IoU of at least one half; NaN for none."""
+    """Share of these images with an IoU of at least 0.5; NaN if there are none."""
 
 
-def found_rates(
+def detection_rates(
     found: Found, camids: np.ndarray | None
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Share of images with each part (R,): of all of them, and by camera."""
+    """Share of images in which each part was found (R,): overall and by camera."""
     by_camera = {} if camids is None else {int(c): found[camids == c] for c in np.unique(camids)}
     return found.mean(axis=0), {camid: of.mean(axis=0) for camid, of in by_camera.items()}
 
@@ -61,42 +62,47 @@ def areas(boxes: Float[np.ndarray, "*M 4"]) -> Float[np.ndarray, " *M"]:
 
 
 def centres(boxes: Boxes) -> Float[np.ndarray, "M R 2"]:
-    """x and y of each box's middle."""
+    """Centre (x, y) of each box."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
 def disordered(boxes: Boxes, found: Found, parts: Sequence[str]) -> Found:
-    """Parts on the wrong side of the upper body: head, upper body, legs go down.
+    """Parts that violate the vertical order head, upper body, legs.
 
-    A head below it or legs above it are marked; with both, and the head above the legs, it is the
-    upper body that is misplaced. Head and legs are compared where it was not found.
+    A head below the upper body or legs above it are marked. If both apply and the head is above the
+    legs, the upper body itself is marked instead. Without an upper body, head and legs are
+    compared.
     """
     wrong = np.zeros_like(found)
-    at = {part: parts.index(part) for part in PARTS if part in parts}
+    column_of = {part: parts.index(part) for part in PARTS if part in parts}
     middle = centres(boxes)[..., 1]
 
     def below(upper: str, lower: str) -> np.ndarray:
-        if upper not in at or lower not in at:
+        if upper not in column_of or lower not in column_of:
             return np.zeros(len(found), bool)
-        one, other = at[upper], at[lower]
+        one, other = column_of[upper], column_of[lower]
         return found[:, one] & found[:, other] & (middle[:, one] >= middle[:, other])
 
     head_low, legs_high = below("head", "upper_body"), below("upper_body", "legs")
-    ends = below("head", "legs")
-    anchored = found[:, at["upper_body"]] if "upper_body" in at else np.zeros(len(found), bool)
-    misplaced = head_low & legs_high & ~ends
+    head_below_legs = below("head", "legs")
+    anchored = (
+        found[:, column_of["upper_body"]]
+        if "upper_body" in column_of
+        else np.zeros(len(found), bool)
+    )
+    misplaced = head_low & legs_high & ~head_below_legs
     for part, marked in (
-        ("head", (head_low & ~misplaced) | (ends & ~anchored)),
-        ("upper_body", misplaced | (head_low & legs_high & ends)),
-        ("legs", (legs_high & ~misplaced) | (ends & ~anchored)),
+        ("head", (head_low & ~misplaced) | (head_below_legs & ~anchored)),
+        ("upper_body", misplaced | (head_low & legs_high & head_below_legs)),
+        ("legs", (legs_high & ~misplaced) | (head_below_legs & ~anchored)),
     ):
-        if part in at:
-            wrong[:, at[part]] = marked
+        if part in column_of:
+            wrong[:, column_of[part]] = marked
     return wrong
 
 
 def pairwise_iou(boxes: Boxes, found: Found) -> dict[tuple[int, int], np.ndarray]:
-    """Pair of parts -> IoU (M,) of their boxes, NaN where one is not found."""
+    """Pair of parts -> IoU (M,) of their boxes, NaN if one was not found."""
     return {
         (one, other): np.where(
             found[:, one] & found[:, other], iou(boxes[:, one], boxes[:, other]), np.nan
@@ -106,10 +112,10 @@ def pairwise_iou(boxes: Boxes, found: Found) -> dict[tuple[int, int], np.ndarray
 
 
 def duplicates(boxes: Boxes, found: Found) -> Found:
-    """Parts that share one box with another part."""
+    """Parts that share their box with another part."""
     same = np.zeros_like(found)
     for (one, other), overlap in pairwise_iou(boxes, found).items():
-        pair = overlap > SAME_BOX
+        pair = overlap > SAME_BOX_IOU
         same[:, one] |= pair
         same[:, other] |= pair
     return same
@@ -118,10 +124,10 @@ def duplicates(boxes: Boxes, found: Found) -> Found:
 def deviations(
     boxes: Boxes, found: Found, grid: tuple[int, int] | None = None
 ) -> Float[np.ndarray, "4 M R"]:
-    """How far each of `MEASURES` lies from the part's median, in robust standard deviations.
+    """Distance of each of `MEASURES` from the median of the part, in robust standard deviations.
 
-    1.4826 times the median absolute deviation makes one; NaN where a part is not found. `grid`:
-    rows and columns, of boxes around patches.
+    A robust standard deviation is 1.4826 times the median absolute deviation. NaN if the part was
+    not found. `grid` is (rows, columns) for boxes that enclose masks of patches.
     """
     height, width = boxes[..., 3] - boxes[..., 1], boxes[..., 2] - boxes[..., 0]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -129,39 +135,42 @@ def deviations(
         values = np.stack(
             [log_height + log_width, log_height - log_width, *np.moveaxis(centres(boxes), 2, 0)]
         )
-    least = [LOG_SPREAD, LOG_SPREAD, PLACE_SPREAD, PLACE_SPREAD]
+    min_spreads = [MIN_LOG_SPREAD, MIN_LOG_SPREAD, MIN_POSITION_SPREAD, MIN_POSITION_SPREAD]
     if grid:
-        least = [PATCH_SPREAD, PATCH_SPREAD, 0.5 / grid[1], 0.5 / grid[0]]
+        min_spreads = [MIN_PATCH_SPREAD, MIN_PATCH_SPREAD, 0.5 / grid[1], 0.5 / grid[0]]
     result = np.full(values.shape, np.nan)
     for column in np.flatnonzero(found.any(axis=0)):
-        there = found[:, column]
-        told = values[:, there, column]
-        away = np.abs(told - np.median(told, axis=1, keepdims=True))
-        spread = MAD_TO_STD * np.median(away, axis=1, keepdims=True)
-        result[:, there, column] = away / np.maximum(spread, np.array(least)[:, None])
+        is_found = found[:, column]
+        known = values[:, is_found, column]
+        distance = np.abs(known - np.median(known, axis=1, keepdims=True))
+        spread = MAD_TO_STD * np.median(distance, axis=1, keepdims=True)
+        result[:, is_found, column] = distance / np.maximum(spread, np.array(min_spreads)[:, None])
     return result
 
 
 def confidence(
     boxes: Boxes, found: Found, parts: Sequence[str], grid: tuple[int, int] | None = None
 ) -> Float[np.ndarray, "M R"]:
-    """From geometry, 0 to 1, NaN where not found.
+    """Confidence from geometry, in 0..1; NaN if the part was not found.
 
-    The largest of the `deviations` d gives 1 / (1 + (d / 3)^2). Half of it for a part that is out
-    of order, and half for one that shares its box with another.
+    The largest deviation d (see `deviations`) gives 1 / (1 + (d / 3)^2). It is halved for a part
+    that violates the vertical order, and halved for a part that shares its box.
     """
-    trusted = 1 / (1 + (deviations(boxes, found, grid).max(axis=0) / UNUSUAL) ** 2)
-    trusted = np.where(disordered(boxes, found, parts), trusted / 2, trusted)
-    return np.where(duplicates(boxes, found), trusted / 2, trusted)
+    confidences = 1 / (1 + (deviations(boxes, found, grid).max(axis=0) / HALF_CONFIDENCE_AT) ** 2)
+    confidences = np.where(disordered(boxes, found, parts), confidences / 2, confidences)
+    return np.where(duplicates(boxes, found), confidences / 2, confidences)
 
 
-def least_trusted(trusted: Float[np.ndarray, "M R"]) -> np.ndarray:
-    """Images (M,) by their least trusted part, that one first; those without any part come last."""
-    return np.argsort(np.nan_to_num(trusted, nan=np.inf).min(axis=1), kind="stable")
+def lowest_confidence_first(confidences: Float[np.ndarray, "M R"]) -> np.ndarray:
+    """Indices of images (M,), sorted by the confidence of their least confident part.
+
+    Images without parts come last.
+    """
+    return np.argsort(np.nan_to_num(confidences, nan=np.inf).min(axis=1), kind="stable")
 
 
 def agreement(found: Found, other_found: Found, ious: np.ndarray) -> list[Agreement]:
-    """How far two label sets agree, part by part; ious (M, R) count where both found it."""
+    """Agreement of two label sets for each part; `ious` (M, R) are used where both found it."""
     both = found & other_found
     result = []
     for column in range(found.shape[1]):
@@ -181,13 +190,13 @@ def agreement(found: Found, other_found: Found, ious: np.ndarray) -> list[Agreem
 def mask_iou(
     one: Bool[np.ndarray, "M R L"], other: Bool[np.ndarray, "M R L"]
 ) -> Float[np.ndarray, "M R"]:
-    """Intersection over union of masks; 0 for empty ones."""
+    """Intersection over union of masks; 0 if both are empty."""
     both, either = (one & other).sum(axis=2), (one | other).sum(axis=2)
     return both / np.maximum(either, 1)
 
 
 def iou(one: Float[np.ndarray, "*M 4"], other: Float[np.ndarray, "*M 4"]) -> np.ndarray:
-    """Intersection over union of boxes, pair by pair; 0 for empty ones."""
+    """Intersection over union of boxes, element-wise; 0 for empty boxes."""
     sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
     both = sides.clip(min=0).prod(axis=-1)
     whole = areas(one) + areas(other) - both

@@ -1,4 +1,7 @@
-"""Rules that drop or mend boxes before anyone trains on them: off unless named, and counted."""
+"""Rules that drop or correct boxes before training.
+
+No rule is applied by default, and every change is counted.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +15,42 @@ from muva.errors import SettingsError, closest
 from muva.grounding.quality import Boxes, Found, areas, disordered, duplicates
 
 RULES_VERSION = 1
-"""Raised when a rule of the same name would give other boxes."""
+"""Incremented when a rule of the same name gives different boxes."""
 
-WHOLE, TINY = 0.95, 0.002
-"""Shares of the image: more than the first is no part of it, less than the second is a slip."""
+MAX_AREA, MIN_AREA = 0.95, 0.002
+"""Shares of the image: a larger box is not a part of the person, and a smaller one is an error."""
 
 Rule = Callable[[Boxes, Found, Sequence[str]], tuple[Boxes, Found]]
 
 
 def drop_whole_image(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:
-    """Drop boxes that cover more than 95 % of the image: the expert found the person, no part."""
+    """Drop boxes that cover more than 95 % of the image: they enclose the person, not a part."""
     del parts
-    return boxes, found & ~(areas(boxes) > WHOLE)
+    return boxes, found & ~(areas(boxes) > MAX_AREA)
 
 
 def drop_tiny(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:
     """Drop boxes that cover less than 0.2 % of the image."""
     del parts
-    return boxes, found & ~(areas(boxes) < TINY)
+    return boxes, found & ~(areas(boxes) < MIN_AREA)
 
 
 def drop_disordered(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:
-    """Drop a head below the upper body, legs above it, and it where both others contradict it."""
+    """Drop parts that violate the vertical order, see `disordered`."""
     return boxes, found & ~disordered(boxes, found, parts)
 
 
 def drop_duplicates(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:
-    """Drop parts that share one box: IoU above 0.9."""
+    """Drop parts that share a box (IoU above 0.9)."""
     del parts
     return boxes, found & ~duplicates(boxes, found)
 
 
 def cut_overlap(boxes: Boxes, found: Found, parts: Sequence[str]) -> tuple[Boxes, Found]:
-    """Mend neighbours that reach into each other: both end half-way between their two edges.
+    """Separate adjacent parts that overlap vertically: both end half-way between their two edges.
 
-    Head and upper body, upper body and legs; where one lies within the other's height nothing is
-    mended.
+    Applies to head and upper body, and to upper body and legs. Nothing is changed if one part lies
+    within the vertical extent of the other.
     """
     boxes = boxes.copy()
     known = [parts.index(part) for part in PARTS if part in parts]
@@ -71,7 +74,7 @@ RULES: dict[str, Rule] = {
 
 
 def check_rules(names: Sequence[str]) -> None:
-    """Raises SettingsError for a name that is no rule, with the closest one."""
+    """Raise SettingsError, with the closest name, for an unknown rule."""
     for name in names:
         if name not in RULES:
             raise SettingsError(f"rule {name!r} is unknown; {closest(name, RULES)}")
@@ -80,7 +83,7 @@ def check_rules(names: Sequence[str]) -> None:
 def apply_rules(
     boxes: Boxes, found: Found, parts: Sequence[str], names: Sequence[str]
 ) -> tuple[Boxes, Found, dict[str, dict[str, int]]]:
-    """The boxes after these rules, in their order, and rule -> part -> how many it changed."""
+    """Boxes and found flags after these rules in order, and rule -> part -> number of changes."""
     counts: dict[str, dict[str, int]] = {}
     for name in names:
         new_boxes, new_found = RULES[name](boxes, found, parts)

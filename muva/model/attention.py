@@ -1,7 +1,7 @@
-"""Masked attention: part masks as a bias between tokens, and open_clip's blocks run under it.
+"""Masked attention: part masks as an additive bias, and open_clip's blocks run with that bias.
 
-Tokens are [class, part_1..part_R, patch_1..patch_L]. A part exchanges with its own patches only,
-and with no other part; the class token and the patches see everything (Sec. 3.3).
+Tokens are [class, part_1..part_R, patch_1..patch_L]. A part token and the patches outside its mask
+do not attend to each other, nor do different part tokens; all other pairs do (Sec. 3.3).
 """
 
 import torch
@@ -14,14 +14,15 @@ MINUS_INFINITY = float("-inf")
 
 
 def hard_gate(allowed: Bool[Tensor, " B R L"]) -> Float[Tensor, " B R L"]:
-    """0 where a part and a patch may see each other, minus infinity elsewhere."""
+    """0 where a part and a patch may attend to each other, minus infinity elsewhere."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, MINUS_INFINITY)
 
 
 def attention_bias(gate: Float[Tensor, " B R L"]) -> Float[Tensor, " B T T"]:
-    """The additive bias between all tokens that a gate between parts and patches means.
+    """Extend a gate between parts and patches to an additive bias between all tokens.
 
-    Every row keeps the class token, so no softmax is empty. Carries the gate's gradient.
+    Every token may attend to the class token, so no softmax is over an empty set. The bias
+    propagates gradients to the gate.
     """
     batch, parts, patches = gate.shape
     first_patch = 1 + parts
@@ -41,10 +42,11 @@ def run_block(
     causal: bool = False,
     outputs: int | None = None,
 ) -> Float[Tensor, " B outputs D"]:
-    """One block of open_clip under a bias per image, shared by all heads.
+    """Run a block of open_clip with one attention bias per image, shared by all heads.
 
-    The block's own forward takes a bias per image and head only, which it must copy. `outputs`
-    asks for the first tokens alone: in a last block nobody reads the others.
+    The block's own forward needs a bias per image and head, which would be a copy for each head.
+    With `outputs`, only the first so many tokens are computed: after the last block, nothing reads
+    the others.
     """
     attention, width = block.attn, tokens.shape[-1]
     normed = block.ln_1(tokens)
@@ -75,7 +77,10 @@ def attention_weights(
     bias: Float[Tensor, " B T T"] | None = None,
     outputs: int,
 ) -> Float[Tensor, " B outputs T"]:
-    """How much the first tokens attend to all in `run_block`: each row sums to 1, mean of heads."""
+    """The attention weights of the first tokens in `run_block`, averaged over heads.
+
+    Each row sums to 1.
+    """
     attention, width = block.attn, tokens.shape[-1]
     normed = block.ln_1(tokens)
     weight, shift = attention.in_proj_weight, attention.in_proj_bias
@@ -99,20 +104,20 @@ def _attend(
     half_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
     if causal or not half_on_cpu:
         return scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal)
-    # The fused kernel is slow in bf16 on processors: 58 ms there and back for 64 images, 132 tokens
-    # and 2 heads on one core with AMX, the plain products take 15 ms (float32: 34 and 33 ms).
-    # Forward alone, 16 images and 12 heads on two cores with AVX512-BF16: 18 ms, plain 13 (24, 40).
+    # The fused kernel is slow in bf16 on CPUs: 58 ms forward and backward for 64 images, 132 tokens
+    # and 2 heads on one core with AMX; plain products take 15 ms (in float32: 34 and 33 ms).
+    # Forward only, 16 images, 12 heads, two cores with AVX512-BF16: 18 ms, plain 13 (24 and 40).
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
     scores = scores if bias is None else scores + bias
     return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 def split_heads(tokens: Float[Tensor, " B T D"], heads: int) -> Float[Tensor, " B heads T d"]:
-    """Each head's slice of the width, as a batch dimension of its own."""
+    """Split the width into heads, as a separate dimension."""
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def blocks_of(transformer: nn.Module) -> list[ResidualAttentionBlock]:
+def transformer_blocks(transformer: nn.Module) -> list[ResidualAttentionBlock]:
     """The blocks of an open_clip transformer, in order."""
     blocks = list(transformer.get_submodule("resblocks").children())
     return [block for block in blocks if isinstance(block, ResidualAttentionBlock)]

@@ -1,8 +1,8 @@
 """Model bundles: everything that embedding an image needs, in one folder.
 
-`model.safetensors` holds all parameters, the prompts and CLIP's text side too, so that training can
-go on from a bundle; `bundle.json` says what they are: configuration, sizes, where they come from.
-`load_bundle` gives an embedder, as `untouched_clip` does for CLIP without training.
+`model.safetensors` holds all parameters, including the prompts and CLIP's text encoder, so that a
+training can start from a bundle. `bundle.json` describes them: configuration, sizes and provenance.
+`load_bundle` returns an embedder, as `pretrained_clip` does for CLIP without further training.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from muva.config import ModelConfig, PromptConfig
+from muva.data import formats
 from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.errors import MuvaError
+from muva.model.bundle_description import DESCRIPTION, WEIGHTS, parse_description
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, exact_convolutions
-
-BUNDLE_FORMAT = 1
-WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
 
 Encoder = Callable[[Tensor], Tensor]
 ImageLike = Image.Image | np.ndarray | bytes | Path | str
@@ -43,11 +42,11 @@ ImageLike = Image.Image | np.ndarray | bytes | Path | str
 
 @dataclass(kw_only=True)
 class Embedder:
-    """Images in, features for retrieval out."""
+    """Embeds images as features for retrieval."""
 
     module: nn.Module
     encode: Encoder
-    """Normalised images (B, 3, H, W) to features (B, F) of unit length."""
+    """Maps normalised images (B, 3, H, W) to features (B, F) of unit length."""
     image_height: int
     image_width: int
     mean: Sequence[float]
@@ -56,7 +55,7 @@ class Embedder:
 
     @property
     def device(self) -> torch.device:
-        """Where images are encoded."""
+        """The device on which images are encoded."""
         return next(self.module.parameters()).device
 
     def to(self, device: torch.device | str) -> Embedder:
@@ -75,8 +74,14 @@ class Embedder:
         """Features of unit length, float32, of images of any size.
 
         An image is a PIL image, a uint8 array (height, width, 3), encoded bytes, or a path. It is
-        resized bilinearly to the model's size, as the authors do at test time. `decoders`: threads
-        that decode and resize the next batch beside the model, for devices that would wait for it.
+        resized bilinearly to the model's input size, as the authors do at test time.
+
+        Args:
+            decoders: threads that decode and resize the next batch while the model computes, for
+                devices that would otherwise wait; 0: decode in the calling thread.
+
+        Raises:
+            MuvaError: an image cannot be read.
         """
         features = [
             self.embed_pixels(batch, precision=precision)
@@ -85,17 +90,17 @@ class Embedder:
         return np.concatenate([np.empty((0, self.feature_dim), np.float32), *features])
 
     def pixels(self, images: Sequence[ImageLike]) -> Float[Tensor, " B 3 H W"]:
-        """What the model's modules take: images as `embed` takes them, resized and normalised."""
+        """Images as `embed` takes them, resized and normalised for the model's modules."""
         return self._normalised(self._resized(images))
 
     @torch.inference_mode()
     def embed_pixels(
         self, pixels: Shaped[Tensor, " B 3 H W"], *, precision: Precision = "fp32"
     ) -> Float[np.ndarray, " B F"]:
-        """Features of images that have the model's size: uint8, or floating point in 0 to 1."""
+        """Features of images of the model's input size: uint8, or floating point from 0 to 1."""
         if tuple(pixels.shape[-2:]) != (self.image_height, self.image_width):
             raise MuvaError(
-                f"images of {pixels.shape[-2]} x {pixels.shape[-1]}: this model takes "
+                f"images of {pixels.shape[-2]} x {pixels.shape[-1]}: this model expects "
                 f"{self.image_height} x {self.image_width} (height x width)"
             )
         with autocast(precision, self.device):
@@ -114,7 +119,7 @@ class Embedder:
     def _batches(
         self, images: Sequence[ImageLike], batch_size: int, decoders: int
     ) -> Iterator[Tensor]:
-        """(B, 3, H, W) uint8 each; with decoders, one is made while the one before is used."""
+        """(B, 3, H, W) uint8 each; with decoders, the next one is prepared in the background."""
         batches = [
             images[start : start + batch_size] for start in range(0, len(images), batch_size)
         ]
@@ -141,35 +146,38 @@ class Embedder:
 
 @dataclass(kw_only=True)
 class Bundle(Embedder):
-    """A trained model with what is known of its making."""
+    """A trained model with its provenance."""
 
     model: MuvaModel
     metadata: Mapping[str, Any]
 
     @torch.inference_mode()
     def predicted_masks(self, images: Sequence[ImageLike]) -> Bool[np.ndarray, " B R L"]:
-        """Which patches each part token may see in the last block, by the model's own prediction.
+        """The predicted part masks of the last block: which patches each part token attends to.
 
-        Row-major over `model.grid`. The model must have parts.
+        Patches are row-major over `model.grid`.
+
+        Raises:
+            MuvaError: the model has no parts.
         """
         encoded = self.model.encode_images(self.pixels(images))
         if encoded.mask_probabilities is None:
-            raise MuvaError("a global-only model (parts: []) predicts no part masks")
+            raise MuvaError("this is a global-only model (parts: []), which predicts no part masks")
         return (encoded.mask_probabilities[-1] > 0.5).cpu().numpy()
 
     @torch.inference_mode()
     def attention(self, images: Sequence[ImageLike]) -> Float[np.ndarray, " B G L"]:
-        """How much the class token and each part token attend to the patches in the last block."""
+        """Attention of the class token and each part token to the patches in the last block."""
         return self.model.image_encoder.attention(self.pixels(images)).cpu().numpy()
 
 
 def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) -> None:
-    """Write a model and its description; `metadata` is JSON, for example its provenance."""
+    """Write a model and its description; `metadata` is JSON, such as the model's provenance."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     stored = save(tensors)
     description = {
-        "format_version": BUNDLE_FORMAT,
+        "format_version": formats.BUNDLE,
         "sha256": hashlib.sha256(stored).hexdigest(),
         "clip": asdict(model.clip_shape),
         "model": model.config.model_dump(mode="json"),
@@ -184,9 +192,10 @@ def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) 
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Open a bundle on the processor, in eval mode.
+    """Load a bundle on the CPU, in eval mode.
 
-    Raises MuvaError when it is incomplete, damaged or of a format that this program does not read.
+    Raises:
+        MuvaError: the bundle is incomplete, damaged or in an unsupported format.
     """
     description = _read_description(folder)
     weights = _read_weights(folder, description["sha256"])
@@ -214,14 +223,14 @@ def load_bundle(folder: Path) -> Bundle:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise MuvaError(
-            f"model bundle {folder}: {WEIGHTS} is not of the configuration in {DESCRIPTION}: "
+            f"model bundle {folder}: {WEIGHTS} does not match the configuration in {DESCRIPTION}: "
             f"{str(error).splitlines()[1].strip()}"
         ) from error
-    return embedder_of(model.eval(), metadata=metadata)
+    return bundle_of_model(model.eval(), metadata=metadata)
 
 
-def embedder_of(model: MuvaModel, *, metadata: Mapping[str, Any]) -> Bundle:
-    """A bundle of a model in memory, which must be in eval mode when it embeds."""
+def bundle_of_model(model: MuvaModel, *, metadata: Mapping[str, Any]) -> Bundle:
+    """A bundle of a model in memory, which must be in eval mode to embed images."""
     return Bundle(
         module=model,
         encode=model.retrieval_features,
@@ -235,8 +244,8 @@ def embedder_of(model: MuvaModel, *, metadata: Mapping[str, Any]) -> Bundle:
     )
 
 
-def untouched_clip(name: str, *, image_height: int, image_width: int, stride: int) -> Embedder:
-    """CLIP as it is: the projected class token, with the mean and std it was trained with."""
+def pretrained_clip(name: str, *, image_height: int, image_width: int, stride: int) -> Embedder:
+    """CLIP without further training: the projected class token, with CLIP's own mean and std."""
     clip = load_clip(name, image_size=(image_height, image_width), stride=stride)
     height, width = image_size_of(clip)
     mean, std = normalisation(clip)
@@ -255,31 +264,12 @@ def _class_token(clip: open_clip.CLIP, images: Tensor) -> Tensor:
     return exact_convolutions(clip.encode_image, images).float()
 
 
-def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:
-    """A bundle's description from the bytes of `bundle.json`; `where` names it in errors.
-
-    Raises MuvaError when it is damaged or of a format that this program does not read.
-    """
-    try:
-        description = json.loads(stored)
-        version = description["format_version"]
-        description["sha256"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise MuvaError(f"model bundle {where}: {DESCRIPTION} is damaged ({error!r})") from error
-    if version != BUNDLE_FORMAT:
-        raise MuvaError(
-            f"model bundle {where} has the format {version}, this program reads {BUNDLE_FORMAT}: "
-            f"use the version of muva that wrote it, or train again"
-        )
-    return description
-
-
 def _read_description(folder: Path) -> Mapping[str, Any]:
     try:
         stored = (folder / DESCRIPTION).read_bytes()
     except FileNotFoundError as error:
         raise MuvaError(
-            f"{folder} is no model bundle: expected {DESCRIPTION} and {WEIGHTS} in it"
+            f"{folder} is not a model bundle: expected {DESCRIPTION} and {WEIGHTS} in it"
         ) from error
     return parse_description(stored, where=str(folder))
 
@@ -288,11 +278,13 @@ def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
     try:
         stored = (folder / WEIGHTS).read_bytes()
     except FileNotFoundError as error:
-        raise MuvaError(f"model bundle {folder}: {WEIGHTS} is missing; copy it whole") from error
+        raise MuvaError(
+            f"model bundle {folder}: {WEIGHTS} is missing; copy the complete bundle again"
+        ) from error
     if hashlib.sha256(stored).hexdigest() != sha256:
         raise MuvaError(
-            f"model bundle {folder}: {WEIGHTS} is damaged (its SHA-256 is not the one in "
-            f"{DESCRIPTION}); copy it again"
+            f"model bundle {folder}: {WEIGHTS} is damaged (its SHA-256 differs from the one in "
+            f"{DESCRIPTION}); copy the bundle again"
         )
     try:
         return load(stored)

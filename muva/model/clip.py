@@ -1,9 +1,9 @@
-"""CLIP: where the weights come from, and their fit to the image size and stride in use.
+"""Loads CLIP's weights and adapts them to the image size and stride in use.
 
-Every way in ends in `build_clip`, which makes an `open_clip.CLIP` of a state dict in OpenAI's
-layout with position embeddings for the image at hand; the modules are open_clip's own. A small CLIP
-stores only the token embeddings that its captions and the prompts use: `token_ids_used` with
-`token_embedding_rows` in place of `token_embedding.weight`.
+Every loader ends in `build_clip`, which builds an `open_clip.CLIP` from a state dict in OpenAI's
+layout, with position embeddings resized for the input images; the modules are open_clip's own. A
+small CLIP stores only the token embeddings that its captions and the prompts use:
+`token_ids_used` and `token_embedding_rows` replace `token_embedding.weight`.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from muva.model.position_embedding import patch_grid, resize_position_embedding
 from muva.model.state_dicts import read_state_dict
 
 TINY = Path(__file__).parent / "tiny"
-"""The folder of the small CLIP that is shipped: `model.safetensors` and `config.json`."""
+"""The folder of the small CLIP shipped with muva: `model.safetensors` and `config.json`."""
 
 HUB = "hf-hub:"
 
 HEAD_WIDTH = 64
-"""OpenAI's layout does not store the number of heads: it is the width divided by 64."""
+"""Width of an attention head: OpenAI's layout does not store the number of heads."""
 
 OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
 OPENAI_STD = open_clip.OPENAI_DATASET_STD
 
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
-"""What OpenAI's archives, and nobody else's, hold beside the parameters."""
+"""Entries that only OpenAI's archives have in addition to the parameters."""
 NOT_PARAMETERS = (*OPENAI_SIZES, "attn_mask")
-"""Entries of state dicts that are no parameters; older programs keep the causal mask there too."""
+"""Entries of state dicts that are not parameters; older programs also store the causal mask."""
 
 VISION_OPTIONS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
 TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-"""All that a CLIP of OpenAI's architecture is told by; other options make other architectures."""
+"""The options of OpenAI's architecture; any other option means a different architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipShape:
-    """All that a CLIP's state dict does not say by its names."""
+    """Everything needed to build a CLIP that the names in its state dict do not say."""
 
     patch: int
     vision_width: int
@@ -87,39 +87,43 @@ class UsedTokenEmbedding(nn.Embedding):
         self.register_buffer("token_ids_used", torch.tensor(token_ids, dtype=torch.int64))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Embed vocabulary ids; an id without a row is an error that names its word."""
+        """Embed vocabulary ids.
+
+        Raises:
+            MuvaError: an id has no row; the message names its word.
+        """
         rows = torch.searchsorted(self.token_ids_used, input.contiguous())
         rows = rows.clamp(max=self.num_embeddings - 1)
         absent = input[self.token_ids_used[rows] != input].unique()
         if absent.numel():
             words = ", ".join(repr(open_clip.decode(absent[i : i + 1])) for i in range(len(absent)))
             raise MuvaError(
-                f"this CLIP's reduced vocabulary of {self.num_embeddings} tokens has no {words}: "
-                f"use words that it was trained with, or a CLIP with the whole vocabulary"
+                f"this CLIP's reduced vocabulary of {self.num_embeddings} tokens lacks {words}: "
+                f"use words that it was trained with, or a CLIP with the full vocabulary"
             )
         return super().forward(rows)
 
 
 def token_ids_in(texts: Iterable[str]) -> list[int]:
-    """The ids that these texts use with padding, start and end: a reduced vocabulary, ascending."""
+    """The token ids in these texts, with padding, start and end: a reduced vocabulary, sorted."""
     ids = open_clip.tokenize(list(texts), context_length=512).unique()
     return torch.unique(torch.cat([ids, torch.tensor([0])])).tolist()
 
 
 def load_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
-    """A CLIP with its weights, its position embeddings fitted to the image (height, width).
+    """Load a CLIP, with its position embeddings resized for images of `image_size` (height, width).
 
-    `name`: `tiny`; an open_clip name (OpenAI's weights) or `NAME:TAG`; `hf-hub:ORG/NAME`; a file of
-    OpenAI's weights (safetensors, torch, TorchScript); `NAME:FILE` for those of others, whose
-    activation and heads a file does not tell; or a folder written by `save_clip`. `normalisation`
-    gives the mean and std that it was trained with.
+    `name` is one of: `tiny`; an open_clip name (OpenAI's weights) or `NAME:TAG`; `hf-hub:ORG/NAME`;
+    a file of OpenAI's weights (safetensors, torch, TorchScript); `NAME:FILE` for weights of others,
+    because a weights file records neither the activation nor the number of heads; or a folder that
+    `save_clip` wrote. `normalisation` returns the mean and std that the CLIP was trained with.
     """
     path = TINY if name == "tiny" else Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, image_size=image_size, stride=stride)
     if path.is_file():
         weights = read_state_dict(path)
-        _refuse_other_heads(path, clip_shape(_parameters(weights)))
+        _check_heads(path, clip_shape(_parameters(weights)))
         return build_clip(weights, image_size=image_size, stride=stride)
     if name.startswith(HUB):
         return _load_hub(name, image_size=image_size, stride=stride)
@@ -138,8 +142,9 @@ def build_clip(
 ) -> open_clip.CLIP:
     """A float32 CLIP in eval mode from a state dict in OpenAI's layout.
 
-    `pretrained_grid` is the patch grid of the stored position embedding, square unless told;
-    `shape` is inferred unless told.
+    Args:
+        pretrained_grid: the patch grid of the stored position embedding; None: a square one.
+        shape: None: inferred from the weights.
     """
     weights = _parameters(state_dict)
     shape = shape or clip_shape(weights)
@@ -147,8 +152,9 @@ def build_clip(
     grid = pretrained_grid or _square_grid(positions)
     if grid[0] * grid[1] + 1 != len(positions):
         raise MuvaError(
-            f"CLIP's position embedding has {len(positions)} rows, a patch grid of {grid[0]} x "
-            f"{grid[1]} needs {grid[0] * grid[1] + 1}: is this the configuration of these weights?"
+            f"CLIP's position embedding has {len(positions)} rows, but a patch grid of {grid[0]} x "
+            f"{grid[1]} needs {grid[0] * grid[1] + 1}: check that the configuration belongs to "
+            f"these weights"
         )
     token_ids = None
     if "token_ids_used" in weights:
@@ -162,7 +168,7 @@ def build_clip(
         positions, from_grid=grid, to_grid=_grid_of(clip)
     )
     if "logit_scale" in weights and weights["logit_scale"].shape == (1,):
-        weights["logit_scale"] = weights["logit_scale"][0]  # as some programs keep it
+        weights["logit_scale"] = weights["logit_scale"][0]  # as some programs store it
     try:
         clip.load_state_dict(weights)
     except RuntimeError as error:
@@ -176,7 +182,10 @@ def clip_shape(
 ) -> ClipShape:
     """The sizes of a CLIP from a state dict in OpenAI's layout.
 
-    The weights do not tell the number of heads: unless it is given, a head is 64 wide.
+    The weights do not record the number of heads: unless given, heads are 64 wide.
+
+    Raises:
+        MuvaError: the weights are not a CLIP with a vision transformer in OpenAI's layout.
     """
     token_rows = "token_embedding_rows" if "token_ids_used" in weights else "token_embedding.weight"
     needed = ("visual.proj", "visual.conv1.weight", "visual.positional_embedding", token_rows,
@@ -184,8 +193,9 @@ def clip_shape(
     absent = [key for key in needed if key not in weights]
     if absent:
         raise MuvaError(
-            f"these weights are not a CLIP with a vision transformer in OpenAI's layout: no "
-            f"{', '.join(absent)} among {len(weights)} entries ({', '.join(sorted(weights)[:3])}…)"
+            f"these weights are not a CLIP with a vision transformer in OpenAI's layout: "
+            f"{', '.join(absent)} missing from the {len(weights)} entries "
+            f"({', '.join(sorted(weights)[:3])}…)"
         )
     vision_width, _, patch, _ = weights["visual.conv1.weight"].shape
     context_length, text_width = weights["positional_embedding"].shape
@@ -210,8 +220,8 @@ def clip_shape(
 def _heads(tower: str, width: int) -> int:
     if width % HEAD_WIDTH:
         raise MuvaError(
-            f"CLIP's {tower} width is {width}: expected a multiple of {HEAD_WIDTH}, which "
-            f"OpenAI's layout takes as the width of a head"
+            f"CLIP's {tower} width is {width}: expected a multiple of {HEAD_WIDTH}, the width of a "
+            f"head in OpenAI's layout"
         )
     return width // HEAD_WIDTH
 
@@ -234,8 +244,8 @@ def empty_clip(
         )
     if min(image_size) < shape.patch:
         raise MuvaError(
-            f"an image of {image_size[0]} x {image_size[1]} holds no patch of {shape.patch} x "
-            f"{shape.patch}: set model.image_height and model.image_width higher"
+            f"images of {image_size[0]} x {image_size[1]} are smaller than a patch of "
+            f"{shape.patch} x {shape.patch}: increase model.image_height and model.image_width"
         )
     clip = open_clip.CLIP(
         shape.embed_dim,
@@ -318,9 +328,9 @@ def new_clip(
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
 ) -> open_clip.CLIP:
-    """A fresh, trainable CLIP with a reduced vocabulary (`token_ids_in` its captions and prompts).
+    """A randomly initialised CLIP with a reduced vocabulary: see `token_ids_in`.
 
-    Heads have a width of 64, as OpenAI's layout has it. Same seed, same weights.
+    Heads are 64 wide, as in OpenAI's layout. The same seed gives the same weights.
     """
     shape = ClipShape(
         patch=patch,
@@ -358,7 +368,7 @@ def image_size_of(clip: open_clip.CLIP) -> tuple[int, int]:
 
 
 def openai_weights(clip: open_clip.CLIP) -> dict[str, Tensor]:
-    """A CLIP's state dict in OpenAI's layout, with a reduced vocabulary by its own two names."""
+    """A CLIP's state dict in OpenAI's layout; a reduced vocabulary has two entries of its own."""
     weights = dict(clip.state_dict())
     if isinstance(clip.token_embedding, UsedTokenEmbedding):
         weights["token_ids_used"] = weights.pop("token_embedding.token_ids_used")
@@ -371,7 +381,7 @@ def save_clip(
 ) -> None:
     """Write `model.safetensors` (OpenAI's layout) and `config.json`, which `load_clip` reads.
 
-    Weights are rounded to float16 unless told, as OpenAI's are.
+    Weights are rounded to float16 by default, as OpenAI's are.
     """
     height, width = image_size_of(clip)
     config = ClipFolder(
@@ -396,13 +406,13 @@ def _load_folder(folder: Path, *, image_size: tuple[int, int], stride: int) -> o
     weights_path, config_path = folder / "model.safetensors", folder / "config.json"
     absent = [path.name for path in (weights_path, config_path) if not path.is_file()]
     if absent:
-        raise MuvaError(f"CLIP in {folder}: expected {' and '.join(absent)}, not found")
+        raise MuvaError(f"CLIP in {folder}: expected {' and '.join(absent)}, found none")
     try:
         config: ClipFolder = json.loads(config_path.read_text())
         patch, grid_size = config["patch"], (config["image_height"], config["image_width"])
         quick_gelu, mean, std = config["quick_gelu"], config["mean"], config["std"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise MuvaError(f"{config_path}: damaged or of another program ({error!r})") from error
+        raise MuvaError(f"{config_path}: damaged, or not written by muva ({error!r})") from error
     weights = read_state_dict(weights_path)
     shape = ClipShape(**{**asdict(clip_shape(weights)), "quick_gelu": quick_gelu})
     return build_clip(
@@ -417,37 +427,42 @@ def _load_folder(folder: Path, *, image_size: tuple[int, int], stride: int) -> o
 
 
 def check_clip(name: str) -> None:
-    """Raises SettingsError for a name that `load_clip` knows nothing of; loads nothing."""
+    """Check a name for `load_clip` without loading anything.
+
+    Raises:
+        SettingsError: the name is unknown.
+    """
     if name != "tiny" and not (name and Path(name).expanduser().exists()):
         _open_clip_name(name)
 
 
 def _open_clip_name(name: str) -> tuple[str, str]:
-    """Architecture and tag of the weights, or their file; the tag of a hub's model is empty."""
+    """The architecture, and the tag or file of the weights; a model on the Hub has no tag."""
     if name.startswith(HUB):
         return name, ""
     architecture, _, tag = name.partition(":")
     tag = tag or "openai"
     if open_clip.get_model_config(architecture) is None:
         raise SettingsError(
-            f"CLIP {name!r}: neither a file, a folder, nor a name that open_clip knows; expected "
+            f"CLIP {name!r} is neither a file, a folder nor a name that open_clip knows: expected "
             f"`tiny`, a path, or a name such as ViT-B-16 (open_clip.list_models() lists them)"
         )
     _shape_of_config(architecture)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags and not Path(tag).expanduser().is_file():
         raise SettingsError(
-            f"CLIP {name!r}: open_clip has no weights {tag} of {architecture}; expected one of "
-            f"{', '.join(tags) or 'none'} after the colon, or a checkpoint's path"
+            f"CLIP {name!r}: open_clip has no weights {tag} for {architecture}: expected one of "
+            f"{', '.join(tags) or 'none'} after the colon, or the path of a checkpoint"
         )
     return architecture, tag
 
 
 def _shape_of_config(architecture: str) -> tuple[ClipShape, tuple[int, int]]:
-    """What open_clip's configuration of that name says: the shape, and the grid of its patches.
+    """The shape and patch grid in open_clip's configuration of that name.
 
-    Raises SettingsError for other towers than OpenAI's: another tokenizer or pooling would load
-    and silently give features that mean nothing.
+    Raises:
+        SettingsError: the architecture is not OpenAI's. A model with another tokenizer or pooling
+            would load and silently give meaningless features.
     """
     config = open_clip.get_model_config(architecture)
     assert config is not None, architecture
@@ -461,7 +476,7 @@ def _shape_of_config(architecture: str) -> tuple[ClipShape, tuple[int, int]]:
     vision = open_clip.CLIPVisionCfg(**vision)
     text = open_clip.CLIPTextCfg(**text)
     if not isinstance(vision.layers, int):
-        raise SettingsError(f"CLIP {architecture!r}: expected a vision transformer, is a ResNet")
+        raise SettingsError(f"CLIP {architecture!r}: expected a vision transformer, found a ResNet")
     size = vision.image_size
     image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
     shape = ClipShape(
@@ -484,10 +499,10 @@ def _shape_of_config(architecture: str) -> tuple[ClipShape, tuple[int, int]]:
 
 
 def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
-    """Weights that open_clip has by `NAME:TAG`, or of a file, in the architecture of that name.
+    """Weights from open_clip (`NAME:TAG`) or from a file (`NAME:FILE`), in that architecture.
 
-    A plain name's configuration says GELU: which of its weights were trained with QuickGELU is said
-    by their tags, and in OpenAI's own files by the sizes beside the parameters.
+    open_clip's configurations without a suffix say GELU. Which weights were trained with QuickGELU
+    follows from their tags, and for OpenAI's own files from the sizes stored with the parameters.
     """
     architecture, tag = _open_clip_name(name)
     expected, grid = _shape_of_config(architecture)
@@ -495,7 +510,7 @@ def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> o
     try:
         file = Path(open_clip.download_pretrained(known) if known else tag).expanduser()
     except (RuntimeError, OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
+        raise _loading_error(name, error) from error
     weights = read_state_dict(file)
     shape = clip_shape(
         _parameters(weights), vision_heads=expected.vision_heads, text_heads=expected.text_heads
@@ -503,7 +518,7 @@ def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> o
     of_openai = any(key in weights for key in OPENAI_SIZES)
     quick_gelu = expected.quick_gelu or bool(known.get("quick_gelu")) or of_openai
     shape = ClipShape(**{**asdict(shape), "quick_gelu": quick_gelu})
-    _refuse_other_sizes(name, shape, expected)
+    _check_sizes(name, shape, expected)
     positions = weights["visual.positional_embedding"]
     return build_clip(
         weights,
@@ -517,12 +532,12 @@ def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> o
 
 
 def _load_hub(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
-    """A hub's model, whose own configuration says what it is."""
+    """A model on the Hugging Face Hub, built from its own configuration."""
     try:
         _shape_of_config(name)
         loaded = open_clip.create_model(name, require_pretrained=True)
     except (RuntimeError, OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
+        raise _loading_error(name, error) from error
     assert isinstance(loaded, open_clip.CLIP)
     mean, std = normalisation(loaded)
     return build_clip(
@@ -536,15 +551,15 @@ def _load_hub(name: str, *, image_size: tuple[int, int], stride: int) -> open_cl
     )
 
 
-def _not_loaded(name: str, error: Exception) -> MuvaError:
+def _loading_error(name: str, error: Exception) -> MuvaError:
     return MuvaError(
-        f"CLIP {name!r} could not be loaded ({error}): without network access, put the checkpoint "
-        f"on disk and give its path"
+        f"CLIP {name!r} could not be loaded ({error}). Without network access, copy the checkpoint "
+        f"to disk and give its path"
     )
 
 
-def _refuse_other_sizes(name: str, found: ClipShape, expected: ClipShape) -> None:
-    """The text's context and vocabulary are the weights' own; all else is the name's."""
+def _check_sizes(name: str, found: ClipShape, expected: ClipShape) -> None:
+    """Check that the weights have the sizes of the named architecture, except the text's own."""
     free = ("context_length", "vocabulary", "reduced_vocabulary", "quick_gelu")
     differing = [
         f"{key} {value}, expected {getattr(expected, key)}"
@@ -553,12 +568,13 @@ def _refuse_other_sizes(name: str, found: ClipShape, expected: ClipShape) -> Non
     ]
     if differing:
         raise MuvaError(
-            f"CLIP {name!r}: these weights are of another architecture: {'; '.join(differing)}"
+            f"CLIP {name!r}: these weights belong to a different architecture: "
+            f"{'; '.join(differing)}"
         )
 
 
-def _refuse_other_heads(path: Path, found: ClipShape) -> None:
-    """A file of a known architecture whose heads are not 64 wide: as many would load wrongly."""
+def _check_heads(path: Path, found: ClipShape) -> None:
+    """Refuse a file of a known architecture whose heads are not 64 wide: it would load wrongly."""
     for name in open_clip.list_models():
         try:
             known, _ = _shape_of_config(name)
@@ -577,8 +593,9 @@ def _refuse_other_heads(path: Path, found: ClipShape) -> None:
         )
         if alike == found and heads != (found.vision_heads, found.text_heads):
             raise MuvaError(
-                f"CLIP {path} has the sizes of {name}, which has {heads[0]} and {heads[1]} heads, "
-                f"not OpenAI's {found.vision_heads} and {found.text_heads}: name it, {name}:{path}"
+                f"CLIP {path} has the sizes of {name}, which has {heads[0]} and {heads[1]} heads "
+                f"instead of OpenAI's {found.vision_heads} and {found.text_heads}: add the "
+                f"name, {name}:{path}"
             )
 
 
@@ -590,7 +607,9 @@ def _first_block(transformer: nn.Module) -> ResidualAttentionBlock:
     blocks = transformer.get_submodule("resblocks")
     block = next(blocks.children())
     if not isinstance(block, ResidualAttentionBlock):
-        raise MuvaError(f"CLIP's blocks are {type(block).__name__}: expected CLIP's own")
+        raise MuvaError(
+            f"CLIP's blocks are {type(block).__name__}: expected ResidualAttentionBlock"
+        )
     return block
 
 

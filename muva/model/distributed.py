@@ -1,4 +1,4 @@
-"""The batch over all workers: what one worker sees of it becomes what one process would see."""
+"""Collective operations that give each worker what a single process would see."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,24 +10,24 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """How many workers train together; 1 when nothing is distributed."""
+    """The number of workers; 1 if torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of the workers this is."""
+    """The rank of this worker; 0 if torch.distributed is not initialised."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def gather_batch(share: Shaped[Tensor, " share *rest"]) -> Shaped[Tensor, " batch *rest"]:
-    """All workers' equal shares of a batch in the order of their ranks, with gradient."""
+    """Gather all workers' equal shares of a batch in rank order; differentiable."""
     return _GatherBatch.apply(share) if world_size() > 1 else share
 
 
 class _GatherBatch(torch.autograd.Function):
-    """All-gather whose gradient is the sum over workers: each one's loss depends on all shares.
+    """All-gather whose gradient is summed over workers: each worker's loss depends on all shares.
 
-    SyncBatchNorm refuses CPU tensors, so this runs on gloo and NCCL alike.
+    It runs on both gloo and NCCL, whereas SyncBatchNorm does not support CPU tensors.
     """
 
     @staticmethod
@@ -44,7 +44,7 @@ class _GatherBatch(torch.autograd.Function):
 
 
 def on_any_worker(condition: Bool[Tensor, ""]) -> bool:
-    """Whether something holds on at least one worker: all get the same answer."""
+    """Whether a condition holds on at least one worker. All workers get the same answer."""
     if world_size() == 1:
         return bool(condition)
     somewhere = condition.to(torch.int32)

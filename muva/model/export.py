@@ -1,8 +1,8 @@
-"""A model as a file that other programs load: ONNX, TorchScript or safetensors.
+"""Exports a model to a file that other programs can load: ONNX, TorchScript or safetensors.
 
-What is exported takes images to the features that `Embedder.embed` gives; the text side, contexts
-and classifier stay behind. A JSON beside the file says how images are prepared. Every file is
-loaded again and compared with PyTorch on rendered people before it gets its name.
+The exported graph maps images to the features of `Embedder.embed`; text encoder, contexts and
+classifier are not exported. A JSON sidecar describes the preprocessing. Before a file is moved to
+its final name, it is loaded and compared with PyTorch on rendered people.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,61 +29,53 @@ from torch.nn.functional import normalize
 
 from muva.errors import MuvaError, SettingsError
 from muva.model.bundle import Bundle
+from muva.model.export_formats import SUFFIXES, Form, InputFormat
 from muva.synthetic import DOMAINS, render
 
-Form = Literal["onnx", "torchscript", "safetensors"]
-Takes = Literal["normalised", "hwc", "chw", "imagenet"]
-"""What images a graph takes, all of the model's size, RGB, a batch of any length: float32 (3, H, W)
-normalised with the model's own mean and std; uint8 (H, W, 3) or (3, H, W) as decoded; float32
-normalised with ImageNet's statistics, as BoxMOT does for every model."""
-
-SUFFIXES: Mapping[Form, tuple[str, ...]] = {
-    "onnx": (".onnx",),
-    "torchscript": (".torchscript", ".pt", ".ts"),
-    "safetensors": (".safetensors",),
-}
 SIDECAR_FORMAT = 1
 INPUT, OUTPUT = "images", "features"
 OPSET = 18
-"""Of the ONNX graphs: every runtime of the last years reads it."""
+"""Opset of the ONNX graphs, which every runtime of recent years supports."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-MOST_APART = 1e-4
-"""Largest difference between a number of the file's features and PyTorch's, in float32."""
-LEAST_COSINE_IN_HALF = 0.99
-"""Between a feature in half precision and the same in float32: how far numbers are apart says
-little where a patch near the edge of a hard gate falls on its other side."""
+MAX_DIFFERENCE = 1e-4
+"""Largest allowed difference between any feature value of the file and PyTorch's, in float32."""
+MIN_COSINE_HALF = 0.99
+"""Smallest allowed cosine similarity between a feature in half precision and in float32.
+
+The difference of single values says little if rounding moves a patch to the other side of a gate.
+"""
 CHECKED_IMAGES = 8
 _EDGE = 1e-4
-"""A patch whose mask logit is closer to 0 is in or out by rounding alone: no image to check by."""
+"""Images with a mask logit closer to 0 are not used: rounding alone decides the patch's gate."""
 _RENDERED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file that was written, and how it was found to compare with PyTorch."""
+    """An exported file and how it compares with PyTorch."""
 
     file: Path
     sidecar: Path
     largest_difference: float
-    """Of any number of a feature from PyTorch's in float32."""
+    """Of any feature value from PyTorch's in float32."""
     least_cosine: float
-    """Of any feature with PyTorch's in float32."""
+    """Smallest cosine similarity of a feature and PyTorch's in float32."""
     images: int
-    """That were compared."""
+    """Number of images compared."""
 
 
 class RetrievalGraph(nn.Module):
-    """Images to features for retrieval: what is exported of a model, in eval mode.
+    """The exported part of a model, in eval mode: maps images to retrieval features.
 
-    `half`: the image encoder in float16; images, neck and features stay float32.
+    With `half`, the image encoder is float16; images, BN neck and features stay float32.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, bundle: Bundle, *, takes: Takes = "normalised", half: bool = False):
+    def __init__(self, bundle: Bundle, *, takes: InputFormat = "normalised", half: bool = False):
         super().__init__()
         self.image_encoder = copy.deepcopy(bundle.model.image_encoder).cpu()
         self.bn_neck = copy.deepcopy(bundle.model.bn_neck).cpu()
@@ -96,7 +88,7 @@ class RetrievalGraph(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, F) float32 of unit length, of images as `takes` says."""
+        """Unit-length features (B, F), float32, of images in the format `takes`."""
         if self.takes == "hwc":
             images = images.permute(0, 3, 1, 2)
         if self.takes != "normalised":
@@ -106,9 +98,9 @@ class RetrievalGraph(nn.Module):
 
 
 def _scale_and_shift(
-    takes: Takes, mean: Sequence[float], std: Sequence[float]
+    takes: InputFormat, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Images as given, times one and plus the other, are normalised with the model's statistics."""
+    """Scale and shift that convert input images to the model's normalisation."""
     own_mean, own_std = np.array(mean), np.array(std)
     given_mean, given_std = own_mean, own_std
     if takes in ("hwc", "chw"):
@@ -129,15 +121,19 @@ def export(
     *,
     form: Form,
     model: str,
-    takes: Takes = "normalised",
+    takes: InputFormat = "normalised",
     half: bool = False,
     beside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Exported:
-    """Write a model's file and its sidecar, `FILE.json`; both or neither.
+    """Write a model's file and its sidecar `FILE.json`; on failure, neither.
 
-    `model`: its address, for the sidecar. `beside`: further JSON files, ending of the name -> what
-    they hold. Raises SettingsError for settings that do not go together, MuvaError where a library
-    is missing and where the file's features are not PyTorch's.
+    Args:
+        model: the model's address, recorded in the sidecar.
+        beside: further JSON files to write: suffix of the name -> content.
+
+    Raises:
+        SettingsError: the settings cannot be combined.
+        MuvaError: a library is missing, or the file's features differ from PyTorch's.
     """
     _check_settings(file, form, takes)
     graph = RetrievalGraph(bundle, takes=takes, half=half)
@@ -148,9 +144,9 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
             made = Path(folder) / f"made{file.suffix}"
             description = _description(bundle, form=form, model=model, takes=takes, half=half)
-            _WRITERS[form](graph, _as_taken(pixels, bundle, takes), made, description)
-            found = _features_of(made, graph, _as_taken(pixels, bundle, takes), form)
-            compared = _compared(found, expected, half=half, what=f"{model} as {form}")
+            _WRITERS[form](graph, _as_input(pixels, bundle, takes), made, description)
+            found = _features_of(made, graph, _as_input(pixels, bundle, takes), form)
+            compared = _compare(found, expected, half=half, what=f"{model} as {form}")
             description["check"] = {**compared, "images": len(pixels)}
             description["sha256"] = hashlib.sha256(made.read_bytes()).hexdigest()
             sidecars = {".json": description, **(beside or {})}
@@ -160,14 +156,17 @@ def export(
                 (Path(folder) / f"made{ending}").replace(f"{file}{ending}")
             made.replace(file)
     except OSError as error:
-        raise MuvaError(f"{file} cannot be written: {error}") from error
+        raise MuvaError(f"{file}: the export cannot be written: {error}") from error
     return Exported(file=file, sidecar=Path(f"{file}.json"), images=len(pixels), **compared)
 
 
 def check_pixels(bundle: Bundle, *, count: int = CHECKED_IMAGES) -> Tensor:
-    """(count, 3, H, W) uint8: rendered people of several domains, of the model's size.
+    """Rendered people of several domains at the model's input size: uint8 (count, 3, H, W).
 
-    With a hard gate none of them has a patch on the gate's edge, where rounding decides.
+    With a hard gate, images with a mask logit near 0 are left out, because rounding would decide.
+
+    Raises:
+        MuvaError: every rendered image has such a logit.
     """
     found = []
     for number in range(_RENDERED):
@@ -181,8 +180,9 @@ def check_pixels(bundle: Bundle, *, count: int = CHECKED_IMAGES) -> Tensor:
             break
     if not found:
         raise MuvaError(
-            f"of {_RENDERED} rendered people each has a patch whose mask is undecided: the model's "
-            "mask predictor has learned nothing, and an export could not be checked"
+            f"each of {_RENDERED} rendered people has a patch whose mask is undecided: the model's "
+            "mask predictor has learned nothing, so an export could not be verified. Train the "
+            "model first"
         )
     return torch.stack(found)
 
@@ -196,8 +196,8 @@ def _on_edge(bundle: Bundle, pixels: Tensor) -> bool:
     return bool(logits.abs().min() < _EDGE)
 
 
-def _as_taken(pixels: Tensor, bundle: Bundle, takes: Takes) -> Tensor:
-    """uint8 (B, 3, H, W) as a graph takes them."""
+def _as_input(pixels: Tensor, bundle: Bundle, takes: InputFormat) -> Tensor:
+    """Convert uint8 images (B, 3, H, W) to the input format of a graph."""
     if takes == "chw":
         return pixels
     if takes == "hwc":
@@ -207,20 +207,20 @@ def _as_taken(pixels: Tensor, bundle: Bundle, takes: Takes) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def _check_settings(file: Path, form: Form, takes: Takes) -> None:
+def _check_settings(file: Path, form: Form, takes: InputFormat) -> None:
     if file.suffix.lower() not in SUFFIXES[form]:
         raise SettingsError(
-            f"{file}: expected a name that ends in {' or '.join(SUFFIXES[form])} for {form}"
+            f"{file}: expected a file name ending in {' or '.join(SUFFIXES[form])} for {form}"
         )
     if form == "safetensors" and takes != "normalised":
         raise SettingsError(
-            "safetensors holds weights and no graph that could prepare images: expected onnx or "
-            "torchscript"
+            "safetensors stores weights but no graph that could preprocess images: expected onnx "
+            "or torchscript"
         )
     missing = [name for name in _NEEDED[form] if importlib.util.find_spec(name) is None]
     if missing:
         raise MuvaError(
-            f"an export as {form} needs {', '.join(missing)}, which is not installed: "
+            f"exporting to {form} needs {', '.join(missing)}, which is not installed: "
             "pip install 'muva[export]'"
         )
 
@@ -233,9 +233,9 @@ _NEEDED: Mapping[Form, tuple[str, ...]] = {
 
 
 def _description(
-    bundle: Bundle, *, form: Form, model: str, takes: Takes, half: bool
+    bundle: Bundle, *, form: Form, model: str, takes: InputFormat, half: bool
 ) -> dict[str, Any]:
-    """The sidecar, as far as it is known before the file is there."""
+    """The content of the sidecar, without the checks and the checksum of the file."""
     height, width = bundle.image_height, bundle.image_width
     statistics: dict[str, Any] = {"mean": list(bundle.mean), "std": list(bundle.std)}
     if takes == "imagenet":
@@ -288,7 +288,7 @@ def _write_onnx(
             verbose=False,
         )
         assert program is not None
-        for node in program.model.graph:  # they tell where the exporting machine keeps its files
+        for node in program.model.graph:  # they contain file paths of the exporting machine
             node.metadata_props.clear()
         program.model.metadata_props["muva"] = json.dumps(description)
         program.save(file)
@@ -316,10 +316,12 @@ _WRITERS: Mapping[Form, Callable[[RetrievalGraph, Tensor, Path, Mapping[str, Any
 }
 
 
-def opened(file: Path, *, form: Form, graph: RetrievalGraph) -> Callable[[Tensor], np.ndarray]:
-    """What a file computes, on as many cores as torch may use.
+def open_exported(
+    file: Path, *, form: Form, graph: RetrievalGraph
+) -> Callable[[Tensor], np.ndarray]:
+    """Load an exported file as a function, which runs on as many cores as torch may use.
 
-    `graph` is the build that bare weights are put in.
+    `graph` provides the architecture if the file has only weights.
     """
     if form == "onnx":
         import onnxruntime
@@ -343,31 +345,38 @@ def opened(file: Path, *, form: Form, graph: RetrievalGraph) -> Callable[[Tensor
 
 @torch.inference_mode()
 def _features_of(file: Path, graph: RetrievalGraph, images: Tensor, form: Form) -> np.ndarray:
-    """The file's features of all images, of one and of three: a graph may be bound to a number."""
-    features_of = opened(file, form=form, graph=graph)
+    """The file's features of batches of all, one and three images: batch size must be dynamic."""
+    features_of = open_exported(file, form=form, graph=graph)
     return np.concatenate([features_of(some) for some in (images, images[:1], images[:3])])
 
 
-def _compared(
-    found: np.ndarray, expected: np.ndarray, *, half: bool, what: str
-) -> dict[str, float]:
-    """Raises MuvaError where the features are not those expected."""
+def _compare(found: np.ndarray, expected: np.ndarray, *, half: bool, what: str) -> dict[str, float]:
+    """The largest difference and the least cosine similarity.
+
+    Raises:
+        MuvaError: the features differ from those expected.
+    """
     expected = np.concatenate([expected, expected[:1], expected[:3]])
     difference = float(np.abs(found - expected).max())
     cosine = float((found.astype(np.float64) * expected).sum(axis=1).min())
-    passes = cosine >= LEAST_COSINE_IN_HALF if half else difference <= MOST_APART
+    passes = cosine >= MIN_COSINE_HALF if half else difference <= MAX_DIFFERENCE
     if not passes or not np.isfinite(found).all():
-        goal = f"cosines of {LEAST_COSINE_IN_HALF}" if half else f"differences up to {MOST_APART}"
+        goal = (
+            f"cosines of at least {MIN_COSINE_HALF}"
+            if half
+            else f"differences up to {MAX_DIFFERENCE}"
+        )
         raise MuvaError(
-            f"{what}: its features are not PyTorch's on rendered people: differences up to "
-            f"{difference:.2g}, cosines from {cosine:.6f}; expected {goal}. Nothing was written"
+            f"{what}: the features of rendered people differ from PyTorch's: differences up to "
+            f"{difference:.2g}, cosines of at least {cosine:.6f}; expected {goal}. Nothing was "
+            f"written"
         )
     return {"largest_difference": difference, "least_cosine": cosine}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes to their own developers."""
+    """Silence the exporters' warnings, which are meant for their own developers."""
     chatty = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     before = [logger.level for logger in chatty]
     for logger in chatty:

@@ -1,7 +1,7 @@
 """The image encoder: CLIP's vision transformer with part tokens and masked attention.
 
-The class token and R part tokens lead the patches. True masks, when given, decide which patches a
-part sees, in every block; without them the mask predictor does (Sec. 3.2, 3.3).
+The class token and R part tokens precede the patches. If part masks are given, they decide which
+patches a part attends to in every block; otherwise the mask predictor does (Sec. 3.2, 3.3).
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from muva.errors import SettingsError
 from muva.model.attention import (
     attention_bias,
     attention_weights,
-    blocks_of,
     hard_gate,
     run_block,
+    transformer_blocks,
 )
 from muva.model.clip import image_size_of, vision_tower
 from muva.model.mask_predictor import MaskPredictor
@@ -31,15 +31,15 @@ from muva.model.precision import at_least_float32, exact_convolutions
 PART_TOKEN_STD = 0.02
 
 Call = Callable[..., Any]
-"""Takes a function and what to call it with."""
+"""Calls a function, its first argument, with the other arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """What the image encoder says of a batch of images.
+    """The image encoder's outputs for a batch of images.
 
-    `feature`: the projected class token and part tokens concatenated, before the BN neck. The mask
-    logits M_i and probabilities P_i of every block are there when the predictor ran.
+    `feature` is the concatenation of the projected class token and part tokens, before the BN neck.
+    The mask logits M_i and probabilities P_i of every block are None if the predictor did not run.
     """
 
     feature: Float[Tensor, " B F"]
@@ -48,36 +48,43 @@ class ImageFeatures:
 
 
 def check_part_tokens(settings: ModelConfig, *, rows: int) -> None:
-    """Raises SettingsError for part tokens that begin as bands of patches which do not divide."""
+    """Check that the rows of the patch grid can be split into bands for the part tokens.
+
+    Raises:
+        SettingsError: `part_token_init` is `patch_avg`, and the rows do not divide by the parts.
+    """
     parts = len(settings.parts)
     if parts and settings.part_token_init == "patch_avg" and rows % parts:
         raise SettingsError(
-            f"model.part_token_init patch_avg cuts the patch grid into {parts} equal bands, one "
-            f"per part; its {rows} rows do not divide by {parts}: choose random or cls, or another "
-            "stride (at 256 x 128, stride 12 gives 21 rows)"
+            f"model.part_token_init patch_avg splits the patch grid into {parts} equal bands, one "
+            f"per part, but its {rows} rows do not divide by {parts}: choose random or cls, or "
+            "another stride (at 256 x 128, stride 12 gives 21 rows)"
         )
 
 
-def directly(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
-    """Call the function."""
+def call_directly(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+    """Call the function without compiling or checkpointing it."""
     return function(*args, **named)
 
 
 class ImageEncoder(nn.Module):
-    """Images to features of the person and its parts; the modules of CLIP are open_clip's own.
+    """Encodes images as features of the person and its parts, with open_clip's modules of CLIP.
 
-    `call` runs each block; another one may compile it, or compute it again for its gradient.
+    `call` runs each block. It can be replaced to compile a block or to recompute it in the backward
+    pass.
     """
 
     call: Call
 
     def __init__(self, clip: open_clip.CLIP, settings: ModelConfig):
         super().__init__()
-        self.call = directly
+        self.call = call_directly
         visual = vision_tower(clip)
         built_for = (*image_size_of(clip), visual.conv1.stride[0])
         if built_for != (settings.image_height, settings.image_width, settings.stride):
-            raise ValueError(f"the CLIP was built for another size or stride: {built_for}")
+            raise ValueError(
+                f"the CLIP was built for a different image size or stride: {built_for}"
+            )
         self.parts = len(settings.parts)
         self.grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.part_token_init = settings.part_token_init
@@ -102,7 +109,7 @@ class ImageEncoder(nn.Module):
             self.mask_predictor = MaskPredictor(
                 width=len(self.class_embedding),
                 patches=self.grid[0] * self.grid[1],
-                blocks=len(blocks_of(self.transformer)),
+                blocks=len(transformer_blocks(self.transformer)),
                 settings=settings,
             )
 
@@ -111,7 +118,7 @@ class ImageEncoder(nn.Module):
         images: Float[Tensor, " B 3 H W"],
         part_masks: Bool[Tensor, " B R L"] | None = None,
     ) -> ImageFeatures:
-        """Encode normalised images, under true part masks if given, else under predicted ones."""
+        """Encode normalised images, with the given part masks or else with predicted ones."""
         tokens = self._embed(images)
         if self.mask_predictor is None:
             return ImageFeatures(feature=self._run_blocks(tokens, bias=None))
@@ -123,20 +130,22 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def attention(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B G L"]:
-        """How much the class token and each part token attend to the patches in the last block.
+        """Attention of the class token and each part token to the patches in the last block.
 
-        The mean over heads; what a row lacks to 1 goes to the leading tokens.
+        Averaged over heads. Rows sum to less than 1: the rest goes to the class and part tokens.
         """
         seen: list[Tensor] = []
 
-        def looking(function: Callable[..., Any], block: Any, *args: Any, **named: Any) -> Any:
+        def record_attention(
+            function: Callable[..., Any], block: Any, *args: Any, **named: Any
+        ) -> Any:
             result = function(block, *args, **named)
             if (outputs := named.get("outputs")) is not None:
                 bias = named["bias"] if "bias" in named else attention_bias(self._gate(result[2]))
                 seen.append(attention_weights(block, args[-1], bias=bias, outputs=outputs))
             return result
 
-        before, self.call = self.call, looking
+        before, self.call = self.call, record_attention
         try:
             self(images)
         finally:
@@ -155,7 +164,7 @@ class ImageEncoder(nn.Module):
 
     def _embed(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B T D"]:
         patches = exact_convolutions(self.conv1, images).flatten(2).mT
-        batch = patches.shape[0]  # not len(): an exported graph would keep that as a constant
+        batch = patches.shape[0]  # not len(), which becomes a constant in an exported graph
         leading = [self.class_embedding.expand(batch, 1, -1)]
         if self.part_tokens is not None:
             leading.append(self.part_tokens.expand(batch, -1, -1))
@@ -167,7 +176,7 @@ class ImageEncoder(nn.Module):
     def _run_blocks(
         self, tokens: Float[Tensor, " B T D"], bias: Float[Tensor, " B T T"] | None
     ) -> Float[Tensor, " B F"]:
-        *blocks, last = blocks_of(self.transformer)
+        *blocks, last = transformer_blocks(self.transformer)
         for block in blocks:
             tokens = self.call(run_block, block, tokens, bias=bias)
         return self._project(self.call(run_block, last, tokens, bias=bias, outputs=1 + self.parts))
@@ -176,7 +185,7 @@ class ImageEncoder(nn.Module):
         self, tokens: Float[Tensor, " B T D"], predictor: MaskPredictor
     ) -> ImageFeatures:
         logits, probabilities = [], []
-        blocks = blocks_of(self.transformer)
+        blocks = transformer_blocks(self.transformer)
         for block, predict in zip(blocks, predictor.blocks, strict=True):
             tokens, block_logits, block_probabilities = self.call(
                 self._predict_and_run,
@@ -203,7 +212,7 @@ class ImageEncoder(nn.Module):
         before: Float[Tensor, " B R L"] | None,
         outputs: int | None,
     ) -> tuple[Float[Tensor, " B outputs D"], Float[Tensor, " B R L"], Float[Tensor, " B R L"]]:
-        """A block's tokens, under the mask logits and probabilities that it is given with them."""
+        """A block's output tokens, and the mask logits and probabilities that it ran with."""
         _, parts, patches = tokens.split([1, self.parts, self.grid[0] * self.grid[1]], dim=1)
         estimate = predict(parts, patches)
         logits = estimate if before is None else before + estimate

@@ -1,6 +1,6 @@
-"""The mask predictor: which patches belong to which part, estimated before every block (Sec. 3.3).
+"""The mask predictor: predicts before every block which patches belong to a part (Sec. 3.3).
 
-Each block's predictor adds its estimate to the one before: M_i = M_{i-1} + f_i(x), with
+Each block's predictor adds its logits to those of the previous block: M_i = M_{i-1} + f_i(x), with
 f_i = MLP(LN(CrossAttn(LN(parts), LN(patches)) + parts)).
 """
 
@@ -15,10 +15,10 @@ from muva.model.precision import at_least_float32
 
 
 class PartCrossAttention(nn.Module):
-    """Parts attend to patches; q, k and v have no bias, the inner width is the model's.
+    """Cross-attention from parts to patches, without biases for q, k and v.
 
     With only R queries, keys and values need not be projected: (q W_k^T) x and (a x) W_v^T give the
-    same numbers for R instead of L tokens' worth of products.
+    same result, at the cost of R instead of L projected tokens.
     """
 
     def __init__(self, width: int, heads: int):
@@ -33,7 +33,7 @@ class PartCrossAttention(nn.Module):
     def forward(
         self, parts: Float[Tensor, " B R D"], patches: Float[Tensor, " B L D"]
     ) -> Float[Tensor, " B R D"]:
-        """What each part gathers from the patches."""
+        """The attention output of each part."""
         per_head = (self.heads, -1)
         query = self.to_q(parts).unflatten(-1, per_head)
         key_weight = self.to_k.weight.unflatten(0, per_head)
@@ -47,7 +47,7 @@ class PartCrossAttention(nn.Module):
 
 
 class MaskPredictorBlock(nn.Module):
-    """f_i: the logits that one block adds."""
+    """f_i: predicts the mask logits that one block adds."""
 
     def __init__(self, width: int, patches: int, *, heads: int, layer_norm: bool, shortcut: bool):
         super().__init__()
@@ -63,7 +63,7 @@ class MaskPredictorBlock(nn.Module):
     def forward(
         self, parts: Float[Tensor, " B R D"], patches: Float[Tensor, " B L D"]
     ) -> Float[Tensor, " B R L"]:
-        """This block's share of the mask logits, at least float32."""
+        """The mask logits that this block adds, at least float32."""
         gathered = self.cross_attn(self.ln_attn1(parts), self.ln_attn2(patches))
         if self.shortcut:
             gathered = gathered + parts
@@ -71,7 +71,7 @@ class MaskPredictorBlock(nn.Module):
 
 
 class MaskPredictor(nn.Module):
-    """One predictor block for each block of the image encoder."""
+    """One mask predictor block for each block of the image encoder."""
 
     def __init__(self, *, width: int, patches: int, blocks: int, settings: ModelConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The whole model: image encoder, prompts, BN neck and classifier."""
+"""The complete model: image encoder, prompts, BN neck and classifier."""
 
 import json
 import warnings
@@ -21,19 +21,19 @@ from muva.model.text_encoder import TextEncoder
 
 CLASSIFIER_STD = 0.001
 
-NOT_OF_THE_BUILD = ("clip", "gating", "mask_max_value", "mask_temperature")
-"""Settings that no parameter depends on: a model may start from one that differs in them."""
+NON_ARCHITECTURAL_SETTINGS = ("clip", "gating", "mask_max_value", "mask_temperature")
+"""Settings that no parameter depends on: a model can start from one that differs in them."""
 
 
 TEXT_SIDE = ("text_", "context_length", "vocabulary", "reduced_vocabulary")
-"""Beginnings of a CLIP's sizes that only its text side has, which no start takes over."""
+"""Prefixes of the sizes of CLIP's text encoder, which a model never takes from another one."""
 
-ANOTHER_BUILD = "cannot start from a model of another build"
+DIFFERENT_ARCHITECTURE = "cannot start from a model of a different architecture"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOutputs:
-    """A training forward: the feature, after the BN neck, the identity logits, and the masks."""
+    """Outputs of a training pass: features before and after the BN neck, logits and masks."""
 
     feature: Float[Tensor, " B F"]
     necked: Float[Tensor, " B F"]
@@ -43,9 +43,9 @@ class TrainingOutputs:
 
 
 class MuvaModel(nn.Module):
-    """CLIP with part tokens, masks and a context per identity and grain.
+    """CLIP with part tokens, part masks, and a learned context for each identity and grain.
 
-    Features of the person and of R parts are concatenated: F = (1 + R) D.
+    A feature is the concatenation of the features of the person and of R parts: F = (1 + R) D.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class MuvaModel(nn.Module):
         identities: int,
         domains: Sequence[str] = (),
     ):
-        """`domains`: each identity's domain; only prompts that differ by domain need them."""
+        """`domains`: the domain of each identity, needed only if prompts differ by domain."""
         super().__init__()
         self.config = model
         self.prompt_config = prompts
@@ -70,19 +70,19 @@ class MuvaModel(nn.Module):
         self.contexts = nn.Parameter(nn.init.normal_(contexts, std=prompts.context_std))
         self.feature_dim = grains * self.image_encoder.proj.shape[1]
         self.bn_neck = BatchNormNeck(self.feature_dim)
-        with warnings.catch_warnings():  # a model that was imported may know no identity
+        with warnings.catch_warnings():  # an imported model may have no identities
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             self.classifier = nn.Linear(self.feature_dim, identities, bias=False)
         nn.init.normal_(self.classifier.weight, std=CLASSIFIER_STD)
 
     @property
     def identities(self) -> int:
-        """How many training identities have a prompt and a class."""
+        """The number of training identities, each with a prompt and a class."""
         return len(self.contexts)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patches."""
+        """Rows and columns of the patch grid."""
         return self.image_encoder.grid
 
     def encode_images(
@@ -90,7 +90,7 @@ class MuvaModel(nn.Module):
         images: Float[Tensor, " B 3 H W"],
         part_masks: Bool[Tensor, " B R L"] | None = None,
     ) -> ImageFeatures:
-        """Features before the BN neck, under true part masks if given, else predicted ones."""
+        """Features before the BN neck, with the given part masks or else with predicted ones."""
         return self.image_encoder(images, part_masks)
 
     def neck(self, feature: Float[Tensor, " B F"]) -> Float[Tensor, " B F"]:
@@ -98,21 +98,21 @@ class MuvaModel(nn.Module):
         return self.bn_neck(feature)
 
     def retrieval_features(self, images: Float[Tensor, " B 3 H W"]) -> Float[Tensor, " B F"]:
-        """What images are compared by: predicted masks, after the BN neck, of unit length."""
+        """Unit-length features after the BN neck, with predicted masks: for retrieval."""
         return normalize(self.neck(self.encode_images(images).feature))
 
     def text_features(
         self, contexts: Float[Tensor, " n G K W"], identities: Int[Tensor, " n"] | None = None
     ) -> Float[Tensor, " n F"]:
-        """Text features of these identities (None: all) with these contexts."""
+        """Text features of these identities (None: all of them) with these contexts."""
         return self.text_encoder(contexts, identities)
 
     @torch.no_grad()
     def prototypes(self, batch_size: int = 256) -> Float[Tensor, " N F"]:
-        """Text features of all identities, as their contexts stand."""
-        everyone = torch.arange(self.identities, device=self.contexts.device)
+        """Text features of all identities, with their current contexts."""
+        identities = torch.arange(self.identities, device=self.contexts.device)
         return torch.cat(
-            [self.text_encoder(self.contexts[ids], ids) for ids in everyone.split(batch_size)]
+            [self.text_encoder(self.contexts[ids], ids) for ids in identities.split(batch_size)]
         )
 
     def forward(
@@ -120,8 +120,8 @@ class MuvaModel(nn.Module):
     ) -> TrainingOutputs:
         """The forward pass of stage 2, with predicted masks; neck and classifier in float32.
 
-        `micro_batch`: so many images are encoded at a time, which saves memory and costs a second
-        pass forward; the outputs and gradients are those of the whole batch.
+        With `micro_batch`, so many images are encoded at a time, which saves memory at the cost of
+        a second forward pass. Outputs and gradients are those of the whole batch.
         """
         if micro_batch is None:
             encoded = self.encode_images(images)
@@ -142,23 +142,26 @@ class MuvaModel(nn.Module):
     def start_from(
         self, trained: "MuvaModel", *, mask_predictor: bool = True, classifier: bool = False
     ) -> None:
-        """Take over the image encoder and BN neck of a trained model of the same build.
+        """Copy the image encoder and BN neck of a trained model of the same architecture.
 
-        Contexts belong to identities and stay as they are, as the classifier does unless both
-        models know the same ones. Stage 1 has no use for the mask predictor: without it, its
-        settings may differ.
+        Contexts belong to identities and are not copied. Copy the `classifier` only if both models
+        have the same identities. Stage 1 does not use the mask predictor: with
+        `mask_predictor=False` it is not copied, and its settings may differ.
+
+        Raises:
+            MuvaError: the architectures differ; the message says how to match them.
         """
         check_same_settings(self.config, trained.config, mask_predictor=mask_predictor)
         ours, theirs = (asdict(model.clip_shape) for model in (self, trained))
         differing = [
-            f"{key} {theirs[key]!r} there, {ours[key]!r} here"
+            f"{key} is {theirs[key]!r} in that model, {ours[key]!r} here"
             for key in ours
             if not key.startswith(TEXT_SIDE) and ours[key] != theirs[key]
         ]
         if differing:
             raise MuvaError(
-                f"{ANOTHER_BUILD}: {'; '.join(differing)}. --set model.clip=… names a CLIP of its "
-                "size"
+                f"{DIFFERENT_ARCHITECTURE}: {'; '.join(differing)}. Choose a CLIP of the same size "
+                "with --set model.clip=…"
             )
         modules = ["image_encoder", "bn_neck", *(["classifier"] if classifier else [])]
         for module in modules:
@@ -176,27 +179,33 @@ class MuvaModel(nn.Module):
 def check_same_settings(
     ours: ModelConfig, theirs: ModelConfig, *, mask_predictor: bool = True
 ) -> None:
-    """Raises MuvaError, with the remedy, where ours cannot start from a model of their settings."""
+    """Check that a model with our settings can start from one with theirs.
+
+    Raises:
+        MuvaError: it cannot; the message gives the settings that would match.
+    """
     mine, other = (config.model_dump(mode="json") for config in (ours, theirs))
-    for settings in (mine, other):  # a random start and a copied one are both learned tokens
+    for settings in (mine, other):  # random and cls both give learned tokens
         settings["part_token_init"] = settings["part_token_init"] == "patch_avg"
     differing = [
         key
         for key in mine
-        if key not in NOT_OF_THE_BUILD
+        if key not in NON_ARCHITECTURAL_SETTINGS
         and (mask_predictor or not key.startswith("predictor_"))
         and mine[key] != other[key]
     ]
     if not differing:
         return
-    told = "; ".join(
-        f"{k} {getattr(theirs, k)!r} there, {getattr(ours, k)!r} here" for k in differing
+    differing_settings = "; ".join(
+        f"{k} is {getattr(theirs, k)!r} in that model, {getattr(ours, k)!r} here" for k in differing
     )
     taken = theirs.model_dump(mode="json")
     remedy = " ".join(
         f"--set model.{key}={json.dumps(taken[key], separators=(',', ':'))}" for key in differing
     )
-    raise MuvaError(f"{ANOTHER_BUILD}: {told}. To take over its settings: {remedy}")
+    raise MuvaError(
+        f"{DIFFERENT_ARCHITECTURE}: {differing_settings}. To use its settings: {remedy}"
+    )
 
 
 def build_model(
@@ -208,7 +217,7 @@ def build_model(
     seed: int,
     domains: Sequence[str] = (),
 ) -> MuvaModel:
-    """A model on this CLIP, whose modules it takes over; what is new starts from the seed."""
+    """A model that takes over the modules of this CLIP; the seed initialises everything else."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return MuvaModel(clip, model=model, prompts=prompts, identities=identities, domains=domains)

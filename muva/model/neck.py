@@ -1,7 +1,7 @@
 """The BN neck: batch normalisation of the whole feature, with a frozen bias (Sec. 3.4).
 
-The authors' training forward runs it twice on the same batch, so its running statistics move twice
-a step with momentum 0.1. One pass with momentum 1 - 0.9 * 0.9 = 0.19 gives the same statistics.
+In the authors' code each training step runs it twice on the same batch, which updates the running
+statistics twice with momentum 0.1. A single pass with momentum 1 - 0.9 * 0.9 = 0.19 is equivalent.
 """
 
 from jaxtyping import Float
@@ -13,7 +13,7 @@ MOMENTUM = 0.19
 
 
 class BatchNormNeck(nn.BatchNorm1d):
-    """Batch normalisation whose statistics are those of the batch over all workers."""
+    """Batch normalisation with the statistics of the global batch over all workers."""
 
     def __init__(self, features: int):
         super().__init__(features, momentum=MOMENTUM)

@@ -1,7 +1,7 @@
-"""Position embeddings for another image size, patch stride and number of leading tokens (Sec. 3.2).
+"""Adapts position embeddings to the image size, the stride and the part tokens (Sec. 3.2).
 
-The grid part is resized bilinearly, with neither antialiasing nor aligned corners: open_clip's own
-resize is bicubic and gives other numbers.
+The rows of the patch grid are resized bilinearly, with neither antialiasing nor aligned corners;
+open_clip's own function is bicubic and would give different values.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 
 def patch_grid(image_size: tuple[int, int], *, patch: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of the patches in an image of this (height, width), overlapping or not."""
+    """Rows and columns of the patches, which may overlap, in an image of this (height, width)."""
     height, width = image_size
     return (height - patch) // stride + 1, (width - patch) // stride + 1
 
@@ -34,6 +34,6 @@ def resize_position_embedding(
 def add_part_positions(
     embedding: Float[Tensor, " positions D"], parts: int
 ) -> Float[Tensor, " tokens D"]:
-    """Insert a row for each part token behind the class token's, as a copy of it."""
+    """Insert a copy of the class token's row for each part token, after that row."""
     class_row = embedding[:1]
     return torch.cat([class_row, class_row.expand(parts, -1), embedding[1:]])

@@ -1,4 +1,4 @@
-"""The number format of heavy products: float32, or bfloat16 where the hardware is fast at it."""
+"""The precision of matrix products: float32, or a half precision where the hardware is fast."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,10 +14,10 @@ LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve_precision(
     setting: Literal["auto", "bf16", "fp16", "fp32"], device: torch.device
 ) -> Precision:
-    """What `auto` means on this device: bf16 where it has instructions for it, else fp16 or fp32.
+    """Resolve `auto`: bf16 if the device has instructions for it, else fp16 (GPU) or fp32 (CPU).
 
-    Processors have them as AMX or as AVX512-BF16. Of the latter alone (AMD EPYC, two cores), a
-    training step of the tiny CLIP's demo takes 0.21 s in bf16 and 0.38 s in float32.
+    CPUs need AMX or AVX512-BF16. With only the latter (AMD EPYC, two cores), a training step of the
+    demo with the tiny CLIP takes 0.21 s in bf16 and 0.38 s in float32.
     """
     if setting != "auto":
         return setting
@@ -28,18 +28,18 @@ def resolve_precision(
 
 
 def at_least_float32(values: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
-    """Half precision widened; float32 and float64 as they are."""
+    """Convert half precision to float32; float32 and float64 stay unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Run the products within at this precision; float32 means no autocast."""
+    """Autocast to this precision; disabled for float32."""
     dtype = LOW_PRECISION.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def autocast_without_cache(device: str) -> torch.autocast:
-    """The autocast in force on this type of device, with weights cast wherever they are used."""
+    """The current autocast of this device type, without its cache of cast weights."""
     return torch.autocast(
         device,
         dtype=torch.get_autocast_dtype(device),
@@ -49,9 +49,9 @@ def autocast_without_cache(device: str) -> torch.autocast:
 
 
 def exact_convolutions(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """`function(images)`, in which float32 convolutions keep all bits.
+    """`function(images)` with float32 convolutions in full precision.
 
-    On GPUs cuDNN multiplies by ten of them (TF32) unless it is told otherwise.
+    By default, cuDNN rounds their inputs to TF32, which has a mantissa of ten bits.
     """
     if images.device.type != "cuda":
         return function(images)

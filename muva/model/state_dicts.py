@@ -1,4 +1,4 @@
-"""State dicts of files: tensors by name, read without running anything that a file holds."""
+"""Reads state dicts from files without executing any code that a file contains."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from torch import Tensor
 from muva.errors import MuvaError
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
-"""Where training programs put a model's state dict among other things of theirs."""
+"""Keys under which training programs store a model's state dict in a checkpoint."""
 
 _WRAPPERS = re.compile(r"(module\.|_orig_mod\.)+")
-"""What DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile add to every name."""
 
 _FORBIDDEN = re.compile(r"GLOBAL (\S+)")
-"""How torch's reader names what a pickle asks for and no tensor needs."""
+"""Matches the forbidden global in the error of torch.load(weights_only=True)."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, a torch checkpoint (no pickled code) or a TorchScript.
 
-    A checkpoint may hold its state dict under one of `CONTAINERS`; names come without what
-    DataParallel or torch.compile put before them. Raises MuvaError for a file that is not there,
-    not whole, of something else, or that names anything but tensors and plain containers.
+    A checkpoint may store its state dict under one of `CONTAINERS`. The prefixes that DataParallel
+    and torch.compile add are removed from the names.
+
+    Raises:
+        MuvaError: the file is missing, incomplete, in another format, or contains anything but
+            tensors and plain containers.
     """
     try:
         if path.suffix == ".safetensors":
@@ -41,7 +44,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise MuvaError(f"{path}: expected a file of weights, found none") from error
+        raise MuvaError(f"{path}: expected a weights file, found none") from error
     except pickle.UnpicklingError as error:
         raise _unpicklable(path, error) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
@@ -60,7 +63,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _weights_in(stored: Any) -> Mapping[str, Tensor | int | float] | None:
-    """Tensors, and numbers among them: OpenAI's sizes are saved as either."""
+    """The state dict in a loaded file, where OpenAI's sizes may be plain numbers."""
     if not isinstance(stored, Mapping) or not stored:
         return None
     are_tensors = [isinstance(value, Tensor) for value in stored.values()]
@@ -78,19 +81,19 @@ def _weights_in(stored: Any) -> Mapping[str, Tensor | int | float] | None:
 def _unpicklable(path: Path, error: pickle.UnpicklingError) -> MuvaError:
     named = _FORBIDDEN.search(str(error))
     if named is None:
-        return _unreadable(path, "no pickle of tensors")  # torch's words advise to run it
+        return _unreadable(path, "not a pickle of tensors")  # torch's message advises to run it
     return MuvaError(
-        f"{path}: asks for {named[1].rstrip('.')}, which no weights need and which could run code; "
-        "it was not opened. Expected a torch file of tensors only in plain containers. Where you "
-        "trust the file, take them out of it: torch.save(torch.load(FILE, weights_only=False)"
-        "['state_dict'], 'weights.pth')"
+        f"{path}: its pickle refers to {named[1].rstrip('.')}, which weights do not need and which "
+        "could run code, so it was not loaded. Expected a torch file with tensors in plain "
+        "containers. If you trust the file, extract the tensors: "
+        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"
     )
 
 
 def _unreadable(path: Path, reason: str) -> MuvaError:
     return MuvaError(
-        f"{path}: not readable as weights ({reason}): expected safetensors, a torch file of "
-        "tensors only, or TorchScript; is it whole?"
+        f"{path}: cannot be read as weights ({reason}): expected safetensors, a torch file of "
+        "tensors, or TorchScript. Check that the file is complete"
     )
 
 

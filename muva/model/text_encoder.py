@@ -1,7 +1,7 @@
-"""The text encoder: learned contexts within the prompts, through CLIP's frozen text transformer.
+"""The text encoder: prompts with learned contexts, encoded by CLIP's frozen text transformer.
 
-The transformer is causal, so a prompt needs its own length only: at most some twenty tokens instead
-of 77, for the same features.
+The transformer is causal, so padding can be cut off: about twenty tokens per prompt instead of 77
+give the same features.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from muva.config import Part, PromptConfig
 from muva.errors import MuvaError
-from muva.model.attention import blocks_of, run_block
+from muva.model.attention import run_block, transformer_blocks
 from muva.model.precision import at_least_float32
 from muva.model.prompts import CONTEXT_START, prompt_texts, tokenise
 
 
 class TextEncoder(nn.Module):
-    """Contexts of identities to text features of the person and its parts.
+    """Encodes the contexts of identities as text features of the person and its parts.
 
-    Where prompts differ by domain, `domains` is the domain of each identity.
+    If prompts differ by domain, `domains` holds the domain of each identity.
     """
 
     token_ids_by_domain: Tensor
-    """(domain contexts, G, T)."""
+    """Token ids (domain contexts, G, T)."""
     domain_of: Tensor
-    """(N,): each identity's place among the domain contexts; (0,) where all have the same."""
+    """Index of each identity's domain context (N,); empty if all share one context."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         if prompts.differ_by_domain and not domains:
             raise MuvaError(
-                "the prompts differ by domain, and whose identities these are is not known: set "
+                "the prompts differ by domain, but the domains of the identities are unknown: set "
                 "prompts.domain_contexts={} and a prompts.domain_context without {domain}"
             )
         self.token_embedding = clip.get_submodule("token_embedding")
@@ -68,15 +68,15 @@ class TextEncoder(nn.Module):
 
     @property
     def token_ids(self) -> Tensor:
-        """The prompts' token ids (G, T), of the first domain where they differ."""
+        """Token ids of the prompts (G, T); of the first domain if they differ by domain."""
         return self.token_ids_by_domain[0]
 
     def forward(
         self, contexts: Float[Tensor, " n G K W"], identities: Int[Tensor, " n"] | None = None
     ) -> Float[Tensor, " n F"]:
-        """Text features of identities: those of their G prompts, concatenated.
+        """Text features of identities: the features of their G prompts, concatenated.
 
-        `identities` says whose contexts these are; None: those of all, in order.
+        `identities` are the identities of the contexts; None: all identities, in order.
         """
         count, grains = contexts.shape[:2]
         ends = self.token_ids_by_domain.argmax(dim=2)
@@ -102,7 +102,7 @@ class TextEncoder(nn.Module):
 def encode_text(
     clip: open_clip.CLIP, token_ids: Int[Tensor, " B context"]
 ) -> Float[Tensor, " B D"]:
-    """CLIP's features of tokenised texts, run on the longest text's own length."""
+    """CLIP's features of tokenised texts, computed up to the length of the longest text."""
     ends = token_ids.argmax(dim=1)
     return _encode_embedded(
         clip.get_submodule("token_embedding")(token_ids[:, : int(ends.max()) + 1]),
@@ -124,6 +124,6 @@ def _encode_embedded(
     projection: Float[Tensor, " W D"],
 ) -> Float[Tensor, " B D"]:
     tokens = embedded + positions[: embedded.shape[1]]
-    for block in blocks_of(transformer):
+    for block in transformer_blocks(transformer):
         tokens = run_block(block, tokens, causal=True)
     return ln_final(tokens[torch.arange(len(tokens), device=tokens.device), ends]) @ projection

@@ -1,1 +1,1 @@
-"""How the small models that are shipped are made."""
+"""Pre-trains the small models shipped with muva."""

@@ -1,9 +1,10 @@
-"""Pre-train the tiny CLIP that is shipped: `python -m muva.pretraining.clip --out FOLDER`.
+"""Pre-train the tiny CLIP shipped with muva: `python -m muva.pretraining.clip --out FOLDER`.
 
-A stand-in with the shape of the real one, small enough for a laptop: contrastive learning (Radford
-et al. 2021, Sec. 2.3) on rendered people and captions of their attributes, from the pre-training
-domains alone. Ends by measuring it on people and domains that it has not seen, and writes
-`model.safetensors`, `config.json` and a model card. Same seed and threads, same weights.
+A small CLIP with the architecture of the real one, which runs on a laptop. It is trained by
+contrastive learning (Radford et al. 2021, Sec. 2.3) on rendered people and captions of their
+attributes, using only the pre-training domains, and then evaluated on people and domains that it
+has not seen. Writes `model.safetensors`, `config.json` and a model card. The same seed and number
+of threads give the same weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from muva.model.attention import blocks_of, run_block
+from muva.model.attention import run_block, transformer_blocks
 from muva.model.clip import (
     load_clip,
     new_clip,
@@ -38,7 +39,7 @@ from muva.model.precision import autocast, resolve_precision
 from muva.model.text_encoder import encode_text
 from muva.retrieval import RetrievalResult, evaluate
 from muva.synthetic import DOMAINS, PRETRAINING, render, test_records
-from muva.synthetic.caption import caption, every_phrase
+from muva.synthetic.caption import caption, vocabulary_texts
 from muva.synthetic.identity import identity
 from muva.synthetic.sensor import decode_jpeg
 
@@ -47,16 +48,16 @@ IMAGES_PER_CAMERA = 2
 PEOPLE_PER_TASK = 25
 
 PEOPLE, STEPS = 2000, 2000
-"""People over both domains."""
+"""Number of people in both domains together."""
 
 BATCH = 128
-"""Different people per step, so that the captions of a batch differ."""
+"""Images per step, each of a different person, so that captions within a batch differ."""
 PEAK_LR, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.05
 GRADIENT_NORM = 1.0
 LARGEST_LOGIT_SCALE = math.log(100)
 
 TRAIN_PEOPLE = TEST_PEOPLE = 100
-"""The benchmark domains' split; the people of the zero-shot figures come after the first ones."""
+"""The split of the benchmark domains; zero-shot evaluation uses people after the first ones."""
 
 PROMPT_WORDS = (
     "A photo of a * * * * person, head of a person, upper body of a person, legs of a person",
@@ -65,7 +66,7 @@ PROMPT_WORDS = (
     "in a shopping mall, on a campus, on a boulevard, at a station, at a harbour, in an airport",
     "from a high camera, from the front, from behind, from the side, blurred, dark, bright",
 )
-"""Words of the prompts and of domain contexts that have a row in the vocabulary."""
+"""Texts of prompts and domain contexts whose words are part of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class People:
 
 
 def main() -> None:
-    """Pre-train, measure, save."""
+    """Pre-train, evaluate and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
@@ -96,7 +97,7 @@ def main() -> None:
         flush=True,
     )
 
-    token_ids = token_ids_in([*every_phrase(), *PROMPT_WORDS, *people.captions])
+    token_ids = token_ids_in([*vocabulary_texts(), *PROMPT_WORDS, *people.captions])
     clip = new_clip(token_ids=token_ids, seed=arguments.seed, image_size=(HEIGHT, WIDTH))
     parameters = sum(parameter.numel() for parameter in clip.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, {len(token_ids)} tokens")
@@ -104,21 +105,21 @@ def main() -> None:
         if report.step % 20 == 0 or report.step == arguments.steps:
             print(
                 f"step {report.step}/{arguments.steps}  loss {report.loss:.3f}  "
-                f"told apart {report.told_apart:.2f}  {time.perf_counter() - started:.0f} s",
+                f"accuracy {report.accuracy:.2f}  {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
 
     save_clip(clip, arguments.out, name="tiny")
     shipped = load_clip(str(arguments.out), image_size=(HEIGHT, WIDTH), stride=8)
-    figures = {
+    results = {
         domain: zero_shot(shipped, domain, pids=unseen_people(domain, pretrained_on=per_domain))
         for domain in DOMAINS
     }
-    for domain, result in figures.items():
+    for domain, result in results.items():
         print(f"{domain:15s} rank-1 {result.cmc[1]:.3f}  mAP {result.mean_ap:.3f}")
     seconds = time.perf_counter() - started
     card = model_card(
-        figures,
+        results,
         people=people,
         parameters=parameters,
         tokens=len(token_ids),
@@ -130,11 +131,11 @@ def main() -> None:
 
 
 def render_people(people_per_domain: int, *, processes: int) -> People:
-    """The first people of each pre-training domain, under all cameras."""
-    who = [(domain, pid) for domain in PRETRAINING for pid in range(1, people_per_domain + 1)]
+    """Render the first people of each pre-training domain, seen by all its cameras."""
+    people = [(domain, pid) for domain in PRETRAINING for pid in range(1, people_per_domain + 1)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        views = list(pool.map(_views, *zip(*who, strict=True), chunksize=PEOPLE_PER_TASK))
-    return People(np.stack(views), [caption(identity(domain, pid)) for domain, pid in who])
+        views = list(pool.map(_views, *zip(*people, strict=True), chunksize=PEOPLE_PER_TASK))
+    return People(np.stack(views), [caption(identity(domain, pid)) for domain, pid in people])
 
 
 def _views(domain: str, pid: int) -> NDArray[np.uint8]:
@@ -149,17 +150,17 @@ def _views(domain: str, pid: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step: its loss, and how many images of the batch found their own caption."""
+    """The loss of a step, and the fraction of images matched to their own caption."""
 
     step: int
     loss: float
-    told_apart: float
+    accuracy: float
 
 
 def pretrain(
     clip: open_clip.CLIP, people: People, *, steps: int, seed: int
 ) -> Iterator[StepReport]:
-    """Bring each image close to its person's caption, away from the captions of the others."""
+    """Train with a contrastive loss between images and captions, yielding after each step."""
     optimiser = torch.optim.AdamW(clip.parameters(), lr=PEAK_LR, weight_decay=WEIGHT_DECAY)
     own = torch.arange(min(BATCH, len(people.captions)))
     precision = resolve_precision("auto", torch.device("cpu"))
@@ -182,21 +183,22 @@ def pretrain(
         optimiser.step()
         with torch.no_grad():
             clip.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)
-        told_apart = (logits.argmax(dim=1) == own).float().mean()
-        yield StepReport(step, float(loss.detach()), float(told_apart))
+        accuracy = (logits.argmax(dim=1) == own).float().mean()
+        yield StepReport(step, float(loss.detach()), float(accuracy))
     clip.eval()
 
 
 def encode_images(clip: open_clip.CLIP, pixels: Tensor) -> Tensor:
-    """CLIP's features (B, D) of images, in less time than its own forward: the last block runs for
-    the class token alone, and attention has a fast way back in bf16.
+    """CLIP's features (B, D) of images, faster than CLIP's own method.
+
+    The last block computes only the class token, and attention has a fast backward pass in bf16.
     """
     visual = vision_tower(clip)
     patches = visual.conv1(pixels).flatten(2).mT
     first = visual.get_parameter("class_embedding").expand(len(pixels), 1, -1)
     tokens = torch.cat([first, patches], dim=1) + visual.positional_embedding
     tokens = visual.ln_pre(tokens)
-    *blocks, last = blocks_of(visual.transformer)
+    *blocks, last = transformer_blocks(visual.transformer)
     for block in blocks:
         tokens = run_block(block, tokens)
     tokens = run_block(last, tokens, outputs=1)
@@ -204,7 +206,7 @@ def encode_images(clip: open_clip.CLIP, pixels: Tensor) -> Tensor:
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Share of the peak rate at a step from 1: a linear warm-up, then half a cosine to zero."""
+    """Learning rate at a step, counted from 1, as a fraction of the peak: warm-up and cosine."""
     warmup = max(1, round(WARMUP * steps))
     if step <= warmup:
         return step / warmup
@@ -214,7 +216,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 def draw_batch(
     people: People, clip: open_clip.CLIP, rng: np.random.Generator, *, size: int
 ) -> tuple[Tensor, Tensor]:
-    """One image each of `size` different people (B, 3, H, W), and token ids of their captions."""
+    """Images (B, 3, H, W) of `size` different people, and the token ids of their captions."""
     chosen = rng.choice(len(people.captions), size, replace=False)
     views = rng.integers(people.images.shape[1], size=size)
     images = to_pixels(people.images[chosen, views], clip)
@@ -226,21 +228,21 @@ def draw_batch(
 
 
 def to_pixels(images: NDArray[np.uint8], clip: open_clip.CLIP) -> Tensor:
-    """(B, H, W, 3) levels to (B, 3, H, W) values normalised as the CLIP has it."""
+    """Convert pixels (B, H, W, 3) to images (B, 3, H, W) with the CLIP's normalisation."""
     mean, std = (torch.tensor(channels)[:, None, None] for channels in normalisation(clip))
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
     return (pixels / 255 - mean) / std
 
 
 def shift_colours(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Other exposures and white balances, as other cameras have."""
+    """Vary exposure and white balance, as between cameras."""
     contrast = rng.uniform(0.7, 1.3, (len(pixels), 1, 1, 1))
     tint = rng.uniform(-0.2, 0.2, (len(pixels), 3, 1, 1))
     return pixels * torch.from_numpy(contrast).float() + torch.from_numpy(tint).float()
 
 
 def phrase(text: str, rng: np.random.Generator) -> str:
-    """A caption as it is or in the words of the prompts, sometimes with just `person`."""
+    """Vary a caption: sometimes with the prefix of the prompts, sometimes with `person`."""
     if rng.random() < 0.25:
         for noun in (" woman ", " man ", " girl ", " boy "):
             text = text.replace(noun, " person ", 1)
@@ -248,7 +250,7 @@ def phrase(text: str, rng: np.random.Generator) -> str:
 
 
 def zero_shot(clip: open_clip.CLIP, domain: str, *, pids: Iterable[int]) -> RetrievalResult:
-    """How well a CLIP as it is tells these people of a domain apart, across cameras."""
+    """Evaluate a CLIP without further training on these people of a domain, across cameras."""
     records = test_records(
         domain, pids=pids, images_per_camera=IMAGES_PER_CAMERA, height=HEIGHT, width=WIDTH
     )
@@ -280,7 +282,7 @@ def unseen_people(domain: str, *, pretrained_on: int) -> range:
 
 
 def model_card(
-    figures: Mapping[str, RetrievalResult],
+    results: Mapping[str, RetrievalResult],
     *,
     people: People,
     parameters: int,
@@ -288,19 +290,19 @@ def model_card(
     arguments: argparse.Namespace,
     seconds: float,
 ) -> str:
-    """The README of the folder that is written."""
+    """The README of the model's folder."""
     rows = "\n".join(
         f"| {domain} | {'people unseen' if domain in PRETRAINING else 'domain unseen'} "
         f"| {100 * result.cmc[1]:.1f} | {100 * result.mean_ap:.1f} |"
-        for domain, result in figures.items()
+        for domain, result in results.items()
     )
     count, views = people.images.shape[:2]
     return f"""# The tiny CLIP
 
 A CLIP of {parameters / 1e6:.2f} M parameters in OpenAI's layout, small enough to fine-tune on a
-laptop: a stand-in with the shape of the real one, for the demo, the tests and the benchmarks on
-synthetic people. It knows nothing but rendered pedestrians; `ViT-B-16` with OpenAI's weights takes
-its place by one setting (`model.clip`).
+laptop. It has the architecture of the real one and is used in the demo, the tests and the
+benchmarks on synthetic people. It was trained only on rendered pedestrians; the setting
+`model.clip` replaces it, for example by `ViT-B-16` with OpenAI's weights.
 
 - Image encoder: {HEIGHT} x {WIDTH} pixels, patch 8, width 128, 4 layers, 2 heads; mean and std 0.5.
 - Text encoder: width 64, 3 layers, 1 head, context 77; CLIP's tokeniser, of whose vocabulary the
@@ -314,8 +316,8 @@ its place by one setting (`model.clip`).
 
 ## Zero-shot retrieval
 
-`python -m benchmarks.zero_shot`: the projected class token as it is, {TEST_PEOPLE} people, per
-camera one query and {IMAGES_PER_CAMERA - 1} gallery image, across cameras, in per cent.
+`python -m benchmarks.zero_shot`: the projected class token without training, {TEST_PEOPLE} people,
+per camera one query and {IMAGES_PER_CAMERA - 1} gallery image, across cameras, in per cent.
 
 | domain | | rank-1 | mAP |
 |---|---|---|---|
@@ -323,8 +325,8 @@ camera one query and {IMAGES_PER_CAMERA - 1} gallery image, across cameras, in p
 
 ## Limits
 
-It has seen one renderer's people only: do not judge CLIP, or people, by it. Words of prompts and
-domain contexts that no caption holds have rows in the vocabulary that were never trained.
+It has seen only people from one renderer, so its results say little about CLIP or real images.
+Words of prompts and domain contexts that occur in no caption have untrained rows in the vocabulary.
 """
 
 

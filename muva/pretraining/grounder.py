@@ -1,9 +1,9 @@
 """Pre-train a tiny grounding MLLM: `python -m muva.pretraining.grounder --out FOLDER`.
 
 Florence-2's architecture (Xiao et al. 2024) at a hundredth of its size, with a vocabulary of the
-phrases' words and 1,000 locations. It learns to answer a phrase with a box from rendered people and
-their exact boxes, of the pre-training domains alone. Writes what `from_pretrained` reads. Same
-seed and threads, same weights.
+words in the phrases and 1,000 locations. It learns to answer a phrase with a box, from rendered
+people and their exact boxes, using only the pre-training domains. Writes a folder for
+`from_pretrained`. The same seed and number of threads give the same weights.
 """
 
 from __future__ import annotations
@@ -50,25 +50,25 @@ HEIGHT, WIDTH = 128, 64
 LOCATIONS = 1000
 TASK = "<CAPTION_TO_PHRASE_GROUNDING>"
 QUESTION_WORDS = "Locate the phrases in the caption:"
-"""What Florence-2's processor makes of the task."""
+"""The text into which Florence-2's processor expands the task token."""
 
 PEOPLE, STEPS, BATCH = 19_200, 5000, 32
-"""People over both domains, an image of each; a step asks all phrases of `BATCH` images."""
+"""People in both domains, with one image each; a step has all phrases for `BATCH` images."""
 PEAK_LR, WEIGHT_DECAY, GRADIENT_NORM = 1e-3, 0.02, 1.0
 FIRST_SPREAD, LAST_SPREAD = 40.0, 6.0
-"""Bins, from the first step to the middle one: a location near the true one is nearly right."""
-LOCATION_STD, PLACE_STD = 0.05, 0.5
+"""Standard deviations in bins, decreasing until the middle step: near locations count as well."""
+LOCATION_STD, POSITION_STD = 0.05, 0.5
 COVERAGE_WEIGHT = 4.0
 LEFT_PX = 0.25
-"""The renderer asks the right one of a pixel's two rays which part it sees (`cutout`), so boxes lie
-a little to the left of the picture. Mirrored ones shall too: the expert would learn neither."""
+"""The renderer samples the part at the right one of a pixel's two rays (`cutout`), so boxes are
+shifted slightly to the left. Boxes of flipped images get the same shift, to be consistent."""
 TOKEN_WIDTH = 128
 CELL = 16
-"""Pixels of the side that an image token stands for."""
+"""Side in pixels of the cell that an image token covers."""
 
 BEGIN, PAD, END, UNKNOWN, IMAGE = "<s>", "<pad>", "</s>", "<unk>", "<image>"
 ANSWERS = {"head": "head", "upper_body": "upper body", "legs": "legs"}
-"""Part -> what stands before its four locations."""
+"""Part -> the words before its four locations in an answer."""
 ANSWER_TOKENS = 8
 """The longest answer: start, two words, four locations, end."""
 
@@ -80,7 +80,7 @@ class Shots:
     images: NDArray[np.uint8]
     """(M, H, W, 3)"""
     boxes: NDArray[np.float32]
-    """(M, R, 4) as fractions, NaN for a part out of sight."""
+    """(M, R, 4) as fractions; NaN for a part that is not visible."""
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def render_shots(people: int, *, processes: int) -> Shots:
-    """People of the varied pre-training domains, as many under each camera, each seen once."""
+    """Render people of the varied pre-training domains, equally many per camera, one image each."""
     cameras = [
         (name, camid) for name, domain in VARIED.items() for camid in range(1, domain.cameras + 1)
     ]
@@ -126,13 +126,13 @@ def _shots(domain: str, camid: int, people: int) -> Shots:
         render(domain, pid=pid, camid=camid, index=0, height=HEIGHT, width=WIDTH)
         for pid in range(first, first + people)
     ]
-    nowhere = (math.nan,) * 4
-    boxes = [[shot.boxes[part] or nowhere for part in PARTS] for shot in shots]
+    no_box = (math.nan,) * 4
+    boxes = [[shot.boxes[part] or no_box for part in PARTS] for shot in shots]
     return Shots(np.stack([shot.image for shot in shots]), np.array(boxes, np.float32))
 
 
 def new_processor() -> Florence2Processor:
-    """Florence-2's processor for images of 128 x 64 and the words of our phrases."""
+    """Florence-2's processor for images of 128 x 64, with the vocabulary of our phrases."""
     words = f"{QUESTION_WORDS} {' '.join(PHRASES.values())} {' '.join(ANSWERS.values())}".split()
     special = [BEGIN, PAD, END, UNKNOWN, IMAGE]
     locations = [f"<loc_{number}>" for number in range(LOCATIONS)]
@@ -209,16 +209,17 @@ def new_grounder(processor: Florence2Processor, *, seed: int) -> Florence2ForCon
         torch.manual_seed(seed)
         model = Florence2ForConditionalGeneration(config)
         _widen(model)
-    _lay_out_places(model, first_location=tokenizer.convert_tokens_to_ids("<loc_0>"))
+    _init_positions(model, first_location=tokenizer.convert_tokens_to_ids("<loc_0>"))
     return model
 
 
 @torch.no_grad()
 def _widen(model: torch.nn.Module) -> None:
-    """Weights as large as keep what passes through them: variance 1 / inputs.
+    """Initialise weights with variance 1 / inputs, which preserves the scale of activations.
 
-    Transformers' own 0.02 suits a width of 2,500. At 128 the question and the image are too faint
-    beside what the decoder has said, and the answer is the average box, whatever is asked.
+    The default of transformers, 0.02, suits a width of 2,500. At 128, question and image would
+    contribute too little compared with the decoder's own tokens, and every answer would be the
+    average box.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and not name.endswith("lm_head"):
@@ -226,19 +227,19 @@ def _widen(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def _lay_out_places(model: Any, *, first_location: int) -> None:
-    """Neighbouring locations start with alike embeddings; rows and columns start apart."""
+def _init_positions(model: Any, *, first_location: int) -> None:
+    """Initialise similar embeddings for neighbouring locations, and distinct rows and columns."""
     table = model.get_input_embeddings().weight
     table[first_location : first_location + LOCATIONS] = LOCATION_STD * _waves(
         LOCATIONS, table.shape[1]
     )
     places = model.model.multi_modal_projector.image_position_embed
     for embedding in (places.row_embeddings, places.column_embeddings):
-        embedding.weight.copy_(PLACE_STD * _waves(*embedding.weight.shape))
+        embedding.weight.copy_(POSITION_STD * _waves(*embedding.weight.shape))
 
 
 def _waves(count: int, width: int) -> Tensor:
-    """(count, width): sines and cosines, half a wave to 64 of them over the count; variance 1."""
+    """Sinusoidal embeddings (count, width) with variance 1, from half a wave to 64 waves."""
     half_waves = torch.logspace(0, 7, width // 2, 2.0)
     angles = math.pi * torch.arange(count)[:, None] / count * half_waves
     return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -252,10 +253,10 @@ def pretrain(
     steps: int,
     seed: int,
 ) -> Iterator[tuple[int, float]]:
-    """Teach each phrase's answer; gives the number and the loss of each step.
+    """Train the answer to each phrase; yields number and loss of each step.
 
-    Beside it each image token learns how much of its cell lies in each part's box, by a layer that
-    is dropped afterwards: the vision tower finds the parts before answers tell it where to look.
+    An auxiliary layer, dropped afterwards, predicts for each image token how much of its cell each
+    part's box covers. So the vision tower learns to find parts before the answers do.
     """
     tokenizer = processor.tokenizer
     words = f"{QUESTION_WORDS} {{}}"
@@ -268,7 +269,7 @@ def pretrain(
     )
     first_location = tokenizer.convert_tokens_to_ids("<loc_0>")
     cells = torch.nn.Linear(TOKEN_WIDTH, len(PARTS))
-    torch.nn.init.zeros_(cells.weight)  # nothing here is drawn but from the seed
+    torch.nn.init.zeros_(cells.weight)  # random initialisation depends only on the seed
     torch.nn.init.zeros_(cells.bias)
     optimiser = torch.optim.AdamW(
         [*model.parameters(), *cells.parameters()], lr=PEAK_LR, weight_decay=WEIGHT_DECAY
@@ -305,7 +306,7 @@ def pretrain(
 def _answers(
     model: Any, questions: Tensor, pixels: Tensor, answers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Logits (B R, answer, V) and image tokens (B, 1 + L, D); each image is looked at once."""
+    """Logits (B R, answer, V) and image tokens (B, 1 + L, D); each image is encoded once."""
     images, asked = len(pixels), len(questions)
     seen = model.get_image_features(pixels).pooler_output
     features = seen.repeat_interleave(asked, dim=0)
@@ -322,7 +323,7 @@ def _answers(
 
 
 def coverage(boxes: Tensor) -> Tensor:
-    """(B, R, 4) boxes -> (B, L, R): which share of each cell of the image lies in each box."""
+    """Boxes (B, R, 4) -> the fraction of each image cell that each box covers (B, L, R)."""
     rows, columns = HEIGHT // CELL, WIDTH // CELL
     x0, y0, x1, y1 = boxes.nan_to_num(0.0).unbind(dim=2)
     down, across = _shares(y0, y1, rows), _shares(x0, x1, columns)
@@ -330,7 +331,7 @@ def coverage(boxes: Tensor) -> Tensor:
 
 
 def _shares(first: Tensor, last: Tensor, count: int) -> Tensor:
-    """Of each of `count` equal stretches of 0 to 1, the share between `first` and `last`."""
+    """The fraction of each of `count` equal intervals of 0 to 1 between `first` and `last`."""
     edges = torch.arange(count + 1) / count
     start, end = (
         torch.maximum(first[..., None], edges[:-1]),
@@ -340,7 +341,7 @@ def _shares(first: Tensor, last: Tensor, count: int) -> Tensor:
 
 
 def answer_tokens(boxes: Tensor, tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """(B, R, 4) boxes -> (B R, answer) ids: words and four locations, nothing for no box."""
+    """Boxes (B, R, 4) -> token ids (B R, answer): words and four locations, empty without a box."""
     bins = (boxes * LOCATIONS).floor().clamp(0, LOCATIONS - 1)
     answers = [
         BEGIN + END
@@ -355,7 +356,7 @@ def answer_tokens(boxes: Tensor, tokenizer: PreTrainedTokenizerFast) -> Tensor:
 def answer_loss(
     logits: Tensor, answers: Tensor, *, first_location: int, pad: int, spread: float
 ) -> Tensor:
-    """Cross-entropy of the answers; a location's target is spread over its neighbours.
+    """Cross-entropy of the answers, with targets of locations smoothed over their neighbours.
 
     logits (B R, answer, V), answers (B R, answer); spread: standard deviation in bins.
     """
@@ -371,7 +372,7 @@ def answer_loss(
 
 
 def draw_batch(shots: Shots, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Pixels (B, 3, H, W) and boxes (B, R, 4) of images as other cameras would have them."""
+    """Images (B, 3, H, W) and boxes (B, R, 4), augmented with random cameras and crops."""
     chosen = rng.choice(len(shots.images), min(BATCH, len(shots.images)), replace=False)
     images = np.stack(
         [expose(image.astype(np.float32), any_sensor(rng), rng) for image in shots.images[chosen]]
@@ -381,7 +382,7 @@ def draw_batch(shots: Shots, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
 
 
 def any_sensor(rng: np.random.Generator) -> Sensor:
-    """A camera of any network: dark or bright, tinted, soft, noisy, compressed."""
+    """A random camera: exposure, tint, blur, noise and compression."""
     return Sensor(
         gain=(rng.uniform(0.8, 1.5) * rng.uniform(0.8, 1.2, 3)).astype(np.float32),
         gamma=rng.uniform(0.7, 1.4),
@@ -394,7 +395,7 @@ def any_sensor(rng: np.random.Generator) -> Sensor:
 
 
 def reframe(pixels: Tensor, boxes: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Another crop: mirrored, moved, larger or smaller; boxes follow and end at the edges."""
+    """Randomly flip, shift and scale images with their boxes, which are clipped at the edges."""
     count = len(pixels)
     larger, wider = rng.uniform(0.88, 1.08, (count, 1)), rng.uniform(0.9, 1.1, (count, 2))
     zoom = torch.from_numpy(larger * wider)
@@ -404,7 +405,7 @@ def reframe(pixels: Tensor, boxes: Tensor, rng: np.random.Generator) -> tuple[Te
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom[:, 0] * mirrored, zoom[:, 1], centre
     grid = affine_grid(theta.float(), list(pixels.shape), align_corners=False)
     framed = grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    # The grid says where in the old image each place of the new one comes from: boxes go back.
+    # The grid maps new to old coordinates, so boxes need the inverse.
     scale = torch.stack([zoom[:, 0] * mirrored, zoom[:, 1]], dim=1)[:, None, None]
     corners = (boxes.double().unflatten(2, (2, 2)) * 2 - 1 - centre[:, None, None]) / scale
     corners = (corners + 1) / 2
@@ -412,15 +413,15 @@ def reframe(pixels: Tensor, boxes: Tensor, rng: np.random.Generator) -> tuple[Te
     moved[..., 0::2] -= (mirrored < 0)[:, None, None] * 2 * LEFT_PX / pixels.shape[3]
     moved = moved.clamp(0, 1)
     moved[boxes.isnan().any(dim=2)] = math.nan
-    gone = ((moved[..., 2:] - moved[..., :2]) < 0.02).any(dim=2)
-    moved[gone] = math.nan
+    out_of_frame = ((moved[..., 2:] - moved[..., :2]) < 0.02).any(dim=2)
+    moved[out_of_frame] = math.nan
     return framed, moved.float()
 
 
 def save(
     model: Florence2ForConditionalGeneration, processor: Florence2Processor, folder: Path
 ) -> None:
-    """Write what `from_pretrained` reads, weights in float16."""
+    """Write a folder for `from_pretrained`, with weights in float16."""
     model.half().save_pretrained(folder)
     processor.save_pretrained(folder)
     model.float()

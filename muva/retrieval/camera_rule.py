@@ -1,7 +1,8 @@
-"""The one place that says which gallery images count for a query (Market-1501's protocol).
+"""The only place that decides which gallery images count for a query (Market-1501's protocol).
 
-A gallery image of the query's identity from the query's camera is ignored, as is junk (pid -1).
-Without camera ids a query ignores only its own image. Everything else of its identity is a match.
+Junk (pid -1), and gallery images with both the identity and the camera of the query, are ignored.
+Without camera ids, a query only ignores its own image. All other gallery images of its identity are
+matches.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ Identifiers = np.ndarray | Sequence[str] | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
-    """Who is on the images of one side, query or gallery, and where each was taken."""
+class ImageLabels:
+    """Identity and camera of each image on one side, query or gallery."""
 
     pids: np.ndarray
     camids: np.ndarray | None
@@ -32,16 +33,16 @@ class Labels:
 
 
 class CameraRule:
-    """Judges gallery images for one query at a time."""
+    """Determines the matches and the ignored gallery images of each query."""
 
-    def __init__(self, query: Labels, gallery: Labels):
+    def __init__(self, query: ImageLabels, gallery: ImageLabels):
         if (query.camids is None) != (gallery.camids is None):
             known, unknown = (
                 ("query", "gallery") if gallery.camids is None else ("gallery", "query")
             )
             raise MuvaError(
-                f"camera ids are given for the {known} but not for the {unknown} images: give "
-                "both, or neither, and each query then ignores only its own image"
+                f"camera ids are given for the {known} but not for the {unknown} images. "
+                "Give both, or neither; each query then only ignores its own image"
             )
         self.query, self._gallery = query, gallery
         self.junk = np.flatnonzero(gallery.pids == JUNK_PID)
@@ -50,7 +51,8 @@ class CameraRule:
             np.zeros(len(gallery), np.int64) if gallery.camids is None else gallery.camids,
             return_inverse=True,
         )
-        """The gallery's camera ids, and each image's place among them; one where unknown."""
+        """The camera ids of the gallery, and the index of each image's camera id; a single one if
+        unknown."""
         self._by_pid = np.argsort(gallery.pids, kind="stable")
         sorted_pids = gallery.pids[self._by_pid]
         self._first = np.searchsorted(sorted_pids, query.pids, side="left")
@@ -59,18 +61,18 @@ class CameraRule:
 
     @property
     def knows_cameras(self) -> bool:
-        """Otherwise a query ignores its own image alone."""
+        """Whether camera ids are known; otherwise, a query only ignores its own image."""
         return self._gallery.camids is not None
 
     @property
     def camera_count(self) -> int:
-        """Different cameras of the gallery."""
+        """Number of cameras in the gallery."""
         return len(self.camids)
 
-    def judge(self, query_index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The query's matches and the images it ignores besides junk: gallery indices, ascending.
+    def matches_and_ignored(self, query_index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The matches of a query, and the images it ignores besides junk: sorted gallery indices.
 
-        A query that is junk itself has neither.
+        Both are empty for a query that is junk itself.
         """
         if self.query.pids[query_index] == JUNK_PID:
             return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -84,31 +86,31 @@ class CameraRule:
         return same_person[same_person != own], np.array([own])
 
 
-def labels(
+def checked_labels(
     *,
     pids: Integers,
     camids: Integers | None,
     ids: Identifiers | None,
     count: int,
     side: str,
-) -> Labels:
-    """Checked labels of `count` images; `side` names them in errors."""
-    return Labels(
+) -> ImageLabels:
+    """Validated labels of `count` images. `side` names them in errors. Raises MuvaError."""
+    return ImageLabels(
         pids=_integers(pids, count, f"{side}_pids"),
         camids=None if camids is None else _integers(camids, count, f"{side}_camids"),
         ids=None if ids is None else _one_per_image(np.asarray(ids), count, f"{side}_ids"),
     )
 
 
-def _own_images(query: Labels, gallery: Labels) -> dict[int, int]:
-    """Gallery index of each query's own image, where there is one and cameras are unknown."""
+def _own_images(query: ImageLabels, gallery: ImageLabels) -> dict[int, int]:
+    """Query index -> gallery index of the same image, if cameras are unknown."""
     if query.camids is not None or query.ids is None or gallery.ids is None:
         return {}
     where = {image_id: index for index, image_id in enumerate(gallery.ids.tolist())}
     if len(where) < len(gallery.ids):
         raise MuvaError(
-            f"gallery_ids: {len(gallery.ids) - len(where)} of {len(gallery.ids)} ids are repeated; "
-            "without camera ids they tell a query's own image and must be unique"
+            f"gallery_ids: {len(gallery.ids) - len(where)} of {len(gallery.ids)} ids are repeated. "
+            "Without camera ids, they identify a query's own image and must be unique"
         )
     return {
         index: where[image_id]

@@ -1,6 +1,6 @@
-"""The loops of exact ranking, compiled: float64 cosines of pairs, and who is nearer than whom.
+"""Compiled loops for exact ranking: float64 cosines of pairs, and counts of nearer images.
 
-They let go of Python's lock: rows can be shared out among threads.
+They release the GIL, so rows can be distributed over threads.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import numpy as np
 @numba.njit(cache=True, fastmath={"reassoc", "contract"})
 @no_type_check
 def dot(one, other):
-    """The float64 sum of two rows' products, in an order that hangs on their length alone."""
+    """Dot product of two rows in float64; the order of summation depends only on their length."""
     total = 0.0
-    for place in range(len(one)):
-        total += np.float64(one[place]) * np.float64(other[place])
+    for position in range(len(one)):
+        total += np.float64(one[position]) * np.float64(other[position])
     return total
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def squared_lengths(rows, found):
-    """The float64 sum of each row's squares."""
+def squared_lengths(rows, out):
+    """The squared length of each row in float64."""
     for row in range(len(rows)):
-        found[row] = dot(rows[row], rows[row])
+        out[row] = dot(rows[row], rows[row])
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def cosines(queries, query_scales, asking, galleries, gallery_scales, answering, found):
-    """The cosine of each pair: of the query in `asking` and the gallery image in `answering`."""
-    for pair in range(len(asking)):
-        query, image = asking[pair], answering[pair]
+def cosines(queries, query_scales, query_of_pair, galleries, gallery_scales, image_of_pair, out):
+    """The cosine of each pair of a query and a gallery image."""
+    for pair in range(len(query_of_pair)):
+        query, image = query_of_pair[pair], image_of_pair[pair]
         scale = query_scales[query] * gallery_scales[image]
-        found[pair] = dot(queries[query], galleries[image]) * scale
+        out[pair] = dot(queries[query], galleries[image]) * scale
 
 
 @numba.njit(cache=True, nogil=True)
@@ -48,7 +48,7 @@ def count_nearer(
     queries,
     query_scales,
     gains,
-    shifts,
+    offsets,
     first_column,
     galleries,
     gallery_scales,
@@ -57,12 +57,12 @@ def count_nearer(
     matches,
     nearer,
 ):
-    """Adds a block's images to `nearer`: each to the first match that it outranks, by camera.
+    """Adds each image of a block to `nearer`, at the first match that it outranks, by camera.
 
-    `near` is within `errors` of the exact closeness: the cosine, or gain x cosine + shift where
-    there are `shifts`.
+    `near` differs from the exact similarity by at most `errors`. The similarity is the cosine, or
+    gain x cosine + offset if there are `offsets`.
     """
-    shifted = len(shifts) > 0
+    rescored = len(offsets) > 0
     for row in range(len(near)):
         first, last = start[row], start[row + 1]
         if first == last:
@@ -73,27 +73,29 @@ def count_nearer(
             similarity = near[row, column]
             if similarity < lowest:
                 continue
-            sure = _first_below(thresholds, first, last, similarity + error)
-            place = _first_below(thresholds, first, last, similarity - error)
-            if sure != place:
+            certain = _first_below(thresholds, first, last, similarity + error)
+            position = _first_below(thresholds, first, last, similarity - error)
+            if certain != position:
                 scale = query_scales[row] * gallery_scales[column]
                 exact = dot(queries[row], galleries[column]) * scale
-                if shifted:
-                    exact = exact * gains[row] + shifts[row, column]
-                place = sure
-                while place < last and (
-                    thresholds[place] > exact
-                    or (thresholds[place] == exact and matches[place] <= first_column + column)
+                if rescored:
+                    exact = exact * gains[row] + offsets[row, column]
+                position = certain
+                while position < last and (
+                    thresholds[position] > exact
+                    or (
+                        thresholds[position] == exact and matches[position] <= first_column + column
+                    )
                 ):
-                    place += 1
-            if place < last:
-                nearer[place, cameras[column]] += 1
+                    position += 1
+            if position < last:
+                nearer[position, cameras[column]] += 1
 
 
 @numba.njit(cache=True)
 @no_type_check
 def _first_below(thresholds, first, last, value):
-    """The first place of a falling row whose threshold is below the value."""
+    """First index of a descending row whose threshold is below the value."""
     while first < last:
         middle = (first + last) // 2
         if thresholds[middle] < value:

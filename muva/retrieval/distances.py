@@ -1,7 +1,7 @@
-"""Distances between L2-normalised features, dense for a few and in blocks of queries for many.
+"""Distances between L2-normalised features: dense, or in blocks of queries.
 
-Blocks bound the memory: one block of distances, whatever the number of queries. float32 features
-are read where they are, memory-mapped files included; other types are converted piece by piece.
+With blocks, memory is bounded by the size of one block, whatever the number of queries. float32
+features are used in place, including memory-mapped files; other dtypes are converted in chunks.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from muva.errors import MuvaError
 from muva.retrieval.counting import squared_lengths
 
 BLOCK_BYTES = 128 * 2**20
-"""Size of one block of float32 distances."""
+"""Size of a block of float32 distances."""
 
-_PIECE_ROWS = 8192
+_CHUNK_ROWS = 8192
 
 
 def squared_distances(
     query: np.ndarray | Tensor, gallery: np.ndarray | Tensor
 ) -> Float[Tensor, "Q G"]:
-    """Squared Euclidean distances of the normalised features, 0 to 4, dense float32."""
+    """Squared Euclidean distances of the normalised features, 0 to 4, as a dense float32 matrix."""
     return torch.cat(
         [block.clone() for _, block in _similarity_blocks(query, gallery, BLOCK_BYTES)]
     ).mul_(-2).add_(2).clamp_(min=0)  # fmt: skip
@@ -38,27 +38,29 @@ def squared_distances(
 def distance_blocks(
     query: np.ndarray | Tensor, gallery: np.ndarray | Tensor, *, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """The queries in order as slices, each with its distances to the whole gallery.
+    """Slices of the queries, in order, each with its distances to the whole gallery.
 
-    The distance is the negative cosine: it ranks as the squared Euclidean distance of normalised
-    features does (2 - 2 cos), without that formula's rounding. The array is overwritten by the next
-    block and may be written to.
+    The distance is the negative cosine. It ranks like the squared Euclidean distance of normalised
+    features (2 - 2 cos), but without the rounding of that formula. The yielded array may be
+    modified, and is overwritten by the next block.
     """
     for rows, similarities in _similarity_blocks(query, gallery, block_bytes):
         yield rows, similarities.neg_().numpy()
 
 
 def feature_matrix(features: np.ndarray | Tensor, *, name: str) -> Float[Tensor, "M D"]:
-    """The features as a CPU tensor without copying; MuvaError unless two-dimensional floats."""
+    """The features as a CPU tensor without copying; MuvaError unless they are a float matrix."""
     if isinstance(features, np.ndarray):
         if features.dtype.kind == "f" and not features.dtype.isnative:
             features = features.astype(features.dtype.newbyteorder("="))
         if features.dtype not in (np.float16, np.float32, np.float64):
             raise MuvaError(f"{name}: expected floating-point features, found {features.dtype}")
         with warnings.catch_warnings():
-            # torch warns of read-only arrays (a memory map opened with "r"); nothing writes here.
+            # torch warns about read-only arrays, such as memory maps; nothing is written here.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            features = torch.from_numpy(features if _strided(features) else features.copy())
+            features = torch.from_numpy(
+                features if _has_positive_strides(features) else features.copy()
+            )
     features = features.detach().cpu()
     if features.ndim != 2 or not features.is_floating_point():
         raise MuvaError(
@@ -66,48 +68,48 @@ def feature_matrix(features: np.ndarray | Tensor, *, name: str) -> Float[Tensor,
             f"found {features.dtype} of shape {tuple(features.shape)}"
         )
     if features.numel() == 0:
-        raise MuvaError(f"{name}: there are none (shape {tuple(features.shape)})")
+        raise MuvaError(f"{name}: expected features, found shape {tuple(features.shape)}")
     return features
 
 
 def normalised(features: Float[Tensor, "M D"], *, name: str) -> Float[Tensor, "M D"]:
-    """Float32 copy with rows of length 1 (rows of zeros stay)."""
+    """A float32 copy with rows of length 1; zero rows stay zero."""
     return features.float() * inverse_norms(features, name).float()[:, None]
 
 
-def even_slices(total: int, largest: int) -> list[slice]:
-    """The fewest slices of at most `largest` that cover `total`, within one of the same size."""
-    count = max(1, math.ceil(total / max(1, largest)))
+def even_slices(total: int, max_size: int) -> list[slice]:
+    """The fewest slices of at most `max_size` that cover `total`, of nearly equal size."""
+    count = max(1, math.ceil(total / max(1, max_size)))
     edges = [total * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " M"]:
-    """1 / length of each row, float64; MuvaError for NaN and infinity. Rows of zeros have 1e12."""
+    """1 / length of each row in float64 (1e12 for zero rows); MuvaError for NaN or infinity."""
     norms = torch.empty(len(features), dtype=torch.float64)
-    for rows in even_slices(len(features), _PIECE_ROWS):
-        some = features[rows]
-        some = some if some.dtype == torch.float64 else some.float()
-        squared_lengths(some.contiguous().numpy(), norms[rows].numpy())
+    for rows in even_slices(len(features), _CHUNK_ROWS):
+        chunk = features[rows]
+        chunk = chunk if chunk.dtype == torch.float64 else chunk.float()
+        squared_lengths(chunk.contiguous().numpy(), norms[rows].numpy())
     norms.sqrt_()
-    broken = ~torch.isfinite(norms)
-    if broken.any():
+    invalid = ~torch.isfinite(norms)
+    if invalid.any():
         raise MuvaError(
-            f"{name}: {int(broken.sum())} of {len(features)} rows hold NaN or infinity, the "
-            f"first is row {int(broken.nonzero()[0])}. Was the model's training stable?"
+            f"{name}: {int(invalid.sum())} of {len(features)} rows contain NaN or infinity, "
+            f"the first is row {int(invalid.nonzero()[0])}. Was the model's training stable?"
         )
     return 1 / norms.clamp(min=1e-12)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 products in float32, also where training allowed bf16 or TF32 for them."""
-    before = torch.get_float32_matmul_precision()
+    """Compute float32 matrix products in float32, even if bf16 or TF32 was enabled for training."""
+    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)
 
 
 def _similarity_blocks(
@@ -117,8 +119,8 @@ def _similarity_blocks(
     gallery_features = feature_matrix(gallery, name="gallery_features")
     if queries.shape[1] != gallery_features.shape[1]:
         raise MuvaError(
-            f"query features are {queries.shape[1]} wide, gallery features "
-            f"{gallery_features.shape[1]}: both must come from the same model"
+            f"expected query and gallery features of the same width, found {queries.shape[1]} and "
+            f"{gallery_features.shape[1]}. Both must come from the same model"
         )
     gallery_scale = inverse_norms(gallery_features, "gallery_features").float()
     blocks = even_slices(len(queries), block_bytes // (4 * max(1, len(gallery_features))))
@@ -142,18 +144,18 @@ def _product(
     if gallery.dtype == torch.float32:
         torch.mm(block, gallery.T, out=out)
         return
-    for columns in even_slices(len(gallery), _PIECE_ROWS):
+    for columns in even_slices(len(gallery), _CHUNK_ROWS):
         out[:, columns] = block @ gallery[columns].float().T
 
 
 def _repeated_rows(
     features: Float[Tensor, "M D"],
 ) -> tuple[Int[Tensor, " repeated"], Int[Tensor, " repeated"]]:
-    """The rows that are equal to one before them, and the first such one of each."""
-    # Sums of the bits as integers are exact, so equal rows have equal ones; few others have.
+    """Rows that equal an earlier row, and the first such row for each."""
+    # Sums of the bits as integers are exact, so equal rows have equal sums; few others do.
     as_integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
     sums = torch.empty(len(features), dtype=torch.int64)
-    for rows in even_slices(len(features), _PIECE_ROWS):
+    for rows in even_slices(len(features), _CHUNK_ROWS):
         sums[rows] = features[rows].contiguous().view(as_integers).sum(dim=1, dtype=torch.int64)
     _, group, sizes = sums.unique(return_inverse=True, return_counts=True)
     first_with: dict[bytes, int] = {}
@@ -166,5 +168,5 @@ def _repeated_rows(
     return repeated, firsts
 
 
-def _strided(array: np.ndarray) -> bool:
+def _has_positive_strides(array: np.ndarray) -> bool:
     return all(stride >= 0 for stride in array.strides)

@@ -1,9 +1,9 @@
-"""Features on disk, ours or any other program's: `.npz` or `.parquet` with the same five names.
+"""Feature files, written by muva or any other program: `.npz` or `.parquet` with these five names.
 
-`features` (images x width), `ids`, `pids`, and, where known, `camids` and `split` (query or
-gallery). Without `split` every image is a query and in the gallery, and ignores itself. The
-features stay on disk, in a memory map: of the file itself, where it is an `.npz` that is not
-compressed, else of a temporary copy.
+`features` (images x width), `ids`, `pids` and, if known, `camids` and `split` (query or gallery).
+Without `split`, every image is both a query and in the gallery, and ignores itself. Features stay
+on disk as a memory map: of the file itself for an uncompressed `.npz`, otherwise of a temporary
+copy.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ import pyarrow.parquet as pq
 
 from muva.errors import MuvaError
 
-_NEEDED = ("features", "ids", "pids")
+_REQUIRED = ("features", "ids", "pids")
 _OPTIONAL = ("camids", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features of M images and who is on them."""
+    """Features of M images with their identities and cameras."""
 
     features: np.ndarray
-    """(M, D) float16, float32 or float64; of a file: mapped."""
+    """(M, D) float16, float32 or float64; memory-mapped if read from a file."""
     ids: np.ndarray
-    """(M,) str: unique names of the images."""
+    """(M,) str: unique ids of the images."""
     pids: np.ndarray
     """(M,) int64."""
     camids: np.ndarray | None
-    """(M,) int64, None when unknown."""
+    """(M,) int64; None if unknown."""
     split: np.ndarray | None
-    """(M,) "query" or "gallery"; None: every image is both."""
+    """(M,) "query" or "gallery"; None if every image is both."""
 
     def __len__(self) -> int:
         return len(self.pids)
 
     def retrieval_inputs(self, *, queries: np.ndarray | None = None) -> dict[str, Any]:
-        """The arguments of `evaluate` and `ranked_lists` that these features give.
+        """These features as keyword arguments of `evaluate` and `ranked_lists`.
 
-        `queries`: positions that ask, instead of all queries.
+        `queries` are the indices to use as queries instead of all.
         """
-        asking = self.queries if queries is None else queries
+        query_indices = self.queries if queries is None else queries
         inputs: dict[str, Any] = {}
-        for side, places in (("query", asking), ("gallery", self.gallery)):
+        for side, places in (("query", query_indices), ("gallery", self.gallery)):
             chosen = _as_slice(places)
             inputs |= {
-                f"{side}_features": _taken(self.features, places),
+                f"{side}_features": _select_rows(self.features, places),
                 f"{side}_pids": self.pids[chosen],
                 f"{side}_camids": None if self.camids is None else self.camids[chosen],
                 f"{side}_ids": self.ids[chosen],
             }
         return inputs
 
-    def chosen(self, *, query: np.ndarray, gallery: np.ndarray) -> Features:
-        """The images at these positions, as queries and gallery."""
+    def select(self, *, query: np.ndarray, gallery: np.ndarray) -> Features:
+        """The images at these indices, as queries and gallery."""
         places = np.concatenate([query, gallery])
         return Features(
             features=self.features[places],
@@ -76,61 +76,61 @@ class Features:
 
     @property
     def queries(self) -> np.ndarray:
-        """Positions of the queries, in order."""
+        """Indices of the queries, in order."""
         return np.arange(len(self)) if self.split is None else np.flatnonzero(self.split == "query")
 
     @property
     def gallery(self) -> np.ndarray:
-        """Positions of the gallery, in order."""
+        """Indices of the gallery, in order."""
         if self.split is None:
             return np.arange(len(self))
         return np.flatnonzero(self.split == "gallery")
 
 
-HELD_BYTES = 256 * 2**20
-"""Arrays up to this size are made in memory, others in a file that is mapped."""
+MAX_IN_MEMORY_BYTES = 256 * 2**20
+"""Larger arrays are memory-mapped."""
 
 
-def roomy_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array to be filled: in memory, or, where it is large, in a temporary file.
+def allocate_or_memmap(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array: in memory or, if it is large, in a temporary memory-mapped file.
 
-    The mapping outlives the file's name: the space is freed with the last array that uses it.
+    The file is deleted immediately; its space is freed when the last array that uses it is gone.
     """
-    if math.prod(shape) * np.dtype(dtype).itemsize <= HELD_BYTES:
+    if math.prod(shape) * np.dtype(dtype).itemsize <= MAX_IN_MEMORY_BYTES:
         return np.empty(shape, dtype)
     with tempfile.NamedTemporaryFile(prefix="muva-features-", suffix=".npy") as file:
         return np.lib.format.open_memmap(Path(file.name), "w+", dtype, shape)
 
 
-def _taken(features: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Some rows: a view where they follow each other, else a copy that may be large."""
-    stretch = _as_slice(places)
-    if isinstance(stretch, slice):
-        return features[stretch]
-    copy = roomy_array((len(places), features.shape[1]), features.dtype)
-    for some in range(0, len(places), _ROWS_AT_ONCE):
-        copy[some : some + _ROWS_AT_ONCE] = features[places[some : some + _ROWS_AT_ONCE]]
+def _select_rows(features: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Some rows: a view if they are contiguous, otherwise a copy that may be memory-mapped."""
+    selection = _as_slice(places)
+    if isinstance(selection, slice):
+        return features[selection]
+    copy = allocate_or_memmap((len(places), features.shape[1]), features.dtype)
+    for start in range(0, len(places), _CHUNK_ROWS):
+        copy[start : start + _CHUNK_ROWS] = features[places[start : start + _CHUNK_ROWS]]
     return copy
 
 
-_ROWS_AT_ONCE = 8192
+_CHUNK_ROWS = 8192
 
 
 def _as_slice(places: np.ndarray) -> np.ndarray | slice:
-    """Positions that follow each other as a slice: what is cut out by it is not copied."""
+    """Contiguous indices as a slice, so that indexing makes no copy."""
     if len(places) and np.array_equal(places, np.arange(places[0], places[0] + len(places))):
         return slice(int(places[0]), int(places[0]) + len(places))
     return places
 
 
 def write_features(path: Path, features: Features) -> None:
-    """Write a file that `read_features` reads; the name's ending decides the form."""
+    """Write a file for `read_features`; the suffix determines the format."""
     columns = {
         name: getattr(features, name)
-        for name in (*_NEEDED, *_OPTIONAL)
+        for name in (*_REQUIRED, *_OPTIONAL)
         if getattr(features, name) is not None
     }
-    if _form(path) == ".npz":
+    if _file_format(path) == ".npz":
         with path.open("wb") as file:
             np.savez(file, **columns)
         return
@@ -141,7 +141,7 @@ def write_features(path: Path, features: Features) -> None:
 
 
 def read_features(path: Path) -> Features:
-    """The features in a file; MuvaError that names what is missing, damaged or contradictory."""
+    """The features in a file. Raises MuvaError naming what is missing, damaged or contradictory."""
     columns = read_columns(path)
     return Features(
         features=columns["features"],
@@ -152,33 +152,33 @@ def read_features(path: Path) -> Features:
     )
 
 
-def read_columns(path: Path, *, needed: Sequence[str] = _NEEDED) -> dict[str, np.ndarray]:
-    """What a file holds under the five names, checked as in `read_features`; it has those needed.
+def read_columns(path: Path, *, required: Sequence[str] = _REQUIRED) -> dict[str, np.ndarray]:
+    """The arrays in a file under the five names, checked as in `read_features`.
 
-    Only `features` and `ids` must be needed.
+    Raises MuvaError if one of `required`, which must include `features` and `ids`, is missing.
     """
-    form = _form(path)
+    file_format = _file_format(path)
     if not path.is_file():
-        raise MuvaError(f"features {path}: there is no such file")
+        raise MuvaError(f"features {path}: expected a file, found none")
     try:
-        columns = _from_npz(path) if form == ".npz" else _from_parquet(path)
+        columns = _from_npz(path) if file_format == ".npz" else _from_parquet(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise MuvaError(f"features {path}: cannot be read: {error}") from error
-    missing = [name for name in needed if name not in columns]
+    missing = [name for name in required if name not in columns]
     if missing:
         raise MuvaError(
-            f"features {path}: expected {', '.join(needed)} and, where known, "
-            f"{', '.join(_known(needed))}; {', '.join(missing)} missing, found "
+            f"features {path}: expected {', '.join(required)} and, if known, "
+            f"{', '.join(_optional_columns(required))}; {', '.join(missing)} missing, found "
             f"{', '.join(columns) or 'nothing'}"
         )
     return _checked(columns, path)
 
 
-def _known(needed: Sequence[str]) -> list[str]:
-    return [name for name in (*_NEEDED, *_OPTIONAL) if name not in needed]
+def _optional_columns(required: Sequence[str]) -> list[str]:
+    return [name for name in (*_REQUIRED, *_OPTIONAL) if name not in required]
 
 
-def _form(path: Path) -> str:
+def _file_format(path: Path) -> str:
     if path.suffix.lower() not in (".npz", ".parquet"):
         raise MuvaError(f"features {path}: expected a name that ends in .npz or .parquet")
     return path.suffix.lower()
@@ -187,14 +187,14 @@ def _form(path: Path) -> str:
 def _from_npz(path: Path) -> dict[str, np.ndarray]:
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("it holds one array, not an archive of named ones")
+        raise ValueError("expected an archive of named arrays, found a single array")
     with archive as arrays:
-        names = [name for name in (*_NEEDED, *_OPTIONAL) if name in arrays]
-        return {n: _member(path, n) if n == "features" else arrays[n] for n in names}
+        names = [name for name in (*_REQUIRED, *_OPTIONAL) if name in arrays]
+        return {n: _map_or_read_member(path, n) if n == "features" else arrays[n] for n in names}
 
 
-def _member(path: Path, name: str) -> np.ndarray:
-    """An array of an archive, mapped: where it lies in the file; if compressed, a copy."""
+def _map_or_read_member(path: Path, name: str) -> np.ndarray:
+    """An array of an archive: mapped in place or, if compressed, a copy."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
         version = np.lib.format.read_magic(member)
         read_header = {
@@ -202,26 +202,26 @@ def _member(path: Path, name: str) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read_header is None:
-            raise ValueError(f"{name} is of version {version} of NumPy's format")
+            raise ValueError(f"{name} has the unknown version {version} of NumPy's format")
         shape, by_columns, dtype = read_header(member)
         if dtype.hasobject:
-            raise ValueError(f"{name} holds objects, which are not read")
+            raise ValueError(f"{name} contains objects, which are never loaded")
         info = archive.getinfo(f"{name}.npy")
         if info.compress_type == zipfile.ZIP_STORED:
-            begin, size = member.tell(), math.prod(shape) * dtype.itemsize
-            while member.read(_BYTES_AT_ONCE):  # to the end, where the checksum is compared
+            start, size = member.tell(), math.prod(shape) * dtype.itemsize
+            while member.read(_CHUNK_BYTES):  # reading to the end verifies the checksum
                 pass
-            if member.tell() - begin < size:
+            if member.tell() - start < size:
                 raise EOFError(f"{name} ends before its {math.prod(shape)} numbers")
             order = "F" if by_columns else "C"
-            return np.memmap(path, dtype, "r", _data_offset(path, info) + begin, shape, order)
-        copy = roomy_array(shape[::-1] if by_columns else shape, dtype)
+            return np.memmap(path, dtype, "r", _data_offset(path, info) + start, shape, order)
+        copy = allocate_or_memmap(shape[::-1] if by_columns else shape, dtype)
         _fill(copy, member)
         return copy.T if by_columns else copy
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: its local header says (PKWARE's APPNOTE, 4.3.7)."""
+    """Offset of a member's data, from its local header (PKWARE APPNOTE 4.3.7)."""
     with path.open("rb") as file:
         file.seek(info.header_offset + 26)
         name_length, extra_length = struct.unpack("<HH", file.read(4))
@@ -229,40 +229,40 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _fill(array: np.ndarray, source: IO[bytes] | io.BufferedIOBase) -> None:
-    """Reads an array's bytes, some at a time."""
+    """Read the content of an array in chunks."""
     flat = array.reshape(-1).view(np.uint8)
-    for begin in range(0, len(flat), _BYTES_AT_ONCE):
-        some = source.read(min(_BYTES_AT_ONCE, len(flat) - begin))
-        if len(some) < min(_BYTES_AT_ONCE, len(flat) - begin):
-            raise EOFError("the features end before their time")
-        flat[begin : begin + len(some)] = np.frombuffer(some, np.uint8)
+    for start in range(0, len(flat), _CHUNK_BYTES):
+        some = source.read(min(_CHUNK_BYTES, len(flat) - start))
+        if len(some) < min(_CHUNK_BYTES, len(flat) - start):
+            raise EOFError("the features are truncated")
+        flat[start : start + len(some)] = np.frombuffer(some, np.uint8)
 
 
-_BYTES_AT_ONCE = 2**24
+_CHUNK_BYTES = 2**24
 
 
 def _from_parquet(path: Path) -> dict[str, np.ndarray]:
     file = pq.ParquetFile(path)
-    names = [n for n in (*_NEEDED, *_OPTIONAL) if n in file.schema_arrow.names]
+    names = [n for n in (*_REQUIRED, *_OPTIONAL) if n in file.schema_arrow.names]
     table = file.read(columns=[name for name in names if name != "features"])
     columns = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
         if column.null_count == len(column) and name in _OPTIONAL:
-            continue  # a column of nothing but nulls says that it is unknown
+            continue  # a column of nulls means that the values are unknown
         if column.null_count:
             raise ValueError(f"{name} is empty in {column.null_count} of {len(column)} rows")
         columns[name] = column.to_numpy(zero_copy_only=False)
     if "features" in names:
-        columns["features"] = _matrix(file)
+        columns["features"] = _read_matrix(file)
     return columns
 
 
-def _matrix(file: pq.ParquetFile) -> np.ndarray:
-    """The column of lists, all of one length, as rows; read some rows at a time."""
+def _read_matrix(file: pq.ParquetFile) -> np.ndarray:
+    """The column of equally long lists as a matrix, read in chunks."""
     total, done = file.metadata.num_rows, 0
     matrix = np.empty((0, 0), np.float32)
-    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["features"]):
+    for batch in file.iter_batches(_CHUNK_ROWS, columns=["features"]):
         column = batch.column(0)
         if column.null_count:
             raise ValueError(f"features is empty in {column.null_count} rows from {done} on")
@@ -271,7 +271,7 @@ def _matrix(file: pq.ParquetFile) -> np.ndarray:
         widths = {len(row) for row in column}
         values = column.flatten().to_numpy(zero_copy_only=False)
         if not done:
-            matrix = roomy_array((total, len(values) // len(column)), values.dtype)
+            matrix = allocate_or_memmap((total, len(values) // len(column)), values.dtype)
         widths.add(matrix.shape[1])
         if len(widths) > 1:
             raise ValueError(f"features have different widths: {sorted(widths)[:5]}")
@@ -281,7 +281,7 @@ def _matrix(file: pq.ParquetFile) -> np.ndarray:
 
 
 def _checked(columns: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The columns in the types of `Features`."""
+    """The columns, validated and converted to the types of `Features`."""
     features = columns["features"]
     if features.ndim != 2 or features.dtype.kind != "f" or not len(features):
         raise MuvaError(
@@ -291,13 +291,13 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray
     for name, values in columns.items():
         if values.shape[:1] != (len(features),):
             raise MuvaError(
-                f"features {path}: {len(features)} rows of features but {name} of shape "
+                f"features {path}: {len(features)} rows of features, but {name} has shape "
                 f"{values.shape}"
             )
     for name in ("pids", "camids"):
         if name in columns and columns[name].dtype.kind not in "iu":
             raise MuvaError(
-                f"features {path}: expected whole numbers as {name}, found {columns[name].dtype}"
+                f"features {path}: expected integers as {name}, found {columns[name].dtype}"
             )
     ids = columns["ids"].astype(str)
     if len(np.unique(ids)) < len(ids):
@@ -309,7 +309,7 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray
             f"{', '.join(np.unique(split)[:5])}"
         )
     if (columns.get("camids", np.zeros(1)) < 0).any():
-        raise MuvaError(f"features {path}: camids must not be negative; leave them out if unknown")
+        raise MuvaError(f"features {path}: camids must not be negative; omit them if unknown")
     numbers = {
         name: columns[name].astype(np.int64) for name in ("pids", "camids") if name in columns
     }

@@ -1,8 +1,8 @@
-"""Galleries on disk: the features of many images with the model that they are of, to search in.
+"""Searchable galleries on disk: features of many images, and the model that they are from.
 
-A gallery is a features file (`muva.retrieval.features`) in Parquet, with one more thing: the file's
-metadata says which model made the features, of what, and where the images are. The people may be
-unknown; where they are known, evaluation takes the file as it is.
+A gallery is a features file (`muva.retrieval.features`) in Parquet whose metadata records the
+model, the data that was embedded, and where the images are. Identities may be unknown; if they are
+known, the file can be evaluated as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from muva.errors import MuvaError
 from muva.retrieval.features import read_columns
-from muva.retrieval.ranked_lists import nearest
 
 GALLERY_FORMAT = 1
 _METADATA = b"muva"
@@ -28,73 +27,76 @@ _BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedBy:
-    """The model that features are of, and the images they are of."""
+class EmbeddingSource:
+    """The model and the images that features were computed from."""
 
     model: str
-    """Its address."""
+    """Address of the model."""
     weights: str
-    """SHA-256 of its weights: what tells models apart, wherever they are kept."""
+    """SHA-256 of the weights, which identifies the model wherever it is stored."""
     image_height: int
     image_width: int
     feature_dim: int
     folder: str | None = None
-    """The images' folder; ids are paths relative to it."""
+    """Folder of the images; ids are relative to it."""
     dataset: str | None = None
-    """Address of the data set that they are from instead."""
+    """Address of the data set, if the images are from a data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Features of M images with what is known of them."""
+    """Features of M images with their ids and, if known, identities and cameras."""
 
     features: np.ndarray
-    """(M, F) float32 of unit length; of a file: mapped where large."""
+    """(M, F) float32 of unit length; memory-mapped if read from a large file."""
     ids: np.ndarray
     """(M,) str, unique."""
     pids: np.ndarray | None
-    """(M,) int64; None: unknown."""
+    """(M,) int64; None if unknown."""
     camids: np.ndarray | None
-    """(M,) int64; None: unknown."""
+    """(M,) int64; None if unknown."""
     split: np.ndarray | None
-    """(M,) "query" or "gallery"; None: there is no such difference."""
-    by: EmbeddedBy
+    """(M,) "query" or "gallery"; None if there are no splits."""
+    source: EmbeddingSource
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def place_of(self, image_id: str) -> int | None:
-        """Where an image is, None where it is not."""
-        places = np.flatnonzero(self.ids == image_id)
-        return int(places[0]) if len(places) else None
+    def index_of(self, image_id: str) -> int | None:
+        """Index of an image id, or None if it is not in the gallery."""
+        indices = np.flatnonzero(self.ids == image_id)
+        return int(indices[0]) if len(indices) else None
 
     def most_similar(
-        self, feature: np.ndarray, *, top: int, without: int | None = None
+        self, feature: np.ndarray, *, top: int, exclude: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the `top` images most like a feature (F,), and their cosines: (top,) each.
+        """Indices and cosines, (top,) each, of the images that are most similar to a feature (F,).
 
-        Equal ones go by place; `without` is the place of an image that is left out.
+        Ties are broken by index. The image at index `exclude` is left out.
         """
+        # Imports Numba and SciPy, which only searching needs.
+        from muva.retrieval.ranked_lists import nearest_indices
+
         cosines = np.empty(len(self))
         for first in range(0, len(self), _BLOCK_ROWS):
             some = slice(first, first + _BLOCK_ROWS)
             cosines[some] = self.features[some].astype(np.float64) @ feature.astype(np.float64)
-        if without is not None:
-            cosines[without] = -np.inf
-        places = nearest(-cosines, top)
-        return places, cosines[places]
+        if exclude is not None:
+            cosines[exclude] = -np.inf
+        indices = nearest_indices(-cosines, top)
+        return indices, cosines[indices]
 
-    def told(self, place: int) -> dict[str, Any]:
-        """What is known of one image: image_id, pid, camid (None: unknown)."""
+    def describe(self, index: int) -> dict[str, Any]:
+        """image_id, pid and camid of one image; None if unknown."""
         return {
-            "image_id": str(self.ids[place]),
-            "pid": None if self.pids is None else int(self.pids[place]),
-            "camid": None if self.camids is None else int(self.camids[place]),
+            "image_id": str(self.ids[index]),
+            "pid": None if self.pids is None else int(self.pids[index]),
+            "camid": None if self.camids is None else int(self.camids[index]),
         }
 
 
 def write_gallery(file: Path, gallery: Gallery) -> None:
-    """Write a gallery as a whole or not at all; MuvaError where that cannot be."""
+    """Write a gallery atomically; MuvaError if the file cannot be written."""
     columns: dict[str, Any] = {
         name: pa.array(values)
         for name in ("ids", "pids", "camids", "split")
@@ -102,8 +104,8 @@ def write_gallery(file: Path, gallery: Gallery) -> None:
     }
     flat = pa.array(np.ascontiguousarray(gallery.features, dtype=np.float32).reshape(-1))
     columns["features"] = pa.FixedSizeListArray.from_arrays(flat, gallery.features.shape[1])
-    described = {"format_version": GALLERY_FORMAT, **asdict(gallery.by)}
-    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(described)})
+    description = {"format_version": GALLERY_FORMAT, **asdict(gallery.source)}
+    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(description)})
     try:
         with tempfile.TemporaryDirectory(prefix=".gallery-", dir=file.parent) as folder:
             written = Path(folder) / "written.parquet"
@@ -114,21 +116,21 @@ def write_gallery(file: Path, gallery: Gallery) -> None:
 
 
 def read_gallery(file: Path) -> Gallery:
-    """The gallery in a file; MuvaError that names what is missing or damaged."""
-    columns = read_columns(file, needed=("features", "ids"))
+    """The gallery in a file. Raises MuvaError naming what is missing or damaged."""
+    columns = read_columns(file, required=("features", "ids"))
     try:
-        described = json.loads(pq.read_schema(file).metadata[_METADATA])
-        found = described.pop("format_version")
+        description = json.loads(pq.read_schema(file).metadata[_METADATA])
+        found = description.pop("format_version")
         if found != GALLERY_FORMAT:
             raise MuvaError(
-                f"features {file}: its format is {found}, this version of muva knows "
-                f"{GALLERY_FORMAT}. Embed the images again"
+                f"features {file}: expected format {GALLERY_FORMAT}, found {found}. "
+                "Embed the images again"
             )
-        by = EmbeddedBy(**described)
+        source = EmbeddingSource(**description)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise MuvaError(
-            f"features {file}: nothing in it says which model they are of, so nothing can be "
-            "searched for in them. Expected a file that `muva embed` wrote"
+            f"features {file}: expected the model in the metadata of the file, found none, so it "
+            "cannot be searched. Use a file that `muva embed` wrote"
         ) from error
     return Gallery(
         features=columns["features"],
@@ -136,5 +138,5 @@ def read_gallery(file: Path) -> Gallery:
         pids=columns.get("pids"),
         camids=columns.get("camids"),
         split=columns.get("split"),
-        by=by,
+        source=source,
     )

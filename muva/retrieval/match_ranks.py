@@ -1,11 +1,11 @@
-"""The ranks of the queries' true matches, exactly, while the gallery is read once.
+"""Exact ranks of the true matches of each query, in a single pass over the gallery.
 
-A match ranks behind the images that are nearer to the query, so these are counted, and nothing is
-sorted or kept. A float32 product tells on which side of each match an image lies, unless it lies
-within that product's proven error of it: the similarity of those few is computed in float64. The
-ranks are therefore those of float64 cosines, whatever the blocks, their order, the threads and the
-kernels; equal cosines rank by gallery index. Re-ranking adds a shift to each cosine, in the same
-way everywhere.
+The rank of a match is one plus the number of images that are nearer to the query, so nearer images
+are counted, and nothing is sorted or kept. A float32 product decides on which side of each match an
+image lies, unless the two are closer than the proven error of that product; in those few cases, the
+similarity is computed in float64. The ranks are therefore those of float64 cosines, independent of
+blocks, their order, threads and kernels; ties are broken by gallery index. Re-ranking adds an
+offset to each cosine, computed in the same way everywhere.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ _PAIRS_AT_ONCE = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class MatchRanks:
-    """The ranks of each query's matches, those of query i at `start[i]` to `start[i + 1]`."""
+    """The ranks of all matches; those of query i are at `start[i]` to `start[i + 1]`."""
 
     start: np.ndarray
     """(queries + 1,) int64."""
     ranks: np.ndarray
-    """(matches,) int64 from 1, ascending within a query."""
+    """(matches,) int64 from 1, ascending for each query."""
     within: np.ndarray
-    """(matches,): the ranks among the images of the match's own camera alone."""
+    """(matches,): the ranks among images of the match's own camera."""
     cameras: np.ndarray
-    """(matches,): that camera, as `CameraRule.cameras` numbers it."""
+    """(matches,): index of that camera in `CameraRule.camids`."""
 
     def of(self, query: int) -> np.ndarray:
-        """The ranks of one query's matches; empty where it has none."""
+        """The ranks of one query's matches; empty if it has none."""
         return self.ranks[self.start[query] : self.start[query + 1]]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of a query and a gallery image."""
+    """Pairs of a query and a gallery image, by index."""
 
     query: np.ndarray
     gallery: np.ndarray
 
-    def take(self, places: np.ndarray | slice) -> Pairs:
-        """Some of them."""
+    def select(self, places: np.ndarray | slice) -> Pairs:
+        """The pairs at these positions."""
         return Pairs(self.query[places], self.gallery[places])
 
     def within(self, gallery: slice) -> Pairs:
-        """Those of a stretch of the gallery; they must be sorted by gallery image."""
+        """The pairs within a range of the gallery; requires pairs sorted by gallery image."""
         begin, end = np.searchsorted(self.gallery, (gallery.start, gallery.stop))
-        return self.take(slice(int(begin), int(end)))
+        return self.select(slice(int(begin), int(end)))
 
     def among(self, queries: slice, gallery: slice) -> np.ndarray:
-        """Places of those of two stretches."""
+        """Positions of the pairs within a range of queries and a range of gallery images."""
         inside = (self.query >= queries.start) & (self.query < queries.stop)
         inside &= (self.gallery >= gallery.start) & (self.gallery < gallery.stop)
         return np.flatnonzero(inside)
@@ -78,13 +78,13 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The matches of each query, nearest first: where the gallery is to be counted."""
+    """The matches of each query, nearest first: the boundaries between which images are counted."""
 
     matches: Pairs
-    closeness: np.ndarray
-    """(matches,) float64: the cosine, or what re-ranking makes of it."""
+    similarity: np.ndarray
+    """(matches,) float64: the cosine, or the re-ranked similarity."""
     start: np.ndarray
-    """(queries + 1,): each query's first match."""
+    """(queries + 1,): position of each query's first match."""
 
     @classmethod
     def of(
@@ -93,19 +93,21 @@ class Thresholds:
         similarities: np.ndarray,
         *,
         queries: int,
-        shifts: Shifts | None = None,
+        rescoring: AffineRescoring | None = None,
     ) -> Thresholds:
-        """Sorted by query, closeness and gallery index; `similarities` are cosines."""
-        closeness = similarities
-        if shifts is not None:
-            closeness = similarities * shifts.gains[matches.query] + shifts.pairs(matches)
-        order = np.lexsort((matches.gallery, -closeness, matches.query))
-        matches = matches.take(order)
+        """Sort matches by query, similarity and gallery index; `similarities` are their cosines."""
+        similarity = similarities
+        if rescoring is not None:
+            similarity = similarities * rescoring.gains[matches.query] + rescoring.pair_offsets(
+                matches
+            )
+        order = np.lexsort((matches.gallery, -similarity, matches.query))
+        matches = matches.select(order)
         start = np.searchsorted(matches.query, np.arange(queries + 1))
-        return cls(matches=matches, closeness=closeness[order], start=start)
+        return cls(matches=matches, similarity=similarity[order], start=start)
 
     def ranks(self, nearer: np.ndarray, rule: CameraRule) -> MatchRanks:
-        """Each match behind all that `count_nearer_in` has counted, in the whole gallery."""
+        """The ranks, given the counts of `count_nearer_in_chunk` summed over the whole gallery."""
         before = np.cumsum(nearer, axis=0)
         earlier = np.concatenate([np.zeros((1, nearer.shape[1]), np.int64), before])[
             self.start[:-1]
@@ -121,20 +123,20 @@ class Thresholds:
 
 
 @runtime_checkable
-class Shifts(Protocol):
-    """Ranks by gain x cosine + shift instead: a gain for each query, a shift for each pair."""
+class AffineRescoring(Protocol):
+    """Replaces the cosine by gain x cosine + offset: a gain per query, an offset per pair."""
 
     @property
     def gains(self) -> np.ndarray:
         """(queries,) float64, positive."""
         ...
 
-    def block(self, queries: slice, gallery: slice) -> np.ndarray:
-        """(queries, gallery) float32, at most 1 in size."""
+    def offset_block(self, queries: slice, gallery: slice) -> np.ndarray:
+        """(queries, gallery) float32, at most 1 in absolute value."""
         ...
 
-    def pairs(self, pairs: Pairs) -> np.ndarray:
-        """(pairs,) float32: bit for bit the block's."""
+    def pair_offsets(self, pairs: Pairs) -> np.ndarray:
+        """(pairs,) float32, bitwise equal to those of the block."""
         ...
 
 
@@ -143,138 +145,147 @@ def match_ranks(
     gallery: np.ndarray | Tensor,
     rule: CameraRule,
     *,
-    shifts: Shifts | None = None,
+    rescoring: AffineRescoring | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> MatchRanks:
-    """Ranks by cosine similarity, of the gallery images that count for each query.
+    """Ranks by cosine similarity among the gallery images that count for each query.
 
-    Features are (images, width) of any length, and may be memory-mapped. `shifts` rank otherwise.
-    `block_bytes` bounds a block of similarities, and a block of features beside it; `progress`
-    hears of gallery images.
-    Raises MuvaError for features that do not belong together, and for NaN and infinity.
+    Features are (images, width), need not be normalised, and may be memory-mapped. `rescoring`
+    ranks by other similarities. `block_bytes` bounds a block of similarities, and a block of
+    features beside it; `progress` is called with (gallery images done, all). Raises MuvaError if
+    features do not match each other, or contain NaN or infinity.
     """
-    queries, galleries = Side(query, "query_features"), Side(gallery, "gallery_features")
+    queries, galleries = (
+        FeatureChunk(query, "query_features"),
+        FeatureChunk(gallery, "gallery_features"),
+    )
     check_widths(queries, galleries)
-    matches, ignored = judged_pairs(rule, len(queries))
+    matches, ignored = matching_and_ignored_pairs(rule, len(queries))
     similarities = pair_similarities(queries, galleries, matches)
-    thresholds = Thresholds.of(matches, similarities, queries=len(query), shifts=shifts)
-    nearer = count_nearer_in(
+    thresholds = Thresholds.of(matches, similarities, queries=len(query), rescoring=rescoring)
+    nearer = count_nearer_in_chunk(
         queries,
         galleries,
         thresholds,
         ignored=ignored,
         rule=rule,
-        shifts=shifts,
+        rescoring=rescoring,
         block_bytes=block_bytes,
         progress=progress,
     )
     return thresholds.ranks(nearer, rule)
 
 
-def check_widths(queries: Side, galleries: Side) -> None:
-    """MuvaError unless the features can be compared."""
+def check_widths(queries: FeatureChunk, galleries: FeatureChunk) -> None:
+    """Raise MuvaError unless the features have the same width."""
     if queries.width != galleries.width:
         raise MuvaError(
-            f"query features are {queries.width} wide, gallery features {galleries.width}: both "
-            "must come from the same model"
+            f"expected query and gallery features of the same width, found {queries.width} and "
+            f"{galleries.width}. Both must come from the same model"
         )
 
 
-def judged_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
-    """The pairs that match, and those that do not count, besides junk; sorted by gallery image."""
-    judged = [rule.judge(index) for index in range(queries)]
-    # A query without a match counts nowhere: what it ignores is of no use.
-    sides = [matches for matches, _ in judged], [i if len(m) else i[:0] for m, i in judged]
+def matching_and_ignored_pairs(rule: CameraRule, queries: int) -> tuple[Pairs, Pairs]:
+    """The matching pairs, and the ignored pairs besides junk, both sorted by gallery image."""
+    by_query = [rule.matches_and_ignored(index) for index in range(queries)]
+    # A query without a match is in no metric, so its ignored images are not needed.
+    sides = [matches for matches, _ in by_query], [i if len(m) else i[:0] for m, i in by_query]
     pairs = []
     for side in sides:
-        every = Pairs(
+        pairs_of_side = Pairs(
             np.repeat(np.arange(queries), [len(row) for row in side]), np.concatenate(side)
         )
-        pairs.append(every.take(np.argsort(every.gallery, kind="stable")))
+        pairs.append(pairs_of_side.select(np.argsort(pairs_of_side.gallery, kind="stable")))
     return pairs[0], pairs[1]
 
 
-def pair_similarities(queries: Side, stretch: Side, pairs: Pairs) -> np.ndarray:
-    """The float64 cosine of each pair, whose images are within the two stretches."""
-    found = np.empty(len(pairs.query))
+def pair_similarities(queries: FeatureChunk, chunk: FeatureChunk, pairs: Pairs) -> np.ndarray:
+    """The float64 cosine of each pair; the images must be within the two chunks."""
+    cosines_of_pairs = np.empty(len(pairs.query))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for some in even_slices(len(found), _PAIRS_AT_ONCE):
-            here = pairs.take(some)
-            asking = queries.at(here.query - queries.first)
-            answering = stretch.at(here.gallery - stretch.first)
-            in_threads(
+        for batch in even_slices(len(cosines_of_pairs), _PAIRS_AT_ONCE):
+            batch_pairs = pairs.select(batch)
+            query_rows = queries.at(batch_pairs.query - queries.first)
+            gallery_rows = chunk.at(batch_pairs.gallery - chunk.first)
+            run_in_threads(
                 threads,
                 cosines,
                 [
                     (
-                        *(asking.features, asking.scales, asking.places[share]),
-                        *(answering.features, answering.scales, answering.places[share]),
-                        found[some][share],
+                        *(query_rows.features, query_rows.scales, query_rows.places[thread_slice]),
+                        *(
+                            gallery_rows.features,
+                            gallery_rows.scales,
+                            gallery_rows.places[thread_slice],
+                        ),
+                        cosines_of_pairs[batch][thread_slice],
                     )
-                    for share in shares(len(here.query))
+                    for thread_slice in thread_slices(len(batch_pairs.query))
                 ],
             )
-    return found
+    return cosines_of_pairs
 
 
-def count_nearer_in(
-    queries: Side,
-    stretch: Side,
+def count_nearer_in_chunk(
+    queries: FeatureChunk,
+    chunk: FeatureChunk,
     thresholds: Thresholds,
     *,
     ignored: Pairs,
     rule: CameraRule,
-    shifts: Shifts | None = None,
+    rescoring: AffineRescoring | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """How many images of a stretch of the gallery are nearer than a match, but not than the next.
+    """Count the images of a gallery chunk that are nearer than a match, but not than the next one.
 
-    (matches, cameras) int64, in the thresholds' order, by the camera of what is nearer; counts of
-    stretches that make up a gallery add up. `ignored`: pairs that do not count, of the whole
-    gallery, sorted by gallery image.
+    Returns (matches, cameras) int64, in the order of the thresholds and by the camera of the nearer
+    image; the counts of all chunks of a gallery add up. `ignored` are the pairs of the whole
+    gallery that do not count, sorted by gallery image.
     """
     width = queries.width
-    matches_side = (thresholds.closeness, thresholds.matches.gallery)
-    nearer = np.zeros((len(thresholds.closeness), rule.camera_count), np.int64)
-    gains = np.ones(len(queries)) if shifts is None else shifts.gains
+    matches_side = (thresholds.similarity, thresholds.matches.gallery)
+    nearer = np.zeros((len(thresholds.similarity), rule.camera_count), np.int64)
+    gains = np.ones(len(queries)) if rescoring is None else rescoring.gains
     errors = cosine_error(width) * gains
-    if shifts is not None:  # each operation rounds, and so does the gain
+    if rescoring is not None:  # rounding of each operation, and of the gain
         errors += 4 * _UNIT * (gains + 1)
     groups = even_slices(len(queries), block_bytes // (4 * width))
-    done, total = 0, len(stretch) * len(groups)
+    done, total = 0, len(chunk) * len(groups)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for group in groups:
-            asking = queries.normalised(group)
+            query_block = queries.normalised(group)
             start = thresholds.start[group.start : group.stop + 1]
             exact, scales = queries.exact(group), queries.scales[group]
-            blocks = even_slices(len(stretch), block_bytes // (4 * max(width, len(asking))))
-            buffer = torch.empty(len(asking) * max(block.stop - block.start for block in blocks))
+            blocks = even_slices(len(chunk), block_bytes // (4 * max(width, len(query_block))))
+            buffer = torch.empty(
+                len(query_block) * max(block.stop - block.start for block in blocks)
+            )
             for block in blocks:
-                here = slice(stretch.first + block.start, stretch.first + block.stop)
-                near = similarity_block(asking, stretch.normalised(block), buffer)
-                shift = _NO_SHIFT
-                if shifts is not None:
-                    shift = shifts.block(group, here)
+                gallery_range = slice(chunk.first + block.start, chunk.first + block.stop)
+                near = similarity_block(query_block, chunk.normalised(block), buffer)
+                offsets = _NO_OFFSETS
+                if rescoring is not None:
+                    offsets = rescoring.offset_block(group, gallery_range)
                     near *= gains[group, None].astype(np.float32)
-                    near += shift
-                near[:, _within(rule.junk, here) - here.start] = -np.inf
-                near[_places(ignored, group, here)] = -np.inf
+                    near += offsets
+                near[:, _within(rule.junk, gallery_range) - gallery_range.start] = -np.inf
+                near[_block_positions(ignored, group, gallery_range)] = -np.inf
                 gallery_side = (
-                    here.start,
-                    stretch.exact(block),
-                    stretch.scales[block],
-                    rule.cameras[here],
+                    gallery_range.start,
+                    chunk.exact(block),
+                    chunk.scales[block],
+                    rule.cameras[gallery_range],
                 )
                 query_sides = [
                     (
                         *(near[s], errors[group][s], start[s.start : s.stop + 1]),
-                        *(exact[s], scales[s], gains[group][s], shift[s]),
+                        *(exact[s], scales[s], gains[group][s], offsets[s]),
                     )
-                    for s in shares(len(near))
+                    for s in thread_slices(len(near))
                 ]
-                in_threads(
+                run_in_threads(
                     threads,
                     count_nearer,
                     [(*own, *gallery_side, *matches_side, nearer) for own in query_sides],
@@ -285,34 +296,34 @@ def count_nearer_in(
     return nearer
 
 
-_NO_SHIFT = np.empty((0, 0), np.float32)
+_NO_OFFSETS = np.empty((0, 0), np.float32)
 
 
 def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:
-    """The products of all rows with all, float32, in the buffer."""
-    found = buffer[: len(one) * len(other)].view(len(one), -1)
+    """The product of all rows with all rows in float32, written to the buffer."""
+    products = buffer[: len(one) * len(other)].view(len(one), -1)
     with full_precision():
-        torch.mm(one, other.T, out=found)
-    return found.numpy()
+        torch.mm(one, other.T, out=products)
+    return products.numpy()
 
 
-def shares(rows: int) -> list[slice]:
-    """So many rows, one stretch of them for each thread."""
+def thread_slices(rows: int) -> list[slice]:
+    """Divide rows among the threads."""
     return even_slices(rows, rows // torch.get_num_threads() + 1)
 
 
-def in_threads(
+def run_in_threads(
     threads: ThreadPoolExecutor, kernel: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 ) -> None:
-    """Calls a compiled loop with each of these arguments, side by side."""
-    for call in [threads.submit(kernel, *given) for given in arguments]:
+    """Call a compiled loop with each of these argument tuples in parallel."""
+    for call in [threads.submit(kernel, *call_arguments) for call_arguments in arguments]:
         call.result()
 
 
-class Side:
-    """Features where they are, and the scales that make their rows' length 1.
+class FeatureChunk:
+    """Consecutive features, in place, with the factors that normalise their rows.
 
-    `first`: the number of a stretch's first row, in the gallery or among all images.
+    `first` is the number of the first row in the gallery, or among all images.
     """
 
     def __init__(self, features: np.ndarray | Tensor, name: str, *, first: int = 0):
@@ -324,29 +335,29 @@ class Side:
         return len(self.features)
 
     @property
-    def place(self) -> slice:
-        """The rows' numbers."""
+    def image_range(self) -> slice:
+        """Range of the rows' numbers."""
         return slice(self.first, self.first + len(self))
 
     @property
     def width(self) -> int:
-        """Numbers of a feature."""
+        """Dimension of a feature."""
         return self.features.shape[1]
 
     def exact(self, rows: slice) -> np.ndarray:
-        """The rows as they are, in a type that holds them exactly and is computed with."""
+        """The rows without rounding, in float32 or float64."""
         return _exact(self.features[rows])
 
-    def at(self, rows: np.ndarray) -> _Rows:
-        """Some rows where they are, or copies of them where they have to be converted."""
+    def at(self, rows: np.ndarray) -> _RowSelection:
+        """Some rows in place, or copies if they have to be converted."""
         features = self.features
         if features.dtype in (torch.float32, torch.float64) and features.is_contiguous():
-            return _Rows(features.numpy(), self.scales, rows)
+            return _RowSelection(features.numpy(), self.scales, rows)
         copied = _exact(features[torch.from_numpy(rows)])
-        return _Rows(copied, self.scales[rows], np.arange(len(rows)))
+        return _RowSelection(copied, self.scales[rows], np.arange(len(rows)))
 
     def normalised(self, rows: slice) -> Tensor:
-        """The rows with length 1, float32: each number rounded once or twice."""
+        """The rows with length 1 in float32; each number is rounded once or twice."""
         scales = torch.from_numpy(self.scales[rows])[:, None]
         chosen = self.features[rows]
         if chosen.dtype == torch.float64:
@@ -355,8 +366,8 @@ class Side:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows of an array, by their places in it."""
+class _RowSelection:
+    """Rows of an array, by their positions."""
 
     features: np.ndarray
     scales: np.ndarray
@@ -370,24 +381,26 @@ def _exact(features: Tensor) -> np.ndarray:
 
 
 def cosine_error(width: int) -> float:
-    """How far a float32 cosine may be from the exact one, and a little more.
+    """Upper bound for the error of a float32 cosine, with a small margin.
 
-    A sum of n products in any order errs by at most n u / (1 - n u) of the sum of their sizes
-    (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1), which is at most 1 here;
-    rounding scale and numbers on both sides adds 4 u.
+    A sum of n products in any order has an error of at most n u / (1 - n u) times the sum of their
+    absolute values (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1), which is at
+    most 1 here. Rounding the scale and the numbers on both sides adds 4 u.
     """
     terms = (width + 8) * _UNIT
     return terms / (1 - terms)
 
 
-def _within(indices: np.ndarray, here: slice) -> np.ndarray:
-    """Of sorted gallery indices those of a stretch."""
-    begin, end = np.searchsorted(indices, (here.start, here.stop))
+def _within(indices: np.ndarray, gallery_range: slice) -> np.ndarray:
+    """The part of sorted gallery indices that lies in a range."""
+    begin, end = np.searchsorted(indices, (gallery_range.start, gallery_range.stop))
     return indices[begin:end]
 
 
-def _places(pairs: Pairs, group: slice, here: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of pairs in a block of similarities."""
-    pairs = pairs.within(here)
+def _block_positions(
+    pairs: Pairs, group: slice, gallery_range: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of pairs within a block of similarities."""
+    pairs = pairs.within(gallery_range)
     inside = (pairs.query >= group.start) & (pairs.query < group.stop)
-    return pairs.query[inside] - group.start, pairs.gallery[inside] - here.start
+    return pairs.query[inside] - group.start, pairs.gallery[inside] - gallery_range.start

@@ -1,7 +1,7 @@
-"""CMC, mAP and mINP of a query set against a gallery, exactly and in bounded memory.
+"""CMC, mAP and mINP of a query set against a gallery, exactly and with bounded memory.
 
-They depend only on the ranks of each query's true matches: what is nearer than these is counted in
-one block of similarities after the other. Ties go to the lower gallery index.
+They depend only on the ranks of each query's matches, which are counted block by block. Ties are
+broken by gallery index.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
+from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, checked_labels
 from muva.retrieval.distances import BLOCK_BYTES
 from muva.retrieval.match_ranks import match_ranks
-from muva.retrieval.reranking import Encodings, Reranking, asked_encodings
+from muva.retrieval.reranking import Encodings, Reranking, resolve_encodings
 from muva.retrieval.scores import RetrievalResult, score
 
 
@@ -33,19 +33,19 @@ def evaluate(
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> RetrievalResult:
-    """Rank the gallery for each query and score the ranking.
+    """Rank the gallery for each query, and compute the metrics of the ranking.
 
-    Features are (images, width), normalised here; numpy arrays may be memory-mapped. Without camera
-    ids a query ignores only the gallery image of its own id. `rerank` orders by k-reciprocal
-    neighbours instead: True means the paper's settings, and `Encodings` are those of these features
-    without junk. `progress` hears of what is done and of all there is, first of pairs compared for
-    the re-ranking, then of gallery images. Raises MuvaError for inputs that do not belong together,
-    for NaN, and when no query has a match.
+    Features are (images, width), are normalised here, and may be memory-mapped arrays. Without
+    camera ids, a query only ignores the gallery image with its own id. `rerank` enables re-ranking
+    with k-reciprocal neighbours: True uses the settings of the paper; `Encodings` must be those of
+    these features, computed without junk. `progress` is called with (done, all): first with pairs
+    of images for re-ranking, then with gallery images. Raises MuvaError if inputs do not match each
+    other, contain NaN, or if no query has a match.
     """
-    query = labels(
+    query = checked_labels(
         pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
     )
-    gallery = labels(
+    gallery = checked_labels(
         pids=gallery_pids,
         camids=gallery_camids,
         ids=gallery_ids,
@@ -53,7 +53,7 @@ def evaluate(
         side="gallery",
     )
     rule = CameraRule(query, gallery)
-    encodings = asked_encodings(
+    encodings = resolve_encodings(
         rerank,
         query_features,
         gallery_features,
@@ -61,12 +61,12 @@ def evaluate(
         block_bytes=block_bytes,
         progress=progress,
     )
-    found = match_ranks(
+    ranks_of_matches = match_ranks(
         query_features,
         gallery_features,
         rule,
-        shifts=encodings,
+        rescoring=encodings,
         block_bytes=block_bytes,
         progress=progress,
     )
-    return score(found, rule, ranks=ranks)
+    return score(ranks_of_matches, rule, ranks=ranks)

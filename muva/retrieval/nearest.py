@@ -1,7 +1,8 @@
-"""Each image's nearest others among very many, exactly, in blocks of any size.
+"""Exact nearest neighbours among very many images, in blocks of any size.
 
-As in `match_ranks`, a float32 product tells which images may be among them, and float64 cosines
-decide: the neighbours do not depend on blocks, threads or kernels. Equal cosines go by index.
+As in `match_ranks`, a float32 product determines which images may be among them, and float64
+cosines decide. The neighbours do not depend on blocks, threads or kernels. Ties are broken by
+index.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ import numpy as np
 import torch
 
 from muva.retrieval.distances import BLOCK_BYTES, even_slices
-from muva.retrieval.match_ranks import Side, cosine_error, in_threads, shares, similarity_block
+from muva.retrieval.match_ranks import (
+    FeatureChunk,
+    cosine_error,
+    run_in_threads,
+    similarity_block,
+    thread_slices,
+)
 from muva.retrieval.neighbour_loops import keep_nearest, merge_nearest
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The nearest of the images that some images were compared with, and the lowest cosine."""
+class NearestNeighbours:
+    """The nearest neighbours of each image found so far, and its lowest cosine."""
 
     images: np.ndarray
-    """(images, count) int64: numbers of the nearest, itself included, nearest first; `NONE` where
-    fewer were seen."""
+    """(images, count) int64: numbers of the nearest images, itself included, nearest first; `NONE`
+    where fewer have been seen."""
     cosines: np.ndarray
     """(images, count) float64."""
     lowest: np.ndarray
@@ -34,90 +41,110 @@ class Nearest:
     NONE = np.iinfo(np.int64).max
 
     @classmethod
-    def of(cls, images: int, *, count: int) -> Nearest:
-        """Before anything was compared."""
+    def empty(cls, images: int, *, count: int) -> NearestNeighbours:
+        """The state before any comparison."""
         return cls(
             np.full((images, count), cls.NONE),
             np.full((images, count), -np.inf),
             np.full(images, np.inf),
         )
 
-    def rows(self, rows: slice) -> Nearest:
-        """Some of the images; what is found for them is found for the whole."""
-        return Nearest(self.images[rows], self.cosines[rows], self.lowest[rows])
+    def rows(self, rows: slice) -> NearestNeighbours:
+        """A view of some of the images; updates apply to the whole."""
+        return NearestNeighbours(self.images[rows], self.cosines[rows], self.lowest[rows])
 
-    def merge(self, other: Nearest) -> None:
-        """Take what the same images found elsewhere."""
+    def merge(self, other: NearestNeighbours) -> None:
+        """Add the neighbours that the same images have elsewhere."""
         merge_nearest(self.images, self.cosines, other.images, other.cosines)
         np.minimum(self.lowest, other.lowest, out=self.lowest)
 
 
-def compare(
-    one: Side,
-    other: Side,
+def compare_chunks(
+    one: FeatureChunk,
+    other: FeatureChunk,
     *,
-    of_one: Nearest,
-    of_other: Nearest,
-    counts: np.ndarray,
+    found_for_one: NearestNeighbours,
+    found_for_other: NearestNeighbours,
+    included: np.ndarray,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> None:
-    """Compares all images of two stretches, which may be the same one, both ways at once.
+    """Compare all images of two chunks, which may be the same one, in both directions.
 
-    `counts`: (all images,) bool, whether an image takes part. `progress` hears of pairs compared.
+    `included` is (all images,) bool: whether an image takes part. `progress` is called with the
+    number of pairs compared since the last call.
     """
     edge = min(isqrt(block_bytes // 4), block_bytes // (4 * one.width))
     pieces, others = (even_slices(len(side), edge) for side in (one, other))
     error = cosine_error(one.width)
-    buffer, turned = torch.empty(2, max(s.stop - s.start for s in pieces + others) ** 2)
+    buffer, transposed = torch.empty(2, max(s.stop - s.start for s in pieces + others) ** 2)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
 
-        def keep(near: np.ndarray, mine: _Piece, theirs: _Piece, found: Nearest) -> None:
+        def keep(
+            near: np.ndarray, row_piece: _Piece, column_piece: _Piece, found: NearestNeighbours
+        ) -> None:
             """Shares the rows out among the threads."""
-            found = found.rows(mine.rows)
-            side = (theirs.first, theirs.counts, theirs.exact, theirs.scales)
-            in_threads(
+            found = found.rows(row_piece.rows)
+            side = (
+                column_piece.first,
+                column_piece.included,
+                column_piece.exact,
+                column_piece.scales,
+            )
+            run_in_threads(
                 threads,
                 keep_nearest,
                 [
                     (
-                        *(near[s], mine.counts[s], mine.exact[s], mine.scales[s], *side, error),
+                        *(
+                            near[s],
+                            row_piece.included[s],
+                            row_piece.exact[s],
+                            row_piece.scales[s],
+                            *side,
+                            error,
+                        ),
                         *(found.images[s], found.cosines[s], found.lowest[s]),
                     )
-                    for s in shares(len(near))
+                    for s in thread_slices(len(near))
                 ],
             )
 
         for number, rows in enumerate(pieces):
-            mine = _Piece.of(one, rows, counts)
+            row_piece = _Piece.of(one, rows, included)
             for columns in others[number:] if one is other else others:
-                theirs = _Piece.of(other, columns, counts)
-                near = similarity_block(mine.normalised, theirs.normalised, buffer)
-                keep(near, mine, theirs, of_one)
+                column_piece = _Piece.of(other, columns, included)
+                near = similarity_block(row_piece.normalised, column_piece.normalised, buffer)
+                keep(near, row_piece, column_piece, found_for_one)
                 if one is not other or rows != columns:
-                    across = turned[: near.size].view(near.T.shape)
-                    keep(across.copy_(torch.from_numpy(near).T).numpy(), theirs, mine, of_other)
+                    swapped = transposed[: near.size].view(near.T.shape)
+                    keep(
+                        swapped.copy_(torch.from_numpy(near).T).numpy(),
+                        column_piece,
+                        row_piece,
+                        found_for_other,
+                    )
                 progress(near.size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """Some rows of a side, as a block needs them."""
+    """Some rows of a chunk, prepared for a block."""
 
     rows: slice
     first: int
-    """The number of the first among all images."""
-    counts: np.ndarray
+    """Number of the first row among all images."""
+    included: np.ndarray
     exact: np.ndarray
     scales: np.ndarray
     normalised: torch.Tensor
 
     @classmethod
-    def of(cls, side: Side, rows: slice, counts: np.ndarray) -> _Piece:
+    def of(cls, side: FeatureChunk, rows: slice, included: np.ndarray) -> _Piece:
         return cls(
             rows=rows,
             first=side.first + rows.start,
-            counts=counts[side.first + rows.start : side.first + rows.stop],
+            included=included[side.first + rows.start : side.first + rows.stop],
             exact=side.exact(rows),
             scales=side.scales[rows],
             normalised=side.normalised(rows),

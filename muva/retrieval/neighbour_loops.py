@@ -1,6 +1,6 @@
-"""The loops of re-ranking, compiled: nearest neighbours of float64 cosines, sums of minima.
+"""Compiled loops for re-ranking: nearest neighbours by float64 cosines, and sums of minima.
 
-They let go of Python's lock: rows can be shared out among threads.
+They release the GIL, so rows can be distributed over threads.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from muva.retrieval.counting import dot
 @no_type_check
 def keep_nearest(
     near,
-    asking,
+    query_included,
     queries,
     query_scales,
     first_column,
-    answering,
+    gallery_included,
     galleries,
     gallery_scales,
     error,
@@ -29,33 +29,33 @@ def keep_nearest(
     cosines,
     lowest,
 ):
-    """Takes a block's images among each row's nearest, and finds the lowest cosine of each row.
+    """Adds the images of a block to each row's nearest, and updates each row's lowest cosine.
 
-    `near` holds the block's cosines within `error`; rows and columns that are not `asking` and
-    `answering` are passed over.
+    `near` holds the cosines of the block, within `error`. Rows and columns that are not in
+    `query_included` and `gallery_included` are skipped.
     """
     last = images.shape[1] - 1
     best = np.empty(last + 1, np.float32)
     for row in range(len(near)):
-        if not asking[row]:
+        if not query_included[row]:
             continue
-        # First what the block's own cosines rule out: exact ones take a thousand times as long.
+        # Use the block's cosines to rule out most images: exact ones are a thousand times slower.
         best[:] = cosines[row, last] - 2 * error
-        least = np.float32(lowest[row])
+        lowest_seen = np.float32(lowest[row])
         for column in range(near.shape[1]):
             similarity = near[row, column]
-            if (similarity > best[last] or similarity < least) and answering[column]:
-                least = min(least, similarity)
-                place = last
-                while place > 0 and similarity > best[place - 1]:
-                    best[place] = best[place - 1]
-                    place -= 1
-                best[place] = max(best[place], similarity)
+            if (similarity > best[last] or similarity < lowest_seen) and gallery_included[column]:
+                lowest_seen = min(lowest_seen, similarity)
+                position = last
+                while position > 0 and similarity > best[position - 1]:
+                    best[position] = best[position - 1]
+                    position -= 1
+                best[position] = max(best[position], similarity)
         high = np.float32(best[last] - 2 * error)
-        low = np.float32(least + 2 * error)
+        low = np.float32(lowest_seen + 2 * error)
         for column in range(near.shape[1]):
             similarity = near[row, column]
-            if (low < similarity < high) or not answering[column]:
+            if (low < similarity < high) or not gallery_included[column]:
                 continue
             scale = query_scales[row] * gallery_scales[column]
             exact = dot(queries[row], galleries[column]) * scale
@@ -66,44 +66,47 @@ def keep_nearest(
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def merge_nearest(images, cosines, other_images, other_cosines):
-    """Takes another's nearest images of the same rows among these."""
+    """Merges the nearest images of the same rows from elsewhere into these."""
     for row in range(len(images)):
-        for place in range(other_images.shape[1]):
-            _insert(images[row], cosines[row], other_images[row, place], other_cosines[row, place])
+        for position in range(other_images.shape[1]):
+            _insert(
+                images[row], cosines[row], other_images[row, position], other_cosines[row, position]
+            )
 
 
 @numba.njit(cache=True)
 @no_type_check
 def _insert(images, cosines, image, cosine):
-    """Puts an image into its place, if it has one; equal cosines by index."""
-    place = len(images)
-    while place > 0 and (
-        cosine > cosines[place - 1] or (cosine == cosines[place - 1] and image < images[place - 1])
+    """Inserts an image at its rank, if it has one; ties are broken by index."""
+    position = len(images)
+    while position > 0 and (
+        cosine > cosines[position - 1]
+        or (cosine == cosines[position - 1] and image < images[position - 1])
     ):
-        place -= 1
-    for later in range(len(images) - 1, place, -1):
+        position -= 1
+    for later in range(len(images) - 1, position, -1):
         images[later], cosines[later] = images[later - 1], cosines[later - 1]
-    if place < len(images):
-        images[place], cosines[place] = image, cosine
+    if position < len(images):
+        images[position], cosines[position] = image, cosine
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def row_shifts(start, columns, values, column_start, rows, row_values, weight, found):
-    """-weight x Jaccard distance of some sparse rows and all of a matrix given by columns."""
-    for row in range(len(found)):
-        overlaps = np.zeros(found.shape[1])
+def row_jaccard_offsets(start, columns, values, column_start, rows, row_values, weight, out):
+    """-weight x Jaccard distance between sparse rows and all columns of a CSC matrix."""
+    for row in range(len(out)):
+        overlaps = np.zeros(out.shape[1])
         for entry in range(start[row], start[row + 1]):
             value = values[entry]
-            for place in range(column_start[columns[entry]], column_start[columns[entry] + 1]):
-                overlaps[rows[place]] += min(value, row_values[place])
-        for column in range(found.shape[1]):
-            found[row, column] = _shift(overlaps[column], weight)
+            for position in range(column_start[columns[entry]], column_start[columns[entry] + 1]):
+                overlaps[rows[position]] += min(value, row_values[position])
+        for column in range(out.shape[1]):
+            out[row, column] = _jaccard_offset(overlaps[column], weight)
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def pair_shifts(
+def pair_jaccard_offsets(
     one_start,
     one_columns,
     one_values,
@@ -113,26 +116,26 @@ def pair_shifts(
     one,
     other,
     weight,
-    found,
+    out,
 ):
-    """The same of pairs of sparse rows whose columns ascend, bit for bit."""
-    for pair in range(len(found)):
-        mine, my_end = one_start[one[pair]], one_start[one[pair] + 1]
-        theirs, their_end = other_start[other[pair]], other_start[other[pair] + 1]
+    """The same for pairs of sparse rows with sorted columns, bitwise equal."""
+    for pair in range(len(out)):
+        one_entry, one_end = one_start[one[pair]], one_start[one[pair] + 1]
+        other_entry, other_end = other_start[other[pair]], other_start[other[pair] + 1]
         overlap = 0.0
-        while mine < my_end and theirs < their_end:
-            if one_columns[mine] == other_columns[theirs]:
-                overlap += min(one_values[mine], other_values[theirs])
-                mine += 1
-                theirs += 1
-            elif one_columns[mine] < other_columns[theirs]:
-                mine += 1
+        while one_entry < one_end and other_entry < other_end:
+            if one_columns[one_entry] == other_columns[other_entry]:
+                overlap += min(one_values[one_entry], other_values[other_entry])
+                one_entry += 1
+                other_entry += 1
+            elif one_columns[one_entry] < other_columns[other_entry]:
+                one_entry += 1
             else:
-                theirs += 1
-        found[pair] = _shift(overlap, weight)
+                other_entry += 1
+        out[pair] = _jaccard_offset(overlap, weight)
 
 
 @numba.njit(cache=True)
 @no_type_check
-def _shift(overlap, weight):
+def _jaccard_offset(overlap, weight):
     return -weight * (1 - overlap / (2 - overlap))

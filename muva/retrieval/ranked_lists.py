@@ -1,4 +1,4 @@
-"""The first gallery images of each query, for people to look at."""
+"""Ranked lists: the first gallery images of each query, for inspection."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, labels
+from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, checked_labels
 from muva.retrieval.distances import BLOCK_BYTES, distance_blocks
-from muva.retrieval.reranking import Encodings, Reranking, asked_encodings, reranked_blocks
+from muva.retrieval.reranking import Encodings, Reranking, reranked_blocks, resolve_encodings
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedLists:
-    """For each query the first images that the camera rule leaves, nearest first."""
+    """For each query the first images that count under the camera rule, nearest first."""
 
     indices: np.ndarray
-    """(queries, top) int64 gallery indices; -1 where fewer images are left."""
+    """(queries, top) int64 gallery indices; -1 if there are fewer images."""
     is_match: np.ndarray
-    """(queries, top) bool: the query's person."""
+    """(queries, top) bool: whether the image has the identity of the query."""
 
 
 def ranked_lists(
@@ -36,11 +36,11 @@ def ranked_lists(
     rerank: bool | Reranking | Encodings = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> RankedLists:
-    """The ranking that `evaluate` scores, cut after `top` images; same inputs, same errors."""
-    query = labels(
+    """The ranking of `evaluate`, cut off after `top` images; same inputs and errors."""
+    query = checked_labels(
         pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
     )
-    gallery = labels(
+    gallery = checked_labels(
         pids=gallery_pids,
         camids=gallery_camids,
         ids=gallery_ids,
@@ -49,7 +49,7 @@ def ranked_lists(
     )
     rule = CameraRule(query, gallery)
     sides = query_features, gallery_features
-    if encodings := asked_encodings(rerank, *sides, rule.junk, block_bytes=block_bytes):
+    if encodings := resolve_encodings(rerank, *sides, rule.junk, block_bytes=block_bytes):
         blocks = reranked_blocks(*sides, encodings, block_bytes=block_bytes)
     else:
         blocks = distance_blocks(*sides, block_bytes=block_bytes)
@@ -58,16 +58,16 @@ def ranked_lists(
     for rows, distances in blocks:
         distances[:, rule.junk] = np.inf
         for index, row in zip(range(rows.start, rows.stop), distances, strict=True):
-            matches, ignored = rule.judge(index)
+            matches, ignored = rule.matches_and_ignored(index)
             row[ignored] = np.inf
-            first = nearest(row, top)
+            first = nearest_indices(row, top)
             indices[index, : len(first)] = first
             is_match[index, : len(first)] = np.isin(first, matches)
     return RankedLists(indices=indices, is_match=is_match)
 
 
-def nearest(distances: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` smallest finite distances, in order, equal ones by index."""
+def nearest_indices(distances: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` smallest finite distances in ascending order, ties broken by index."""
     count = min(count, len(distances))
     furthest = np.partition(distances, count - 1)[count - 1]
     candidates = np.flatnonzero((distances <= furthest) & np.isfinite(distances))

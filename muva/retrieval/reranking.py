@@ -1,9 +1,11 @@
 """Re-ranking with k-reciprocal neighbours (Zhong et al., "Re-ranking Person Re-identification with
-k-reciprocal Encoding", CVPR 2017), exact, without the dense matrix of all against all.
+k-reciprocal Encoding", CVPR 2017), computed exactly, but without a dense matrix of all distances.
 
-What the definition needs of each row of that matrix is its maximum and its first k1 + 1 neighbours;
-the encodings V are sparse. A pair's distance is then lambda o + (1 - lambda) (1 - s / (2 - s)), s
-the sum of minima of its encodings: for each query a factor of the cosine, and a shift.
+Of each row of that matrix, the definition needs only the maximum and the first k1 + 1 neighbours;
+the encodings V are sparse. The distance of a pair is then
+lambda o + (1 - lambda) (1 - s / (2 - s)), where o is the original distance divided by its row's
+maximum and s is the sum of minima of the two encodings. Relative to the cosine, this is a gain for
+each query and an offset for each pair.
 """
 
 from __future__ import annotations
@@ -21,50 +23,52 @@ from torch import Tensor
 
 from muva.retrieval.distances import BLOCK_BYTES, distance_blocks, even_slices
 from muva.retrieval.match_ranks import (
+    FeatureChunk,
     Pairs,
-    Side,
     check_widths,
-    in_threads,
     pair_similarities,
-    shares,
+    run_in_threads,
+    thread_slices,
 )
-from muva.retrieval.nearest import Nearest, compare
-from muva.retrieval.neighbour_loops import pair_shifts, row_shifts
+from muva.retrieval.nearest import NearestNeighbours, compare_chunks
+from muva.retrieval.neighbour_loops import pair_jaccard_offsets, row_jaccard_offsets
 
-_LEAST_DISTANCE = 1e-12
-"""What 2 - 2 cos of float64 can tell from nothing."""
+_MIN_DISTANCE = 1e-12
+"""The smallest 2 - 2 cos that float64 distinguishes from zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reranking:
-    """Settings of the re-ranking; the defaults are the paper's."""
+    """Settings of re-ranking; the defaults are those of the paper."""
 
     k1: int = 20
-    """Neighbours that may be reciprocal."""
+    """Number of neighbours that may be reciprocal."""
     k2: int = 6
-    """Neighbours whose encodings are averaged."""
+    """Number of neighbours whose encodings are averaged."""
     original_weight: float = 0.3
-    """lambda: the share of the original distance in the final one."""
+    """lambda: weight of the original distance in the final distance."""
 
     @property
     def neighbours(self) -> int:
-        """How many of each image are needed, itself included."""
+        """How many neighbours of each image are required, itself included."""
         return max(self.k1 + 1, self.k2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encodings:
-    """All that re-ranking needs besides the cosines; `match_ranks` takes it as `Shifts`.
+    """Everything that re-ranking needs besides the cosines; an `AffineRescoring` for `match_ranks`.
 
-    A final distance is 2 lambda / furthest - closeness, the first term the same for all images.
+    The final distance is 2 lambda / furthest minus this similarity; the first term is constant for
+    each query.
     """
 
     query: sparse.csr_array
-    """(queries, images) float32: V of the queries, by number among queries and gallery."""
+    """(queries, images) float32: the encodings V of the queries; columns are all images, queries
+    first."""
     gallery: sparse.csr_array
-    """(gallery, images) float32; no entries in the rows of junk."""
+    """(gallery, images) float32; the rows of junk are empty."""
     furthest: np.ndarray
-    """(queries,) float64: the largest squared distance of each query, to anything."""
+    """(queries,) float64: the largest squared distance of each query to any image."""
     settings: Reranking
 
     @property
@@ -73,59 +77,65 @@ class Encodings:
         return 2 * self.settings.original_weight / self.furthest
 
     def of_queries(self, numbers: np.ndarray) -> Encodings:
-        """For some of the queries."""
+        """The encodings for a subset of the queries."""
         return replace(self, query=self.query[numbers], furthest=self.furthest[numbers])
 
-    def block(self, queries: slice, gallery: slice) -> Float[np.ndarray, "Q G"]:
-        """-(1 - lambda) Jaccard distance of these queries and gallery images."""
-        asking = self.query[queries]
+    def offset_block(self, queries: slice, gallery: slice) -> Float[np.ndarray, "Q G"]:
+        """-(1 - lambda) x Jaccard distance between these queries and gallery images."""
+        query_rows = self.query[queries]
         by_column = self.gallery[gallery].tocsc()
-        found = np.empty((asking.shape[0], by_column.shape[0]), np.float32)
-        shared = (by_column.indptr, by_column.indices, by_column.data)
+        out = np.empty((query_rows.shape[0], by_column.shape[0]), np.float32)
+        csc = (by_column.indptr, by_column.indices, by_column.data)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            in_threads(
+            run_in_threads(
                 threads,
-                row_shifts,
+                row_jaccard_offsets,
                 [
                     (
-                        *(asking.indptr[s.start : s.stop + 1], asking.indices, asking.data),
-                        *(*shared, 1 - self.settings.original_weight, found[s]),
+                        *(
+                            query_rows.indptr[s.start : s.stop + 1],
+                            query_rows.indices,
+                            query_rows.data,
+                        ),
+                        *(*csc, 1 - self.settings.original_weight, out[s]),
                     )
-                    for s in shares(len(found))
+                    for s in thread_slices(len(out))
                 ],
             )
-        return found
+        return out
 
-    def pairs(self, pairs: Pairs) -> np.ndarray:
-        """The same of pairs."""
-        found = np.empty(len(pairs.query), np.float32)
+    def pair_offsets(self, pairs: Pairs) -> np.ndarray:
+        """The same for pairs."""
+        out = np.empty(len(pairs.query), np.float32)
         one, other = ((side.indptr, side.indices, side.data) for side in (self.query, self.gallery))
         weight = 1 - self.settings.original_weight
-        pair_shifts(*one, *other, pairs.query, pairs.gallery, weight, found)
-        return found
+        pair_jaccard_offsets(*one, *other, pairs.query, pairs.gallery, weight, out)
+        return out
 
 
-def encodings_of(
+def compute_encodings(
     query: np.ndarray | Tensor,
     gallery: np.ndarray | Tensor,
     *,
-    left_out: np.ndarray,
+    excluded: np.ndarray,
     settings: Reranking,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encodings:
-    """The encodings of queries and gallery; the gallery rows in `left_out` take no part.
+    """The encodings of queries and gallery; gallery rows in `excluded` do not take part.
 
-    Features as `match_ranks` takes them. `progress` hears of pairs of images compared, and of all.
+    Features are as in `match_ranks`. `progress` is called with (pairs of images compared, all).
     """
-    queries = Side(query, "query_features")
-    galleries = Side(gallery, "gallery_features", first=len(query))
+    queries = FeatureChunk(query, "query_features")
+    galleries = FeatureChunk(gallery, "gallery_features", first=len(query))
     check_widths(queries, galleries)
-    counts = who_counts(len(queries), len(galleries), left_out)
-    nearest = Nearest.of(len(counts), count=min(settings.neighbours, int(counts.sum())))
-    done, total = 0, len(counts) * (len(counts) + 1) // 2
+    included = included_images(len(queries), len(galleries), excluded)
+    nearest = NearestNeighbours.empty(
+        len(included), count=min(settings.neighbours, int(included.sum()))
+    )
+    done, total = 0, len(included) * (len(included) + 1) // 2
 
-    def tell(pairs: int) -> None:
+    def add_progress(pairs: int) -> None:
         nonlocal done
         done += pairs
         if progress is not None:
@@ -133,61 +143,61 @@ def encodings_of(
 
     sides = [queries, galleries]
     for one, other in combinations_with_replacement(sides, 2):
-        compare(
+        compare_chunks(
             one,
             other,
-            of_one=nearest.rows(one.place),
-            of_other=nearest.rows(other.place),
-            counts=counts,
+            found_for_one=nearest.rows(one.image_range),
+            found_for_other=nearest.rows(other.image_range),
+            included=included,
             block_bytes=block_bytes,
-            progress=tell,
+            progress=add_progress,
         )
-    members = members_of(nearest, settings)
+    members = expanded_reciprocal_members(nearest, settings)
     cosines = np.empty(len(members.query))
     for one, other in product(sides, repeat=2):
-        here = members.among(one.place, other.place)
-        cosines[here] = pair_similarities(one, other, members.take(here))
+        positions = members.among(one.image_range, other.image_range)
+        cosines[positions] = pair_similarities(one, other, members.select(positions))
     return encode(nearest, members, cosines, queries=len(queries), settings=settings)
 
 
-def asked_encodings(
+def resolve_encodings(
     rerank: bool | Reranking | Encodings,
     query: np.ndarray | Tensor,
     gallery: np.ndarray | Tensor,
-    left_out: np.ndarray,
+    excluded: np.ndarray,
     *,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encodings | None:
-    """What a caller asks for: nothing, the paper's settings (True), others, or ready encodings."""
+    """Encodings for `rerank`: none (False), default settings (True), settings, or encodings."""
     if isinstance(rerank, Encodings) or not rerank:
         return rerank or None
-    return encodings_of(
+    return compute_encodings(
         query,
         gallery,
-        left_out=left_out,
+        excluded=excluded,
         settings=Reranking() if rerank is True else rerank,
         block_bytes=block_bytes,
         progress=progress,
     )
 
 
-def who_counts(queries: int, gallery: int, left_out: np.ndarray) -> np.ndarray:
-    """(queries + gallery,) bool: all but the gallery rows in `left_out`."""
-    counts = np.ones(queries + gallery, bool)
-    counts[queries + np.asarray(left_out, np.int64)] = False
-    return counts
+def included_images(queries: int, gallery: int, excluded: np.ndarray) -> np.ndarray:
+    """(queries + gallery,) bool: False for the gallery rows in `excluded`."""
+    included = np.ones(queries + gallery, bool)
+    included[queries + np.asarray(excluded, np.int64)] = False
+    return included
 
 
-def members_of(nearest: Nearest, settings: Reranking) -> Pairs:
-    """Pairs of an image and a member of its expanded reciprocal set R*, by image, then member."""
+def expanded_reciprocal_members(nearest: NearestNeighbours, settings: Reranking) -> Pairs:
+    """Pairs of an image and a member of its expanded reciprocal set R*, sorted."""
     mutual = _reciprocal(nearest, settings.k1 + 1)
     nearer = _reciprocal(nearest, round(settings.k1 / 2) + 1)
     sizes = np.diff(nearer.indptr)
     of, members = [], []
-    for rows in even_slices(len(nearest.images), _ROWS_AT_ONCE):
+    for rows in even_slices(len(nearest.images), _CHUNK_ROWS):
         candidates = mutual[rows]
-        # At each candidate, how many of its nearer set are in the image's own set.
+        # For each candidate, how many members of its half-size set are in the image's own set.
         widening = candidates.multiply(candidates @ nearer.T).tocsr()
         widening.data = (3 * widening.data > 2 * sizes[widening.indices]).astype(np.int32)
         widening.eliminate_zeros()
@@ -198,38 +208,38 @@ def members_of(nearest: Nearest, settings: Reranking) -> Pairs:
     return Pairs(np.concatenate(of), np.concatenate(members))
 
 
-_ROWS_AT_ONCE = 16_384
+_CHUNK_ROWS = 16_384
 
 
-def _reciprocal(nearest: Nearest, count: int) -> sparse.csr_array:
-    """(images, images): 1 where each is among the other's first neighbours."""
+def _reciprocal(nearest: NearestNeighbours, count: int) -> sparse.csr_array:
+    """(images, images): 1 where each image is among the first neighbours of the other."""
     near = _first(nearest, count)
     return near.multiply(near.T).tocsr()
 
 
-def _first(nearest: Nearest, count: int) -> sparse.csr_array:
-    """(images, images): 1 at each image's first neighbours."""
+def _first(nearest: NearestNeighbours, count: int) -> sparse.csr_array:
+    """(images, images): 1 for the first neighbours of each image."""
     images = nearest.images[:, :count]
-    seen = images != Nearest.NONE
+    seen = images != NearestNeighbours.NONE
     start = np.concatenate([[0], np.cumsum(seen.sum(axis=1))])
     ones = np.ones(start[-1], np.int32)
     return sparse.csr_array((ones, images[seen], start), shape=(len(images), len(images)))
 
 
 def encode(
-    nearest: Nearest,
+    nearest: NearestNeighbours,
     members: Pairs,
     cosines: np.ndarray,
     *,
     queries: int,
     settings: Reranking,
 ) -> Encodings:
-    """V: each image's members weighted by exp(-o), with sum 1; then the mean over k2 neighbours.
+    """V: members weighted by exp(-distance), normalised, then averaged over k2 neighbours.
 
-    `cosines`: (members,) float64, those of `members_of`.
+    `cosines` is (members,) float64, for the pairs of `expanded_reciprocal_members`.
     """
     total = len(nearest.images)
-    furthest = np.maximum(2 - 2 * nearest.lowest, _LEAST_DISTANCE)
+    furthest = np.maximum(2 - 2 * nearest.lowest, _MIN_DISTANCE)
     weights = np.exp(-np.maximum(2 - 2 * cosines, 0) / furthest[members.query])
     start = np.searchsorted(members.query, np.arange(total + 1))
     weights /= np.repeat(np.bincount(members.query, weights, total), np.diff(start))
@@ -252,12 +262,12 @@ def reranked_blocks(
     *,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """As `distance_blocks`, with re-ranked distances; those of junk mean nothing."""
+    """As `distance_blocks`, with re-ranked distances; those of junk are meaningless."""
     everything = slice(0, len(gallery))
     for rows, distances in distance_blocks(query, gallery, block_bytes=block_bytes):
         distances += 1
         distances *= encodings.gains[rows, None].astype(np.float32)
-        distances -= encodings.block(rows, everything)
+        distances -= encodings.offset_block(rows, everything)
         yield rows, distances
 
 
@@ -267,9 +277,9 @@ def reranked_distances(
     *,
     settings: Reranking | None = None,
 ) -> Float[np.ndarray, "Q G"]:
-    """Dense re-ranked distances, for sets that are small enough; junk must be left out before."""
-    encodings = encodings_of(
-        query, gallery, left_out=np.empty(0, np.int64), settings=settings or Reranking()
+    """Dense re-ranked distances, for small data sets; junk must be removed before."""
+    encodings = compute_encodings(
+        query, gallery, excluded=np.empty(0, np.int64), settings=settings or Reranking()
     )
     blocks = reranked_blocks(query, gallery, encodings)
     return np.concatenate([block.copy() for _, block in blocks])

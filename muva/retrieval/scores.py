@@ -1,4 +1,4 @@
-"""From the ranks of the matches to CMC, mAP, mINP, camera pairs and confidence intervals."""
+"""CMC, mAP, mINP, camera pairs and confidence intervals from the ranks of the matches."""
 
 from __future__ import annotations
 
@@ -11,128 +11,113 @@ from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule
 from muva.retrieval.distances import even_slices
 from muva.retrieval.match_ranks import MatchRanks
+from muva.retrieval.results import CameraPair, Interval
 
-RESAMPLES, CONFIDENCE = 1000, 0.95
-"""Of the bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Sec. 13.3)."""
+BOOTSTRAP_RESAMPLES, CONFIDENCE = 1000, 0.95
+"""See Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Sec. 13.3."""
 
 _COUNTS_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class CameraPair:
-    """What the queries of one camera reach in a gallery of another camera's images alone."""
-
-    query_camid: int
-    gallery_camid: int
-    mean_ap: float
-    rank1: float
-    queries: int
-    """Those with a match there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """Where a figure would lie for other people of the same kind, with 95 % confidence."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class RetrievalResult:
-    """Fractions, all of them; a query without a match counts in none."""
+    """Metrics as fractions; a query without a match is left out of all of them."""
 
     mean_ap: float
     cmc: dict[int, float]
-    """Rank -> share of valid queries with a match among the first that many."""
+    """Rank -> share of valid queries with a match at or before that rank."""
     mean_inp: float
     """Mean over valid queries of matches / rank of the last match (Ye et al., TPAMI 2021)."""
     average_precision: np.ndarray
-    """(queries,) float64, NaN where a query has no match."""
+    """(queries,) float64, NaN if a query has no match."""
     first_match_rank: np.ndarray
-    """(queries,) int64 from 1, 0 where a query has no match."""
+    """(queries,) int64 from 1, 0 if a query has no match."""
     valid_queries: int
     mean_ap_interval: Interval
     rank1_interval: Interval
     camera_pairs: tuple[CameraPair, ...]
-    """By query camera, then gallery camera; none where cameras are unknown."""
+    """Sorted by query camera, then gallery camera; empty if cameras are unknown."""
 
 
-def score(found: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> RetrievalResult:
-    """All figures of a ranking; MuvaError when no query has a match.
+def score(ranking: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> RetrievalResult:
+    """The metrics of a ranking. Raises MuvaError if no query has a match.
 
-    The intervals are percentiles of a bootstrap over identities, whose queries stand and fall
-    together.
+    The intervals are percentiles of a bootstrap over identities: all queries of an identity are
+    drawn together.
     """
     query = rule.query
-    counts = np.diff(found.start)
+    counts = np.diff(ranking.start)
     valid = counts > 0
     if not valid.any():
         raise MuvaError(
-            f"none of the {len(query)} queries has a match among the gallery images that the "
-            "camera rule leaves. Are query and gallery of the same data set, and are the camera "
-            "ids right?"
+            f"none of the {len(query)} queries has a match among the gallery images that "
+            "count under the camera rule. Are query and gallery from the same data set, and are "
+            "the camera ids correct?"
         )
     average_precision = np.full(len(query), np.nan)
-    average_precision[valid] = _average_precision(found.ranks, counts[valid])
-    first, last = found.start[:-1][valid], found.start[1:][valid] - 1
+    average_precision[valid] = _average_precision(ranking.ranks, counts[valid])
+    first, last = ranking.start[:-1][valid], ranking.start[1:][valid] - 1
     first_match_rank = np.zeros(len(query), np.int64)
-    first_match_rank[valid] = found.ranks[first]
+    first_match_rank[valid] = ranking.ranks[first]
     pids = query.pids[valid]
     return RetrievalResult(
         mean_ap=float(average_precision[valid].mean()),
         cmc={int(rank): float((first_match_rank[valid] <= rank).mean()) for rank in ranks},
-        mean_inp=float((counts[valid] / found.ranks[last]).mean()),
+        mean_inp=float((counts[valid] / ranking.ranks[last]).mean()),
         average_precision=average_precision,
         first_match_rank=first_match_rank,
         valid_queries=int(valid.sum()),
         mean_ap_interval=bootstrap_interval(average_precision[valid], pids),
         rank1_interval=bootstrap_interval(first_match_rank[valid] == 1, pids),
-        camera_pairs=_camera_pairs(found, rule) if rule.knows_cameras else (),
+        camera_pairs=_camera_pairs(ranking, rule) if rule.knows_cameras else (),
     )
 
 
 def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval:
-    """The interval of the mean when whole groups are drawn anew; always the same draws."""
+    """Confidence interval of the mean when whole groups are resampled; deterministic."""
     _, group = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(group, weights=values), np.bincount(group)
     rng = np.random.default_rng(0)
-    alike = np.full(len(sums), 1 / len(sums))
-    means = np.empty(RESAMPLES)
-    for some in even_slices(RESAMPLES, _COUNTS_AT_ONCE // len(sums)):
-        drawn = rng.multinomial(len(sums), alike, size=some.stop - some.start)
+    uniform = np.full(len(sums), 1 / len(sums))
+    means = np.empty(BOOTSTRAP_RESAMPLES)
+    for some in even_slices(BOOTSTRAP_RESAMPLES, _COUNTS_AT_ONCE // len(sums)):
+        drawn = rng.multinomial(len(sums), uniform, size=some.stop - some.start)
         means[some] = drawn @ sums / (drawn @ sizes)
     low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return Interval(low=float(low), high=float(high))
 
 
 def _average_precision(ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Of each stretch of so many ascending ranks; no stretch is empty."""
+    """The average precision of consecutive groups of ascending ranks; no group is empty."""
     starts = np.cumsum(counts) - counts
-    found_by_then = np.arange(len(ranks)) - np.repeat(starts, counts) + 1
-    return np.add.reduceat(found_by_then / ranks, starts) / counts
+    matches_so_far = np.arange(len(ranks)) - np.repeat(starts, counts) + 1
+    return np.add.reduceat(matches_so_far / ranks, starts) / counts
 
 
-def _camera_pairs(found: MatchRanks, rule: CameraRule) -> tuple[CameraPair, ...]:
+def _camera_pairs(ranking: MatchRanks, rule: CameraRule) -> tuple[CameraPair, ...]:
     assert rule.query.camids is not None
-    asking = np.repeat(np.arange(len(rule.query)), np.diff(found.start))
-    order = np.lexsort((found.within, found.cameras, asking))
-    asking, cameras, within = asking[order], found.cameras[order], found.within[order]
-    new = np.concatenate([[True], (np.diff(asking) != 0) | (np.diff(cameras) != 0)])
+    query_of_match = np.repeat(np.arange(len(rule.query)), np.diff(ranking.start))
+    order = np.lexsort((ranking.within, ranking.cameras, query_of_match))
+    query_of_match, cameras, within = (
+        query_of_match[order],
+        ranking.cameras[order],
+        ranking.within[order],
+    )
+    new = np.concatenate([[True], (np.diff(query_of_match) != 0) | (np.diff(cameras) != 0)])
     starts = np.flatnonzero(new)
-    precision = _average_precision(within, np.diff(np.append(starts, len(asking))))
+    precision = _average_precision(within, np.diff(np.append(starts, len(query_of_match))))
     hit = within[starts] == 1
-    places = np.stack([rule.query.camids[asking[starts]], cameras[starts]])
-    pairs, pair_of = np.unique(places, axis=1, return_inverse=True)
+    camera_pairs_of = np.stack([rule.query.camids[query_of_match[starts]], cameras[starts]])
+    pairs, pair_of = np.unique(camera_pairs_of, axis=1, return_inverse=True)
     sizes = np.bincount(pair_of)
     precisions, hits = (np.bincount(pair_of, weights=w) / sizes for w in (precision, hit))
     return tuple(
         CameraPair(
             query_camid=int(query_camid),
             gallery_camid=int(rule.camids[camera]),
-            mean_ap=float(precisions[place]),
-            rank1=float(hits[place]),
-            queries=int(sizes[place]),
+            mean_ap=float(precisions[index]),
+            rank1=float(hits[index]),
+            queries=int(sizes[index]),
         )
-        for place, (query_camid, camera) in enumerate(pairs.T)
+        for index, (query_camid, camera) in enumerate(pairs.T)
     )

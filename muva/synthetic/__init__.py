@@ -1,15 +1,21 @@
 """Synthetic people: camera networks rendered from a seed, with exact labels.
 
-The way of an image: `identity` (who) and `site` (where) -> `figure` (`gait`, `body`, `clothes`,
-`hair`, `bags`) -> `cutout` (`camera`, `raster`, `surface`, `light`) -> `crowd` -> `sensor`;
-`render` puts them together, `people` makes data sets of the results, `domain` sets the stage.
+An image is made in these steps: `identity` (who) and `site` (where) -> `figure` (`gait`, `body`,
+`clothes`, `hair`, `bags`) -> `cutout` (`camera`, `raster`, `surface`, `light`) -> `crowd` ->
+`sensor`. `render` combines them, `people` makes data sets, and `domain` defines the camera
+networks.
 """
 
 from __future__ import annotations
 
-from muva.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, VARIED, Domain
-from muva.synthetic.people import synthetic_records, test_records
-from muva.synthetic.render import RENDERER_VERSION, SyntheticImage, render
+import importlib
+from typing import TYPE_CHECKING
+
+from muva.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, RENDERER_VERSION, VARIED, Domain
+
+if TYPE_CHECKING:
+    from muva.synthetic.people import synthetic_records, test_records
+    from muva.synthetic.rendering import SyntheticImage, render
 
 __all__ = [
     "BENCHMARK",
@@ -23,3 +29,17 @@ __all__ = [
     "synthetic_records",
     "test_records",
 ]
+
+_ON_FIRST_USE = {
+    "SyntheticImage": "rendering",
+    "render": "rendering",
+    "synthetic_records": "people",
+    "test_records": "people",
+}
+"""Name -> the module of this package that has it; none may be called like a module."""
+
+
+def __getattr__(name: str) -> object:
+    if name in _ON_FIRST_USE:
+        return getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

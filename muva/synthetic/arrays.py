@@ -1,7 +1,7 @@
-"""Names for arrays by what they hold.
+"""Type aliases for arrays by content.
 
-OpenCV and NumPy's type stubs do not keep element types through arithmetic, so these say it to
-people; docstrings give the shapes.
+The type stubs of OpenCV and NumPy lose the dtype in arithmetic, so these aliases document it for
+readers; docstrings give the shapes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[Any]
-"""Floating point; float32 where there are many."""
+"""Floating point; float32 for large arrays."""
 
 Levels = NDArray[Any]
-"""uint8: levels of pixels, or values of a part map."""
+"""uint8: pixel levels, or values of a part map."""
 
 Indices = NDArray[np.int32]
 Flags = NDArray[np.bool_]

@@ -1,4 +1,4 @@
-"""Backdrops: the upright surface behind the people, 32 metres wide and 6.7 metres high."""
+"""Backdrops: the vertical surface behind the people, 32 metres wide and 6.7 metres high."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def paint_backdrop(kind: str, rng: Generator) -> Levels:
 
 
 def _bays(rng: Generator) -> Iterator[tuple[int, int]]:
-    """Left and right edges of bays from one end to the other."""
+    """Left and right edges of consecutive bays across the whole width."""
     left = 0
     while left < WIDTH:
         right = left + int(rng.uniform(*_BAY_WIDTH_PX))
@@ -49,7 +49,7 @@ def _facades(
     inside: tuple[int, int],
     cars: bool = False,
 ) -> Canvas:
-    """A row of houses or shops; `inside` is how dark and how bright it is behind the windows."""
+    """A row of houses or shops; `inside` is the range of brightness behind the windows."""
     base = np.array(plaster)
     painting = canvas(rng, HEIGHT, WIDTH, plaster, mottling=7)
     for left, right in _bays(rng):
@@ -176,7 +176,7 @@ def _container_stack(painting: Canvas, rng: Generator) -> None:
 
 
 def _glass(rng: Generator) -> Canvas:
-    """A glass front towards the apron: bright sky, parked aircraft, mullions, dark signs."""
+    """A glass facade and the apron behind it: bright sky, aircraft, mullions, dark signs."""
     top, bottom = np.array([206, 220, 232]), np.array([226, 232, 234])
     down = np.linspace(0, 1, HEIGHT)[:, None, None]
     painting = np.tile(top + (bottom - top) * down, (1, WIDTH, 1)).astype(np.float32)
@@ -207,7 +207,7 @@ def _aircraft(painting: Canvas, rng: Generator, apron: int) -> None:
 
 
 def _hall_furniture(painting: Canvas, rng: Generator) -> None:
-    """A sign, a column, or a row of seats before the glass."""
+    """A sign, a column, or a row of seats in front of the glass."""
     left, kind = rng.uniform(0, WIDTH), rng.random()
     if kind < 0.4:
         top = rng.uniform(20, 80)

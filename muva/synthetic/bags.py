@@ -17,7 +17,7 @@ _AVERAGE_STATURE_M = 1.72
 
 
 def bag_layers(body: PosedBody, person: Identity) -> list[Layer]:
-    """What the person carries; bags belong to no body part."""
+    """What the person carries; bags do not belong to any body part."""
     match person.bag:
         case "backpack":
             return [_backpack(body, person)]
@@ -30,7 +30,7 @@ def bag_layers(body: PosedBody, person: Identity) -> list[Layer]:
 
 
 def _backpack(body: PosedBody, person: Identity) -> Layer:
-    """It sits on this body's back; its size follows the stature."""
+    """Fits the back of this body; its size scales with the stature."""
     rest, joint = body.bodies.rest[body.row], body.joint("spine01")
     scale = person.phenotype.stature_m / _AVERAGE_STATURE_M
     between_shoulders = (
@@ -54,7 +54,7 @@ def _handbag(body: PosedBody, person: Identity) -> Layer:
 
 
 def _suitcase(body: PosedBody, person: Identity) -> list[Layer]:
-    """An upright case behind the hand, and its handle."""
+    """An upright suitcase behind the hand, and its handle."""
     hand = _hand(body, person.bag_side)
     outward = 0.06 * person.bag_side
     case = np.array([hand[0] + outward, hand[1] + 0.20, 0.31], np.float32)
@@ -64,7 +64,7 @@ def _suitcase(body: PosedBody, person: Identity) -> list[Layer]:
 
 
 def _hand(body: PosedBody, side: int) -> Floats:
-    """Where the middle finger begins."""
+    """The base of the middle finger."""
     suffix = "L" if side > 0 else "R"
     return body.carried_by(f"wrist.{suffix}", body.joint(f"finger3-1.{suffix}"))
 

@@ -1,9 +1,10 @@
-"""Bake `bodies.npz`: `python -m muva.synthetic.bake --out bodies.npz`.
+"""Bakes `bodies.npz`: `python -m muva.synthetic.bake --out bodies.npz`.
 
-Only needed to change the body shapes. Needs the package anny 0.6.2 (`pip install anny==0.6.2`),
-which is no dependency of this project: it brings warp-lang and builds a cache of 0.6 to 1 GB on its
-first use (under ANNY_CACHE_DIR; delete it afterwards). Only rest shapes are stored, since poses are
-made when images are. LICENSE-bodies.md says whose data this is, and describes the arrays.
+Only needed to change the body shapes. It requires the package anny 0.6.2 (`pip install
+anny==0.6.2`), which is not a dependency of this project: it pulls in warp-lang and builds a cache
+of 0.6 to 1 GB on first use (under ANNY_CACHE_DIR; delete it afterwards). Only rest shapes are
+stored, because bodies are posed at rendering time. LICENSE-bodies.md names the source of the data
+and describes the arrays.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from muva.synthetic.arrays import Floats, Indices
 
 ANNY_VERSION = "0.6.2"
 TOPOLOGY = "notoes_collapse10pc"
-"""The coarse mesh that comes with the package. Topologies `smpl` and `smplx` are not offered: they
-fetch data for non-commercial use only."""
+"""The coarse mesh that comes with the package. The topologies `smpl` and `smplx` are not offered
+because they download data for non-commercial use only."""
 
 UNIT_M = 1e-4
-"""Metres per stored step: rounding moves a vertex by at most 0.05 mm."""
+"""Metres per stored unit; rounding moves a vertex by at most 0.05 mm."""
 
 KNOBS = ("gender", "age", "muscle", "weight", "height", "proportions")
 """anny's phenotype parameters, 0 to 1."""
@@ -50,14 +51,15 @@ PART_BONES = {
     "leg": ("upperleg", "lowerleg"),
     "foot": ("foot", "toe"),
 }
-"""A vertex belongs to the part whose bones weigh most; hair is the scalp of the head."""
+"""A vertex belongs to the part whose bones have the largest weight; hair is the scalp of the
+head."""
 
 Phenotype = dict[str, float]
 Shaper = Callable[[list[Phenotype]], tuple[Floats, Floats]]
 """Phenotypes to rest vertices (n, V, 3) and bone heads (n, J, 3) in metres."""
 
 _FEMALE = 1
-"""Remainder of a row by 2 for female bodies; the others are male."""
+"""Row number modulo 2 of female bodies; the others are male."""
 
 
 def main() -> None:
@@ -119,7 +121,7 @@ def bake(*, bodies: int, seed: int) -> dict[str, Any]:
 
 
 def draw_phenotypes(bodies: int, seed: int) -> tuple[list[Phenotype], list[float]]:
-    """Phenotypes without a height, and the statures in metres that they are to have."""
+    """Phenotypes without a height, and the target statures in metres."""
     rng = np.random.default_rng(seed)
     phenotypes, statures_m = [], []
     for row in range(bodies):
@@ -141,7 +143,7 @@ def draw_phenotypes(bodies: int, seed: int) -> tuple[list[Phenotype], list[float
 
 
 def _draw_age(rng: np.random.Generator, female: bool) -> tuple[float, float, float]:
-    """Years, anny's age knob, and a stature in metres."""
+    """Age in years, the value of anny's age parameter, and a stature in metres."""
     kind = rng.random()
     if kind < 0.06:
         years = float(rng.uniform(9, 16))
@@ -182,19 +184,19 @@ def _bones_named(labels: list[str], prefixes: tuple[str, ...]) -> list[int]:
 
 
 def _anny_model() -> Any:
-    """anny's model; imported by name, since it is no dependency and type checkers lack it."""
+    """anny's model; imported by name, since it is not a dependency."""
     try:
         anny = importlib.import_module("anny")
         torch = importlib.import_module("torch")
     except ImportError as error:
         raise MuvaError(
             f"baking body shapes needs the package anny, which is not installed here ({error}): "
-            f"run `pip install anny=={ANNY_VERSION}` in an environment of its own"
+            f"run `pip install anny=={ANNY_VERSION}` in a separate environment"
         ) from error
     if anny.__version__ != ANNY_VERSION:
         raise MuvaError(
-            f"baking body shapes was written for anny {ANNY_VERSION}, found {anny.__version__}: "
-            f"run `pip install anny=={ANNY_VERSION}`"
+            f"baking body shapes: expected anny {ANNY_VERSION}, found {anny.__version__}. "
+            f"Run `pip install anny=={ANNY_VERSION}`"
         )
     return anny.Anny(local_changes="none", topology=TOPOLOGY).to(dtype=torch.float32)
 
@@ -217,7 +219,7 @@ def _shaper(model: Any, batch: int = 50) -> Shaper:
 
 
 def _solve_heights(phenotypes: list[Phenotype], statures_m: list[float], shape: Shaper) -> None:
-    """Set anny's height knob so that each body has its stature."""
+    """Set anny's height parameter so that each body reaches its stature."""
     knots = np.linspace(0, 1, 11)
     reached = np.stack(
         [
@@ -246,7 +248,9 @@ def _strongest_four(bones: Indices, weights: Floats) -> tuple[Indices, Floats]:
 def _steps(metres: Floats) -> NDArray[np.int16]:
     steps = np.round(metres / UNIT_M)
     if np.abs(steps).max() > np.iinfo(np.int16).max:
-        raise MuvaError(f"a body reaches {np.abs(metres).max():.2f} m: int16 steps hold 3.2 m")
+        raise MuvaError(
+            f"a body reaches {np.abs(metres).max():.2f} m; int16 units allow at most 3.2 m"
+        )
     return steps.astype(np.int16)
 
 

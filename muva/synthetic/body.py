@@ -1,9 +1,9 @@
-"""Bodies: a table of 600 rest shapes on one rig, and how one of them is posed.
+"""Bodies: a table of 600 rest shapes on one rig, and their posing.
 
-Axes: metres, z up, the face looks towards -y, the body's left side is +x, at rest in an A-pose.
-The *template* is one average body. Every vertex keeps its template position whatever shape and pose
-it has: clothes, prints and the limits of body parts are drawn in these canonical coordinates.
-`bodies.npz` is written by `bake.py`; LICENSE-bodies.md says where its shapes come from.
+Axes: metres, z up, the face looks towards -y, the body's left side is +x, rest pose is an A-pose.
+The *template* is one average body. Every vertex keeps its template position in any shape and pose;
+clothes, prints and the boundaries of body parts are defined in these canonical coordinates.
+`bodies.npz` is written by `bake.py`; LICENSE-bodies.md names the source of its shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from muva.synthetic.rotation import Matrix, between, by_vector, unit
 BODIES_FILE = Path(__file__).with_name("bodies.npz")
 
 SIDES = {"L": 1, "R": -1}
-"""The suffix of a bone's name, and the sign of its x."""
+"""Suffix of a bone's name -> sign of its x."""
 
 _ARM_BONES = ("upperarm", "lowerarm", "wrist", "finger", "metacarpal")
 _HEAD_BONES = ("head", "eye", "neck03")
@@ -33,18 +33,18 @@ _LEG_BONES = ("upperleg", "lowerleg", "foot", "toe")
 
 @dataclass(frozen=True, slots=True)
 class Phenotype:
-    """What can be said of a rest shape."""
+    """Attributes of a rest shape."""
 
     stature_m: float
     age_years: float
-    """The age that the shape was made for; a label, not a measurement."""
+    """The age that the shape was generated for."""
     weight: float
     """From 0 (thin) to 1 (stout)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Landmarks:
-    """Heights in the template, in metres above its origin."""
+    """Heights on the template, in metres above its origin."""
 
     sole: float
     ankle: float
@@ -53,42 +53,42 @@ class Landmarks:
     neck: float
     crown: float
     face_y: float
-    """How far the head reaches to the front (-y) and to the back."""
+    """Extent of the head to the front (-y); `nape_y` is its extent to the back."""
     nape_y: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bodies:
-    """The table: n shapes of V vertices and J bones. Even rows are male, odd rows female."""
+    """The table: n shapes with V vertices and J bones. Even rows are male, odd rows female."""
 
     rest: Floats
     """(n, V, 3) rest positions."""
     joints: Floats
-    """(n, J, 3) positions of the bones' heads at rest."""
+    """(n, J, 3) positions of the bone heads at rest."""
     faces: Indices
     """(F, 3)"""
     edges: Indices
     """(E, 2)"""
     trunk_edges: Indices
-    """Edges of everything but the arms: what a skirt hangs around."""
+    """Edges of everything except the arms, for skirts to hang around."""
     parents: Indices
-    """(J,) the parent of each bone, -1 for the root; a parent comes before its children."""
+    """(J,) parent of each bone, -1 for the root; parents precede their children."""
     bones: Mapping[str, int]
     skin_bones: Indices
-    """(V, 4) the bones that move a vertex, and by how much."""
+    """(V, 4) the bones that move each vertex; `skin_weights` are their weights."""
     skin_weights: Floats
     template: Floats
     """(V, 3)"""
     landmarks: Landmarks
     arm: Floats
-    """(V,) share of the arm's, head's, leg's bones in a vertex."""
+    """(V,) share of arm bones in the weights of a vertex, as `head` and `leg` for those bones."""
     head: Floats
     leg: Floats
     sleeve: Floats
-    """(V,) place along the arm: 0 at the shoulder, 1 at the wrist, more on the hand."""
+    """(V,) position along the arm: 0 at the shoulder, 1 at the wrist, larger on the hand."""
     torso: Flags
     hand_rest: Mapping[int, Matrix]
-    """Rotations that relax the hands: fingers closed and a little curled."""
+    """Rotations that relax the hands: fingers together and slightly curled."""
     phenotypes: tuple[Phenotype, ...]
 
     def is_female(self, body: int) -> bool:
@@ -98,27 +98,27 @@ class Bodies:
 
 @dataclass(frozen=True, kw_only=True)
 class PosedBody:
-    """One body in one pose, standing on z = 0, before it is dressed."""
+    """One body in one pose, standing on z = 0, without clothes."""
 
     bodies: Bodies
     row: int
     vertices: Floats
     normals: Floats
     transforms: Floats
-    """(J, 3, 4) from the rest pose to this one."""
+    """(J, 3, 4) transforms from the rest pose to this pose."""
 
     def joint(self, bone: str) -> Floats:
-        """Rest position of a bone's head."""
+        """Rest position of the head of a bone."""
         return self.bodies.joints[self.row, self.bodies.bones[bone]]
 
     def carried_by(self, bone: str, rest_points: Floats) -> Floats:
-        """`rest_points` (.., 3) moved as if they were fixed to `bone`."""
+        """`rest_points` (..., 3), moved as if attached to `bone`."""
         transform = self.transforms[self.bodies.bones[bone]]
         return (rest_points @ transform[:, :3].T + transform[:, 3]).astype(np.float32)
 
 
 def pose(bodies: Bodies, row: int, rotations: Mapping[int, Matrix]) -> PosedBody:
-    """Pose row `row`: `rotations` are about world axes at the bone's head, child after parent."""
+    """Pose row `row`; `rotations`, about world axes at the bones' heads, compose along the rig."""
     turns = np.tile(np.eye(3, dtype=np.float32), (len(bodies.parents), 1, 1))
     for bone, turn in rotations.items():
         turns[bone] = turn
@@ -138,7 +138,7 @@ def pose(bodies: Bodies, row: int, rotations: Mapping[int, Matrix]) -> PosedBody
 
 @lru_cache(maxsize=1)
 def shipped_bodies() -> Bodies:
-    """The table that comes with the package, read once."""
+    """The table that comes with the package; loaded once."""
     with np.load(BODIES_FILE) as file:
         arrays = {name: file[name] for name in file.files}
     unit_m = np.float32(arrays["unit"])
@@ -203,7 +203,7 @@ def _edges(faces: Indices) -> Indices:
 
 
 def _along_the_arm(template: Floats, joint: Callable[[str], Floats], side: str) -> Floats:
-    """Distance along upper arm and forearm as a share of the arm's length."""
+    """Distance along upper arm and forearm, relative to the length of the arm."""
     shoulder, elbow = joint(f"upperarm01.{side}"), joint(f"lowerarm01.{side}")
     wrist = joint(f"wrist.{side}")
     upper, lower = np.linalg.norm(elbow - shoulder), np.linalg.norm(wrist - elbow)
@@ -214,7 +214,7 @@ def _along_the_arm(template: Floats, joint: Callable[[str], Floats], side: str) 
 
 
 def _relaxed_hands(bones: Mapping[str, int], joint: Callable[[str], Floats]) -> dict[int, Matrix]:
-    """The rest pose spreads the fingers: close their fan, and curl every joint."""
+    """The fingers are spread in the rest pose: bring them together and curl every joint."""
     rotations: dict[int, Matrix] = {}
     for side, sign in SIDES.items():
         across = sign * unit(joint(f"finger5-1.{side}") - joint(f"finger2-1.{side}"))

@@ -1,6 +1,6 @@
-"""Cameras: where they hang, how they see, and the window of their picture that is a person's crop.
+"""Cameras: position, projection, and the window of the image that is the crop of a person.
 
-World axes: metres, z up; the camera hangs at (0, 0, height) and looks along +y, pitched down.
+World axes: metres, z up. The camera is at (0, 0, height) and looks along +y, pitched down.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from muva.synthetic.domain import View
 from muva.synthetic.mesh import Mesh
 
 _HEADINGS_DEG = (0, 180, 90, 270, 45, 135)
-"""The first camera sees people from the front, the second from behind, then from the sides."""
+"""The first camera sees people from the front, the second from behind, the others from the
+sides."""
 
-_AIMED_AT_M = 0.9
+_TARGET_HEIGHT_M = 0.9
 """Height of the point that a camera is aimed at."""
 
 
@@ -29,10 +30,10 @@ class Camera:
     pitch_rad: float
     distance_m: tuple[float, float]
     heading_deg: float
-    """0: people come towards the camera; 180: they walk away."""
+    """0: people walk towards the camera; 180: they walk away from it."""
 
     def project(self, points: Floats) -> Floats:
-        """(N, 3) world points to x (right), y (down) at focal length 1, and depth in metres."""
+        """World points (N, 3) to x (right) and y (down) at focal length 1, and depth in metres."""
         cosine, sine = np.cos(self.pitch_rad), np.sin(self.pitch_rad)
         x, y, z = points[:, 0], points[:, 1], points[:, 2] - self.height_m
         depth = cosine * y - sine * z
@@ -42,7 +43,7 @@ class Camera:
     def unproject(
         self, x: Floats, y: Floats, depth: Floats | float = 1.0
     ) -> tuple[Floats, Floats, Floats]:
-        """World x, y and z of what is seen at (x, y) in `depth` metres."""
+        """World x, y and z of the points seen at (x, y) at `depth` metres."""
         cosine, sine = np.cos(self.pitch_rad), np.sin(self.pitch_rad)
         right, up = x * depth, -y * depth
         return right, cosine * depth + sine * up, self.height_m - sine * depth + cosine * up
@@ -58,16 +59,16 @@ class Window:
     """Pixels per unit of the image plane."""
 
     def pixels(self, projected: Floats) -> Floats:
-        """(N, 3) projected points to x and y in pixels, and depth."""
+        """Projected points (N, 3) to x and y in pixels, and depth."""
         corner = np.array([self.left, self.top, 0], np.float32)
         return (projected - corner) * np.array([self.scale, self.scale, 1], np.float32)
 
     def plane(self, columns: Floats, rows: Floats) -> tuple[Floats, Floats]:
-        """Where pixels' centres lie on the image plane."""
+        """Positions of pixel centres on the image plane."""
         return self.left + (columns + 0.5) / self.scale, self.top + (rows + 0.5) / self.scale
 
     def coarser(self, factor: int) -> Window:
-        """The same rectangle in pixels `factor` times as large."""
+        """The same rectangle with pixels that are `factor` times as large."""
         return Window(left=self.left, top=self.top, scale=self.scale / factor)
 
 
@@ -78,14 +79,14 @@ def draw_camera(view: View, camid: int, rng: Generator) -> Camera:
     distance = sum(view.distance_m) / 2
     return Camera(
         height_m=height,
-        pitch_rad=np.arctan2(height - _AIMED_AT_M, distance) + rng.normal(0, 0.03),
+        pitch_rad=np.arctan2(height - _TARGET_HEIGHT_M, distance) + rng.normal(0, 0.03),
         distance_m=view.distance_m,
         heading_deg=nominal + rng.uniform(-20, 20),
     )
 
 
 def frame(mesh: Mesh, projected: Floats, rng: Generator, *, height: int, width: int) -> Window:
-    """The crop that a person detector would make: not quite centred, with a little room."""
+    """The crop that a person detector would return: not quite centred, with some margin."""
     shown = np.zeros(len(projected), bool)
     shown[mesh.faces[(mesh.keep[mesh.faces] > 0).all(axis=1)]] = True
     low = projected[shown, :2].min(axis=0)

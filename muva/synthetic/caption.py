@@ -1,4 +1,4 @@
-"""Captions: an identity's attributes in one sentence, the same from every camera."""
+"""Captions: the attributes of an identity in one sentence, identical for all cameras."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SLIM, _STOUT = 0.38, 0.66
 
 def caption(person: Identity) -> str:
     """For example `a tall slim woman with long black hair, wearing a red coat, ..`."""
-    sentence = f"{_article(_who(person))} with {_hair(person)}"
+    sentence = f"{_article(_person(person))} with {_hair(person)}"
     if person.cap:
         sentence += ", a cap"
     sentence += f", wearing {_article(_upper(person))}"
@@ -26,7 +26,7 @@ def caption(person: Identity) -> str:
     return sentence
 
 
-def _who(person: Identity) -> str:
+def _person(person: Identity) -> str:
     body = person.phenotype
     taller_by = body.stature_m - _MEAN_STATURE_M[person.female]
     if abs(taller_by) < _STATURE_STEP_M:
@@ -74,8 +74,8 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def every_phrase() -> list[str]:
-    """Short texts that together hold every word that a caption can have, of any domain."""
+def vocabulary_texts() -> list[str]:
+    """Short texts that together contain every word that may occur in a caption of any domain."""
     garments = {name for domain in DOMAINS.values() for name in domain.wardrobe.tops}
     garments |= {name for domain in DOMAINS.values() for name in domain.wardrobe.bottoms}
     bags = {name for domain in DOMAINS.values() for name in domain.wardrobe.bags}

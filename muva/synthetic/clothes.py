@@ -1,7 +1,7 @@
 """Clothes: garments as layers around a posed body.
 
-A garment is the body's surface moved out along its normals, draped, and cut off at hems that are
-planes in the template; skirts, dresses and the tails of coats are tubes hung around both legs.
+A garment is the surface of the body, moved outwards along its normals, draped, and cut off at hems
+that are planes on the template. Skirts, dresses and coat tails are tubes around both legs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from muva.synthetic.mesh import Layer, Material, drape, solid, tube_faces, verte
 
 
 class TopCut(NamedTuple):
-    """How an upper garment is cut."""
+    """The cut of an upper garment."""
 
     sleeve_end: float
-    """Along the arm: 0 shoulder, 1 wrist; negative for none."""
+    """Along the arm: 0 at the shoulder, 1 at the wrist; negative without sleeves."""
     ease_m: float
-    """How far the cloth stands off the body."""
+    """Distance of the cloth from the body."""
     hem_shift_m: float
-    """Hem above (+) or below (-) the hip."""
+    """Height of the hem relative to the hip."""
     opens: bool
-    """Has a front opening."""
+    """Whether it opens in front."""
     collar_m: float = 0.0
     """Height of the collar."""
 
@@ -53,23 +53,23 @@ BOTTOM_EASE_M: dict[str, float] = {
 }
 
 ARM_SPREAD_DEG: dict[str, float] = {"puffer jacket": 6, "coat": 5, "jacket": 3, "hoodie": 2}
-"""How much thick clothes push the arms out."""
+"""How far thick clothes push the arms out."""
 
-_SKIRT_HANGS_LIKE = 4
-"""Degrees for a skirt or dress under a thin top."""
+_SKIRT_ARM_SPREAD_DEG = 4
+"""The same for a skirt or dress with a thin top."""
 
 _TUBE_RINGS, _TUBE_POINTS = 10, 28
 _CANONICAL_HIP_RADII_M = (0.17, 0.12)
 
 
 def is_loose(person: Identity) -> bool:
-    """Whether the clothes keep the forearms off the hips."""
+    """Whether the clothes keep the forearms away from the hips."""
     return person.top in ("coat", "puffer jacket") or person.in_skirts
 
 
 def arm_spread_deg(person: Identity) -> float:
-    """How much the clothes push the arms out."""
-    return ARM_SPREAD_DEG.get(person.top, _SKIRT_HANGS_LIKE if is_loose(person) else 0)
+    """How far the clothes push the arms out."""
+    return ARM_SPREAD_DEG.get(person.top, _SKIRT_ARM_SPREAD_DEG if is_loose(person) else 0)
 
 
 def skin_layer(body: PosedBody) -> Layer:
@@ -78,7 +78,7 @@ def skin_layer(body: PosedBody) -> Layer:
 
 
 def garment_layers(body: PosedBody, person: Identity) -> list[Layer]:
-    """Everything that is worn between neck and sole."""
+    """All garments between neck and soles."""
     layers = [_shoes(body), _top(body, person)]
     if not person.in_skirts:
         layers.append(_trousers(body, person))
@@ -150,7 +150,7 @@ def _sleeve_distance(body: PosedBody, person: Identity) -> Floats:
 
 
 def _trunk_distance(body: PosedBody, person: Identity) -> Floats:
-    """Wider towards the hem, and always over the waistband of the trousers."""
+    """Increases towards the hem, and always clears the waistband of the trousers."""
     marks, z = body.bodies.landmarks, body.bodies.template[:, 2]
     below_waist = np.clip((marks.hip + 0.1 - z) / 0.2, 0, 1)
     widening = TOPS[person.top].ease_m * (1 + 0.7 * below_waist)
@@ -169,7 +169,7 @@ def _top_folds(body: PosedBody, person: Identity) -> Floats:
 
 
 def _top_outline(body: PosedBody, person: Identity) -> Floats:
-    """Where the garment ends: hem, neckline, sleeves, and the shoulders of a tank top."""
+    """The boundary of the garment: hem, neckline, sleeves, and the shoulders of a tank top."""
     bodies, marks, cut = body.bodies, body.bodies.landmarks, TOPS[person.top]
     x, y, z = bodies.template.T
     if person.in_skirts and person.top != "coat":
@@ -226,7 +226,7 @@ def _tube(
     first_ring_ease: float,
     flare_m: float,
 ) -> Layer:
-    """A tube around both legs: each ring is the convex outline of the body's slice, eased out."""
+    """A tube around both legs: each ring is the convex outline of a body slice, plus ease."""
     bodies, marks = body.bodies, body.bodies.landmarks
     at_hip = (np.abs(bodies.template[:, 2] - marks.hip) < 0.03) & (bodies.arm < 0.5)
     hip = float(body.vertices[at_hip, 2].mean())
@@ -258,7 +258,7 @@ def _tube(
 
 
 def _slice(ends: Floats, height: float) -> Floats:
-    """(n, 2) where the edges `ends` (E, 2, 3) cross a horizontal plane."""
+    """(n, 2) points where the edges `ends` (E, 2, 3) cross a horizontal plane."""
     start, end = ends[:, 0], ends[:, 1]
     along = (height - start[:, 2]) / (end[:, 2] - start[:, 2] + 1e-9)
     crosses = (along >= 0) & (along <= 1)
@@ -284,7 +284,7 @@ def _draped(
 def over_body(
     body: PosedBody, material: Material, vertices: Floats, normals: Floats, keep: Floats
 ) -> Layer:
-    """A layer with the body's own topology."""
+    """A layer with the topology of the body."""
     return Layer(
         material=material,
         vertices=vertices.astype(np.float32),

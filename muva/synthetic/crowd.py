@@ -1,7 +1,7 @@
-"""The crowd: people who pass behind the person or walk before them, and things that stand there.
+"""The crowd: people who pass behind or in front of the person, and objects in front.
 
-Passers-by are strangers, a fixed set per camera. Their cut-outs depend on (domain, camid, number)
-alone and are kept once made, so the memory saves time and never changes a picture.
+Passers-by are strangers, a fixed set per camera. Their cut-outs depend only on (domain, camid,
+number) and are cached, which saves time and never changes an image.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from muva.synthetic.seeds import generator
 from muva.synthetic.site import site
 
 STRANGERS = 10
-"""Different passers-by per camera."""
+"""Number of different passers-by per camera."""
 
-_BEHIND = 0.35
-"""Share of the images with a passer-by in the background."""
-_BEHIND_SCALE, _BEFORE_SCALE = (0.5, 0.85), (0.95, 1.2)
-"""Their size beside the person's."""
+_BEHIND_SHARE = 0.35
+"""Share of images with a passer-by in the background."""
+_BEHIND_SCALE, _IN_FRONT_SCALE = (0.5, 0.85), (0.95, 1.2)
+"""Their size relative to the person."""
 _OFFSET = (0.38, 0.62)
-"""Their distance to the left or right, in image widths."""
-_LIVING_OCCLUDERS = 0.5
-"""Share of the occluders that are passers-by; the others are things."""
+"""Their horizontal distance from the person, in image widths."""
+_PASSER_BY_SHARE = 0.5
+"""Share of occluders that are passers-by; the others are objects."""
 
 
 def passer_by_behind(
     domain: str, camid: int, rng: Generator, *, height: int, width: int
 ) -> Floats | None:
-    """(H, W, 4) layer of somebody further away, or None where nobody passes."""
-    if rng.random() >= _BEHIND:
+    """(H, W, 4) layer of a passer-by in the background, or None."""
+    if rng.random() >= _BEHIND_SHARE:
         return None
     down = 0.1
     return _passer_by(domain, camid, rng, _BEHIND_SCALE, down, height=height, width=width)
 
 
 def occluder(domain: str, camid: int, rng: Generator, *, height: int, width: int) -> Floats:
-    """(H, W, 4) layer of what stands before the person."""
-    if rng.random() < _LIVING_OCCLUDERS:
+    """(H, W, 4) layer of whatever occludes the person."""
+    if rng.random() < _PASSER_BY_SHARE:
         down = rng.uniform(0, 0.12)
-        return _passer_by(domain, camid, rng, _BEFORE_SCALE, down, height=height, width=width)
+        return _passer_by(domain, camid, rng, _IN_FRONT_SCALE, down, height=height, width=width)
     light = site(domain, camid).light
     thing = _box if rng.random() < 0.5 else _pole
     return thing(light, rng, height=height, width=width)
@@ -63,15 +63,15 @@ def _passer_by(
     height: int,
     width: int,
 ) -> Floats:
-    """A stranger's cut-out, scaled, perhaps mirrored, moved aside and `down` image heights."""
+    """The cut-out of a stranger, scaled, perhaps mirrored, shifted sideways and down."""
     layer = _stranger(domain, camid, int(rng.integers(STRANGERS)), height, width)
     scale, mirrored = rng.uniform(*scales), rng.random() < 0.5
-    aside = rng.choice([-1, 1]) * rng.uniform(*_OFFSET)
+    offset = rng.choice([-1, 1]) * rng.uniform(*_OFFSET)
     # Scale about the image's middle, then shift; mirrored by a negative scale in x.
     x_scale = -scale if mirrored else scale
     moved = np.array(
         [
-            [x_scale, 0, width * (0.5 + aside) - x_scale * width / 2],
+            [x_scale, 0, width * (0.5 + offset) - x_scale * width / 2],
             [0, scale, height * (0.5 + down) - scale * height / 2],
         ]
     )
@@ -87,7 +87,7 @@ def _stranger(domain: str, camid: int, number: int, height: int, width: int) -> 
 
 
 def _box(light: Light, rng: Generator, *, height: int, width: int) -> Floats:
-    """A bench, a bin or a planter that hides the lower part, with a brighter upper edge."""
+    """A bench, bin or planter that hides the lower part, with a brighter upper edge."""
     top, left = int(height * rng.uniform(0.6, 0.85)), int(width * rng.uniform(-0.3, 0.6))
     right = left + int(width * rng.uniform(0.4, 0.9))
     columns = np.arange(width)
@@ -101,7 +101,7 @@ def _box(light: Light, rng: Generator, *, height: int, width: int) -> Floats:
 
 
 def _pole(light: Light, rng: Generator, *, height: int, width: int) -> Floats:
-    """A lamp post or column, round, from top to bottom."""
+    """A round lamp post or column from top to bottom."""
     left = width * rng.uniform(0, 0.85)
     thickness = max(2.0, width * rng.uniform(0.08, 0.2))
     across = (np.arange(width) + 0.5 - left) / thickness
@@ -114,6 +114,6 @@ def _pole(light: Light, rng: Generator, *, height: int, width: int) -> Floats:
 
 
 def _paint(light: Light, rng: Generator) -> Floats:
-    """The muted colour of street furniture, lit."""
+    """The muted colour of street furniture under this light."""
     colour = rng.uniform(40, 170) + rng.normal(0, 18, 3)
     return np.clip(colour, 15, 220) * (light.ambient + light.sun * 0.5)

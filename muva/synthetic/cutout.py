@@ -1,4 +1,4 @@
-"""Cut-outs: a lit person in front of nothing, as one camera sees one moment of a walk."""
+"""Cut-outs: a lit person without background, as one camera sees one moment of a walk."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from muva.synthetic.site import Site
 from muva.synthetic.surface import Points, surface_colours, surface_parts
 
 _SUPERSAMPLING = 2
-"""Rays per pixel along each side."""
-_ASIDE_M = 2.2
-"""How far people pass from the camera's axis."""
+"""Rays per pixel along each axis."""
+_MAX_LATERAL_OFFSET_M = 2.2
+"""Maximum distance of people from the camera's axis."""
 _WRINKLES = {Material.TOP: 0.13, Material.TROUSERS: 0.13, Material.SKIRT: 0.04}
-_SMOOTHEST = 0.02
+_OTHER_WRINKLES = 0.02
 """How far wrinkles tilt the normals of cloth, and of everything else."""
 _WRINKLE_TILT = (0.3, 0.2, 0.8)
-"""Wrinkles run across the body mostly."""
+"""Wrinkles run mostly across the body."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cutout:
-    """A person without surroundings."""
+    """A person without background."""
 
     layer: Floats
-    """(H, W, 4) light, already multiplied by the fourth channel, the cover from 0 to 1."""
+    """(H, W, 4) light, premultiplied by the fourth channel, which is the coverage in 0..1."""
     part_map: Levels
     """(H, W) values of `surface.PART_VALUES`."""
     window: Window
@@ -56,7 +56,7 @@ def cut_out(
     )
     hit = face_at >= 0
     points = _points(mesh.materials[face_at[hit]], attributes[hit])
-    positions = _seen_at(hit, depth, window, site)
+    positions = _world_positions(hit, depth, window, site)
     shadow = cast_shadow(mesh, site.light)
     light = site.light.on_surface(
         _wrinkled_normals(points, person), positions[:, 2], shadow.lights(positions)
@@ -74,16 +74,20 @@ def cut_out(
 
 
 def _place(mesh: Mesh, walk: Walk, site: Site, rng: Generator) -> Mesh:
-    """Turn the figure into its heading and put it somewhere before the camera."""
+    """Turn the figure to its heading and place it in front of the camera."""
     turn = about_z(site.camera.heading_deg + walk.heading_deg)
-    place = (rng.uniform(-_ASIDE_M, _ASIDE_M), rng.uniform(*site.camera.distance_m), 0)
+    place = (
+        rng.uniform(-_MAX_LATERAL_OFFSET_M, _MAX_LATERAL_OFFSET_M),
+        rng.uniform(*site.camera.distance_m),
+        0,
+    )
     attributes = mesh.attributes.copy()
     attributes[:, :3] = attributes[:, :3] @ turn.T
     vertices = mesh.vertices @ turn.T + np.array(place, np.float32)
     return replace(mesh, vertices=vertices, attributes=attributes)
 
 
-def _seen_at(hit: Flags, depth: Floats, window: Window, site: Site) -> Floats:
+def _world_positions(hit: Flags, depth: Floats, window: Window, site: Site) -> Floats:
     """(P, 3) world positions of the surface points."""
     rows, columns = np.nonzero(hit)
     plane_x, plane_y = window.plane(columns.astype(np.float32), rows.astype(np.float32))
@@ -91,7 +95,7 @@ def _seen_at(hit: Flags, depth: Floats, window: Window, site: Site) -> Floats:
 
 
 def _points(materials: Indices, attributes: Floats) -> Points:
-    """The surface points behind the rays, from the interpolated `Mesh.attributes`."""
+    """The surface points hit by the rays, from the interpolated `Mesh.attributes`."""
     return Points(
         material=materials,
         normal=attributes[:, :3],
@@ -102,11 +106,13 @@ def _points(materials: Indices, attributes: Floats) -> Points:
 
 
 def _wrinkled_normals(points: Points, person: Identity) -> Floats:
-    """(P, 3) the normals, tilted by the wrinkles of the cloth."""
+    """(P, 3) normals, tilted by the wrinkles of the cloth."""
     lengths = np.linalg.norm(points.normal, axis=1, keepdims=True)
     x, y, z = points.canonical.T
     phases = person.details.fold_phases.astype(np.float32)
-    depths = np.array([_WRINKLES.get(material, _SMOOTHEST) for material in Material], np.float32)
+    depths = np.array(
+        [_WRINKLES.get(material, _OTHER_WRINKLES) for material in Material], np.float32
+    )
     waves = np.sin(26 * z + 34 * x + phases[5] + 2.2 * np.sin(19 * x - 13 * z + phases[7]))
     waves += np.sin(43 * z - 47 * x + 1.7 * np.sin(23 * z + 11 * y) + phases[6])
     tilt = (depths[points.material] * waves)[:, None] * np.array(_WRINKLE_TILT, np.float32)
@@ -114,7 +120,7 @@ def _wrinkled_normals(points: Points, person: Identity) -> Floats:
 
 
 def _part_map(hit: Flags, points: Points, marks: Landmarks) -> Levels:
-    """(H, W) parts at the middle ray of each pixel."""
+    """(H, W) parts at the central ray of each pixel."""
     parts = np.zeros(hit.shape, np.uint8)
     parts[hit] = surface_parts(points, marks)
     middle = _SUPERSAMPLING // 2

@@ -1,6 +1,6 @@
-"""The six camera networks: who goes there in what, under which light, seen by what cameras.
+"""The six camera networks: what people wear, the light, the scene, and the cameras.
 
-Two are for pre-training and nothing else; four are the benchmark.
+Two of them are only for pre-training; four form the benchmark.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from dataclasses import dataclass, replace
 from muva.errors import MuvaError
 from muva.synthetic.palette import RGB
 
+RENDERER_VERSION = 1
+"""Incremented whenever an image changes, so that data sets of different versions are distinct."""
+
 Range = tuple[float, float]
-"""Lowest and highest; each camera or image draws its own value in between."""
+"""Minimum and maximum; each camera or image draws its own value in between."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wardrobe:
-    """What people wear; a garment named twice is worn twice as often."""
+    """What people wear; a garment that is listed twice is twice as frequent."""
 
     tops: tuple[str, ...]
     bottoms: tuple[str, ...]
     top_colours: tuple[str, ...]
     bottom_colours: tuple[str, ...]
     bags: dict[str, float]
-    """Share of the people with each kind of bag; the rest carry none."""
+    """Share of people with each kind of bag; the others carry none."""
     caps: float = 0.15
-    """Share of the people with a cap."""
+    """Share of people with a cap."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lighting:
-    """The light: RGB, 1 leaves a white surface just white."""
+    """The light as RGB; with 1, a white surface is just white."""
 
     ambient: RGB
     sun: RGB
@@ -40,7 +43,7 @@ class Lighting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """Where cameras hang and people pass, in metres."""
+    """Camera heights and distances of the people, in metres."""
 
     height_m: Range
     distance_m: Range
@@ -57,17 +60,17 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imaging:
-    """What camera and codec make of it. Pixels are those of a crop 256 pixels high."""
+    """Properties of camera and codec. Pixels refer to a crop 256 pixels high."""
 
     gain: RGB
     saturation: float
     gamma: float
     native_height_px: Range
-    """Height of the crop in the camera's picture; below 256 the crop is enlarged."""
+    """Height of the crop in the camera's image; if below 256, the crop is upscaled."""
     blur_px: Range
-    """Standard deviation of the lens's blur."""
+    """Standard deviation of the lens blur."""
     noise: Range
-    """Standard deviation of the noise, in levels of 255."""
+    """Standard deviation of the noise, in levels of 0..255."""
     jpeg_quality: tuple[int, int]
 
 
@@ -83,7 +86,7 @@ class Domain:
     scene: Scene
     sensor: Imaging
     occluded: float
-    """Share of the images in which something stands before the person."""
+    """Share of images in which something occludes the person."""
     cameras: int = 4
 
 
@@ -258,7 +261,7 @@ _AIRPORT = Domain(
 )
 
 PRETRAINING: tuple[str, ...] = (_MALL.name, _CAMPUS.name)
-"""What the tiny CLIP has seen; no benchmark measures on these."""
+"""The domains that the tiny CLIP was pre-trained on; no benchmark uses them."""
 
 BENCHMARK: tuple[str, ...] = (_BOULEVARD.name, _STATION.name, _HARBOUR.name, _AIRPORT.name)
 
@@ -268,7 +271,7 @@ DOMAINS: dict[str, Domain] = {
 
 
 def _varied(domain: Domain) -> Domain:
-    """Its clothes and places under many cameras, hung anywhere, that take pictures as they are."""
+    """The same clothes and scene, under many cameras anywhere, with hardly any degradation."""
     return replace(
         domain,
         name=f"{domain.name}-varied",
@@ -293,15 +296,16 @@ def _varied(domain: Domain) -> Domain:
 VARIED: dict[str, Domain] = {
     domain.name: domain for domain in (_varied(DOMAINS[name]) for name in PRETRAINING)
 }
-"""The pre-training domains for who has to see people from everywhere; nobody's data set."""
+"""Variants of the pre-training domains for models that must recognise people from any viewpoint.
+They are not data sets."""
 
 _BY_NAME = DOMAINS | VARIED
 
 
 def find_domain(name: str) -> Domain:
-    """The domain of that name; MuvaError when there is none."""
+    """The domain of this name; MuvaError if there is none."""
     try:
         return _BY_NAME[name]
     except KeyError:
         known = ", ".join(DOMAINS)
-        raise MuvaError(f"synthetic domain {name!r} is unknown; there are {known}") from None
+        raise MuvaError(f"synthetic domain {name!r} is unknown; expected one of {known}") from None

@@ -1,4 +1,4 @@
-"""Figures: a person in one instant, dressed, as one mesh that stands on the ground."""
+"""Figures: a dressed person at one moment, as one mesh that stands on the ground."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from muva.synthetic.identity import Identity
 from muva.synthetic.mesh import Mesh, join
 
 _STANDING = 0.15
-"""Share of the walks that stand nearly still."""
+"""Share of walks in which the person stands nearly still."""
 _ON_THE_PHONE = 0.07
 _LOOKING_AT_PHONE_DEG = 14.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Walk:
-    """How somebody passes a camera once: the same in all images of a track."""
+    """How a person passes a camera once; identical for all images of a track."""
 
     amplitude: float
     """0 standing, 1 walking."""
@@ -30,11 +30,11 @@ class Walk:
     phone_side: int
     """1 left, -1 right, 0 for none."""
     heading_deg: float
-    """Turn off the direction in which people pass this camera."""
+    """Deviation from the direction in which people pass this camera."""
 
 
 def draw_walk(person: Identity, rng: Generator) -> Walk:
-    """A walk that suits the person's clothes."""
+    """A random walk that suits the person's clothes."""
     walks = rng.random() >= _STANDING
     return Walk(
         amplitude=rng.uniform(0.7, 1.12) if walks else rng.uniform(0, 0.15),
@@ -45,7 +45,7 @@ def draw_walk(person: Identity, rng: Generator) -> Walk:
 
 
 def draw_figure(person: Identity, walk: Walk, rng: Generator) -> Mesh:
-    """The person at one moment of a walk; faces -y, soles at z = 0."""
+    """The person at one moment of a walk, facing -y, with the soles at z = 0."""
     on_phone = walk.phone_side != 0
     posture = Posture(
         phase=rng.uniform(),

@@ -1,7 +1,7 @@
-"""Gait: the joint rotations of one instant of somebody walking by.
+"""Gait: the joint rotations at one moment of a walk.
 
-Hip, knee and ankle follow tables of normal walking; the arms are aimed at directions, so that they
-hang alike whatever the rest shape is, and swing against the legs.
+Hip, knee and ankle follow tables of normal walking. The arms are aimed in directions, so that they
+hang alike in any rest shape, and swing opposite to the legs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from muva.synthetic.body import SIDES, Bodies
 from muva.synthetic.rotation import Matrix, Vector, about_x, about_y, between, by_vector, unit
 
-# Sagittal joint angles in degrees at 0, 10, .. 100 % of the gait cycle; 0 is the heel's strike.
+# Sagittal joint angles in degrees at 0, 10, .. 100 % of the gait cycle; 0 is the heel strike.
 _CYCLE = np.linspace(0, 1, 11)
 _HIP = (28, 25, 17, 8, -1, -9, -7, 7, 21, 29, 28)
 _KNEE = (4, 15, 17, 11, 6, 8, 30, 58, 55, 25, 4)
@@ -23,23 +23,23 @@ _HALF_CYCLE = 0.5
 _START_OF_CYCLE = {"L": 0.0, "R": _HALF_CYCLE}
 
 _HELD_SWING = 0.35
-"""An arm that carries something swings this much less."""
+"""Factor for the swing of an arm that carries something."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Posture:
-    """One instant: where in the gait cycle, and what arms and head do. Sides: 1 left, -1 right."""
+    """One moment: phase of the gait cycle, arms and head. Sides: 1 left, -1 right."""
 
     phase: float
-    """0..1 of the left leg's cycle."""
+    """0..1 of the left leg's gait cycle."""
     amplitude: float
     """0 standing, 1 walking, 1.15 brisk."""
     arm_spread_deg: float
-    """How far the upper arms stand off: thick clothes push them out."""
+    """How far the upper arms stand off; thick clothes push them out."""
     loose_clothes: bool
-    """The forearms keep off a coat or skirt."""
+    """Whether a coat or skirt keeps the forearms away."""
     phone_side: int
-    """The hand that holds a phone up, 0 for none."""
+    """The hand that holds up a phone, 0 for none."""
     carrying_side: int
     """The hand that carries a bag, 0 for none."""
     head_tilt_deg: tuple[float, float, float]
@@ -61,7 +61,7 @@ def _leg(side: str, posture: Posture, weight: float) -> dict[str, Matrix]:
     phase = posture.phase + _START_OF_CYCLE[side]
     amplitude = posture.amplitude
     standing = 1 - min(amplitude, 1)
-    # The rest pose stands astride: bring the legs together, less for stout bodies.
+    # The legs are apart in the rest pose: bring them together, but less for stout bodies.
     adduction = 6.5 - 5 * max(0, weight - 0.5) - 2.5 * standing
     swing = about_x(-amplitude * _at(_HIP, phase))
     return {
@@ -129,13 +129,13 @@ def _arm_directions(side: str, posture: Posture, weight: float) -> tuple[Vector,
 
 
 def _hanging(sign: int, forward_deg: float, outward_deg: float) -> Vector:
-    """Down, turned outwards and then forwards."""
+    """Downwards, rotated outwards and then forwards."""
     outward = np.radians(outward_deg)
     return about_x(-forward_deg) @ np.array([sign * np.sin(outward), 0, -np.cos(outward)])
 
 
 def _across(vector: Vector, axis: Vector) -> Vector:
-    """The direction of what `vector` has across `axis`."""
+    """The direction of the component of `vector` that is orthogonal to `axis`."""
     return unit(vector - (vector @ axis) * axis)
 
 

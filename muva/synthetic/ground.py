@@ -47,7 +47,7 @@ def _grass(rng: Generator) -> Canvas:
 
 
 def _asphalt(rng: Generator) -> Canvas:
-    """A carriageway with dashed lines, and a paved walk beside it."""
+    """A road with dashed lines, and a paved pavement beside it."""
     painting = _rough(rng, (98, 98, 100), 11)
     rows, columns = _rows_and_columns()
     painting[(columns % 340 < 10) & (rows % 200 < 120)] = 205
@@ -67,7 +67,7 @@ def _concrete(rng: Generator) -> Canvas:
 
 
 def _planks(rng: Generator) -> Canvas:
-    """Weathered boards, each of its own grey, with dark gaps."""
+    """Weathered boards in different greys, with dark gaps."""
     painting = _rough(rng, (148, 124, 98), 9)
     rows, columns = _rows_and_columns()
     board_width, board_length = 16, 256
@@ -82,7 +82,7 @@ def _planks(rng: Generator) -> Canvas:
 
 
 def _terrazzo(rng: Generator) -> Canvas:
-    """Polished stone: chips of all greys, wide joints, a darker band."""
+    """Polished stone: chips in different greys, wide joints, a darker band."""
     painting = _rough(rng, (186, 190, 190), 5)
     rows, columns = _rows_and_columns()
     chips = noise(rng, _SIZE, _SIZE, octaves=1)

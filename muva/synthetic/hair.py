@@ -1,4 +1,4 @@
-"""Hair and caps: a shell over the scalp, and ellipsoids for what hangs from it."""
+"""Hair and caps: a shell over the scalp, and ellipsoids for hanging hair."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muva.synthetic.mesh import Layer, Material, solid, superellipsoid
 
 Triple = tuple[float, float, float]
 
-# Where hair hangs: centre behind (y) and below the crown (z), and half sizes, in metres.
+# Hanging hair: centre behind (y) and relative to the crown (z), and half sizes, in metres.
 _HANGING_HAIR: dict[str, tuple[float, float, Triple]] = {
     "long": (0.085, -0.185, (0.085, 0.05, 0.16)),
     "ponytail": (0.115, -0.16, (0.032, 0.035, 0.13)),
@@ -63,7 +63,7 @@ def _peak(body: PosedBody, crown: float) -> Layer:
 def _on_head(
     body: PosedBody, material: Material, roundness: float, place: Triple, half_size: Triple
 ) -> Layer:
-    """A solid at `place` metres from the head's joint, moving with the head."""
+    """A solid `place` metres from the head's joint that moves with the head."""
     shape, faces = superellipsoid(roundness)
     points = shape * np.array(half_size) + np.array(place) + body.joint("head")
     moved = body.carried_by("head", points.astype(np.float32))

@@ -1,7 +1,7 @@
-"""Identities: who somebody is, from (domain, pid) alone.
+"""Identities: the appearance of a person, determined by (domain, pid) alone.
 
-A part of the people are *doubles*: they wear the very colours of the person before them, on another
-body and in another cut. Colour alone cannot tell a double from its model.
+Some people are *doubles*: they wear exactly the colours of the previous person, on another body and
+in another cut. Colour alone cannot distinguish a double from the original.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from muva.synthetic.seeds import generator
 Colour = Floats
 """(3,) RGB albedo, 0 to 255."""
 
-DOUBLES = 0.35
-"""Share of the pairs (1, 2), (3, 4), .. whose second person is the double of the first."""
+DOUBLE_SHARE = 0.35
+"""Share of the pairs (1, 2), (3, 4), ... in which the second person is a double of the first."""
 
-_CUTS_CHANGED = 2
-"""In how many of garment, pattern, bag, hair and cap a double differs, besides the body."""
+_CHANGED_ATTRIBUTES = 2
+"""How many of garment, pattern, bag, hair and cap differ in a double, besides the body."""
 
 _WOMENS_BOTTOMS = ("skirt", "dress", "leggings")
 _PLAIN_TOPS = ("coat", "blazer")
@@ -46,42 +46,42 @@ _MENS_HAIR = ("short",) * 7 + ("bald",) * 2 + ("long",)
 _HAIR_SHARES = {"black": 0.33, "dark brown": 0.29, "brown": 0.2, "blond": 0.13, "red": 0.06}
 _DARK_SKIN_HAIR_SHARES = {"black": 0.33, "dark brown": 0.29, "brown": 0.06}
 _DARK_SKIN = 3
-"""Skin tones from this one on have the second table of hair colours."""
+"""Skin tones from this index on use the second table of hair colours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
-    """The colours of a person: their names, for captions, and the exact shades."""
+    """The colours of a person: their names, for captions, and their exact shades."""
 
     names: dict[str, str]
-    """Of `top`, `accent`, `bottom`, `bag`, `shoes`, `hair`."""
+    """For `top`, `accent`, `bottom`, `bag`, `shoes` and `hair`."""
     shades: dict[str, Colour]
-    """Of the same, and of `skin`, `cap` and `inner` (what an open jacket shows)."""
+    """For the same, and for `skin`, `cap` and `inner` (what an open jacket shows)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What tells two people in equal clothes apart when looked at closely."""
+    """Details that distinguish two people in the same clothes on close inspection."""
 
     stripes_per_m: float
     stripe_duty: float
-    """Share of a stripe that is accent colour."""
+    """Share of a stripe's period in the accent colour."""
     hem_shift_m: float
     skirt_length: float
-    """0 (short) to 1 (long); of coats too."""
+    """0 (short) to 1 (long); also for coats."""
     flare_m: float
     open_front: bool
     logo_shift_m: tuple[float, float]
     fold_phases: Floats
-    """(8,) radians: where the folds lie."""
+    """(8,) radians: positions of the folds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """A person: body, clothes, hair and what they carry."""
+    """A person: body, clothes, hair and bag."""
 
     body: int
-    """Row of the table of bodies."""
+    """Row in the table of bodies."""
     top: str
     bottom: str
     pattern: str
@@ -106,40 +106,40 @@ class Identity:
 
     @property
     def in_one_piece(self) -> bool:
-        """Wears a dress."""
+        """Whether the person wears a dress."""
         return self.bottom == "dress"
 
     @property
     def in_skirts(self) -> bool:
-        """Wears a skirt or a dress."""
+        """Whether the person wears a skirt or a dress."""
         return self.bottom in ("skirt", "dress")
 
     @property
     def carrying_side(self) -> int:
-        """The side of the hand that carries a bag, 0 for none."""
+        """Side of the hand that carries a bag, 0 for none."""
         return self.bag_side if self.bag in ("handbag", "suitcase") else 0
 
 
 @lru_cache(maxsize=4096)
 def identity(domain: str, pid: int) -> Identity:
     """Person `pid` (from 1) of a domain."""
-    found = find_domain(domain)
+    settings = find_domain(domain)
     model = double_of(domain, pid)
     if model is None:
-        return _draw(found, generator("identity", domain, pid))
-    return _double(identity(domain, model), found, generator("identity", domain, pid))
+        return _draw(settings, generator("identity", domain, pid))
+    return _double(identity(domain, model), settings, generator("identity", domain, pid))
 
 
 def double_of(domain: str, pid: int) -> int | None:
-    """The pid whose colours person `pid` wears, or None for most people."""
-    if pid % 2 or generator("double", domain, pid).random() >= DOUBLES:
+    """The pid whose colours person `pid` wears; None for most people."""
+    if pid % 2 or generator("double", domain, pid).random() >= DOUBLE_SHARE:
         return None
     return pid - 1
 
 
 @lru_cache(maxsize=256)
 def stranger(domain: str, camid: int, number: int) -> Identity:
-    """Somebody who only passes by: nobody of any pid."""
+    """A passer-by, who has no pid."""
     return _draw(find_domain(domain), generator("stranger", domain, camid, number))
 
 
@@ -157,7 +157,7 @@ def _draw(domain: Domain, rng: Generator) -> Identity:
         top=top,
         bottom=bottom,
         pattern=pattern,
-        bag=_weighted(rng, {"none": 1 - sum(wardrobe.bags.values()), **wardrobe.bags}),
+        bag=_choose_weighted(rng, {"none": 1 - sum(wardrobe.bags.values()), **wardrobe.bags}),
         bag_side=int(rng.choice([-1, 1])),
         hair_style=_choose(rng, _hair_styles(female, age)),
         cap=bool(rng.random() < wardrobe.caps),
@@ -167,30 +167,30 @@ def _draw(domain: Domain, rng: Generator) -> Identity:
 
 
 def _double(model: Identity, domain: Domain, rng: Generator) -> Identity:
-    """The model's colours on another body of the same sex, in another cut."""
+    """The colours of `model` on another body of the same sex, in another cut."""
     wardrobe, bodies = domain.wardrobe, shipped_bodies()
     sex = model.body % 2
     body = 2 * int(rng.integers(len(bodies.rest) // 2)) + sex
     age = bodies.phenotypes[body].age_years
     patterns = tuple(pattern for pattern in _patterns(model.top) if pattern != model.pattern)
     cuts: dict[str, str | bool] = {
-        "bag": _another(rng, ("none", *wardrobe.bags), model.bag),
-        "hair_style": _another(rng, _hair_styles(model.female, age), model.hair_style),
+        "bag": _choose_other(rng, ("none", *wardrobe.bags), model.bag),
+        "hair_style": _choose_other(rng, _hair_styles(model.female, age), model.hair_style),
         "pattern": _choose(rng, patterns),
         "cap": not model.cap,
     }
     if not model.in_one_piece:
-        cuts["top"] = _another(rng, wardrobe.tops, model.top)
+        cuts["top"] = _choose_other(rng, wardrobe.tops, model.top)
         same_cloth = [
             bottom
             for bottom in _bottoms(wardrobe, model.female)
             if bottom != "dress" and (bottom != "jeans" or model.colours.names["bottom"] == "denim")
         ]
-        cuts["bottom"] = _another(rng, tuple(same_cloth), model.bottom)
+        cuts["bottom"] = _choose_other(rng, tuple(same_cloth), model.bottom)
     possible = [name for name, cut in cuts.items() if cut != getattr(model, name)]
     changed = {
         possible[index]: cuts[possible[index]]
-        for index in rng.permutation(len(possible))[:_CUTS_CHANGED]
+        for index in rng.permutation(len(possible))[:_CHANGED_ATTRIBUTES]
     }
     return replace(
         model, body=body, bag_side=int(rng.choice([-1, 1])), details=_draw_details(rng), **changed
@@ -204,7 +204,7 @@ def _draw_colours(
     skin = np.array(SKIN[tone]) * rng.uniform(0.92, 1.05)
     top, top_shade = _cloth_unlike_skin(rng, wardrobe.top_colours, skin)
     others = tuple(colour for colour in wardrobe.top_colours if colour != top)
-    # Large patches of accent colour must not look like bare skin; stripes and logos may.
+    # Large areas in the accent colour must not look like bare skin; stripes and logos may.
     if pattern == "two-tone":
         accent, accent_shade = _cloth_unlike_skin(rng, others, skin)
     else:
@@ -215,7 +215,7 @@ def _draw_colours(
     if bottom == "dress":
         lower, lower_shade = top, top_shade
     bag, shoes = _choose(rng, _BAG_COLOURS), _choose(rng, _SHOE_COLOURS)
-    hair = _weighted(rng, _hair_shares(age, tone))
+    hair = _choose_weighted(rng, _hair_shares(age, tone))
     return Colours(
         names={
             "top": top,
@@ -267,7 +267,7 @@ def _hair_styles(female: bool, age: float) -> tuple[str, ...]:
 
 
 def _hair_shares(age: float, tone: int) -> dict[str, float]:
-    """Natural colours by skin tone; grey takes over with age."""
+    """Natural colours by skin tone; the share of grey increases with age."""
     grey = 0.0 if age < 40 else 0.25 if age < 58 else 0.8
     natural = _HAIR_SHARES if tone < _DARK_SKIN else _DARK_SKIN_HAIR_SHARES
     total = sum(natural.values())
@@ -277,7 +277,7 @@ def _hair_shares(age: float, tone: int) -> dict[str, float]:
 def _cloth_unlike_skin(
     rng: Generator, colours: tuple[str, ...], skin: Colour
 ) -> tuple[str, Colour]:
-    """A colour that is not mistaken for bare skin; the last one drawn when all are."""
+    """A colour that cannot be mistaken for bare skin; if all can, the last one drawn."""
     name, shade = "", skin
     for _ in range(20):
         name = _choose(rng, colours)
@@ -288,13 +288,13 @@ def _cloth_unlike_skin(
 
 
 def _alike(first: Colour, second: Colour) -> bool:
-    """Nearly the same hue, and about as bright."""
+    """Whether two colours have nearly the same hue and a similar brightness."""
     hue_apart = np.abs(first / (first.sum() + 1) - second / (second.sum() + 1)).max()
     return bool(hue_apart < 0.055 and abs(first.mean() - second.mean()) < 55)
 
 
 def _shade(rng: Generator, colour: RGB) -> Colour:
-    """One cloth of a colour: no two blacks are the same."""
+    """A random shade of a colour: no two black garments are the same."""
     return np.clip(np.array(colour) * rng.uniform(0.82, 1.15) + rng.normal(0, 6, 3), 8, 245)
 
 
@@ -302,12 +302,12 @@ def _choose(rng: Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _another(rng: Generator, options: tuple[str, ...], present: str) -> str:
-    """One of `options` but not `present`; `present` when there is no other."""
+def _choose_other(rng: Generator, options: tuple[str, ...], present: str) -> str:
+    """One of `options` other than `present`; `present` if there is no other."""
     others = tuple(option for option in options if option != present)
     return _choose(rng, others) if others else present
 
 
-def _weighted(rng: Generator, shares: dict[str, float]) -> str:
+def _choose_weighted(rng: Generator, shares: dict[str, float]) -> str:
     weights = np.array(list(shares.values()))
     return list(shares)[int(rng.choice(len(weights), p=weights / weights.sum()))]

@@ -1,4 +1,4 @@
-"""Light: ambient and sun of one camera, and the shadows that a figure casts."""
+"""Light: ambient light and sun of one camera, and the shadows cast by a figure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from muva.synthetic.rotation import unit
 _MAP_SIZE = 160
 _MAP_PX_PER_M = 60
 _BIAS_M = 0.06
-"""A surface this close behind the one that the light meets first is lit too."""
+"""A surface this close behind the first surface that the light hits is lit too."""
 
 _SHADED = 0.25
-"""What is left of the sun in a figure's own shadow: light that cloth and ground throw back."""
+"""Share of the sun that remains in a figure's own shadow: light reflected by cloth and ground."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,12 @@ class Light:
 
     @property
     def on_ground(self) -> Floats:
-        """(3,) what an open, level ground receives."""
+        """(3,) light received by open, level ground."""
         return self.ambient + self.sun * max(0.15, float(self.direction[2]))
 
     @property
     def on_walls(self) -> Floats:
-        """(3,) what an upright surface receives on average."""
+        """(3,) light received by a vertical surface, on average."""
         return self.ambient + self.sun * 0.45
 
     def on_surface(self, normals: Floats, heights_m: Floats, lit: Floats) -> Floats:
@@ -54,7 +54,7 @@ class Light:
 
 
 def draw_light(lighting: Lighting, rng: Generator) -> Light:
-    """One camera's share of its domain's lighting."""
+    """A random variation of the domain's lighting for one camera."""
     elevation = np.radians(rng.uniform(*lighting.sun_elevation_deg))
     azimuth = rng.uniform(0, 2 * np.pi)
     level = np.cos(elevation)
@@ -69,23 +69,23 @@ def draw_light(lighting: Lighting, rng: Generator) -> Light:
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowMap:
-    """A figure as the light sees it."""
+    """The depth map of a figure, seen from the light."""
 
     depth: Floats
     """(size, size) metres along the light from the centre, FAR where the light passes."""
     centre: Floats
     axes: Floats
-    """(3, 3) rows: the map's x, its y, and away from the light."""
+    """(3, 3) rows: x of the map, y of the map, and the direction away from the light."""
 
     def lights(self, points: Floats) -> Floats:
-        """(P,) 1 where the light reaches a point (P, 3) of the figure, 0 elsewhere."""
+        """(P,) 1 if the light reaches a point (P, 3) of the figure, otherwise 0."""
         x, y, depth = _seen_from_light(points, self.centre, self.axes).T
         column = np.clip(x.astype(np.int32), 0, _MAP_SIZE - 1)
         row = np.clip(y.astype(np.int32), 0, _MAP_SIZE - 1)
         return (depth < self.depth[row, column] + _BIAS_M).astype(np.float32)
 
     def on_ground(self, x: Floats, y: Floats) -> Floats:
-        """(H, W) from 0 to 1: how much of the sun the figure takes from the ground at (x, y)."""
+        """(H, W) in 0..1: how much of the sun the figure blocks at the ground position (x, y)."""
         points = np.stack([x, y, np.zeros_like(x)], axis=-1).reshape(-1, 3)
         place = _seen_from_light(points, self.centre, self.axes).reshape(*x.shape, 3)
         taken = (self.depth < FAR / 10).astype(np.float32)

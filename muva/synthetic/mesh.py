@@ -1,4 +1,4 @@
-"""Meshes: the layers of a figure (skin, garments, hair, bags) and the shapes they are made of."""
+"""Meshes: the layers of a figure (skin, garments, hair, bags), and basic shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muva.synthetic.arrays import Floats, Indices
 
 
 class Material(IntEnum):
-    """What a surface is made of; decides its colour and its body part (`surface.py`)."""
+    """The material of a surface; it determines colour and body part (`surface.py`)."""
 
     SKIN = 0
     TOP = 1
@@ -38,9 +38,9 @@ class Layer:
     keep: Floats
     """(V,) the surface is cut away where the interpolated value is negative (hems, necklines)."""
     canonical: Floats
-    """(V, 3) where the point is on the template, or on the object itself."""
+    """(V, 3) position on the template, or on the object itself."""
     sleeve: Floats
-    """(V,) place along the arm, and share of the arm: `Bodies.sleeve`, `Bodies.arm`."""
+    """(V,) position along the arm, and in `arm` the share of the arm; see `Bodies`."""
     arm: Floats
 
 
@@ -54,9 +54,9 @@ class Mesh:
     materials: Indices
     """One per face."""
     attributes: Floats
-    """(V, 8): normal, canonical position, sleeve, arm; interpolated over the pixels."""
+    """(V, 8): normal, canonical position, sleeve, arm; interpolated for each pixel."""
     body_vertices: int
-    """The first so many vertices are the skin's."""
+    """The number of skin vertices, which come first."""
 
 
 def join(layers: list[Layer]) -> Mesh:
@@ -84,7 +84,7 @@ def _attributes(layer: Layer) -> Floats:
 def solid(
     material: Material, vertices: Floats, faces: Indices, *, canonical: Floats | None = None
 ) -> Layer:
-    """A layer that is all there: a bag, a bun, a skirt."""
+    """A layer that is kept completely: a bag, a bun, a skirt."""
     vertices = np.ascontiguousarray(vertices, np.float32)
     zeros = np.zeros(len(vertices), np.float32)
     return Layer(
@@ -101,7 +101,7 @@ def solid(
 
 @cache
 def superellipsoid(roundness: float) -> tuple[Floats, Indices]:
-    """A closed surface within the cube -1..1: an ellipsoid at roundness 1, a box towards 0."""
+    """A closed surface in the cube -1..1: an ellipsoid at roundness 1, a box towards 0."""
     around, rows = 12, 8
     longitudes = np.linspace(0, 2 * np.pi, around, endpoint=False)
     latitudes = np.linspace(-np.pi / 2, np.pi / 2, rows)
@@ -129,9 +129,9 @@ def tube_faces(rings: int, around: int) -> Indices:
     faces = []
     for ring in range(rings - 1):
         for point in range(around):
-            here, there = ring * around, (ring + 1) * around
+            lower, upper = ring * around, (ring + 1) * around
             following = (point + 1) % around
-            a, b, c, d = here + point, here + following, there + point, there + following
+            a, b, c, d = lower + point, lower + following, upper + point, upper + following
             faces += [(a, b, d), (a, d, c)]
     return np.array(faces, np.int32)
 
@@ -165,9 +165,9 @@ def vertex_normals(vertices, faces):
 def drape(vertices, base, normals, softness, clearance, edges, rounds):
     """Let cloth hang: smooth it along the normals only, so that prints and hems do not slide.
 
-    vertices, base, normals (V, 3): the cloth, the body under it, the body's normals; softness (V,)
-    in 0..1 is how far a vertex follows the mean of its neighbours; clearance (V,) is the least
-    distance from the body in metres; `rounds` passes over the edges (E, 2).
+    vertices, base, normals (V, 3): the cloth, the body below it, the normals of the body. softness
+    (V,) in 0..1: how far a vertex follows the mean of its neighbours. clearance (V,): the minimum
+    distance from the body in metres. `rounds`: number of passes over the edges (E, 2).
     """
     cloth = vertices.copy()
     for _ in range(rounds):

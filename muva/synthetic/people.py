@@ -1,4 +1,4 @@
-"""Synthetic data sets: records of a domain's people, split as benchmarks are."""
+"""Synthetic data sets: records of a domain's people, with the splits of a benchmark."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from itertools import chain
 from muva.data.records import Record, Split
 from muva.errors import MuvaError
 from muva.synthetic.domain import find_domain
-from muva.synthetic.render import render
+from muva.synthetic.rendering import render
 from muva.synthetic.sensor import encode_jpeg
 
 _QUALITY = 95
-"""JPEG quality of the stored files; the camera's own compression is in the pixels already."""
+"""JPEG quality of the stored files; the camera's own compression is already part of the pixels."""
 
 
 def synthetic_records(
@@ -25,20 +25,21 @@ def synthetic_records(
     width: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Record]:
-    """Render a data set: the first people train, the next ones test.
+    """Render a data set: the first identities are for training, the following ones for testing.
 
-    Of a test person image 0 of each camera is a query, the others are gallery; `image_id` reads
-    like `query/0012_c3_00.jpg`. `progress` is told (images done, images in all).
+    For each test identity, image 0 of each camera is a query and the others are gallery. `image_id`
+    has the form `query/0012_c3_00.jpg`. `progress` is called with (images done, images in total).
+    Raises MuvaError if there are no people, or too few images per camera.
     """
     if min(train_people, test_people) < 0 or train_people + test_people == 0:
         raise MuvaError(
-            f"{domain}: expected people to render, got {train_people} to train on and "
-            f"{test_people} to test on"
+            f"{domain}: expected people to render, found {train_people} for training and "
+            f"{test_people} for testing"
         )
     if images_per_camera < (2 if test_people else 1):
         raise MuvaError(
-            f"{domain}: expected two images per camera or more (one query, one gallery), "
-            f"got {images_per_camera}"
+            f"{domain}: expected at least two images per camera (one query, one gallery), "
+            f"found {images_per_camera}"
         )
     people = train_people + test_people
     total = people * find_domain(domain).cameras * images_per_camera
@@ -63,7 +64,7 @@ def synthetic_records(
 def test_records(
     domain: str, *, pids: Iterable[int], images_per_camera: int, height: int, width: int
 ) -> Iterator[Record]:
-    """Queries and gallery of these people alone, as in `synthetic_records`."""
+    """Queries and gallery of these people only, as in `synthetic_records`."""
     return _records(domain, pids, ("query", "gallery"), images_per_camera, height, width)
 
 
@@ -75,7 +76,7 @@ def _records(
     height: int,
     width: int,
 ) -> Iterator[Record]:
-    """`splits`: of image 0 of each camera, and of the others."""
+    """`splits` are those of image 0 of each camera, and of the others."""
     for pid in pids:
         for camid in range(1, find_domain(domain).cameras + 1):
             for index in range(images_per_camera):

@@ -6,15 +6,16 @@ import numba
 import numpy as np
 
 FAR = 1e9
-"""Depth where there is nothing."""
+"""Depth of the background."""
 
 
 @numba.njit(cache=True, fastmath=True)
 def rasterise(points, faces, keep, attributes, height, width, cull_back_faces):
-    """Draw triangles (F, 3) whose corners are points (V, 3) = x, y in pixels and depth.
+    """Draw triangles (F, 3) with the corners `points` (V, 3): x and y in pixels, and depth.
 
-    Pixels where the interpolated keep (V,) is negative are cut out. Gives per pixel the face (-1
-    for none), the depth (FAR for none) and the interpolated attributes (V, A), zeros for none.
+    Pixels where the interpolated keep (V,) is negative are cut away. Returns for each pixel the
+    face (-1 for none), the depth (FAR for none) and the interpolated attributes (V, A) (zeros for
+    none).
     """
     depth = np.full((height, width), FAR, np.float32)
     face_at = np.full((height, width), -1, np.int32)

@@ -14,7 +14,7 @@ _TINY = 1e-9
 
 
 def unit(vector: ArrayLike) -> Vector:
-    """`vector` at length 1."""
+    """`vector` scaled to length 1."""
     vector = np.asarray(vector, np.float64)
     return vector / (np.sqrt(vector @ vector) + _TINY)
 
@@ -31,22 +31,22 @@ def by_vector(vector_rad: ArrayLike) -> Matrix:
 
 
 def about_x(degrees: float) -> Matrix:
-    """Rotation about the x axis (to the body's left)."""
+    """Rotation about the x axis (which points to the body's left)."""
     return by_vector((np.radians(degrees), 0, 0))
 
 
 def about_y(degrees: float) -> Matrix:
-    """Rotation about the y axis (backwards)."""
+    """Rotation about the y axis (which points backwards)."""
     return by_vector((0, np.radians(degrees), 0))
 
 
 def about_z(degrees: float) -> Matrix:
-    """Rotation about the z axis (upwards)."""
+    """Rotation about the z axis (which points up)."""
     return by_vector((0, 0, np.radians(degrees)))
 
 
 def between(start: ArrayLike, end: ArrayLike) -> Matrix:
-    """The smallest rotation that takes the direction `start` to the direction `end`."""
+    """The smallest rotation from the direction `start` to the direction `end`."""
     start, end = unit(start), unit(end)
     axis = np.cross(start, end)
     sine = np.sqrt(axis @ axis)

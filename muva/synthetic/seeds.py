@@ -1,7 +1,7 @@
-"""Random generators by name: the same words give the same numbers, in any order and process.
+"""Named random generators: the same names give the same numbers, in any order and process.
 
-Everything random in this package is drawn from `generator("what it is for", *whose)`. No generator
-is shared between two things, so drawing one never moves another.
+Everything random in this package is drawn from `generator(PURPOSE, *KEYS)`. No generator is shared
+between two purposes, so adding draws for one never changes another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def generator(purpose: str, *keys: str | int) -> np.random.Generator:
-    """The generator of `purpose` for `keys` (names, and whole numbers from 0)."""
+    """The generator for `purpose` and `keys` (names and non-negative integers)."""
     entropy = [_number(purpose), *map(_number, keys)]
     return np.random.default_rng(entropy)
 

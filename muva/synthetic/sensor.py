@@ -1,7 +1,7 @@
-"""Sensors: what a camera and its codec make of the light.
+"""Sensors: how a camera and its codec turn light into an image.
 
-Lengths are in pixels of a crop 256 pixels high and scale with the image: a smaller image is the
-same picture with less detail.
+Lengths are in pixels of a crop 256 pixels high and scale with the image, so that a smaller image is
+the same image with less detail.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REFERENCE_HEIGHT_PX = 256
 _SHOULDER = 0.12
 """How strongly highlights are compressed."""
 _MOTION_BLURRED = 0.2
-"""Share of the images that are blurred sideways."""
+"""Share of images with horizontal motion blur."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Sensor:
 
 
 def draw_sensor(imaging: Imaging, rng: Generator) -> Sensor:
-    """One camera's variation of its domain's imaging."""
+    """A random variation of the domain's imaging for one camera."""
     gain = np.array(imaging.gain) * rng.normal(1, 0.035, 3) * rng.uniform(0.9, 1.1)
     return Sensor(
         gain=gain.astype(np.float32),
@@ -54,7 +54,7 @@ def draw_sensor(imaging: Imaging, rng: Generator) -> Sensor:
 
 
 def expose(light: Picture, sensor: Sensor, rng: Generator) -> Levels:
-    """(H, W, 3) uint8: the picture that the camera delivers."""
+    """(H, W, 3) uint8: the image that the camera delivers."""
     height, width = light.shape[:2]
     picture = _develop(light, sensor)
     picture = _at_native_size(picture, sensor, rng)
@@ -66,7 +66,7 @@ def expose(light: Picture, sensor: Sensor, rng: Generator) -> Levels:
 
 
 def _develop(light: Picture, sensor: Sensor) -> Picture:
-    """Tone curve, white balance, gamma, saturation: 0 to 1."""
+    """Tone curve, white balance, gamma and saturation; the result is in 0..1."""
     picture = np.clip(light / 255, 0, 4)
     picture = picture / (1 + _SHOULDER * picture)
     picture = np.clip(picture * sensor.gain, 0, 1) ** np.float32(sensor.gamma)
@@ -94,7 +94,7 @@ def _blurred(picture: Picture, sensor: Sensor, rng: Generator, *, scale: float) 
 
 
 def _noisy(picture: Picture, sensor: Sensor, rng: Generator) -> Picture:
-    """Noise that grows with the light, as photons' does."""
+    """Noise that increases with the light, like photon noise."""
     grain = rng.standard_normal(picture.shape, dtype=np.float32)
     return picture + grain * np.float32(sensor.noise / 255) * np.sqrt(0.5 + picture)
 
@@ -106,7 +106,7 @@ def _compressed(picture: Picture, sensor: Sensor, rng: Generator) -> Levels:
 
 
 def encode_jpeg(image: Levels, *, quality: int) -> bytes:
-    """(H, W, 3) RGB as a JPEG file."""
+    """Encode (H, W, 3) RGB as JPEG."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
@@ -115,7 +115,7 @@ def encode_jpeg(image: Levels, *, quality: int) -> bytes:
 
 
 def decode_jpeg(encoded: bytes) -> Levels:
-    """(H, W, 3) RGB of a JPEG file."""
+    """Decode a JPEG to (H, W, 3) RGB."""
     bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
         raise ValueError(f"{len(encoded)} bytes are not an image that OpenCV can decode")

@@ -1,7 +1,8 @@
 """The contact sheet: `python -m muva.synthetic.sheet --out FILE.png`.
 
-A block per domain: people from left to right, cameras from top to bottom, and under them the first
-camera's part maps with their boxes. Even people may be doubles of the person to their left.
+One block per domain: people from left to right, cameras from top to bottom, and below them the part
+maps and boxes of the first camera. People with even pids may be doubles of the person on their
+left.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from muva.config import PARTS
 from muva.synthetic.arrays import Levels
 from muva.synthetic.domain import DOMAINS, find_domain
-from muva.synthetic.render import SyntheticImage, render
+from muva.synthetic.rendering import SyntheticImage, render
 from muva.synthetic.surface import PART_VALUES
 
 PART_COLOURS = {"head": (255, 220, 60), "upper_body": (60, 160, 255), "legs": (90, 220, 90)}
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def contact_sheet(pids: range, *, height: int, width: int) -> Image.Image:
-    """All domains, two beside each other."""
+    """All domains in two columns."""
     blocks = [_block(domain, pids, height, width) for domain in DOMAINS]
     rows = -(-len(blocks) // _COLUMNS)
     step_x, step_y = blocks[0].width + _GAP_PX, blocks[0].height + _GAP_PX
@@ -68,13 +69,13 @@ def _block(domain: str, pids: range, height: int, width: int) -> Image.Image:
 
 
 def _with_palette(sheet: Image.Image) -> Image.Image:
-    """In few colours, dithered: the pictures' noise does not compress otherwise."""
+    """Reduced to a few colours with dithering, because the noise of the images compresses badly."""
     palette = sheet.quantize(_PALETTE, kmeans=1)
     return sheet.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def labelled(shot: SyntheticImage) -> Image.Image:
-    """The image under its part map, with the boxes of the parts."""
+    """The image with its part map as an overlay, and the boxes of the parts."""
     height, width = shot.part_map.shape
     picture = Image.fromarray(_tinted(shot.image, shot.part_map))
     draw = ImageDraw.Draw(picture)

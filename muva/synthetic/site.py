@@ -1,4 +1,4 @@
-"""Sites: one camera's place, with its light, its sensor and what it sees when nobody is there."""
+"""Sites: the surroundings of one camera: its light, its sensor, and the empty scene."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from muva.synthetic.seeds import generator
 from muva.synthetic.sensor import Sensor, draw_sensor
 
 _BEYOND = 1e9
-"""Distance of the ground where a ray does not meet it."""
+"""Distance of the ground for a ray that does not hit it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Everything about one camera that its images share."""
+    """Everything that all images of one camera share."""
 
     camera: Camera
     light: Light
@@ -33,7 +33,7 @@ class Site:
     backdrop_distance_m: float
 
     def background(self, window: Window, shadow: ShadowMap, *, height: int, width: int) -> Floats:
-        """(H, W, 3) light from ground and backdrop, with the shadow of the person on it."""
+        """(H, W, 3) light from ground and backdrop, with the shadow of the person."""
         x, y, z, is_ground = self._seen(window, height, width)
         paving = _look_up(self.ground, x * ground.PX_PER_M, y * ground.PX_PER_M)
         above = backdrop.HEIGHT - 1 - z * backdrop.PX_PER_M
@@ -46,7 +46,7 @@ class Site:
         )
 
     def _seen(self, window: Window, height: int, width: int) -> tuple[Floats, ...]:
-        """(H, W) world x, y, z of what each pixel sees, and whether that is the ground."""
+        """(H, W) world x, y, z of what each pixel sees, and whether it is the ground."""
         columns = np.arange(width, dtype=np.float32)[None]
         rows = np.arange(height, dtype=np.float32)[:, None]
         right, forward, up = self.camera.unproject(*window.plane(columns, rows))
@@ -65,7 +65,7 @@ class Site:
         return x, y, z, np.broadcast_to(is_ground, shape)
 
     def _ground_shadow(self, shadow: ShadowMap, x: Floats, y: Floats) -> Floats:
-        """(H, W) what is left of the light: the cast shadow, and a soft one around the feet."""
+        """(H, W) remaining share of the light: the cast shadow, and a soft one around the feet."""
         strength = 0.85 * self.light.sun[0] / (self.light.sun[0] + self.light.ambient[0])
         cast = cv2.GaussianBlur(shadow.on_ground(x, y), (0, 0), 1.5)
         feet_x, feet_y = shadow.centre[0], shadow.centre[1]
@@ -76,21 +76,21 @@ class Site:
 @lru_cache(maxsize=32)
 def site(domain: str, camid: int) -> Site:
     """Camera `camid` (from 1) of a domain."""
-    found = find_domain(domain)
-    if not 1 <= camid <= found.cameras:
-        raise MuvaError(f"{domain} has cameras 1 to {found.cameras}, not {camid}")
+    settings = find_domain(domain)
+    if not 1 <= camid <= settings.cameras:
+        raise MuvaError(f"{domain}: expected a camera from 1 to {settings.cameras}, found {camid}")
     rng = generator("site", domain, camid)
     return Site(
-        camera=draw_camera(found.view, camid, rng),
-        light=draw_light(found.light, rng),
-        sensor=draw_sensor(found.sensor, rng),
-        ground=ground.paint_ground(found.scene.ground, rng),
-        backdrop=backdrop.paint_backdrop(found.scene.backdrop, rng),
-        backdrop_distance_m=rng.uniform(*found.scene.backdrop_distance_m),
+        camera=draw_camera(settings.view, camid, rng),
+        light=draw_light(settings.light, rng),
+        sensor=draw_sensor(settings.sensor, rng),
+        ground=ground.paint_ground(settings.scene.ground, rng),
+        backdrop=backdrop.paint_backdrop(settings.scene.backdrop, rng),
+        backdrop_distance_m=rng.uniform(*settings.scene.backdrop_distance_m),
     )
 
 
 def _look_up(texture: Levels, columns: Floats, rows: Floats) -> Levels:
-    """(H, W, 3) colours of a texture that repeats, at places in pixels."""
+    """(H, W, 3) colours of a repeating texture at positions in pixels."""
     height, width = texture.shape[:2]
     return cv2.remap(texture, columns % (width - 1), rows % (height - 1), cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""Surfaces: the colour and the body part of every point, from its place on the template."""
+"""Surfaces: colour and body part of every point, from its position on the template."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from muva.synthetic.identity import Colour, Identity
 from muva.synthetic.mesh import Material
 
 NO_PART = 0
-"""The part map's value for background, bags and what stands in the way."""
+"""Value of the part map for background, bags and occluders."""
 
 PART_VALUES: dict[str, int] = {part: value for value, part in enumerate(PARTS, start=1)}
-"""The part map's values."""
+"""Part -> value in the part map."""
 
 _HEAD, _UPPER_BODY, _LEGS = (PART_VALUES[part] for part in ("head", "upper_body", "legs"))
 
-# Skin is decided by its place.
+# The part of skin depends on its position.
 _PART_OF_MATERIAL: dict[Material, int] = {
     Material.SKIN: NO_PART,
     Material.TOP: _UPPER_BODY,
@@ -40,7 +40,7 @@ _STRAP_X_M, _STRAP_HALF_WIDTH_M = 0.105, 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """P points of a figure's surface."""
+    """P points on the surface of a figure."""
 
     material: Indices
     normal: Floats
@@ -84,12 +84,12 @@ def surface_colours(points: Points, person: Identity, marks: Landmarks) -> Float
     for material, paint in painters.items():
         chosen = points.material == material
         if chosen.any():
-            colours[chosen] = paint(_part_of(points, chosen), person, marks)
+            colours[chosen] = paint(_select(points, chosen), person, marks)
     colours[points.material == Material.CAP] = shades["cap"]
     return colours
 
 
-def _part_of(points: Points, chosen: Flags) -> Points:
+def _select(points: Points, chosen: Flags) -> Points:
     return Points(
         material=points.material[chosen],
         normal=points.normal[chosen],
@@ -104,15 +104,15 @@ def _plain(points: Points, colour: Colour) -> Floats:
 
 
 def _skin(points: Points, person: Identity, marks: Landmarks) -> Floats:
-    """Skin, with eyes, brows and mouth painted on."""
+    """Skin with painted eyes, brows and mouth."""
     shades = person.colours.shades
     colours = _plain(points, shades["skin"])
     x, y, z = points.canonical.T
     face = (y < marks.face_y + 0.075) & (z > marks.neck)
-    aside, below_crown = np.abs(x), marks.crown - z
-    eyes = (np.abs(aside - 0.032) < 0.014) & (np.abs(below_crown - 0.108) < 0.006)
-    brows = (np.abs(aside - 0.034) < 0.02) & (np.abs(below_crown - 0.088) < 0.005)
-    mouth = (aside < 0.024) & (np.abs(below_crown - 0.185) < 0.007)
+    off_centre, below_crown = np.abs(x), marks.crown - z
+    eyes = (np.abs(off_centre - 0.032) < 0.014) & (np.abs(below_crown - 0.108) < 0.006)
+    brows = (np.abs(off_centre - 0.034) < 0.02) & (np.abs(below_crown - 0.088) < 0.005)
+    mouth = (off_centre < 0.024) & (np.abs(below_crown - 0.185) < 0.007)
     colours[face & eyes] = _EYE_COLOUR
     colours[face & brows] = shades["hair"] * 0.8
     colours[face & mouth] = shades["skin"] * (0.8, 0.55, 0.55)
@@ -139,7 +139,7 @@ def _top(points: Points, person: Identity, marks: Landmarks) -> Floats:
 
 
 def _patterned(points: Points, person: Identity, marks: Landmarks) -> Floats:
-    """The pattern of a top or a dress; along the sleeves it follows the arm."""
+    """The pattern of a top or a dress; on the sleeves, it follows the arm."""
     details = person.details
     colours = _plain(points, person.colours.shades["top"])
     accent = person.colours.shades["accent"].astype(np.float32)

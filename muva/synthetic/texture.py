@@ -1,4 +1,4 @@
-"""Textures: smooth noise, and the brushes that ground and backdrop are painted with."""
+"""Textures: smooth noise, and the drawing functions for ground and backdrop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MUTED = 0.6
 
 
 def noise(rng: Generator, height: int, width: int, *, octaves: int) -> Floats:
-    """(H, W) of standard deviation 1: a sum of octaves, the coarsest the strongest."""
+    """(H, W) with standard deviation 1: a sum of octaves, the coarsest being the strongest."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         shift = octaves - octave
@@ -32,13 +32,13 @@ def noise(rng: Generator, height: int, width: int, *, octaves: int) -> Floats:
 def canvas(
     rng: Generator, height: int, width: int, colour: tuple[float, ...], *, mottling: float
 ) -> Canvas:
-    """A canvas of one colour with noise of `mottling` levels."""
+    """A canvas in one colour with noise of `mottling` levels."""
     plain = np.tile(np.array(colour, np.float32) * rng.uniform(0.85, 1.13), (height, width, 1))
     return plain + mottling * noise(rng, height, width, octaves=6)[..., None]
 
 
 def any_colour(rng: Generator, low: float, high: float) -> Floats:
-    """A random RGB colour, muted as paint in a street is."""
+    """A random RGB colour, muted like paint in a street."""
     colour = rng.uniform(low, high, 3)
     return colour.mean() + _MUTED * (colour - colour.mean())
 
@@ -63,7 +63,7 @@ def dome(on: Canvas, x: float, y: float, half_width: float, height: float, colou
 
 
 def finished(painting: Canvas, *, blur_px: float = 0.0) -> Levels:
-    """The canvas as uint8, softened when asked."""
+    """The canvas as uint8, blurred if `blur_px` is not 0."""
     if blur_px:
         painting = cv2.GaussianBlur(painting, (0, 0), blur_px)
     return np.clip(painting, 0, 255).astype(np.uint8)

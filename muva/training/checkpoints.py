@@ -1,4 +1,4 @@
-"""Checkpoints: a training state as safetensors and JSON, without pickles, verified when read."""
+"""Training checkpoints as safetensors and JSON: no pickles, and a checksum verified on loading."""
 
 import hashlib
 import json
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from muva.config import Section, flat
 from muva.errors import MuvaError
-from muva.training.report import State
+from muva.training.report import Checkpoint
 
 FORMAT_VERSION = 1
 TENSORS, VALUES = "state.safetensors", "state.json"
 SETTINGS = "settings"
 Settings = Mapping[str, Section | int]
-"""Section or single setting by name."""
+"""Configuration sections or single settings, by name."""
 
 
-def save_checkpoint(folder: Path, state: State) -> None:
-    """Write a state into a folder; the JSON, written last, makes it whole."""
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint into a folder. The JSON file is written last and marks it as complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: v.contiguous() for key, v in state.items() if isinstance(v, Tensor)}
-    values = {key: v for key, v in state.items() if not isinstance(v, Tensor)}
+    tensors = {key: v.contiguous() for key, v in checkpoint.items() if isinstance(v, Tensor)}
+    values = {key: v for key, v in checkpoint.items() if not isinstance(v, Tensor)}
     stored = save(tensors)
     description = {
         "format_version": FORMAT_VERSION,
@@ -34,33 +34,36 @@ def save_checkpoint(folder: Path, state: State) -> None:
     }
     (folder / VALUES).unlink(missing_ok=True)
     (folder / TENSORS).write_bytes(stored)
-    beside = folder / f"{VALUES}.part"
-    beside.write_text(json.dumps(description, indent=2) + "\n")
-    beside.replace(folder / VALUES)
+    partial = folder / f"{VALUES}.part"
+    partial.write_text(json.dumps(description, indent=2) + "\n")
+    partial.replace(folder / VALUES)
 
 
-def told_settings(settings: Settings) -> dict[str, str]:
-    """What a state says of the settings that it was trained with."""
+def recorded_settings(settings: Settings) -> dict[str, str]:
+    """The entry of a checkpoint that records the settings of its training."""
     return {SETTINGS: json.dumps(_plain(settings))}
 
 
-def check_settings(state: State, settings: Settings) -> None:
-    """Raises MuvaError, which names them, where a state was trained with other settings.
+def check_settings(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Compare the settings that a checkpoint records with those of this training.
 
-    A state that tells none is taken as it is.
+    A checkpoint that records no settings is accepted.
+
+    Raises:
+        MuvaError: the checkpoint was trained with different settings; the message names them.
     """
-    if SETTINGS not in state:
+    if SETTINGS not in checkpoint:
         return
-    theirs = dict(flat(json.loads(str(state[SETTINGS]))))
+    theirs = dict(flat(json.loads(str(checkpoint[SETTINGS]))))
     changed = [
-        f"{name} is {value}, of the checkpoint {theirs[name]}"
+        f"{name} is {value}, but {theirs[name]} in the checkpoint"
         for name, value in flat(_plain(settings))
         if theirs.get(name, value) != value
     ]
     if changed:
         raise MuvaError(
-            f"this checkpoint is of a training with other settings: {'; '.join(changed)}. Set "
-            f"them alike to go on from it, or start without it"
+            f"This checkpoint was trained with different settings: {'; '.join(changed)}. Use the "
+            f"same settings to resume from it, or start a new training without it"
         )
 
 
@@ -71,8 +74,12 @@ def _plain(settings: Settings) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(folder: Path) -> State:
-    """Read a state back; raises MuvaError when it is unfinished, damaged or of another format."""
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        MuvaError: the checkpoint is incomplete, damaged or in an unsupported format.
+    """
     try:
         description = json.loads((folder / VALUES).read_text())
         stored = (folder / TENSORS).read_bytes()
@@ -80,20 +87,20 @@ def load_checkpoint(folder: Path) -> State:
         values = description["values"]
     except FileNotFoundError as error:
         raise MuvaError(
-            f"checkpoint {folder}: no {Path(error.filename).name}, so it was never finished; "
-            f"resume from an earlier one"
+            f"checkpoint {folder}: {Path(error.filename).name} is missing, so saving it was "
+            f"interrupted; resume from an earlier checkpoint"
         ) from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise MuvaError(f"checkpoint {folder}: {VALUES} is damaged ({error!r})") from error
     if version != FORMAT_VERSION:
         raise MuvaError(
-            f"checkpoint {folder} has the format {version}, this program reads {FORMAT_VERSION}: "
-            f"resume it with the version that wrote it, or start again"
+            f"checkpoint {folder} has format version {version}, but this program reads version "
+            f"{FORMAT_VERSION}: resume with the release that wrote it, or train from the start"
         )
     if hashlib.sha256(stored).hexdigest() != expected:
         raise MuvaError(
-            f"checkpoint {folder}: {TENSORS} is damaged (its SHA-256 is not that of {VALUES}); "
-            f"resume from an earlier one"
+            f"checkpoint {folder}: {TENSORS} is damaged (its SHA-256 differs from the one in "
+            f"{VALUES}); resume from an earlier checkpoint"
         )
     try:
         return {**values, **load(stored)}

@@ -1,14 +1,14 @@
-"""How a machine computes a training: settings of speed and memory, none of the result.
+"""How a training is computed: settings that trade speed for memory and leave the result unchanged.
 
-They change losses by rounding at most, so no artifact's address depends on them. What each of them
-brings is measured by `python -m benchmarks.training`.
+They change losses by rounding at most, so no artifact's address depends on them.
+`python -m benchmarks.training` measures the effect of each.
 """
 
 import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,58 +16,70 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from muva.config import ExecutionConfig
 from muva.errors import MuvaError
 from muva.model.image_encoder import Call, ImageEncoder
 from muva.model.precision import Precision
 from muva.training.cuda_graphs import GraphedEncoder
 
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-"""cuBLAS needs workspaces of a fixed size to give the same sums twice."""
+"""cuBLAS is deterministic only with workspaces of a fixed size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How the image encoder is computed. MuvaError for CUDA graphs of micro-batches."""
+    """How the image encoder is computed.
+
+    Raises:
+        MuvaError: CUDA graphs are combined with micro-batches.
+    """
 
     micro_batch: int | None = None
-    """Images that are encoded at a time, for memory's sake; None: a worker's whole share."""
+    """Images encoded per forward pass, to save memory; None: a worker's share of the batch."""
     activation_checkpointing: bool = False
-    """Blocks keep their inputs alone, and are computed again on the way back."""
+    """Keep only the inputs of each block and recompute the block in the backward pass."""
     compile: bool = False
-    """Blocks go through torch.compile: at first it takes its time, and a C++ compiler."""
+    """Compile the blocks with torch.compile, which needs a C++ compiler and a slow first step."""
     channels_last: bool = False
-    """Images lie in memory pixel by pixel."""
+    """Store images in the channels-last memory format."""
     cuda_graphs: bool = False
-    """One worker's training pass is recorded once and replayed: see `cuda_graphs`."""
+    """Capture the training pass of a single worker as CUDA graphs, and replay them."""
     deterministic: bool = False
-    """Only algorithms that give the same bits every time, where the device has others."""
+    """Use only deterministic algorithms, which give bit-identical results on every run."""
     loaders: int = 0
-    """Processes that make batches; 0: a thread of this one."""
+    """Processes that load batches; 0: a thread of this process."""
 
     def __post_init__(self) -> None:
         if self.cuda_graphs and self.micro_batch is not None:
             raise MuvaError(
-                "--cuda-graphs replays the pass of a whole batch, --micro-batch cuts the batch: "
-                "leave out one of them"
+                "--cuda-graphs replays the pass of a whole batch, whereas --micro-batch splits the "
+                "batch: use only one of them"
             )
+
+    @classmethod
+    def of(cls, execution: ExecutionConfig, *, loaders: int) -> "Compute":
+        """What a recipe's section says of one process; `loaders`: how many it has in the end."""
+        shared = {field.name for field in fields(cls)} - {"loaders"}
+        return cls(**execution.model_dump(include=shared), loaders=loaders)
 
     def pixels(
         self, images: Float[Tensor, " B 3 H W"], device: torch.device
     ) -> Float[Tensor, " B 3 H W"]:
-        """A batch on its device."""
+        """Move a batch to its device, in the memory format of these settings."""
         layout = torch.channels_last if self.channels_last else torch.preserve_format
         return images.to(device, non_blocking=True, memory_format=layout)
 
-    def at_once(self, images: int) -> int:
-        """How many of so many images are encoded at a time."""
+    def images_per_pass(self, images: int) -> int:
+        """How many of `images` images are encoded per forward pass."""
         return min(images, self.micro_batch or images)
 
 
 @contextmanager
-def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
-    """The encoder's blocks run as these settings say for the length of the block.
+def apply_compute(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
+    """Apply these settings to the encoder inside the `with` block.
 
-    Raises MuvaError where torch.compile does not work.
+    Raises:
+        MuvaError: torch.compile does not work on this machine.
     """
     before = encoder.call
     call = before
@@ -79,7 +91,7 @@ def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
     try:
         with (
             _deterministic(compute.deterministic),
-            _compile_explained(compute.compile),
+            _explain_compile_errors(compute.compile),
             _graphed(encoder, compute.cuda_graphs),
         ):
             yield
@@ -88,59 +100,64 @@ def computing(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_memory_told(
+def explain_out_of_memory(
     compute: Compute, *, batch: int, precision: Precision, where: str
 ) -> Iterator[None]:
-    """A GPU's lack of memory as a MuvaError with the settings that would fit.
+    """Turn an out-of-memory error of the GPU into a MuvaError that lists settings to reduce memory.
 
-    `batch`: images that a worker encodes together without micro-batches.
+    Args:
+        batch: images per worker and step.
+        where: the stage, epoch and step, for the message.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        at_once = compute.at_once(batch)
-        ways = []
+        images_per_pass = compute.images_per_pass(batch)
+        remedies = []
         if compute.cuda_graphs:
-            ways.append(
-                "no --cuda-graphs, which keep a pass's memory and go with neither micro-batches "
-                "nor several workers"
+            remedies.append(
+                "no --cuda-graphs, which keep the memory of a whole pass allocated and cannot be "
+                "combined with micro-batches or several workers"
             )
-        if at_once > 1:
-            ways.append(f"--micro-batch {at_once // 2} (the same result, a second pass forward)")
+        if images_per_pass > 1:
+            remedies.append(
+                f"--micro-batch {images_per_pass // 2} (the same result, a second forward pass)"
+            )
         if not compute.activation_checkpointing:
-            ways.append("--activation-checkpointing (the same result, a second pass forward)")
+            remedies.append("--activation-checkpointing (the same result, a second forward pass)")
         if precision == "fp32":
-            ways.append("--set stage2.precision=bf16, or fp16 where the GPU has no bf16")
-        ways.append("more --workers, which share a batch")
-        ways.append("at last a lower stage2.batch_size, which is another training")
+            remedies.append("--set stage2.precision=bf16, or fp16 if the GPU does not support bf16")
+        remedies.append("more --workers, which share the batch")
+        remedies.append("as a last resort a smaller stage2.batch_size, which changes the result")
         raise MuvaError(
-            f"{where}: the memory is full with {at_once} of {batch} images encoded at a time in "
-            f"{precision}{_used()}. What would fit, best first: {'; '.join(ways)}. PyTorch says: "
-            f"{str(error).splitlines()[0] if str(error) else 'nothing more'}"
+            f"{where}: the GPU is out of memory when encoding {images_per_pass} of {batch} "
+            f"images at a time in {precision}{_memory_in_use()}. To reduce memory, best option "
+            f"first: {'; '.join(remedies)}. PyTorch's message: "
+            f"{str(error).splitlines()[0] if str(error) else 'none'}"
         ) from error
 
 
-def _used() -> str:
+def _memory_in_use() -> str:
     if not torch.cuda.is_available():
         return ""
     peak, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
-    return f" ({peak / 1e9:.1f} GB at most so far, of the GPU's {total / 1e9:.1f} GB)"
+    return f" (a peak of {peak / 1e9:.1f} GB of the GPU's {total / 1e9:.1f} GB so far)"
 
 
 @contextmanager
-def _graphed(encoder: ImageEncoder, wanted: bool) -> Iterator[None]:
-    if not wanted:
+def _graphed(encoder: ImageEncoder, enabled: bool) -> Iterator[None]:
+    if not enabled:
         yield
         return
-    own = vars(encoder).get("forward")
+    own_forward = vars(encoder).get("forward")
     encoder.forward = GraphedEncoder(encoder)
     try:
         yield
     finally:
         del encoder.forward
-        if own is not None:
-            encoder.forward = own
-        gc.collect()  # recorded passes are in cycles, and hold a GPU's memory
+        if own_forward is not None:
+            encoder.forward = own_forward
+        gc.collect()  # captured graphs are in reference cycles and hold GPU memory
 
 
 def _compiled(call: Call) -> Call:
@@ -167,13 +184,13 @@ def _checkpointed(call: Call) -> Call:
 
 
 @contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    if not wanted:
+def _deterministic(enabled: bool) -> Iterator[None]:
+    if not enabled:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    # Read when cuBLAS first works in this process: nothing has been computed yet.
+    # cuBLAS reads it on its first use in this process, and nothing has been computed yet.
     os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -185,8 +202,8 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _compile_explained(compiles: bool) -> Iterator[None]:
-    if not compiles:
+def _explain_compile_errors(enabled: bool) -> Iterator[None]:
+    if not enabled:
         yield
         return
     from torch._dynamo.exc import TorchDynamoException
@@ -195,7 +212,7 @@ def _compile_explained(compiles: bool) -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         raise MuvaError(
-            f"--compile: torch.compile fails here: {str(error).splitlines()[0]}. It needs a C++ "
-            "compiler on processors (g++, or the one that CXX names) and Triton on GPUs; leave "
-            "--compile out to train without it"
+            f"--compile: torch.compile failed: {str(error).splitlines()[0]}. It needs a C++ "
+            "compiler on CPUs (g++, or the one that the variable CXX names) and Triton on GPUs; "
+            "train without --compile"
         ) from error

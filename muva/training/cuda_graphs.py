@@ -1,8 +1,8 @@
-"""The image encoder's training pass as two CUDA graphs: one launch forward, one on the way back.
+"""The image encoder's training pass as two CUDA graphs: the forward and the backward pass.
 
-A step is some two thousand small kernels, and in half precision a GPU is done with each before the
-processor has launched the next. A graph is recorded once and replayed, with the same kernels on the
-same memory, so losses and gradients are the same.
+A step consists of some two thousand small kernels, and in half precision a GPU finishes each of
+them before the CPU has launched the next. A graph is captured once and then replayed with the same
+kernels on the same memory, so losses and gradients are unchanged.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,21 @@ from muva.model.image_encoder import ImageEncoder, ImageFeatures
 from muva.model.precision import autocast_without_cache
 
 _OUTPUTS = ("feature", "mask_logits", "mask_probabilities")
-"""Of `ImageFeatures`, in the order of a recorded pass; without parts there is but the first."""
+"""Fields of `ImageFeatures` in the order of a captured pass; without parts, only the first."""
 
-Replayed = Callable[[Tensor], tuple[Tensor, ...]]
+GraphedForward = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class GraphedEncoder:
-    """An encoder's `forward` that records the training pass of each kind of batch it meets.
+    """A replacement for an encoder's `forward` that captures one graph per kind of training batch.
 
-    Other passes, those of evaluation and under true masks, go their usual way. A pass's outputs and
-    gradients lie where the next one puts its own: they are good until then.
+    Other passes, such as evaluation and passes under given masks, run without a graph. Outputs and
+    gradients are valid until the next pass, which overwrites their memory.
     """
 
     def __init__(self, encoder: ImageEncoder):
         self._encoder, self._encode = encoder, encoder.forward
-        self._recorded: dict[tuple[object, ...], Replayed] = {}
+        self._recorded: dict[tuple[object, ...], GraphedForward] = {}
 
     def __call__(
         self, images: Float[Tensor, " B 3 H W"], part_masks: Tensor | None = None
@@ -49,31 +49,31 @@ class GraphedEncoder:
         outputs = self._recorded[kind](images)
         return ImageFeatures(**dict(zip(_OUTPUTS, outputs, strict=False)))
 
-    def _record(self, images: Tensor) -> Replayed:
+    def _record(self, images: Tensor) -> GraphedForward:
         if images.device.type != "cuda" or world_size() > 1:
             raise MuvaError(
-                f"CUDA graphs record the pass of one worker on a CUDA GPU, not of {world_size()} "
-                f"on {images.device.type}: leave cuda_graphs out"
+                f"CUDA graphs need a single worker on a CUDA GPU, found {world_size()} worker(s) "
+                f"on {images.device.type}: train without --cuda-graphs"
             )
-        # Gradients are added up on the stream of the recording, on purpose.
+        # Gradients are accumulated on the capture stream on purpose.
         set_warn_on_accumulate_grad_stream_mismatch(False)
-        # What is recorded casts the weights in every replay: a cache would keep the first ones.
+        # Every replay must cast the weights again: autocast's cache would keep the first ones.
         with torch.cuda.device(images.device), autocast_without_cache(images.device.type):
             recorded = torch.cuda.make_graphed_callables(
-                InTensors(self._encoder, self._encode), (images.clone(),)
+                TensorOutputs(self._encoder, self._encode), (images.clone(),)
             )
-        return cast(Replayed, recorded)
+        return cast(GraphedForward, recorded)
 
 
-class InTensors(nn.Module):
-    """The pass in tensors alone; a graph's gradients go to the parameters of its module."""
+class TensorOutputs(nn.Module):
+    """The encoder with tensors as outputs, the only outputs that a CUDA graph can have."""
 
     def __init__(self, encoder: ImageEncoder, encode: Callable[[Tensor], ImageFeatures]):
         super().__init__()
         self._encoder, self._encode = encoder, encode
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What there is of feature, mask logits and mask probabilities."""
+        """Feature, mask logits and mask probabilities, without those that are None."""
         encoded = self._encode(images)
         outputs = (getattr(encoded, name) for name in _OUTPUTS)
         return tuple(output for output in outputs if output is not None)

@@ -1,6 +1,6 @@
-"""A step of stage 2 whose loss is not finite: watched for, told, and repeated.
+"""Detects a step of stage 2 whose loss is not finite, and makes it repeatable.
 
-What a forward pass changes is kept until the loss is known, so that such a step can be undone.
+Whatever a forward pass changes is backed up until the loss is known, so the step can be undone.
 """
 
 import json
@@ -12,15 +12,15 @@ from torch import Tensor
 from muva.config import Stage2Config
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import resolve_precision
-from muva.training.divergence import DivergedError, is_finite, remedies, told_losses
+from muva.training.divergence import DivergedError, format_losses, is_finite, remedies
 from muva.training.losses import Stage2Losses
 from muva.training.memory import VisualMemory
 from muva.training.sampler import BatchDraw
-from muva.training.stage2_state import neck_statistics, stage2_state
+from muva.training.stage2_checkpoint import neck_statistics, stage2_checkpoint
 
 
 class Guard:
-    """Watches an epoch's losses."""
+    """Checks the losses of one epoch."""
 
     def __init__(
         self,
@@ -41,12 +41,16 @@ class Guard:
         self._neck: dict[str, Tensor] = {}
 
     def before_step(self) -> None:
-        """To be called before each step's forward pass, which moves the neck's statistics."""
+        """Back up the BN statistics. Call it before each forward pass, which changes them."""
         self._step += 1
         self._neck = {name: value.clone() for name, value in neck_statistics(self._model).items()}
 
     def check(self, losses: Stage2Losses) -> None:
-        """Raises DivergedError on all workers when the loss of any is not finite."""
+        """Check a step's losses; a collective call.
+
+        Raises:
+            DivergedError: the loss of any worker is not finite. All workers raise it.
+        """
         if is_finite(losses.total):
             return
         settings, device = self._settings, losses.total.device
@@ -55,11 +59,12 @@ class Guard:
         precision = resolve_precision(settings.precision, device)
         raise DivergedError(
             f"stage 2 diverged in epoch {self._epoch}, step {self._step} of {len(self._draws)}: "
-            f"the loss is not finite ({told_losses({'loss': losses.total, **losses.terms()})}). "
-            f"The weights are those before this step. Images of the batch: {', '.join(image_ids)}. "
+            f"the loss is not finite ({format_losses({'loss': losses.total, **losses.terms()})}). "
+            f"The weights were not updated by this step. Images of the batch: "
+            f"{', '.join(image_ids)}. "
             f"{remedies('stage2', settings.lr, precision)}",
             lambda: {
-                **stage2_state(self._epoch, self._model, self._optimiser, self._scaler),
+                **stage2_checkpoint(self._epoch, self._model, self._optimiser, self._scaler),
                 **{f"model/{name}": value.cpu() for name, value in self._neck.items()},
                 "step": self._step,
                 "memory": self._memory.centroids.detach().to("cpu", copy=True),

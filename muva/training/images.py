@@ -1,4 +1,4 @@
-"""Centroids of all training images under their pseudo-label masks: stage 1's and the memory's."""
+"""Identity centroids over all training images, for stage 1 and for the visual memory."""
 
 from collections.abc import Callable
 
@@ -35,15 +35,21 @@ def dataset_centroids(
 ) -> Float[Tensor, " N F"]:
     """The mean feature of each identity, of unit length, over all M training images.
 
-    These are encoded with their part masks, in eval mode, without augmentation; `necked`: after the
-    BN neck and of unit length (the memory's), else before it (stage 1's). Features are added up as
-    they come and never kept. With several workers each encodes its share and all get the whole.
-    `loader`: of these images, where there is one already. Raises NotFiniteError that names the
-    images whose features are not finite.
+    Images are encoded with their part masks, in eval mode and without augmentation. Features are
+    accumulated and never stored. With several workers, each encodes its share of the images, and
+    all of them get the result.
+
+    Args:
+        necked: take unit-length features after the BN neck, as the memory does, instead of features
+            before it, as stage 1 does.
+        loader: an existing loader of these images to reuse.
+
+    Raises:
+        NotFiniteError: features are not finite; the message names their images.
     """
     compute = compute or Compute()
     loader = loader or Loader(images, processes=compute.loaders, device=device)
-    size = compute.at_once(batch_size)
+    size = compute.images_per_pass(batch_size)
     labels = torch.as_tensor(images.labels, device=device)
     share = np.array_split(np.arange(len(labels)), world_size())[rank()]
     batches = [(share[at : at + size], None) for at in range(0, len(share), size)]

@@ -1,7 +1,7 @@
-"""Batches made while the one before is computed on: by a thread, or by processes.
+"""Loads batches ahead of time, in a thread or in worker processes.
 
-What is in a batch depends on its indices and flips alone, which the training draws from (seed,
-epoch): the batches are the same for any number of processes, and come in the same order.
+The content of a batch depends only on its indices and flips, which the training draws from (seed,
+epoch). So the batches and their order are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -19,58 +19,58 @@ from torch.utils.data import DataLoader, Dataset
 from muva.errors import MuvaError
 
 Batch = tuple[Tensor, Tensor | None]
-"""Normalised images (B, 3, H, W), and part masks (B, R, L) where there are parts."""
+"""Normalised images (B, 3, H, W), and part masks (B, R, L) if the model has parts."""
 Draw = tuple[np.ndarray, Tensor | None]
-"""Which images a batch has, and which of them are mirrored."""
+"""Indices of a batch's images (B,), and which of them are flipped (B,)."""
 
 _PRELOADED = ["torch", "pyarrow.parquet", "PIL.Image"]
-"""What the process that loader processes are forked from imports once for all of them.
+"""Modules that the fork server imports once for all loader processes.
 
-Nothing of this project: that process does not know where a job has put its code, and would
-take another copy that is installed there.
+None of this project's: the fork server does not know where a Ray job has put its code, and would
+import another copy that happens to be installed.
 """
 _PREFETCHED = 2
-"""Batches that each process makes ahead."""
+"""Batches that each process loads in advance."""
 
 
 @runtime_checkable
 class TrainingImages(Protocol):
-    """Pooled training images: M of them, with dense labels and, if there are parts, masks."""
+    """Pooled training images: M of them, with identity labels and, if there are parts, masks."""
 
     @property
     def labels(self) -> np.ndarray:
-        """Identities (M,), int64, 0 to N - 1, each present."""
+        """Identity labels (M,), int64, 0 to N - 1, each of which occurs."""
         ...
 
     @property
     def image_ids(self) -> Sequence[str]:
-        """The images' names, M of them, each once: errors name images by them."""
+        """The M unique names of the images, used in error messages."""
         ...
 
     def batch(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
-        """Normalised images (B, 3, H, W) and part masks (B, R, L), mirrored where told."""
+        """Normalised images (B, 3, H, W) and part masks (B, R, L), flipped where `flips` says."""
         ...
 
 
 @runtime_checkable
 class CompactImages(Protocol):
-    """Training images whose batches have a smaller form, for the way between processes."""
+    """Training images that can be sent between processes in a compact form."""
 
-    def compact(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
+    def uint8_batch(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
         """Images and part masks as `batch` gives them, the images in that form."""
         ...
 
-    def expanded(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:
         """The normalised images (B, 3, H, W) of a compact batch, on the device that it is on."""
         ...
 
 
 class Loader:
-    """Makes the batches of some images, one list of draws after the other.
+    """Loads the batches of a set of images, one list of draws at a time.
 
-    `processes`: so many make them, and live until the loader is no longer used; 0: a thread does,
-    which is enough where images are decoded faster than they are computed on. What processes make
-    is sent as bytes and normalised on `device`.
+    With `processes`, so many worker processes load the batches and live as long as the loader; they
+    send images as bytes, which are normalised on `device`. With 0, a thread loads them, which is
+    enough if images are decoded faster than the model consumes them.
     """
 
     def __init__(
@@ -81,24 +81,24 @@ class Loader:
         self._draws: list[Draw] = []
         self._processes: DataLoader[Batch | MuvaError] | None = None
         self.waited_s = 0.0
-        """Seconds that whoever takes the batches has waited for them so far."""
+        """Seconds that the consumer has waited for batches so far."""
         if processes:
             self._processes = DataLoader(
-                _Drawn(images),
+                _DrawnBatches(images),
                 batch_size=None,
-                collate_fn=_as_it_is,
-                sampler=_Listed(self._draws),
+                collate_fn=_unchanged,
+                sampler=_DrawSampler(self._draws),
                 num_workers=processes,
                 prefetch_factor=_PREFETCHED,
                 persistent_workers=True,
                 # Fork would copy threads' locks; spawn imports everything in each process.
                 multiprocessing_context=_forkserver(),
-                # Of its own: the default one belongs to the training.
+                # A separate generator: the default one belongs to the training.
                 generator=torch.Generator(),
             )
 
     def batches(self, draws: Sequence[Draw]) -> Iterator[Batch]:
-        """The batches in order. One list of draws at a time."""
+        """The batches of these draws, in order. Finish one list before starting the next."""
         if self._processes is None:
             made: Iterator[Batch | MuvaError] = _by_thread(self._images.batch, draws)
         else:
@@ -118,7 +118,7 @@ class Loader:
         if not isinstance(self._images, CompactImages):
             return batch
         pixels, masks = batch
-        return self._images.expanded(pixels.to(self._device, non_blocking=True)), masks
+        return self._images.normalise(pixels.to(self._device, non_blocking=True)), masks
 
 
 def _by_thread(make: Callable[..., Batch], draws: Sequence[Draw]) -> Iterator[Batch]:
@@ -138,18 +138,18 @@ def _forkserver() -> Any:
     return context
 
 
-def _as_it_is(made: Any) -> Any:
+def _unchanged(made: Any) -> Any:
     return made
 
 
-class _Drawn(Dataset[Batch | MuvaError]):
-    """Batches by their draws, in the form that a DataLoader asks.
+class _DrawnBatches(Dataset[Batch | MuvaError]):
+    """Maps a draw to its batch, as the data set of a DataLoader.
 
-    A person's mistake comes as a value: a DataLoader would make its message one of tracebacks.
+    A MuvaError is returned, not raised: a DataLoader would bury its message in tracebacks.
     """
 
     def __init__(self, images: TrainingImages):
-        self._make = images.compact if isinstance(images, CompactImages) else images.batch
+        self._make = images.uint8_batch if isinstance(images, CompactImages) else images.batch
 
     def __getitem__(self, draw: Draw) -> Batch | MuvaError:
         try:
@@ -158,8 +158,8 @@ class _Drawn(Dataset[Batch | MuvaError]):
             return mistake
 
 
-class _Listed:
-    """The draws of the list as it stands when a DataLoader begins."""
+class _DrawSampler:
+    """Samples the draws that the list holds when a DataLoader starts an epoch."""
 
     def __init__(self, draws: list[Draw]):
         self._draws = draws

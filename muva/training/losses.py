@@ -1,4 +1,4 @@
-"""The losses of stage 2 (Eq. 8 to 13), each a function of its own; they are summed."""
+"""The losses of stage 2 (Eq. 8 to 13), one function each; their sum is minimised."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ DICE_SMOOTHING = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Losses:
-    """The terms of a step, as weighted in their sum; one that the settings leave out is None."""
+    """The weighted loss terms of a step. A term that the settings disable is None."""
 
     identity: Float[Tensor, ""]
     image_to_text: Float[Tensor, ""]
@@ -25,11 +25,11 @@ class Stage2Losses:
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        """What the step minimises."""
+        """The sum of the terms, which the step minimises."""
         return torch.stack(list(self.terms().values())).sum()
 
     def terms(self) -> dict[str, Float[Tensor, ""]]:
-        """The terms in use by name."""
+        """The enabled terms, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -42,11 +42,11 @@ def stage2_losses(
     memory_logits: Float[Tensor, " B N"],
     settings: Stage2Config,
 ) -> Stage2Losses:
-    """All terms of a step; without parts there are no mask terms."""
+    """All loss terms of a step. Without parts there are no mask terms."""
     mask, dice = None, None
     if outputs.mask_logits is not None and outputs.mask_probabilities is not None:
         if part_masks is None:
-            raise ValueError("a model with parts learns from part masks: none given")
+            raise ValueError("part_masks is None, but a model with parts needs part masks to train")
         if settings.mask_loss == "mse":
             mask = mask_squared_error(outputs.mask_probabilities, part_masks)
         else:
@@ -76,7 +76,7 @@ def image_to_text_logits(
     normalised: bool,
     temperature: float,
 ) -> Float[Tensor, " B N"]:
-    """Products of image features (before the BN neck) and text prototypes."""
+    """Inner products of image features (before the BN neck) and text prototypes."""
     if normalised:
         features, prototypes = normalize(features), normalize(prototypes)
     return features @ prototypes.T / temperature
@@ -85,21 +85,24 @@ def image_to_text_logits(
 def mask_cross_entropy(
     logits: Float[Tensor, " blocks B R L"], part_masks: Bool[Tensor, " B R L"]
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy of every block's mask logits, mean over everything."""
+    """Binary cross-entropy of all blocks' mask logits, averaged over all elements."""
     return binary_cross_entropy_with_logits(logits, part_masks.to(logits).expand_as(logits))
 
 
 def mask_squared_error(
     probabilities: Float[Tensor, " blocks B R L"], part_masks: Bool[Tensor, " B R L"]
 ) -> Float[Tensor, ""]:
-    """Squared error of every block's mask probabilities, mean over everything."""
+    """Squared error of all blocks' mask probabilities, averaged over all elements."""
     return (probabilities - part_masks.to(probabilities)).square().mean()
 
 
 def dice_loss(
     probabilities: Float[Tensor, " blocks B R L"], part_masks: Bool[Tensor, " B R L"]
 ) -> Float[Tensor, ""]:
-    """1 - Dice overlap over the patches, mean over blocks, images and parts, no squares."""
+    """1 minus the Dice coefficient over the patches, without squares in the denominator.
+
+    The mean over blocks, images and parts.
+    """
     masks = part_masks.to(probabilities)
     overlap = 2 * (probabilities * masks).sum(dim=-1) + DICE_SMOOTHING
     sizes = probabilities.sum(dim=-1) + masks.sum(dim=-1) + DICE_SMOOTHING

@@ -1,4 +1,4 @@
-"""The visual memory: a centroid per identity that follows the features as they train (Sec. 3.4)."""
+"""The visual memory: a centroid per identity, updated with momentum during training (Sec. 3.4)."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ def identity_centroids(
 def mean_directions(
     sums: Float[Tensor, " N F"], labels: Int[Tensor, " M"]
 ) -> Float[Tensor, " N F"]:
-    """The mean of each identity's features, by their sum, of unit length."""
+    """The mean feature of each identity, of unit length, from the sums of its features."""
     counts = labels.bincount(minlength=len(sums)).clamp(min=1)
     return normalize(sums / counts[:, None])
 
 
 class VisualMemory:
-    """The centroids of one epoch: logits against them, and their update after each step."""
+    """The identity centroids of one epoch: gives logits, and is updated after each step."""
 
     def __init__(
         self,
@@ -43,22 +43,24 @@ class VisualMemory:
         self._hard_update = hard_update
 
     def logits(self, features: Float[Tensor, " B F"]) -> Float[Tensor, " B N"]:
-        """Similarity of features of unit length to all centroids, over the temperature."""
+        """Cosine similarities of unit-length features and all centroids, over the temperature."""
         return features @ self.centroids.T / self._temperature
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, " B F"], labels: Int[Tensor, " B"]) -> None:
-        """Move the centroids of a batch's identities towards its features of unit length.
+        """Move the centroids of a batch's identities towards its unit-length features.
 
-        Hard: each identity moves to the feature least like its centroid. Else every feature moves
-        its identity's centroid, in the order of the batch.
+        With the hard update, each centroid moves once, towards the feature least similar to it.
+        Otherwise every feature moves the centroid of its identity, in the order of the batch.
         """
-        self.centroids = self.centroids.clone()  # this step's loss keeps the centroids it saw
+        self.centroids = (
+            self.centroids.clone()
+        )  # the loss of this step still needs the old centroids
         if self._hard_update:
             self._move(*self._least_similar(features, labels))
             return
-        for turn in _turns(labels.tolist()):
-            self._move(features[turn], labels[turn])
+        for update_round in _update_rounds(labels.tolist()):
+            self._move(features[update_round], labels[update_round])
 
     def _least_similar(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         similarity = (features * self.centroids[labels]).sum(dim=1)
@@ -73,23 +75,23 @@ class VisualMemory:
         self.centroids[identities] = normalize(moved)
 
 
-def _turns(labels: Sequence[int]) -> list[list[int]]:
-    """Positions of each identity's first entry, of each one's second, and so on.
+def _update_rounds(labels: Sequence[int]) -> list[list[int]]:
+    """Group batch positions: each identity's first image, each identity's second image, and so on.
 
-    Identities do not touch each other's centroid, so a turn's updates may run at once.
+    Identities have separate centroids, so the updates of one round can run in parallel.
     """
     seen: dict[int, int] = {}
-    turns: list[list[int]] = []
+    rounds: list[list[int]] = []
     for position, label in enumerate(labels):
-        turn = seen[label] = seen.get(label, -1) + 1
-        if turn == len(turns):
-            turns.append([])
-        turns[turn].append(position)
-    return turns
+        update_round = seen[label] = seen.get(label, -1) + 1
+        if update_round == len(rounds):
+            rounds.append([])
+        rounds[update_round].append(position)
+    return rounds
 
 
 def new_memory(centroids: Float[Tensor, " N F"], settings: Stage2Config) -> VisualMemory:
-    """A memory of these centroids, as the settings say."""
+    """A memory with these centroids and the temperature, momentum and rule of the settings."""
     return VisualMemory(
         centroids,
         temperature=settings.memory_temperature,

@@ -1,4 +1,4 @@
-"""Adam for both stages, and their learning rates by epoch, counted from 1 (Sec. 4.1)."""
+"""Adam for both stages, and their learning-rate schedules; epochs count from 1 (Sec. 4.1)."""
 
 import math
 from collections.abc import Mapping
@@ -9,13 +9,16 @@ from torch import Tensor, nn
 from muva.config import Stage1Config, Stage2Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
-from muva.training.report import State
+from muva.training.report import Checkpoint
 
 FUSED_DEVICES = ("cpu", "cuda")
 
 
 def stage1_lr(epoch: int, settings: Stage1Config) -> float:
-    """A linear warm-up, then a cosine that runs from epoch 0: there is a step between them."""
+    """A linear warm-up, then a cosine schedule.
+
+    The cosine counts from epoch 0, so the rate jumps at the end of the warm-up.
+    """
     if epoch < settings.warmup_epochs:
         rise = (settings.lr - settings.warmup_lr) * epoch / settings.warmup_epochs
         return settings.warmup_lr + rise
@@ -24,7 +27,7 @@ def stage1_lr(epoch: int, settings: Stage1Config) -> float:
 
 
 def stage2_lr(epoch: int, settings: Stage2Config) -> float:
-    """The backbone's rate: a linear warm-up and a drop at each milestone."""
+    """The learning rate of the backbone: a linear warm-up, then a drop at each milestone."""
     warmup = 1.0
     if epoch < settings.warmup_epochs:
         rise = (1 - settings.warmup_factor) * epoch / settings.warmup_epochs
@@ -34,7 +37,7 @@ def stage2_lr(epoch: int, settings: Stage2Config) -> float:
 
 
 def stage1_optimiser(contexts: nn.Parameter, settings: Stage1Config) -> torch.optim.Adam:
-    """Adam on the contexts; the decay is L2, in the gradient."""
+    """Adam on the contexts, with L2 weight decay added to the gradient."""
     return torch.optim.Adam(
         [{"params": [contexts], "lr_factor": 1.0}],
         lr=settings.lr,
@@ -44,7 +47,7 @@ def stage1_optimiser(contexts: nn.Parameter, settings: Stage1Config) -> torch.op
 
 
 def stage2_optimiser(model: MuvaModel, settings: Stage2Config) -> torch.optim.Adam:
-    """Adam on all that trains in stage 2, with rates of their own for predictor and head."""
+    """Adam on the parameters of stage 2, with separate rates for mask predictor and head."""
     head = {"bn_neck.weight", "classifier.weight"}
     groups = {"backbone": [], "predictor": [], "head": []}
     for name, parameter in trained_parameters(model).items():
@@ -73,7 +76,7 @@ def stage2_optimiser(model: MuvaModel, settings: Stage2Config) -> torch.optim.Ad
 
 
 def trained_parameters(model: MuvaModel) -> dict[str, nn.Parameter]:
-    """All that trains in stage 2, by name: the prompts and the text encoder are frozen."""
+    """The parameters that stage 2 trains, by name. Prompts and text encoder are frozen."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -82,7 +85,7 @@ def trained_parameters(model: MuvaModel) -> dict[str, nn.Parameter]:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Give each group its share of a rate."""
+    """Set the learning rate of each group to `lr` times the factor of the group."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_factor"]
 
@@ -90,7 +93,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
 def optimiser_state(
     optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """An optimiser's moments and step counts, by parameter name, copied to the processor."""
+    """An optimiser's moments and step counts, by parameter name, copied to the CPU."""
     return {
         f"{name}/{key}": value.detach().to("cpu", copy=True)
         for name, parameter in parameters.items()
@@ -99,20 +102,26 @@ def optimiser_state(
 
 
 def restore_optimiser(
-    optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor], state: State
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor], state: Checkpoint
 ) -> None:
-    """Undo `optimiser_state`; raises MuvaError when the state belongs to other parameters."""
+    """Load what `optimiser_state` returned.
+
+    Raises:
+        MuvaError: the state belongs to different parameters.
+    """
     names = {parameter: name for name, parameter in parameters.items()}
     order = [names[p] for group in optimiser.param_groups for p in group["params"]]
     stored: dict[str, dict[str, object]] = {name: {} for name in order}
     for path, value in state.items():
         name, _, key = path.rpartition("/")
         if name not in stored:
-            raise MuvaError(f"the checkpoint's optimiser knows {name}, this model does not")
+            raise MuvaError(
+                f"the checkpoint's optimiser has a state for {name}, which this model lacks"
+            )
         stored[name][key] = value
     absent = [name for name in order if not stored[name]]
     if absent:
-        raise MuvaError(f"the checkpoint's optimiser lacks {', '.join(absent[:3])}")
+        raise MuvaError(f"the checkpoint's optimiser has no state for {', '.join(absent[:3])}")
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict(
         {"state": {i: stored[name] for i, name in enumerate(order)}, "param_groups": groups}

@@ -1,4 +1,4 @@
-"""A step of stage 2 that a training stopped before, done again: see `muva.training.guard`."""
+"""Repeats the step of stage 2 at which a training diverged: see `muva.training.guard`."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from muva.training.images import TrainingImages
 from muva.training.losses import Stage2Losses
 from muva.training.memory import new_memory
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
-from muva.training.report import State
+from muva.training.report import Checkpoint
 from muva.training.stage2 import training_step
-from muva.training.stage2_state import restore_stage2
+from muva.training.stage2_checkpoint import restore_stage2
 
 
 def repeat_step(
@@ -22,26 +22,29 @@ def repeat_step(
     images: TrainingImages,
     settings: Stage2Config,
     device: torch.device,
-    state: State,
+    checkpoint: Checkpoint,
 ) -> tuple[TrainingOutputs, Stage2Losses]:
-    """The step that a DivergedError's state lies before, done again by one process.
+    """Repeat the step that follows the checkpoint of a DivergedError, in a single process.
 
-    `model` holds the learned prompts and is changed as the step does. Several workers' batch is
-    taken as a whole. `settings` may have another precision than the training had.
+    `model` holds the learned prompts and is updated by the step. The batch is the global one of all
+    workers. The precision in `settings` may differ from that of the training.
+
+    Raises:
+        MuvaError: the checkpoint is not one of a diverged step.
     """
     model.to(device).contexts.requires_grad_(False)
     precision = resolve_precision(settings.precision, device)
     optimiser = stage2_optimiser(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    indices, flips, centroids = (state.get(key) for key in ("indices", "flips", "memory"))
+    indices, flips, centroids = (checkpoint.get(key) for key in ("indices", "flips", "memory"))
     if not (
         isinstance(indices, Tensor) and isinstance(flips, Tensor) and isinstance(centroids, Tensor)
     ):
         raise MuvaError(
-            "this state is none of a step: no indices, flips or memory in it; expected one that a "
-            "diverged training saved"
+            "this checkpoint is not one of a diverged step: it lacks indices, flips or memory; "
+            "expected one that a diverged training saved"
         )
-    epoch = restore_stage2(model, optimiser, scaler, state)
+    epoch = restore_stage2(model, optimiser, scaler, checkpoint)
     set_learning_rate(optimiser, stage2_lr(epoch, settings))
     pixels, masks = images.batch(indices.numpy(), flips)
     return training_step(

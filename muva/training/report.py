@@ -1,23 +1,23 @@
-"""What a training loop tells after each epoch."""
+"""What a training loop yields after each epoch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-State = Mapping[str, Tensor | int | float | str]
-"""All that resuming needs, flat: tensors and plain values by name."""
+Checkpoint = Mapping[str, Tensor | int | float | str]
+"""Everything needed to resume a training: a flat mapping from names to tensors and plain values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """One finished epoch. `state()` is the state as it stands: call it before the next epoch."""
+    """One finished epoch. `checkpoint()` saves the current state: call it before the next epoch."""
 
     epoch: int
     metrics: Mapping[str, float]
-    """Means over the epoch's steps and workers."""
+    """Means over the steps of the epoch and all workers."""
     step_losses: tuple[float, ...]
-    """The total loss of each step, over the whole batch of all workers."""
-    state: Callable[[], State]
+    """The total loss of each step, over the global batch of all workers."""
+    checkpoint: Callable[[], Checkpoint]
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """What the epoch's parts took here, by name: no two runs have the same."""
+    """Seconds that each phase of the epoch took on this worker, by name."""

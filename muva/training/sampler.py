@@ -1,7 +1,8 @@
 """P x K sampling: batches of P identities with K images each (Sec. 4.1).
 
-Each identity's images are shuffled and cut into groups of K; while P identities have a group left,
-P of them are drawn and give one each. A function of (seed, epoch), whatever the number of workers.
+Each identity's images are shuffled and split into groups of K. As long as P identities have a group
+left, P of them are drawn, and each contributes one group. The result depends only on (seed, epoch),
+not on the number of workers.
 """
 
 from collections.abc import Sequence
@@ -13,17 +14,17 @@ from muva.config import Stage2Config
 from muva.errors import MuvaError
 
 IMAGES, FLIPS = 0, 1
-"""Streams of random numbers within an epoch."""
+"""Independent streams of random numbers within an epoch."""
 
 
 BatchDraw = tuple[np.ndarray, np.ndarray]
-"""Which images a batch has (B,), and which of them are mirrored (B,)."""
+"""Indices of a batch's images (B,), and which of them are flipped (B,)."""
 
 
 def epoch_draws(
     labels: Int[np.ndarray, " M"], settings: Stage2Config, *, seed: int, epoch: int
 ) -> list[BatchDraw]:
-    """Stage 2's batches of one epoch, of all workers together, and their flips."""
+    """The global batches of one epoch of stage 2, and their flips."""
     batches = pk_batches(
         labels,
         batch_size=settings.batch_size,
@@ -49,10 +50,13 @@ def pk_batches(
     seed: int,
     epoch: int,
 ) -> list[Int[np.ndarray, " B"]]:
-    """The batches of one epoch as indices into `labels`, an identity's K images side by side.
+    """The batches of one epoch as indices into `labels`, with an identity's K images adjacent.
 
-    An identity with fewer than K images gives K drawn with replacement; a rest smaller than K is
-    dropped. Raises MuvaError when there are fewer than P identities.
+    For an identity with fewer than K images, K are drawn with replacement; a remainder smaller than
+    K is dropped.
+
+    Raises:
+        MuvaError: there are fewer than P identities.
     """
     rng = np.random.default_rng([seed, epoch, IMAGES])
     groups = [
@@ -74,13 +78,17 @@ def pk_batches(
 def check_batches(
     identities: int, *, batch_size: int, images_per_identity: int, world: int = 1
 ) -> None:
-    """Raises MuvaError when so many identities fill no batch, or workers cannot share one."""
+    """Check that so many identities fill a batch and that `world` workers can share it.
+
+    Raises:
+        MuvaError: they do not.
+    """
     needed = batch_size // images_per_identity
     if identities < needed:
         raise MuvaError(
             f"a batch of {batch_size} with {images_per_identity} images per identity needs "
-            f"{needed} identities, the training images show {identities}: lower batch_size or add "
-            f"sources"
+            f"{needed} identities, but the training images show only {identities}: lower "
+            f"batch_size or add sources"
         )
     if needed % world:
         raise MuvaError(
@@ -92,15 +100,18 @@ def check_batches(
 def flip_draws(
     batches: int, batch_size: int, *, probability: float, seed: int, epoch: int
 ) -> Bool[np.ndarray, " batches B"]:
-    """Which images of an epoch's batches are mirrored."""
+    """Which images of an epoch's batches are flipped horizontally."""
     rng = np.random.default_rng([seed, epoch, FLIPS])
     return rng.random((batches, batch_size)) < probability
 
 
 def rank_share(batch: np.ndarray, *, rank: int, world: int, images_per_identity: int) -> np.ndarray:
-    """One worker's part of a batch: whole identities, the parts in rank order make the batch.
+    """One worker's share of a batch, made of whole identities.
 
-    Raises MuvaError when the identities of a batch do not divide among the workers.
+    The shares in rank order are the batch.
+
+    Raises:
+        MuvaError: the identities of a batch cannot be divided equally among the workers.
     """
     check_batches(
         len(batch) // images_per_identity,

@@ -1,9 +1,9 @@
 """Stage 1: learn a context per identity and grain against the identities' image centroids.
 
-Everything but the contexts is frozen, so the images are encoded once (`image_centroids`). Within a
-P x K batch only P prompts differ: each is computed once and weighted by its count. Gradients of
-different identities never mix: given the schedule, identities can be learned in shares, and the
-shares together are what one run gives.
+Everything except the contexts is frozen, so the images are encoded only once (`image_centroids`).
+A P x K batch contains only P different prompts: each is computed once and weighted by its count.
+Gradients of different identities never mix, so the identities can be learned in shares, which
+together give the same result as a single run.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from muva.config import Stage1Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast, resolve_precision
-from muva.training.checkpoints import check_settings, told_settings
+from muva.training.checkpoints import check_settings, recorded_settings
 from muva.training.compute import Compute
 from muva.training.divergence import DivergedError, remedies
 from muva.training.images import Progress, dataset_centroids
@@ -31,7 +31,7 @@ from muva.training.optimisers import (
     stage1_lr,
     stage1_optimiser,
 )
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 from muva.training.sampler import pk_batches
 
 
@@ -44,7 +44,7 @@ def image_centroids(
     progress: Progress | None = None,
     compute: Compute | None = None,
 ) -> Float[Tensor, " N F"]:
-    """What the prompts learn to match: the identities' mean features under the part masks."""
+    """The identities' mean features under the part masks, which the prompts learn to match."""
     return dataset_centroids(
         model.to(device),
         images,
@@ -57,9 +57,9 @@ def image_centroids(
 
 
 def identity_shares(labels: Int[np.ndarray, " M"], count: int) -> list[range]:
-    """The identities cut into so many contiguous shares with about as many images in each.
+    """Split the identities into `count` contiguous shares with about the same number of images.
 
-    With fewer identities than that, some shares are empty.
+    With fewer identities than shares, some shares are empty.
     """
     images = np.bincount(labels).cumsum()
     inner = np.searchsorted(images, images[-1] * np.arange(1, count) / count) + 1
@@ -75,24 +75,28 @@ def learn_prompts(
     settings: Stage1Config,
     seed: int,
     identities: range | None = None,
-    state: State | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[EpochReport]:
-    """Learn the contexts of `model` on the device it is on, yielding after each epoch.
+    """Learn the contexts of `model`, on the model's device, yielding a report after each epoch.
 
-    `centroids`: of the identities' features before the BN neck, see `image_centroids`.
-    `identities` learns only those (a contiguous share, see `identity_shares`): its losses are their
-    part of the whole batch's, to be summed over shares.
-    `state` is a former report's state, of the same share: training goes on behind its epoch. A loss
-    that is not finite is a DivergedError, with a state for `repeat_prompt_loss`.
+    Args:
+        centroids: the identities' mean features before the BN neck, see `image_centroids`.
+        identities: learn only these, a contiguous share (see `identity_shares`). The reported
+            losses are their part of the batch's loss, to be summed over the shares.
+        checkpoint: an earlier report's checkpoint of the same share; training resumes after it.
+
+    Raises:
+        DivergedError: a loss is not finite; the error has a checkpoint for `repeat_prompt_loss`.
+        MuvaError: the checkpoint belongs to different settings or sources.
     """
     share = identities if identities is not None else range(model.identities)
     contexts = nn.Parameter(model.contexts.detach()[share.start : share.stop].clone())
     precision = resolve_precision(settings.precision, contexts.device)
     optimiser = stage1_optimiser(contexts, settings)
     sections = {"stage1": settings, "prompts": model.prompt_config, "seed": seed}
-    if state is not None:
-        check_settings(state, sections)
-    first_epoch = 1 if state is None else _restore(contexts, optimiser, state)
+    if checkpoint is not None:
+        check_settings(checkpoint, sections)
+    first_epoch = 1 if checkpoint is None else _restore(contexts, optimiser, checkpoint)
     model.contexts.data[share.start : share.stop] = contexts.detach()
     centroids = centroids.to(contexts.device)
     for epoch in range(first_epoch, settings.epochs + 1):
@@ -116,15 +120,15 @@ def learn_prompts(
                 first_identity=share.start,
                 precision=precision,
             )
-            if not loss.isfinite():  # before anything moves; the host waits, see divergence.py
-                state = {
-                    **_state(epoch, contexts, optimiser),
+            if not loss.isfinite():  # before anything changes; this synchronises, see divergence.py
+                checkpoint = {
+                    **_checkpoint(epoch, contexts, optimiser),
                     "step": step,
                     "first_identity": share.start,
                     "labels": torch.as_tensor(labels[batch]),
                     "centroids": centroids.to("cpu", copy=True),
                 }
-                raise _diverged(loss.item(), state, remedies("stage1", settings.lr, precision))
+                raise _diverged(loss.item(), checkpoint, remedies("stage1", settings.lr, precision))
             prompt_step(loss, optimiser)
             losses.append(loss.detach())
         model.contexts.data[share.start : share.stop] = contexts.detach()
@@ -133,9 +137,9 @@ def learn_prompts(
             epoch=epoch,
             metrics={"loss": float(np.mean(step_losses)) if losses else 0.0, "lr": lr},
             step_losses=step_losses,
-            state=lambda epoch=epoch: {
-                **_state(epoch, contexts, optimiser),
-                **told_settings(sections),
+            checkpoint=lambda epoch=epoch: {
+                **_checkpoint(epoch, contexts, optimiser),
+                **recorded_settings(sections),
             },
         )
 
@@ -150,10 +154,10 @@ def prompt_loss(
     first_identity: int = 0,
     precision: Precision = "fp32",
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of text features against all centroids, mean over the batch's entries.
+    """Cross-entropy of text features against all centroids, the mean over the batch.
 
-    `contexts` are those of the identities from `first_identity` on; the batch's other identities
-    count in the mean but add nothing.
+    `contexts` belong to the identities from `first_identity` on. The batch's other identities add
+    nothing to the sum but count in the denominator of the mean.
     """
     present, counts = labels.unique(return_counts=True)
     ours = (present >= first_identity) & (present < first_identity + len(contexts))
@@ -166,28 +170,34 @@ def prompt_loss(
 
 
 def prompt_step(loss: Float[Tensor, ""], optimiser: torch.optim.Optimizer) -> None:
-    """One step of Adam; identities that are not in the batch move too, by decay and momentum."""
+    """One step of Adam. Weight decay and momentum also change identities outside the batch."""
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
 
 
 def repeat_prompt_loss(
-    *, model: MuvaModel, settings: Stage1Config, state: State
+    *, model: MuvaModel, settings: Stage1Config, checkpoint: Checkpoint
 ) -> Float[Tensor, ""]:
-    """The loss of the step that a DivergedError's state lies before, on the model's device.
+    """Recompute the loss of the step that follows the checkpoint of a DivergedError.
 
-    `settings` may have another precision than the training had.
+    It is computed on the model's device. The precision in `settings` may differ from that of the
+    training.
+
+    Raises:
+        MuvaError: the checkpoint is not one of a diverged step of stage 1.
     """
-    contexts, centroids, labels = (state.get(key) for key in ("contexts", "centroids", "labels"))
+    contexts, centroids, labels = (
+        checkpoint.get(key) for key in ("contexts", "centroids", "labels")
+    )
     if not (
         isinstance(contexts, Tensor)
         and isinstance(centroids, Tensor)
         and isinstance(labels, Tensor)
     ):
         raise MuvaError(
-            "this state is none of a step of stage 1: no contexts, centroids or labels in it; "
-            "expected one that a diverged training saved"
+            "this checkpoint is not one of a diverged step of stage 1: it lacks contexts, "
+            "centroids or labels; expected one that a diverged training saved"
         )
     device = model.contexts.device
     return prompt_loss(
@@ -196,36 +206,38 @@ def repeat_prompt_loss(
         centroids.to(device),
         labels,
         temperature=settings.temperature,
-        first_identity=int(torch.as_tensor(state["first_identity"])),
+        first_identity=int(torch.as_tensor(checkpoint["first_identity"])),
         precision=resolve_precision(settings.precision, device),
     )
 
 
-def _diverged(loss: float, state: State, remedy: str) -> DivergedError:
-    identities = sorted(set(torch.as_tensor(state["labels"]).tolist()))
+def _diverged(loss: float, checkpoint: Checkpoint, remedy: str) -> DivergedError:
+    identities = sorted(set(torch.as_tensor(checkpoint["labels"]).tolist()))
     return DivergedError(
-        f"stage 1 diverged in epoch {state['epoch']}, step {state['step']}: its loss is {loss}. "
-        f"The contexts are those before this step. Identities of the batch, as the training counts "
-        f"them: {', '.join(map(str, identities))}. {remedy}",
-        lambda: state,
+        f"stage 1 diverged in epoch {checkpoint['epoch']}, step {checkpoint['step']}: its loss is "
+        f"{loss}. The contexts were not updated by this step. Identity labels of the batch: "
+        f"{', '.join(map(str, identities))}. {remedy}",
+        lambda: checkpoint,
     )
 
 
-def _state(epoch: int, contexts: nn.Parameter, optimiser: torch.optim.Optimizer) -> State:
+def _checkpoint(epoch: int, contexts: nn.Parameter, optimiser: torch.optim.Optimizer) -> Checkpoint:
     moments = optimiser_state(optimiser, {"contexts": contexts})
     return {"epoch": epoch, "contexts": contexts.detach().to("cpu", copy=True), **moments}
 
 
-def _restore(contexts: nn.Parameter, optimiser: torch.optim.Optimizer, state: State) -> int:
-    stored, epoch = state.get("contexts"), state.get("epoch")
+def _restore(
+    contexts: nn.Parameter, optimiser: torch.optim.Optimizer, checkpoint: Checkpoint
+) -> int:
+    stored, epoch = checkpoint.get("contexts"), checkpoint.get("epoch")
     if not isinstance(stored, Tensor) or not isinstance(epoch, int):
-        raise MuvaError("this checkpoint is not one of stage 1: no contexts or epoch in it")
+        raise MuvaError("this checkpoint is not one of stage 1: it lacks contexts or the epoch")
     if stored.shape != contexts.shape:
         raise MuvaError(
             f"the checkpoint's contexts have the shape {tuple(stored.shape)}, expected "
-            f"{tuple(contexts.shape)}: it is of other sources or prompts"
+            f"{tuple(contexts.shape)}: it belongs to different sources or prompts"
         )
     contexts.data.copy_(stored)
-    moments = {key: value for key, value in state.items() if "/" in key}
+    moments = {key: value for key, value in checkpoint.items() if "/" in key}
     restore_optimiser(optimiser, {"contexts": contexts}, moments)
     return epoch + 1

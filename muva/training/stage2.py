@@ -1,9 +1,9 @@
-"""Stage 2: learn the image encoder, with the prompts' text features as prototypes (Sec. 3.4).
+"""Stage 2: train the image encoder, with the prompts' text features as prototypes (Sec. 3.4).
 
-A generator that yields after each epoch and knows nothing of who runs it. When torch.distributed is
-initialised it is one of several workers, which do together what one does: each takes whole
-identities of every batch, the BN neck sees the whole batch, gradients are averaged, and all workers
-update their memory alike from all features.
+A generator that yields after each epoch and does not depend on how it is run. If torch.distributed
+is initialised, several workers together compute what a single one would: each takes whole
+identities of every batch, the BN neck sees the global batch, gradients are averaged, and all
+workers apply the same update to their copy of the memory, from all features.
 """
 
 import time
@@ -20,8 +20,8 @@ from muva.config import Stage2Config
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
-from muva.training.checkpoints import check_settings, told_settings
-from muva.training.compute import Compute, computing, out_of_memory_told
+from muva.training.checkpoints import check_settings, recorded_settings
+from muva.training.compute import Compute, apply_compute, explain_out_of_memory
 from muva.training.divergence import check_weights, remedies
 from muva.training.guard import Guard
 from muva.training.images import Progress, dataset_centroids
@@ -29,12 +29,12 @@ from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
 from muva.training.memory import VisualMemory, new_memory
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 from muva.training.sampler import BatchDraw, epoch_draws, rank_share
-from muva.training.stage2_state import restore_stage2, stage2_state, stage2_tensors
+from muva.training.stage2_checkpoint import restore_stage2, stage2_checkpoint, stage2_tensors
 
 AfterStep = Callable[[Mapping[str, Tensor], VisualMemory], None]
-"""Sees a step's loss terms by name, of this worker's share, and the memory after it."""
+"""Called after each step with this worker's loss terms by name and the updated memory."""
 
 
 def train_image_encoder(
@@ -44,22 +44,29 @@ def train_image_encoder(
     settings: Stage2Config,
     seed: int,
     device: torch.device,
-    state: State | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
     compute: Compute | None = None,
     after_step: AfterStep | None = None,
 ) -> Iterator[EpochReport]:
-    """Train `model`, which holds the learned prompts, yielding after each epoch.
+    """Train `model`, which holds the learned prompts, yielding a report after each epoch.
 
-    `state` is a former report's state: training goes on behind its epoch, as if uninterrupted.
-    `progress(done, total)` counts the batches of an epoch, those of the memory included. `compute`
-    changes speed and memory alone. A loss that is not finite is a DivergedError, on all workers,
-    with a state for `repeat_step`; a GPU without memory for a batch is a MuvaError.
+    Args:
+        checkpoint: an earlier report's checkpoint; training resumes after its epoch, with the
+            results of an uninterrupted run.
+        progress: called as `progress(done, total)` with the batches of an epoch, including those
+            that build the memory.
+        compute: settings that affect only speed and memory use.
+
+    Raises:
+        DivergedError: a loss is not finite, on all workers; it has a checkpoint for `repeat_step`.
+        MuvaError: the GPU has too little memory for a batch, or the checkpoint belongs to different
+            settings or sources.
     """
     compute = compute or Compute()
-    with computing(model.image_encoder, compute):
+    with apply_compute(model.image_encoder, compute):
         yield from _epochs(
-            model, images, settings, seed, device, state, progress, compute, after_step
+            model, images, settings, seed, device, checkpoint, progress, compute, after_step
         )
 
 
@@ -69,33 +76,33 @@ def _epochs(
     settings: Stage2Config,
     seed: int,
     device: torch.device,
-    state: State | None,
+    checkpoint: Checkpoint | None,
     progress: Progress | None,
     compute: Compute,
     after_step: AfterStep | None,
 ) -> Iterator[EpochReport]:
     precision = resolve_precision(settings.precision, device)
     sections = {"stage2": settings, "model": model.config, "seed": seed}
-    if state is not None:
-        check_settings(state, sections)
+    if checkpoint is not None:
+        check_settings(checkpoint, sections)
     model.to(device).contexts.requires_grad_(False)
     prototypes = model.prototypes()
     optimiser = stage2_optimiser(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     first_epoch = 1
-    if state is not None:
-        first_epoch += restore_stage2(model, optimiser, scaler, state)
-    trained = _shared(model) if world_size() > 1 else model
+    if checkpoint is not None:
+        first_epoch += restore_stage2(model, optimiser, scaler, checkpoint)
+    trained = _distributed(model) if world_size() > 1 else model
     loader = Loader(images, processes=compute.loaders, device=device)
     share = settings.batch_size // world_size()
     for epoch in range(first_epoch, settings.epochs + 1):
         lr = stage2_lr(epoch, settings)
         set_learning_rate(optimiser, lr)
         draws = epoch_draws(images.labels, settings, seed=seed, epoch=epoch)
-        passed = -(-len(images.labels) // compute.at_once(settings.batch_size))
-        count = _Counter(progress, passed + len(draws))
+        encode_batches = -(-len(images.labels) // compute.images_per_pass(settings.batch_size))
+        count = _Counter(progress, encode_batches + len(draws))
         began_at, waited_s = time.perf_counter(), loader.waited_s
-        with out_of_memory_told(
+        with explain_out_of_memory(
             compute,
             batch=settings.batch_size,
             precision=precision,
@@ -111,7 +118,7 @@ def _epochs(
                 compute=compute,
                 loader=loader,
             )
-        remembered_at = time.perf_counter()
+        memory_built_at = time.perf_counter()
         terms: list[dict[str, Tensor]] = []
         model.train()
         guard = Guard(
@@ -124,11 +131,11 @@ def _epochs(
             settings=settings,
             epoch=epoch,
         )
-        ours = [_ours(draw, settings) for draw in draws]
+        ours = [_rank_share(draw, settings) for draw in draws]
         batches = zip(ours, loader.batches(ours), strict=True)
         for number, ((indices, _), (pixels, masks)) in enumerate(batches, start=1):
             guard.before_step()
-            with out_of_memory_told(
+            with explain_out_of_memory(
                 compute,
                 batch=share,
                 precision=precision,
@@ -163,25 +170,25 @@ def _epochs(
             epoch=epoch,
             metrics={**metrics, "lr": lr},
             step_losses=step_losses,
-            state=lambda epoch=epoch: {
-                **stage2_state(epoch, model, optimiser, scaler),
-                **told_settings(sections),
+            checkpoint=lambda epoch=epoch: {
+                **stage2_checkpoint(epoch, model, optimiser, scaler),
+                **recorded_settings(sections),
             },
             seconds={
-                "memory_pass_s": remembered_at - began_at,
-                "steps_s": time.perf_counter() - remembered_at,
+                "memory_pass_s": memory_built_at - began_at,
+                "steps_s": time.perf_counter() - memory_built_at,
                 "waiting_s": loader.waited_s - waited_s,
             },
         )
 
 
-def _shared(model: MuvaModel) -> nn.Module:
-    """The model whose gradients are the mean over all workers.
+def _distributed(model: MuvaModel) -> nn.Module:
+    """The model wrapped so that gradients are averaged over all workers.
 
-    Every parameter that trains has a gradient in every step, so none is looked for, and nothing is
-    gained by telling that the graph is static. Buffers are not sent around: the neck's statistics
-    are those of the whole batch on each worker already. Gradients lie in the buckets that are
-    summed: a copy less of all of them.
+    Every trained parameter gets a gradient in every step, so there are no unused ones to find, and
+    declaring the graph static gains nothing. Buffers are not synchronised, because the statistics
+    of the BN neck already cover the global batch on every worker. Gradients are views of the
+    all-reduce buckets, which saves a copy of all of them.
     """
     return DistributedDataParallel(
         model,
@@ -203,7 +210,7 @@ def visual_memory(
     compute: Compute | None = None,
     loader: Loader | None = None,
 ) -> VisualMemory:
-    """The memory at an epoch's start: centroids of all training images as the model sees them."""
+    """The memory at the start of an epoch: identity centroids of all training images."""
     centroids = dataset_centroids(
         model,
         images,
@@ -233,11 +240,14 @@ def training_step(
     micro_batch: int | None = None,
     check: Callable[[Stage2Losses], None] = lambda losses: None,
 ) -> tuple[TrainingOutputs, Stage2Losses]:
-    """One step of a worker on its share of the batch: losses, Adam, then the memory's update.
+    """One worker's step on its share of the batch: losses, Adam, then the memory update.
 
-    `model` is a MuvaModel in train mode, bare or wrapped for several workers. The gradients are
-    still there afterwards. `micro_batch`: see `MuvaModel.forward`. `check` sees the losses before
-    any weight changes, and may raise.
+    The gradients are kept until the next step.
+
+    Args:
+        model: a MuvaModel in train mode, either plain or wrapped in DistributedDataParallel.
+        micro_batch: see `MuvaModel.forward`.
+        check: called with the losses before any weight changes; it may raise.
     """
     scaler = scaler or torch.amp.GradScaler(images.device.type, enabled=False)
     with autocast(precision, images.device):
@@ -260,7 +270,7 @@ def training_step(
     return outputs, losses
 
 
-def _ours(draw: BatchDraw, settings: Stage2Config) -> tuple[np.ndarray, Tensor]:
+def _rank_share(draw: BatchDraw, settings: Stage2Config) -> tuple[np.ndarray, Tensor]:
     """This worker's share of a batch."""
     indices, flips = (
         rank_share(
@@ -275,7 +285,7 @@ def _ours(draw: BatchDraw, settings: Stage2Config) -> tuple[np.ndarray, Tensor]:
 
 
 class _Counter:
-    """Counts the batches of an epoch for `progress`."""
+    """Counts the batches of an epoch and calls `progress`."""
 
     def __init__(self, progress: Progress | None, total: int):
         self._progress, self._total, self._done = progress, total, 0
@@ -289,7 +299,7 @@ class _Counter:
 def _epoch_means(
     terms: list[dict[str, Tensor]],
 ) -> tuple[dict[str, float], tuple[float, ...]]:
-    """Means of the loss terms over steps and workers, and each step's total over the workers."""
+    """Loss terms averaged over steps and workers, and each step's total averaged over workers."""
     if not terms:
         return {}, ()
     names = list(terms[0])

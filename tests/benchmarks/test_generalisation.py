@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.generalisation import Figures, print_table, untaught
+from benchmarks.generalisation import Figures, not_improved, print_table
 
 FIGURES: Figures = {
     "syn-station": {"clip": [0.1] * 3, "global_only": [0.2, 0.3, 0.4], "muva": [0.3, 0.5, 0.4]},
@@ -25,17 +25,17 @@ def test_the_table_gives_means_deviations_and_the_paired_difference(
     assert rows["mean"] == ["20.0 ± 0.0", "30.0 ± 0.0", "50.0 ± 10.0", "+20.0 ± 5.8"]
 
 
-def test_two_experts_are_set_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_experts_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {"syn-station": {"annotated": [0.3, 0.3, 0.3], "tiny": [0.2, 0.3, 0.1]}}
     names = {"annotated": "annotated", "tiny": "tiny"}
-    print_table(figures, names=names, ours="tiny", beside="annotated")
+    print_table(figures, names=names, ours="tiny", reference="annotated")
     told = capsys.readouterr().out
     assert "| target | annotated | tiny | tiny - annotated |" in told
     assert "| syn-station | 30.0 ± 0.0 | 20.0 ± 10.0 | -10.0 ± 5.8 |" in told
 
 
-def test_a_model_that_learned_nothing_is_named() -> None:
-    assert untaught(FIGURES) == ["global-only on syn-airport"]
+def test_a_model_that_did_not_improve_is_named() -> None:
+    assert not_improved(FIGURES) == ["global-only on syn-airport"]
 
 
 def test_one_seed_has_no_deviation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ LARGER = Sizes(
 )  # fmt: skip
 
 
-def test_the_recipe_learns_from_openais_files_and_every_phase_is_measured(
+def test_the_recipe_trains_on_openais_files_and_every_phase_is_measured(
     ray_session: None, tmp_path: Path
 ) -> None:
     config = load_recipe(
@@ -54,7 +54,7 @@ def test_the_recipe_learns_from_openais_files_and_every_phase_is_measured(
     assert "| prompts | 32 identities |" in table(found.figures)
 
 
-def test_a_rate_leaves_out_the_first_batch() -> None:
+def test_a_rate_excludes_the_first_batch() -> None:
     pace = Pace(torch.device("cpu"), began_at=0.0, done_at=[10.0, 12.0, 14.0])
     phase = pace.phase(160, 64)
     assert (phase.per_s, phase.seconds) == (96 / 4, 14.0)
@@ -76,7 +76,7 @@ def test_a_rate_leaves_out_the_first_batch() -> None:
         ({"deviation": 0.1}, "the bundle's features from the model's"),
     ],
 )
-def test_what_is_not_as_it_should_be_is_told(change: dict[str, object], wrong: str) -> None:
+def test_a_failed_check_is_reported(change: dict[str, object], wrong: str) -> None:
     sound: dict[str, object] = {
         "phases": {},
         "losses": {"prompts": [1.0], "steps": [2.0]},

@@ -40,7 +40,7 @@ RATES = Rates(
 )
 
 
-def test_every_row_of_every_protocol_has_a_name_of_its_own() -> None:
+def test_every_row_of_every_protocol_has_a_unique_name() -> None:
     names = [one.name for one in every_row()]
     assert len(names) == len(set(names)) == 12 + 4 + 4 + 4
     assert {"MA->D", "MA+D+C3->MS", "C3->C3", "classical->viper"} <= set(names)
@@ -93,7 +93,7 @@ def test_work_and_hours_are_those_of_a_calculation_by_hand() -> None:
     assert told["memory"] == {"batch": 64, "mb": 9000.0, "measured_at": [64]}
 
 
-def test_what_nobody_has_published_gives_no_hours_until_it_is_told() -> None:
+def test_an_unpublished_count_gives_no_hours_until_it_is_given() -> None:
     row = find_row("classical->viper")
     told = described(row, RATES, expert="florence-2")
     assert told["phases"]["steps"]["work"] is None and told["hours"] is None
@@ -105,7 +105,7 @@ def test_what_nobody_has_published_gives_no_hours_until_it_is_told() -> None:
     assert told["hours"] is not None
 
 
-def test_memory_is_on_the_line_through_two_batches() -> None:
+def test_memory_is_extrapolated_linearly_from_two_batches() -> None:
     weights = Weights(weights_mb=600, gradients_and_adam_mb=1000, identities=16, identity_mb=0.5)
     rates = Rates(
         device="x", precision="fp32", per_s={}, peak_mb={16: 3000.0, 32: 4600.0}, weights=weights
@@ -190,7 +190,7 @@ def test_all_rows_are_a_table(
     assert cells[3:] == ["12936", *(f"{value / 3600:.2f}" for value in hours)]
 
 
-def test_wrong_words_end_with_2(
+def test_wrong_arguments_exit_with_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, said in (

@@ -215,7 +215,7 @@ def test_a_setting_that_is_null_has_its_default(tmp_path: Path) -> None:
     assert main([str(path)]) == 0
 
 
-def test_a_parameter_that_a_setting_leaves_out_means_nothing(tmp_path: Path) -> None:
+def test_a_parameter_that_a_setting_disables_is_ignored(tmp_path: Path) -> None:
     tokens = read_arrays(record(tmp_path))["muva/part_tokens"]
     path = record(tmp_path, part_token_init="patch_avg")
     write_arrays(path, read_arrays(path) | {"muva/part_tokens": tokens})
@@ -225,7 +225,7 @@ def test_a_parameter_that_a_setting_leaves_out_means_nothing(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("without", "reason"), [("input/pids", "there is no 'input/pids'"), (None, "No such file")]
 )
-def test_a_file_that_cannot_be_compared_fails_and_the_others_go_on(
+def test_a_file_that_cannot_be_compared_fails_without_stopping_the_others(
     without: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = record(tmp_path)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import psutil
+import pytest
 
 from benchmarks.pipeline_faults import Service
 
@@ -31,4 +32,13 @@ def test_a_service_is_lost_with_all_that_it_has_started_and_can_be_started_again
         assert len(children()) == times
         (process,) = [psutil.Process(pid) for pid in children() if psutil.pid_exists(pid)]
         service.kill()
-        assert process.wait(5) is None or not process.is_running()
+        assert process.wait(60) is None or not process.is_running()
+
+
+def test_a_service_that_does_not_start_says_why_and_is_gone(tmp_path: Path) -> None:
+    script = "echo no port is free; exit 3"
+    log = tmp_path / "said.log"
+    service = Service(["sh", "-c", script], environment=os.environ, log=log, ready=lambda: False)
+    with pytest.raises(RuntimeError, match="no port is free"):
+        service.start()
+    service.kill()

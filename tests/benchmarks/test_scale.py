@@ -36,7 +36,7 @@ def test_hours_and_prices_are_those_of_a_calculation_by_hand() -> None:
     assert "| steps | 216,000,000 | 20.0 | 3,000 | ? |" in costs(shares, RATES, price=None)
 
 
-def test_what_one_process_does_is_carried_over_in_proportion() -> None:
+def test_the_work_of_one_process_is_scaled_proportionally() -> None:
     told = limits([Alone(what="import", images=1000, seconds=36, peak_mb=5)], images=1_000_000)
     assert "| import | 36.0 | 5 | 10.0 | 5 |" in told
     assert "Shards: 977 of 1024 images or fewer." in told

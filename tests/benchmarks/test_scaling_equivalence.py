@@ -19,6 +19,7 @@ from benchmarks.scaling_equivalence import (
 )
 
 
+@pytest.mark.timeout(600)  # three new processes that import PyTorch: minutes on a busy machine
 def test_two_workers_with_micro_batches_do_what_one_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,7 +55,7 @@ def compared(*workers: Trace) -> Comparison:
     return compare(workers, TRACE, dtype=torch.float32, micro_batch=None)
 
 
-def test_what_is_judged() -> None:
+def test_which_differences_are_checked() -> None:
     same = compared(TRACE, TRACE)
     assert same.passed and same.moved == 1 and same.weights == 0
 
@@ -68,7 +69,7 @@ def test_what_is_judged() -> None:
         assert "limit 1e-04: FAIL" in table(compared(changed, changed))
 
 
-def test_workers_that_differ_in_the_last_bit_are_told() -> None:
+def test_workers_that_differ_in_the_last_bit_are_reported() -> None:
     bit = torch.ones(2, 2)
     bit[1, 1] = torch.nextafter(bit[1, 1], torch.tensor(2.0))
     other = dataclasses.replace(TRACE, steps=[TRACE.steps[0], {**TRACE.steps[1], "centroids": bit}])

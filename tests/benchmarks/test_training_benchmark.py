@@ -6,7 +6,7 @@ import torch
 from benchmarks import training
 
 
-def test_a_processor_is_asked_for_nothing_that_it_does_not_have(
+def test_a_cpu_runs_only_the_settings_that_it_supports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown = {}

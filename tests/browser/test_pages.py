@@ -22,7 +22,7 @@ from muva.data.artifacts import open_artifact
 from workflows.results.promotion import promote
 from workflows.runtime.workers import Workers
 from workflows.session import open_session
-from workflows.steps.pipeline import map_domains, pipeline_run, run_pipeline, tell_run
+from workflows.steps.pipeline import log_pipeline, map_domains, pipeline_run, run_pipeline
 from workflows.tuning.search import search
 from workflows.verbs.ui import mlflow_server
 
@@ -82,12 +82,11 @@ def site(
     session = open_session(home=home, experiment="muva/smoke")
     settings = ("validation={identities: 0.4}", "synthetic.train_people=8", "variants=[clip, muva]")
     config = load_recipe(smoke_recipe, overrides=settings)
-    with pipeline_run(session, config) as run:
-        inside = session.within(run)
-        report = run_pipeline(inside, config, workers=Workers())
+    with pipeline_run(session, config) as (run, inside):
+        report = run_pipeline(inside, config)
         map_domains(inside, config, report)
         assert run is not None
-        tell_run(run, config, report)
+        log_pipeline(run, config, report)
         search(
             inside,
             config,
@@ -116,15 +115,15 @@ def test_the_table_of_runs_shows_the_pipeline_by_name(site: Site) -> None:
     assert name == f"syn-harbour+syn-airport -> {TARGET} · smoke · seed 0"
     site.open(f"experiments/{site.experiment}/runs", shows=name)
     site.page.locator("[col-id*='Run Name'] button").first.click()
-    for text in ("stage 2 of muva", f"evaluate muva on {TARGET}", "tune smoke"):
+    for text in ("stage 2 of smoke-muva", f"evaluate smoke-muva on {TARGET}", "tune smoke"):
         site.page.get_by_text(text).first.wait_for()
     site.keep("mlflow-runs")
 
 
 def test_a_parent_has_its_numbers_and_its_children(site: Site) -> None:
     path = f"experiments/{site.experiment}/runs/{site.parent.info.run_id}"
-    site.open(path, shows="Recognition of people in camera networks")
-    for text in ("Child runs", "stage 2 of muva", f"{TARGET}/mAP", "Reproduce with"):
+    site.open(path, shows="Re-identification in camera networks")
+    for text in ("Child runs", "stage 2 of smoke-muva", f"{TARGET}/mAP", "Reproduce with"):
         site.page.get_by_text(text).first.wait_for()
     site.page.get_by_text("syn-harbour (").first.wait_for()  # what it learned from
     site.keep("mlflow-run")
@@ -152,10 +151,10 @@ def test_charts_are_grouped_by_domain(site: Site) -> None:
 @pytest.mark.parametrize(
     ("run", "picture"),
     [
-        (f"evaluate muva on {TARGET}", "ranked-gallery.png"),
-        (f"evaluate muva on {TARGET}", "attention.png"),
-        ("stage 2 of muva", "masks/epoch-001.png"),
-        ("map of domains by muva-chosen", "domains.png"),
+        (f"evaluate smoke-muva on {TARGET}", "ranked-gallery.png"),
+        (f"evaluate smoke-muva on {TARGET}", "attention.png"),
+        ("stage 2 of smoke-muva", "masks/epoch-001.png"),
+        ("map of domains by smoke-muva-chosen", "domains.png"),
         ("tune smoke", "search/history.png"),
     ],
 )
@@ -172,7 +171,7 @@ def test_pictures_are_shown(site: Site, run: str, picture: str) -> None:
 
 
 def test_models_are_ranked_and_the_champion_is_marked(site: Site) -> None:
-    site.open(f"experiments/{site.experiment}/models", shows="muva-chosen")
+    site.open(f"experiments/{site.experiment}/models", shows="smoke-muva-chosen")
     for text in (
         f"{TARGET} (",
         "muva-smoke",

@@ -74,7 +74,7 @@ def test_ray_asks_for_the_token_which_is_a_file_and_no_variable(compose: dict[st
 
 
 def test_the_rules_read_counters_that_the_code_has() -> None:
-    code = (ROOT / "workflows" / "expert_pool.py").read_text()
+    code = (ROOT / "workflows" / "runtime" / "expert_pool.py").read_text()
     counters = set(re.findall(r'Metric\(\s*"(\w+)"', code))
     gauges = set(re.findall(r'Gauge\(\s*"(\w+)"', code))
     assert counters

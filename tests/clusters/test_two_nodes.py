@@ -121,7 +121,7 @@ def checks(said: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 @pytest.mark.timeout(600)
-def test_doctor_asks_every_node_and_says_what_to_mend(place: Place) -> None:
+def test_doctor_checks_every_node_and_says_what_to_fix(place: Place) -> None:
     here = ("doctor", "--cluster", "mine.yaml", "--json")
     sqlite = f"sqlite:///{place.folder}/mlflow.db"
     good = place.start(*here, "--recipe", "demo")
@@ -129,7 +129,7 @@ def test_doctor_asks_every_node_and_says_what_to_mend(place: Place) -> None:
 
     said, told = good.communicate(timeout=200)
     found = checks(said)
-    assert not [key for key in found if key[1] == "mend"], said
+    assert not [key for key in found if key[1] == "fail"], said
     assert good.returncode == 0, told
     stores = {check["where"] for check in found["store", "ok"]}
     assert len(stores) == 3  # the driver, and each node
@@ -141,5 +141,5 @@ def test_doctor_asks_every_node_and_says_what_to_mend(place: Place) -> None:
     said, _ = bad.communicate(timeout=200)
     found = checks(said)
     assert bad.returncode == 1
-    assert "Create the bucket first" in found["store", "mend"][0]["said"]
-    assert "the cluster has 2: start `mlflow server`" in found["mlflow", "mend"][0]["said"]
+    assert "Create the bucket first" in found["store", "fail"][0]["said"]
+    assert "the cluster has 2: start `mlflow server`" in found["mlflow", "fail"][0]["said"]

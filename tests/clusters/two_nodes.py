@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.pipeline_faults import alive_nodes
 from tests.clusters.fields import CLUSTERS
-from workflows.jobs.head import answer
+from workflows.jobs.head import http_status
 from workflows.runtime.authentication import RAY, authorisation, ensure_token
 from workflows.runtime.local import HOST, usable_port
 
@@ -81,9 +81,9 @@ def two_nodes(home: Path, environment: Mapping[str, str]) -> Iterator[TwoNodes]:
                 command.append(f"--ray-client-server-port={usable_port(0)}")
             said = home / f"node-{index}.log"
             processes.append(stack.enter_context(_process(command, inherited, said)))
-            _wait(lambda: answer(address, authorisation()) == 200, said)
+            _wait(lambda: http_status(address, authorisation()) == 200, said)
         _wait(lambda: alive_nodes(address) == len(nodes), home / "node-1.log")
-        _wait(lambda: answer(tracking_uri) is not None, home / "mlflow.log")
+        _wait(lambda: http_status(tracking_uri) is not None, home / "mlflow.log")
         kind = "postgresql" if database else "sqlite"
         try:
             yield TwoNodes(address=address, tracking_uri=tracking_uri, database=kind)

@@ -51,7 +51,7 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 @pytest.mark.parametrize("recipe", ABLATIONS)
-def test_an_ablation_differs_from_base_in_what_it_names_and_nothing_else(recipe: str) -> None:
+def test_an_ablation_differs_from_base_only_in_what_it_names(recipe: str) -> None:
     written = dict(leaves(yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())))
     assert written.pop("extends") == "base"
     assert written["name"] == recipe
@@ -98,7 +98,7 @@ def test_an_override_changes_one_setting() -> None:
     ("override", "explanation"),
     [
         ("stage2.epoch=3", "stage2.epoch: there is no such setting; did you mean stage2.epochs?"),
-        ("learning_rate=3", "learning_rate: there is no such setting; here are"),
+        ("learning_rate=3", "learning_rate: there is no such setting; expected one of"),
         ("gating=online", "gating: there is no such setting; did you mean model.gating?"),
         ("stage2.lr=fast", "stage2.lr: should be a valid number"),
         ("stage2.lr=-1", "stage2.lr: should be greater than 0, found -1"),
@@ -109,10 +109,10 @@ def test_an_override_changes_one_setting() -> None:
         ("model.image_width=8", "holds no patch of 16 pixels"),
         ("model.parts=[head, head]", "names a part twice"),
         ("variants=[]", "variants: "),
-        ("variants=[clip, clip]", "variants names one twice: clip, clip"),
-        ("sources=[a, b, a]", "sources names one twice"),
+        ("variants=[clip, clip]", "variants has duplicates: clip, clip"),
+        ("sources=[a, b, a]", "sources has duplicates"),
         ("stage2.lr", "expected section.key=value"),
-        ("stage2.lr=[", "the value is not YAML"),
+        ("stage2.lr=[", "the value is not valid YAML"),
     ],
 )
 def test_an_impossible_setting_is_explained(override: str, explanation: str) -> None:
@@ -122,7 +122,7 @@ def test_an_impossible_setting_is_explained(override: str, explanation: str) -> 
 
 
 def test_a_domain_is_not_source_and_target() -> None:
-    with pytest.raises(SettingsError, match="market1501 is a source and a target"):
+    with pytest.raises(SettingsError, match="market1501 is both a source and a target"):
         load_recipe("base", overrides=["sources=[market1501]", "targets=[market1501]"])
 
 

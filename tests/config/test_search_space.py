@@ -30,13 +30,13 @@ def test_the_space_of_masks_searches_the_masks(demo: ExperimentConfig) -> None:
     assert {"model.gating", "model.mask_temperature", "stage2.mask_loss"} <= settings.keys()
     assert settings["model.mask_max_value"].when == {"model.gating": ("online",)}
     assert settings["model.stride"].values == Choice(values=(8, 6)), "in patches of the tiny CLIP"
-    assert [one.name for one in space.settings][: len(space.slow)] == list(space.slow)
+    assert [one.name for one in space.settings][: len(space.held)] == list(space.held)
     everything = {one.name for one in space_for("all", demo).settings}
     assert settings.keys() < everything
     assert {"prompts.template", "stage2.lr", "stage2.memory_momentum"} < everything
 
 
-def test_a_setting_is_drawn_only_where_its_condition_holds(demo: ExperimentConfig) -> None:
+def test_a_setting_is_searched_only_if_its_condition_holds(demo: ExperimentConfig) -> None:
     space = space_for(
         {
             "model.mask_max_value": {"choice": [1, 10], "when": {"model.gating": "online"}},
@@ -54,7 +54,7 @@ def test_a_setting_is_drawn_only_where_its_condition_holds(demo: ExperimentConfi
 def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(
-        "extends: masks\nslow: null\nsettings:\n  model.stride: null\n"
+        "extends: masks\nheld: null\nsettings:\n  model.stride: null\n"
         "  stage2.epochs: {range: [2, 9], integer: true}\n"
     )
     settings = {one.name: one.values for one in space_for(mine, demo).settings}
@@ -66,26 +66,35 @@ def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "explanation"),
     [
-        ({}, "names no setting to search"),
+        ({}, "expected at least one setting to search, found none"),
         ({"model.gatin": ["online"]}, "did you mean model.gating"),
         ({"model.gating": ["soft"]}, "should be 'offline' or 'online', found 'soft'"),
         ({"model.gating": []}, "model.gating names no value"),
         ({"model.gating": ["online", "online"]}, "names a value twice"),
-        ({"model.gating": "online"}, "expected .A, B., or .range: .LOW, HIGH.. and the like"),
+        (
+            {"model.gating": "online"},
+            "expected a list of values .A, B. or an entry such as .range: .LOW, HIGH..",
+        ),
         ({"model.gating": {"choise": ["online"]}}, "choise: there is no such key.*choice"),
-        ({"model.gating": {"choice": ["online"], "log": True}}, "are of a range"),
+        (
+            {"model.gating": {"choice": ["online"], "log": True}},
+            "log and integer apply only to a range",
+        ),
         ({"stage2.lr": {"range": [0, 1], "log": True}}, "two ascending numbers above 0"),
         ({"stage2.lr": {"range": [1, 1e-3]}}, "two ascending numbers"),
         ({"stage2.lr": {"range": [-1, 1]}}, "stage2.lr: should be greater than 0, found -1"),
         ({"stage2.epochs": {"range": [1.5, 3], "integer": True}}, "expected whole numbers"),
-        ({"targets": [["a"]]}, "targets changes nothing that a trial is judged by"),
-        ({"evaluation.rerank": [True, False]}, "evaluation.rerank changes nothing"),
-        ({"seed": [1, 2]}, "seed is noise; --seeds"),
+        ({"targets": [["a"]]}, "targets does not affect the objective"),
+        ({"evaluation.rerank": [True, False]}, "evaluation.rerank does not affect"),
+        ({"seed": [1, 2]}, "seed only adds noise; use --seeds"),
         ({"model.clip": ["tiny", "ViT-Z"]}, "nor a name that open_clip knows"),
-        ({"model.mask_max_value": [1, 9]}, "is read where model.gating is online, found 'offline'"),
+        (
+            {"model.mask_max_value": [1, 9]},
+            "is used only if model.gating is online, found 'offline'",
+        ),
         (
             {"model.gating": ["offline", "online"], "model.mask_max_value": [1, 9]},
-            'Give it the condition when: {model.gating: "online"}',
+            'Add the condition when: {model.gating: "online"}',
         ),
         (
             {
@@ -96,7 +105,7 @@ def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> N
         ),
         (
             {"model.stride": {"choice": [1], "when": {"model.clip": "ViT-B-16"}}},
-            "model.clip is 'tiny', and its condition expects 'ViT-B-16'",
+            "model.clip is 'tiny', but its condition expects 'ViT-B-16'",
         ),
         (
             {"model.stride": {"choice": [8], "when": {"model.gatin": "online"}}},
@@ -107,11 +116,11 @@ def test_a_space_may_extend_another(demo: ExperimentConfig, tmp_path: Path) -> N
                 "model.gating": {"choice": ["online"], "when": {"stage2.mask_loss": "mse"}},
                 "stage2.mask_loss": {"choice": ["mse"], "when": {"model.gating": "online"}},
             },
-            "depend on each other in a circle",
+            "depend on each other: remove one of them",
         ),
     ],
 )
-def test_an_impossible_space_is_refused(
+def test_an_invalid_space_is_rejected(
     settings: dict[str, Any], explanation: str, demo: ExperimentConfig
 ) -> None:
     with pytest.raises(SettingsError, match=explanation):
@@ -120,7 +129,7 @@ def test_an_impossible_space_is_refused(
 
 def test_mask_settings_without_parts_are_refused(demo: ExperimentConfig) -> None:
     without = with_settings(demo, {"model.parts": [], "tune": None}, where="test")
-    with pytest.raises(SettingsError, match=r"read where model\.parts names a part, found \[\]"):
+    with pytest.raises(SettingsError, match=r"used only if model\.parts names a part, found \[\]"):
         space_for({"model.gating": ["online", "offline"]}, without)
 
 
@@ -133,12 +142,16 @@ def test_mask_settings_without_parts_are_refused(demo: ExperimentConfig) -> None
         ("extends: [mine.yaml]", "do not extend this one"),
         ("extends: mask", "did you mean masks"),
         (
-            "settings: {model.gating: [online]}\nslow: {every: 2, settings: [model.gatin]}",
-            "slow.settings names model.gatin.*did you mean model.gating",
+            "settings: {model.gating: [online]}\nheld: {every: 2, settings: [model.gatin]}",
+            "held.settings names model.gatin.*did you mean model.gating",
+        ),
+        (
+            "settings: {model.gating: [online]}\nslow: {every: 2, settings: [model.gating]}",
+            "expected the key held, found slow",
         ),
     ],
 )
-def test_an_impossible_file_is_refused(
+def test_an_invalid_file_is_rejected(
     content: str, explanation: str, demo: ExperimentConfig, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine.yaml"

@@ -1,4 +1,4 @@
-"""Artifacts: complete when the manifest is there, found by name, kept while they are needed."""
+"""Artifacts: complete once the manifest exists, found by name, kept while they are needed."""
 
 import json
 
@@ -11,8 +11,8 @@ from muva.data.artifacts import (
     fingerprint,
     list_artifacts,
     open_artifact,
-    unused_artifacts,
 )
+from muva.data.lineage import Lineage
 from muva.data.store import open_store
 from muva.errors import MuvaError
 
@@ -39,7 +39,7 @@ def test_fingerprints_see_values_and_not_the_order_of_keys():
 
 
 def test_values_without_a_canonical_form_have_no_fingerprint():
-    with pytest.raises(TypeError, match="set has no place"):
+    with pytest.raises(TypeError, match="set cannot be part of a fingerprint"):
         fingerprint({1, 2})
     with pytest.raises(ValueError, match="JSON compliant"):
         fingerprint(float("nan"))
@@ -62,34 +62,34 @@ def test_an_artifact_is_unfinished_until_its_manifest_is_written(store):
     assert list_artifacts(store, "datasets") == [artifact]
 
 
-def test_the_first_commit_stands(store):
+def test_the_first_commit_wins(store):
     artifact = made(store, "models", "m", seed=1)
     assert not artifact.commit(format_version=9, config={}, inputs={}, summary={"seed": 2})
     manifest = artifact.manifest()
     assert manifest is not None and manifest["summary"] == {"seed": 1}
 
 
-def test_another_format_is_refused_with_what_to_do(store):
+def test_another_format_is_rejected_with_a_remedy(store):
     artifact = made(store, "models", "m")
-    with pytest.raises(MuvaError, match=r"format is 1\.1, this version of muva knows 1\.2"):
+    with pytest.raises(MuvaError, match=r"expected format 1\.2, found 1\.1, which this version"):
         artifact.manifest(format_version=2)
     newer = {**json.loads(store.read(artifact.key("manifest.json"))), "manifest_format": 2}
     store.write(artifact.key("manifest.json"), json.dumps(newer).encode())
-    with pytest.raises(MuvaError, match="make it again"):
+    with pytest.raises(MuvaError, match="delete the artifact and run the same command again"):
         artifact.manifest()
 
 
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"manifest_format": 1, "format_version": 1}']
 )
-def test_a_damaged_manifest_is_said(store, text):
+def test_a_damaged_manifest_is_reported(store, text):
     artifact = made(store, "models", "m")
     store.write(artifact.key("manifest.json"), text)
     with pytest.raises(MuvaError, match=r"manifest\.json is damaged"):
         artifact.manifest()
 
 
-def test_a_name_means_the_newest_and_a_fingerprint_the_one(store):
+def test_a_name_refers_to_the_newest_artifact_and_a_fingerprint_to_exactly_one(store):
     older, newer = (made(store, "models", "muva", seed=seed) for seed in (1, 2))
     made(store, "models", "muva", seed=3, commit=False)
     assert find_artifact(store, "models", "muva") == newer
@@ -98,44 +98,44 @@ def test_a_name_means_the_newest_and_a_fingerprint_the_one(store):
     assert open_artifact(older.uri) == older
 
 
-def test_a_name_means_what_was_asked_for_last(store):
+def test_a_name_refers_to_what_was_last_made_the_latest(store):
     older, newer = (made(store, "datasets", "mine", seed=seed) for seed in (1, 2))
-    newer.be_meant()
+    newer.set_latest()
     assert list(store.list(newer.key())) == [newer.key("manifest.json"), newer.key("part")]
-    older.be_meant()
+    older.set_latest()
     assert find_artifact(store, "datasets", "mine") == older
-    newer.be_meant()
+    newer.set_latest()
     assert find_artifact(store, "datasets", "mine") == newer
     latest = made(store, "datasets", "mine", seed=3)
     assert find_artifact(store, "datasets", "mine") == latest
 
 
-def test_a_clock_that_was_set_back_changes_nothing_of_what_a_name_means(store, monkeypatch):
+def test_a_clock_that_was_set_back_does_not_change_the_latest_artifact(store, monkeypatch):
     older = made(store, "models", "muva", seed=1)
     monkeypatch.setattr("muva.data.artifacts._now", lambda: "2001-01-01T00:00:00.000000+00:00")
     newer = made(store, "models", "muva", seed=2)
-    newer.be_meant()
+    newer.set_latest()
     assert find_artifact(store, "models", "muva") == newer
-    older.be_meant()
+    older.set_latest()
     assert find_artifact(store, "models", "muva") == older
-    newer.be_meant()
+    newer.set_latest()
     assert find_artifact(store, "models", "muva") == newer
 
 
-def test_a_damaged_artifact_stands_in_no_ones_way(store):
+def test_a_damaged_artifact_does_not_hide_the_others(store):
     damaged, sound = (made(store, "datasets", "mine", seed=seed) for seed in (1, 2))
     store.write(damaged.key("manifest.json"), b"{")
     assert find_artifact(store, "datasets", "mine") == sound
-    assert unused_artifacts(store, keep=[damaged.address, sound.address]) == [damaged]
+    assert Lineage.of(store).unused(keep=[damaged.address, sound.address]) == [damaged]
 
 
-def test_a_name_may_hold_what_looks_like_a_fingerprint(store):
+def test_a_name_may_contain_what_looks_like_a_fingerprint(store):
     artifact = made(store, "models", "a-0123456789abcdef")
     assert list_artifacts(store) == [artifact]
     assert open_artifact(artifact.uri).name == "a-0123456789abcdef"
 
 
-def test_what_is_not_there_is_an_error_with_the_closest_names(store):
+def test_a_missing_artifact_is_an_error_with_the_closest_names(store):
     with pytest.raises(MuvaError, match="there are no datasets yet"):
         find_artifact(store, "datasets", "market")
     for name in ("market1501", "msmt17"):
@@ -150,14 +150,15 @@ def test_what_is_not_there_is_an_error_with_the_closest_names(store):
         Artifact(store, "models", "../x", "0" * 16)
 
 
-def test_what_nothing_kept_was_made_from_can_go(store):
+def test_artifacts_that_nothing_kept_depends_on_are_unused(store):
     data = made(store, "datasets", "a")
     other = made(store, "datasets", "b")
     labels = made(store, "labels", "a", inputs={"dataset": data.address})
-    model = made(store, "models", "m", inputs={"labels": labels.address, "gone": "models/x-0"})
+    gone = "models/gone-0000000000000000"
+    model = made(store, "models", "m", inputs={"labels 0": labels.address, "init": gone})
     half = made(store, "models", "half", commit=False)
     keep = [model.address, half.address, "models/unknown-0000000000000000"]
-    unused = unused_artifacts(store, keep=keep)
+    unused = Lineage.of(store).unused(keep=keep)
     assert [a.address for a in unused] == sorted([other.address, half.address])
     assert other.size_bytes() > len(b"content")
     other.delete()

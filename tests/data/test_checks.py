@@ -1,4 +1,4 @@
-"""What is said of a data set is what is in it."""
+"""The report of a data set agrees with its content."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def town(tmp_path) -> Dataset:
     )
 
 
-def test_a_report_counts_what_is_there(town):
+def test_a_report_counts_images_identities_and_anomalies(town):
     report = check_dataset(town)
     assert (report.images, report.name) == (8, "town")
     assert report.width == Range(smallest=8, median=8.0, largest=20)
@@ -66,15 +66,15 @@ def test_a_report_counts_what_is_there(town):
     assert report.duplicates == [["gallery/6: g/2", "train/1: t/1"]]
     assert [entry["image_id"] for entry in report.quarantined] == ["g/4"]
     assert report.warnings == [
-        "1 images could not be read and were set aside",
+        "1 images could not be read and were quarantined",
         "1 groups of images have the same content",
-        "1 of 2 queries have no match in another camera and will not count",
+        "1 of 2 queries have no match in another camera and are left out of the metrics",
         "1 training identities have only one image",
     ]
     json.dumps(asdict(report))
 
 
-def test_unknown_cameras_are_said(tmp_path):
+def test_unknown_cameras_are_reported(tmp_path):
     records = [
         record(f"{i}", "query" if i < 3 else "gallery", i % 3, None, flat((i, 0, 0)))
         for i in range(5)

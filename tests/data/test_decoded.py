@@ -1,4 +1,4 @@
-"""Decoded images are kept once for all processes, and what is kept is never wrong."""
+"""Decoded images are cached once for all processes, and cached images are never wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def opened(
     return decoded_images([content], count=count, limit_bytes=limit, folder=folder, **SIZE)
 
 
-def test_what_one_writes_all_read(tmp_path: Path) -> None:
+def test_what_one_process_writes_all_others_read(tmp_path: Path) -> None:
     first, second = opened(tmp_path), opened(tmp_path)
     assert second.read(7) is None
     first.write(7, image(7))
@@ -42,7 +42,7 @@ def write_all(images: DecodedImages) -> None:
         images.write(index, image(index))
 
 
-def test_processes_that_write_the_same_disturb_nobody(tmp_path: Path) -> None:
+def test_concurrent_writers_of_the_same_image_do_not_interfere(tmp_path: Path) -> None:
     images = opened(tmp_path)
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=write_all, args=(images,)) for _ in range(2)]
@@ -59,7 +59,7 @@ def test_processes_that_write_the_same_disturb_nobody(tmp_path: Path) -> None:
     assert all(images.read(index) is not None for index in range(len(images)))
 
 
-def test_pixels_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
+def test_truncated_pixels_are_ignored(tmp_path: Path) -> None:
     images = opened(tmp_path)
     images.write(3, image(3))
     (file,) = tmp_path.iterdir()
@@ -70,7 +70,7 @@ def test_pixels_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
     assert opened(tmp_path).read(3) is None
 
 
-def test_a_node_keeps_no_more_than_its_limit(tmp_path: Path) -> None:
+def test_a_node_caches_no_more_than_its_limit(tmp_path: Path) -> None:
     assert len(opened(tmp_path / "few", limit=10 * IMAGE_BYTES)) == 10
     one = 2 * os.statvfs(tmp_path).f_bsize  # a page of checksums, one of pixels
     kept = [opened(tmp_path, content=f"{number}") for number in range(3)]
@@ -82,7 +82,7 @@ def test_a_node_keeps_no_more_than_its_limit(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept[0].read(0), image(0))
 
 
-def test_a_full_disk_keeps_no_more_and_says_so_once(
+def test_a_full_disk_stops_caching_and_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = opened(tmp_path)
@@ -97,7 +97,7 @@ def test_a_full_disk_keeps_no_more_and_says_so_once(
     assert len(caplog.records) == 1 and "No space left" in caplog.text
 
 
-def test_a_folder_that_cannot_be_used_is_a_mistake_with_a_remedy(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MuvaError, match="TMPDIR chooses another folder"):
+    with pytest.raises(MuvaError, match="Set TMPDIR to another folder"):
         opened(tmp_path / "file")

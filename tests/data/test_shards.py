@@ -1,4 +1,4 @@
-"""Shards: sorted, reproducible, checked; unreadable images set aside, contradictions refused."""
+"""Shards: sorted, reproducible, checked; unreadable images quarantined, contradictions rejected."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ def stored(artifact, records, **options):
     return open_dataset(artifact)
 
 
-def test_rows_come_back_sorted_with_what_is_known_of_each_image(artifact):
+def test_rows_are_read_back_sorted_with_all_annotations(artifact):
     records = people()
     dataset = stored(artifact, records[::-1], shard_bytes=5000)
     assert len(dataset.shards) > 3
@@ -76,7 +76,7 @@ def test_rows_come_back_sorted_with_what_is_known_of_each_image(artifact):
     }
 
 
-def test_images_come_back_as_they_were_in_any_order(artifact):
+def test_images_are_read_back_unchanged_in_any_order(artifact):
     records = people(400)
     dataset = stored(artifact, records, shard_bytes=100_000)
     source = {r.image_id: r.source for r in records}
@@ -119,7 +119,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
     assert fingerprint(changed) != same
 
 
-def test_exact_boxes_are_kept_and_a_part_out_of_sight_is_told_from_no_boxes(artifact):
+def test_exact_boxes_are_stored_and_a_part_out_of_sight_differs_from_no_boxes(artifact):
     boxes = {"head": (0.1, 0.0, 0.9, 0.25), "upper_body": None, "legs": (0, 0.5, 1, 1)}
     rows = stored(artifact, [record("a", boxes=boxes), record("b")]).rows().to_pylist()
     assert rows[0]["box_head"] == pytest.approx(boxes["head"])
@@ -145,7 +145,7 @@ def broken(tmp_path):
     }
 
 
-def test_unreadable_images_are_set_aside_by_name_and_the_rest_goes_on(artifact, tmp_path):
+def test_unreadable_images_are_quarantined_by_name_and_the_import_continues(artifact, tmp_path):
     bad = [record(name, source=source) for name, source in broken(tmp_path).items()]
     dataset = stored(artifact, people(1000) + bad)
     assert dataset.summary.images == 1000
@@ -173,20 +173,23 @@ def test_too_many_unreadable_images_stop_the_import(artifact, total, fine):
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([], "there are no images"),
+        ([], "expected images, found none"),
         ([record(), record()], "image ids must be unique; repeated train/a.jpg"),
         ([record("a", camid=-2)], r"must not be negative; found a \(camera -2\)"),
         ([record("a"), record("b", camid=None)], "for all images or for none; missing for b"),
         ([record("a", boxes={"head": (0, 0, 64, 128)})], r"boxes must be fractions.*a \(0, 0, 64"),
         ([record("a", boxes={"legs": (0.5, 0, 0.5 + 1e-12, 1)})], "boxes must be fractions"),
-        ([record("a", pid=-1)], r"-1 \(junk\) is for gallery images only; broken by a"),
+        ([record("a", pid=-1)], r"except for -1 \(junk\) in the gallery; found a"),
         (
             [record("a", pid=-2, split="gallery"), record("b", split="query")],
-            "pids count from 0.*broken by a",
+            "pids must not be negative.*found a",
         ),
         ([record("a", split="query")], "the split gallery is empty while query has 1"),
         ([record("a", split="gallery")], "the split query is empty while gallery has 1"),
-        ([record("a"), record("b", domain="city")], "several domains: city, town"),
+        (
+            [record("a"), record("b", domain="city")],
+            "expected records of one domain, found city, town",
+        ),
         (
             [record("a"), record("b", split="query"), record("c", split="gallery")],
             "both train and query or gallery; found pids 1",
@@ -198,7 +201,7 @@ def test_too_many_unreadable_images_stop_the_import(artifact, total, fine):
             ],
             r"the split query is empty while gallery has 20 images \(1 images are unreadable\)",
         ),
-        ([record("a", source=b"")], r"there are no images \(1 images are unreadable\)"),
+        ([record("a", source=b"")], r"expected images, found none \(1 images are unreadable\)"),
     ],
 )
 def test_records_that_contradict_each_other_are_refused(artifact, records, message):
@@ -217,7 +220,7 @@ def test_junk_and_distractors_belong_to_the_gallery(artifact):
     assert summary.splits["gallery"] == {"images": 3, "identities": 2, "cameras": 1}
 
 
-def test_an_interrupted_import_counts_for_nothing_and_can_be_started_again(artifact):
+def test_an_interrupted_import_is_unfinished_and_can_be_repeated(artifact):
     def interrupted(done, total):
         if done == 30:
             raise KeyboardInterrupt
@@ -229,7 +232,7 @@ def test_an_interrupted_import_counts_for_nothing_and_can_be_started_again(artif
     assert len(stored(artifact, people(), shard_bytes=9000).rows()) == 40
 
 
-def test_a_full_disk_during_an_import_counts_for_nothing(artifact, monkeypatch):
+def test_a_full_disk_during_an_import_leaves_it_unfinished(artifact, monkeypatch):
     import errno
     import os
 
@@ -265,7 +268,7 @@ def test_damage_beside_the_shards_is_named(artifact):
     manifest = artifact.manifest()
     del manifest["summary"]["cameras_known"]
     artifact.store.write(artifact.key("manifest.json"), json.dumps(manifest).encode())
-    with pytest.raises(MuvaError, match=r"summary in its manifest\.json is damaged.*cameras_known"):
+    with pytest.raises(MuvaError, match=r"summary in manifest\.json is damaged.*cameras_known"):
         open_dataset(artifact)
 
 

@@ -1,4 +1,4 @@
-"""What learning and choosing may open: nobody who is held out, no test image, no target."""
+"""What training and model selection can access: no held-out identity, no test image, no target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from muva.config import ExperimentConfig
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.data.records import Record, Split
 from muva.data.shards import open_dataset, write_shards
-from muva.data.sources import FEWEST_HELD_OUT, Sources, SourcesOnly
+from muva.data.sources import MIN_HELD_OUT_IDENTITIES, Sources, SourcesOnlyStore
 from muva.data.store import open_store
 from muva.errors import MuvaError
 
@@ -23,7 +23,7 @@ PEOPLE, CAMERAS = 20, 3
 
 
 def domain(store: Path, name: str, *, cameras: int = CAMERAS, people: int = PEOPLE) -> Artifact:
-    """People 0 to 19 to learn from, and five others as queries and gallery."""
+    """Identities 0 to 19 for training, and five others as queries and gallery."""
 
     def png(colour: int) -> bytes:
         buffer = io.BytesIO()
@@ -64,13 +64,13 @@ def pids_of(rows: object) -> set[int]:
     return set(rows["pid"].to_pylist())  # pyright: ignore[reportIndexIssue]
 
 
-def test_nobody_is_held_out_unless_asked(town_and_city: list[Artifact]) -> None:
+def test_no_identity_is_held_out_by_default(town_and_city: list[Artifact]) -> None:
     plain = Sources.of(town_and_city, ExperimentConfig())
     assert plain.held_out() == []
     assert plain.identities() == 2 * PEOPLE
 
 
-def test_who_is_judged_by_is_not_learned_from(town_and_city: list[Artifact]) -> None:
+def test_held_out_identities_are_not_trained_on(town_and_city: list[Artifact]) -> None:
     sources = Sources.of(town_and_city, experiment(identities=0.25))
     learned = set(sources.pool().identities)
     held_out = {(one.dataset.name, pid) for one in sources.held_out() for pid in pids_of(one.rows)}
@@ -80,7 +80,7 @@ def test_who_is_judged_by_is_not_learned_from(town_and_city: list[Artifact]) -> 
     assert sources.identities() == len(learned)
 
 
-def test_the_same_people_are_held_out_whatever_else_is_pooled(
+def test_the_same_identities_are_held_out_whatever_else_is_pooled(
     town_and_city: list[Artifact],
 ) -> None:
     town, city = town_and_city
@@ -92,12 +92,14 @@ def test_the_same_people_are_held_out_whatever_else_is_pooled(
     assert pids_of(alone.rows) != pids_of(other.rows), "drawn for each domain anew"
 
 
-def test_a_domain_can_be_held_out_whole(town_and_city: list[Artifact]) -> None:
+def test_a_whole_domain_can_be_held_out(town_and_city: list[Artifact]) -> None:
     sources = Sources.of(town_and_city, experiment(domain="city"))
     assert {name for name, _ in sources.pool().identities} == {"town"}
-    (judged,) = sources.held_out()
-    assert judged.dataset.name == "city"
-    assert pids_of(judged.rows) == set(range(PEOPLE)), "its people to learn from, none of its test"
+    (validation_set,) = sources.held_out()
+    assert validation_set.dataset.name == "city"
+    assert pids_of(validation_set.rows) == set(range(PEOPLE)), (
+        "its training identities, none of its test identities"
+    )
 
 
 def test_queries_have_a_match_in_another_camera(town_and_city: list[Artifact]) -> None:
@@ -116,23 +118,25 @@ def test_no_test_image_of_a_source_can_be_read(town_and_city: list[Artifact]) ->
         assert not len(dataset.rows(splits=["query", "gallery"]))
         assert not len(dataset.read_shard(0, splits=["gallery"]))
         for row in hidden["row"].to_pylist():
-            with pytest.raises(MuvaError, match="none of train: nothing else"):
+            with pytest.raises(
+                MuvaError, match="expected rows of the splits train, found a row of another split"
+            ):
                 dataset.read_images([row])
         assert len(dataset.read_images(dataset.rows([])["row"].to_numpy())) == PEOPLE * CAMERAS
 
 
-def test_all_people_are_learned_from_only_where_asked(town_and_city: list[Artifact]) -> None:
+def test_all_splits_are_trained_on_only_if_configured(town_and_city: list[Artifact]) -> None:
     everyone = experiment(identities=0.25).model_copy(update={"train_on": "all"})
     sources = Sources.of(town_and_city, everyone)
     assert sources.identities() == 2 * (PEOPLE - PEOPLE // 4 + 5)
 
 
-def test_a_store_for_sources_reaches_no_other_data_set(
+def test_a_store_for_sources_hides_all_other_data_sets(
     town_and_city: list[Artifact], tmp_path: Path
 ) -> None:
     target = domain(tmp_path, "unseen")
     whole = open_store(tmp_path)
-    limited = SourcesOnly(whole, town_and_city)
+    limited = SourcesOnlyStore(whole, town_and_city)
     secret = target.key("manifest.json")
     attempts: list[Callable[[], object]] = [
         lambda: limited.read(secret),
@@ -146,7 +150,7 @@ def test_a_store_for_sources_reaches_no_other_data_set(
         lambda: find_artifact(limited, "datasets", "unseen"),
     ]
     for attempt in attempts:
-        with pytest.raises(MuvaError, match=r"is of no source|no datasets 'unseen'"):
+        with pytest.raises(MuvaError, match=r"does not belong to a source|no datasets 'unseen'"):
             attempt()
     assert {artifact.name for artifact in list_artifacts(limited)} == {"town", "city"}
     assert open_dataset(target).summary.images, "nothing happened to it"
@@ -158,15 +162,17 @@ def test_a_store_for_sources_reaches_no_other_data_set(
 @pytest.mark.parametrize(
     ("cameras", "people", "share"), [(1, PEOPLE, 0.25), (3, 2, 0.1), (3, PEOPLE, 0.99)]
 )
-def test_too_few_to_judge_by_or_to_learn_from_is_refused(
+def test_too_few_identities_to_validate_or_to_train_on_are_rejected(
     cameras: int, people: int, share: float, tmp_path: Path
 ) -> None:
     few = domain(tmp_path, "village", cameras=cameras, people=people)
     config = experiment(identities=share).model_copy(update={"sources": ("village",)})
-    with pytest.raises(MuvaError, match=r"village: .* at least 2 of those, and some left to learn"):
+    with pytest.raises(
+        MuvaError, match=r"village: .* at least 2 with a match, and some identities left to train"
+    ):
         Sources.of([few], config).held_out()
 
 
 def test_at_least_two_are_held_out(town_and_city: list[Artifact]) -> None:
     held_out = Sources.of(town_and_city, experiment(identities=0.01)).held_out()
-    assert [len(pids_of(one.rows)) for one in held_out] == [FEWEST_HELD_OUT] * 2
+    assert [len(pids_of(one.rows)) for one in held_out] == [MIN_HELD_OUT_IDENTITIES] * 2

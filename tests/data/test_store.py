@@ -1,4 +1,4 @@
-"""Stores: a local folder and S3's protocol, spoken by moto's server, keep the same promises."""
+"""Stores: a local folder and S3 (served by moto) give the same guarantees."""
 
 import errno
 import os
@@ -53,7 +53,7 @@ def test_listing_gives_the_keys_with_a_prefix_in_order_of_characters(store):
     assert list(store.list("none/at/all")) == []
 
 
-def test_of_many_that_create_a_key_the_first_one_wins(store):
+def test_the_first_of_many_writers_creates_a_key(store):
     start = threading.Barrier(16)
 
     def create(writer: int) -> bool:
@@ -66,7 +66,7 @@ def test_of_many_that_create_a_key_the_first_one_wins(store):
     assert store.read("race/manifest.json") == b"%d" % won.index(True)
 
 
-def test_writers_and_deleters_of_neighbours_do_not_disturb_each_other(tmp_path):
+def test_writers_and_deleters_of_neighbouring_keys_do_not_interfere(tmp_path):
     store = open_store(tmp_path)
 
     def churn(writer: int) -> None:
@@ -81,19 +81,19 @@ def test_writers_and_deleters_of_neighbours_do_not_disturb_each_other(tmp_path):
 
 
 def test_a_missing_key_is_named(store):
-    for look in (store.read, store.size, store.path):
+    for check in (store.read, store.size, store.path):
         with pytest.raises(MissingKeyError, match="there is no not/there"):
-            look("not/there")
+            check("not/there")
 
 
-def test_a_folder_that_a_neighbour_removes_under_a_writer_is_made_again(tmp_path, monkeypatch):
+def test_a_folder_deleted_under_a_writer_is_created_again(tmp_path, monkeypatch):
     store, replace, calls = open_store(tmp_path), os.replace, []
 
-    def removed_once(aside: Path, target: Path) -> None:
+    def removed_once(temporary: Path, target: Path) -> None:
         calls.append(target)
         if len(calls) == 1:
             target.parent.rmdir()
-        replace(aside, target)
+        replace(temporary, target)
 
     monkeypatch.setattr(os, "replace", removed_once)
     store.write("folder/key", b"value")
@@ -102,18 +102,18 @@ def test_a_folder_that_a_neighbour_removes_under_a_writer_is_made_again(tmp_path
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "a/../../b", "a//b", "./a"])
 def test_keys_stay_within_the_store(store, key):
-    with pytest.raises(MuvaError, match="is no key"):
+    with pytest.raises(MuvaError, match="is not a key"):
         store.write(key, b"")
 
 
-def test_a_store_travels_to_other_processes(store):
+def test_a_store_can_be_pickled_to_other_processes(store):
     store.write("key", b"value")
     assert pickle.loads(pickle.dumps(store)).read("key") == b"value"
     assert open_store(store.uri).read("key") == b"value"
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path, monkeypatch, error):
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(tmp_path, monkeypatch, error):
     store = open_store(tmp_path)
     store.write("before", b"value")
 
@@ -122,21 +122,21 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path, monkeypatch, er
 
     monkeypatch.setattr(os, "fsync", full)  # where delayed allocation finds the disk full
     for write in (store.write, store.create):
-        with pytest.raises(MuvaError, match=r"disk is full, new was not written.*store gc"):
+        with pytest.raises(MuvaError, match=r"disk is full, so new was not written.*store gc"):
             write("new", b"value")
     monkeypatch.undo()
     assert list(store.list()) == ["before"]
     assert list((tmp_path / ".partial").iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
+def test_a_folder_that_is_not_writable_is_reported(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for root in (tmp_path / "file" / "store", Path("/proc/no-such-store")):
         with pytest.raises(MuvaError, match="cannot write key"):
             open_store(root).write("key", b"")
 
 
-def test_what_a_killed_writer_left_is_not_listed_and_is_swept(tmp_path):
+def test_leftovers_of_a_killed_writer_are_not_listed_and_are_swept(tmp_path):
     store = open_store(tmp_path)
     store.write("whole", b"value")
     (tmp_path / ".partial" / "0123").write_bytes(b"hal")
@@ -150,30 +150,30 @@ def test_what_a_killed_writer_left_is_not_listed_and_is_swept(tmp_path):
     ("uri", "message"),
     [("s3:///prefix", "found no bucket"), ("gs://bucket/prefix", "found the scheme gs")],
 )
-def test_addresses_that_are_no_stores_are_refused(uri, message):
+def test_uris_that_are_not_stores_are_rejected(uri, message):
     with pytest.raises(MuvaError, match=message):
         open_store(uri)
 
 
-def test_kinds_of_addresses(tmp_path):
+def test_store_uris(tmp_path):
     assert isinstance(open_store(f"file://{tmp_path}"), LocalStore)
     assert isinstance(open_store("s3://bucket"), S3Store)
     assert open_store("s3://bucket/a/b/").uri == "s3://bucket/a/b"
 
 
-def test_a_missing_bucket_is_said(s3):
+def test_a_missing_bucket_is_reported(s3):
     del s3
     with pytest.raises(MuvaError, match="Create the bucket first"):
         open_store("s3://no-such-bucket/prefix").write("key", b"")
 
 
-def test_an_endpoint_that_is_no_address_is_said(s3, monkeypatch):
+def test_an_invalid_endpoint_is_reported(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
-    with pytest.raises(MuvaError, match="expected AWS_ENDPOINT_URL as http://HOST:PORT"):
+    with pytest.raises(MuvaError, match="expected AWS_ENDPOINT_URL to be http://HOST:PORT"):
         open_store(s3.uri).read("key")
 
 
-def test_missing_credentials_are_said(s3, monkeypatch):
+def test_missing_credentials_are_reported(s3, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -182,32 +182,32 @@ def test_missing_credentials_are_said(s3, monkeypatch):
         open_store(s3.uri).read("key")
 
 
-def test_what_is_large_goes_in_parts_and_broken_off_ones_are_swept(s3, monkeypatch):
+def test_large_values_are_uploaded_in_parts_and_interrupted_uploads_are_swept(s3, monkeypatch):
     from boto3.session import Session
 
     monkeypatch.setattr(store_module, "MULTIPART_BYTES", 6 * 2**20)
     monkeypatch.setattr(store_module, "PART_BYTES", 5 * 2**20)
-    store_module._transfers.cache_clear()
+    store_module._transfer_config.cache_clear()
     large = os.urandom(12 * 2**20)
     s3.write("large", large)
     assert s3.read("large") == large
     assert s3.path("large").read_bytes() == large
     bucket, _, prefix = s3.uri.removeprefix("s3://").partition("/")
     client = Session().client("s3")
-    # The tag of what came in parts ends with their number.
+    # The ETag of a multipart upload ends with the number of parts.
     assert client.head_object(Bucket=bucket, Key=f"{prefix}/large")["ETag"].endswith('-3"')
     client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/broken")
     client.create_multipart_upload(Bucket=bucket, Key="another's")
     century = 100 * 365 * 86400
-    # moto lets all uploads begin in 2010
+    # in moto, all uploads were initiated in 2010
     assert (s3.sweep(older_than_s=century), s3.sweep(older_than_s=3600)) == (0, 1)
     assert [u["Key"] for u in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == [
         "another's"
     ]
-    store_module._transfers.cache_clear()
+    store_module._transfer_config.cache_clear()
 
 
-def test_what_others_leave_for_folders_is_no_key_and_is_swept(s3):
+def test_empty_folder_objects_of_other_programs_are_not_keys_and_are_swept(s3):
     from boto3.session import Session
     from pyarrow.fs import S3FileSystem
 
@@ -216,7 +216,7 @@ def test_what_others_leave_for_folders_is_no_key_and_is_swept(s3):
         f"{bucket}/{prefix}/models/muva/ray"
     )
     client = Session().client("s3")
-    client.put_object(Bucket=bucket, Key=f"{prefix}/", Body=b"")  # a person's
+    client.put_object(Bucket=bucket, Key=f"{prefix}/", Body=b"")  # created by a user
     s3.write("models/muva/ray/notes.json", b"{}")
     assert list(s3.list()) == ["models/muva/ray/notes.json"]
     s3.delete("models/muva/ray/notes.json")
@@ -226,7 +226,7 @@ def test_what_others_leave_for_folders_is_no_key_and_is_swept(s3):
     assert [entry["Key"] for entry in left] == [f"{prefix}/"]
 
 
-def test_a_server_that_refuses_delays_and_cuts_is_asked_again(s3, s3_server, monkeypatch):
+def test_requests_that_are_refused_delayed_or_cut_off_are_retried(s3, s3_server, monkeypatch):
     disturber = Disturber(seed=0, share=0.3)
     monkeypatch.setattr(disturbed, "SLOW_S", 0.05)
     with disturbed.disturbed_server(s3_server, disturber) as address:
@@ -249,13 +249,13 @@ def test_a_server_that_refuses_delays_and_cuts_is_asked_again(s3, s3_server, mon
         ("RequestTimeTooSkewed", "clock is wrong"),
         ("PermanentRedirect", "another region: set AWS_REGION"),
         ("AuthorizationHeaderMalformed", "another region: set AWS_REGION"),
-        ("AccessDenied", "may not do this here"),
+        ("AccessDenied", "lack the permission for this operation"),
     ],
 )
-def test_what_the_service_refuses_comes_with_a_remedy(s3, code, remedy):
+def test_errors_of_the_service_come_with_a_remedy(s3, code, remedy):
     from botocore.stub import Stubber
 
-    client = s3._connected()
+    client = s3._s3_client()
     with Stubber(client) as stub:
         stub.add_client_error("put_object", service_error_code=code, http_status_code=403)
         with pytest.raises(MuvaError, match=remedy):

@@ -1,4 +1,4 @@
-"""Training images: pooled without mixing people, resized, flipped together with their masks."""
+"""Training images: pooled without mixing identities, resized, flipped together with their masks."""
 
 import io
 import pickle
@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.data.normalised import normalised_levels, normalised_pixels
@@ -50,7 +51,7 @@ def dataset(root, name: str, people: list[int], *, split: Split = "train") -> Da
             Record(domain=name, image_id="g", split="gallery", pid=1, camid=9, source=png(0))
         )
     summary = write_shards(records, artifact=artifact, shard_bytes=8000)
-    artifact.commit(format_version=1, config={}, inputs={}, summary=asdict(summary))
+    artifact.commit(format_version=formats.SHARDS, config={}, inputs={}, summary=asdict(summary))
     return open_dataset(artifact)
 
 
@@ -76,8 +77,10 @@ def test_people_of_different_domains_are_different(sources):
         assert pooled.identities[label] == (sources[number].name, source["pid"])
 
 
-def test_sources_must_differ_and_hold_training_images(sources, tmp_path):
-    with pytest.raises(MuvaError, match="expected different data sets, found town, town"):
+def test_sources_must_differ_and_contain_training_images(sources, tmp_path):
+    with pytest.raises(
+        MuvaError, match="expected one or more different data sets, found town, town"
+    ):
         pool([sources[0], sources[0]])
     with pytest.raises(MuvaError, match="found none"):
         pool([])
@@ -91,7 +94,7 @@ def expected_image(seed: int, height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("cache_images", [0, 4, 100])
-def test_batches_are_the_images_asked_for_whatever_the_cache_holds(sources, cache_images):
+def test_batches_are_the_requested_images_whatever_is_cached(sources, cache_images):
     size: dict[str, Any] = {"height": 16, "width": 8}
     images = TrainingImages.open(
         sources,
@@ -115,7 +118,7 @@ def test_batches_are_the_images_asked_for_whatever_the_cache_holds(sources, cach
     assert torch.equal(images.batch(indices, None)[0], first)
 
 
-def test_images_that_travel_to_a_process_give_the_same_batches(sources):
+def test_pickled_training_images_give_the_same_batches(sources):
     grid = (4, 2)
     masks = torch.rand(15, 3, 8, generator=torch.Generator().manual_seed(0)) > 0.5
     images = TrainingImages.open(
@@ -123,12 +126,12 @@ def test_images_that_travel_to_a_process_give_the_same_batches(sources):
     )
     travelled = pickle.loads(pickle.dumps(images))
     indices, flips = np.array([2, 9, 2, 14]), torch.tensor([True, False, False, True])
-    ours, theirs = travelled.batch(indices, flips), images.batch(indices, flips)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    unpickled, original = travelled.batch(indices, flips), images.batch(indices, flips)
+    torch.testing.assert_close(unpickled, original, rtol=0, atol=0)
     assert len(images.image_ids) == 15 and not travelled.image_ids
 
 
-def test_an_image_is_decoded_once_for_all_who_train_on_it(sources, monkeypatch):
+def test_an_image_is_decoded_once_for_all_processes(sources, monkeypatch):
     decoded = []
 
     def counted(encoded):
@@ -145,7 +148,7 @@ def test_an_image_is_decoded_once_for_all_who_train_on_it(sources, monkeypatch):
     assert len(decoded) == 3
 
 
-def test_levels_that_are_looked_up_are_those_of_the_formula():
+def test_normalisation_by_lookup_equals_the_formula():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 3), dtype=np.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)
     here = normalised_pixels(pixels, mean=mean, std=std)
@@ -173,7 +176,7 @@ def test_a_flip_mirrors_image_and_masks_together(sources):
     assert torch.equal(flip_part_masks(flip_part_masks(masks, grid=grid), grid=grid), masks)
 
 
-def test_masks_of_another_grid_or_number_are_refused(sources):
+def test_masks_of_another_grid_or_number_are_rejected(sources):
     for shape in ((14, 3, 8), (15, 3, 9)):
         with pytest.raises(MuvaError, match="expected 15 images and 4 x 2 patches"):
             TrainingImages.open(
@@ -187,7 +190,7 @@ def test_masks_of_another_grid_or_number_are_refused(sources):
             )
 
 
-def test_the_first_image_of_each_person_and_camera_asks():
+def test_the_first_image_of_each_person_and_camera_is_a_query():
     assert first_per_camera([1, 1, 2, 1, -1], [1, 1, 1, 2, 1]) == [True, False, True, True, False]
     assert first_per_camera([1, 1, 2], [None, None, None]) == [True, False, True]
 
@@ -207,18 +210,18 @@ def test_images_of_any_mode_become_rgb(mode):
     assert (image.mode, image.size) == ("RGB", (3, 5))
 
 
-def test_sixteen_bits_become_the_upper_eight_and_more_are_refused():
+def test_sixteen_bits_become_the_upper_eight_and_more_are_rejected():
     ramp = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
     buffer = io.BytesIO()
     Image.fromarray(ramp).save(buffer, "PNG")
     np.testing.assert_array_equal(np.asarray(decode_rgb(buffer.getvalue()))[..., 0], ramp >> 8)
     buffer = io.BytesIO()
     Image.fromarray(ramp.astype(np.float32) / 65535).save(buffer, "TIFF")
-    with pytest.raises(UnreadableImageError, match="32 bits a channel"):
+    with pytest.raises(UnreadableImageError, match="32 bits per channel"):
         decode_rgb(buffer.getvalue())
 
 
-def test_an_image_is_turned_as_its_camera_was_held():
+def test_an_image_is_rotated_by_its_exif_orientation():
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6  # the top of the scene is at the right
@@ -226,16 +229,16 @@ def test_an_image_is_turned_as_its_camera_was_held():
     assert decode_rgb(buffer.getvalue()).size == (5, 3)
 
 
-def test_an_image_cut_anywhere_is_unreadable():
+def test_an_image_truncated_anywhere_is_unreadable():
     whole = png(0)
-    for length in range(0, len(whole) - 12, 97):  # the last 12 bytes only say that it ends
+    for length in range(0, len(whole) - 12, 97):  # the last 12 bytes only mark the end
         with pytest.raises(UnreadableImageError):
             decode_rgb(whole[:length])
 
 
 def test_test_images_are_resized_bilinearly():
     image = Image.open(io.BytesIO(png(1)))
-    ours = resized(image, height=16, width=8, interpolation="bilinear")
-    assert np.array_equal(ours, np.array(image.resize((8, 16), Image.Resampling.BILINEAR)))
+    result = resized(image, height=16, width=8, interpolation="bilinear")
+    assert np.array_equal(result, np.array(image.resize((8, 16), Image.Resampling.BILINEAR)))
     black = normalised_pixels(np.zeros((1, 2, 2, 3), np.uint8), mean=HALF, std=HALF)
     assert black.shape == (1, 3, 2, 2) and black.unique().tolist() == [-1]

@@ -21,7 +21,7 @@ from muva.config import Stage1Config, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.model.bundle import untouched_clip
+from muva.model.bundle import pretrained_clip
 from muva.model.precision import resolve_precision
 from muva.training.compute import Compute
 from muva.training.stage1 import image_centroids, learn_prompts
@@ -93,7 +93,7 @@ def test_float32_is_float32(small_clip: Path) -> None:
         found = model.float().to(GPU).retrieval_features(images.float().to(GPU)).cpu()
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6)
 
-    clip = untouched_clip(f"{small_clip}", image_height=64, image_width=32, stride=8)
+    clip = pretrained_clip(f"{small_clip}", image_height=64, image_width=32, stride=8)
     pixels = interpolate(images.float(), size=(64, 32)).clamp(0, 1)
     here = clip.embed_pixels(pixels)
     np.testing.assert_allclose(clip.to("cuda").embed_pixels(pixels), here, rtol=0, atol=2e-6)
@@ -117,7 +117,7 @@ def _losses(found: Trace) -> list[float]:
 def test_fp16_scales_its_loss_and_keeps_the_scale() -> None:
     model = small_model(identities=6, parts=PARTS)
     *_, last = train(model, ToyImages(), device=GPU, precision="fp16")
-    assert float(torch.as_tensor(last.state()["scaler/scale"])) >= 1024
+    assert float(torch.as_tensor(last.checkpoint()["scaler/scale"])) >= 1024
 
 
 def test_auto_is_bf16_where_the_gpu_has_it() -> None:
@@ -168,13 +168,17 @@ def little_memory() -> Iterator[float]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(little_memory: float) -> None:
+def test_following_the_advice_of_a_full_gpu_makes_training_fit(little_memory: float) -> None:
     tried: list[int | None] = [None]
     while message := refusal(tried[-1]):
         assert re.search(
-            r"stage 2, (epoch 1, step 1 of 1|features .* epoch 1): the memory is full", message
+            r"stage 2, (epoch 1, step 1 of 1|features .* epoch 1): the GPU is out of memory",
+            message,
         )
-        assert "GB at most so far, of the GPU's" in message and "CUDA out of memory" in message
+        assert (
+            re.search(r"a peak of [\d.]+ GB of the GPU's [\d.]+ GB so far", message)
+            and "CUDA out of memory" in message
+        )
         advised = re.search(r"--micro-batch (\d+)", message)
         assert advised is not None
         tried.append(int(advised[1]))
@@ -206,7 +210,7 @@ def test_a_pipeline_runs_on_the_gpu_and_its_model_anywhere(
 ) -> None:
     session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
     workers = Workers()
-    assert workers.use_gpu and workers.how.loaders
+    assert workers.use_gpu and workers.compute.loaders
     settings = {
         "variants": ["muva"],
         "tune": None,
@@ -215,7 +219,7 @@ def test_a_pipeline_runs_on_the_gpu_and_its_model_anywhere(
         "validation": {"identities": 0.34},
     }
     config = with_settings(load_recipe(smoke_recipe), settings, where="smoke")
-    report = run_pipeline(session, config, workers=workers)
+    report = run_pipeline(session, config)
     manifest = open_artifact(report.models["muva"]).manifest()
     assert manifest is not None
     losses = [epoch["loss"] for epoch in manifest["summary"]["history"]]

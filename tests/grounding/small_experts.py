@@ -1,7 +1,7 @@
-"""Each expert's architecture at its smallest, with random weights and a tokenizer of a few words.
+"""The architecture of each expert at its smallest, with random weights and a tiny tokenizer.
 
-What is saved is what `from_pretrained` reads of a real checkpoint: configuration, weights and
-processor of the same classes.
+What is saved is what `from_pretrained` reads from a real checkpoint: configuration, weights, and a
+processor of the same class.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def florence2(folder: Path) -> None:
 
 def kosmos2(folder: Path) -> None:
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    # The processor takes the ids after <unk> for the places of the image.
+    # The processor uses the ids after <unk> as placeholders for the image.
     known = [*special, *(f"<image-{i}>" for i in range(70)), *(f"▁{word}" for word in WORDS)]
     processor = tf.Kosmos2Processor(
         tf.CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False),

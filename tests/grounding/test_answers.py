@@ -1,8 +1,8 @@
-"""Answers as models really give them, against boxes worked out by hand."""
+"""Answers as models actually give them, compared with boxes computed by hand."""
 
 import pytest
 
-from muva.grounding.answers import best_box, boxes_in_text, largest_box, tidy_box
+from muva.grounding.answers import best_box, boxes_in_text, clip_box, largest_box
 from muva.grounding.experts.http import grounding as http_grounding
 from muva.grounding.experts.kosmos2 import cells_box
 from muva.grounding.experts.kosmos2 import grounding as kosmos_grounding
@@ -22,10 +22,10 @@ from muva.grounding.experts.qwen_vl import grounding as qwen_grounding
     ],
 )
 def test_corners_in_any_order_become_a_box_within_the_image(corners, box):
-    assert tidy_box(corners) == box
+    assert clip_box(corners) == box
 
 
-def test_of_several_boxes_the_largest_within_the_image_or_the_one_with_the_best_score():
+def test_the_largest_box_inside_the_image_or_the_one_with_the_best_score_is_used():
     boxes = [(0.0, 0.0, 0.2, 0.2), (0.9, 0.0, 3.0, 1.0), (0.1, 0.5, 0.5, 0.9), (2.0, 2.0, 3.0, 3.0)]
     assert largest_box(boxes) == (0.1, 0.5, 0.5, 0.9)
     assert best_box(boxes, [0.3, 0.7, 0.5, 0.9]) == ((0.9, 0.0, 1.0, 1.0), 0.7)
@@ -48,11 +48,11 @@ def test_of_several_boxes_the_largest_within_the_image_or_the_one_with_the_best_
         ("[1, 2, 3]", []),
     ],
 )
-def test_boxes_are_found_in_what_models_write(text, boxes):
+def test_boxes_are_found_in_model_output(text, boxes):
     assert boxes_in_text(text) == boxes
 
 
-def test_qwen_counts_in_the_pixels_of_the_resized_image_or_in_thousandths():
+def test_qwen_answers_in_pixels_of_the_resized_image_or_in_thousandths():
     # A crop of 128 x 64 becomes 140 x 56 for Qwen2.5-VL: 10 rows and 4 columns of 14.
     answer = '[{"bbox_2d": [14, 35, 42, 70], "label": "the head"}]'
     assert qwen_grounding(answer, (56.0, 140.0)).box == (0.25, 0.25, 0.75, 0.5)
@@ -61,13 +61,13 @@ def test_qwen_counts_in_the_pixels_of_the_resized_image_or_in_thousandths():
     assert (nothing.box, nothing.answer) == (None, "I cannot see it.")
 
 
-def test_kosmos_means_the_middle_of_cells_and_whole_cells_where_corners_share_a_line():
+def test_kosmos_boxes_use_cell_centres_and_whole_cells_if_corners_share_a_line():
     assert cells_box(0, 32 * 31 + 31) == (0.5 / 32, 0.5 / 32, 31.5 / 32, 31.5 / 32)
     # Columns 3 to 3, rows 2 to 9.
     assert cells_box(2 * 32 + 3, 9 * 32 + 3) == (3 / 32, 2.5 / 32, 4 / 32, 9.5 / 32)
-    said = "<object><patch_index_0044><patch_index_0863></object> is <patch_index_0000>"
+    text = "<object><patch_index_0044><patch_index_0863></object> is <patch_index_0000>"
     # Cells (row 1, column 12) and (row 26, column 31).
-    assert kosmos_grounding(said).box == (12.5 / 32, 1.5 / 32, 31.5 / 32, 26.5 / 32)
+    assert kosmos_grounding(text).box == (12.5 / 32, 1.5 / 32, 31.5 / 32, 26.5 / 32)
     assert kosmos_grounding(" is a man").box is None
 
 
@@ -79,7 +79,7 @@ def test_owlv2_pads_to_a_square_at_the_right_and_below():
     assert unpadded((0.5, 0.25, 1.0, 0.5), (100, 50)) == (0.0, 0.0, 1.0, 1.0)
 
 
-def test_a_served_model_counts_in_what_it_is_said_to_count_in():
+def test_a_served_model_answers_in_the_configured_coordinates():
     answer, size = "[[016,032,048,064]]", (64, 128)
     assert http_grounding(answer, "thousandths", size).box == (0.016, 0.032, 0.048, 0.064)
     assert http_grounding(answer, "pixels", size).box == (0.25, 0.25, 0.75, 0.5)

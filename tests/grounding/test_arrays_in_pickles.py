@@ -1,4 +1,4 @@
-"""Pickles are read as data: what they name is never called, and no byte is taken for two."""
+"""Pickles are read as data: what they name is never called, and no byte counts twice."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muva.grounding.arrays_in_pickles import ForbiddenError, arrays_in
+from muva.grounding.arrays_in_pickles import ForbiddenGlobalError, load_arrays
 
 
 def reads(pickled: bytes) -> Any:
-    return arrays_in(io.BytesIO(pickled))
+    return load_arrays(io.BytesIO(pickled))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_and_plain_containers_come_out_as_pickle_itself_reads_them(protocol: int) -> None:
+def test_arrays_and_plain_containers_are_read_as_by_pickle(protocol: int) -> None:
     rng = np.random.default_rng(0)
     grey = rng.random((3, 4, 5))
     sent = OrderedDict(
@@ -61,12 +61,12 @@ def calling(function: Callable[..., object], *arguments: object) -> object:
         (np.ma.zeros(3), "_mareconstruct"),
     ],
 )
-def test_what_is_no_array_is_named_and_not_called(
+def test_other_globals_are_named_and_not_called(
     what: object, name: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pickled = pickle.dumps({"a.jpg": what}, protocol=protocol)
-    with pytest.raises(ForbiddenError, match=name):
+    with pytest.raises(ForbiddenGlobalError, match=name):
         reads(pickled)
     assert not list(tmp_path.iterdir())
 
@@ -82,8 +82,8 @@ def test_what_is_no_array_is_named_and_not_called(
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_arrays_of_anything_but_numbers_are_refused(what: object, protocol: int) -> None:
-    with pytest.raises((ValueError, ForbiddenError)):
+def test_arrays_of_anything_but_numbers_are_rejected(what: object, protocol: int) -> None:
+    with pytest.raises((ValueError, ForbiddenGlobalError)):
         reads(pickle.dumps(what, protocol=protocol))
 
 
@@ -101,7 +101,7 @@ ARRAY, RECONSTRUCT = named("numpy", "ndarray"), named("numpy.core.multiarray", "
 @pytest.mark.parametrize(
     "pickled",
     [
-        # Four bytes as 2^40 numbers, by strides of 0; memory that nobody filled; the same by state.
+        # Four bytes as 2^40 numbers by strides of 0; uninitialised memory; the same in a state.
         ARRAY
         + b"("
         + number(2**40)
@@ -118,11 +118,11 @@ ARRAY, RECONSTRUCT = named("numpy", "ndarray"), named("numpy.core.multiarray", "
     ],
     ids=["strides", "unfilled", "reconstructed", "bytearray", "bytes", "memo", "stack"],
 )
-def test_a_few_bytes_do_not_fill_the_memory(pickled: bytes) -> None:
+def test_a_few_bytes_cannot_fill_the_memory(pickled: bytes) -> None:
     tracemalloc.start()
     try:
         content = reads(pickled)
-    except Exception as error:  # any refusal will do
+    except Exception as error:  # any rejection is fine
         content = error
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -130,11 +130,11 @@ def test_a_few_bytes_do_not_fill_the_memory(pickled: bytes) -> None:
     assert peak_bytes < 1e6
 
 
-def test_one_list_in_very_many_places_is_refused_at_once() -> None:
+def test_exponentially_nested_lists_are_rejected_quickly() -> None:
     nested: list[Any] = []
     for _ in range(60):
         nested = [nested, nested]
-    with pytest.raises(ValueError, match="over and over"):
+    with pytest.raises(ValueError, match="again and again"):
         reads(pickle.dumps({"a.jpg": nested}))
     shared = [[0.1, 0.1, 0.9, 0.9]] * 3
     names = [f"{number:08d}.jpg" for number in range(50)]

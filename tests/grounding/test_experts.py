@@ -1,4 +1,4 @@
-"""Every expert on its real classes, with small random weights: processor, model, answer."""
+"""Every expert with its real classes and small random weights: processor, model, answer."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_an_image_gets_the_same_answers_alone_and_among_others(
     together = expert.ground(images, PHRASES)
     assert [len(answers) for answers in together] == [len(PHRASES)] * len(images)
     alone = [expert.ground([image], PHRASES)[0] for image in images]
-    for ours, theirs in zip(together, alone, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
+    for in_batch, one_by_one in zip(together, alone, strict=True):
+        for one, other in zip(in_batch, one_by_one, strict=True):
             if one.score is None:
                 assert one.answer == other.answer
                 assert one.box == other.box
@@ -83,7 +83,7 @@ def test_there_is_a_small_checkpoint_of_every_expert_with_weights() -> None:
     assert set(MAKERS) == set(EXPERTS) - {"annotated", "http", "tiny"}
 
 
-def test_florence_looks_once_at_an_image_and_answers_as_its_own_processor_does(
+def test_florence_encodes_an_image_once_and_answers_like_its_own_pipeline(
     images: list[GroundingImage], checkpoints: Path
 ) -> None:
     folder = checkpoint(checkpoints, "florence-2")
@@ -94,13 +94,13 @@ def test_florence_looks_once_at_an_image_and_answers_as_its_own_processor_does(
         for phrase, answer in zip(PHRASES.values(), answers, strict=True):
             text = f"<CAPTION_TO_PHRASE_GROUNDING>{phrase}"
             inputs = processor(text=text, images=image.image, return_tensors="pt")
-            said = model.generate(**inputs, max_new_tokens=64, num_beams=1, do_sample=False)
-            expected = processor.batch_decode(said, skip_special_tokens=False)[0]
+            generated = model.generate(**inputs, max_new_tokens=64, num_beams=1, do_sample=False)
+            expected = processor.batch_decode(generated, skip_special_tokens=False)[0]
             assert answer.answer == expected.replace("<pad>", "")
 
 
 @pytest.mark.parametrize(
-    ("said", "box"),
+    ("generated", "box"),
     [
         ("</s><s>head<loc_100><loc_0><loc_299><loc_199></s>", (0.1005, 0.0005, 0.2995, 0.1995)),
         ("the head<loc_0><loc_0><loc_9><loc_9>the person<loc_0><loc_0><loc_999><loc_999></s>",
@@ -113,11 +113,11 @@ def test_florence_looks_once_at_an_image_and_answers_as_its_own_processor_does(
         ("there are no legs here</s>", None),
     ],
 )  # fmt: skip
-def test_florences_locations_are_the_middles_of_thousandths(
-    said: str, box: tuple[float, ...] | None, checkpoints: Path
+def test_florences_locations_are_bin_centres(
+    generated: str, box: tuple[float, ...] | None, checkpoints: Path
 ) -> None:
     expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
-    found = expert._grounding(said)
+    found = expert._grounding(generated)
     assert found.box == (box and pytest.approx(box))
 
 
@@ -132,27 +132,27 @@ def test_weights_are_pinned_by_their_content(checkpoints: Path, tmp_path: Path) 
     assert chosen(folder, "owlv2").revision != revision
 
 
-def test_a_hub_that_is_out_of_reach_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody there
+def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9"
+    )  # nothing listens there
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", f"{tmp_path}")
-    with pytest.raises(MuvaError, match=r"the hub does not answer .* name the folder with --set"):
+    with pytest.raises(
+        MuvaError, match=r"the hub does not respond .* network access and use --set"
+    ):
         choose_expert(GroundingConfig(expert="grounding-dino"))
 
 
-def test_weights_that_are_not_what_they_should_be_are_named(
-    checkpoints: Path, tmp_path: Path
-) -> None:
+def test_wrong_or_incomplete_weights_are_reported(checkpoints: Path, tmp_path: Path) -> None:
     owl = checkpoint(checkpoints, "owlv2")
     with pytest.raises(MuvaError, match="expected the architecture kosmos-2, found owlv2"):
         chosen(owl, "kosmos-2").load()
-    with pytest.raises(MuvaError, match="expected a folder that is there, or a hub's ORG/NAME"):
+    with pytest.raises(MuvaError, match="expected an existing folder or a hub's ORG/NAME"):
         chosen(tmp_path / "nowhere", "owlv2")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MuvaError, match="expected safetensors in this folder, found nothing"):
         chosen(tmp_path / "empty", "owlv2")
-    with pytest.raises(MuvaError, match="a folder has no revisions"):
+    with pytest.raises(MuvaError, match="expected no revision for a folder, found main"):
         chosen(owl, "owlv2", revision="main")
     shutil.copytree(owl, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
@@ -169,7 +169,7 @@ def test_weights_that_are_not_what_they_should_be_are_named(
         chosen(tmp_path / "partial", "owlv2").load()
 
 
-def test_experts_and_settings_that_do_not_fit_are_refused() -> None:
+def test_experts_with_incompatible_settings_are_rejected() -> None:
     with pytest.raises(MuvaError, match="expert 'florence' is unknown; closest: florence-2"):
         choose_expert(GroundingConfig(expert="florence"))
     with pytest.raises(MuvaError, match="annotated has no weights"):
@@ -178,16 +178,18 @@ def test_experts_and_settings_that_do_not_fit_are_refused() -> None:
         choose_expert(GroundingConfig(expert="http"))
 
 
-def test_the_small_vocabulary_refuses_other_words(
+def test_words_outside_the_small_vocabulary_are_rejected(
     images: list[GroundingImage], checkpoints: Path
 ) -> None:
     expert = chosen(checkpoint(checkpoints, "florence-2"), "florence-2").load()
-    with pytest.raises(MuvaError, match="phrase 'the backpack': this expert's small vocabulary"):
+    with pytest.raises(
+        MuvaError, match="phrase 'the backpack': the small vocabulary of this expert"
+    ):
         expert.ground(images[:1], {"bag": "the backpack"})
 
 
 class Endpoint(ThreadingHTTPServer):
-    """A chat endpoint that answers by a script: status codes first, then this text."""
+    """A chat endpoint with scripted answers: first these status codes, then this text."""
 
     text: str = "[[100,200,300,400]]"
     failures: list[int]
@@ -245,14 +247,14 @@ def test_a_served_model_is_asked_the_papers_question(
     assert request["model"] == "cogvlm" and request["temperature"] == 0
     image, question = request["messages"][0]["content"]
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
-    asked = {seen["messages"][0]["content"][1]["text"] for seen in endpoint.seen}
-    assert question["text"] in asked and len(asked) == 3
-    assert any("the location of the legs of the person within the image" in text for text in asked)
+    questions = {seen["messages"][0]["content"][1]["text"] for seen in endpoint.seen}
+    assert question["text"] in questions and len(questions) == 3
+    assert any(
+        "the location of the legs of the person within the image" in text for text in questions
+    )
 
 
-def test_refusals_of_the_moment_are_tried_again(
-    endpoint: Endpoint, images: list[GroundingImage]
-) -> None:
+def test_temporary_failures_are_retried(endpoint: Endpoint, images: list[GroundingImage]) -> None:
     endpoint.failures = [503, 429, 500]
     answers = served(coordinates="pixels").ground(images[:1], {"head": PHRASES["head"]})
     assert len(endpoint.seen) == 4
@@ -274,19 +276,19 @@ def test_an_endpoint_that_refuses_is_named_without_its_token(
         served()
 
 
-def test_an_image_that_the_endpoint_refuses_is_named_with_its_reason(
+def test_an_image_that_the_endpoint_refuses_is_reported_with_its_reason(
     endpoint: Endpoint, images: list[GroundingImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MUVA_EXPERT_TOKEN", "s3cr3t-token")
     endpoint.failures = [413]
-    with pytest.raises(RefusedImageError, match=r'refused it: 413 \{"error": "no"\}'):
+    with pytest.raises(RefusedImageError, match=r'refused by the endpoint: 413 \{"error": "no"\}'):
         served().ground(images[:1], {"head": PHRASES["head"]})
 
 
 def test_neither_address_nor_token_of_an_endpoint_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUVA_EXPERT_URL", "http://me:s3cr3t@127.0.0.1:9/v1")
     monkeypatch.setenv("MUVA_EXPERT_TOKEN", "t0ken-s3cr3t")
-    monkeypatch.setattr("muva.grounding.experts.http.ATTEMPTS", 0)
+    monkeypatch.setattr("muva.grounding.experts.http.MAX_RETRIES", 0)
     chosen = choose_expert(GroundingConfig(expert="http", checkpoint="cogvlm"))
     assert "s3cr3t" not in repr(chosen)
     monkeypatch.delenv("MUVA_EXPERT_TOKEN")
@@ -298,7 +300,7 @@ def test_neither_address_nor_token_of_an_endpoint_is_shown(monkeypatch: pytest.M
     assert "s3cr3t" not in str(mistake.value)
 
 
-def test_weights_that_have_changed_since_they_were_chosen_are_not_loaded(tmp_path: Path) -> None:
+def test_weights_that_changed_after_they_were_pinned_are_not_loaded(tmp_path: Path) -> None:
     MAKERS["owlv2"](tmp_path / "owl")
     chosen = choose_expert(GroundingConfig(expert="owlv2", checkpoint=str(tmp_path / "owl")))
     (tmp_path / "owl" / "more.json").write_text("{}")
@@ -309,9 +311,9 @@ def test_weights_that_have_changed_since_they_were_chosen_are_not_loaded(tmp_pat
         chosen.load()
 
 
-def test_the_shipped_expert_finds_parts_of_people_in_a_network_that_it_has_not_seen():
+def test_the_shipped_expert_finds_parts_in_an_unseen_camera_network():
     chosen = choose_expert(GroundingConfig(expert="tiny"))
-    assert chosen.weights is not None and chosen.weights.place == "shipped:tiny"
+    assert chosen.weights is not None and chosen.weights.location == "shipped:tiny"
     assert chosen.weight_bytes() == pytest.approx(2.06e6 * 4, rel=0.05)
     shots = [
         render("syn-airport", pid=7000 + n, camid=1 + n % 4, index=0, height=128, width=64)
@@ -324,7 +326,7 @@ def test_the_shipped_expert_finds_parts_of_people_in_a_network_that_it_has_not_s
     answers = chosen.load().ground(images, PHRASES)
     for column, part in enumerate(PHRASES):
         true = np.array([shot.boxes[part] for shot in shots if shot.boxes[part]])
-        said = np.array(
+        generated = np.array(
             [a[column].box for a, shot in zip(answers, shots, strict=True) if shot.boxes[part]]
         )
-        assert np.median(iou(true, said)) > 0.6
+        assert np.median(iou(true, generated)) > 0.6

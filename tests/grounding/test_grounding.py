@@ -1,4 +1,4 @@
-"""Grounding a data set: labels per shard, aligned with images, refused where they do not belong."""
+"""Grounding a data set: labels per shard, aligned with images, rejected for other data sets."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.grounding import ground as ground_module
 from muva.grounding.expert import Grounding, GroundingImage, RefusedImageError
-from muva.grounding.experts import choose_expert
+from muva.grounding.experts import choose_expert, label_config
 from muva.grounding.experts.annotated import AnnotatedExpert
-from muva.grounding.ground import BrokenExpertError, Care, ground_shard, label_config
+from muva.grounding.ground import BrokenExpertError, RetryPlan, ground_shard
 from muva.grounding.labels import (
-    finished_parts,
     label_key,
     label_table,
+    labelled_shards,
     open_labels,
     summarise_labels,
-    write_label_part,
+    write_shard_labels,
 )
 
 PARTS = ("head", "upper_body", "legs")
@@ -83,14 +83,14 @@ def grounded(town: Dataset, expert=None, *, leave_out=(), commit=True) -> Artifa
     expert = expert or AnnotatedExpert()
     artifact = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     for index in set(range(len(town.shards))) - set(leave_out):
-        write_label_part(artifact, index, looked_at(town, index, expert=expert, batch_images=7))
+        write_shard_labels(artifact, index, looked_at(town, index, expert=expert, batch_images=7))
     if commit:
         summary = summarise_labels(artifact, town, parts=PARTS)
         artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
     return artifact
 
 
-def test_annotated_boxes_come_out_aligned_with_the_images_asked_for(town):
+def test_annotated_boxes_are_aligned_with_the_requested_images(town):
     labels = open_labels(grounded(town), dataset=town)
     order = np.random.default_rng(0).permutation(40)
     boxes, found = labels.boxes([f"{i:03d}.png" for i in order])
@@ -104,7 +104,7 @@ def test_annotated_boxes_come_out_aligned_with_the_images_asked_for(town):
     assert torch.equal(legs_only, boxes[order.tolist().index(1), 2].view(1, 1, 4))
 
 
-def test_the_summary_tells_how_often_each_part_was_found(town):
+def test_the_summary_has_the_detection_rate_of_each_part(town):
     manifest = grounded(town).manifest()
     assert manifest is not None
     summary = manifest["summary"]
@@ -120,23 +120,23 @@ def test_a_shard_is_grounded_whatever_the_batch(town):
     assert len(one) == town.shards[1].rows * 3
 
 
-def test_quick_batches_are_told_of_together_and_slow_ones_each(town, monkeypatch):
-    def told(care: Care | None = None) -> list[range]:
-        begun: list[range] = []
+def test_fast_batches_are_announced_together_and_slow_ones_separately(town, monkeypatch):
+    def started(plan: RetryPlan | None = None) -> list[range]:
+        starts: list[range] = []
         expert = AnnotatedExpert()
-        looked_at(town, 0, expert=expert, batch_images=4, begin=begun.append, care=care)
-        return begun
+        looked_at(town, 0, expert=expert, batch_images=4, on_start=starts.append, plan=plan)
+        return starts
 
     assert town.shards[0].rows == 13
     each = [range(4), range(4, 8), range(8, 12), range(12, 13)]
-    assert told() == [range(4), range(4, 13)]
-    assert told(Care(alone=frozenset({12}))) == each
-    monkeypatch.setattr(ground_module, "TELL_S", 1e-9)
-    assert told() == each
+    assert started() == [range(4), range(4, 13)]
+    assert started(RetryPlan(isolate=frozenset({12}))) == each
+    monkeypatch.setattr(ground_module, "PROGRESS_INTERVAL_S", 1e-9)
+    assert started() == each
 
 
 class Looking:
-    """An expert that looks at the pixels, and answers with the mean brightness as a score."""
+    """An expert that reads the pixels and answers with the mean brightness as the score."""
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
@@ -152,7 +152,7 @@ class Looking:
         ]
 
 
-def test_an_expert_is_asked_the_phrases_and_its_answers_are_kept(town):
+def test_an_expert_gets_the_phrases_and_its_answers_are_stored(town):
     rows = looked_at(town, 0, expert=Looking()).to_pylist()
     first = [row for row in rows if row["image_id"] == "000.png"]
     assert [row["answer"] for row in first] == list(PHRASES.values())
@@ -162,7 +162,7 @@ def test_an_expert_is_asked_the_phrases_and_its_answers_are_kept(town):
 
 
 def damaged(town: Dataset, image_ids: set[str]) -> Dataset:
-    """The data set with images that became unreadable after it was stored."""
+    """The data set with images that were damaged after it was stored."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -180,7 +180,7 @@ def damaged(town: Dataset, image_ids: set[str]) -> Dataset:
     return town
 
 
-def test_an_image_that_cannot_be_decoded_is_noted_and_the_rest_goes_on(town):
+def test_an_image_that_cannot_be_decoded_is_recorded_and_the_rest_continues(town):
     labels = grounded(damaged(town, {"002.png", "017.png"}), Looking())
     manifest = labels.manifest()
     assert manifest is not None and manifest["summary"]["failed"] == 2
@@ -189,16 +189,16 @@ def test_an_image_that_cannot_be_decoded_is_noted_and_the_rest_goes_on(town):
 
 
 class Failing(Looking):
-    """Fails on an image as a whole batch would, and takes no more than four images at once."""
+    """Fails for certain images, alone or in a batch, and accepts at most four images at once."""
 
     def __init__(self, dark: set[str]) -> None:
         self.dark = dark
-        self.asked: list[list[str]] = []
+        self.batches: list[list[str]] = []
 
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        self.asked.append([image.image_id for image in images])
+        self.batches.append([image.image_id for image in images])
         if len(images) > 4:
             raise torch.OutOfMemoryError("too large")
         if self.dark & {image.image_id for image in images}:
@@ -206,7 +206,9 @@ class Failing(Looking):
         return super().ground(images, phrases)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert_is_set_aside(town):
+def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert_is_quarantined(
+    town,
+):
     expert = Failing({"003.png"})
     table = looked_at(town, 0, expert=expert, batch_images=16)
     assert len(table) == town.shards[0].rows * 3
@@ -214,10 +216,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert
     assert failed == {
         "003.png": "the expert failed twice: RuntimeError: a shape that it cannot take"
     }
-    assert sum("003.png" in asked and len(asked) <= 4 for asked in expert.asked) >= 2
+    assert sum("003.png" in batches and len(batches) <= 4 for batches in expert.batches) >= 2
     alone = Failing({"003.png"})
     assert looked_at(town, 0, expert=alone, batch_images=1).equals(table)
-    assert alone.asked.count(["003.png"]) == 2
+    assert alone.batches.count(["003.png"]) == 2
     assert (
         table.drop_columns("error")
         .filter(table["error"].is_null())
@@ -232,57 +234,64 @@ def test_a_batch_that_does_not_fit_is_halved_and_an_image_that_breaks_the_expert
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (MemoryError(), "000.png: there is no memory for this image alone"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough"), "there is no memory"),
+        (MemoryError(), "000.png: not even this single image fits into memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough"), "not even this single"),
         (RuntimeError("device-side assert"), "failed twice: RuntimeError: device-side assert"),
         (RefusedImageError("400 too long"), "000.png: 400 too long"),
     ],
 )
-def test_what_breaks_at_most_images_is_no_fault_of_the_images(town, error, reason):
+def test_an_expert_that_fails_for_most_images_is_broken(town, error, reason):
     class Broken(Looking):
         def ground(self, images, phrases):
             raise error
 
     with pytest.raises(
-        BrokenExpertError, match=rf"looking: failed at \d+ of \d+ images of shard 0.*{reason}"
+        BrokenExpertError, match=rf"looking: failed for \d+ of \d+ images of shard 0.*{reason}"
     ):
         looked_at(town, 0, expert=Broken())
 
 
-def test_a_size_that_does_not_fit_is_not_tried_again(town):
+def test_a_batch_size_that_does_not_fit_is_not_tried_again(town):
     expert = Failing(set())
     assert town.shards[0].rows == 13
     _, report = ground_shard(town, 0, expert=expert, name="looking", batch_images=5)
-    # The second batch was ready when the first one turned out too large.
-    assert list(map(len, expert.asked)) == [5, 2, 3, 5, 2, 3, 2, 1]
-    assert (report.batch_images, report.failed, report.broken) == (2, 0, 0)
+    # The second batch was already prefetched when the first one turned out to be too large.
+    assert list(map(len, expert.batches)) == [5, 2, 3, 5, 2, 3, 2, 1]
+    assert (report.batch_images, report.failed, report.expert_failures) == (2, 0, 0)
 
 
-def test_nothing_is_decoded_beside_rows_that_want_care(town, monkeypatch):
-    told: list[str] = []
-    decode = ground_module._decoded
+def test_isolated_rows_are_processed_without_prefetching(town, monkeypatch):
+    started: list[str] = []
+    decode = ground_module._decode_batch
 
-    def decoded(rows, report, stretch):
-        told.append(f"decode {stretch.start}")
-        return decode(rows, report, stretch)
+    def decoded(rows, report, batch):
+        started.append(f"decode {batch.start}")
+        return decode(rows, report, batch)
 
-    monkeypatch.setattr(ground_module, "_decoded", decoded)
-    begin = lambda rows: told.append(f"begin {rows.start}")  # noqa: E731
+    monkeypatch.setattr(ground_module, "_decode_batch", decoded)
+    on_start = lambda rows: started.append(f"begin {rows.start}")  # noqa: E731
     looked_at(
-        town, 0, expert=Looking(), batch_images=5, care=Care(alone=frozenset({5})), begin=begin
+        town,
+        0,
+        expert=Looking(),
+        batch_images=5,
+        plan=RetryPlan(isolate=frozenset({5})),
+        on_start=on_start,
     )
-    assert told[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
+    assert started[:6] == ["begin 0", "decode 0", "begin 5", "decode 5", "begin 6", "decode 6"]
 
 
-def test_too_many_images_that_cannot_be_decoded_stop_it(town):
-    with pytest.raises(MuvaError, match=r"6 of 40 images could not be looked at.*not an image"):
+def test_too_many_images_that_cannot_be_decoded_stop_grounding(town):
+    with pytest.raises(MuvaError, match=r"6 of 40 images were quarantined.*not an image"):
         grounded(damaged(town, {f"{i:03d}.png" for i in range(6)}), Looking())
 
 
-def test_unfinished_labels_are_taken_up_and_not_opened(town):
+def test_unfinished_labels_are_resumed_and_cannot_be_opened(town):
     labels = grounded(town, leave_out=[1], commit=False)
-    assert finished_parts(labels) == set(range(len(town.shards))) - {1}
-    with pytest.raises(MuvaError, match=r"1 of \d+ shards have no labels yet \(shard 1"):
+    assert labelled_shards(labels) == set(range(len(town.shards))) - {1}
+    with pytest.raises(
+        MuvaError, match=r"1 of \d+ shards have no labels yet, the first is shard 1"
+    ):
         summarise_labels(labels, town, parts=PARTS)
     with pytest.raises(MuvaError, match="is unfinished"):
         open_labels(labels, dataset=town)
@@ -291,7 +300,7 @@ def test_unfinished_labels_are_taken_up_and_not_opened(town):
 def test_labels_of_another_data_set_are_refused(town, tmp_path):
     labels = grounded(town)
     other = dataset(tmp_path / "other", name="city", images=20)
-    with pytest.raises(MuvaError, match=r"holds labels of town .* expected those of city"):
+    with pytest.raises(MuvaError, match=r"expected labels of city .* found those of town"):
         open_labels(labels, dataset=other)
 
 
@@ -299,7 +308,7 @@ def test_images_and_parts_without_labels_are_named(town):
     labels = open_labels(grounded(town), dataset=town)
     with pytest.raises(MuvaError, match=r"1 of 2 images have no labels, for example x\.png"):
         labels.boxes(["001.png", "x.png"])
-    with pytest.raises(MuvaError, match="not of shoes"):
+    with pytest.raises(MuvaError, match="expected labels of shoes, found only head"):
         labels.boxes(["001.png"], parts=["shoes"])
 
 
@@ -307,9 +316,11 @@ def test_missing_rows_and_damaged_files_are_named(town):
     artifact = grounded(town)
     short = looked_at(town, 0, expert=AnnotatedExpert()).slice(1)
     artifact.store.delete(artifact.key(label_key(0)))
-    assert write_label_part(artifact, 0, short)
-    assert not write_label_part(artifact, 0, looked_at(town, 0, expert=AnnotatedExpert()))
-    with pytest.raises(MuvaError, match=r"1 labels are missing and 0 .* twice, for example of 000"):
+    assert write_shard_labels(artifact, 0, short)
+    assert not write_shard_labels(artifact, 0, looked_at(town, 0, expert=AnnotatedExpert()))
+    with pytest.raises(
+        MuvaError, match=r"1 labels are missing and 0 are duplicated, for example of 000"
+    ):
         open_labels(artifact, dataset=town)
     artifact.store.write(artifact.key("labels-00000.parquet"), b"PAR1")
     with pytest.raises(MuvaError, match=r"labels-00000\.parquet is damaged"):
@@ -319,19 +330,25 @@ def test_missing_rows_and_damaged_files_are_named(town):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: [*rows, rows[0]], "0 labels are missing and 1 are there twice"),
-        (lambda rows: rows[3:], "0 labels are missing .* 39 of 40 images have any"),
-        (lambda rows: [{**rows[0], "box": None}, *rows[1:]], "a part is found, but has no box"),
+        (lambda rows: [*rows, rows[0]], "0 labels are missing and 1 are duplicated"),
+        (lambda rows: rows[3:], "0 labels are missing .* 39 of 40 images have labels"),
+        (lambda rows: [{**rows[0], "box": None}, *rows[1:]], "a part was found, but has no box"),
         (lambda rows: [{**rows[0], "box": [0.1] * 8}, *rows[1:]], "found, but has no box"),
-        (lambda rows: [{**rows[0], "box": [0, 0, 2, 1]}, *rows[1:]], "boxes that are no fractions"),
-        (lambda rows: [{**rows[0], "part": "hat"}, *rows[1:]], "has rows of hat; expected head"),
+        (
+            lambda rows: [{**rows[0], "box": [0, 0, 2, 1]}, *rows[1:]],
+            "boxes that are not fractions",
+        ),
+        (
+            lambda rows: [{**rows[0], "part": "hat"}, *rows[1:]],
+            r"expected rows of head, .* found hat",
+        ),
     ],
 )
-def test_rows_that_cannot_be_right_are_named(town, change, message):
+def test_inconsistent_rows_are_reported(town, change, message):
     artifact = grounded(town)
     rows = looked_at(town, 0, expert=AnnotatedExpert()).to_pylist()
     artifact.store.delete(artifact.key(label_key(0)))
-    write_label_part(artifact, 0, label_table(change(rows)))
+    write_shard_labels(artifact, 0, label_table(change(rows)))
     with pytest.raises(MuvaError, match=message):
         open_labels(artifact, dataset=town)
 
@@ -339,9 +356,9 @@ def test_rows_that_cannot_be_right_are_named(town, change, message):
 def test_annotated_needs_boxes_and_knows_three_parts(town, tmp_path):
     expert = AnnotatedExpert()
     without = dataset(tmp_path / "without", boxes=False, images=4)
-    with pytest.raises(MuvaError, match=r"000\.png came without boxes"):
+    with pytest.raises(MuvaError, match=r"000\.png has no boxes"):
         looked_at(without, 0, expert=expert)
-    with pytest.raises(MuvaError, match="not shoes"):
+    with pytest.raises(MuvaError, match="found shoes"):
         looked_at(town, 0, expert=expert, phrases={"shoes": "the shoes"})
 
 
@@ -354,12 +371,12 @@ def test_annotated_needs_boxes_and_knows_three_parts(town, tmp_path):
         (-0.1, 0.0, 1.0, 1.0),
     ],
 )
-def test_an_expert_that_answers_in_another_convention_is_found_out(box):
-    with pytest.raises(ValueError, match="boxes as fractions"):
+def test_boxes_in_another_convention_are_rejected(box):
+    with pytest.raises(ValueError, match="expected a box of ordered fractions"):
         Grounding(box=box)
 
 
-def test_what_decides_the_labels_decides_their_address(tmp_path):
+def test_everything_that_determines_the_labels_is_in_their_address(tmp_path):
     settings = GroundingConfig(expert="http", checkpoint="cogvlm", revision="2023-11")
     config = label_config(choose_expert(settings), {"shoes": "the shoes"})
     assert config == {

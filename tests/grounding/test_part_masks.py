@@ -1,4 +1,4 @@
-"""Boxes to patches: the rule against a loop, and its properties on any grid."""
+"""Boxes to patches: the rule compared with a loop, and its properties on any grid."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from muva.grounding.part_masks import part_masks, patch_centres
 
 @st.composite
 def grids(draw):
-    """Centres along both sides, of any image, patch and stride."""
+    """Patch centres along both sides, for any image, patch and stride."""
     patch, stride = draw(st.sampled_from([(16, 16), (16, 12), (8, 8), (14, 14), (16, 5)]))
     height, width = (draw(st.integers(patch, 300)) for _ in range(2))
     return tuple(patch_centres(size, patch=patch, stride=stride) for size in (height, width))
@@ -63,7 +63,7 @@ def test_a_found_box_has_a_patch_and_a_part_not_found_has_none(box, grid):
 def test_flipping_the_box_flips_the_mask(box, grid):
     x0, y0, x1, y1 = box
     columns = grid[1]
-    # Where a centre lies on an edge, or two are equally near, no half-open rule can be symmetric.
+    # If a centre lies on an edge, or two are equally near, no half-open rule is symmetric.
     on_edge = min((columns - x).abs().min().item() for x in (x0, x1)) < 1e-6
     near = (columns - (x0 + x1) / 2).abs().sort().values
     if on_edge or (len(near) > 1 and near[1] - near[0] < 1e-6):
@@ -73,7 +73,7 @@ def test_flipping_the_box_flips_the_mask(box, grid):
     assert torch.equal(flipped, flip_part_masks(masks_of(box, grid).flatten(), grid=(rows, width)))
 
 
-def test_the_grid_of_a_stride_that_divides_is_even_and_of_one_that_does_not_is_centred():
+def test_the_grid_is_even_if_the_stride_divides_and_centred_otherwise():
     assert patch_centres(128, patch=16, stride=16).tolist() == [(i + 0.5) / 8 for i in range(8)]
     overlapping = patch_centres(128, patch=16, stride=12)
     assert len(overlapping) == 10 and len(patch_centres(256, patch=16, stride=12)) == 21

@@ -1,4 +1,4 @@
-"""What geometry says of labels, against loops that say it box by box; rules that change boxes."""
+"""Geometric quality measures compared with loops over boxes, and the rules that change boxes."""
 
 import math
 from typing import get_args
@@ -15,7 +15,7 @@ PERSON = np.array([[0.4, 0.05, 0.6, 0.2], [0.2, 0.2, 0.8, 0.55], [0.3, 0.55, 0.7
 
 
 def crowd(images: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """People of slightly different size and place, all parts found."""
+    """People of slightly different sizes and positions, with all parts found."""
     rng = np.random.default_rng(seed)
     boxes = PERSON[None] + rng.normal(0, 0.01, (images, 3, 4))
     return boxes.clip(0, 1).astype(np.float32), np.ones((images, 3), bool)
@@ -62,7 +62,7 @@ def test_the_part_on_the_wrong_side_of_the_upper_body_is_marked_and_no_other():
     assert not quality.disordered(boxes[:, :1], found[:, :1], ["shoes"]).any()
 
 
-def test_confidence_is_high_for_the_usual_and_low_for_what_is_odd():
+def test_confidence_is_high_for_typical_and_low_for_unusual_boxes():
     boxes, found = crowd()
     boxes[7, 0] = [0.0, 0.0, 1.0, 1.0]  # the whole image as a head
     boxes[8, 2] = [0.45, 0.9, 0.5, 0.95]  # legs as small as a shoe
@@ -73,15 +73,15 @@ def test_confidence_is_high_for_the_usual_and_low_for_what_is_odd():
     usual = np.delete(trusted, [7, 8, 9, 10], axis=0)
     assert np.median(usual) > 0.7
     assert max(trusted[7, 0], trusted[8, 2], trusted[9, 1]) < 0.2
-    assert set(quality.least_trusted(trusted)[:3]) == {7, 8, 9}
-    assert quality.least_trusted(trusted)[-1] == 10
+    assert set(quality.lowest_confidence_first(trusted)[:3]) == {7, 8, 9}
+    assert quality.lowest_confidence_first(trusted)[-1] == 10
 
 
 def test_confidence_is_one_half_at_three_robust_deviations():
     boxes, found = crowd()
     middle = (boxes[:, 0, 0] + boxes[:, 0, 2]) / 2
     usual = np.median(middle)
-    spread = max(1.4826 * np.median(np.abs(middle - usual)), quality.PLACE_SPREAD)
+    spread = max(1.4826 * np.median(np.abs(middle - usual)), quality.MIN_POSITION_SPREAD)
     height, width = np.median(boxes[:, 0, 3] - boxes[:, 0, 1]), 0.2
     x, y = usual + 3 * spread, np.median(boxes[:, 0, 1] + boxes[:, 0, 3]) / 2
     boxes[0, 0] = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
@@ -89,7 +89,7 @@ def test_confidence_is_one_half_at_three_robust_deviations():
     assert trusted[0, 0] == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_patch_more_or_less_is_usual_where_boxes_are_around_patches():
+def test_a_difference_of_one_patch_is_typical_for_boxes_around_patches():
     boxes, found = crowd(100)
     boxes[:] = PERSON
     boxes[:, 0] = [3 / 8, 1 / 16, 5 / 8, 3 / 16]
@@ -99,18 +99,18 @@ def test_a_patch_more_or_less_is_usual_where_boxes_are_around_patches():
     assert quality.confidence(boxes, found, PARTS)[0, 0] < 0.4
 
 
-def test_found_rates_by_camera():
+def test_detection_rates_by_camera():
     found = np.array([[1, 0, 1], [1, 1, 0], [0, 0, 0], [1, 1, 1]], bool)
-    everywhere, by_camera = quality.found_rates(found, np.array([2, 2, 1, 1]))
+    everywhere, by_camera = quality.detection_rates(found, np.array([2, 2, 1, 1]))
     assert everywhere.tolist() == [0.75, 0.5, 0.5]
     assert {camid: rates.tolist() for camid, rates in by_camera.items()} == {
         1: [0.5, 0.5, 0.5],
         2: [1.0, 0.5, 0.5],
     }
-    assert quality.found_rates(found, None)[1] == {}
+    assert quality.detection_rates(found, None)[1] == {}
 
 
-def test_agreement_counts_what_one_alone_has_found():
+def test_agreement_counts_parts_that_only_one_found():
     boxes, found = crowd(4)
     other, other_found = boxes.copy(), found.copy()
     other[0, 0] = [0.0, 0.9, 0.1, 1.0]
@@ -121,8 +121,8 @@ def test_agreement_counts_what_one_alone_has_found():
     assert (head.median_iou, head.half) == (1.0, pytest.approx(2 / 3))
     assert (upper_body.both, upper_body.only_first) == (2, 2)
     assert legs.median_iou == 1.0
-    nobody = quality.agreement(found[:1], ~other_found[:1], np.ones((1, 3)))
-    assert math.isnan(nobody[0].median_iou) and nobody[0].both == 0
+    empty = quality.agreement(found[:1], ~other_found[:1], np.ones((1, 3)))
+    assert math.isnan(empty[0].median_iou) and empty[0].both == 0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_rule_drops_what_it_names_and_counts_it(rule, part, box, dropped):
     assert counts == {rule: {p: int(p in dropped) for p in PARTS}}
 
 
-def test_neighbours_that_reach_into_each_other_end_half_way():
+def test_overlapping_neighbours_end_half_way():
     boxes = PERSON[None].astype(np.float32).copy()
     boxes[0, 1, 3], boxes[0, 2, 1] = 0.6, 0.5
     after, found, counts = apply_rules(boxes, np.ones((1, 3), bool), PARTS, ["cut-overlap"])
@@ -156,7 +156,7 @@ def test_neighbours_that_reach_into_each_other_end_half_way():
     assert np.array_equal(again, after) and sum(counts["cut-overlap"].values()) == 0
 
 
-def test_rules_go_in_the_order_given_and_an_unknown_one_is_named():
+def test_rules_apply_in_the_given_order_and_an_unknown_one_is_named():
     boxes = PERSON[None].astype(np.float32).copy()
     boxes[0, 0] = [0, 0, 1, 1]
     _, _, counts = apply_rules(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from muva.model.attention import attention_bias, blocks_of, hard_gate, run_block
+from muva.model.attention import attention_bias, hard_gate, run_block, transformer_blocks
 from muva.model.clip import vision_tower
 from tests.model.small import small_clip
 
@@ -17,7 +17,7 @@ def masks() -> torch.Tensor:
     return torch.rand(2, PARTS, PATCHES, generator=torch.Generator().manual_seed(0)) < 0.5
 
 
-def test_the_bias_says_who_sees_whom() -> None:
+def test_the_bias_says_which_tokens_attend_to_which() -> None:
     bias = attention_bias(hard_gate(masks()))
     for image in range(2):
         for query in range(TOKENS):
@@ -43,7 +43,7 @@ def test_a_soft_gate_keeps_its_values_and_gradient() -> None:
 
 def test_a_block_under_a_bias_is_open_clips_block_with_the_bias_per_head() -> None:
     clip = small_clip(vision_width=128).eval()
-    block = blocks_of(vision_tower(clip).transformer)[0]
+    block = transformer_blocks(vision_tower(clip).transformer)[0]
     tokens = torch.randn(2, TOKENS, 128)
     bias = attention_bias(hard_gate(masks()))
     expected = block(tokens, attn_mask=bias.repeat_interleave(2, dim=0))
@@ -52,7 +52,7 @@ def test_a_block_under_a_bias_is_open_clips_block_with_the_bias_per_head() -> No
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_asking_for_the_first_tokens_gives_the_first_tokens(biased: bool) -> None:
-    block = blocks_of(vision_tower(small_clip()).transformer)[1]
+    block = transformer_blocks(vision_tower(small_clip()).transformer)[1]
     tokens = torch.randn(2, TOKENS, 64)
     bias = attention_bias(hard_gate(masks())) if biased else None
     whole = run_block(block, tokens, bias=bias)
@@ -61,7 +61,7 @@ def test_asking_for_the_first_tokens_gives_the_first_tokens(biased: bool) -> Non
 
 def test_causal_attention_is_that_of_clips_text_transformer() -> None:
     clip = small_clip().eval()
-    block = blocks_of(clip.transformer)[0]
+    block = transformer_blocks(clip.transformer)[0]
     tokens = torch.randn(2, 32, 64)
     expected = block(tokens, attn_mask=clip.attn_mask)
     torch.testing.assert_close(run_block(block, tokens, causal=True), expected)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from muva.config import PromptConfig
 from muva.errors import MuvaError
-from muva.model.bundle import load_bundle, save_bundle, untouched_clip
+from muva.model.bundle import load_bundle, pretrained_clip, save_bundle
 from muva.model.clip import save_clip
 from muva.model.muva_model import build_model
 from tests.model.small import IMAGE_SIZE, PATCH, small_clip, small_config, small_model
@@ -94,11 +94,11 @@ def test_pixels_may_be_bytes_or_fractions(folder: Path) -> None:
     np.testing.assert_allclose(
         bundle.embed_pixels(pixels), bundle.embed_pixels(pixels / 255), atol=1e-6
     )
-    with pytest.raises(MuvaError, match="this model takes 48 x 24"):
+    with pytest.raises(MuvaError, match="this model expects 48 x 24"):
         bundle.embed_pixels(pixels[..., :20])
 
 
-def test_images_that_are_none_are_named(folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_an_image_is_named(folder: Path, tmp_path: Path) -> None:
     bundle = load_bundle(folder)
     with pytest.raises(MuvaError, match=r"absent\.jpg: .*No such file"):
         bundle.embed([tmp_path / "absent.jpg"])
@@ -108,7 +108,7 @@ def test_images_that_are_none_are_named(folder: Path, tmp_path: Path) -> None:
         bundle.embed([np.zeros((4, 4))])
 
 
-def test_a_trained_encoder_is_taken_over_for_other_identities(folder: Path) -> None:
+def test_a_trained_encoder_is_copied_for_other_identities(folder: Path) -> None:
     trained = load_bundle(folder).model
     model = small_model(identities=9, seed=4, gating="online", mask_max_value=5.0)
     contexts = model.contexts.detach().clone()
@@ -120,16 +120,18 @@ def test_a_trained_encoder_is_taken_over_for_other_identities(folder: Path) -> N
     assert torch.equal(model.contexts, contexts)
 
 
-def test_a_model_of_another_build_is_no_start(folder: Path) -> None:
+def test_a_model_of_a_different_architecture_is_refused_as_a_start(folder: Path) -> None:
     trained = load_bundle(folder).model
-    with pytest.raises(MuvaError, match=r"parts \('head', .*\) there, \('head',\) here"):
+    with pytest.raises(MuvaError, match=r"parts is \('head', .*\) in that model, \('head',\) here"):
         small_model(parts=("head",)).start_from(trained)
-    with pytest.raises(MuvaError, match="predictor_layer_norm True there, False here"):
+    with pytest.raises(MuvaError, match="predictor_layer_norm is True in that model, False here"):
         small_model(predictor_layer_norm=False).start_from(trained)
-    with pytest.raises(MuvaError, match=r'take over its settings: --set model\.parts=\["head",'):
+    with pytest.raises(MuvaError, match=r'use its settings: --set model\.parts=\["head",'):
         small_model(parts=("head",)).start_from(trained)
     wider = small_model(vision_layers=3, gating="online")
-    with pytest.raises(MuvaError, match=r"vision_layers 2 there, 3 here\. --set model\.clip"):
+    with pytest.raises(
+        MuvaError, match=r"vision_layers is 2 in that model, 3 here\. Choose .* --set model\.clip"
+    ):
         wider.start_from(trained)
     copied = small_model(part_token_init="cls")
     copied.start_from(trained)
@@ -149,7 +151,7 @@ def test_a_start_may_leave_the_mask_predictor_out(folder: Path) -> None:
         assert torch.equal(value, expected), name
 
 
-def test_a_start_takes_the_classifier_where_it_is_told_to(folder: Path) -> None:
+def test_a_start_copies_the_classifier_on_request(folder: Path) -> None:
     trained = load_bundle(folder).model
     model = small_model(seed=8)
     assert not torch.equal(model.classifier.weight, trained.classifier.weight)
@@ -178,28 +180,28 @@ def test_a_description_of_another_model_is_refused(folder: Path) -> None:
     stored = json.loads((folder / "bundle.json").read_text())
     change(folder, model={**stored["model"], "parts": ["head"]})
     with pytest.raises(
-        MuvaError, match=r"not of the configuration in bundle\.json: size mismatch for"
+        MuvaError, match=r"does not match the configuration in bundle\.json: size mismatch for"
     ):
         load_bundle(folder)
     change(folder, model={**stored["model"], "colour": "red"})
     with pytest.raises(MuvaError, match="does not describe a model of this version"):
         load_bundle(folder)
     change(folder, format_version=99)
-    with pytest.raises(MuvaError, match="format 99, this program reads 1"):
+    with pytest.raises(MuvaError, match="format version 99, but this program reads version 1"):
         load_bundle(folder)
     (folder / "bundle.json").write_text("{")
     with pytest.raises(MuvaError, match=r"bundle\.json is damaged"):
         load_bundle(folder)
     (folder / "bundle.json").unlink()
-    with pytest.raises(MuvaError, match="is no model bundle"):
+    with pytest.raises(MuvaError, match="is not a model bundle"):
         load_bundle(folder)
 
 
-def test_the_untouched_clip_embeds_with_its_own_mean_and_std(tmp_path: Path) -> None:
+def test_the_pretrained_clip_embeds_with_its_own_mean_and_std(tmp_path: Path) -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     clip = small_clip(mean=mean, std=std).eval()
     save_clip(clip, tmp_path, name="small", dtype=torch.float32)
-    embedder = untouched_clip(
+    embedder = pretrained_clip(
         str(tmp_path), image_height=IMAGE_SIZE[0], image_width=IMAGE_SIZE[1], stride=PATCH
     )
     pixels = torch.rand(2, 3, *IMAGE_SIZE)

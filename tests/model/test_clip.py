@@ -51,7 +51,7 @@ def whole_weights() -> dict[str, Tensor]:
     return {key: value.contiguous() for key, value in clip.state_dict().items()}
 
 
-def test_a_saved_clip_comes_back_with_all_that_it_was(folder: Path) -> None:
+def test_a_saved_clip_is_loaded_unchanged(folder: Path) -> None:
     before, after = small_clip().eval(), load(folder)
     images, tokens = torch.randn(2, 3, *IMAGE_SIZE), tokenise(["a person"], context_length=32)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_the_same_seed_makes_the_same_clip() -> None:
 
 
 def test_a_word_outside_the_reduced_vocabulary_is_named() -> None:
-    with pytest.raises(MuvaError, match="no 'umbrella ': use words that it was trained with"):
+    with pytest.raises(MuvaError, match="lacks 'umbrella ': use words that it was trained with"):
         small_clip().encode_text(tokenise(["a person, umbrella"], context_length=32))
 
 
@@ -149,10 +149,13 @@ def test_the_fitted_clip_runs_at_another_size_and_stride() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"visual.proj": None}, "no visual.proj among"),
+        ({"visual.proj": None}, "visual.proj missing from the"),
         ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "not a CLIP in OpenAI's layout"),
         ({"ln_final.weight": torch.zeros(7)}, "not a CLIP in OpenAI's layout"),
-        ({"visual.positional_embedding": torch.zeros(19, 64)}, "19 rows, a patch grid of 4 x 4"),
+        (
+            {"visual.positional_embedding": torch.zeros(19, 64)},
+            "19 rows, but a patch grid of 4 x 4",
+        ),
         ({"positional_embedding": torch.zeros(20, 65)}, "text width is 65: expected a multiple"),
     ],
 )
@@ -166,7 +169,7 @@ def test_another_architecture_is_refused(change: dict[str, Tensor | None], messa
 def test_a_stride_beyond_the_patch_and_an_image_below_it_are_refused() -> None:
     with pytest.raises(MuvaError, match=r"set model\.stride to 8 or less"):
         build_clip(whole_weights(), image_size=(32, 32), stride=9)
-    with pytest.raises(MuvaError, match="holds no patch of 8 x 8"):
+    with pytest.raises(MuvaError, match="are smaller than a patch of 8 x 8"):
         build_clip(whole_weights(), image_size=(32, 4), stride=8)
 
 
@@ -174,10 +177,10 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MuvaError, match="not readable as weights"):
+    with pytest.raises(MuvaError, match="cannot be read as weights"):
         load(folder)
     (tmp_path / "text.pt").write_text("no weights at all")
-    with pytest.raises(MuvaError, match="not readable as weights"):
+    with pytest.raises(MuvaError, match="cannot be read as weights"):
         read_state_dict(tmp_path / "text.pt")
     torch.save({"state_dict": [1, 2]}, tmp_path / "list.pt")
     with pytest.raises(MuvaError, match="expected a state dict of tensors"):
@@ -186,21 +189,21 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_a_file_with_pickled_code_is_refused_unread(tmp_path: Path) -> None:
     torch.save({"weights": Path("code")}, tmp_path / "model.pt")
-    with pytest.raises(MuvaError, match="a torch file of tensors only"):
+    with pytest.raises(MuvaError, match="a torch file with tensors in plain containers"):
         read_state_dict(tmp_path / "model.pt")
 
 
 def test_an_incomplete_folder_says_what_is_missing(folder: Path) -> None:
     (folder / "config.json").write_text('{"patch": 8}')
-    with pytest.raises(MuvaError, match=r"config\.json: damaged or of another program"):
+    with pytest.raises(MuvaError, match=r"config\.json: damaged, or not written by muva"):
         load(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(MuvaError, match=r"expected config\.json, not found"):
+    with pytest.raises(MuvaError, match=r"expected config\.json, found none"):
         load(folder)
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(MuvaError, match="'ViT-B-61': neither a file, a folder, nor a name"):
+    with pytest.raises(MuvaError, match="'ViT-B-61' is neither a file, a folder nor a name"):
         load_clip("ViT-B-61", image_size=(256, 128), stride=16)
 
 
@@ -216,5 +219,5 @@ def test_an_open_clip_name_with_a_local_file_of_weights(tmp_path: Path) -> None:
 
 
 def test_too_long_a_text_is_refused() -> None:
-    with pytest.raises(MuvaError, match="is 12 tokens long, this CLIP reads 8"):
+    with pytest.raises(MuvaError, match="is 12 tokens long, but this CLIP reads at most 8"):
         tokenise(["a person", "a " * 10], context_length=8)

@@ -85,7 +85,7 @@ def activations(clip: open_clip.CLIP) -> list[bool]:
     return [isinstance(block.get_submodule("mlp.gelu"), QuickGELU) for block in blocks]
 
 
-def test_the_archive_is_of_openais_form(archive: Path, sizes: Sizes) -> None:
+def test_the_archive_has_openais_format(archive: Path, sizes: Sizes) -> None:
     """Opened as OpenAI's own loader opens one; the facts are those of its published files."""
     opened = torch.jit.load(archive, map_location="cpu")
     state = opened.state_dict()
@@ -365,7 +365,7 @@ def test_a_plain_name_takes_a_files_activation_from_the_file_or_gelu(tmp_path: P
 @pytest.mark.usefixtures("small_architectures")
 def test_a_file_in_the_name_of_another_architecture_is_refused(tmp_path: Path) -> None:
     file = weights_for("ViT-B-32", tmp_path / "b32.pt")
-    with pytest.raises(MuvaError, match="another architecture: patch 32, expected 16"):
+    with pytest.raises(MuvaError, match="a different architecture: patch 32, expected 16"):
         load_clip(f"ViT-B-16:{file}", image_size=(64, 64), stride=16)
 
 
@@ -378,7 +378,9 @@ def test_a_bare_file_whose_heads_are_not_openais_asks_for_its_name(tmp_path: Pat
     state = torch.load(file)["state_dict"]
     assert state["visual.conv1.weight"].shape[0] == 208
     torch.save(empty_like(config), file)
-    with pytest.raises(MuvaError, match=r"has 4 and 1 heads, not OpenAI's 2 and 1: name it, ViT-"):
+    with pytest.raises(
+        MuvaError, match=r"has 4 and 1 heads instead of OpenAI's 2 and 1: add the name, ViT-"
+    ):
         load_clip(str(file), image_size=(28, 28), stride=14)
     named = load_clip(f"ViT-bigG-14:{file}", image_size=(28, 28), stride=14)
     assert shape_of(named).vision_heads == 4
@@ -396,7 +398,7 @@ def empty_like(config: dict[str, Any]) -> dict[str, Tensor]:
         ("ViT-H-14-worldwide:metaclip2_worldwide", "hf_tokenizer_name"),
         ("ViT-L-14-CLIPA:datacomp1b", "final_ln_after_pool"),
         ("ViT-B-16-SigLIP:webli", "timm_model_name"),
-        ("RN50:openai", "expected a vision transformer, is a ResNet"),
+        ("RN50:openai", "expected a vision transformer, found a ResNet"),
     ],
 )
 def test_other_towers_are_refused_before_anything_is_downloaded(name: str, message: str) -> None:
@@ -429,5 +431,5 @@ def test_without_a_network_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
         raise FileNotFoundError("no route to the hub")
 
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    with pytest.raises(MuvaError, match=r"no route to the hub.*put the checkpoint on disk"):
+    with pytest.raises(MuvaError, match=r"no route to the hub.*copy the checkpoint to disk"):
         load_clip("ViT-B-16", image_size=(256, 128), stride=16)

@@ -19,8 +19,8 @@ from torch.nn.functional import normalize
 
 import muva.model.export as exporting
 from muva.errors import MuvaError, SettingsError
-from muva.model.bundle import Bundle, embedder_of
-from muva.model.export import IMAGENET_MEAN, IMAGENET_STD, Form, Takes, check_pixels, export
+from muva.model.bundle import Bundle, bundle_of_model
+from muva.model.export import IMAGENET_MEAN, IMAGENET_STD, Form, InputFormat, check_pixels, export
 from muva.model.muva_model import MuvaModel
 from muva.synthetic import render
 from tests.model.small import IMAGE_SIZE, small_model
@@ -38,7 +38,7 @@ def bundle_of(**changed: Any) -> Bundle:
     width = model.feature_dim
     model.bn_neck.running_mean = 0.1 * torch.randn(width, generator=generator)
     model.bn_neck.running_var = 0.5 + torch.rand(width, generator=generator)
-    return embedder_of(model, metadata={})
+    return bundle_of_model(model, metadata={})
 
 
 def people(count: int) -> np.ndarray:
@@ -104,7 +104,7 @@ def test_a_file_gives_the_models_features_in_batches_of_any_length(
     assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, f"{file.name}.json"]
 
 
-GIVEN: dict[Takes, Callable[[np.ndarray], np.ndarray]] = {
+GIVEN: dict[InputFormat, Callable[[np.ndarray], np.ndarray]] = {
     "hwc": lambda images: images,
     "chw": lambda images: np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
     "imagenet": lambda images: normalised(images, IMAGENET_MEAN, IMAGENET_STD),
@@ -113,7 +113,9 @@ GIVEN: dict[Takes, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("takes", list(GIVEN))
 @pytest.mark.parametrize("form", ["onnx", "torchscript"])
-def test_a_graph_prepares_images_as_embed_does(form: Form, takes: Takes, tmp_path: Path) -> None:
+def test_a_graph_prepares_images_as_embed_does(
+    form: Form, takes: InputFormat, tmp_path: Path
+) -> None:
     bundle = bundle_of()
     file = tmp_path / f"model{SUFFIX[form]}"
     export(bundle, file, form=form, model="models/small-0123456789abcdef", takes=takes)
@@ -143,7 +145,7 @@ def test_half_precision_halves_the_file_and_hardly_moves_the_features(
     assert (found - expected).abs().max() > 0
 
 
-def test_a_graph_tells_nothing_of_the_machine_that_made_it(tmp_path: Path) -> None:
+def test_a_graph_has_no_paths_of_the_machine_that_made_it(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     export(bundle_of(parts=()), file, form="onnx", model="models/small-0123456789abcdef")
     content = file.read_bytes()
@@ -163,7 +165,10 @@ def test_a_file_that_computes_something_else_is_not_left_behind(
     monkeypatch.setattr(
         exporting, "_scale_and_shift", lambda *a: tuple(1.01 * v for v in scaled(*a))
     )
-    with pytest.raises(MuvaError, match=r"features are not PyTorch's .* Nothing was written"):
+    with pytest.raises(
+        MuvaError,
+        match=r"features of rendered people differ from PyTorch's: .* Nothing was written",
+    ):
         export(
             bundle_of(),
             file,
@@ -175,7 +180,7 @@ def test_a_file_that_computes_something_else_is_not_left_behind(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_no_image_to_compare_by_has_a_patch_on_the_gates_edge() -> None:
+def test_no_image_used_for_checking_has_an_undecided_patch() -> None:
     assert len(check_pixels(bundle_of())) == 8
     for gating, expectation in (
         ("online", nullcontext()),
@@ -192,12 +197,12 @@ def test_no_image_to_compare_by_has_a_patch_on_the_gates_edge() -> None:
 @pytest.mark.parametrize(
     ("name", "form", "takes", "explanation"),
     [
-        ("model.pt", "onnx", "normalised", "ends in .onnx for onnx"),
-        ("model.safetensors", "safetensors", "hwc", "no graph that could prepare images"),
+        ("model.pt", "onnx", "normalised", "ending in .onnx for onnx"),
+        ("model.safetensors", "safetensors", "hwc", "no graph that could preprocess images"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(
-    name: str, form: Form, takes: Takes, explanation: str, tmp_path: Path
+    name: str, form: Form, takes: InputFormat, explanation: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match=explanation):
         export(bundle_of(), tmp_path / name, form=form, model="models/a", takes=takes)

@@ -17,11 +17,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from muva.config import PARTS, ModelConfig, PromptConfig
 from muva.errors import MuvaError, SettingsError
-from muva.model.bundle import embedder_of, load_bundle, save_bundle
+from muva.model.bundle import bundle_of_model, load_bundle, save_bundle
 from muva.model.clip import load_clip, openai_weights
 from muva.model.foreign import fit_checkpoint
 from muva.model.foreign.adopt import Adopted, adopt, needs_clip
-from muva.model.foreign.fit import Given
+from muva.model.foreign.fit import ImportOptions
 from muva.model.foreign.form import Row
 from muva.model.muva_model import MuvaModel
 from tests.model.foreign_files import (
@@ -55,7 +55,7 @@ def imported(
     seed: int = 0,
     **model: Any,
 ) -> Adopted:
-    given = Given(
+    given = ImportOptions(
         model=ModelConfig(**{**SIZE, **model}),
         prompts=prompts or PromptConfig(),
         quick_gelu=quick_gelu,
@@ -81,7 +81,7 @@ def pixels(count: int = 4, size: tuple[int, int] = IMAGE_SIZE) -> Tensor:
 
 
 def embedded(model: MuvaModel, images: Tensor) -> np.ndarray:
-    return embedder_of(model, metadata={}).embed_pixels(images)
+    return bundle_of_model(model, metadata={}).embed_pixels(images)
 
 
 # The authors' release --------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_a_model_of_the_release_comes_back_whole(
     images = pixels()
     np.testing.assert_array_equal(embedded(adopted.model, images), embedded(original, images))
     assert {row.outcome for row in adopted.rows} <= {"taken", "filled", "left out"}
-    assert rows_of(adopted)["token embedding"].note == "the file has none"
+    assert rows_of(adopted)["token embedding"].note == "missing from the file"
 
 
 def test_the_recorded_release_gives_its_recorded_features(tmp_path: Path) -> None:
@@ -159,10 +159,12 @@ def test_the_recorded_release_gives_its_recorded_features(tmp_path: Path) -> Non
     text = adopted.model.prototypes()
     theirs = arrays["text/features"]
     assert float((text - theirs).abs().max() / theirs.abs().max()) < 2e-5
-    assert rows_of(adopted)["text transformer"].note == "as in that CLIP"
+    assert rows_of(adopted)["text transformer"].note == "matches that CLIP"
 
 
-def test_without_prompts_and_classifier_contexts_are_drawn_anew(clip: Path, tmp_path: Path) -> None:
+def test_without_prompts_and_classifier_contexts_are_initialised(
+    clip: Path, tmp_path: Path
+) -> None:
     state = release_state(trained_model())
     del state["prompt_learner.learnable_ctx"]
     adopted = imported(write(state, tmp_path / "a.pth"), clip)
@@ -180,22 +182,24 @@ def test_without_prompts_and_classifier_contexts_are_drawn_anew(clip: Path, tmp_
     np.testing.assert_array_equal(embedded(bare, images), embedded(adopted.model, images))
 
 
-def test_a_text_side_unlike_clips_is_said_or_refused(clip: Path, tmp_path: Path) -> None:
+def test_a_text_encoder_unlike_clips_is_reported_or_refused(clip: Path, tmp_path: Path) -> None:
     state = release_state(trained_model())
     state["text_encoder.ln_final.bias"] += 0.5
     adopted = imported(write(state, tmp_path / "a.pth"), clip)
-    assert "up to 0.5 from that CLIP's" in rows_of(adopted)["text transformer"].note
+    assert "differs from that CLIP by up to 0.5" in rows_of(adopted)["text transformer"].note
     for name in [name for name in state if "text_encoder" in name]:
         del state[name]
     filled = imported(write(state, tmp_path / "b.pth"), clip)
     assert rows_of(filled)["text side"].outcome == "filled"
     state = release_state(trained_model())
     state["text_encoder.positional_embedding"] = torch.zeros(40, 64)
-    with pytest.raises(MuvaError, match=r"\(40, 64\) there, \(32, 64\) in that CLIP\): --clip"):
+    with pytest.raises(
+        MuvaError, match=r"\(40, 64\) in the file, \(32, 64\) in that CLIP\): .* --clip"
+    ):
         imported(write(state, tmp_path / "c.pth"), clip)
 
 
-def test_a_checkpoint_of_stage_1_is_said_to_be_one(clip: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_stage_1_is_reported_as_one(clip: Path, tmp_path: Path) -> None:
     state = release_state(trained_model())
     trained = imported(write(state, tmp_path / "stage2.pth"), clip)
     assert rows_of(trained)["BN neck"].note == ""
@@ -207,19 +211,19 @@ def test_a_checkpoint_of_stage_1_is_said_to_be_one(clip: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"parts": ("head",)}, r"has 3 part tokens, model\.parts names 1 \(head\)"),
-        ({"parts": ()}, r"model\.parts names 0 \(none\): expected 3 of head, upper_body, legs"),
-        ({"stride": 4}, r"18 patches \(of 8 pixels\); stride 4 makes 11 x 5 = 55 at 48 x 24: "
-         r"--set model\.stride=8 fits"),
-        ({"image_height": 64}, r"18 patches .* at 64 x 24: name the size of its images"),
-        ({"part_token_init": "patch_avg"}, "are no zeros: they were learned"),
+        ({"parts": ("head",)}, r"has 3 part tokens, but model\.parts names 1 \(head\)"),
+        ({"parts": ()}, r"model\.parts names 0 \(none\): expected 3, .*=\[head,upper_body,legs\]"),
+        ({"stride": 4}, r"18 patches \(of 8 pixels\); stride 4 gives 11 x 5 = 55 at 48 x 24: "
+         r"use --set model\.stride=8"),
+        ({"image_height": 64}, r"18 patches .* at 64 x 24: set the size of its images"),
+        ({"part_token_init": "patch_avg"}, "are not zeros: they were learned"),
         ({"predictor_layer_norm": False}, "its mask predictor has LayerNorms"),
         ({"predictor_heads": 3}, r"predictor_heads 3 does not divide"),
-        ({"grid": (3, 6)}, "--grid 3x6: this model's is 6x3"),
-        ({"prompts": PromptConfig(context_tokens=8)}, "contexts have 4 tokens, .* is 8"),
+        ({"grid": (3, 6)}, "--grid 3x6: the patch grid of this model is 6x3"),
+        ({"prompts": PromptConfig(context_tokens=8)}, "4 tokens, but .* is 8: set it to 4"),
     ],
 )  # fmt: skip
-def test_what_was_given_may_not_contradict_the_file(
+def test_options_must_not_contradict_the_file(
     given: dict[str, Any], message: str, clip: Path, tmp_path: Path
 ) -> None:
     file = write(release_state(trained_model()), tmp_path / "model.pth")
@@ -229,26 +233,45 @@ def test_what_was_given_may_not_contradict_the_file(
 
 def test_fewer_parts_must_be_named(clip: Path, tmp_path: Path) -> None:
     file = write(release_state(trained_model(parts=("head", "legs"))), tmp_path / "model.pth")
-    with pytest.raises(SettingsError, match=r"2 part tokens and does not tell whose.*parts=\["):
+    with pytest.raises(
+        SettingsError, match=r"2 part tokens but does not record their parts.*parts=\["
+    ):
         imported(file, clip)
+
+
+def test_more_parts_than_the_papers_must_be_named(clip: Path, tmp_path: Path) -> None:
+    parts = (*PARTS, "x")  # a word that the small CLIP knows
+    file = write(release_state(trained_model(parts=parts)), tmp_path / "model.pth")
+    with pytest.raises(SettingsError, match=r"4 part tokens .*=\[head,upper_body,legs,part_4\]"):
+        imported(file, clip)
+    assert imported(file, clip, parts=parts).model.config.parts == parts
 
 
 def test_a_file_that_contradicts_itself_is_refused(clip: Path, tmp_path: Path) -> None:
     state = release_state(trained_model())
     changes: list[tuple[str, Tensor, str]] = [
-        ("fc.weight", torch.zeros(7, 128), "classifier knows 7 identities, its prompts 5"),
-        ("bnneck.weight", torch.zeros(64), "its neck is 64 wide, 4 grains of 32 are 128"),
+        ("fc.weight", torch.zeros(7, 128), "classifier has 7 identities, but its prompts 5"),
+        ("bnneck.weight", torch.zeros(64), "its BN neck is 64 wide, but 4 grains of 32 are 128"),
         (
             "residual_mask_predictor.blocks.1.mlp.0.weight",
             torch.zeros(20, 64),
-            r"blocks\.1\.mlp\.0\.weight is \(20, 64\), a model of these settings has \(18, 64\)",
+            r"blocks\.1\.mlp\.0\.weight has the shape \(20, 64\), "
+            r"but a model with these settings has \(18, 64\)",
         ),
         ("residual_mask_predictor.blocks.7.mlp.0.weight", torch.zeros(1), "1 entries that a model"),
         ("image_encoder.ln_post.weight", torch.zeros(5), "size mismatch for visual.ln_post"),
         ("image_encoder.proj", torch.zeros(64), r"proj has the shape \(64,\): expected \(width, f"),
         ("local_token", torch.zeros(3, 1, 64), r"local_token has the shape \(3, 1, 64\)"),
-        ("local_token", torch.ones(3, 9), r"local_token is \(3, 9\), a model of these settings"),
-        ("image_encoder.adapter.weight", torch.zeros(5), r"adapter\.weight: what it computes"),
+        (
+            "local_token",
+            torch.ones(3, 9),
+            r"local_token has the shape \(3, 9\), but a model with these settings",
+        ),
+        (
+            "image_encoder.adapter.weight",
+            torch.zeros(5),
+            r"adapter\.weight: without knowing how they are used",
+        ),
     ]
     for name, value, message in changes:
         file = write({**state, name: value}, tmp_path / "model.pth")
@@ -260,7 +283,7 @@ def test_a_file_that_contradicts_itself_is_refused(clip: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("stride", [8, 5])
-def test_clip_reids_projected_feature_behind_its_neck_comes_out(
+def test_clip_reids_projected_feature_after_its_neck_is_reproduced(
     stride: int, clip: Path, tmp_path: Path
 ) -> None:
     state = clip_reid_state(trained_model(parts=(), stride=stride))
@@ -274,9 +297,9 @@ def test_clip_reids_projected_feature_behind_its_neck_comes_out(
     assert adopted.model.identities == 5
     assert torch.equal(adopted.model.contexts[:, 0], state["prompt_learner.cls_ctx"])
     rows = rows_of(adopted)
-    assert "joins it with the unprojected one" in rows["BN neck"].note
+    assert "concatenates it with the unprojected one" in rows["BN neck"].note
     assert "full stop" in rows["contexts"].note
-    assert "by camera or view" in rows["cv_embed"].note
+    assert "depending on camera or view" in rows["cv_embed"].note
     assert rows["classifier.weight, bottleneck.*"].outcome == "left out"
 
 
@@ -373,11 +396,11 @@ def test_a_bundle_of_a_model_without_identities_opens(tmp_path: Path) -> None:
     assert len(bundle.model.prototypes()) == 0
 
 
-def test_parts_of_a_plain_clip_are_new_and_said_to_be(tmp_path: Path) -> None:
+def test_parts_of_a_plain_clip_are_reported_as_new(tmp_path: Path) -> None:
     file = write(dict(square_clip().state_dict()), tmp_path / "clip.pt")
     adopted = imported(file, None, parts=PARTS)
     assert adopted.model.config.parts == PARTS
-    assert "not trained" in rows_of(adopted)["parts"].note
+    assert "initialised randomly" in rows_of(adopted)["parts"].note
     assert embedded(adopted.model, pixels()).shape == (4, 4 * 32)
 
 
@@ -451,7 +474,7 @@ def text_features(model: MuvaModel, tokens: Tensor) -> Tensor:
     return text.ln_final(x)[:, tokens[0].argmax()] @ text.text_projection
 
 
-def test_mean_and_std_beside_the_weights_count(tmp_path: Path) -> None:
+def test_mean_and_std_from_the_configuration_file_count(tmp_path: Path) -> None:
     hugging_face(tmp_path)
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
@@ -475,7 +498,7 @@ def test_open_clips_own_description_counts(tmp_path: Path) -> None:
     np.testing.assert_allclose(embedded(adopted.model, images), expected, atol=2e-6)
     description["model_cfg"].pop("vision_cfg")
     (tmp_path / "open_clip_config.json").write_text(json.dumps(description))
-    with pytest.raises(MuvaError, match=r"beside open_clip_pytorch_model\.bin is damaged"):
+    with pytest.raises(MuvaError, match=r"next to open_clip_pytorch_model\.bin is damaged"):
         imported(tmp_path, None)
 
 
@@ -494,7 +517,7 @@ def test_an_image_encoder_alone_takes_its_text_side_from_clip(clip: Path, tmp_pa
 
 def test_an_activation_that_config_json_denies_is_refused(tmp_path: Path) -> None:
     hugging_face(tmp_path)
-    with pytest.raises(SettingsError, match="says quick-gelu, --activation the other"):
+    with pytest.raises(SettingsError, match="says quick-gelu, but --activation the opposite"):
         imported(tmp_path, None, quick_gelu=False)
     config = json.loads((tmp_path / "config.json").read_text())
     config["vision_config"]["hidden_act"] = "relu"
@@ -514,26 +537,28 @@ def test_a_folder_of_our_own_clip_is_one_too(clip: Path) -> None:
 # What is none of them ----------------------------------------------------------------------------
 
 
-def test_names_of_no_form_are_told_with_the_closest(clip: Path, tmp_path: Path) -> None:
+def test_an_unknown_form_is_refused_with_the_closest_one(clip: Path, tmp_path: Path) -> None:
     file = write({"blocks.0.attn.qkv.weight": torch.zeros(1)}, tmp_path / "timm.pth")
     with pytest.raises(MuvaError, match=r"such as blocks\.0\.attn\.qkv\.weight\)\. Expected resid"):
         imported(file, clip)
     state = {f"image_encoder.{n}": v for n, v in visual_of(trained_model()).items()}
     file = write(state, tmp_path / "encoder.pth")
-    with pytest.raises(MuvaError, match=r"of no form .*Closest is muva .*residual_mask_predictor"):
+    with pytest.raises(
+        MuvaError, match=r"not a known checkpoint form .*Closest is muva .*residual_mask_predictor"
+    ):
         imported(file, clip)
     model = trained_model()
     save_bundle(model, tmp_path / "bundle", metadata={})
-    with pytest.raises(MuvaError, match="bundle of muva's own; it needs no import"):
+    with pytest.raises(MuvaError, match="muva model bundle, which needs no import"):
         imported(tmp_path / "bundle" / "model.safetensors", clip)
 
 
-def test_the_wrong_form_is_told_with_the_right_one(clip: Path, tmp_path: Path) -> None:
+def test_the_wrong_form_is_refused_with_the_right_one(clip: Path, tmp_path: Path) -> None:
     release = write(release_state(trained_model()), tmp_path / "release.pth")
     with pytest.raises(MuvaError, match=r"not of the form clip-reid .*--form muva"):
         imported(release, clip, form="clip-reid")
     reid = write(clip_reid_state(trained_model(parts=())), tmp_path / "reid.pth")
-    with pytest.raises(MuvaError, match=r"first local_token, .*--form clip-reid"):
+    with pytest.raises(MuvaError, match=r"such as local_token, .*--form clip-reid"):
         imported(reid, clip, form="muva")
     hugging_face(tmp_path / "hf")
     with pytest.raises(MuvaError, match=r"not of the form muva .*--form clip"):
@@ -553,7 +578,7 @@ def test_the_wrong_form_is_told_with_the_right_one(clip: Path, tmp_path: Path) -
 def test_a_missing_entry_is_named(name: str, clip: Path, tmp_path: Path) -> None:
     state = release_state(trained_model())
     del state[name]
-    with pytest.raises(MuvaError, match=rf"1 entries are missing, first {name}"):
+    with pytest.raises(MuvaError, match=rf"1 entries are missing, such as {name}"):
         imported(write(state, tmp_path / "model.pth"), clip)
 
 
@@ -561,9 +586,11 @@ def test_files_that_cannot_be_read_say_why(clip: Path, tmp_path: Path) -> None:
     file = write(release_state(trained_model()), tmp_path / "model.pth")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MuvaError, match=r"not readable as weights .*is it whole"):
+    with pytest.raises(
+        MuvaError, match=r"cannot be read as weights .*Check that the file is complete"
+    ):
         imported(file, clip)
-    with pytest.raises(MuvaError, match=r"absent\.pth: expected a file of weights, found none"):
+    with pytest.raises(MuvaError, match=r"absent\.pth: expected a weights file, found none"):
         imported(tmp_path / "absent.pth", clip)
     (tmp_path / "empty").mkdir()
     with pytest.raises(MuvaError, match=r"expected one of model\.safetensors, .*found none"):
@@ -590,13 +617,15 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     content = {"state_dict": release_state(trained_model()), "args": Trap(tmp_path / "sprung")}
     file = tmp_path / "model.pth"
     torch.save(content, file, _use_new_zipfile_serialization=new_form)
-    with pytest.raises(MuvaError, match=r"asks for \w+\.mkdir, .*was not opened.*weights_only=Fal"):
+    with pytest.raises(
+        MuvaError, match=r"refers to \w+\.mkdir, .*was not loaded.*weights_only=Fal"
+    ):
         imported(file, clip)
     assert not (tmp_path / "sprung").exists()
     torch.load(file, weights_only=False)
     assert (tmp_path / "sprung").exists()  # so the trap was one
 
 
-def test_the_config_of_a_small_model_is_what_the_tests_take_it_for() -> None:
+def test_the_config_of_a_small_model_is_the_one_that_tests_assume() -> None:
     config = small_config()
     assert (config.image_height, config.image_width, config.stride) == (*IMAGE_SIZE, PATCH)

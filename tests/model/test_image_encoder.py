@@ -90,7 +90,7 @@ def test_the_mask_temperature_divides_the_logits() -> None:
     torch.testing.assert_close(probabilities, (logits / 0.25).sigmoid())
 
 
-def test_part_tokens_start_as_told() -> None:
+def test_part_tokens_start_as_configured() -> None:
     random = small_model().get_parameter("image_encoder.part_tokens")
     assert random.std().item() == pytest.approx(0.02, rel=0.2)
     copied = small_model(part_token_init="cls")
@@ -147,7 +147,7 @@ def test_bf16_gives_float32_features_close_to_float32s(changed: dict[str, Any]) 
 
 @pytest.mark.parametrize("gating", ["offline", "online"])
 @torch.no_grad()
-def test_attention_is_what_pytorchs_own_module_tells(gating: str) -> None:
+def test_attention_is_that_of_pytorchs_own_module(gating: str) -> None:
     model = small_model(gating=gating).eval()
     encoder = model.image_encoder
     seen: list[tuple[Any, torch.Tensor]] = []

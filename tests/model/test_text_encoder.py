@@ -65,7 +65,9 @@ def test_texts_on_their_own_length_are_those_on_the_whole_length() -> None:
 
 
 def test_a_domain_context_that_is_too_long_is_refused() -> None:
-    with pytest.raises(MuvaError, match="shorten the text, for a prompt its domain context"):
+    with pytest.raises(
+        MuvaError, match=r"shorten the text; for a prompt, shorten prompts\.domain_context"
+    ):
         TextEncoder(small_clip(), parts=PARTS, prompts=PromptConfig(domain_context="night " * 30))
 
 
@@ -92,5 +94,5 @@ def test_a_domain_context_may_name_the_domain() -> None:
     prompts = PromptConfig(domain_context="at the {domain}", domain_contexts={"b": "by night"})
     assert prompts.context_of("syn-old-harbour") == "at the old harbour"
     assert prompts.context_of("b") == "by night"
-    with pytest.raises(MuvaError, match="whose identities these are is not known"):
+    with pytest.raises(MuvaError, match="the domains of the identities are unknown"):
         TextEncoder(small_clip(), parts=PARTS, prompts=prompts)

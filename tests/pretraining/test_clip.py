@@ -18,11 +18,11 @@ from muva.pretraining.clip import (
     unseen_people,
 )
 from muva.synthetic import BENCHMARK, PRETRAINING
-from muva.synthetic.caption import caption, every_phrase
+from muva.synthetic.caption import caption, vocabulary_texts
 from muva.synthetic.identity import identity
 
 IMAGE_SIZE = (32, 16)
-TOKEN_IDS = token_ids_in([*every_phrase(), *PROMPT_WORDS])
+TOKEN_IDS = token_ids_in([*vocabulary_texts(), *PROMPT_WORDS])
 
 
 def fresh_clip(seed: int = 0) -> open_clip.CLIP:
@@ -102,7 +102,7 @@ def test_the_rate_warms_up_to_its_peak_and_ends_at_zero():
     assert factors[4:] == sorted(factors[4:], reverse=True)
 
 
-def test_people_who_are_measured_were_not_trained_on():
+def test_people_used_for_evaluation_were_not_trained_on():
     for domain in PRETRAINING:
         assert unseen_people(domain, pretrained_on=700).start == 701
     for domain in BENCHMARK:
@@ -120,7 +120,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         )
 
 
-def test_the_shipped_clip_is_small_and_tells_people_apart():
+def test_the_shipped_clip_is_small_and_distinguishes_people():
     assert (TINY / "model.safetensors").stat().st_size < 10e6
     clip = load_clip("tiny", image_size=(128, 64), stride=8)
     result = pretrain_clip.zero_shot(clip, "syn-campus", pids=range(1001, 1011))

@@ -37,7 +37,7 @@ def shots(count: int = 8) -> Shots:
     return Shots(images, boxes)
 
 
-def test_each_camera_sees_people_of_its_own() -> None:
+def test_each_camera_sees_different_people() -> None:
     name = next(iter(VARIED))
     first, second = (_shots(name, camid, 2) for camid in (1, 2))
     assert first.images.shape == (2, HEIGHT, WIDTH, 3) and first.boxes.shape == (2, len(PARTS), 4)
@@ -84,7 +84,7 @@ def test_boxes_follow_the_picture_into_another_crop() -> None:
     assert len({tuple(box.tolist()) for box in boxes[:, 0]}) == 32
 
 
-def test_a_batch_is_seen_by_a_sensor_of_its_own_for_each_image() -> None:
+def test_each_image_of_a_batch_has_a_different_sensor() -> None:
     rng = np.random.default_rng(0)
     pixels, boxes = draw_batch(shots(16), rng)
     assert pixels.shape == (16, 3, HEIGHT, WIDTH) and boxes.shape == (16, len(PARTS), 4)

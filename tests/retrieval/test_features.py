@@ -1,4 +1,4 @@
-"""Feature files and ranked lists: what goes in comes out, and what a file lacks is named."""
+"""Feature files and ranked lists: files round-trip, and missing columns are named."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from muva.errors import MuvaError
-from muva.retrieval import Features, evaluate, ranked_lists, read_features, write_features
+from muva.retrieval import Features, evaluate, read_features, write_features
 from muva.retrieval import features as features_module
+from muva.retrieval.ranked_lists import ranked_lists
 
 
 def features(**changes) -> Features:
@@ -49,9 +50,9 @@ def arrays_of(given: Features, **changes: np.ndarray) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", ["plain", "compressed", "by columns", "parquet"])
 def test_large_features_stay_on_disk_and_score_the_same(tmp_path, monkeypatch, form):
-    monkeypatch.setattr(features_module, "HELD_BYTES", 100)
-    monkeypatch.setattr(features_module, "_ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(features_module, "_BYTES_AT_ONCE", 64)
+    monkeypatch.setattr(features_module, "MAX_IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(features_module, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(features_module, "_CHUNK_BYTES", 64)
     given = features()
     path = tmp_path / ("f.parquet" if form == "parquet" else "f.npz")
     if form == "compressed":
@@ -69,7 +70,7 @@ def test_large_features_stay_on_disk_and_score_the_same(tmp_path, monkeypatch, f
     np.testing.assert_array_equal(found.average_precision, expected.average_precision)
 
 
-def test_features_that_were_damaged_or_cut_are_refused(tmp_path):
+def test_damaged_or_truncated_features_are_rejected(tmp_path):
     write_features(tmp_path / "f.npz", features())
     stored = bytearray((tmp_path / "f.npz").read_bytes())
     at = stored.index(features().features[5].tobytes())
@@ -101,9 +102,9 @@ def test_parquet_of_other_programs_may_hold_plain_lists_and_doubles(tmp_path):
     ("spoil", "message"),
     [
         ({"pids": None}, "pids missing, found features, ids"),
-        ({"pids": np.arange(29)}, r"30 rows of features but pids of shape \(29,\)"),
-        ({"pids": np.full(30, 0.5)}, "whole numbers as pids, found float64"),
-        ({"pids": np.array(3)}, r"pids of shape \(\)"),
+        ({"pids": np.arange(29)}, r"30 rows of features, but pids has shape \(29,\)"),
+        ({"pids": np.full(30, 0.5)}, "integers as pids, found float64"),
+        ({"pids": np.array(3)}, r"pids has shape \(\)"),
         ({"ids": np.full(30, "same")}, "ids must be unique"),
         ({"camids": np.full(30, -1)}, "camids must not be negative"),
         ({"split": np.full(30, "train")}, "query and gallery as split, found train"),
@@ -112,7 +113,7 @@ def test_parquet_of_other_programs_may_hold_plain_lists_and_doubles(tmp_path):
         ({"features": np.ones((30, 2), int)}, "expected floating-point numbers"),
     ],
 )
-def test_what_a_feature_file_lacks_is_named(tmp_path, spoil, message):
+def test_missing_or_invalid_columns_are_named(tmp_path, spoil, message):
     good = features()
     names = ("features", "ids", "pids", "camids", "split")
     arrays = {name: getattr(good, name) for name in names} | spoil
@@ -121,7 +122,7 @@ def test_what_a_feature_file_lacks_is_named(tmp_path, spoil, message):
         read_features(tmp_path / "f.npz")
 
 
-def test_files_that_are_no_features_are_refused(tmp_path):
+def test_files_that_are_not_features_are_rejected(tmp_path):
     (tmp_path / "f.npz").write_bytes(b"PK\x03\x04 cut off")
     (tmp_path / "f.parquet").write_bytes(b"PAR1")
     np.savez(tmp_path / "pickle.npz", features=np.array([{}], object))
@@ -133,11 +134,11 @@ def test_files_that_are_no_features_are_refused(tmp_path):
     for name, message in {
         "f.npz": "cannot be read",
         "f.parquet": "cannot be read",
-        "pickle.npz": "features holds objects, which are not read",
+        "pickle.npz": "features contains objects, which are never loaded",
         "pickled-ids.npz": "allow_pickle=False",
         "ragged.parquet": "different widths",
         "holes.parquet": "pids is empty in 1 of 2 rows",
-        "none.npz": "no such file",
+        "none.npz": "expected a file, found none",
         "f.txt": r"ends in \.npz or \.parquet",
     }.items():
         with pytest.raises(MuvaError, match=message):

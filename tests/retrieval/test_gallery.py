@@ -1,4 +1,4 @@
-"""Galleries: what is written is read, and searches find what a plain product finds."""
+"""Galleries: files round-trip, and searches agree with a plain product."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import muva.retrieval.gallery as galleries
 from muva.errors import MuvaError
 from muva.retrieval.features import read_features
-from muva.retrieval.gallery import EmbeddedBy, Gallery, read_gallery, write_gallery
+from muva.retrieval.gallery import EmbeddingSource, Gallery, read_gallery, write_gallery
 
-BY = EmbeddedBy(
+BY = EmbeddingSource(
     model="store/models/muva-0123456789abcdef",
     weights="ab" * 32,
     image_height=128,
@@ -36,7 +36,7 @@ def gallery(images: int = 50, *, known: bool = True) -> Gallery:
         pids=numbers // 4 if known else None,
         camids=numbers % 2 if known else None,
         split=np.where(numbers % 4 == 0, "query", "gallery") if known else None,
-        by=BY,
+        source=BY,
     )
 
 
@@ -47,7 +47,7 @@ def test_a_gallery_is_read_as_it_was_written(known: bool, tmp_path: Path) -> Non
     found = read_gallery(file)
     np.testing.assert_array_equal(found.features, written.features)
     np.testing.assert_array_equal(found.ids, written.ids)
-    assert found.by == BY
+    assert found.source == BY
     column = pq.read_schema(file).field("features").type
     assert column == pa.list_(pa.float32(), 16)
     if not known:
@@ -55,27 +55,27 @@ def test_a_gallery_is_read_as_it_was_written(known: bool, tmp_path: Path) -> Non
         with pytest.raises(MuvaError, match="pids missing, found ids, features"):
             read_features(file)
         return
-    judged = read_features(file)
+    features_read = read_features(file)
     for name in ("features", "ids", "pids", "camids", "split"):
-        np.testing.assert_array_equal(getattr(judged, name), getattr(written, name))
-    assert found.told(5) == {"image_id": "cam1/0005.jpg", "pid": 1, "camid": 1}
+        np.testing.assert_array_equal(getattr(features_read, name), getattr(written, name))
+    assert found.describe(5) == {"image_id": "cam1/0005.jpg", "pid": 1, "camid": 1}
 
 
 @pytest.mark.parametrize("block", [7, 65_536])
-def test_the_most_similar_are_those_of_a_plain_product(
+def test_the_most_similar_images_equal_those_of_a_plain_product(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(galleries, "_BLOCK_ROWS", block)
-    everyone = gallery()
-    asked = everyone.features[11]
-    cosines = [float(np.dot(f.astype(float), asked.astype(float))) for f in everyone.features]
+    all_images = gallery()
+    query = all_images.features[11]
+    cosines = [float(np.dot(f.astype(float), query.astype(float))) for f in all_images.features]
     expected = sorted(range(50), key=lambda n: (-cosines[n], n))
-    places, found = everyone.most_similar(asked, top=10)
-    assert places.tolist() == expected[:10]
+    indices, found = all_images.most_similar(query, top=10)
+    assert indices.tolist() == expected[:10]
     np.testing.assert_allclose(found, [cosines[n] for n in expected[:10]], atol=1e-12)
-    places, _ = everyone.most_similar(asked, top=10, without=11)
-    assert places.tolist() == expected[1:11]
-    assert len(everyone.most_similar(asked, top=99, without=11)[0]) == 49
+    indices, _ = all_images.most_similar(query, top=10, exclude=11)
+    assert indices.tolist() == expected[1:11]
+    assert len(all_images.most_similar(query, top=99, exclude=11)[0]) == 49
 
 
 def test_images_that_are_equally_similar_keep_their_order() -> None:
@@ -84,20 +84,22 @@ def test_images_that_are_equally_similar_keep_their_order() -> None:
     assert twins.most_similar(twins.features[0], top=4)[0].tolist() == [0, 1, 2, 3]
 
 
-def test_a_file_that_says_nothing_of_its_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_its_model_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "features.parquet"
     write_gallery(file, gallery())
     table = pq.read_table(file)
     pq.write_table(table.replace_schema_metadata({}), file)
-    with pytest.raises(MuvaError, match=r"which model .* a file that `muva embed` wrote"):
+    with pytest.raises(
+        MuvaError, match=r"expected the model in the metadata .* a file that `muva embed` wrote"
+    ):
         read_gallery(file)
     changed = {b"muva": b'{"format_version": 9}'}
     pq.write_table(table.replace_schema_metadata(changed), file)
-    with pytest.raises(MuvaError, match="its format is 9, this version of muva knows 1"):
+    with pytest.raises(MuvaError, match="expected format 1, found 9"):
         read_gallery(file)
 
 
-def test_a_write_that_fails_leaves_the_file_of_before(
+def test_a_failed_write_leaves_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "features.parquet"

@@ -1,4 +1,4 @@
-"""Ranks of matches by counting: those of float64 cosines, whatever is computed together."""
+"""Ranks of matches by counting equal those of float64 cosines, however they are computed."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muva.retrieval.camera_rule import CameraRule, labels
+from muva.retrieval.camera_rule import CameraRule, checked_labels
 from muva.retrieval.match_ranks import (
-    Side,
+    FeatureChunk,
     Thresholds,
-    count_nearer_in,
-    judged_pairs,
+    count_nearer_in_chunk,
     match_ranks,
+    matching_and_ignored_pairs,
     pair_similarities,
 )
 
@@ -22,7 +22,7 @@ from muva.retrieval.match_ranks import (
 def rule_of(queries: int, gallery: int, *, people: int, seed: int) -> CameraRule:
     rng = np.random.default_rng(seed)
     sides = {
-        side: labels(
+        side: checked_labels(
             pids=rng.integers(-1, people, count),
             camids=rng.integers(0, 3, count),
             ids=None,
@@ -37,12 +37,12 @@ def rule_of(queries: int, gallery: int, *, people: int, seed: int) -> CameraRule
 def naive(
     query: np.ndarray, gallery: np.ndarray, rule: CameraRule, *, left_out: Sequence[int] = ()
 ) -> list[list[int]]:
-    """Sorts all that count, by float64 cosine and then by index."""
+    """Sort all images that count by float64 cosine, then by index."""
     query, gallery = (f.astype(np.float64) for f in (query, gallery))
     ranks = []
     for index, row in enumerate(query):
-        matches, ignored = rule.judge(index)
-        # Sums in one order for all: equal rows have equal ones.
+        matches, ignored = rule.matches_and_ignored(index)
+        # Sum in the same order for all rows, so that equal rows have equal sums.
         cosines = np.array([(row * other).sum() / np.sqrt((other**2).sum()) for other in gallery])
         out = {*ignored.tolist(), *rule.junk.tolist(), *left_out}
         order = sorted(
@@ -53,7 +53,7 @@ def naive(
 
 
 def almost_equal(seed: int, *, queries: int, gallery: int, width: int) -> list[np.ndarray]:
-    """Gallery features that float32 products cannot tell apart: one last bit differs."""
+    """Gallery features that float32 products cannot distinguish: one last bit differs."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((3, width)).astype(np.float32)[rng.integers(0, 3, gallery)]
     at = np.arange(gallery), rng.integers(0, width, gallery)
@@ -68,7 +68,7 @@ def almost_equal(seed: int, *, queries: int, gallery: int, width: int) -> list[n
     width=st.sampled_from([3, 17, 300]),
     block_bytes=st.integers(1, 200_000),
 )
-def test_what_float32_cannot_tell_apart_ranks_as_in_float64(seed, width, block_bytes):
+def test_images_that_float32_cannot_distinguish_rank_as_in_float64(seed, width, block_bytes):
     query, gallery = almost_equal(seed, queries=9, gallery=60, width=width)
     rule = rule_of(9, 60, people=5, seed=seed)
     found = match_ranks(query, gallery, rule, block_bytes=block_bytes)
@@ -86,34 +86,33 @@ def test_what_float32_cannot_tell_apart_ranks_as_in_float64(seed, width, block_b
 
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(seed=st.integers(0, 10**6), cuts=st.sets(st.integers(1, 79), max_size=6))
-def test_counts_of_stretches_add_up_to_those_of_the_gallery_in_any_order(seed, cuts):
+def test_counts_of_chunks_add_up_to_those_of_the_gallery_in_any_order(seed, cuts):
     query, gallery = almost_equal(seed, queries=11, gallery=80, width=20)
     rule = rule_of(11, 80, people=6, seed=seed)
-    matches, ignored = judged_pairs(rule, 11)
-    queries = Side(query, "query_features")
+    matches, ignored = matching_and_ignored_pairs(rule, 11)
+    queries = FeatureChunk(query, "query_features")
     edges = [0, *sorted(cuts), 80]
-    stretches = [
-        Side(gallery[first:last], "gallery_features", first=first)
+    chunks = [
+        FeatureChunk(gallery[first:last], "gallery_features", first=first)
         for first, last in pairwise(edges)
     ]
     similarities = np.concatenate(
         [
             pair_similarities(
                 queries,
-                stretch,
-                matches.take(
-                    (matches.gallery >= stretch.first)
-                    & (matches.gallery < stretch.first + len(stretch))
+                chunk,
+                matches.select(
+                    (matches.gallery >= chunk.first) & (matches.gallery < chunk.first + len(chunk))
                 ),
             )
-            for stretch in stretches
+            for chunk in chunks
         ]
     )
     thresholds = Thresholds.of(matches, similarities, queries=11)
-    shuffled = [stretches[i] for i in np.random.default_rng(seed).permutation(len(stretches))]
+    shuffled = [chunks[i] for i in np.random.default_rng(seed).permutation(len(chunks))]
     counted = [
-        count_nearer_in(queries, stretch, thresholds, ignored=ignored, rule=rule)
-        for stretch in shuffled
+        count_nearer_in_chunk(queries, chunk, thresholds, ignored=ignored, rule=rule)
+        for chunk in shuffled
     ]
     whole = match_ranks(query, gallery, rule)
     summed = thresholds.ranks(np.sum(counted, axis=0), rule)
@@ -132,7 +131,9 @@ def test_equal_images_tie_wherever_a_product_puts_them(rows):
     side["gallery"][at] = np.repeat(side["query"], 2)
     rule = CameraRule(
         *(
-            labels(pids=pids, camids=np.full(len(pids), n), ids=None, count=len(pids), side=name)
+            checked_labels(
+                pids=pids, camids=np.full(len(pids), n), ids=None, count=len(pids), side=name
+            )
             for n, (name, pids) in enumerate(side.items())
         )
     )
@@ -143,14 +144,14 @@ def test_equal_images_tie_wherever_a_product_puts_them(rows):
 
 def test_progress_counts_gallery_images_up_to_all_of_them():
     query, gallery = almost_equal(0, queries=9, gallery=60, width=17)
-    told = []
+    calls = []
     match_ranks(
         query,
         gallery,
         rule_of(9, 60, people=5, seed=0),
         block_bytes=1000,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
-    assert len(told) > 3
-    assert told == sorted(told)
-    assert told[-1][0] == told[-1][1]
+    assert len(calls) > 3
+    assert calls == sorted(calls)
+    assert calls[-1][0] == calls[-1][1]

@@ -125,7 +125,7 @@ def test_when_everything_ties_the_gallery_order_decides():
     features = np.tile(np.array([0.3, -1.7, 0.11], np.float32), (1001, 1))
     gallery_pids = np.zeros(1001, int)
     gallery_pids[[4, 9, 1000]] = 7
-    for queries in (1, 2, 5):  # one row alone takes another kernel
+    for queries in (1, 2, 5):  # a single row uses another kernel
         result = evaluate(
             query_features=features[:queries],
             query_pids=np.full(queries, 7),
@@ -172,7 +172,7 @@ def test_distractors_push_matches_down_and_junk_does_not():
     ]
 
 
-def test_reranking_takes_other_settings_and_reaches_the_same_scores_as_its_distances():
+def test_reranking_with_other_settings_scores_like_its_dense_distances():
     query, gallery = sides(6, gallery=60)
     settings_ = Reranking(k1=5, k2=2, original_weight=0.5)
     result = evaluate(**arguments(query, gallery), rerank=settings_)
@@ -201,7 +201,7 @@ def test_no_valid_query_is_an_error(gallery_pids):
         )
 
 
-def test_a_query_alone_in_its_camera_is_left_out_and_junk_asks_nothing():
+def test_a_query_without_a_match_and_a_junk_query_are_left_out():
     result = evaluate(
         query_features=np.eye(3, dtype=np.float32),
         query_pids=[1, 2, -1],
@@ -242,7 +242,7 @@ def test_features_are_read_from_memory_maps(tmp_path, dtype):
     assert result.mean_ap == pytest.approx(naive(query, gallery)["mean_ap"], abs=1e-6)
 
 
-def test_precision_allowed_to_training_does_not_reach_the_ranking():
+def test_reduced_precision_for_training_does_not_affect_the_ranking():
     query, gallery = sides(5, width=512)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -256,7 +256,7 @@ def test_precision_allowed_to_training_does_not_reach_the_ranking():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gallery_features": np.ones((3, 4), np.float32)}, "3 wide, gallery features 4"),
+        ({"gallery_features": np.ones((3, 4), np.float32)}, "same width, found 3 and 4"),
         ({"query_features": np.full((2, 3), np.nan, np.float32)}, "query_features: 2 of 2 rows"),
         ({"gallery_features": np.ones((3, 3), int)}, "expected floating-point features"),
         ({"gallery_features": np.ones(3, np.float32)}, r"of shape \(images, width\)"),
@@ -277,11 +277,11 @@ def test_precision_allowed_to_training_does_not_reach_the_ranking():
                 "query_camids": [],
                 "query_ids": [],
             },
-            "query_features: there are none",
+            r"query_features: expected features, found shape \(0, 3\)",
         ),
     ],
 )
-def test_inputs_that_do_not_belong_together_are_refused_by_name(change, message):
+def test_inconsistent_inputs_are_rejected_by_name(change, message):
     right: dict[str, Any] = {
         "query_features": np.ones((2, 3), np.float32),
         "query_pids": [1, 2],

@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking and distances against the dense definition and the recorded reference."""
+"""k-reciprocal re-ranking compared with the dense definition and the recorded reference."""
 
 from pathlib import Path
 
@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 
 from muva.retrieval import Reranking, evaluate
 from muva.retrieval.distances import squared_distances
-from muva.retrieval.match_ranks import Side
-from muva.retrieval.nearest import Nearest, compare
-from muva.retrieval.reranking import encodings_of, reranked_blocks, reranked_distances
+from muva.retrieval.match_ranks import FeatureChunk
+from muva.retrieval.nearest import NearestNeighbours, compare_chunks
+from muva.retrieval.reranking import compute_encodings, reranked_blocks, reranked_distances
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "retrieval.npz"
 
 
 def dense(query, gallery, *, k1, k2, original_weight):
-    """The definition word for word, on full matrices in float64."""
-    everyone = np.concatenate([query, gallery]).astype(np.float64)
-    everyone /= np.linalg.norm(everyone, axis=1, keepdims=True)
-    o = np.maximum(2 - 2 * everyone @ everyone.T, 0)
+    """The definition, taken literally, on full matrices in float64."""
+    features = np.concatenate([query, gallery]).astype(np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    o = np.maximum(2 - 2 * features @ features.T, 0)
     o /= o.max(axis=1, keepdims=True)
     order = np.argsort(np.round(o, 12), axis=1, kind="stable")
 
     def reciprocal(i, k):
         return {j for j in order[i, : k + 1] if i in order[j, : k + 1]}
 
-    total = len(everyone)
+    total = len(features)
     v = np.zeros((total, total))
     for i in range(total):
         near = reciprocal(i, k1)
@@ -76,11 +76,11 @@ def test_images_that_are_all_alike_tie():
     alike = np.ones((50, 7), np.float32)
     found = reranked_distances(alike[:3], alike)
     assert np.isfinite(found).all()
-    # The first images fill everyone's neighbourhood, so these alone are each other's neighbours.
+    # The first images fill all neighbourhoods, so only they are each other's neighbours.
     assert (np.diff(found[:, 18:]) == 0).all()
 
 
-def asked(query, gallery, *, seed):
+def random_inputs(query, gallery, *, seed):
     rng = np.random.default_rng(seed)
     return {
         "query_features": query,
@@ -93,15 +93,15 @@ def asked(query, gallery, *, seed):
 
 
 @pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[-1]], ids=lambda s: f"{s.k1}-{s.k2}")
-def test_ranks_do_not_depend_on_the_blocks_where_float32_cannot_tell_images_apart(settings):
+def test_ranks_do_not_depend_on_blocks_even_if_float32_cannot_distinguish_images(settings):
     rng = np.random.default_rng(settings.k1)
     query, gallery = clusters(3, 21, width=40), clusters(4, 160, width=40)
     gallery[80:] = gallery[:80]
     at = np.arange(80, 160), rng.integers(0, 40, 80)
     gallery[at] = np.where(rng.random(80) < 0.5, np.nextafter(gallery[at], 9), gallery[at])
-    who = asked(query, gallery, seed=5)
+    inputs = random_inputs(query, gallery, seed=5)
     first, *others = [
-        evaluate(**who, rerank=settings, block_bytes=size) for size in (3000, 40_000, 10**8)
+        evaluate(**inputs, rerank=settings, block_bytes=size) for size in (3000, 40_000, 10**8)
     ]
     for other in others:
         np.testing.assert_array_equal(other.average_precision, first.average_precision)
@@ -112,16 +112,16 @@ def test_ranks_do_not_depend_on_the_blocks_where_float32_cannot_tell_images_apar
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.k1}-{s.k2}")
 def test_precisions_are_those_of_the_dense_distances(settings):
     query, gallery = clusters(3, 21), clusters(4, 160)
-    who = asked(query, gallery, seed=5)
-    kept = np.flatnonzero(who["gallery_pids"] != -1)
+    inputs = random_inputs(query, gallery, seed=5)
+    kept = np.flatnonzero(inputs["gallery_pids"] != -1)
     distances = dense(query, gallery[kept], k1=settings.k1, k2=settings.k2, original_weight=0.3)
     precisions = []
     for index, row in enumerate(distances):
-        same = who["gallery_pids"][kept] == who["query_pids"][index]
-        counts = ~(same & (who["gallery_camids"][kept] == 0))
+        same = inputs["gallery_pids"][kept] == inputs["query_pids"][index]
+        counts = ~(same & (inputs["gallery_camids"][kept] == 0))
         hits = np.flatnonzero(same[counts][np.argsort(row[counts])]) + 1
         precisions.append(np.mean(np.arange(1, len(hits) + 1) / hits))
-    found = evaluate(**who, rerank=settings, block_bytes=30_000)
+    found = evaluate(**inputs, rerank=settings, block_bytes=30_000)
     np.testing.assert_allclose(found.average_precision, precisions, atol=1e-6)
 
 
@@ -137,16 +137,16 @@ def test_neighbours_are_those_of_float64_cosines(seed, cut, count, block_bytes):
     rows = rng.standard_normal((5, 9)).astype(np.float32)[rng.integers(0, 5, 60)]
     rows[rng.random(60) < 0.5, 3] += np.float32(1e-7)
     counts = rng.random(60) < 0.9
-    nearest = Nearest.of(60, count=count)
-    one = Side(rows[:cut], "query_features")
-    other = Side(rows[cut:], "gallery_features", first=cut)
-    parts = [Nearest.of(len(side), count=count) for side in (one, one, other, other)]
-    shared = {"counts": counts, "block_bytes": block_bytes}
-    compare(one, one, of_one=parts[0], of_other=parts[0], **shared)
-    compare(one, other, of_one=parts[1], of_other=parts[2], **shared)
-    compare(other, other, of_one=parts[3], of_other=parts[3], **shared)
+    nearest = NearestNeighbours.empty(60, count=count)
+    one = FeatureChunk(rows[:cut], "query_features")
+    other = FeatureChunk(rows[cut:], "gallery_features", first=cut)
+    parts = [NearestNeighbours.empty(len(side), count=count) for side in (one, one, other, other)]
+    shared = {"included": counts, "block_bytes": block_bytes}
+    compare_chunks(one, one, found_for_one=parts[0], found_for_other=parts[0], **shared)
+    compare_chunks(one, other, found_for_one=parts[1], found_for_other=parts[2], **shared)
+    compare_chunks(other, other, found_for_one=parts[3], found_for_other=parts[3], **shared)
     for side, found in zip((one, one, other, other), parts, strict=True):
-        nearest.rows(side.place).merge(found)
+        nearest.rows(side.image_range).merge(found)
     exact = rows.astype(np.float64)
     cosines = np.array([[(a * b).sum() for b in exact] for a in exact])
     lengths = np.sqrt(np.diag(cosines))
@@ -155,7 +155,7 @@ def test_neighbours_are_those_of_float64_cosines(seed, cut, count, block_bytes):
         others = np.flatnonzero(counts)
         order = others[np.argsort(-cosines[image, others], kind="stable")][:count]
         assert nearest.images[image, : len(order)].tolist() == order.tolist()
-        assert (nearest.images[image, len(order) :] == Nearest.NONE).all()
+        assert (nearest.images[image, len(order) :] == NearestNeighbours.NONE).all()
         assert nearest.lowest[image] == pytest.approx(cosines[image, others].min(), abs=1e-15)
 
 
@@ -163,7 +163,7 @@ def test_junk_takes_no_part():
     query, gallery = clusters(1, 5), clusters(2, 40)
     junk = np.array([0, 7, 39])
     kept = np.setdiff1d(np.arange(40), junk)
-    encodings = encodings_of(query, gallery, left_out=junk, settings=Reranking())
+    encodings = compute_encodings(query, gallery, excluded=junk, settings=Reranking())
     (_, block), *_ = reranked_blocks(query, gallery, encodings)
     np.testing.assert_array_equal(block[:, kept], reranked_distances(query, gallery[kept]))
 

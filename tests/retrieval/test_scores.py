@@ -52,7 +52,7 @@ def test_a_camera_pair_is_ranked_as_if_there_were_no_other_cameras(rerank, dista
         assert pair.queries == len(precisions)
 
 
-def test_cameras_that_are_unknown_make_no_pairs():
+def test_unknown_cameras_give_no_camera_pairs():
     arguments: dict[str, Any] = crowd(0) | {"query_camids": None, "gallery_camids": None}
     assert evaluate(**arguments).camera_pairs == ()
 
@@ -67,7 +67,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_for_many_grou
     assert bootstrap_interval(values, np.arange(4000)) == found
 
 
-def test_queries_of_one_person_stand_and_fall_together():
+def test_queries_of_one_person_are_resampled_together():
     person = np.repeat(np.arange(50), 40)
     values = np.random.default_rng(1).random(50)[person]
     together = bootstrap_interval(values, person)
@@ -77,7 +77,7 @@ def test_queries_of_one_person_stand_and_fall_together():
     )
 
 
-def test_the_interval_holds_the_figure_and_is_reported_with_it():
+def test_the_interval_contains_the_metric_and_is_reported_with_it():
     found = evaluate(**crowd(3))
     assert found.mean_ap_interval.low < found.mean_ap < found.mean_ap_interval.high
     assert found.rank1_interval.low <= found.cmc[1] <= found.rank1_interval.high

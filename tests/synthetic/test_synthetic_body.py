@@ -1,4 +1,4 @@
-"""Bodies stand on the ground whatever they do, and rotations are rotations."""
+"""Bodies stand on the ground in any pose, and rotations are rotations."""
 
 import numpy as np
 import pytest

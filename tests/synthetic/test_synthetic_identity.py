@@ -1,4 +1,4 @@
-"""Who the people are: doubles, captions, shares."""
+"""Identities: doubles, captions, and shares of attributes."""
 
 import re
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from muva.synthetic import DOMAINS
-from muva.synthetic.caption import caption, every_phrase
-from muva.synthetic.identity import DOUBLES, double_of, identity, stranger
+from muva.synthetic.caption import caption, vocabulary_texts
+from muva.synthetic.identity import DOUBLE_SHARE, double_of, identity, stranger
 
 PIDS = range(1, 201)
 
@@ -24,10 +24,10 @@ def doubles(domain: str) -> list[tuple[int, int]]:
 
 def test_about_the_stated_share_of_pairs_are_doubles(domain):
     share = len(doubles(domain)) / (len(PIDS) / 2)
-    assert share == pytest.approx(DOUBLES, abs=0.16)
+    assert share == pytest.approx(DOUBLE_SHARE, abs=0.16)
 
 
-def test_a_double_wears_its_models_colours_in_another_cut(domain):
+def test_a_double_wears_the_same_colours_in_another_cut(domain):
     for pid, model in doubles(domain):
         person, other = identity(domain, pid), identity(domain, model)
         assert person.colours.names == other.colours.names
@@ -39,7 +39,7 @@ def test_a_double_wears_its_models_colours_in_another_cut(domain):
         assert caption(person) != caption(other)
 
 
-def test_nobody_is_the_double_of_a_double(domain):
+def test_no_person_is_the_double_of_a_double(domain):
     assert all(double_of(domain, model) is None for _, model in doubles(domain))
 
 
@@ -53,8 +53,8 @@ def test_people_wear_what_their_domain_wears(domain):
         assert person.colours.names["top"] in wardrobe.top_colours
 
 
-def test_captions_hold_only_words_of_the_stated_vocabulary():
-    known = set(re.findall(r"\w+", " ".join(every_phrase())))
+def test_captions_use_only_words_of_the_stated_vocabulary():
+    known = set(re.findall(r"\w+", " ".join(vocabulary_texts())))
     for domain in DOMAINS:
         for pid in PIDS:
             assert set(re.findall(r"\w+", caption(identity(domain, pid)))) <= known
@@ -70,7 +70,7 @@ def test_a_caption_names_the_attributes():
     assert not re.search(r"\ba [aeiou]", text)
 
 
-def test_passers_by_are_nobody_of_any_pid():
+def test_passers_by_are_not_among_the_identities():
     known = {identity("syn-mall", pid).body for pid in PIDS}
     strangers = [stranger("syn-mall", 1, number) for number in range(10)]
     assert len({person.body for person in strangers} - known) > 0

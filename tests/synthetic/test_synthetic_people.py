@@ -1,4 +1,4 @@
-"""Synthetic data sets are split as benchmarks are, and their files hold the rendered images."""
+"""Synthetic data sets have the splits of a benchmark, and their files are the rendered images."""
 
 from collections import Counter
 
@@ -30,7 +30,7 @@ def test_every_person_is_seen_by_every_camera(records):
     assert set(seen.values()) == {3} and len(seen) == 5 * CAMERAS
 
 
-def test_nobody_is_in_train_and_in_test(records):
+def test_no_person_is_in_both_train_and_test(records):
     pids = {
         split: {record.pid for record in records if record.split == split}
         for split in ("train", "query", "gallery")
@@ -39,12 +39,12 @@ def test_nobody_is_in_train_and_in_test(records):
     assert pids["query"] == pids["gallery"] == {3, 4, 5}
 
 
-def test_each_camera_asks_once_for_each_test_person(records):
+def test_each_camera_has_one_query_for_each_test_person(records):
     queries = Counter((r.pid, r.camid) for r in records if r.split == "query")
     assert len(queries) == 3 * CAMERAS and set(queries.values()) == {1}
 
 
-def test_image_ids_are_unique_and_say_who_where_and_which(records):
+def test_image_ids_are_unique_and_name_pid_camera_and_index(records):
     assert len({record.image_id for record in records}) == len(records)
     assert records[0].image_id == "train/0001_c1_00.jpg"
     assert records[-1].image_id == f"gallery/0005_c{CAMERAS}_02.jpg"
@@ -60,7 +60,7 @@ def test_a_record_holds_the_rendered_image_its_boxes_and_caption(records):
     assert record.caption == shot.caption
 
 
-def test_test_people_alone_give_the_same_records(records):
+def test_test_people_rendered_alone_give_the_same_records(records):
     alone = list(
         records_of_test_people(DOMAIN, pids=[4], images_per_camera=3, height=HEIGHT, width=WIDTH)
     )
@@ -68,26 +68,26 @@ def test_test_people_alone_give_the_same_records(records):
 
 
 def test_progress_counts_to_the_end():
-    told = []
+    calls = []
     list(
         synthetic_records(
             DOMAIN,
             train_people=1,
             test_people=0,
             images_per_camera=1,
-            progress=lambda done, total: told.append((done, total)),
+            progress=lambda done, total: calls.append((done, total)),
             height=HEIGHT,
             width=WIDTH,
         )
     )
-    assert told == [(done, CAMERAS) for done in range(1, CAMERAS + 1)]
+    assert calls == [(done, CAMERAS) for done in range(1, CAMERAS + 1)]
 
 
 @pytest.mark.parametrize(
     ("people", "images", "complaint"),
-    [((0, 0), 2, "people"), ((1, 1), 1, "two images"), ((-1, 3), 2, "people")],
+    [((0, 0), 2, "people"), ((1, 1), 1, "at least two images"), ((-1, 3), 2, "people")],
 )
-def test_a_data_set_that_cannot_be_split_is_refused(people, images, complaint):
+def test_a_data_set_that_cannot_be_split_is_rejected(people, images, complaint):
     with pytest.raises(MuvaError, match=complaint):
         next(
             synthetic_records(

@@ -1,4 +1,4 @@
-"""An image is a function of its address, and its labels are true of it."""
+"""An image is a function of its key, and its labels are correct."""
 
 import hashlib
 import subprocess
@@ -19,7 +19,7 @@ from muva.synthetic import (
     render,
 )
 from muva.synthetic.identity import identity
-from muva.synthetic.render import part_boxes
+from muva.synthetic.rendering import part_boxes
 from muva.synthetic.site import site
 from muva.synthetic.surface import PART_VALUES
 
@@ -57,7 +57,7 @@ def test_another_process_in_another_order_renders_the_same_bytes():
     assert here == there[::-1]
 
 
-def test_images_of_different_addresses_differ():
+def test_images_with_different_keys_differ():
     digests = {digest(address) for address in ADDRESSES}
     assert len(digests) == len(ADDRESSES)
 
@@ -103,7 +103,7 @@ def test_the_person_fills_the_crop_and_background_remains():
     assert 0.12 < np.mean(shares) < 0.5
 
 
-def test_something_stands_before_some_of_the_people():
+def test_some_of_the_people_are_occluded():
     # Without occluders every person shows both feet at the bottom of the crop.
     part_maps = [shot("syn-boulevard", pid, 1, 0).part_map for pid in range(1, 61)]
     without_feet = np.mean([(part_map[-24:] > 0).sum() == 0 for part_map in part_maps])
@@ -116,7 +116,7 @@ def test_images_of_one_person_share_their_caption_and_tracks_alternate():
     assert [image.track for image in images] == [0, 1, 0, 0, 1, 0]
 
 
-def test_a_smaller_image_shows_the_same_with_less_detail():
+def test_a_smaller_image_is_the_same_with_less_detail():
     large = render("syn-campus", pid=3, camid=2, index=0, height=256, width=128)
     small = shot("syn-campus", 3, 2, 0)
     for part in PARTS:
@@ -160,10 +160,10 @@ def test_varied_domains_show_other_people_in_known_clothes_from_more_cameras() -
     [
         (("syn-moon", 1, 1, 0), "syn-moon.*syn-mall"),
         (("syn-mall", 0, 1, 0), "pid 0"),
-        (("syn-mall", 1, 5, 0), "cameras 1 to 4"),
+        (("syn-mall", 1, 5, 0), "expected a camera from 1 to 4, found 5"),
         (("syn-mall", 1, 1, -1), "index -1"),
     ],
 )
-def test_an_address_that_does_not_exist_is_refused(address, complaint):
+def test_a_key_that_does_not_exist_is_rejected(address, complaint):
     with pytest.raises(MuvaError, match=complaint):
         shot(*address)

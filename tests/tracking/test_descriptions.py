@@ -19,7 +19,7 @@ def test_the_best_of_each_column_is_bold_and_a_gap_is_a_dash() -> None:
     ]
 
 
-def test_a_description_says_what_how_good_and_how_to_repeat() -> None:
+def test_a_description_has_summary_results_and_command() -> None:
     text = describe(
         "Three domains to one.",
         results={"MUVA": {"d/mAP": 0.5}},

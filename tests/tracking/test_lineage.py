@@ -30,13 +30,13 @@ def used(name: str) -> UsedModel:
 
 def evaluated(tracker: Tracker, model: UsedModel, mean_ap: float) -> str:
     with tracker.open(name=f"evaluate {model.name}", key=f"metrics/{model.name}") as run:
-        run.used(STATION, context="evaluation")
-        model_id = run.model(model, made=False)
-        run.metrics({"syn-station/mAP": mean_ap}, model_id=model_id, dataset=STATION)
+        run.log_datasets(STATION, context="evaluation")
+        model_id = run.log_model(model, made=False)
+        run.log_metrics({"syn-station/mAP": mean_ap}, model_id=model_id, dataset=STATION)
     return model_id
 
 
-def test_models_are_ranked_by_what_they_reached_on_a_target(tracker: Tracker) -> None:
+def test_models_are_ranked_by_their_results_on_a_target(tracker: Tracker) -> None:
     client = MlflowClient(tracker.tracking_uri)
     ids = {name: evaluated(tracker, used(name), value) for name, value in
            (("poor", 0.1), ("best", 0.3), ("fair", 0.2))}  # fmt: skip
@@ -49,14 +49,14 @@ def test_models_are_ranked_by_what_they_reached_on_a_target(tracker: Tracker) ->
     assert (metric.dataset_name, metric.dataset_digest) == ("syn-station", STATION.fingerprint)
 
 
-def test_a_model_is_one_whoever_makes_or_uses_it_and_however_often(tracker: Tracker) -> None:
+def test_a_model_artifact_has_one_logged_model(tracker: Tracker) -> None:
     client = MlflowClient(tracker.tracking_uri)
     made = []
     run = tracker.open(name="stage 2", key="models/muva")
     for _ in range(2):
         run = tracker.open(name="stage 2", key="models/muva")
-        run.used(STATION, context="training")
-        made.append(run.model(used("muva"), made=True))
+        run.log_datasets(STATION, context="training")
+        made.append(run.log_model(used("muva"), made=True))
     elsewhere = Tracker(tracker.tracking_uri, "muva/other")
     made.append(evaluated(elsewhere, used("muva"), 0.5))
     assert len(set(made)) == 1
@@ -74,22 +74,22 @@ def test_a_model_is_one_whoever_makes_or_uses_it_and_however_often(tracker: Trac
 def test_aliases_move_with_versions_and_a_model_is_registered_once(tracker: Tracker) -> None:
     client = MlflowClient(tracker.tracking_uri)
     registry = Registry(client, "people")
-    assert registry.holder(CHAMPION) is None
+    assert registry.version_with_alias(CHAMPION) is None
     versions = [
-        registry.registered(
+        registry.register(
             model_id=evaluated(tracker, used(name), 0.1),
             run_id="0" * 32,
             address=used(name).address,
             value=value,
-            judged_by="whom",
+            validated_on="whom",
         )
         for name, value in (("one", 0.2), ("two", 0.3), ("one", 0.2))
     ]
     assert [version.number for version in versions] == ["1", "2", "1"]
-    registry.give(CHAMPION, versions[0])
-    registry.give(CHALLENGER, versions[1])
-    assert registry.holder(CHAMPION) == versions[0]
-    registry.give(CHAMPION, versions[1])
-    registry.give(CHALLENGER, None)
-    assert registry.holder(CHAMPION) == versions[1]
-    assert registry.holder(CHALLENGER) is None
+    registry.set_alias(CHAMPION, versions[0])
+    registry.set_alias(CHALLENGER, versions[1])
+    assert registry.version_with_alias(CHAMPION) == versions[0]
+    registry.set_alias(CHAMPION, versions[1])
+    registry.set_alias(CHALLENGER, None)
+    assert registry.version_with_alias(CHAMPION) == versions[1]
+    assert registry.version_with_alias(CHALLENGER) is None

@@ -153,7 +153,7 @@ def test_the_numbers_of_many_ranks_do_not_run_into_each_other() -> None:
     assert list(axes.get_xticks()) == [1, 5, 10, 20]
 
 
-def test_each_token_has_a_picture_that_is_bright_where_it_looks() -> None:
+def test_each_tokens_map_is_bright_where_it_attends() -> None:
     attention = np.zeros((1, 2, 128))
     attention[0, 0, :8] = 0.2  # the first row of patches
     attention[0, 1, -8:] = 0.01
@@ -197,7 +197,7 @@ def test_blurred_people_keep_their_colours_and_nothing_finer(
     assert abs(blurred[0].mean() - 127) < 5
 
 
-def test_another_word_than_those_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUVA_PEOPLE", "blured")
     with pytest.raises(SettingsError, match="expected one of shown, blurred, hidden"):
         ranked_gallery([RankedQuery(query=person(1), matches=[])])

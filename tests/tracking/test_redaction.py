@@ -56,7 +56,7 @@ def test_settings_and_addresses_stay_as_they_are(text: str) -> None:
     assert redact(text) == text
 
 
-def test_a_secret_of_the_environment_is_masked_wherever_it_stands(
+def test_a_secret_of_the_environment_is_masked_everywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SOME_SERVICE_TOKEN", "plain words here")
@@ -64,7 +64,7 @@ def test_a_secret_of_the_environment_is_masked_wherever_it_stands(
     assert redact("x plain words here y a") == "x *** y a"
 
 
-def test_names_of_secrets_are_told_from_names_of_settings() -> None:
+def test_names_of_secrets_are_distinguished_from_settings() -> None:
     for secret in (
         "hub.auth_token",
         "AWS_SECRET_ACCESS_KEY",

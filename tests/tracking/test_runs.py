@@ -77,7 +77,7 @@ def test_a_child_repeats_its_parents_tags_and_not_its_bookkeeping(
     parent = tracker.open(
         name="demo", key="demo", tags={"sources": "a,b", "targets": "c"}, description="the whole"
     )
-    parent.tags({"muva.artifact": "x"})
+    parent.set_tags({"muva.artifact": "x"})
     child = tracker.open(name="train", key="train", parent=parent.ref, tags={"targets": "d"})
     tags = client.get_run(child.ref.run_id).data.tags
     assert (tags["sources"], tags["targets"]) == ("a,b", "d")
@@ -89,7 +89,7 @@ def test_a_child_repeats_its_parents_tags_and_not_its_bookkeeping(
 def test_a_repeated_epoch_is_one_point_of_the_curve(tracker: Tracker, client: MlflowClient) -> None:
     run = tracker.open(name="train", key="train")
     for epoch in (1, 2, 3):
-        run.metrics({"stage2/loss": 1 / epoch}, step=epoch)
+        run.log_metrics({"stage2/loss": 1 / epoch}, step=epoch)
     ref: RunRef = pickle.loads(pickle.dumps(run.ref))
     for epoch in (2, 3, 4):  # resumed from the checkpoint of epoch 1, with other rounding
         log_metrics(ref, {"stage2/loss": 1 / epoch + 1e-7}, step=epoch)
@@ -104,7 +104,7 @@ def test_a_final_number_is_written_once_and_its_newest_value_is_shown(
     run = tracker.open(name="evaluate", key="evaluate")
     monkeypatch.setattr(time, "time", lambda: 1.8e9)  # all in one millisecond
     for value in (0.5, 0.5, 0.4, 0.4):
-        run.metrics({"syn-station/mAP": value, "empty/mAP": math.nan})
+        run.log_metrics({"syn-station/mAP": value, "empty/mAP": math.nan})
     data = client.get_run(run.ref.run_id).data
     assert data.metrics["syn-station/mAP"] == 0.4
     assert len(client.get_metric_history(run.ref.run_id, "syn-station/mAP")) == 2
@@ -115,7 +115,7 @@ def test_more_than_one_batch_of_everything_arrives(tracker: Tracker, client: Mlf
     run = tracker.open(
         name="many", key="many", params={f"p{i}": i for i in range(230)}, tags={"long": "x" * 9000}
     )
-    run.metrics({f"m{i}": float(i) for i in range(1100)})
+    run.log_metrics({f"m{i}": float(i) for i in range(1100)})
     data = client.get_run(run.ref.run_id).data
     assert len(data.params) == 230
     assert len(data.metrics) == 1100
@@ -141,13 +141,17 @@ def test_sections_become_flat_params_and_a_changed_one_a_tag(
     [
         (MuvaError("The store is full."), "FAILED", "The store is full."),
         (ZeroDivisionError("by zero"), "FAILED", "ZeroDivisionError: by zero"),
-        (KeyboardInterrupt(), "KILLED", "Interrupted with Ctrl-C; the same command goes on."),
+        (
+            KeyboardInterrupt(),
+            "KILLED",
+            "Interrupted with Ctrl-C; run the same command again to resume.",
+        ),
         (SystemExit(3), "FAILED", "SystemExit: 3"),
         (SystemExit(0), "FINISHED", None),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_run_is_closed_by_how_its_block_ends(
+def test_the_status_of_a_run_follows_from_the_end_of_its_block(
     tracker: Tracker,
     client: MlflowClient,
     error: BaseException,
@@ -167,9 +171,7 @@ def test_a_run_is_closed_by_how_its_block_ends(
     assert "muva.reason" not in healed.data.tags
 
 
-def test_a_fault_of_the_program_leaves_its_traceback(
-    tracker: Tracker, client: MlflowClient
-) -> None:
+def test_a_bug_leaves_its_traceback(tracker: Tracker, client: MlflowClient) -> None:
     with pytest.raises(ZeroDivisionError), tracker.open(name="step", key="step") as run:
         _ = 1 // 0
     file = client.download_artifacts(run.ref.run_id, "failure.txt")
@@ -186,8 +188,8 @@ def test_a_run_whose_process_was_killed_is_marked_failed_by_the_next_one(
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     mine = tracker.open(name="alive", key="alive")
-    died = subprocess.run([sys.executable, "-c", script], check=False)
-    assert died.returncode == -signal.SIGKILL
+    on_death = subprocess.run([sys.executable, "-c", script], check=False)
+    assert on_death.returncode == -signal.SIGKILL
     assert sorted(run.info.status for run in runs_of(tracker, client)) == ["RUNNING", "RUNNING"]
     Tracker(tracker.tracking_uri, experiment)
     states = {run.info.run_name: run for run in runs_of(tracker, client)}
@@ -205,11 +207,11 @@ def test_artifacts_of_one_path_replace_each_other(
     figure.add_subplot().plot([0, 1])
     (tmp_path / "report.json").write_text("{}")
     for shade in (0, 200):
-        run.picture("pictures/sheet.png", np.full((4, 6, 3), shade, np.uint8))
-        run.picture("pictures/pil.png", Image.new("RGB", (5, 5)))
-        run.figure("pictures/cmc.png", figure)
-        run.yaml("config.yaml", {"model": ModelConfig(), "seed": shade})
-        run.artifact(tmp_path / "report.json", "reports")
+        run.log_image("pictures/sheet.png", np.full((4, 6, 3), shade, np.uint8))
+        run.log_image("pictures/pil.png", Image.new("RGB", (5, 5)))
+        run.log_figure("pictures/cmc.png", figure)
+        run.log_yaml("config.yaml", {"model": ModelConfig(), "seed": shade})
+        run.log_artifact(tmp_path / "report.json", "reports")
     pictures = client.list_artifacts(run.ref.run_id, "pictures")
     assert [Path(file.path).name for file in pictures] == ["cmc.png", "pil.png", "sheet.png"]
     folder = Path(client.download_artifacts(run.ref.run_id, ""))
@@ -222,7 +224,7 @@ def test_artifacts_of_one_path_replace_each_other(
     assert (folder / "reports/report.json").read_text() == "{}"
 
 
-def test_pictures_are_kept_beside_the_database(tracker: Tracker, client: MlflowClient) -> None:
+def test_pictures_are_stored_next_to_the_database(tracker: Tracker, client: MlflowClient) -> None:
     database = Path(tracker.tracking_uri.removeprefix("sqlite:///"))
     location = client.get_experiment(tracker.experiment_id).artifact_location
     assert location.startswith((database.parent / "mlartifacts").as_uri())
@@ -245,8 +247,8 @@ def test_no_secret_reaches_the_disk(
             description=f"Run with password={secret}",
         ) as run,
     ):
-        run.text("log.txt", f"Authorization: Bearer {secret}")
-        run.yaml("config.yaml", {"hubs": [{"token": other}]})
+        run.log_text("log.txt", f"Authorization: Bearer {secret}")
+        run.log_yaml("config.yaml", {"hubs": [{"token": other}]})
         raise RuntimeError(f"cannot log in with {secret}")
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert {"mlflow.db", "log.txt", "config.yaml", "failure.txt"} <= {file.name for file in files}
@@ -279,7 +281,7 @@ def test_runs_are_found_by_a_tag_in_all_experiments(tmp_path: Path) -> None:
     made = {}
     for number in (1, 2):
         run = Tracker(uri, f"experiment {number}").open(name=f"run {number}", key="key")
-        run.tags({"muva.artifact": f"models/{number}"})
+        run.set_tags({"muva.artifact": f"models/{number}"})
         made[f"run {number}"] = (f"models/{number}", run.ref)
         Tracker(uri, f"experiment {number}").open(name="other", key="other")
     found = runs_with_tag(uri, "muva.artifact")
@@ -289,17 +291,17 @@ def test_runs_are_found_by_a_tag_in_all_experiments(tmp_path: Path) -> None:
 
 def test_metrics_from_another_process_create_no_database(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
-    with pytest.raises(MuvaError, match=r"mlflow\.db is not there.*use a server"):
+    with pytest.raises(MuvaError, match=r"mlflow\.db does not exist.*use a tracking server"):
         log_metrics(RunRef(f"sqlite:///{file}", "1", "abc"), {"loss": 1.0}, step=1)
     assert not file.exists()
 
 
-def test_a_server_that_does_not_answer_is_named_at_once() -> None:
+def test_a_server_that_does_not_respond_is_named_immediately() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
     started_at = time.monotonic()
-    with pytest.raises(MuvaError, match=f"No MLflow server answers at {address}"):
+    with pytest.raises(MuvaError, match=f"No MLflow server responds at {address}"):
         Tracker(address, "demo")
     assert time.monotonic() - started_at < 5
 
@@ -307,12 +309,12 @@ def test_a_server_that_does_not_answer_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://127.0.0.1:abc", "No MLflow server answers at http://127.0.0.1:abc"),
+        ("http://127.0.0.1:abc", "No MLflow server responds at http://127.0.0.1:abc"),
         ("postgresql://me:hidden@127.0.0.1/mlflow", "cannot be opened"),
         ("sqlite:////proc/mlflow.db", "cannot be opened"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_named_at_once(address: str, message: str) -> None:
+def test_an_unreachable_address_is_named_immediately(address: str, message: str) -> None:
     started_at = time.monotonic()
     with pytest.raises(MuvaError, match=message) as mistake:
         Tracker(address, "demo")
@@ -320,7 +322,7 @@ def test_an_address_that_leads_nowhere_is_named_at_once(address: str, message: s
     assert time.monotonic() - started_at < 10
 
 
-def test_a_server_that_is_no_mlflow_is_named(tmp_path: Path) -> None:
+def test_a_server_that_is_not_mlflow_is_named(tmp_path: Path) -> None:
     handler = functools.partial(SimpleHTTPRequestHandler, directory=f"{tmp_path}")
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -339,7 +341,7 @@ def test_an_address_that_mlflow_cannot_use_is_refused(address: str) -> None:
         Tracker(address, "demo")
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_named(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("not a database " * 100)
     with pytest.raises(MuvaError, match=r"notes\.db cannot be opened"):
@@ -363,7 +365,7 @@ def test_a_relative_database_means_the_same_in_any_folder(
     assert not (tmp_path / "mlruns").exists()
 
 
-def test_a_file_that_mlflow_does_not_take_is_explained_without_its_password(
+def test_a_rejected_upload_is_explained_without_the_password(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
@@ -374,7 +376,7 @@ def test_a_file_that_mlflow_does_not_take_is_explained_without_its_password(
         pytest.raises(MuvaError, match="failed: 413 Client Error") as told,
         tracker.open(name="large", key="large") as run,
     ):
-        run.text("large.txt", "large")
+        run.log_text("large.txt", "large")
     assert "s3cr3t" not in str(told.value)
 
 
@@ -383,6 +385,6 @@ def test_no_picture_of_people_is_written_where_they_are_hidden(
 ) -> None:
     run = tracker.open(name="evaluate", key="evaluate")
     monkeypatch.setenv("MUVA_PEOPLE", "hidden")
-    run.picture("ranked-gallery.png", np.zeros((4, 4, 3), np.uint8))
-    run.figure("cmc.png", Figure())
+    run.log_image("ranked-gallery.png", np.zeros((4, 4, 3), np.uint8))
+    run.log_figure("cmc.png", Figure())
     assert [file.path for file in client.list_artifacts(run.ref.run_id)] == ["cmc.png"]

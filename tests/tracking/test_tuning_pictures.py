@@ -27,7 +27,7 @@ def texts(figure) -> list[str]:
 
 
 def test_each_trial_is_a_line_over_the_settings_that_vary() -> None:
-    figure = parallel_coordinates(TRIALS, aim="held-out mAP", logarithmic={"stage2.lr"})
+    figure = parallel_coordinates(TRIALS, objective="held-out mAP", logarithmic={"stage2.lr"})
     axes = figure.axes[0]
     shown = texts(figure)
     assert "model\ngating" in shown
@@ -40,9 +40,11 @@ def test_each_trial_is_a_line_over_the_settings_that_vary() -> None:
     assert drawn(figure).min() < 100
 
 
-def test_the_history_shows_the_best_so_far_and_who_was_stopped() -> None:
+def test_the_history_shows_the_best_so_far_and_stopped_trials() -> None:
     figure = history_plot(
-        [(0, 0.3, 0.3), (1, 0.45, 0.45), (3, 0.4, 0.45)], stopped=[(2, 0.2)], aim="held-out mAP"
+        [(0, 0.3, 0.3), (1, 0.45, 0.45), (3, 0.4, 0.45)],
+        stopped=[(2, 0.2)],
+        objective="held-out mAP",
     )
     (best,) = figure.axes[0].get_lines()
     assert list(np.asarray(best.get_ydata())) == [30, 45, 45]
@@ -58,7 +60,7 @@ def test_the_history_shows_the_best_so_far_and_who_was_stopped() -> None:
 
 
 def test_the_most_important_setting_is_on_top() -> None:
-    figure = importance_plot({"a.x": 0.1, "a.y": 0.7, "a.z": 0.2}, aim="held-out mAP")
+    figure = importance_plot({"a.x": 0.1, "a.y": 0.7, "a.z": 0.2}, objective="held-out mAP")
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["a.x", "a.z", "a.y"]
     assert "70" in texts(figure)

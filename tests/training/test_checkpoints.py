@@ -9,20 +9,29 @@ import torch
 from muva.errors import MuvaError
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
 
-STATE = {"epoch": 3, "model/weight": torch.randn(4, 5), "scaler/scale": 2.0, "note": "as it is"}
+CHECKPOINT = {
+    "epoch": 3,
+    "model/weight": torch.randn(4, 5),
+    "scaler/scale": 2.0,
+    "note": "as it is",
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_checkpoint(tmp_path / "checkpoint", STATE)
+    save_checkpoint(tmp_path / "checkpoint", CHECKPOINT)
     return tmp_path / "checkpoint"
 
 
-def test_a_state_comes_back_bit_for_bit(folder: Path) -> None:
-    state = load_checkpoint(folder)
-    assert state.keys() == STATE.keys()
-    assert torch.equal(torch.as_tensor(state["model/weight"]), STATE["model/weight"])
-    assert (state["epoch"], state["scaler/scale"], state["note"]) == (3, 2.0, "as it is")
+def test_a_checkpoint_is_loaded_bit_for_bit(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.keys() == CHECKPOINT.keys()
+    assert torch.equal(torch.as_tensor(checkpoint["model/weight"]), CHECKPOINT["model/weight"])
+    assert (checkpoint["epoch"], checkpoint["scaler/scale"], checkpoint["note"]) == (
+        3,
+        2.0,
+        "as it is",
+    )
 
 
 def test_a_checkpoint_is_written_over(folder: Path) -> None:
@@ -35,7 +44,7 @@ def test_damage_is_found(folder: Path) -> None:
     damaged = bytearray(tensors.read_bytes())
     damaged[-3] ^= 1
     tensors.write_bytes(damaged)
-    with pytest.raises(MuvaError, match=r"is damaged.*resume from an earlier one"):
+    with pytest.raises(MuvaError, match=r"is damaged.*resume from an earlier checkpoint"):
         load_checkpoint(folder)
 
 
@@ -46,9 +55,9 @@ def test_a_truncated_description_is_named(folder: Path) -> None:
         load_checkpoint(folder)
 
 
-def test_an_unfinished_checkpoint_is_no_checkpoint(folder: Path) -> None:
+def test_an_incomplete_checkpoint_is_refused(folder: Path) -> None:
     (folder / "state.json").unlink()
-    with pytest.raises(MuvaError, match="never finished"):
+    with pytest.raises(MuvaError, match="is missing, so saving it was interrupted"):
         load_checkpoint(folder)
 
 
@@ -56,5 +65,5 @@ def test_another_format_is_refused(folder: Path) -> None:
     description = folder / "state.json"
     stored = json.loads(description.read_text())
     description.write_text(json.dumps({**stored, "format_version": 99}))
-    with pytest.raises(MuvaError, match="has the format 99, this program reads 1"):
+    with pytest.raises(MuvaError, match="has format version 99, but this program reads version 1"):
         load_checkpoint(folder)

@@ -21,10 +21,10 @@ from torch._inductor.utils import fresh_cache
 
 from muva.config import Stage2Config
 from muva.errors import MuvaError
-from muva.model.image_encoder import ImageFeatures, directly
+from muva.model.image_encoder import ImageFeatures, call_directly
 from muva.model.muva_model import MuvaModel
-from muva.training.compute import Compute, computing
-from muva.training.cuda_graphs import GraphedEncoder, InTensors
+from muva.training.compute import Compute, apply_compute
+from muva.training.cuda_graphs import GraphedEncoder, TensorOutputs
 from muva.training.optimisers import trained_parameters
 from muva.training.report import EpochReport
 from muva.training.stage2 import train_image_encoder
@@ -51,7 +51,7 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("compute", SAME.values(), ids=list(SAME))
+@pytest.mark.parametrize("compute", list(SAME.values()), ids=list(SAME))
 @pytest.mark.parametrize("case", ["online gate, soft memory", "no parts"])
 def test_a_training_learns_the_same(case: str, compute: Compute) -> None:
     assert_same(trace(case, compute), trace(case, Compute()))
@@ -71,7 +71,7 @@ def test_compiled_blocks_give_the_same_features_and_gradients(fresh_compiler: No
     found: list[list[Tensor]] = []
     for compute in (Compute(), Compute(compile=True)):
         model = small_model(identities=6, parts=PARTS, vision_layers=1)
-        with computing(model.image_encoder, compute):
+        with apply_compute(model.image_encoder, compute):
             encoded = model.encode_images(images)
         assert encoded.mask_logits is not None
         (encoded.feature.square().mean() + encoded.mask_logits.square().mean()).backward()
@@ -88,17 +88,17 @@ def test_without_a_compiler_the_error_says_so(
     fresh_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
-    with pytest.raises(MuvaError, match=r"torch\.compile fails here: .* leave --compile out"):
+    with pytest.raises(MuvaError, match=r"torch\.compile failed: .* train without --compile"):
         train(small_model(identities=6, parts=PARTS), ToyImages(), compute=Compute(compile=True))
 
 
-def test_a_recorded_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_captured_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded on a processor, where a graph is the pass itself: what is recorded, and what not."""
     sizes: list[int] = []
 
     def record(self: GraphedEncoder, images: Tensor) -> Any:
         sizes.append(len(images))
-        return InTensors(self._encoder, self._encode)
+        return TensorOutputs(self._encoder, self._encode)
 
     for case in CASES:
         expected = trace(case, Compute())
@@ -108,16 +108,16 @@ def test_a_recorded_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPat
     assert sizes == [SETTINGS.batch_size] * len(CASES)
 
 
-def test_a_batch_in_another_precision_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_in_another_precision_is_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[bool] = []
 
     def record(self: GraphedEncoder, images: Tensor) -> Any:
         kinds.append(torch.is_autocast_enabled("cpu"))
-        return InTensors(self._encoder, self._encode)
+        return TensorOutputs(self._encoder, self._encode)
 
     monkeypatch.setattr(GraphedEncoder, "_record", record)
     model = small_model(identities=6, parts=PARTS)
-    with computing(model.image_encoder, Compute(cuda_graphs=True)):
+    with apply_compute(model.image_encoder, Compute(cuda_graphs=True)):
         for precision in ("fp32", "bf16", "fp32", "bf16"):
             one_step(model, None, precision=precision)
     assert kinds == [False, True]
@@ -125,23 +125,25 @@ def test_a_batch_in_another_precision_is_recorded_anew(monkeypatch: pytest.Monke
 
 def test_cuda_graphs_are_refused_where_they_cannot_be() -> None:
     model = small_model(identities=6, parts=PARTS)
-    with pytest.raises(MuvaError, match=r"on a CUDA GPU, not of 1 on cpu: leave cuda_graphs out"):
+    with pytest.raises(
+        MuvaError, match=r"on a CUDA GPU, found 1 worker\(s\) on cpu: train without --cuda-graphs"
+    ):
         train(model, ToyImages(), compute=Compute(cuda_graphs=True))
-    with pytest.raises(MuvaError, match=r"--micro-batch cuts the batch: leave out one of them"):
+    with pytest.raises(MuvaError, match=r"--micro-batch splits the batch: use only one of them"):
         Compute(cuda_graphs=True, micro_batch=4)
 
 
 def test_the_encoder_is_as_it_was_after_a_training() -> None:
     model = small_model(parts=PARTS)
-    with computing(model.image_encoder, Compute(cuda_graphs=True)):
+    with apply_compute(model.image_encoder, Compute(cuda_graphs=True)):
         assert isinstance(model.image_encoder.forward, GraphedEncoder)
     assert "forward" not in vars(model.image_encoder)
     compute = Compute(activation_checkpointing=True, deterministic=True)
-    with computing(model.image_encoder, compute):
-        assert model.image_encoder.call is not directly
+    with apply_compute(model.image_encoder, compute):
+        assert model.image_encoder.call is not call_directly
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
-    assert model.image_encoder.call is directly
+    assert model.image_encoder.call is call_directly
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -155,11 +157,11 @@ def test_two_deterministic_trainings_agree_bit_for_bit(precision: str) -> None:
     assert_identical(first, second)
 
 
-def test_checkpointed_blocks_keep_their_inputs_alone() -> None:
+def test_checkpointed_blocks_keep_only_their_inputs() -> None:
     peaks = []
     for compute in (Compute(), Compute(activation_checkpointing=True)):
         model = small_model(identities=6, parts=PARTS, vision_layers=6)
-        with computing(model.image_encoder, compute), LiveBytes() as bytes_:
+        with apply_compute(model.image_encoder, compute), LiveBytes() as bytes_:
             one_step(model, None, images_each=8)
         peaks.append(bytes_.peak)
     assert peaks[1] < 0.5 * peaks[0]
@@ -172,11 +174,11 @@ def test_every_parameter_that_trains_has_a_gradient_in_every_step(case: str) -> 
     model = small_model(identities=6, parts=parts, **model_settings)
     without: list[set[str]] = []
 
-    def look(*_: Any) -> None:
+    def check(*_: Any) -> None:
         trained = trained_parameters(model)
         without.append({name for name, value in trained.items() if value.grad is None})
 
-    train(model, ToyImages(parts=len(parts)), after_step=look, **settings)
+    train(model, ToyImages(parts=len(parts)), after_step=check, **settings)
     assert len(without) >= 4 and not set().union(*without)
 
 
@@ -221,7 +223,7 @@ class FullAt:
         ({"train": 8, "features": 2}, "stage 2, features for the memory of epoch 1"),
     ],
 )
-def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(
+def test_following_the_advice_of_a_full_gpu_makes_training_fit(
     room: dict[str, int], where: str
 ) -> None:
     tried: list[int | None] = [None]
@@ -232,8 +234,10 @@ def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(
             reports = train(model, ToyImages(), compute=Compute(micro_batch=tried[-1]))
         except MuvaError as error:
             message = str(error)
-            assert message.startswith(f"{where}: the memory is full with {tried[-1] or 8} of 8")
-            assert "PyTorch says: CUDA out of memory. Tried to allocate 9.00 GiB." in message
+            assert message.startswith(
+                f"{where}: the GPU is out of memory when encoding {tried[-1] or 8} of 8"
+            )
+            assert "PyTorch's message: CUDA out of memory. Tried to allocate 9.00 GiB." in message
             advised = re.search(r"--micro-batch (\d+)", message)
             assert advised is not None
             tried.append(int(advised[1]))
@@ -242,18 +246,20 @@ def test_who_follows_the_advice_of_a_full_gpu_gets_to_train(
     assert tried == [None, 4, 2] and len(reports) == 2
 
 
-def test_a_gpu_that_is_full_with_recorded_passes_is_told_to_leave_them_out_first(
+def test_a_full_gpu_is_advised_to_disable_cuda_graphs_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(GraphedEncoder, "_record", lambda self, images: self._encode)
     model = small_model(identities=6, parts=PARTS)
     model.image_encoder.forward = FullAt(model, train=0, features=8)
-    with pytest.raises(MuvaError, match=r"best first: no --cuda-graphs, which keep .*; --micro"):
+    with pytest.raises(
+        MuvaError, match=r"best option first: no --cuda-graphs, which keep .*; --micro"
+    ):
         train(model, ToyImages(), compute=Compute(cuda_graphs=True))
     assert isinstance(model.image_encoder.forward, FullAt)
 
 
-def test_a_full_gpu_is_told_what_is_left_to_try() -> None:
+def test_a_full_gpu_is_advised_only_what_was_not_tried() -> None:
     model = small_model(identities=6, parts=PARTS)
     model.image_encoder.forward = FullAt(model, train=0, features=8)
     compute = Compute(micro_batch=1, activation_checkpointing=True)

@@ -62,7 +62,7 @@ def test_batches_are_the_same_for_any_number_of_loaders(images: TrainingImages) 
 
 
 @pytest.mark.parametrize("processes", LOADERS[:2])
-def test_who_leaves_a_list_early_begins_the_next_one_at_its_start(processes: int) -> None:
+def test_a_list_left_early_does_not_affect_the_next_one(processes: int) -> None:
     images = ToyImages()
     loader = Loader(images, processes=processes)
     assert next(loader.batches(draws(images.labels, 1))) is not None
@@ -78,7 +78,7 @@ class Mistaken(ToyImages):
 
 
 @pytest.mark.parametrize("processes", LOADERS[:2])
-def test_a_mistake_in_a_loader_is_told_as_it_is(processes: int) -> None:
+def test_an_error_in_a_loader_is_raised_unchanged(processes: int) -> None:
     images = Mistaken()
     with pytest.raises(MuvaError, match=r"^shard-00000\.parquet is damaged$"):
         list(Loader(images, processes=processes).batches(draws(images.labels, 1)))

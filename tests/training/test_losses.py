@@ -60,8 +60,8 @@ def test_a_model_without_parts_has_no_mask_terms() -> None:
     }
 
 
-def test_parts_without_masks_are_a_fault() -> None:
-    with pytest.raises(ValueError, match="learns from part masks"):
+def test_parts_without_masks_are_an_error() -> None:
+    with pytest.raises(ValueError, match="needs part masks to train"):
         losses_of(masks=None)
 
 
@@ -74,7 +74,7 @@ def test_the_temperature_divides_the_text_logits_normalised_or_not() -> None:
     torch.testing.assert_close(cosines, expected)
 
 
-def test_weights_scale_the_mask_terms_alone() -> None:
+def test_weights_scale_only_the_mask_terms() -> None:
     plain, weighted = losses_of(), losses_of(mask_weight=0.5, dice_weight=3.0)
     assert plain.mask is not None and plain.dice is not None
     expected = {**plain.terms(), "mask": 0.5 * plain.mask, "dice": 3.0 * plain.dice}

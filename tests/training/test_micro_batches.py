@@ -122,7 +122,7 @@ def assert_identical(found: Trace, expected: Trace) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_one_worker_with_micro_batches_does_what_it_does_without(case: str, size: int) -> None:
+def test_one_worker_with_micro_batches_gives_the_same_result(case: str, size: int) -> None:
     assert_same(trace(case, Compute(micro_batch=size)), trace(case, Compute()))
 
 
@@ -139,7 +139,7 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_with_micro_batches_do_what_one_does_without(tmp_path: Path) -> None:
+def test_two_workers_with_micro_batches_give_the_result_of_one(tmp_path: Path) -> None:
     spawn(worker, (str(tmp_path),), nprocs=WORKERS)
     for rank in range(WORKERS):
         traces = torch.load(tmp_path / f"worker{rank}.pt")
@@ -271,7 +271,7 @@ def test_bytes_are_counted_while_they_live() -> None:
     assert (tensors.live, tensors.peak) == (0, 8000)
 
 
-def test_a_step_keeps_the_activations_of_one_micro_batch_alone() -> None:
+def test_a_step_keeps_the_activations_of_only_one_micro_batch() -> None:
     peaks, largest = zip(*(peak_bytes(size) for size in (None, 24, 12, 6)), strict=True)
     assert largest == (48, 24, 12, 6)
     # Weights, gradients and moments are there in any case; the activations halve.
@@ -282,5 +282,5 @@ def test_a_step_keeps_the_activations_of_one_micro_batch_alone() -> None:
 
 def test_a_micro_batch_without_images_is_refused() -> None:
     model = small_model(parts=PARTS)
-    with pytest.raises(ValueError, match="at least one image, not 0"):
+    with pytest.raises(ValueError, match="at least one image, found 0"):
         model(torch.zeros(2, 3, 48, 24), 0)

@@ -75,7 +75,7 @@ def test_moments_survive_saving_and_go_to_their_parameters() -> None:
     restore_optimiser(second, {"contexts": contexts}, state)
     for key, value in first.state[contexts].items():
         torch.testing.assert_close(second.state[contexts][key], value, rtol=0, atol=0)
-    with pytest.raises(MuvaError, match="knows other, this model does not"):
+    with pytest.raises(MuvaError, match="has a state for other, which this model lacks"):
         restore_optimiser(second, {"contexts": contexts}, {"other/step": torch.zeros(())})
-    with pytest.raises(MuvaError, match="lacks contexts"):
+    with pytest.raises(MuvaError, match="has no state for contexts"):
         restore_optimiser(second, {"contexts": contexts}, {})

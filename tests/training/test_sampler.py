@@ -46,7 +46,7 @@ def test_groups_are_cut_from_shuffled_images_and_rests_are_dropped(
     assert all(times == 1 for index, times in seen.items() if counts[labels[index]] >= 4)
 
 
-def test_an_identity_with_one_image_gives_it_k_times() -> None:
+def test_an_identity_with_one_image_contributes_it_k_times() -> None:
     with_single = [g for epoch in range(1, 20) for g in groups_of(LABELS, epoch) if 20 in g]
     assert with_single and all((group == 20).all() for group in with_single)
 
@@ -84,9 +84,11 @@ def test_the_workers_shares_of_a_batch_make_the_batch_in_order() -> None:
         rank_share(batch, rank=0, world=3, images_per_identity=4)
 
 
-def test_what_fills_no_batch_is_refused_before_there_are_images() -> None:
+def test_identities_that_fill_no_batch_are_refused_before_loading() -> None:
     check_batches(16, batch_size=64, images_per_identity=4, world=8)
-    with pytest.raises(MuvaError, match="needs 16 identities, the training images show 15"):
+    with pytest.raises(
+        MuvaError, match="needs 16 identities, but the training images show only 15"
+    ):
         check_batches(15, batch_size=64, images_per_identity=4)
     with pytest.raises(MuvaError, match="3 workers cannot share the 16 identities"):
         check_batches(20, batch_size=64, images_per_identity=4, world=3)
@@ -95,7 +97,7 @@ def test_what_fills_no_batch_is_refused_before_there_are_images() -> None:
 
 
 def test_too_few_identities_are_refused() -> None:
-    with pytest.raises(MuvaError, match="needs 2 identities, the training images show 1"):
+    with pytest.raises(MuvaError, match="needs 2 identities, but the training images show only 1"):
         batches_of(np.zeros(12, dtype=np.int64))
-    with pytest.raises(MuvaError, match="show 0"):
+    with pytest.raises(MuvaError, match="show only 0"):
         batches_of(np.empty(0, dtype=np.int64))

@@ -11,7 +11,7 @@ from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
 from muva.training.divergence import DivergedError
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 from muva.training.sampler import pk_batches
 from muva.training.stage1 import (
     identity_shares,
@@ -39,7 +39,7 @@ def run(
     *,
     settings: Stage1Config = SETTINGS,
     identities: range | None = None,
-    state: State | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[EpochReport]:
     return list(
         learn_prompts(
@@ -49,7 +49,7 @@ def run(
             settings=settings,
             seed=1,
             identities=identities,
-            state=state,
+            checkpoint=checkpoint,
         )
     )
 
@@ -112,18 +112,18 @@ def test_resuming_gives_what_an_uninterrupted_run_gives_bit_for_bit(tmp_path) ->
         model=stopped, centroids=centroids, labels=labels, settings=SETTINGS, seed=1
     )
     next(loop)
-    save_checkpoint(tmp_path, next(loop).state())
+    save_checkpoint(tmp_path, next(loop).checkpoint())
     resumed = start()[0]
-    rest = run(resumed, centroids, labels, state=load_checkpoint(tmp_path))
+    rest = run(resumed, centroids, labels, checkpoint=load_checkpoint(tmp_path))
     assert [report.step_losses for report in rest] == [r.step_losses for r in reports[2:]]
     assert torch.equal(resumed.contexts, whole.contexts)
 
 
-def test_a_finished_state_leaves_nothing_to_do_but_gives_its_prompts() -> None:
+def test_a_finished_checkpoint_gives_its_prompts_without_training() -> None:
     whole, centroids, labels = start()
     reports = run(whole, centroids, labels)
     model = start()[0]
-    assert run(model, centroids, labels, state=reports[-1].state()) == []
+    assert run(model, centroids, labels, checkpoint=reports[-1].checkpoint()) == []
     assert torch.equal(model.contexts, whole.contexts)
 
 
@@ -134,20 +134,22 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_can_be_repeated(tmp_pat
         run(model, centroids, labels, settings=flies_apart)
     batch = pk_batches(labels, batch_size=8, images_per_identity=2, seed=1, epoch=1)[1]
     identities = ", ".join(map(str, sorted(set(labels[batch].tolist()))))
-    assert f"counts them: {identities}. Lower stage1.lr (it is 1e+25)" in str(stopped.value)
-    save_checkpoint(tmp_path, stopped.value.state())
-    state = load_checkpoint(tmp_path)
-    assert torch.as_tensor(state["contexts"]).isfinite().all()
-    again = repeat_prompt_loss(model=start()[0], settings=flies_apart, state=state)
+    assert f"Identity labels of the batch: {identities}. Lower stage1.lr (it is 1e+25)" in str(
+        stopped.value
+    )
+    save_checkpoint(tmp_path, stopped.value.checkpoint())
+    checkpoint = load_checkpoint(tmp_path)
+    assert torch.as_tensor(checkpoint["contexts"]).isfinite().all()
+    again = repeat_prompt_loss(model=start()[0], settings=flies_apart, checkpoint=checkpoint)
     assert not again.isfinite()
-    with pytest.raises(MuvaError, match="none of a step of stage 1"):
-        repeat_prompt_loss(model=model, settings=flies_apart, state={"epoch": 1})
+    with pytest.raises(MuvaError, match="not one of a diverged step of stage 1"):
+        repeat_prompt_loss(model=model, settings=flies_apart, checkpoint={"epoch": 1})
 
 
-def test_a_state_of_other_sources_is_refused() -> None:
+def test_a_checkpoint_of_other_sources_is_refused() -> None:
     model, centroids, labels = start()
-    state = run(model, centroids, labels)[-1].state()
+    checkpoint = run(model, centroids, labels)[-1].checkpoint()
     with pytest.raises(MuvaError, match=r"shape \(6, .*expected \(2, "):
-        run(start()[0], centroids, labels, state=state, identities=range(2))
+        run(start()[0], centroids, labels, checkpoint=checkpoint, identities=range(2))
     with pytest.raises(MuvaError, match="not one of stage 1"):
-        run(start()[0], centroids, labels, state={"epoch": 3})
+        run(start()[0], centroids, labels, checkpoint={"epoch": 3})

@@ -50,12 +50,17 @@ def model_and_images(
 
 
 def run(
-    model: MuvaModel, images: ToyImages, *, state: Any = None, seed: int = 5, **changed: Any
+    model: MuvaModel, images: ToyImages, *, checkpoint: Any = None, seed: int = 5, **changed: Any
 ) -> list[EpochReport]:
     settings = Stage2Config(**{**SETTINGS, **changed})
     return list(
         train_image_encoder(
-            model=model, images=images, settings=settings, seed=seed, device=CPU, state=state
+            model=model,
+            images=images,
+            settings=settings,
+            seed=seed,
+            device=CPU,
+            checkpoint=checkpoint,
         )
     )
 
@@ -111,10 +116,10 @@ def test_resuming_gives_what_an_uninterrupted_run_gives_bit_for_bit(tmp_path: Pa
     loop = train_image_encoder(
         model=stopped, images=images, settings=Stage2Config(**SETTINGS), seed=5, device=CPU
     )
-    save_checkpoint(tmp_path, next(loop).state())
+    save_checkpoint(tmp_path, next(loop).checkpoint())
     next(loop)  # the state is that of its epoch, whatever comes after
     resumed, _ = model_and_images()
-    rest = run(resumed, images, state=load_checkpoint(tmp_path))
+    rest = run(resumed, images, checkpoint=load_checkpoint(tmp_path))
     assert [r.step_losses for r in rest] == [r.step_losses for r in reports[1:]]
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
@@ -124,15 +129,19 @@ def test_a_checkpoint_of_other_settings_is_refused() -> None:
     model, images = model_and_images()
     (report,) = run(model, images, epochs=1)
     global_only, plain = model_and_images(parts=0)
-    with pytest.raises(MuvaError, match=r"model.parts is \[\], of the checkpoint \['head'"):
-        run(global_only, plain, state=report.state())
-    differing = "stage2.lr is 0.5, of the checkpoint 0.0001; stage2.decay is 0.3, of the check"
+    with pytest.raises(MuvaError, match=r"model.parts is \[\], but \['head'.*\] in the checkpoint"):
+        run(global_only, plain, checkpoint=report.checkpoint())
+    differing = (
+        "stage2.lr is 0.5, but 0.0001 in the checkpoint; stage2.decay is 0.3, but 0.1 in the"
+    )
     with pytest.raises(MuvaError, match=differing):
-        run(model, images, lr=0.5, decay=0.3, epochs=1, state=report.state())
-    with pytest.raises(MuvaError, match="not one of stage 2 with these settings"):
-        run(small_model(identities=7, parts=PARTS), images, epochs=1, state=report.state())
-    with pytest.raises(MuvaError, match="not one of stage 2"):
-        run(model, images, state={"contexts": torch.zeros(3)})
+        run(model, images, lr=0.5, decay=0.3, epochs=1, checkpoint=report.checkpoint())
+    with pytest.raises(MuvaError, match="does not belong to stage 2 with these settings"):
+        run(
+            small_model(identities=7, parts=PARTS), images, epochs=1, checkpoint=report.checkpoint()
+        )
+    with pytest.raises(MuvaError, match="does not belong to stage 2"):
+        run(model, images, checkpoint={"contexts": torch.zeros(3)})
 
 
 FLIES_APART: dict[str, Any] = {"lr": 1e30, "warmup_epochs": 0, "epochs": 1}
@@ -157,19 +166,21 @@ def test_a_loss_that_is_not_finite_stops_the_training_at_its_step() -> None:
 def test_a_diverged_training_leaves_what_repeats_its_step(tmp_path: Path) -> None:
     model, images = model_and_images()
     one_step = run_steps(*model_and_images(), steps=1)
-    save_checkpoint(tmp_path, diverged(model, images).state())
-    state = load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, diverged(model, images).checkpoint())
+    checkpoint = load_checkpoint(tmp_path)
     for name, value in one_step.items():
-        assert torch.equal(torch.as_tensor(state[f"model/{name}"]), value), name
+        assert torch.equal(torch.as_tensor(checkpoint[f"model/{name}"]), value), name
     again, _ = model_and_images()
     settings = Stage2Config(**{**SETTINGS, **FLIES_APART})
     outputs, losses = repeat_step(
-        model=again, images=images, settings=settings, device=CPU, state=state
+        model=again, images=images, settings=settings, device=CPU, checkpoint=checkpoint
     )
     assert not losses.total.isfinite()
     assert len(outputs.feature) == 8
-    with pytest.raises(MuvaError, match="none of a step: no indices"):
-        repeat_step(model=again, images=images, settings=settings, device=CPU, state={"epoch": 1})
+    with pytest.raises(MuvaError, match="not one of a diverged step: it lacks indices"):
+        repeat_step(
+            model=again, images=images, settings=settings, device=CPU, checkpoint={"epoch": 1}
+        )
 
 
 def run_steps(model: MuvaModel, images: ToyImages, *, steps: int) -> dict[str, Tensor]:
@@ -210,7 +221,7 @@ def test_a_step_is_repeated_as_it_was() -> None:
         images=images,
         settings=Stage2Config(**SETTINGS),
         device=CPU,
-        state=stopped.value.state(),
+        checkpoint=stopped.value.checkpoint(),
     )
     assert losses.total.item() == report.step_losses[1]
 
@@ -228,11 +239,11 @@ class SpoiltImages(ToyImages):
 def test_an_image_without_finite_features_is_named() -> None:
     model, images = model_and_images()
     images.images[3] = torch.nan
-    with pytest.raises(MuvaError, match=r"features of 1 of 24 .* for example of toy/0003\."):
+    with pytest.raises(MuvaError, match=r"features of 1 of 24 .* for example toy/0003\."):
         run(model, images)
 
 
-def test_an_epoch_that_ends_with_broken_weights_is_no_epoch(
+def test_an_epoch_that_ends_with_non_finite_weights_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, images = model_and_images()
@@ -245,7 +256,9 @@ def test_an_epoch_that_ends_with_broken_weights_is_no_epoch(
     monkeypatch.setattr(
         "muva.training.sampler.pk_batches", lambda *args, **named: pk_batches(*args, **named)[:1]
     )
-    with pytest.raises(MuvaError, match=r"losses were finite, 1 tensors .*\(classifier\.weight\)"):
+    with pytest.raises(
+        MuvaError, match=r"losses were finite, but 1 weight tensors .*\(classifier\.weight\)"
+    ):
         run(model, images)
 
 
@@ -312,7 +325,7 @@ def worker(rank: int, folder: str) -> None:
     torch.save({dtype: outcome(dtype) for dtype in CASES}, Path(folder) / f"worker{rank}.pt")
     error = diverged(*model_and_images())
     Path(folder, f"worker{rank}.txt").write_text(str(error))
-    save_checkpoint(Path(folder, f"diverged{rank}"), error.state())
+    save_checkpoint(Path(folder, f"diverged{rank}"), error.checkpoint())
     dist.destroy_process_group()
 
 
@@ -331,7 +344,7 @@ def workers(workers_folder: Path) -> list[dict[torch.dtype, Outcome]]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["f64", "f32"]
 )
-def test_two_workers_do_what_one_does(
+def test_two_workers_give_the_result_of_one(
     dtype: torch.dtype, tolerance: float, workers: list[dict[torch.dtype, Outcome]]
 ) -> None:
     losses, weights, features = outcome(dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,12 +30,6 @@ def start(home: Path, *words: str) -> subprocess.Popen[str]:
         start_new_session=True,
         preexec_fn=heeding_ctrl_c,
     )
-
-
-def copy_inputs(home: Path, other: Path) -> None:
-    """Data sets and labels of one home into another, which need not make them again."""
-    for kind in ("datasets", "labels"):
-        shutil.copytree(home / "store" / kind, other / "store" / kind)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:

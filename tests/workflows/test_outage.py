@@ -16,45 +16,12 @@ from muva.errors import MuvaError
 from tracking.runs import Tracker, has_pictures
 from workflows.runtime.local import usable_port
 from workflows.session import Session
-from workflows.steps.step import Tell
+from workflows.steps.step import MetricLogger
 from workflows.verbs.ui import mlflow_server
 
 
-def test_metrics_of_an_outage_are_written_when_the_server_is_back(
+def test_an_outage_loses_no_metric_and_a_step_waits_for_its_end_but_a_first_run_does_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    Tracker(database, "muva/demo")
-    port = usable_port(0)
-    with mlflow_server(database, port=port) as (address, _):
-        run = Tracker(address, "muva/demo").open(name="stage 2", key="stage 2")
-        tell = Tell(run)
-        tell({"stage2/loss": 1.0}, 1)
-    for epoch in (2, 3):
-        tell({"stage2/loss": 1 / epoch}, epoch)
-    run.show("masks/epoch-003.png", np.zeros((8, 8, 3), np.uint8))
-    run.system_metrics({"cpu_utilization_percentage": 50.0}, 30)
-    away_at = time.time()
-    assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
-    assert "they are kept and written later" in caplog.text
-    with mlflow_server(database, port=port):
-        tell({"stage2/loss": 0.25}, 4)
-        run.finish()
-        pictures = has_pictures(run.ref)
-    history = MlflowClient(database).get_metric_history(run.ref.run_id, "stage2/loss")
-    assert [(point.step, point.value) for point in history] == [
-        (1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)
-    ]  # fmt: skip
-    (figure,) = MlflowClient(database).get_metric_history(
-        run.ref.run_id, "system/cpu_utilization_percentage"
-    )
-    assert (figure.step, figure.value) == (30, 50.0)
-    assert figure.timestamp / 1000 <= away_at, "it tells of the time when it came"
-    assert pictures
-
-
-def test_a_step_that_begins_while_the_server_is_away_waits_and_a_first_run_does_not(
-    tmp_path: Path,
 ) -> None:
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     Tracker(database, "muva/demo")
@@ -62,15 +29,40 @@ def test_a_step_that_begins_while_the_server_is_away_waits_and_a_first_run_does_
     with mlflow_server(database, port=port) as (address, _):
         session = Session(home=tmp_path, store=open_store(tmp_path), tracking_uri=address)
         parent = Tracker(address, "muva/demo").open(name="pipeline", key="pipeline")
+        run = Tracker(address, "muva/demo").open(name="stage 2", key="stage 2")
+        log_metrics = MetricLogger(run)
+        log_metrics({"stage2/loss": 1.0}, 1)
+
+    for epoch in (2, 3):
+        log_metrics({"stage2/loss": 1 / epoch}, epoch)
+    run.log_image_buffered("masks/epoch-003.png", np.zeros((8, 8, 3), np.uint8))
+    run.log_system_metrics({"cpu_utilization_percentage": 50.0}, 30)
+    away_at = time.time()
+    assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
+    assert "metrics are buffered and written later" in caplog.text
     with (
-        pytest.raises(MuvaError, match="No MLflow server answers"),
+        pytest.raises(MuvaError, match="No MLflow server responds"),
         session.run("another", key="another", params={}),
     ):
         pass
+
     with ExitStack() as stack:
-        back = threading.Timer(3.0, lambda: stack.enter_context(mlflow_server(database, port=port)))
+        back = threading.Timer(1.0, lambda: stack.enter_context(mlflow_server(database, port=port)))
         back.start()
-        with session.within(parent).run("stage 2", key="stage 2", params={}) as run:
-            assert run is not None
+        with session.within(parent).run("stage 3", key="stage 3", params={}) as step:
+            assert step is not None
         back.join()
-    assert MlflowClient(database).get_run(run.ref.run_id).info.status == "FINISHED"
+        log_metrics({"stage2/loss": 0.25}, 4)
+        run.finish()
+        pictures = has_pictures(run.ref)
+
+    client = MlflowClient(database)
+    assert client.get_run(step.ref.run_id).info.status == "FINISHED"
+    history = client.get_metric_history(run.ref.run_id, "stage2/loss")
+    assert [(point.step, point.value) for point in history] == [
+        (1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)
+    ]  # fmt: skip
+    (figure,) = client.get_metric_history(run.ref.run_id, "system/cpu_utilization_percentage")
+    assert (figure.step, figure.value) == (30, 50.0)
+    assert figure.timestamp / 1000 <= away_at, "it tells of the time when it came"
+    assert pictures

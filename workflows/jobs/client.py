@@ -1,98 +1,84 @@
-"""The way to a cluster's Jobs API: its address, found or started, and the token in the header.
+"""Clients of a cluster's Jobs API: they find or start the cluster and send the token.
 
-Ray is imported inside the functions: it decides at its first import whether it uses tokens, and
-what calls these functions may have to say so first.
+Ray is imported inside functions: its first import decides whether it uses tokens, and the callers
+may have to set that before.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.jobs.cluster_settings import ClusterSettings, token_of
 from workflows.jobs.head import find_head, start_head
 from workflows.progress import console
-from workflows.runtime.authentication import AUTH_MODE, authorisation, bearer
+from workflows.runtime.authentication import authorisation, bearer
+from workflows.runtime.quirks import client_environment, client_with_timeouts, quiet_about_requests
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-_CHATTY = (
-    "ray.dashboard.modules.job.sdk",
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray._private.runtime_env.packaging",
-)
-"""What tells of every request and upload."""
-ANSWER_S = (10.0, 60.0)
-"""How long a cluster may take to be reached, and to answer. A machine that is lost refuses nothing:
-without these, whoever asks it would wait for ever."""
+TIMEOUTS_S = (10.0, 60.0)
+"""Timeouts for the connection and for the response. A lost machine does not refuse connections, so
+without timeouts its clients would wait forever."""
 _NOT_FOUND = "status code 404"
-_LONGEST_REASON = 300
+_MAX_REASON_LENGTH = 300
 
 
 def jobs_client(cluster: ClusterSettings) -> JobSubmissionClient:
-    """The client of a cluster's Jobs API, with the token.
+    """A client of a cluster's Jobs API that sends the token.
 
-    Without an address it is the cluster of `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else a head
-    on this machine, which is started if need be.
+    Without an address, the cluster is that of `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else a
+    head on this machine, which is started if necessary.
 
     Raises:
-        MuvaError: nothing answers there, or it refuses the token.
+        MuvaError: the cluster does not respond, or refuses the token.
     """
     import requests
 
-    # As Ray understands its own variables: HOST:PORT is not the dashboard's there.
-    url = cluster.address or address_of_environment() or find_head() or _started_head()
+    # Addresses from the environment have Ray's own meaning: HOST:PORT is not the dashboard's.
+    url = cluster.address or address_of_environment() or find_head() or _start_head()
     headers = token_header(cluster)
-    with _ray_environment(token=bool(headers)):
+    with client_environment(token=bool(headers)):
         from ray.exceptions import AuthenticationError
-        from ray.job_submission import JobSubmissionClient
 
-        class Client(JobSubmissionClient):
-            """Ray's, which by itself waits for an answer as long as it takes."""
-
-            def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
-                return super()._do_request(method, endpoint, **{"timeout": ANSWER_S, **arguments})
-
-        for chatty in _CHATTY:
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        quiet_about_requests()
         try:
-            return Client(url, headers=headers)
+            return client_with_timeouts(url, headers=headers, timeout_s=TIMEOUTS_S)
         except AuthenticationError as error:
-            complaint = "refuses the token" if headers else "asks for a token, and there is none"
+            problem = "refuses the token" if headers else "requires a token, and none is set"
             raise MuvaError(
-                f"The Ray cluster at {redact(url)} {complaint}: expected the cluster's own "
+                f"The Ray cluster at {redact(url)} {problem}: expected the cluster's own token "
                 f"{cluster.token_places}."
             ) from error
         except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
             raise MuvaError(
-                f"No Ray cluster takes jobs at {redact(url)}: {redact(str(error))} Expected its "
-                "dashboard's address, http://HOST:8265 unless it was changed. Start one on this "
-                "machine with `muva submit` without --address and --cluster."
+                f"No Ray cluster accepts jobs at {redact(url)}: {redact(str(error))} Expected the "
+                "dashboard's address, by default http://HOST:8265. To start a cluster on this "
+                "machine, run `muva submit` without --address and --cluster."
             ) from error
 
 
-class SilentClusterError(MuvaError):
-    """A cluster gave no answer, or none that can be used."""
+class ClusterUnavailableError(MuvaError):
+    """A cluster does not respond, or responds with an error."""
 
 
 class UnknownJobError(MuvaError):
-    """A cluster knows no job of an id."""
+    """A cluster has no job with this id."""
 
 
 @contextmanager
-def answering(client: JobSubmissionClient) -> Iterator[None]:
-    """What goes wrong on the way to a cluster within the block, as a MuvaError.
+def cluster_errors_explained(client: JobSubmissionClient) -> Iterator[None]:
+    """Turns errors of requests to a cluster in the block into a MuvaError.
 
     Raises:
-        SilentClusterError: the cluster does not answer, or its answer is a fault.
-        MuvaError: it does not take the token.
+        ClusterUnavailableError: the cluster does not respond, or responds with an error.
+        MuvaError: the cluster refuses the token.
     """
     from ray.exceptions import AuthenticationError
 
@@ -101,81 +87,58 @@ def answering(client: JobSubmissionClient) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise MuvaError(
-            f"The Ray cluster at {where} does not take the token that it took before: was it "
-            "started anew with another one? Expected the cluster's own."
+            f"The Ray cluster at {where} refuses the token that it accepted before: was it "
+            "restarted with another one? Expected the cluster's own."
         ) from error
     except (OSError, RuntimeError) as error:  # OSError: all of requests' errors
-        raise SilentClusterError(
-            f"The Ray cluster at {where} does not answer: {last_line(error)}. Expected its "
-            "dashboard; once its head runs, the same command may be given again."
+        raise ClusterUnavailableError(
+            f"The Ray cluster at {where} does not respond: {last_line(error)}. Expected its "
+            "dashboard. Run the same command again once its head runs."
         ) from error
 
 
 def last_line(error: Exception) -> str:
-    """What an error comes to: Ray's dashboard sends whole tracebacks."""
+    """The last line of an error's message: Ray's dashboard sends whole tracebacks."""
     lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:_LONGEST_REASON].rstrip(".")
+    return (lines or [type(error).__name__])[-1][:_MAX_REASON_LENGTH].rstrip(".")
 
 
 def token_header(cluster: ClusterSettings) -> dict[str, str]:
-    """The header with the cluster's token; empty where there is none."""
+    """The header with the cluster's token; empty if there is none."""
     token = token_of(cluster)
     return bearer(token) if token else authorisation()
 
 
 def job_details(client: JobSubmissionClient, job: str) -> JobDetails:
-    """What the cluster knows of a job.
+    """The details of a job.
 
     Raises:
-        UnknownJobError: it knows none of that id.
-        SilentClusterError: it does not answer.
+        UnknownJobError: the cluster has no job with this id.
+        ClusterUnavailableError: the cluster does not respond.
     """
-    with answering(client):
+    with cluster_errors_explained(client):
         try:
             return client.get_job_info(job)
         except RuntimeError as error:
             if _NOT_FOUND not in str(error):
                 raise
             raise UnknownJobError(
-                f"No job {job} at {redact(client.get_address())}: expected one of those that "
-                f"`muva jobs list` shows. Ray says: {last_line(error)}"
+                f"No job {job} at {redact(client.get_address())}: expected one that `muva jobs "
+                f"list` shows. Ray's message: {last_line(error)}"
             ) from error
 
 
 def address_of_environment() -> str | None:
-    """The cluster that Ray's own variables name."""
+    """The address of the cluster that Ray's own environment variables name."""
     return next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), None)
 
 
-def _started_head() -> str:
+def _start_head() -> str:
     console.print("No Ray cluster on this machine: starting one …")
     head = start_head()
     console.print(
-        f"Ray runs at {head.address}, guarded by your Ray token, and goes on after this command. "
-        f"Stop it with: kill {head.pid}",
+        f"Ray runs at {head.address}, protected by your Ray token, and keeps running after this "
+        f"command. Stop it with: kill {head.pid}",
         soft_wrap=True,
     )
     return head.address
-
-
-@contextmanager
-def _ray_environment(*, token: bool) -> Iterator[None]:
-    """What Ray reads of the environment while a client is made; afterwards it is as it was.
-
-    Ray lets its address variables win over the address that it is given. Whether it uses tokens it
-    decides when it is first imported, or when it starts a cluster: a variable that stayed would
-    tell a cluster that is started later something else than the process that starts it.
-    """
-    kept = {name: os.environ.get(name) for name in (*ADDRESS_VARIABLES, AUTH_MODE)}
-    for name in ADDRESS_VARIABLES:
-        os.environ.pop(name, None)
-    if token:
-        os.environ.setdefault(AUTH_MODE, "token")
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,8 +1,9 @@
-"""A Ray head on this machine that outlives the command: found again, or started.
+"""Finds or starts a Ray head on this machine that outlives the command.
 
-Every cluster here asks for a token (`RAY_AUTH_MODE=token`): without one, whoever reaches Ray's
-ports runs code as its user. The token is Ray's own, found as Ray finds it: `RAY_AUTH_TOKEN`,
-`RAY_AUTH_TOKEN_PATH`, `~/.ray/auth_token`. It goes into request headers and nowhere else.
+Every such cluster requires a token (`RAY_AUTH_MODE=token`): without one, anyone who can reach Ray's
+ports can run code as its user. The token is Ray's own, from where Ray looks for it:
+`RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH`, `~/.ray/auth_token`. It is sent in request headers and
+stored nowhere else.
 """
 
 from __future__ import annotations
@@ -28,40 +29,40 @@ import psutil
 from muva.errors import MuvaError
 from workflows.runtime.authentication import AUTH_MODE, RAY, authorisation, ensure_token
 from workflows.runtime.local import HOST, OBJECT_STORE_BYTES, usable_port
-from workflows.runtime.quirks import IDLE_MS, IDLE_SETTING
+from workflows.runtime.quirks import HEAD_ENVIRONMENT, HEAD_PORTS
 
-USUAL_ADDRESS = f"http://{HOST}:8265"
+DEFAULT_ADDRESS = f"http://{HOST}:8265"
 START_S = 90.0
-ANSWER_S = 5.0
+TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A head that was started here."""
+    """A head that was started on this machine."""
 
     address: str
-    """Of its dashboard and Jobs API."""
+    """The address of its dashboard and Jobs API."""
     pid: int
-    """Ending this process ends all of the head's."""
+    """Ending this process ends all processes of the head."""
 
 
 def find_head() -> str | None:
-    """The address of a running head of ours on this machine, or None.
+    """The address of this user's running head on this machine, or None.
 
-    Looks at the one that was started last and at Ray's usual port. Ours are those of this user that
-    refuse a request without the token and take one with it: on a shared machine another person may
-    listen there, who must not get the token.
+    Tries the head that was started last, then Ray's default port. A head counts only if this user
+    runs it, and if it refuses requests without the token and accepts them with it: on a shared
+    machine another user may listen on the port, who must not get the token.
     """
-    for address in (_recorded_address(), USUAL_ADDRESS):
-        if address is None or not _is_of_this_user(address):
+    for address in (_recorded_address(), DEFAULT_ADDRESS):
+        if address is None or not _belongs_to_this_user(address):
             continue
-        if answer(address) == 401 and answer(address, authorisation()) == 200:
+        if http_status(address) == 401 and http_status(address, authorisation()) == 200:
             return address
     return None
 
 
-def _is_of_this_user(address: str) -> bool:
-    """Whether who listens there runs as this user; False where the system does not tell."""
+def _belongs_to_this_user(address: str) -> bool:
+    """Whether this user's process listens at the address; False if the system does not say."""
     port = urllib.parse.urlsplit(address).port
     try:
         listeners = [
@@ -78,8 +79,8 @@ def _is_of_this_user(address: str) -> bool:
 
 
 @contextmanager
-def head_for_a_while() -> Iterator[str]:
-    """The address of a running head of ours, else of a new one that ends with the block."""
+def temporary_head() -> Iterator[str]:
+    """The address of this user's running head, else of a new one that ends with the block."""
     if address := find_head():
         yield address
         return
@@ -92,15 +93,16 @@ def head_for_a_while() -> Iterator[str]:
 
 
 def start_head(*, outlives: bool = True) -> Head:
-    """Starts a head on free ports and waits until it takes jobs.
+    """Starts a head on free ports and waits until it accepts jobs.
 
-    outlives: `find_head` finds it later, and signals to this command's group do not reach it.
+    outlives: the head outlives this command. `find_head` finds it later, and signals to this
+    command's process group do not reach it.
 
-    The dashboard, which takes the jobs, listens at 127.0.0.1 alone. Ray opens its internal ports to
-    all interfaces; they ask for the token as well.
+    The dashboard, which accepts the jobs, listens on 127.0.0.1 alone. Ray opens its internal ports
+    on all interfaces; they require the token too.
 
     Raises:
-        MuvaError: Ray does not start, with what it said.
+        MuvaError: Ray does not start; the message contains Ray's last output.
     """
     ensure_token()
     port = usable_port(0)
@@ -109,25 +111,22 @@ def start_head(*, outlives: bool = True) -> Head:
         f"--dashboard-port={port}",
         "--port=0",
         f"--ray-client-server-port={usable_port(0)}",
-        "--dashboard-agent-listen-port=0",
-        # From 10002 on otherwise, among which the ports above may be: Ray then refuses to start.
-        "--min-worker-port=0",
-        "--max-worker-port=0",
+        *HEAD_PORTS,
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={_temporary_folder()}",
         "--disable-usage-stats",
     )
     record = _record()
     record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    said = record.with_suffix(".log")
-    with said.open("wb") as log:
+    log_file = record.with_suffix(".log")
+    with log_file.open("wb") as log:
         process = subprocess.Popen(
             [*RAY, "start", "--head", "--block", *options],
             env={
                 **os.environ,
                 AUTH_MODE: "token",
                 "PATH": _path_with_this_python(),
-                f"RAY_{IDLE_SETTING}": f"{IDLE_MS}",
+                **HEAD_ENVIRONMENT,
             },
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -135,44 +134,44 @@ def start_head(*, outlives: bool = True) -> Head:
         )
     head = Head(address=f"http://{HOST}:{port}", pid=process.pid)
     deadline = time.monotonic() + START_S
-    while answer(head.address, authorisation()) != 200:
+    while http_status(head.address, authorisation()) != 200:
         if process.poll() is not None or time.monotonic() > deadline:
             process.terminate()
-            last = "\n".join(said.read_text(errors="replace").strip().splitlines()[-5:])
-            raise MuvaError(f"Ray did not start on this machine. The end of {said}:\n{last}")
+            last = "\n".join(log_file.read_text(errors="replace").strip().splitlines()[-5:])
+            raise MuvaError(f"Ray did not start on this machine. The end of {log_file}:\n{last}")
         time.sleep(0.3)
     if outlives:
         record.write_text(json.dumps(asdict(head)))
     return head
 
 
-def answer(address: str, headers: dict[str, str] | None = None) -> int | None:
-    """The HTTP status of Ray's answer, or None when nothing answers."""
+def http_status(address: str, headers: dict[str, str] | None = None) -> int | None:
+    """The HTTP status of Ray's response, or None if nothing responds."""
     request = urllib.request.Request(f"{address}/api/version", headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answered:
-            return answered.status
-    except urllib.error.HTTPError as refusal:
-        return refusal.code
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
     except (OSError, ValueError):
         return None
 
 
 def _temporary_folder() -> str:
-    """One of the head's own: every `ray.init()` on this machine would join a head in the usual one.
+    """A folder for the head alone: every `ray.init()` would join a head in Ray's default folder.
 
-    It is where Ray would have it, not where Python would: the paths of sockets must be short.
+    It is below Ray's temporary folder, not Python's, because the paths of sockets must be short.
     """
     return tempfile.mkdtemp(prefix="muva-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
 
 
 def _path_with_this_python() -> str:
-    """For jobs that say `python`: an environment need not be activated to be used."""
+    """PATH with this environment first, so that jobs that run `python` use it unactivated."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _record() -> Path:
-    """Where the last head is noted; home folders may be shared by several machines."""
+    """The file that records the last head; several machines may share a home folder."""
     return Path.home() / ".muva" / f"ray-head-{socket.gethostname()}.json"
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 
-def told_of(details: JobDetails) -> dict[str, Any]:
+def job_data(details: JobDetails) -> dict[str, Any]:
     """A job as plain data. Times are ISO 8601 in UTC."""
     metadata = details.metadata or {}
     return {
@@ -31,23 +31,23 @@ def told_of(details: JobDetails) -> dict[str, Any]:
     }
 
 
-def runs_of(job: str, tracking_uri: str | None) -> tuple[list[dict[str, str]], str]:
-    """The job's runs, and why they cannot be told if so."""
+def runs_of_job(job: str, tracking_uri: str | None) -> tuple[list[dict[str, str]], str]:
+    """The job's runs, and the reason if they cannot be listed."""
     if tracking_uri is None:
-        return [], "where they are is not known here; name it with --tracking-uri"
-    from tracking.runs import runs_with_tag
+        return [], "MLflow's address is unknown here; give it with --tracking-uri"
     from tracking.source import JOB_TAG
+    from tracking.tagged_runs import runs_with_tag
     from tracking.ui import run_link
 
     try:
-        found = runs_with_tag(tracking_uri, JOB_TAG, value=job)
+        tagged_runs = runs_with_tag(tracking_uri, JOB_TAG, value=job)
     except MuvaError as error:
         return [], str(error)
     served = tracking_uri.startswith("http")
     runs = []
-    for run in found:
-        place = f"{run.ref.run_id} of {redact(tracking_uri)}"
-        link = run_link(tracking_uri, run.ref) if served else place
+    for run in tagged_runs:
+        location = f"{run.ref.run_id} at {redact(tracking_uri)}"
+        link = run_link(tracking_uri, run.ref) if served else location
         runs.append({"name": run.name, "run_id": run.ref.run_id, "link": link})
     return runs, ""
 

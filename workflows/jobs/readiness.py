@@ -1,4 +1,4 @@
-"""What `muva doctor` makes of what it finds: each answer is ok, a note, or what to do."""
+"""The checks of `muva doctor`: each is ok, a note, or a failure that says how to fix it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from muva.config import ExperimentConfig
 from muva.data.artifacts import find_artifact
 from muva.errors import MuvaError
-from muva.grounding.experts import BYTES, EXPERTS
+from muva.grounding.experts import BYTES_PER_PARAMETER, EXPERTS
 from muva.synthetic import DOMAINS
 from tracking.redaction import redact
 from tracking.source import JOB_VARIABLE
@@ -19,70 +19,73 @@ from workflows.jobs.shipping import LOCK, code_folder
 from workflows.runtime.node_checks import NEEDED, NodeReport
 from workflows.session import Session
 
-State = Literal["ok", "note", "mend"]
+State = Literal["ok", "note", "fail"]
 
-ROOM_BYTES = 5 * 10**9
-"""Of the temporary folder: 4 GiB of decoded images at most, and what Ray spills."""
-OLDEST_PYTHON = (3, 11)
+MIN_FREE_BYTES = 5 * 10**9
+"""Free space needed in the temporary folder: up to 4 GiB of decoded images, and Ray's spilled
+objects."""
+MIN_PYTHON = (3, 11)
 STAGE2_BYTES = {"ViT-B-16": (3.0e9, 0.1125e9)}
-"""CLIP -> memory of weights, gradients and moments, and of each image of a batch, as measured at
-256 x 128 (docs/training-costs.md)."""
+"""CLIP -> memory for weights, gradients and Adam's moments, and memory per image of a batch,
+measured at 256 x 128 (docs/training-costs.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A question and its answer."""
+    """The result of one check."""
 
     what: str
     where: str
     state: State
     said: str
-    """What was found, or what to do."""
+    """What was found, or how to fix it."""
 
 
 def version_checks(
-    where: str, python: str, found: Mapping[str, str | None], *, driver: str | None = None
+    where: str, python: str, installed: Mapping[str, str | None], *, driver: str | None = None
 ) -> Iterator[Check]:
-    """Python and packages of a place, beside the lock and the driver's Python."""
+    """Compare Python with the driver's, and installed packages with the lock file."""
     release = tuple(map(int, python.split(".")[:2]))
-    if release < OLDEST_PYTHON:
-        yield mend(
-            "python", where, f"{python}: install {'.'.join(map(str, OLDEST_PYTHON))} or newer"
-        )
+    if release < MIN_PYTHON:
+        yield fail("python", where, f"{python}: install {'.'.join(map(str, MIN_PYTHON))} or newer")
     elif driver is not None and python.split(".")[:2] != driver.split(".")[:2]:
-        yield mend("python", where, f"{python}, and {driver} at the driver: use the same on all")
+        yield fail(
+            "python",
+            where,
+            f"{python}, but the driver has {driver}: use the same version everywhere",
+        )
     else:
         yield ok("python", where, python)
-    if missing := [name for name in NEEDED if found.get(name) is None]:
-        yield mend(
+    if missing := [name for name in NEEDED if installed.get(name) is None]:
+        yield fail(
             "packages",
             where,
-            f"{', '.join(missing)} missing: install what {LOCK} names, in the image or environment "
-            "of every node",
+            f"{', '.join(missing)} missing: install the packages of {LOCK} in the image or "
+            "environment of every node",
         )
         return
-    locked = _locked()
-    differ = [
-        f"{name} {found[name]} (locked: {locked[name.lower()]})"
+    locked = _locked_versions()
+    differences = [
+        f"{name} {installed[name]} (locked: {locked[name.lower()]})"
         for name in NEEDED
-        if name.lower() in locked and _release(found[name]) != locked[name.lower()]
+        if name.lower() in locked and _release(installed[name]) != locked[name.lower()]
     ]
-    shown = f"ray {found['ray']}, torch {found['torch']}"
-    if differ:
-        yield note("packages", where, f"{shown}; not what was tested: {', '.join(differ)}")
+    shown = f"ray {installed['ray']}, torch {installed['torch']}"
+    if differences:
+        yield note("packages", where, f"{shown}; untested versions: {', '.join(differences)}")
     elif locked:
-        yield ok("packages", where, f"{shown}, and the others as {LOCK} has them")
+        yield ok("packages", where, f"{shown}; all versions are those of {LOCK}")
     else:
-        yield ok("packages", where, f"{shown}; no {LOCK} is there to compare with")
+        yield ok("packages", where, f"{shown}; there is no {LOCK} to compare with")
 
 
 def _release(version: str | None) -> str:
-    """Without the build's name: 2.14.1+cpu is 2.14.1."""
+    """A version without its local label: 2.14.1 for 2.14.1+cpu."""
     return (version or "").partition("+")[0]
 
 
-def _locked() -> dict[str, str]:
-    """Package, in small letters -> its version in the lock; none where there is no lock."""
+def _locked_versions() -> dict[str, str]:
+    """Lower-case package -> version in the lock file; empty if there is no lock file."""
     try:
         lines = (code_folder() / LOCK).read_text().splitlines()
     except OSError:
@@ -91,73 +94,75 @@ def _locked() -> dict[str, str]:
     return {name.lower(): version for name, _, version in pairs}
 
 
-def agreement(reports: dict[str, NodeReport]) -> Iterator[Check]:
-    """Whether the nodes have the same versions: results and pickles depend on it."""
+def version_agreement(reports: dict[str, NodeReport]) -> Iterator[Check]:
+    """Check that all nodes have the same versions, on which results and pickles depend."""
     for name in NEEDED:
-        found = {report.packages.get(name) for report in reports.values()} - {None}
-        if len(found) > 1:
+        versions = {report.packages.get(name) for report in reports.values()} - {None}
+        if len(versions) > 1:
             shown = ", ".join(f"{node} {each.packages[name]}" for node, each in reports.items())
-            yield mend("packages", "nodes", f"{name} differs: {shown}. Install the same on all")
+            yield fail(
+                "packages", "nodes", f"{name} differs: {shown}. Install the same version everywhere"
+            )
 
 
 def machine_checks(where: str, report: NodeReport) -> Iterator[Check]:
-    """A node's disk and memory, and the files of weights that it should see."""
+    """Check a node's disk and memory, and that it can read the weights files."""
     folder, free = report.temporary_folder, report.free_bytes
-    said = f"{folder} has {_gb(free)} free, {_gb(report.memory_bytes)} of memory"
-    if free < ROOM_BYTES:
-        yield mend(
+    sizes = f"{folder} has {_gb(free)} free, {_gb(report.memory_bytes)} of memory"
+    if free < MIN_FREE_BYTES:
+        yield fail(
             "disk",
             where,
-            f"{said}: make {_gb(ROOM_BYTES)} free, or name a folder of another disk with TMPDIR "
-            "when Ray is started there",
+            f"{sizes}: free {_gb(MIN_FREE_BYTES)}, or set TMPDIR to a folder on another disk when "
+            "you start Ray on this node",
         )
     else:
-        yield ok("disk", where, said)
+        yield ok("disk", where, sizes)
     for file in report.missing_files:
-        yield mend("weights", where, f"{file} is not there: copy it, or share its folder")
+        yield fail("weights", where, f"{file} is missing: copy it to the node, or share its folder")
 
 
 def gpu_checks(nodes: Sequence[dict[str, Any]], reports: dict[str, NodeReport]) -> Iterator[Check]:
-    """The nodes' GPUs as their driver, PyTorch and Ray count them."""
+    """Check that the GPU driver, PyTorch and Ray count the same GPUs."""
     counted = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
-    there = [gpu for report in reports.values() for gpu in report.gpus]
-    if not there and not counted:
+    gpus = [gpu for report in reports.values() for gpu in report.gpus]
+    if not gpus and not counted:
         yield note(
             "gpu",
             "nodes",
-            "none: everything runs on processors. Where an autoscaler would start nodes with GPUs, "
-            "ask for them: muva submit --wait-for GPU=1",
+            "none: everything runs on CPUs. If an autoscaler can start nodes with GPUs, request "
+            "them: muva submit --wait-for GPU=1",
         )
     for name, report in reports.items():
         if not report.gpus:
             continue
         kinds = ", ".join(f"{gpu.name} ({_gb(gpu.memory_bytes)})" for gpu in report.gpus)
         if report.torch_finds_gpus != len(report.gpus):
-            yield mend(
+            yield fail(
                 "gpu",
                 name,
-                f"{kinds}; PyTorch finds {report.torch_finds_gpus}: install its build for "
-                "CUDA, and a driver that is new enough",
+                f"{kinds}; PyTorch finds {report.torch_finds_gpus}: install PyTorch's CUDA build "
+                "and a recent enough driver",
             )
         else:
             yield ok("gpu", name, kinds)
-    if there and len(there) != counted:
-        yield mend(
+    if gpus and len(gpus) != counted:
+        yield fail(
             "gpu",
             "nodes",
-            f"Ray counts {counted} GPUs, the nodes have {len(there)}: start Ray with --num-gpus",
+            f"Ray counts {counted} GPUs, the nodes have {len(gpus)}: start Ray with --num-gpus",
         )
 
 
 def store_checks(session: Session, probe: str) -> Iterator[Check]:
-    """From the driver: the probe, which stays for the nodes, and a commit that only one can win."""
+    """Check the store from the driver: write the probe, which the nodes read later, only once."""
     uri = session.store.uri
-    if _is_jobs_own(uri):
-        yield mend(
+    if _is_in_job_folder(uri):
+        yield fail(
             "store",
             "driver",
-            f"{uri} is the job's own copy of the code, which nobody keeps: name s3://bucket/prefix "
-            "or a shared folder, with --store or in the cluster's settings",
+            f"{uri} is in the job's copy of the code, which is deleted later: set --store or the "
+            "cluster's store to s3://bucket/prefix or a shared folder",
         )
         return
     try:
@@ -165,143 +170,150 @@ def store_checks(session: Session, probe: str) -> Iterator[Check]:
         second = session.store.create(probe, os.urandom(32))
         session.store.read(probe)
     except (MuvaError, OSError) as error:
-        yield mend("store", "driver", redact(str(error)))
+        yield fail("store", "driver", redact(str(error)))
         return
     if not first or second:
         session.store.delete(probe)
-        yield mend(
+        yield fail(
             "store",
             "driver",
             f"{uri} does not honour If-None-Match: two commands would overwrite each other's "
-            "artifacts. Use a server that does, as Amazon S3",
+            "artifacts. Use a server that does, such as Amazon S3",
         )
         return
     yield ok("store", "driver", f"{uri}: the first writer of a key wins")
 
 
 def store_check(where: str, uri: str, report: NodeReport) -> Check:
-    """Whether a node could use the store."""
+    """Check that a node can use the store."""
     if not report.store_problem:
         return ok("store", where, f"{uri}: written, read and deleted")
-    said = redact(report.store_problem)
-    if "there is no doctor/" in said or "no such" in said.lower():
-        said += ". A folder must be shared by all nodes under the same path; else use s3://"
-    return mend("store", where, said)
+    problem = redact(report.store_problem)
+    if "there is no doctor/" in problem or "no such" in problem.lower():
+        problem += ". All nodes must share a folder under the same path; otherwise use s3://"
+    return fail("store", where, problem)
 
 
 def tracking_checks(session: Session, *, nodes: int) -> Iterator[Check]:
-    """Whether MLflow answers the driver, and is of a kind for so many nodes."""
+    """Check that MLflow responds to the driver, and that all nodes can use it."""
     from tracking.addresses import check_reachable, sqlite_file
 
     uri = str(session.tracking_uri)
     shown = redact(uri)
-    if sqlite_file(uri) is not None and _is_jobs_own(uri.removeprefix("sqlite:///")):
-        yield mend(
+    if sqlite_file(uri) is not None and _is_in_job_folder(uri.removeprefix("sqlite:///")):
+        yield fail(
             "mlflow",
             "driver",
-            f"{shown} is in the job's own copy of the code, which nobody keeps: name a server with "
-            "--tracking-uri or in the cluster's settings",
+            f"{shown} is in the job's copy of the code, which is deleted later: set --tracking-uri "
+            "or the cluster's tracking_uri to a server",
         )
         return
     if sqlite_file(uri) is not None and nodes > 1:
-        yield mend(
+        yield fail(
             "mlflow",
             "driver",
-            f"{shown} is a file of one machine, and the cluster has {nodes}: start `mlflow server` "
-            "and name it with --tracking-uri http://HOST:5000",
+            f"{shown} is a file on one machine, and the cluster has {nodes}: start `mlflow server` "
+            "and give its address, --tracking-uri http://HOST:5000",
         )
         return
     try:
         check_reachable(uri)
     except MuvaError as error:
-        yield mend("mlflow", "driver", str(error))
+        yield fail("mlflow", "driver", str(error))
     else:
-        yield ok("mlflow", "driver", f"{shown} answers")
+        yield ok("mlflow", "driver", f"{shown} responds")
 
 
 def recipe_checks(
     session: Session, config: ExperimentConfig, reports: dict[str, NodeReport], *, readable: bool
 ) -> Iterator[Check]:
-    """What a recipe needs: its data sets, and memory for its expert and its model."""
+    """Check a recipe's needs: its data sets, and memory for its expert and its model."""
     if readable:
         for name in dict.fromkeys((*config.sources, *config.targets)):
             yield _dataset_check(session, name)
     memory = [report.memory_bytes for report in reports.values()]
     on_gpu = [gpu.memory_bytes for report in reports.values() for gpu in report.gpus]
-    most = max(on_gpu or memory, default=0)
+    largest = max(on_gpu or memory, default=0)
     if config.model.parts and config.grounding is not None:
-        yield _expert_check(config, most)
-    yield _model_check(config, most)
+        yield _expert_check(config, largest)
+    yield _model_check(config, largest)
 
 
 def _dataset_check(session: Session, name: str) -> Check:
     if name in DOMAINS:
-        return ok("data", name, "synthetic: rendered when it is needed")
+        return ok("data", name, "synthetic: rendered when needed")
     try:
         artifact = find_artifact(session.store, "datasets", name)
     except MuvaError:
-        return mend(
+        return fail(
             "data",
             name,
-            f"is not in {session.store.uri}: `muva data import {name} --from FOLDER` with this "
-            "store",
+            f"is not in {session.store.uri}: import it into this store with `muva data import "
+            f"{name} --from FOLDER`",
         )
     return ok("data", name, artifact.address)
 
 
-def _expert_check(config: ExperimentConfig, most: int) -> Check:
+def _expert_check(config: ExperimentConfig, largest: int) -> Check:
     assert config.grounding is not None
     name = config.grounding.expert
     if name not in EXPERTS:
-        return mend("expert", name, f"is unknown: expected one of {', '.join(EXPERTS)}")
+        return fail("expert", name, f"is unknown: expected one of {', '.join(EXPERTS)}")
     info = EXPERTS[name]
     if not info.memory_gb:
-        return ok("expert", name, "has no weights here")
+        return ok("expert", name, "has no weights")
     if config.grounding.checkpoint not in ("", info.checkpoint):
-        return note("expert", name, f"how large {config.grounding.checkpoint} is, is not known")
-    asked = config.grounding.precision
-    scale = 1.0 if asked == "default" else BYTES[asked] / BYTES[info.precision]
-    from workflows.runtime.expert_pool import ROOM_FOR_ANSWERS
+        return note("expert", name, f"the size of {config.grounding.checkpoint} is unknown")
+    precision = config.grounding.precision
+    scale = (
+        1.0
+        if precision == "default"
+        else BYTES_PER_PARAMETER[precision] / BYTES_PER_PARAMETER[info.precision]
+    )
+    from workflows.runtime.expert_pool import ACTIVATION_FACTOR
 
-    needed = round(ROOM_FOR_ANSWERS * info.memory_gb * 1e9 * scale)
-    said = f"needs about {_gb(needed)} for each actor; the largest node or GPU has {_gb(most)}"
-    return ok("expert", name, said) if needed <= most else mend("expert", name, said)
+    needed = round(ACTIVATION_FACTOR * info.memory_gb * 1e9 * scale)
+    sizes = f"needs about {_gb(needed)} per actor; the largest node or GPU has {_gb(largest)}"
+    return ok("expert", name, sizes) if needed <= largest else fail("expert", name, sizes)
 
 
-def _model_check(config: ExperimentConfig, most: int) -> Check:
+def _model_check(config: ExperimentConfig, largest: int) -> Check:
     clip = config.model.clip.partition(":")[0]
     if clip == "tiny":
         return ok("model", clip, "fits everywhere")
     if clip not in STAGE2_BYTES:
-        return note("model", clip, "what its training needs was not measured")
+        return note("model", clip, "the memory that its training needs was not measured")
     fixed, per_image = STAGE2_BYTES[clip]
     pixels = config.model.image_height * config.model.image_width / (256 * 128)
     batch = config.stage2.batch_size
-    whole, least = (round(fixed + per_image * pixels * images) for images in (batch, 1))
-    said = f"about {_gb(whole)} for {batch} images at once; the largest node or GPU has {_gb(most)}"
-    if whole <= most:
-        return ok("model", clip, said)
-    if least <= most:
-        return note("model", clip, f"{said}: --micro-batch N or --workers N takes less")
-    return mend("model", clip, f"{said}, and one image needs {_gb(least)}: use larger machines")
+    for_batch, for_one = (round(fixed + per_image * pixels * images) for images in (batch, 1))
+    sizes = (
+        f"needs about {_gb(for_batch)} for {batch} images at once; the largest node or GPU has "
+        f"{_gb(largest)}"
+    )
+    if for_batch <= largest:
+        return ok("model", clip, sizes)
+    if for_one <= largest:
+        return note("model", clip, f"{sizes}: use --micro-batch N or --workers N")
+    return fail("model", clip, f"{sizes}, and one image needs {_gb(for_one)}: use larger machines")
 
 
 def weights_files(config: ExperimentConfig) -> list[str]:
-    """Files and folders of weights that the recipe names by their full path."""
+    """Files and folders of weights that the recipe names by absolute paths."""
     clip = config.model.clip
-    named = [clip.partition(":")[2] or clip]
+    names = [clip.partition(":")[2] or clip]
     if config.grounding is not None and config.model.parts:
-        named.append(config.grounding.checkpoint)
-    return [name for name in named if name.startswith("/")]
+        names.append(config.grounding.checkpoint)
+    return [name for name in names if name.startswith("/")]
 
 
-def _is_jobs_own(place: str) -> bool:
+def _is_in_job_folder(path: str) -> bool:
     """Whether a path is in the copy of the code that Ray made for this job."""
-    here = Path.cwd()
+    folder = Path.cwd()
     return (
         JOB_VARIABLE in os.environ
-        and "working_dir_files" in here.parts
-        and Path(place).is_relative_to(here)
+        and "working_dir_files" in folder.parts
+        and Path(path).is_relative_to(folder)
     )
 
 
@@ -315,10 +327,10 @@ def ok(what: str, where: str, said: str) -> Check:
 
 
 def note(what: str, where: str, said: str) -> Check:
-    """A check that nobody need act on."""
+    """A check with a remark that needs no action."""
     return Check(what=what, where=where, state="note", said=said)
 
 
-def mend(what: str, where: str, said: str) -> Check:
-    """A check that says what to do."""
-    return Check(what=what, where=where, state="mend", said=said)
+def fail(what: str, where: str, said: str) -> Check:
+    """A check that failed; the message says how to fix it."""
+    return Check(what=what, where=where, state="fail", said=said)

@@ -1,7 +1,7 @@
-"""The code that goes along with a job to a cluster of other machines.
+"""The code that a job uploads to a cluster of other machines.
 
-The packages are copied from where they are imported from, so that a checkout and an installed
-package ship the same, and nothing else can slip in: no data, no store, no repository, no
+The packages are copied from the folders that they are imported from, so that a checkout and an
+installed package upload the same files, and nothing else: no data, store, repository or
 environment.
 """
 
@@ -19,7 +19,7 @@ PACKAGES = ("muva", "workflows", "tracking")
 RECIPES = {".yaml", ".yml"}
 LOCK = "requirements.lock"
 _CACHE = "__pycache__"
-_LEFT_OUT = (_CACHE, ".*")
+_IGNORED = (_CACHE, ".*")
 
 
 def code_folder() -> Path:
@@ -28,20 +28,20 @@ def code_folder() -> Path:
 
 
 def ship(argv: Sequence[str], *, into: Path) -> Path:
-    """Copies the packages, the lock, and the recipe files that the command names, into a folder.
+    """Copies the packages, the lock file, and the recipe files that the command names to a folder.
 
     Raises:
-        MuvaError: a recipe file is not below the folder in which the command was typed.
+        MuvaError: a recipe file is not below the current folder.
     """
     for name in PACKAGES:
-        shutil.copytree(_package(name), into / name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        shutil.copytree(_package(name), into / name, ignore=shutil.ignore_patterns(*_IGNORED))
     if (lock := code_folder() / LOCK).is_file():
         shutil.copyfile(lock, into / LOCK)
     for recipe in _recipes(argv):
         if recipe.is_absolute() or ".." in recipe.parts:
             raise MuvaError(
-                f"Recipe {recipe}: a cluster cannot see this file, and it is not below the folder "
-                "in which you typed the command. Copy it here and give the path from here."
+                f"Recipe {recipe}: the cluster cannot read this file, because it is not below the "
+                "current folder. Copy it here and give its relative path."
             )
         target = into / recipe
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def ship(argv: Sequence[str], *, into: Path) -> Path:
 
 
 def code_fingerprint(argv: Sequence[str]) -> str:
-    """16 hex characters that stand for the packages and the recipe files that the command names."""
+    """A hash of the packages and of the recipe files that the command names, 16 hex characters."""
     digest = hashlib.sha256()
     for name, file in _files(argv):
         digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
@@ -68,12 +68,12 @@ def _files(argv: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _recipes(argv: Sequence[str]) -> list[Path]:
-    """The arguments that are recipe files here: `FILE`, or the end of `--option=FILE`."""
+    """The arguments that are existing recipe files: `FILE`, or the end of `--option=FILE`."""
     files = [Path(argument.rpartition("=")[2]) for argument in argv]
     return [file for file in files if file.suffix in RECIPES and file.is_file()]
 
 
 def _package(name: str) -> Path:
-    """A package's folder, also for `tracking` and others that an editable install maps."""
+    """A package's folder; also works for packages that an editable install maps."""
     (folder,) = importlib.import_module(name).__path__
     return Path(folder)

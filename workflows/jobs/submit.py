@@ -1,4 +1,4 @@
-"""Any verb as a job on a Ray cluster, followed until it ends."""
+"""Submits any verb as a job to a Ray cluster and follows it until it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from muva.data.artifacts import fingerprint
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from tracking.source import COMMIT_VARIABLE, JOB_LINK_VARIABLE, JOB_VARIABLE, commit
-from workflows.jobs.client import address_of_environment, answering, jobs_client
+from workflows.jobs.client import address_of_environment, cluster_errors_explained, jobs_client
 from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.jobs.follow import follow_job
 from workflows.jobs.shipping import code_fingerprint, code_folder, ship
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 
-PASSED_ON = (
+PASSED_VARIABLES = (
     *("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI", "MUVA_PEOPLE"),
     WAIT_LIMIT_VARIABLE,
 )
-"""Variables that mean the same to the job as they do here."""
+"""Environment variables that jobs get with their values on this machine."""
 
 
 COMMAND, COMMIT, KEY, ATTEMPT, TRACKING = (
     f"muva.{name}" for name in ("command", "commit", "key", "attempt", "tracking_uri")
 )
-"""What a job's metadata tells. Ray takes it at submission and never changes it, so the MLflow run,
-which is not there yet, is found by its tag that names the job."""
+"""Keys of a job's metadata. Ray accepts metadata only at submission, before the MLflow run exists,
+so the run is found by its tag that names the job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Submission:
     client: JobSubmissionClient
     job: str
     started: bool
-    """False: the same thing ran there already."""
+    """False: the same command was already running."""
 
 
 def submit_and_follow(
@@ -57,7 +57,7 @@ def submit_and_follow(
     cluster: ClusterSettings | None = None,
     upload: bool | None = None,
 ) -> int:
-    """Runs `muva ARGV` as a job, prints what it says, and returns its exit code.
+    """Runs `muva ARGV` as a job, prints its log, and returns its exit code.
 
     Arguments and errors are those of `submit_job`.
     """
@@ -71,56 +71,57 @@ def submit_job(
     cluster: ClusterSettings | None = None,
     upload: bool | None = None,
 ) -> Submission:
-    """Runs `muva ARGV` as a job, or finds the one that does so already.
+    """Runs `muva ARGV` as a job, or finds the job that already runs it.
 
-    upload: the code is copied to the cluster, and the job runs in that copy; otherwise the job runs
-    in this folder with this environment, which must be the cluster's machine. None uploads when an
-    address is given.
+    upload: the code is copied to the cluster, and the job runs in that copy. Otherwise the job runs
+    in this folder with this environment, and this must be the cluster's machine. None uploads if
+    there is an address.
 
     Raises:
-        MuvaError: the cluster does not answer or refuses, or the command holds a secret.
+        MuvaError: the cluster does not respond or refuses, or the command contains a secret.
     """
     cluster = cluster or ClusterSettings()
-    typed = shlex.join(argv)
-    if redact(typed) != typed:
+    command_line = shlex.join(argv)
+    if redact(command_line) != command_line:
         raise MuvaError(
-            f"Not submitted: `muva {redact(typed)}` holds what looks like a secret, and a job's "
-            "command is shown to everyone who sees the cluster. Put it into the cluster's "
+            f"Not submitted: `muva {redact(command_line)}` seems to contain a secret, and a job's "
+            "command is visible to everyone who can see the cluster. Set it in the cluster's "
             "environment instead."
         )
-    elsewhere = bool(cluster.address or address_of_environment())
-    chosen = upload if upload is not None else cluster.upload
-    copied = elsewhere if chosen is None else chosen
+    if upload is None:
+        upload = cluster.upload
+    if upload is None:
+        upload = bool(cluster.address or address_of_environment())
     client = jobs_client(cluster)
-    variables = _passed_on(cluster)
-    key = _key(argv, variables, copied=copied)
+    variables = _job_variables(cluster)
+    key = _key(argv, variables, upload=upload)
     job, attempt, earlier = _next_job(client, f"muva-{argv[0]}-{key}")
     if earlier == _RUNNING:
-        say(f"Job {job} at {redact(client.get_address())} runs this already: not started again.")
+        say(f"Job {job} at {redact(client.get_address())} already runs this command: following it.")
         return Submission(client=client, job=job, started=False)
     if earlier is not None:
-        say(f"The same command has run here before ({earlier}): this is attempt {attempt}.")
+        say(f"The same command ran here before ({earlier}): this is attempt {attempt}.")
     metadata = {
-        COMMAND: f"muva {typed}",
+        COMMAND: f"muva {command_line}",
         KEY: key,
         ATTEMPT: str(attempt),
-        TRACKING: _tracking_uri(argv, variables, copied=copied),
+        TRACKING: _tracking_uri(argv, variables, upload=upload),
         COMMIT: commit(),
     }
     environment = _environment(job, client, variables)
     with tempfile.TemporaryDirectory(prefix="muva-job-") as folder:
-        if copied:
+        if upload:
             runtime_env = {"working_dir": str(ship(argv, into=Path(folder)))}
-            command = f"python -m workflows.cli {typed}"
+            entrypoint = f"python -m workflows.cli {command_line}"
         else:
             runtime_env = {}
-            here = shlex.quote(str(Path.cwd()))
-            command = f"cd {here} && exec {shlex.quote(sys.executable)} -m workflows.cli {typed}"
+            python = f"{shlex.quote(sys.executable)} -m workflows.cli"
+            entrypoint = f"cd {shlex.quote(str(Path.cwd()))} && exec {python} {command_line}"
             environment["PYTHONPATH"] = _path_with(code_folder())
         started = _submit(
             client,
             job,
-            command,
+            entrypoint,
             runtime_env={**runtime_env, "env_vars": environment},
             metadata={name: value for name, value in metadata.items() if value},
         )
@@ -131,21 +132,21 @@ def submit_job(
 _RUNNING = "running"
 
 
-def _key(argv: Sequence[str], variables: Mapping[str, str], *, copied: bool) -> str:
-    """16 hex characters that stand for all that decides what the job does."""
-    place = None if copied else [str(Path.cwd()), sys.executable]
+def _key(argv: Sequence[str], variables: Mapping[str, str], *, upload: bool) -> str:
+    """A hash of everything that determines what the job does, 16 hex characters."""
+    place = None if upload else [str(Path.cwd()), sys.executable]
     return fingerprint([list(argv), dict(variables), code_fingerprint(argv), place])
 
 
 def _next_job(client: JobSubmissionClient, name: str) -> tuple[str, int, str | None]:
-    """The id to submit under, its attempt, and how the one before it ended, or that it runs."""
+    """The job's id, its attempt, and the status of the previous attempt, `_RUNNING` if it runs."""
     attempts = {}
-    with answering(client):
+    with cluster_errors_explained(client):
         jobs = client.list_jobs()
-    for found in jobs:
-        match = re.fullmatch(rf"{re.escape(name)}-(\d+)", found.submission_id or "")
+    for details in jobs:
+        match = re.fullmatch(rf"{re.escape(name)}-(\d+)", details.submission_id or "")
         if match:
-            attempts[int(match.group(1))] = found.status
+            attempts[int(match.group(1))] = details.status
     if not attempts:
         return f"{name}-1", 1, None
     last = max(attempts)
@@ -157,38 +158,41 @@ def _next_job(client: JobSubmissionClient, name: str) -> tuple[str, int, str | N
 def _submit(
     client: JobSubmissionClient,
     job: str,
-    command: str,
+    entrypoint: str,
     *,
     runtime_env: dict[str, Any],
     metadata: dict[str, str],
 ) -> bool:
-    """Whether it was submitted; False where another command did so in this moment."""
-    with answering(client):
+    """Submits a job; returns False if another command submitted the same job just now."""
+    with cluster_errors_explained(client):
         try:
             client.submit_job(
-                entrypoint=command, submission_id=job, runtime_env=runtime_env, metadata=metadata
+                entrypoint=entrypoint,
+                submission_id=job,
+                runtime_env=runtime_env,
+                metadata=metadata,
             )
         except RuntimeError as error:
             if "already exists" in str(error):
                 return False
             raise MuvaError(
-                f"The Ray cluster at {redact(client.get_address())} did not take the job: "
+                f"The Ray cluster at {redact(client.get_address())} did not accept the job: "
                 f"{redact(str(error))}"
             ) from error
     return True
 
 
-def _passed_on(cluster: ClusterSettings) -> dict[str, str]:
-    """What the job is told. It is kept with the job, so a variable with a secret stays here."""
-    here = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+def _job_variables(cluster: ClusterSettings) -> dict[str, str]:
+    """The job's environment variables, without secrets, because Ray stores them with the job."""
+    local = {name: os.environ[name] for name in PASSED_VARIABLES if os.environ.get(name)}
     passed = {}
     if cluster.wait_for:
-        here[WAIT_VARIABLE] = ",".join(f"{name}={n}" for name, n in cluster.wait_for.items())
-    for name, value in {**here, **cluster.variables()}.items():
+        local[WAIT_VARIABLE] = ",".join(f"{name}={n}" for name, n in cluster.wait_for.items())
+    for name, value in {**local, **cluster.variables()}.items():
         if redact(value) == value:
             passed[name] = value
         else:
-            say(f"{name} holds a secret and stays here: set it on the cluster.")
+            say(f"{name} contains a secret and is not passed on: set it on the cluster.")
     return passed
 
 
@@ -205,15 +209,15 @@ def _environment(
     return {**own, **variables}
 
 
-def _tracking_uri(argv: Sequence[str], variables: Mapping[str, str], *, copied: bool) -> str | None:
-    """Where the job's runs are, as far as can be told here."""
-    if uri := _typed(argv, "--tracking-uri") or variables.get("MLFLOW_TRACKING_URI"):
+def _tracking_uri(argv: Sequence[str], variables: Mapping[str, str], *, upload: bool) -> str | None:
+    """The address of the job's runs, or None if it depends on the cluster."""
+    if uri := _option_value(argv, "--tracking-uri") or variables.get("MLFLOW_TRACKING_URI"):
         return uri
-    home = _typed(argv, "--home") or variables.get("MUVA_HOME") or "runs"
-    return None if copied else f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+    home = _option_value(argv, "--home") or variables.get("MUVA_HOME") or "runs"
+    return None if upload else f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
 
 
-def _typed(argv: Sequence[str], option: str) -> str | None:
+def _option_value(argv: Sequence[str], option: str) -> str | None:
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         if word == option:
             return following

@@ -1,1 +1,1 @@
-"""What is read from finished artifacts: tables, comparisons, promotions."""
+"""Evaluations of finished artifacts: tables, comparisons, promotions."""

@@ -1,4 +1,7 @@
-"""What was reached here, beside what was published for the same sources and target."""
+"""The results in a store beside the published ones for the same sources and target.
+
+Manifests record the model, sources, recipe and seed of each result.
+"""
 
 from __future__ import annotations
 
@@ -11,80 +14,65 @@ from dataclasses import dataclass
 from typing import Any
 
 from muva.config import differences, load_recipe, shipped_recipes
-from muva.data.artifacts import (
-    Artifact,
-    DamagedManifestError,
-    artifact_at,
-    fingerprint,
-    list_artifacts,
-)
+from muva.data.artifacts import artifact_at, fingerprint
+from muva.data.lineage import Lineage, Node, Role
 from muva.data.store import Store
 from muva.paper import Published, published_for, rows
+from muva.retrieval.results import Scores
 from workflows.progress import say
-from workflows.steps.encoder import CHOSEN, TRAINING
-
-LAST_EPOCH, ON_SOURCES = "last epoch", "chosen on held-out sources"
-"""Which of a training's models a number is of: the last, chosen by nothing, or the one chosen."""
-
+from workflows.steps.encoder import LAST_EPOCH
 
 PAPER = "MUVA"
-
-
 OURS = "muva"
-"""What its runs call the method."""
-
-
+"""The name of the paper's method in our runs."""
 ABLATION = "ablation-"
-"""What the names of such recipes begin with."""
-
-
-TRAINED = ("model", "prompts", "stage1", "stage2")
-"""The sections that a model is made with."""
+"""The prefix of the names of ablation recipes."""
+TRAINING_SECTIONS = ("model", "prompts", "stage1", "stage2")
+"""The sections of a recipe that determine a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One model's figures on one target, as fractions."""
+    """The scores of one model on one target."""
 
     sources: tuple[str, ...]
-    """Sorted; none for a CLIP as it is."""
+    """Sorted; empty for zero-shot CLIP."""
     target: str
     method: str
     seed: int | None
     settings: str
-    """A hash of what the model was made with, besides the seed."""
-    number: str
-    """Which of a training's models: last epoch, chosen on held-out sources, or another epoch."""
+    """A hash of all settings of the model except the seed."""
+    checkpoint: str
+    """Which checkpoint of a training: the last epoch, the one chosen on held-out sources, or
+    another epoch."""
     altered: tuple[str, ...]
-    """Its data sets that hold other images than were published."""
-    reranked: bool
+    """Its data sets whose images differ from the published ones."""
     created: str
-    mean_ap: float
-    rank1: float
+    scores: Scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A method on a target, the mean over its seeds, beside what was published."""
+    """A method's mean over its seeds on a target, beside the published results."""
 
     sources: tuple[str, ...]
     target: str
     method: str
-    number: str
-    """As a result's."""
+    checkpoint: str
+    """Like `Result.checkpoint`."""
     seeds: int
     altered: tuple[str, ...]
     reranked: bool
     mean_ap: float
     rank1: float
     published: Published | None
-    """The paper's MUVA."""
+    """The paper's result for MUVA."""
     best: Published | None
-    """The highest mAP published for these, by whatever method."""
+    """The published result with the highest mAP for these sources and target, by any method."""
 
     @property
     def differences(self) -> tuple[float | None, float | None]:
-        """Ours less the paper's: mAP and rank-1."""
+        """Ours minus the paper's: mAP and rank-1."""
         paper = self.published
         if paper is None:
             return None, None
@@ -95,169 +83,183 @@ class Comparison:
 
 
 def results_in(store: Store) -> list[Result]:
-    """All finished evaluations of whole targets; what cannot be read is told and left out."""
-    found = []
-    for artifact in list_artifacts(store, "metrics"):
+    """All finished evaluations of complete targets; unreadable ones are reported and skipped."""
+    lineage = Lineage.of(store)
+    results = []
+    for node in lineage.nodes("metrics"):
         try:
-            found.append(_result(store, artifact))
-        except (KeyError, DamagedManifestError) as error:
-            say(f"Not compared: {artifact.address}: {error}")
-    return [result for result in found if result is not None]
+            results.append(_result(lineage, node))
+        except KeyError as error:
+            say(f"Skipped: {node.artifact.address}: {error.args[0]}")
+    return [result for result in results if result is not None]
 
 
-def compared(results: Sequence[Result]) -> list[Comparison]:
-    """The newest settings of each method on each target, the mean over their seeds."""
+def compare_results(results: Sequence[Result]) -> list[Comparison]:
+    """The newest settings of each method on each target, averaged over their seeds."""
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in sorted(results, key=lambda result: result.created):
-        key = (result.sources, result.target, result.method, result.number, result.reranked)
+        reranked = result.scores.reranked
+        key = (result.sources, result.target, result.method, result.checkpoint, reranked)
         groups.setdefault(key, []).append(result)
-    made = []
-    for (sources, target, method, number, reranked), every in groups.items():
-        newest = every[-1]
-        by_seed = {one.seed: one for one in every if one.settings == newest.settings}
-        known = published_for(sources, target)
-        made.append(
+    comparisons = []
+    for (sources, target, method, checkpoint, reranked), group in groups.items():
+        newest = group[-1]
+        by_seed = {one.seed: one.scores for one in group if one.settings == newest.settings}
+        published = published_for(sources, target)
+        comparisons.append(
             Comparison(
                 sources=sources,
                 target=target,
                 method=method,
-                number=number,
+                checkpoint=checkpoint,
                 seeds=len(by_seed),
                 altered=newest.altered,
                 reranked=reranked,
-                mean_ap=statistics.fmean(one.mean_ap for one in by_seed.values()),
-                rank1=statistics.fmean(one.rank1 for one in by_seed.values()),
-                published=next((one for one in known if one.method == PAPER), None),
+                mean_ap=statistics.fmean(scores.mean_ap for scores in by_seed.values()),
+                rank1=statistics.fmean(scores.rank1 for scores in by_seed.values()),
+                published=next((one for one in published if one.method == PAPER), None),
                 best=max(
-                    (one for one in known if one.mean_ap is not None),
+                    (one for one in published if one.mean_ap is not None),
                     key=lambda one: one.mean_ap or 0,
                     default=None,
                 ),
             )
         )
-    return sorted(made, key=lambda one: (len(one.sources), one.sources, one.target, one.method))
+    return sorted(
+        comparisons, key=lambda one: (len(one.sources), one.sources, one.target, one.method)
+    )
 
 
-def _result(store: Store, artifact: Artifact) -> Result | None:
-    """None for searches, and for people who were held out of a training."""
-    manifest = artifact.manifest()
-    assert manifest is not None
-    if "features" not in manifest["inputs"]:
+def _result(lineage: Lineage, node: Node) -> Result | None:
+    """None for domain maps, unfinished evaluations and evaluations on held-out training images."""
+    if node.manifest is None or Role.FEATURES not in node.inputs or node.facts.get("held_out"):
         return None
-    features = manifest_at(store, manifest["inputs"]["features"])
-    if list(features["config"]["splits"]) == ["train"]:
-        return None
-    made = Made(inputs={})
-    if "model" in features["inputs"]:
-        made = made_of(store, features["inputs"]["model"])
-    sources = [address for role, address in made.inputs.items() if role.startswith("source ")]
-    datasets = [features["inputs"]["dataset"], *sources]
-    summary = manifest["summary"]
-    target = artifact_at(store, datasets[0]).name
-    method = artifact.name.removesuffix(f"-on-{target}")
-    if made.number == ON_SOURCES:
-        method = method.removesuffix(f"-{CHOSEN}")
-    notes = [made.ablation] if made.ablation and method == OURS else []
-    if "init" in made.inputs:  # whose sources are its as well
-        notes.append(f"begun from {artifact_at(store, made.inputs['init']).name}")
+    features = lineage[node.inputs[Role.FEATURES][0]]
+    [target] = features.inputs[Role.DATASET]
+    origin = ModelOrigin()
+    if Role.MODEL in features.inputs:
+        origin = model_origin(lineage, features.inputs[Role.MODEL][0])
+    scores = Scores.from_json(node.manifest["summary"])
+    names = [lineage[one].artifact.name for one in origin.sources]
     return Result(
-        sources=tuple(sorted(artifact_at(store, address).name for address in sources)),
-        target=target,
-        method=", ".join([method, *notes]),
-        seed=made.seed,
-        settings=fingerprint([made.settings, manifest["config"]]),
-        number=made.number,
+        sources=tuple(sorted(names)),
+        target=lineage[target].artifact.name,
+        method=method_of(origin, node),
+        seed=origin.seed,
+        settings=fingerprint([origin.settings, node.manifest["config"]]),
+        checkpoint=origin.checkpoint,
         altered=tuple(
             sorted(
-                artifact_at(store, address).name
-                for address in datasets
-                if manifest_at(store, address)["config"].get("altered")
+                lineage[one].artifact.name
+                for one in (target, *origin.sources)
+                if (lineage[one].manifest or {"config": {}})["config"].get("altered")
             )
         ),
-        reranked=summary["reranked"],
-        created=manifest["created"],
-        mean_ap=summary["mean_ap"],
-        rank1=summary["curve"]["1"],
+        created=node.manifest["created"],
+        scores=scores,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a model was made of; nothing for a CLIP as it is."""
+class ModelOrigin:
+    """What a model was made from; empty for zero-shot CLIP."""
 
-    inputs: Mapping[str, str]
-    settings: Sequence[Any] = ()
-    """Besides the seed."""
+    name: str | None = None
+    """The name of the trained model."""
+    recipe: str | None = None
+    """The recipe of the pipeline that trained it."""
+    variant: str | None = None
+    """The variant of the recipe that was trained."""
+    sources: tuple[str, ...] = ()
+    """Addresses of the data sets that it was trained on."""
+    init: str | None = None
+    """The name of the model that its training started from."""
+    settings: Sequence[Mapping[str, Any]] = ()
+    """The sections of settings, without the seed."""
     seed: int | None = None
     ablation: str = ""
-    number: str = LAST_EPOCH
-    """Which of a training's models it is."""
+    checkpoint: str = LAST_EPOCH
+    """Which checkpoint of its training the model is."""
 
 
-def made_of(store: Store, address: str) -> Made:
-    """What the model of an address was made of."""
-    model = manifest_at(store, address)
-    number = LAST_EPOCH
-    if TRAINING in model["inputs"]:
-        kept = model["config"].get("epoch")
-        number = ON_SOURCES if kept is None else f"epoch {kept}"
-        model = manifest_at(store, model["inputs"][TRAINING])
+def model_origin(lineage: Lineage, address: str) -> ModelOrigin:
+    """What the model at an address was made from.
+
+    Raises:
+        KeyError: an artifact that it was made from no longer exists.
+    """
+    model = lineage[address]
+    checkpoint = model.facts.get("checkpoint", LAST_EPOCH)
+    if training := model.inputs.get(Role.TRAINING):
+        model = lineage[training[0]]
     steps = [model]
-    if "prompts" in model["inputs"]:  # an imported model has none, nor sources that are known
-        steps.append(manifest_at(store, model["inputs"]["prompts"]))
-    settings = [{k: v for k, v in one["config"].items() if k != "seed"} for one in steps]
-    trained = len(steps) == 2
-    return Made(
-        inputs=model["inputs"],
+    if prompts := model.inputs.get(Role.PROMPTS):  # imported models have no prompts or sources
+        steps.append(lineage[prompts[0]])
+    configs = [(step.manifest or {"config": {}})["config"] for step in steps]
+    settings = [{k: v for k, v in config.items() if k != "seed"} for config in configs]
+    init = model.inputs.get(Role.INIT)
+    return ModelOrigin(
+        name=model.artifact.name,
+        recipe=model.facts.get("recipe"),
+        variant=model.facts.get("variant"),
+        sources=model.inputs.get(Role.SOURCE, ()),
+        # The address contains the name, so this works even if the model has been deleted.
+        init=artifact_at(model.artifact.store, init[0]).name if init else None,
         settings=settings,
-        seed=model["config"]["seed"],
-        ablation=ablation_of({**settings[1], **settings[0]}) if trained else "",
-        number=number,
+        seed=configs[0].get("seed"),
+        ablation=ablation_of({**settings[1], **settings[0]}) if len(steps) == 2 else "",
+        checkpoint=checkpoint,
     )
+
+
+def method_of(origin: ModelOrigin, evaluation: Node) -> str:
+    """The name of a method in tables: a variant or a model's name, and what distinguishes it."""
+    variant = (origin.variant or "").replace("_", "-")
+    method = variant or origin.name or evaluation.facts.get("method") or evaluation.artifact.name
+    notes = [origin.ablation] if origin.ablation and method == OURS else []
+    if origin.init is not None:  # the sources of the initial model count as sources too
+        notes.append(f"initialised from {origin.init}")
+    recipe = origin.recipe
+    if recipe in (None, "base") or recipe == f"{ABLATION}{origin.ablation}":
+        return ", ".join([method, *notes])
+    return ", ".join([f"{method} ({recipe})", *notes])
 
 
 @functools.cache
 def _ablations() -> dict[str, dict[str, Any]]:
-    """Ablation of the model -> dotted setting -> value where it differs from `base`."""
+    """Ablation of the model -> dotted setting -> value that differs from `base`."""
     base = load_recipe("base")
-    found = {}
+    ablations = {}
     for name in shipped_recipes():
         changes = differences(load_recipe(name), base)
-        trained = {key: v for key, v in changes.items() if key.partition(".")[0] in TRAINED}
-        if name.startswith(ABLATION) and trained:
-            found[name.removeprefix(ABLATION)] = trained
-    return found
+        of_model = {k: v for k, v in changes.items() if k.partition(".")[0] in TRAINING_SECTIONS}
+        if name.startswith(ABLATION) and of_model:
+            ablations[name.removeprefix(ABLATION)] = of_model
+    return ablations
 
 
 def ablation_of(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The ablation that a model's settings are, none for `base` and for other mixtures.
+    """The ablation that a model's settings correspond to; empty for `base` and other combinations.
 
-    `settings` are the sections that it was made with. What no ablation touches may be anything.
+    `settings` are the sections that determine a model. Settings that no ablation changes may have
+    any value.
     """
     base = load_recipe("base").model_dump(mode="json")
-    touched = {key for changes in _ablations().values() for key in changes}
-    here = {}
-    for key in touched:
+    ablated = {key for changes in _ablations().values() for key in changes}
+    changed = {}
+    for key in ablated:
         section, name = key.split(".")
         value = settings[section][name]
         if value != base[section][name]:
-            here[key] = value
-    return next((name for name, changes in _ablations().items() if changes == here), "")
-
-
-def manifest_at(store: Store, address: str) -> dict[str, Any]:
-    """The manifest of an artifact; KeyError where it is gone."""
-    manifest = artifact_at(store, address).manifest()
-    if manifest is None:
-        raise KeyError(f"{address}, which it was made from, is gone")
-    return manifest
+            changed[key] = value
+    return next((name for name, changes in _ablations().items() if changes == changed), "")
 
 
 COLUMNS = (
     "sources",
     "target",
     "method",
-    "number",
+    "checkpoint",
     "seeds",
     "mAP",
     "rank-1",
@@ -270,15 +272,15 @@ COLUMNS = (
 
 
 def cells(one: Comparison) -> tuple[str, ...]:
-    """A comparison in the order of `COLUMNS`, in per cent; * marks altered data sets."""
-    marked = [f"{name}*" if name in one.altered else name for name in one.sources]
+    """A comparison in the order of `COLUMNS`, in per cent; an asterisk marks altered data sets."""
+    sources = [f"{name}*" if name in one.altered else name for name in one.sources]
     paper, best = one.published, one.best
     difference = one.differences
     return (
-        " + ".join(marked) or "none",
+        " + ".join(sources) or "none",
         f"{one.target}*" if one.target in one.altered else one.target,
         one.method + (", re-ranked" if one.reranked else ""),
-        one.number,
+        one.checkpoint,
         str(one.seeds),
         _per_cent(one.mean_ap),
         _per_cent(one.rank1),
@@ -295,21 +297,21 @@ def _per_cent(value: float | None, *, sign: bool = False) -> str:
 
 
 def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table for a paper's notes or an issue."""
+    """The table in Markdown."""
     rule = "|".join(["---"] * 5 + ["---:"] * (len(COLUMNS) - 6) + ["---"])
     rows_ = [" | ".join(line) for line in (COLUMNS, *lines)]
     return "\n".join([f"| {rows_[0]} |", f"|{rule}|", *(f"| {row} |" for row in rows_[1:])])
 
 
 def as_csv(lines: Sequence[Sequence[str]]) -> str:
-    """The same for a spreadsheet."""
+    """The table in CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
     return text.getvalue().rstrip("\n")
 
 
 def protocol_rows(protocol: str) -> dict[tuple[tuple[str, ...], str], str]:
-    """A protocol's sources (sorted) and targets, and each row in words."""
+    """A protocol's sources (sorted) and target -> the row as text."""
     return {
         (tuple(sorted(row.sources)), target): f"{' + '.join(row.sources)} -> {target}"
         for row in rows(protocol)

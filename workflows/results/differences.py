@@ -1,7 +1,7 @@
-"""Two runs side by side: settings and metrics that differ, and the queries that flipped.
+"""Compares two runs: settings and metrics that differ, and the queries that flipped.
 
-What is compared are evaluations, in the store: of a run in MLflow those that it or its children
-made, of a model in the store those of that name.
+It compares evaluations in the store: those that a run in MLflow or its children made, or those of
+models with a given name.
 """
 
 from __future__ import annotations
@@ -12,185 +12,183 @@ from typing import Any
 
 import numpy as np
 
-from muva.data.artifacts import Artifact, artifact_at, list_artifacts
+from muva.data.artifacts import Artifact
+from muva.data.lineage import Lineage, Node, Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError, closest
-from muva.retrieval.scores import Interval, bootstrap_interval
-from workflows.results.comparison import made_of, manifest_at
+from muva.retrieval.results import Interval, Scores
+from muva.retrieval.scores import bootstrap_interval
+from workflows.results.comparison import model_origin
 from workflows.session import Session
-from workflows.steps.embed import Judged
+from workflows.steps.embed import EvaluationSet
 from workflows.steps.score import QueryScores
 from workflows.steps.step import ARTIFACT_TAG
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one of the sides reached on a target."""
+    """The evaluation of one side on a target."""
 
     target: str
     method: str
     artifact: Artifact
-    manifest: Mapping[str, Any]
+    dataset: Artifact
+    held_out: bool
+    """Whether it was evaluated on held-out training images."""
+    scores: Scores
     settings: Mapping[str, Any]
-    """Dotted setting -> value, of the model and of how it was judged."""
+    """Dotted setting -> value, for the model and its evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """A query whose nearest image is right on one side alone."""
+    """A query whose nearest image is right on only one side."""
 
     image_id: str
     pid: str
     ranks: tuple[int, int]
-    """Of the first match on both sides; 1 is the nearest."""
+    """The rank of the first match on each side; 1 is the nearest image."""
     average_precision: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The second side less the first, on a target."""
+    """The second side minus the first, on a target."""
 
     target: str
     methods: tuple[str, str]
     mean_ap: tuple[float, float]
     rank1: tuple[float, float]
     mean_ap_difference: Interval
-    """95 %, by a bootstrap over the people asked for, whose queries are compared in pairs."""
+    """The 95 % confidence interval of a paired bootstrap over the people of the queries."""
     rank1_difference: Interval
     settings: Mapping[str, tuple[Any, Any]]
-    """Those that differ; None where a side has no such setting."""
+    """Settings that differ; None if a side does not have the setting."""
     gained: tuple[Flip, ...]
-    """Right on the second side alone, the largest gain in average precision first."""
+    """Queries that are right only on the second side, largest gain in average precision first."""
     lost: tuple[Flip, ...]
+    """Queries that are right only on the first side, largest loss first."""
 
 
 def differences_between(session: Session, first: str, second: str) -> list[Difference]:
-    """Both sides on each target that both were judged on.
+    """The differences on each target that both sides were evaluated on.
 
-    A side is the id or the name of a run in MLflow, the address of metrics, or a model's name.
+    A side is the id or name of a run in MLflow, the address of metrics, or a model's name.
 
     Raises:
         MuvaError: no such run or model, or no target in common.
     """
-    sides = [evaluations_of(session, reference) for reference in (first, second)]
-    made = []
+    lineage = Lineage.of(session.store)
+    sides = [evaluations_of(session, lineage, reference) for reference in (first, second)]
+    differences = []
     for one in sides[0]:
-        others = [other for other in sides[1] if other.target == one.target]
-        same = [other for other in others if other.method == one.method]
-        if other := next(iter(same or (others if len(others) == 1 else [])), None):
-            if other.artifact.address == one.artifact.address:
-                continue
-            made.append(_difference(session, one, other))
-    if not made:
-        told = [", ".join(sorted({f"{e.method} on {e.target}" for e in side})) for side in sides]
+        same_target = [other for other in sides[1] if other.target == one.target]
+        same_method = [other for other in same_target if other.method == one.method]
+        candidates = same_method or (same_target if len(same_target) == 1 else [])
+        if candidates and candidates[0].artifact.address != one.artifact.address:
+            differences.append(_difference(one, candidates[0]))
+    if not differences:
+        listed = [", ".join(sorted({f"{e.method} on {e.target}" for e in side})) for side in sides]
         raise MuvaError(
-            f"{first} and {second} have no two evaluations to compare: expected others on the same "
-            f"target by one method each, found {told[0]}; and {told[1]}"
+            f"{first} and {second} have no evaluations to compare: expected different evaluations "
+            f"on the same target, one per method, found {listed[0]}; and {listed[1]}"
         )
-    return made
+    return differences
 
 
-def evaluations_of(session: Session, reference: str) -> list[Evaluation]:
-    """The finished evaluations of a run or a model."""
+def evaluations_of(session: Session, lineage: Lineage, reference: str) -> list[Evaluation]:
+    """The finished evaluations of a run, or the newest ones of a model on each target."""
     addresses = _addresses_of_run(session, reference)
-    every = [a for a in list_artifacts(session.store, "metrics") if "-on-" in a.name]
-    found = [a for a in every if a.address in (*addresses, f"metrics/{reference}", reference)]
-    if not found:
-        found = [a for a in every if a.name.startswith(f"{reference}-on-")]
-        newest: dict[str, Artifact] = {}
-        for artifact in sorted(found, key=lambda a: (a.manifest() or {})["created"]):
-            newest[artifact.name] = artifact
-        found = list(newest.values())
-    evaluations = [one for one in map(_evaluation, found) if one is not None]
-    if not evaluations:
-        names = sorted({a.name.partition("-on-")[0] for a in every})
+    evaluations = [node for node in lineage.complete("metrics") if Role.FEATURES in node.inputs]
+    selected = [
+        node
+        for node in evaluations
+        if node.artifact.address in (*addresses, f"metrics/{reference}", reference)
+    ]
+    if not selected:
+        newest: dict[str, Node] = {}
+        for node in sorted(evaluations, key=lambda node: (node.manifest or {})["created"]):
+            if node.facts.get("method") == reference:
+                newest[node.artifact.name] = node
+        selected = list(newest.values())
+    if not selected:
+        names = sorted({node.facts.get("method", "") for node in evaluations})
         raise MuvaError(
-            f"{reference}: no run of that id or name has evaluations with metrics in the store "
-            f"{session.store.uri}, and no model of that name was judged: expected a run of `muva "
-            f"run` or `muva evaluate`, or a model; {closest(reference, names)}"
+            f"{reference}: no run with this id or name has evaluations with metrics in the store "
+            f"{session.store.uri}, and no model with this name was evaluated. Expected a run of "
+            f"`muva run` or `muva evaluate`, or a model; {closest(reference, names)}"
         )
-    return evaluations
+    return [_evaluation(lineage, node) for node in selected]
 
 
 def _addresses_of_run(session: Session, reference: str) -> list[str]:
-    """The artifacts of the runs of this id or name, and of their children."""
+    """The artifacts of the runs with this id or name, and of their children."""
     from tracking.runs import artifacts_of_run
 
     return artifacts_of_run(session.tracking_uri, reference, tag=ARTIFACT_TAG)
 
 
-def _evaluation(artifact: Artifact) -> Evaluation | None:
-    manifest = artifact.manifest()
-    if manifest is None or "features" not in manifest["inputs"]:
-        return None
-    store = artifact.store
-    features = manifest_at(store, manifest["inputs"]["features"])
-    target = artifact_at(store, features["inputs"]["dataset"]).name
-    sections: dict[str, Any] = {**manifest["config"]}
-    if "model" in features["inputs"]:
-        made = made_of(store, features["inputs"]["model"])
-        for settings in made.settings:
+def _evaluation(lineage: Lineage, node: Node) -> Evaluation:
+    assert node.manifest is not None
+    features = lineage[node.inputs[Role.FEATURES][0]]
+    dataset = features.inputs[Role.DATASET][0]
+    sections: dict[str, Any] = {**node.manifest["config"]}
+    if model := features.inputs.get(Role.MODEL):
+        origin = model_origin(lineage, model[0])
+        for settings in origin.settings:
             sections |= settings
-        sections["seed"] = made.seed
-        sections["epoch"] = made.number
-        sections["sources"] = sorted(
-            artifact_at(store, address).name
-            for role, address in made.inputs.items()
-            if role.startswith("source ")
-        )
+        sections["seed"] = origin.seed
+        sections["checkpoint"] = origin.checkpoint
+        sections["sources"] = sorted(lineage[one].artifact.name for one in origin.sources)
     return Evaluation(
-        target=target,
-        method=artifact.name.removesuffix(f"-on-{target}"),
-        artifact=artifact,
-        manifest=manifest,
+        target=lineage[dataset].artifact.name,
+        method=node.facts.get("method", node.artifact.name),
+        artifact=node.artifact,
+        dataset=lineage[dataset].artifact,
+        held_out=bool(node.facts.get("held_out")),
+        scores=Scores.from_json(node.manifest["summary"]),
         settings=_flat(sections),
     )
 
 
-def _difference(session: Session, one: Evaluation, other: Evaluation) -> Difference:
-    summaries = [side.manifest["summary"] for side in (one, other)]
+def _difference(one: Evaluation, other: Evaluation) -> Difference:
     scores = [QueryScores.read(side.artifact) for side in (one, other)]
-    features = manifest_at(session.store, one.manifest["inputs"]["features"])
-    other_features = manifest_at(session.store, other.manifest["inputs"]["features"])
-    dataset = artifact_at(session.store, features["inputs"]["dataset"])
-    fingerprints = {
-        open_dataset(artifact_at(session.store, side["inputs"]["dataset"])).fingerprint
-        for side in (features, other_features)
-    }
+    fingerprints = {open_dataset(side.dataset).fingerprint for side in (one, other)}
     if len(fingerprints) > 1 or not np.array_equal(scores[0].query, scores[1].query):
         raise MuvaError(
-            f"{one.artifact.address} and {other.artifact.address} were judged on other images of "
-            f"{one.target}: judge both again on the data set of today, with `muva evaluate`"
+            f"{one.artifact.address} and {other.artifact.address} were evaluated on different "
+            f"images of {one.target}: evaluate both again on the current data set with `muva "
+            "evaluate`"
         )
-    held_out = list(features["config"]["splits"]) == ["train"]
-    rows = Judged(dataset=dataset, held_out=held_out).rows().to_pydict()
+    images = EvaluationSet(dataset=one.dataset, held_out=one.held_out)
+    rows = images.rows().to_pydict()
     pids = np.array(rows["pid"])[scores[0].query]
     precisions = np.stack([side.average_precision for side in scores])
     ranks = np.stack([side.first_match_rank for side in scores])
     valid = ~np.isnan(precisions).any(axis=0)
-    right = ranks == 1
+    correct = ranks == 1
     flips = {}
-    for name, which in (("gained", right[1] & ~right[0]), ("lost", right[0] & ~right[1])):
-        places = np.flatnonzero(which & valid)
+    for name, mask in (("gained", correct[1] & ~correct[0]), ("lost", correct[0] & ~correct[1])):
+        queries = np.flatnonzero(mask & valid)
         change = precisions[1] - precisions[0]
-        places = places[np.argsort(-np.abs(change[places]), kind="stable")]
+        queries = queries[np.argsort(-np.abs(change[queries]), kind="stable")]
         flips[name] = tuple(
             Flip(
-                image_id=rows["image_id"][scores[0].query[place]],
-                pid=str(pids[place]),
-                ranks=(int(ranks[0, place]), int(ranks[1, place])),
-                average_precision=(float(precisions[0, place]), float(precisions[1, place])),
+                image_id=rows["image_id"][scores[0].query[query]],
+                pid=str(pids[query]),
+                ranks=(int(ranks[0, query]), int(ranks[1, query])),
+                average_precision=(float(precisions[0, query]), float(precisions[1, query])),
             )
-            for place in places
+            for query in queries
         )
     return Difference(
         target=one.target,
         methods=(one.method, other.method),
-        mean_ap=(summaries[0]["mean_ap"], summaries[1]["mean_ap"]),
-        rank1=(summaries[0]["curve"]["1"], summaries[1]["curve"]["1"]),
+        mean_ap=(one.scores.mean_ap, other.scores.mean_ap),
+        rank1=(one.scores.rank1, other.scores.rank1),
         mean_ap_difference=bootstrap_interval((precisions[1] - precisions[0])[valid], pids[valid]),
         rank1_difference=bootstrap_interval(
-            (right[1].astype(float) - right[0])[valid], pids[valid]
+            (correct[1].astype(float) - correct[0])[valid], pids[valid]
         ),
         settings={
             name: (one.settings.get(name), other.settings.get(name))

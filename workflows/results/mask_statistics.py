@@ -1,4 +1,4 @@
-"""The figures and pictures of a label set's report: geometry, agreement, what to look at."""
+"""The statistics and pictures of a label set's report: geometry, agreement, outliers."""
 
 from __future__ import annotations
 
@@ -17,118 +17,116 @@ from muva.errors import MuvaError
 from muva.grounding import quality
 from muva.grounding.labels import LabelSet
 from muva.grounding.release import base_name
-from muva.grounding.rules import WHOLE
-from tracking.mask_report import MaskFigures, Outlier, OverlapFigures, PartFigures
+from muva.grounding.rules import MAX_AREA
+from tracking.mask_report import MaskStatistics, Outlier, OverlapStatistics, PartStatistics
 from tracking.pictures import part_distributions, part_mask_sheet
 
-SHOWN = 12
+MAX_SHOWN = 12
 FINE_GRID = (64, 32)
-"""Rows and columns on which boxes are drawn."""
+"""Rows and columns of the grid on which boxes are drawn."""
 
 
-def mask_figures(
+def mask_statistics(
     dataset: Dataset, labels: LabelSet, other: LabelSet | None = None
-) -> tuple[MaskFigures, np.ndarray]:
-    """What the report says in numbers, and how far each image's parts are trusted (M, R)."""
+) -> tuple[MaskStatistics, np.ndarray]:
+    """The report's statistics, and the confidence (M, R) in each part of each image."""
     rows = dataset.rows(["image_id", "camid"])
     if tuple(rows["image_id"].to_pylist()) != labels.image_ids:
-        raise MuvaError(f"{labels.artifact.uri}: its rows are not those of {dataset.name}")
+        raise MuvaError(f"{labels.artifact.uri}: its images are not those of {dataset.name}")
     camids = rows["camid"].to_numpy() if dataset.summary.cameras_known else None
     boxes, found = (values.numpy() for values in labels.boxes(labels.image_ids))
     details = labels.details()
     scores = label_scores(labels, details)
-    aside = details.filter(details["error"].is_valid())
-    reasons = dict(zip(aside["image_id"].to_pylist(), aside["error"].to_pylist(), strict=True))
-    trusted = quality.confidence(boxes, found, labels.parts, labels.grid)
-    told = trusted if scores is None else np.where(np.isnan(scores), trusted, scores)
-    rates, by_camera = quality.found_rates(found, camids)
-    area, middle = quality.areas(boxes), quality.centres(boxes)
-    order = quality.disordered(boxes, found, labels.parts)
-    agreed = [None] * len(labels.parts) if other is None else _agreed(labels, other)
+    failed = details.filter(details["error"].is_valid())
+    reasons = dict(zip(failed["image_id"].to_pylist(), failed["error"].to_pylist(), strict=True))
+    confidence = quality.confidence(boxes, found, labels.parts, labels.grid)
+    reported = confidence if scores is None else np.where(np.isnan(scores), confidence, scores)
+    rates, by_camera = quality.detection_rates(found, camids)
+    area, centres = quality.areas(boxes), quality.centres(boxes)
+    disordered = quality.disordered(boxes, found, labels.parts)
+    agreements = [None] * len(labels.parts) if other is None else _agreements(labels, other)
     parts = [
-        PartFigures(
+        PartStatistics(
             part=part,
             found=float(rates[column]),
-            found_by_camera={camid: float(of[column]) for camid, of in by_camera.items()},
+            found_by_camera={camid: float(rate[column]) for camid, rate in by_camera.items()},
             area=_quartiles(area[found[:, column], column]),
-            centre_x=_quartiles(middle[found[:, column], column, 0]),
-            centre_y=_quartiles(middle[found[:, column], column, 1]),
-            disordered=float(order[:, column].mean()),
-            whole_image=float((area[:, column] > WHOLE)[found[:, column]].mean())
+            centre_x=_quartiles(centres[found[:, column], column, 0]),
+            centre_y=_quartiles(centres[found[:, column], column, 1]),
+            disordered=float(disordered[:, column].mean()),
+            whole_image=float((area[:, column] > MAX_AREA)[found[:, column]].mean())
             if found[:, column].any()
             else 0.0,
-            confidence=number_or_none(float(np.nanmedian(told[found[:, column], column])))
+            confidence=number_or_none(float(np.nanmedian(reported[found[:, column], column])))
             if found[:, column].any()
             else None,
-            agreement=_agreement(agreed[column]),
+            agreement=_agreement_data(agreements[column]),
         )
         for column, part in enumerate(labels.parts)
     ]
     overlaps = []
     for (one, two), values in quality.pairwise_iou(boxes, found).items():
-        known = values[~np.isnan(values)]
+        defined = values[~np.isnan(values)]
         overlaps.append(
-            OverlapFigures(
+            OverlapStatistics(
                 parts=(labels.parts[one], labels.parts[two]),
-                median_iou=float(np.median(known)) if len(known) else None,
-                duplicates=float((known > quality.SAME_BOX).mean()) if len(known) else 0.0,
+                median_iou=float(np.median(defined)) if len(defined) else None,
+                duplicates=float((defined > quality.SAME_BOX_IOU).mean()) if len(defined) else 0.0,
             )
         )
     manifest = labels.artifact.manifest()
     assert manifest is not None
-    return MaskFigures(
+    return MaskStatistics(
         dataset=dataset.name,
         labels=labels.artifact.address,
         against=other.artifact.address if other else None,
         config=manifest["config"],
         images=len(labels.image_ids),
         failed=manifest["summary"]["failed"],
-        reasons=dict(islice(reasons.items(), SHOWN)),
+        reasons=dict(islice(reasons.items(), MAX_SHOWN)),
         without_any=float((~found.any(axis=1)).mean()),
         parts=parts,
         overlaps=overlaps,
-        outliers=_outliers(labels, boxes, found, trusted),
-    ), trusted
+        outliers=_outliers(labels, boxes, found, confidence),
+    ), confidence
 
 
 def _outliers(
-    labels: LabelSet, boxes: np.ndarray, found: np.ndarray, trusted: np.ndarray
+    labels: LabelSet, boxes: np.ndarray, found: np.ndarray, confidence: np.ndarray
 ) -> list[Outlier]:
-    """The images with the least trusted parts, and what is odd about those."""
-    away = quality.deviations(boxes, found, labels.grid)
-    wrong, same = (
-        quality.disordered(boxes, found, labels.parts),
-        quality.duplicates(boxes, found),
-    )
+    """The images with the parts of lowest confidence, and what is unusual about those parts."""
+    deviations = quality.deviations(boxes, found, labels.grid)
+    disordered = quality.disordered(boxes, found, labels.parts)
+    duplicates = quality.duplicates(boxes, found)
     outliers = []
-    for row in quality.least_trusted(trusted)[:SHOWN]:
+    for row in quality.lowest_confidence_first(confidence)[:MAX_SHOWN]:
         if not found[row].any():
             continue
-        column = int(np.nanargmin(trusted[row]))
-        most = int(away[:, row, column].argmax())
-        why = [f"{quality.MEASURES[most]}, {away[most, row, column]:.1f} deviations"]
-        why += ["out of order"] if wrong[row, column] else []
-        why += ["shares its box"] if same[row, column] else []
+        column = int(np.nanargmin(confidence[row]))
+        worst = int(deviations[:, row, column].argmax())
+        why = [f"{quality.MEASURES[worst]}, {deviations[worst, row, column]:.1f} deviations"]
+        why += ["out of order"] if disordered[row, column] else []
+        why += ["shares its box"] if duplicates[row, column] else []
         outliers.append(
             Outlier(
                 image_id=labels.image_ids[row],
                 part=labels.parts[column],
-                confidence=float(trusted[row, column]),
+                confidence=float(confidence[row, column]),
                 why="; ".join(why),
             )
         )
     return outliers
 
 
-def _agreed(labels: LabelSet, other: LabelSet) -> list[quality.Agreement | None]:
-    """How far they agree on each part; masks are compared patch by patch, on their own grid."""
+def _agreements(labels: LabelSet, other: LabelSet) -> list[quality.Agreement | None]:
+    """How far two label sets agree on each part; masks are compared patch by patch."""
     shared = [part for part in labels.parts if part in other.parts]
     ids = labels.image_ids
     boxes, found = (values.numpy() for values in labels.boxes(ids, parts=shared))
     other_boxes, other_found = (values.numpy() for values in other.boxes(ids, parts=shared))
     grid = labels.grid or other.grid
     if grid:
-        pair = (one.masks_on(grid, ids, parts=shared).numpy() for one in (labels, other))
+        pair = (one.masks_on_grid(grid, ids, parts=shared).numpy() for one in (labels, other))
         ious = quality.mask_iou(*pair)
     else:
         ious = quality.iou(boxes, other_boxes)
@@ -137,72 +135,72 @@ def _agreed(labels: LabelSet, other: LabelSet) -> list[quality.Agreement | None]
 
 
 def mask_pictures(
-    dataset: Dataset, labels: LabelSet, trusted: np.ndarray
+    dataset: Dataset, labels: LabelSet, confidence: np.ndarray
 ) -> dict[str, Image.Image]:
-    """Name -> picture: random overlays, the least trusted ones, distributions."""
+    """Name -> picture: random images, those of lowest confidence, distributions."""
     rng = np.random.default_rng(0)
-    count = min(SHOWN, len(labels.image_ids))
-    anyone = np.sort(rng.choice(len(labels.image_ids), count, replace=False))
+    count = min(MAX_SHOWN, len(labels.image_ids))
+    random_rows = np.sort(rng.choice(len(labels.image_ids), count, replace=False))
     boxes, found = (values.numpy() for values in labels.boxes(labels.image_ids))
-    area, middle = quality.areas(boxes), quality.centres(boxes)[..., 1]
+    area, centre_y = quality.areas(boxes), quality.centres(boxes)[..., 1]
     values = {
-        part: (area[found[:, column], column], middle[found[:, column], column])
+        part: (area[found[:, column], column], centre_y[found[:, column], column])
         for column, part in enumerate(labels.parts)
     }
     return {
-        "overlays": _sheet(dataset, labels, anyone, trusted, title="Some images"),
+        "overlays": _sheet(dataset, labels, random_rows, confidence, title="Random images"),
         "least-trusted": _sheet(
             dataset,
             labels,
-            quality.least_trusted(trusted)[:count],
-            trusted,
-            title="The least trusted",
+            quality.lowest_confidence_first(confidence)[:count],
+            confidence,
+            title="Lowest confidence",
         ),
         "distributions": part_distributions(values),
     }
 
 
 def _sheet(
-    dataset: Dataset, labels: LabelSet, rows: np.ndarray, trusted: np.ndarray, *, title: str
+    dataset: Dataset, labels: LabelSet, rows: np.ndarray, confidence: np.ndarray, *, title: str
 ) -> Image.Image:
     ids = [labels.image_ids[row] for row in rows]
     grid = labels.grid or FINE_GRID
-    lowest = [np.nan_to_num(trusted[row], nan=1.0).min() for row in rows]
+    lowest = [np.nan_to_num(confidence[row], nan=1.0).min() for row in rows]
     return part_mask_sheet(
         [decode_rgb(image) for image in dataset.read_images(rows)],
-        {"labels": labels.masks_on(grid, ids).numpy()},
+        {"labels": labels.masks_on_grid(grid, ids).numpy()},
         grid=grid,
         parts=labels.parts,
         title=title,
-        subtitle=f"{labels.artifact.address}; below each image its lowest confidence, its name",
+        subtitle=f"{labels.artifact.address}; below each image its lowest confidence and its name",
         captions=[f"{low:.2f}  {base_name(i)}" for i, low in zip(ids, lowest, strict=True)],
     )
 
 
 def label_scores(labels: LabelSet, details: pa.Table) -> np.ndarray | None:
-    """Scores (M, R) of the expert, None where it gave none."""
+    """The expert's scores (M, R), or None if it gives none."""
     if details["score"].null_count == len(details):
         return None
     scores = details["score"].to_numpy(zero_copy_only=False).astype(float)
-    placed = np.full((len(labels.image_ids), len(labels.parts)), np.nan)
-    rows = labels.rows_of(details["image_id"].to_pylist())
-    placed[rows, [labels.parts.index(part) for part in details["part"].to_pylist()]] = scores
-    return placed
+    by_image = np.full((len(labels.image_ids), len(labels.parts)), np.nan)
+    rows = labels.row_indices(details["image_id"].to_pylist())
+    by_image[rows, [labels.parts.index(part) for part in details["part"].to_pylist()]] = scores
+    return by_image
 
 
 def _quartiles(values: np.ndarray) -> tuple[float, float, float] | None:
     if not len(values):
         return None
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return float(low), float(middle), float(high)
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return float(low), float(median), float(high)
 
 
-def _agreement(agreed: quality.Agreement | None) -> dict[str, Any] | None:
-    if agreed is None:
+def _agreement_data(agreement: quality.Agreement | None) -> dict[str, Any] | None:
+    if agreement is None:
         return None
-    return {name: number_or_none(value) for name, value in dataclasses.asdict(agreed).items()}
+    return {name: number_or_none(value) for name, value in dataclasses.asdict(agreement).items()}
 
 
 def number_or_none(value: Any) -> Any:
-    """As JSON has it: NaN is null."""
+    """None (JSON's null) instead of NaN, and other values unchanged."""
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,1 +1,1 @@
-"""Everything that knows Ray, but for its Jobs API and Tune."""
+"""Everything that uses Ray, except for its Jobs API and Ray Tune."""

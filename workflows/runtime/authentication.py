@@ -1,4 +1,4 @@
-"""Ray's token: every cluster here asks for one."""
+"""Ray's authentication token, which every cluster of ours requires."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN_PLACES = f"in {TOKEN}, in the file that {TOKEN_PATH} names, or in ~/.ray/a
 
 
 def authorisation() -> dict[str, str]:
-    """The header that carries the token; empty when there is none."""
+    """The header that carries the token; empty without one."""
     token = os.environ.get(TOKEN, "").strip()
     file = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
     if not token and file.is_file():
@@ -33,9 +33,9 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def ensure_token() -> None:
-    """Ray makes a token where there is none; it prints it too, which nobody should see.
+    """Let Ray generate a token if there is none, without showing the one that Ray prints.
 
-    Ray's own file is for its owner alone, whatever made it.
+    Only the owner may read Ray's token file, whichever program wrote it.
     """
     ours = Path.home() / ".ray" / "auth_token"
     if ours.is_file() and ours.stat().st_uid == os.getuid() and ours.stat().st_mode & 0o077:

@@ -1,7 +1,7 @@
-"""Waiting for machines that an autoscaler starts when they are asked for.
+"""Waiting for nodes that an autoscaler starts on request.
 
-Work is divided by what there is when it begins, and a cluster that starts from zero has nothing
-then.
+Work is divided by the resources that the cluster has when it begins; a cluster that scales up from
+zero has none at that time.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from muva.errors import MuvaError, SettingsError
 from workflows.progress import say
 
 WAIT_VARIABLE = "MUVA_WAIT_FOR"
-"""What a job's cluster must have before its work begins: `GPU=4,CPU=16`."""
+"""Environment variable: what the cluster must have before a job begins, `GPU=4,CPU=16`."""
 WAIT_LIMIT_VARIABLE = "MUVA_WAIT_S"
 WAIT_S = 1800.0
-"""How long machines may take to come, asked for or lost, unless that variable says otherwise."""
+"""Seconds to wait for requested or lost nodes, unless the variable above says otherwise."""
 
 
 def wait_limit_s() -> float:
-    """For how many seconds machines are waited for.
+    """How many seconds to wait for nodes.
 
     Raises:
-        SettingsError: the variable is no number of seconds.
+        SettingsError: the variable is not a number of seconds.
     """
-    told = os.environ.get(WAIT_LIMIT_VARIABLE) or str(WAIT_S)
+    text = os.environ.get(WAIT_LIMIT_VARIABLE) or str(WAIT_S)
     try:
-        return max(0.0, float(told))
+        return max(0.0, float(text))
     except ValueError as error:
         raise SettingsError(
-            f"{WAIT_LIMIT_VARIABLE}={told}: expected seconds, for example 3600"
+            f"{WAIT_LIMIT_VARIABLE}={text}: expected seconds, for example 3600"
         ) from error
 
 
@@ -39,7 +39,7 @@ def resources(text: str) -> dict[str, int]:
     """`GPU=4,CPU=16` as a mapping.
 
     Raises:
-        SettingsError: the text is of another form.
+        SettingsError: the text has another form.
     """
     pairs = [word.strip().partition("=") for word in text.split(",")]
     if not all(name and count.isdigit() and int(count) for name, _, count in pairs):
@@ -48,21 +48,22 @@ def resources(text: str) -> dict[str, int]:
 
 
 def wait_for(wanted: Mapping[str, int], *, within_s: float | None = None) -> None:
-    """Asks the autoscaler for resources, and waits until the cluster has as many in all.
+    """Ask the autoscaler for resources, and wait until the whole cluster has them.
 
-    within_s: how long; None: `wait_limit_s`.
+    The request is then withdrawn: nodes that stay idle may be removed again.
 
-    Once they are there nothing keeps them but the work: what is idle may go.
+    Args:
+        within_s: how many seconds to wait; None: `wait_limit_s`.
 
     Raises:
-        MuvaError: they did not come.
+        MuvaError: the cluster did not get the resources in time.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
 
     def missing() -> dict[str, int]:
-        there = ray.cluster_resources()
-        return {name: count for name, count in wanted.items() if there.get(name, 0) < count}
+        available = ray.cluster_resources()
+        return {name: count for name, count in wanted.items() if available.get(name, 0) < count}
 
     if not missing():
         return
@@ -74,11 +75,11 @@ def wait_for(wanted: Mapping[str, int], *, within_s: float | None = None) -> Non
     try:
         while still := missing():
             if time.monotonic() > ends_at:
-                there = ray.cluster_resources()
-                lacking = ", ".join(f"{there.get(name, 0):g} {name}" for name in still)
+                available = ray.cluster_resources()
+                lacking = ", ".join(f"{available.get(name, 0):g} {name}" for name in still)
                 raise MuvaError(
                     f"The cluster was asked for {shown}: found {lacking} after {within_s:.0f} s. "
-                    "Is there an autoscaler, and may it start so many machines? `ray status` on "
+                    "Is there an autoscaler, and may it start so many nodes? `ray status` on "
                     "the head tells"
                 )
             time.sleep(1.0)

@@ -1,6 +1,6 @@
-"""Steps that trials share: whoever comes first computes, the others wait and find the artifact.
+"""Steps that trials share: the first trial computes the artifact, and the others wait for it.
 
-A claim lasts as long as its process renews it: one that dies frees its claims by falling silent.
+A claim lasts as long as its process renews it, so that the claims of a dead process expire.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from workflows.runtime.cluster import with_the_driver
-from workflows.runtime.quirks import Orphans
+from workflows.runtime.cluster import on_the_drivers_node
+from workflows.runtime.quirks import LeakedPlacementGroups
 
 RENEWED_EVERY_S = 2.0
 SILENT_S = 20.0
-"""A claim that nobody renewed for so long is free. Two who compute the same do no harm."""
+"""A claim that was not renewed for this long has expired. Computing a step twice does no harm."""
 ASKED_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class UsedStep:
-    """A step that a trial used, whoever computed it."""
+    """A step that a trial used, whichever trial computed it."""
 
     label: str
     address: str
     seconds: float
-    """What computing it took, as its manifest says."""
+    """How long computing it took, according to its manifest."""
 
 
 class SharedSteps:
-    """A handle to the claims, made by the driver; it travels to the trials.
+    """A handle to the claims, which the driver creates and passes to the trials.
 
-    Each copy notes the steps that its own process used.
+    Each copy records the steps that its own process used.
     """
 
     def __init__(self, *, silent_s: float = SILENT_S) -> None:
-        kind = ray.remote(num_cpus=0, scheduling_strategy=with_the_driver())(Claims)
+        kind = ray.remote(num_cpus=0, scheduling_strategy=on_the_drivers_node())(Claims)
         self._claims: Any = kind.remote(silent_s=silent_s)
         self._renewed_every_s = min(RENEWED_EVERY_S, silent_s / 4)
         self.used: list[UsedStep] = []
 
     @contextmanager
     def claim(self, address: str) -> Iterator[None]:
-        """Waits until no other process claims the address; it is claimed while the block runs."""
+        """Wait until no other process claims the address, and claim it during the block."""
         holder = uuid.uuid4().hex
         while not ray.get(self._claims.claim.remote(address, holder)):
             time.sleep(ASKED_EVERY_S)
@@ -71,17 +71,17 @@ class SharedSteps:
             self._claims.claim.remote(address, holder)
 
     def watch(self, group: PlacementGroup) -> None:
-        """Has a placement group removed when this process, an actor's, is dead."""
+        """Have a placement group removed when this process, which must be an actor's, has died."""
         actor_id = ray.get_runtime_context().get_actor_id()
         if actor_id is not None:
             self._claims.watch.remote(actor_id, group)
 
     def note(self, label: str, address: str, seconds: float) -> None:
-        """Remembers that this process used a step."""
+        """Record that this process used a step."""
         self.used.append(UsedStep(label=label, address=address, seconds=seconds))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies share the claims and note for themselves."""
+        """Copies share the claims, but each records its own steps."""
         return functools.partial(_copy, self._claims, self._renewed_every_s), ()
 
 
@@ -92,15 +92,15 @@ def _copy(claims: Any, renewed_every_s: float) -> SharedSteps:
 
 
 class Claims:
-    """Who computes which address; the actor behind `SharedSteps`."""
+    """The actor behind `SharedSteps`: which process computes which address."""
 
     def __init__(self, *, silent_s: float) -> None:
         self._silent_s = silent_s
-        self._orphans = Orphans()
+        self._orphans = LeakedPlacementGroups()
         self._holders: dict[str, tuple[str, float]] = {}
 
     def claim(self, address: str, holder: str) -> bool:
-        """Claims an address, or renews the claim; False where another holds it."""
+        """Claim an address or renew the claim; False if another process holds it."""
         now = time.monotonic()
         other, heard_at = self._holders.get(address, (holder, now))
         if other != holder and now - heard_at < self._silent_s:
@@ -109,10 +109,10 @@ class Claims:
         return True
 
     def watch(self, actor_id: str, group: PlacementGroup) -> None:
-        """Removes a placement group when the actor is dead."""
+        """Remove a placement group when the actor has died."""
         self._orphans.watch(actor_id, group)
 
     def free(self, address: str, holder: str) -> None:
-        """Ends a claim."""
+        """Release a claim."""
         if self._holders.get(address, ("", 0.0))[0] == holder:
             del self._holders[address]

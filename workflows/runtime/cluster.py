@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,57 +14,49 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from workflows.runtime.authentication import ensure_token
 from workflows.runtime.autoscaling import WAIT_VARIABLE, resources, wait_for
 from workflows.runtime.local import OBJECT_STORE_BYTES
-from workflows.runtime.quirks import IDLE_MS, IDLE_SETTING
-
-ANYWHERE = "DEFAULT"
-"""Where tasks run that a trial starts too: Tune would keep them to what the trial itself holds."""
-
-_AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
+from workflows.runtime.on_demand import keep
+from workflows.runtime.quirks import (
+    LOCAL_INIT,
+    quiet_about_tokens,
+    stdout_kept_for_results,
+)
 
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """Ray for the length of the block.
+    """Connect to Ray during the block, or during the `cluster_on_demand` around it.
 
-    Joins the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one this
-    process is connected to already; else starts one on this machine, behind a token of Ray's own,
-    and stops it at the end. What Ray says meanwhile goes where progress goes: it prints warnings
-    to standard output, which is for results.
+    Uses the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one that
+    this process is connected to already; otherwise starts one on this machine, protected by Ray's
+    own token, and stops it at the end.
     """
-    if ray.is_initialized():
+    if ray.is_initialized() or keep(_connected()):
         yield
         return
-    with _results_kept_apart(), _connected():
+    with _connected():
         yield
-
-
-@contextmanager
-def _results_kept_apart() -> Iterator[None]:
-    """Standard output leads to standard error, unless someone else redirects it meanwhile."""
-    results, sys.stdout = sys.stdout, sys.stderr
-    aside = sys.stdout
-    try:
-        yield
-    finally:
-        if sys.stdout is aside:
-            sys.stdout = results
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
+    with stdout_kept_for_results(), _initialised():
+        yield
+
+
+@contextmanager
+def _initialised() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         if wanted := os.environ.get(WAIT_VARIABLE):
             wait_for(resources(wanted))
     else:
         ensure_token()
-        # It warns that it asks for a token by default, which is what is wanted.
-        logging.getLogger(_AUTHENTICATION).setLevel(logging.ERROR)
+        quiet_about_tokens()
         ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config={IDLE_SETTING: IDLE_MS},
+            **LOCAL_INIT,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -75,8 +66,8 @@ def _connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def with_the_driver() -> Any:
-    """Where an actor is that lives and ends with the driver: another node may go."""
+def on_the_drivers_node() -> Any:
+    """Scheduling strategy that places an actor on the driver's node, as other nodes may be lost."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
@@ -91,7 +82,7 @@ def cpus() -> int:
 
 
 def cpus_of_one_node() -> int:
-    """CPU cores of the node that has most: no process can have more."""
+    """CPU cores of the largest node, which is the most that a process can get."""
     return max(1, *(int(node["Resources"].get("CPU", 0)) for node in alive_nodes()))
 
 
@@ -101,7 +92,7 @@ def gpus() -> int:
 
 
 def cores_per_gpu() -> int:
-    """CPU cores for each GPU on the node that has fewest; 1 without GPUs."""
+    """CPU cores per GPU on the node with the lowest ratio; 1 without GPUs."""
     nodes = [node["Resources"] for node in alive_nodes()]
     shares = [int(has.get("CPU", 0) // has["GPU"]) for has in nodes if has.get("GPU", 0) >= 1]
     return max(1, min(shares, default=1))

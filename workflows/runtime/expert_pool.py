@@ -1,17 +1,17 @@
-"""Actors that hold a grounding expert, as many as there is room for, and shards for them.
+"""A pool of actors, each with a loaded grounding expert, and the shards that they label.
 
-Nodes come and go: room that appears is used, and what a lost process held is given to another. An
-image that ends the process which looks at it ends it three times, in a batch and twice alone, and
-is set aside.
+One pool serves all data sets of a pipeline, so that an expert is loaded once for each actor. Nodes
+come and go: the pool scales up where they are added, and the shards of a lost process are given to
+another. An image that kills the process that grounds it does so three times, once in a batch and
+twice alone, and is then quarantined.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,142 +25,169 @@ from muva.data.artifacts import Artifact
 from muva.data.shards import Dataset, open_dataset
 from muva.errors import MuvaError
 from muva.grounding.experts import EXPERTS, ChosenExpert
-from muva.grounding.ground import BrokenExpertError, Care, ShardReport, ground_shard
-from muva.grounding.labels import label_key, write_label_part
+from muva.grounding.ground import BrokenExpertError, RetryPlan, ShardReport, ground_shard
+from muva.grounding.labels import label_key, write_shard_labels
 from workflows.runtime.cluster import alive_nodes
-from workflows.runtime.messages import POLL_S, Board, results
+from workflows.runtime.messages import POLL_S, MessageQueue
+from workflows.runtime.quirks import hide_gpus
+from workflows.runtime.tasks import get_results
 
-ROOM_EVERY_S = 5.0
-MOST_DEATHS, MOST_DEATHS_LOADING, MOST_BROKEN = 5, 3, 2
-"""Of processes at one shard without an image to blame; of lots of which one died before it had
-loaded the expert, while nobody is at work; of experts that broke one after the other."""
+SCALE_UP_EVERY_S = 5.0
+MAX_DEATHS, MAX_DEATHS_LOADING, MAX_BROKEN = 5, 3, 2
+"""Limits: deaths at one shard without an image to blame; batches of actors of which one died before
+it had loaded the expert, while no other actor works; consecutive experts that failed."""
 
 LOST = (RayActorError, OutOfMemoryError)
-"""How Ray says that a process is no more; the second where its watch over memory has ended it."""
+"""The errors by which Ray reports a lost process; the second comes from its memory monitor."""
 
 SHARDS_AHEAD = 2
-"""Shards that an actor holds: enough to keep it busy, few enough to bound memory."""
+"""Shards that an actor holds: enough to keep it busy, few enough to bound its memory."""
 
 PROCESS_BYTES = 0.5e9
-ROOM_FOR_ANSWERS = 1.2
-"""What an actor takes beside the weights: libraries, and a share of them for activations."""
+ACTIVATION_FACTOR = 1.2
+"""What an actor needs in addition to the weights: libraries, and a multiple of the weights' size
+for activations."""
+
+Shard = tuple[int, int]
+"""The index of a job, and of a shard of its data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Actors:
-    """The processes that hold the expert."""
+    """The size of the pool, and of each of its actors."""
 
     count: int | None = None
-    """None: as many as the cluster has room for at any time."""
+    """None: as many as fit on the cluster at any time."""
     cpus_each: int = 1
     gpus_each: float | None = None
-    """None: one for an expert that wants it, where the cluster has any."""
+    """None: one for an expert that uses GPUs, if the cluster has any."""
 
     def needs(self, expert: ChosenExpert, nodes: Iterable[Mapping[str, float]]) -> dict[str, float]:
-        """What each holds of a node's resources, in Ray's names; a fraction shares a GPU."""
+        """The resources that each actor requests, by Ray's names; a fraction of a GPU is shared."""
         gpus = self.gpus_each
         if gpus is None:
-            looks = expert.info.memory_gb > 0
-            gpus = 1.0 if looks and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+            has_weights = expert.info.memory_gb > 0
+            gpus = 1.0 if has_weights and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
         needs = {"CPU": float(self.cpus_each), "GPU": gpus}
         weights = expert.weight_bytes()
-        if weights is not None and not gpus:  # a GPU's memory is looked at where the GPU is
-            needs["memory"] = PROCESS_BYTES + ROOM_FOR_ANSWERS * weights
+        if weights is not None and not gpus:  # a GPU's memory is checked by the actor itself
+            needs["memory"] = PROCESS_BYTES + ACTIVATION_FACTOR * weights
         return {name: amount for name, amount in needs.items() if amount}
 
 
-def room_for(needs: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
-    """How many actors of these needs all nodes together hold when nothing else runs."""
+@dataclass(frozen=True, kw_only=True)
+class GroundingJob:
+    """The shards of one data set that have to be labelled."""
+
+    dataset: Dataset
+    labels: Artifact
+    shards: Iterable[int]
+    max_quarantined: float
+    """How many images may fail."""
+
+
+def actors_that_fit(needs: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many actors with these needs fit on all nodes together when nothing else runs."""
     return sum(
         min(int(node.get(name, 0) / amount + 1e-6) for name, amount in needs.items())
         for node in nodes
     )
 
 
-def nodes_alive() -> list[dict[str, float]]:
-    """The resources of each node of the cluster, in Ray's names."""
+def _node_resources() -> list[dict[str, float]]:
+    """The resources of each node of the cluster, by Ray's names."""
     return [node["Resources"] for node in alive_nodes()]
 
 
 class ShardQueue:
-    """The shards that are still to be done, and what their earlier attempts have taught."""
+    """The shards that have not been labelled yet, and what is known from earlier attempts."""
 
-    def __init__(self, shards: Iterable[int], *, most_aside: float) -> None:
+    def __init__(self, shards: Iterable[Shard], *, max_quarantined: Sequence[float]) -> None:
+        """`max_quarantined`: for each job, how many images may kill the expert's process."""
         self.waiting = deque(shards)
-        self._most_aside = most_aside
-        self._alone: dict[int, frozenset[int]] = defaultdict(frozenset)
-        self._aside: dict[int, frozenset[int]] = defaultdict(frozenset)
-        self._died_at: Counter[tuple[int, int]] = Counter()
-        self._unexplained: Counter[int] = Counter()
-        self._broken_at: set[int] = set()
+        self._max_quarantined = max_quarantined
+        self._isolate: dict[Shard, frozenset[int]] = defaultdict(frozenset)
+        self._quarantine: dict[Shard, frozenset[int]] = defaultdict(frozenset)
+        self._deaths_at: Counter[tuple[Shard, int]] = Counter()
+        self._unexplained: Counter[Shard] = Counter()
+        self._broken_at: set[Shard] = set()
         self._broken_in_a_row = 0
 
-    def take(self) -> tuple[int, Care]:
-        """The next shard, and how it is to be treated."""
+    def take(self) -> tuple[Shard, RetryPlan]:
+        """The next shard and its retry plan."""
         shard = self.waiting.popleft()
-        return shard, Care(alone=self._alone[shard], aside=self._aside[shard])
+        isolate, quarantine = self._isolate[shard], self._quarantine[shard]
+        return shard, RetryPlan(isolate=isolate, quarantine=quarantine)
 
-    def died(self, shard: int, *, begun: bool, at: range | None, why: str) -> None:
-        """A process died that held the shard; `at`: the rows that it looked at, as far as known.
+    def on_death(self, shard: Shard, *, begun: bool, at: range | None, why: str) -> None:
+        """Record that a process died with the shard; `at`: the rows it was grounding, if known.
 
         Raises MuvaError when this has happened too often.
         """
         self.waiting.appendleft(shard)
         if not begun:
             return
-        if at is None or at[0] in self._aside[shard]:
+        if at is None or at[0] in self._quarantine[shard]:
             self._unexplained[shard] += 1
-            if self._unexplained[shard] >= MOST_DEATHS:
+            if self._unexplained[shard] >= MAX_DEATHS:
                 raise MuvaError(
-                    f"shard {shard}: {MOST_DEATHS} processes died at it, with no image to blame; "
-                    f"the last one: {why}"
+                    f"shard {shard[1]}: {MAX_DEATHS} processes died while they grounded it, with "
+                    f"no image to blame; the last one: {why}"
                 )
         elif len(at) > 1:
-            self._alone[shard] |= frozenset(at)
+            self._isolate[shard] |= frozenset(at)
         else:
             row = at[0]
-            self._died_at[shard, row] += 1
-            if self._died_at[shard, row] >= 2:
-                self._aside[shard] |= {row}
-                aside = sum(map(len, self._aside.values()))
-                if aside > self._most_aside:
+            self._deaths_at[shard, row] += 1
+            if self._deaths_at[shard, row] >= 2:
+                self._quarantine[shard] |= {row}
+                job = shard[0]
+                quarantined = sum(
+                    len(rows) for other, rows in self._quarantine.items() if other[0] == job
+                )
+                if quarantined > self._max_quarantined[job]:
                     raise MuvaError(
-                        f"{aside} images ended the expert's process twice each, the last one in "
-                        f"row {row} of shard {shard}: {why}"
+                        f"{quarantined} images killed the expert's process twice each, the last "
+                        f"one in row {row} of shard {shard[1]}: {why}"
                     )
 
-    def broke(self, shard: int, error: BrokenExpertError) -> None:
-        """An expert broke at the shard; another process may do better. Raises the error else."""
+    def on_broken_expert(self, shard: Shard, error: BrokenExpertError) -> None:
+        """Record that an expert failed at most images of the shard; another process may do better.
+
+        Raises the error after too many consecutive failures.
+        """
         self.waiting.appendleft(shard)
         self._broken_in_a_row += 1
-        if shard in self._broken_at or self._broken_in_a_row >= MOST_BROKEN:
+        if shard in self._broken_at or self._broken_in_a_row >= MAX_BROKEN:
             raise error
         self._broken_at.add(shard)
 
-    def done(self) -> None:
-        """A shard has been labelled: the expert can do it."""
+    def on_success(self) -> None:
+        """Record that a shard has been labelled, so that the expert works."""
         self._broken_in_a_row = 0
 
 
 @dataclass
-class Spent:
-    """What the shards took that were done here, summed over the actors."""
+class GroundingProgress:
+    """The progress of a job, and its cost, summed over the actors."""
 
     images: int = 0
     failed: int = 0
     decode_s: float = 0.0
     model_s: float = 0.0
     elapsed_s: float = 0.0
-    """Of the driver's clock."""
+    """Wall-clock time from the start of the pool to the last shard of the job."""
     actors: int = 0
-    """At work now."""
+    """Actors that are working now, for all jobs."""
     starting: int = 0
-    """That load the expert, or wait for room."""
+    """Actors that are loading the expert or waiting for resources."""
     in_flight: int = 0
-    """Images of unfinished shards that have been looked at."""
+    """Images of unfinished shards that have been grounded."""
+    done: int = 0
+    """Images of finished shards, including those that another driver labelled."""
 
     def add(self, report: ShardReport) -> None:
-        """One shard more."""
+        """Add a finished shard."""
         self.images += report.images
         self.failed += report.failed
         self.decode_s += report.decode_s
@@ -168,82 +195,99 @@ class Spent:
 
     @property
     def images_per_s(self) -> float:
-        """Of all actors together, start included."""
+        """The rate of all actors together, including the time of their start."""
         return (self.images + self.in_flight) / self.elapsed_s if self.elapsed_s else 0.0
 
 
 def ground_shards(
-    dataset: Dataset,
-    labels: Artifact,
+    jobs: Sequence[GroundingJob],
     expert: ChosenExpert,
     phrases: Mapping[str, str],
     *,
-    shards: Iterable[int],
     actors: Actors,
-    most_aside: float,
-    tell: Callable[[int, Spent], None] = lambda looked_at, spent: None,
-) -> Spent:
-    """Writes the labels of these shards; the manifest is left to the caller.
+    on_progress: Callable[[list[GroundingProgress]], None] = lambda progress: None,
+) -> list[GroundingProgress]:
+    """Write the pseudo-labels of the jobs' shards; the caller writes the manifests.
 
-    `tell` hears how many of their images have been looked at. Raises MuvaError for an expert that
-    fits on no node, for one that cannot be loaded or breaks at most images, and when more images
-    than `most_aside` are set aside: the shards that hold these are forgotten, to be asked again.
+    `on_progress` is called with the progress of every job.
+
+    Raises:
+        MuvaError: the expert fits on no node, cannot be loaded or fails at most images; or more
+            images of a job fail than its `max_quarantined`. The labels of their shards are then
+            deleted, so that they are made again.
     """
-    # In an order of its own: drivers that ground the same data set at once meet in few shards.
-    shuffled = list(shards)
-    random.shuffle(shuffled)
-    queue = ShardQueue(shuffled, most_aside=most_aside)
-    pool = _Pool(dataset, labels, expert, phrases, actors, shards=len(shuffled))
-    left = Gauge("muva_grounding_shards_left", "Shards without labels.", ("dataset",))
-    spent = Spent()
-    failing: dict[int, ShardReport] = {}
-    done = 0
+    # Each driver shuffles the shards, so that drivers which ground the same data set at the same
+    # time rarely label the same shard.
+    shuffled = []
+    for number, job in enumerate(jobs):
+        shards = [(number, shard) for shard in job.shards]
+        random.shuffle(shards)
+        shuffled += shards
+    queue = ShardQueue(shuffled, max_quarantined=[job.max_quarantined for job in jobs])
+    pool = _Pool(jobs, expert, phrases, actors, shards=len(shuffled))
+    remaining = Gauge("muva_grounding_shards_left", "Shards without labels.", ("dataset",))
+    progress = [GroundingProgress() for _ in jobs]
+    failing: dict[Shard, ShardReport] = {}
     started_at = time.monotonic()
     try:
         while queue.waiting or pool.running:
-            pool.enlist()
-            pool.hand_out(queue)
-            for shard, report in pool.finished(queue):
-                done += dataset.shards[shard].rows
+            pool.scale_up()
+            pool.dispatch(queue)
+            finished = pool.finished(queue)
+            elapsed_s = time.monotonic() - started_at
+            for shard, report in finished:
+                number, index = shard
+                progress[number].done += jobs[number].dataset.shards[index].rows
+                progress[number].elapsed_s = elapsed_s
                 if report is not None:
-                    spent.add(report)
+                    progress[number].add(report)
                     if report.failed:
                         failing[shard] = report
-            if spent.failed > most_aside:
-                raise _too_many_aside(labels, expert, failing, spent)
-            spent.elapsed_s = time.monotonic() - started_at
-            spent.actors, spent.starting = pool.strength()
-            spent.in_flight = pool.looked_at()
-            left.set(len(queue.waiting) + len(pool.running), {"dataset": dataset.name})
-            tell(done + spent.in_flight, spent)
+            open_shards = [*queue.waiting, *pool.held()]
+            for number, job in enumerate(jobs):
+                one = progress[number]
+                if one.failed > job.max_quarantined:
+                    raise _too_many_failed(job, number, expert, failing, one)
+                one.actors, one.starting = pool.counts()
+                one.in_flight = pool.in_flight(number)
+                left = sum(shard[0] == number for shard in open_shards)
+                if left:
+                    one.elapsed_s = elapsed_s
+                remaining.set(left, {"dataset": job.dataset.name})
+            on_progress(progress)
     finally:
-        pool.dismiss()
-    return spent
+        pool.shut_down()
+    return progress
 
 
-def _too_many_aside(
-    labels: Artifact, expert: ChosenExpert, failing: Mapping[int, ShardReport], spent: Spent
+def _too_many_failed(
+    job: GroundingJob,
+    number: int,
+    expert: ChosenExpert,
+    failing: Mapping[Shard, ShardReport],
+    progress: GroundingProgress,
 ) -> MuvaError:
-    for shard in failing:
-        labels.store.delete(labels.key(label_key(shard)))
+    shards = [shard for shard in failing if shard[0] == number]
+    for _, index in shards:
+        job.labels.store.delete(job.labels.key(label_key(index)))
     return MuvaError(
-        f"expert {expert.name}: {spent.failed} of the first {spent.images} images could not be "
-        f"looked at, for example {next(iter(failing.values())).reason}. The labels of their "
-        f"{len(failing)} shards are not kept: start again when it is mended, or go on without "
-        "such images with --set grounding.quarantine_limit=SHARE"
+        f"{job.dataset.name}: expert {expert.name} failed at {progress.failed} of the first "
+        f"{progress.images} images, for example {failing[shards[0]].reason}. The labels of their "
+        f"{len(shards)} shards are not kept: fix the cause and repeat the command, or accept such "
+        "images with --set grounding.quarantine_limit=SHARE"
     )
 
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor, and what it holds."""
+    """An actor and the shards that it holds."""
 
-    lot: int
-    """Of those started together."""
+    launch: int
+    """The index of the launch batch in which it was started."""
     actor: Any
     ready: ray.ObjectRef | None
-    """Until the expert is loaded."""
-    shards: dict[ray.ObjectRef, int] = field(default_factory=dict)
+    """Resolves when the expert is loaded; None afterwards."""
+    shards: dict[ray.ObjectRef, Shard] = field(default_factory=dict)
 
 
 class _Pool:
@@ -251,18 +295,17 @@ class _Pool:
 
     def __init__(
         self,
-        dataset: Dataset,
-        labels: Artifact,
+        jobs: Sequence[GroundingJob],
         expert: ChosenExpert,
         phrases: Mapping[str, str],
         actors: Actors,
         *,
         shards: int,
     ) -> None:
-        self._expert, self._actors, self._most = expert, actors, shards
-        self._board = Board()
-        self._needs = actors.needs(expert, nodes_alive())
-        # What is lost is started anew by `enlist`, where there is room then.
+        self._expert, self._actors, self._max_actors = expert, actors, shards
+        self._queue = MessageQueue()
+        self._needs = actors.needs(expert, _node_resources())
+        # Ray does not restart lost actors: `scale_up` starts new ones wherever they fit then.
         self._kind: Any = ray.remote(
             num_cpus=self._needs["CPU"],
             num_gpus=self._needs.get("GPU", 0),
@@ -270,143 +313,152 @@ class _Pool:
             max_restarts=0,
         )(_Grounder)
         self._arguments = (
-            dataset.artifact,
-            labels,
+            [(job.dataset.artifact, job.labels) for job in jobs],
             expert,
             dict(phrases),
             actors.cpus_each,
             "GPU" in self._needs,
-            self._board,
+            self._queue,
         )
         self._workers: list[_Worker] = []
-        self._begun: dict[int, range | None] = {}
-        self._looked_at_room = -ROOM_EVERY_S
-        self._lots = 0
-        self._lots_lost: set[int] = set()
+        self._begun: dict[Shard, range | None] = {}
+        self._scaled_at = -SCALE_UP_EVERY_S
+        self._launches = 0
+        self._launches_lost: set[int] = set()
         self._ever_loaded = False
 
     @property
     def running(self) -> list[ray.ObjectRef]:
-        """What will say that a shard is done."""
+        """The references that resolve when a shard is done."""
         return [reference for worker in self._workers for reference in worker.shards]
 
-    def enlist(self) -> None:
-        """Starts actors where there is room for more; looks every few seconds."""
-        if self._workers and time.monotonic() - self._looked_at_room < ROOM_EVERY_S:
+    def held(self) -> list[Shard]:
+        """The shards that actors hold."""
+        return [shard for worker in self._workers for shard in worker.shards.values()]
+
+    def scale_up(self) -> None:
+        """Start more actors if they fit; the nodes are counted every few seconds."""
+        if self._workers and time.monotonic() - self._scaled_at < SCALE_UP_EVERY_S:
             return
-        self._looked_at_room = time.monotonic()
+        self._scaled_at = time.monotonic()
         wanted = self._actors.count
         if wanted is None:
-            nodes = nodes_alive()
-            wanted = room_for(self._needs, nodes)
+            nodes = _node_resources()
+            wanted = actors_that_fit(self._needs, nodes)
             if not (wanted or self._workers or self._ever_loaded):
-                raise _no_room(self._expert, self._needs, nodes)
-        self._lots += 1
-        for _ in range(min(wanted, self._most) - len(self._workers)):
+                raise _does_not_fit(self._expert, self._needs, nodes)
+        self._launches += 1
+        for _ in range(min(wanted, self._max_actors) - len(self._workers)):
             actor = self._kind.remote(*self._arguments)
-            self._workers.append(_Worker(self._lots, actor, actor.load.remote()))
+            self._workers.append(_Worker(self._launches, actor, actor.load.remote()))
 
-    def hand_out(self, queue: ShardQueue) -> None:
-        """Gives shards to those who hold fewest; a second one only while there are plenty.
+    def dispatch(self, queue: ShardQueue) -> None:
+        """Give shards to the actors that hold the fewest; a second one only if there are plenty.
 
-        None waits for an actor that is still to get its cores: where another driver holds them,
-        and waits for cores in its turn, neither would ever end.
+        An actor that has no CPUs yet gets no shards: if another driver holds the CPUs and is itself
+        waiting for CPUs, the two would deadlock.
         """
         loaded = [worker for worker in self._workers if worker.ready is None]
         for ahead in range(SHARDS_AHEAD):
             for worker in loaded:
                 if len(worker.shards) == ahead and len(queue.waiting) > ahead * len(loaded):
-                    shard, care = queue.take()
-                    worker.shards[worker.actor.ground.remote(shard, care)] = shard
+                    shard, plan = queue.take()
+                    worker.shards[worker.actor.ground.remote(*shard, plan)] = shard
 
-    def finished(self, queue: ShardQueue) -> list[tuple[int, ShardReport | None]]:
-        """The shards that have been done meanwhile, with what they took; None: by another driver.
+    def finished(self, queue: ShardQueue) -> list[tuple[Shard, ShardReport | None]]:
+        """The shards that were finished since the last call; None stands for another driver's.
 
-        Waits a moment for the first of them.
+        Waits a moment for the first one.
         """
         owner = {reference: worker for worker in self._workers for reference in worker.shards}
         owner |= {worker.ready: worker for worker in self._workers if worker.ready is not None}
-        if not owner:  # all are lost, and no node has room
+        if not owner:  # all actors are lost, and no new one fits on any node
             time.sleep(POLL_S)
             return []
         references, _ = ray.wait([*owner], num_returns=1, timeout=POLL_S)
-        if references:  # and whatever else is ready
+        if references:  # collect whatever else is ready
             references, _ = ray.wait([*owner], num_returns=len(owner), timeout=0)
-        self._read_board()
-        done: list[tuple[int, ShardReport | None]] = []
+        self._read_messages()
+        done: list[tuple[Shard, ShardReport | None]] = []
         for reference in references:
             worker = owner[reference]
-            if worker not in self._workers:  # buried a moment ago: others do what it held
+            if (
+                worker not in self._workers
+            ):  # it died a moment ago, and its shards went back to the queue
                 continue
             try:
-                [report] = results([reference])
+                [report] = get_results([reference])
             except LOST as error:
-                self._bury(worker, queue, why=str(error).strip().splitlines()[0])
+                self._on_actor_death(worker, queue, why=str(error).strip().splitlines()[0])
                 continue
-            except NoRoomOnGpuError as error:
-                self._bury(worker, queue, why=str(error), error=error)
+            except GpuOutOfMemoryError as error:
+                self._on_actor_death(worker, queue, why=str(error), error=error)
                 continue
             except BrokenExpertError as error:
                 shard = worker.shards.pop(reference)
                 self._begun.pop(shard, None)
-                queue.broke(shard, error)
-                self._bury(worker, queue, why=str(error))
+                queue.on_broken_expert(shard, error)
+                self._on_actor_death(worker, queue, why=str(error))
                 continue
             if worker.ready is not None:
                 worker.ready = None
                 self._ever_loaded = True
-                self._lots_lost.clear()
+                self._launches_lost.clear()
                 continue
             shard = worker.shards.pop(reference)
             self._begun.pop(shard, None)
-            queue.done()
+            queue.on_success()
             done.append((shard, report))
         return done
 
-    def strength(self) -> tuple[int, int]:
-        """Actors at work, and those that have not started."""
+    def counts(self) -> tuple[int, int]:
+        """The numbers of actors that are working and that are starting."""
         starting = sum(worker.ready is not None for worker in self._workers)
         return len(self._workers) - starting, starting
 
-    def looked_at(self) -> int:
-        """Images of shards that are not done yet, as far as actors have told."""
-        return sum(rows.start for rows in self._begun.values() if rows is not None)
+    def in_flight(self, job: int) -> int:
+        """Images of a job's unfinished shards that have been grounded, as far as reported."""
+        return sum(
+            rows.start
+            for shard, rows in self._begun.items()
+            if shard[0] == job and rows is not None
+        )
 
-    def dismiss(self) -> None:
-        """Ends all actors."""
+    def shut_down(self) -> None:
+        """Kills all actors."""
         for worker in self._workers:
             ray.kill(worker.actor)
 
-    def _bury(
+    def _on_actor_death(
         self, worker: _Worker, queue: ShardQueue, *, why: str, error: MuvaError | None = None
     ) -> None:
-        """Gives what it held to others. Raises `error` or another where no process gets to work."""
-        self._read_board()
+        """Return its shards to the queue. Raises an error if no actor ever starts to work."""
+        self._read_messages()
         self._workers.remove(worker)
-        ray.kill(worker.actor)  # one that cannot be reached may live
-        at_work, _ = self.strength()
-        if not at_work:
-            self._looked_at_room = -ROOM_EVERY_S
+        ray.kill(worker.actor)  # an actor that cannot be reached may still be alive
+        working, _ = self.counts()
+        if not working:
+            self._scaled_at = -SCALE_UP_EVERY_S
         for shard in worker.shards.values():
             begun = shard in self._begun
-            queue.died(shard, begun=begun, at=self._begun.pop(shard, None), why=why)
+            queue.on_death(shard, begun=begun, at=self._begun.pop(shard, None), why=why)
         if worker.ready is not None:
-            self._lots_lost.add(worker.lot)
-            if len(self._lots_lost) >= MOST_DEATHS_LOADING and not at_work:
+            self._launches_lost.add(worker.launch)
+            if len(self._launches_lost) >= MAX_DEATHS_LOADING and not working:
                 raise error or MuvaError(
-                    f"expert {self._expert.name}: {MOST_DEATHS_LOADING} processes died while they "
-                    f"loaded it; the last one: {why}. Is there memory for it? `muva experts` tells "
-                    "sizes"
+                    f"expert {self._expert.name}: {MAX_DEATHS_LOADING} processes died while they "
+                    f"loaded it; the last one: {why}. Does it fit into memory? `muva experts` "
+                    "shows the sizes"
                 )
 
-    def _read_board(self) -> None:
-        held = {shard for worker in self._workers for shard in worker.shards.values()}
-        for shard, rows in self._board.drain():
+    def _read_messages(self) -> None:
+        held = set(self.held())
+        for shard, rows in self._queue.drain():
             if shard in held:
                 self._begun[shard] = rows
 
 
-def _no_room(
+def _does_not_fit(
     expert: ChosenExpert, needs: Mapping[str, float], nodes: Iterable[Mapping[str, float]]
 ) -> MuvaError:
     largest = max((node.get("memory", 0) for node in nodes), default=0)
@@ -414,110 +466,112 @@ def _no_room(
         return MuvaError(
             f"expert {expert.name}: needs about {needs['memory'] / 1e9:.1f} GB of memory; the "
             f"largest node of this cluster has {largest / 1e9:.1f} GB for it. Choose "
-            f"{_fitting(largest - PROCESS_BYTES)}; or ask with --actors N, which waits for nodes "
-            "that an autoscaler adds"
+            f"{_smaller_experts(largest - PROCESS_BYTES)}, or set --actors N, which waits for "
+            "nodes that an autoscaler adds"
         )
     wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if name != "memory")
     return MuvaError(
-        f"expert {expert.name}: no node of this cluster has {wanted} for an actor. Choose less "
-        "with --cpus-per-actor and --gpus-per-actor; or ask with --actors N, which waits for nodes "
-        "that an autoscaler adds"
+        f"expert {expert.name}: no node of this cluster has {wanted} for an actor. Request less "
+        "with --cpus-per-actor and --gpus-per-actor, or set --actors N, which waits for nodes that "
+        "an autoscaler adds"
     )
 
 
-def _fitting(room: float) -> str:
-    """The experts whose weights and answers fit into so many bytes, as advice."""
+def _smaller_experts(available_bytes: float) -> str:
+    """Advice that names the experts whose weights and activations fit into this many bytes."""
     names = [
         name
         for name, info in EXPERTS.items()
-        if 0 < ROOM_FOR_ANSWERS * info.memory_gb * 1e9 <= room
+        if 0 < ACTIVATION_FACTOR * info.memory_gb * 1e9 <= available_bytes
     ]
-    return f"one that fits: {', '.join(names)}" if names else "a larger machine"
+    return f"one that fits ({', '.join(names)})" if names else "a larger machine"
 
 
-class NoRoomOnGpuError(MuvaError):
-    """The GPU of a process has no room for the expert; that of another may have."""
+class GpuOutOfMemoryError(MuvaError):
+    """The expert does not fit on the GPU of a process; it may fit on that of another."""
 
 
 def _check_gpu(expert: ChosenExpert) -> None:
-    """NoRoomOnGpuError where the GPU of this process has no room for the expert's weights."""
+    """Raise GpuOutOfMemoryError if the expert's weights do not fit on this process's GPU."""
     weights = expert.weight_bytes()
     if not weights or not torch.cuda.is_available():
         return
     free, total = torch.cuda.mem_get_info()
-    needed = ROOM_FOR_ANSWERS * weights
+    needed = ACTIVATION_FACTOR * weights
     if needed > free:
-        raise NoRoomOnGpuError(
+        raise GpuOutOfMemoryError(
             f"expert {expert.name}: needs about {needed / 1e9:.1f} GB of a GPU's memory; "
-            f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free. Choose {_fitting(free)}; or fewer "
-            "actors to a GPU with --gpus-per-actor 1"
+            f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free. Choose {_smaller_experts(free)}, "
+            "or put fewer actors on a GPU with --gpus-per-actor 1"
         )
 
 
 class _Grounder:
-    """An expert at work: labels one shard after the other."""
+    """The actor: a loaded expert that labels shards of any job, one after the other."""
 
     def __init__(
         self,
-        dataset: Artifact,
-        labels: Artifact,
+        jobs: Sequence[tuple[Artifact, Artifact]],
         expert: ChosenExpert,
         phrases: Mapping[str, str],
         threads: int,
         on_gpu: bool,
-        board: Board,
+        queue: MessageQueue,
     ) -> None:
+        """`jobs`: for each job the data set, and the artifact of its pseudo-labels."""
         torch.set_num_threads(threads)
-        if not on_gpu:  # Ray hides none from who asks for none
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if not on_gpu:
+            hide_gpus()
         self._batch_images = expert.info.batch_images
-        self._labels, self._board = labels, board
+        self._jobs, self._queue = jobs, queue
         self._chosen, self._phrases = expert, phrases
-        self._dataset_at = dataset
+        self._datasets: dict[int, Dataset] = {}
         tags = ("dataset", "expert")
-        self._tags = {"dataset": dataset.name, "expert": expert.name}
-        self._images = Metric("muva_grounding_images", "Images looked at.", tags)
-        self._failed = Metric("muva_grounding_failed", "Images set aside.", tags)
-        self._decode_s = Metric("muva_grounding_decode_s", "Seconds in decoding.", tags)
-        self._model_s = Metric("muva_grounding_model_s", "Seconds in the expert.", tags)
+        self._images = Metric("muva_grounding_images", "Images grounded.", tags)
+        self._failed = Metric("muva_grounding_failed", "Images quarantined.", tags)
+        self._decode_s = Metric("muva_grounding_decode_s", "Seconds spent decoding images.", tags)
+        self._model_s = Metric("muva_grounding_model_s", "Seconds spent in the expert.", tags)
 
     def load(self) -> None:
-        """Opens the data set and loads the expert: a method, so that its errors arrive as such."""
-        self._dataset = open_dataset(self._dataset_at)
+        """Load the expert: in a method, because errors in `__init__` lose their type."""
         _check_gpu(self._chosen)
         try:
             self._expert = self._chosen.load()
         except torch.OutOfMemoryError as error:
-            raise NoRoomOnGpuError(
+            raise GpuOutOfMemoryError(
                 f"expert {self._chosen.name}: does not fit on this GPU ({error}). Choose a smaller "
-                "one, or fewer actors to a GPU with --gpus-per-actor 1"
+                "one, or put fewer actors on a GPU with --gpus-per-actor 1"
             ) from error
 
-    def ground(self, shard: int, care: Care) -> ShardReport | None:
-        """Writes the labels of one shard, unless another driver's actor has meanwhile."""
-        if self._labels.store.exists(self._labels.key(label_key(shard))):
+    def ground(self, job: int, shard: int, plan: RetryPlan) -> ShardReport | None:
+        """Write the labels of a shard, unless another driver's actor has already done so."""
+        source, labels = self._jobs[job]
+        if labels.store.exists(labels.key(label_key(shard))):
             return None
-        careful = bool(care.alone or care.aside)
-        self._board.post((shard, None), wait=careful)
+        if job not in self._datasets:
+            self._datasets[job] = open_dataset(source)
+        retried = bool(plan.isolate or plan.quarantine)
+        self._queue.send(((job, shard), None), block=retried)
         table, report = ground_shard(
-            self._dataset,
+            self._datasets[job],
             shard,
             expert=self._expert,
             name=self._chosen.name,
             phrases=self._phrases,
             batch_images=self._batch_images,
-            care=care,
-            begin=lambda rows: self._board.post((shard, rows), wait=careful),
+            plan=plan,
+            on_start=lambda rows: self._queue.send(((job, shard), rows), block=retried),
         )
         self._batch_images = report.batch_images
-        if not write_label_part(self._labels, shard, table):
+        if not write_shard_labels(labels, shard, table):
             return None
-        self._images.inc(report.images, self._tags)
+        tags = {"dataset": source.name, "expert": self._chosen.name}
+        self._images.inc(report.images, tags)
         for counter, amount in (
             (self._failed, report.failed),
             (self._decode_s, report.decode_s),
             (self._model_s, report.model_s),
         ):
             if amount > 0:
-                counter.inc(amount, self._tags)
+                counter.inc(amount, tags)
         return report

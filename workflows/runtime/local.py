@@ -1,4 +1,4 @@
-"""What Ray and the servers started here use of this machine: ports on 127.0.0.1, shared memory."""
+"""Ports on 127.0.0.1 and shared memory, for Ray and the servers that are started here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from muva.errors import MuvaError
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 1024**2
-"""Enough for what the verbs pass through it: references, reports, small tables."""
+"""Sufficient for what the verbs pass through it: references, reports, small tables."""
 
 
 def usable_port(port: int) -> int:
-    """The port, if nothing on this machine listens at it; for 0, one that is free.
+    """The port if nothing on this machine listens on it; for 0, a free one.
 
     Raises:
         MuvaError: the port is in use.
@@ -28,7 +28,7 @@ def usable_port(port: int) -> int:
 
 def _bound_port(port: int) -> int:
     with socket.socket() as probe:
-        # As servers bind: a port whose last connection has just been closed is free.
+        # As servers do it: a port whose last connection has just been closed counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((HOST, port))
         return probe.getsockname()[1]

@@ -1,130 +1,61 @@
-"""What running tasks tell the driver: a notice board that any of them may write on.
+"""Messages from running tasks to the driver.
 
-Tasks, actors and Ray Train's controller post small messages; the driver alone reads them, shows
-progress and writes MLflow. So workers need no tracking server, and there is one writer.
+Tasks, actors and Ray Train's workers send small messages; only the driver reads them, shows
+progress and writes to MLflow. Workers therefore need no tracking server, and MLflow has one writer.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
-from muva.errors import MuvaError
-from workflows.runtime.capacity import Room
-from workflows.runtime.cluster import with_the_driver
+from workflows.runtime.cluster import on_the_drivers_node
 
 POLL_S = 0.5
 
 
-class Board:
-    """A handle to a board of its own, made by the driver; it travels to whoever shall write."""
+class MessageQueue:
+    """A handle to a queue of the driver, which is pickled and passed to every sender."""
 
     def __init__(self) -> None:
         self._name = uuid.uuid4().hex
         context = ray.get_runtime_context()
-        self._messages = _messages_of(context.gcs_address, context.get_job_id())
+        self._actor = _queue_actor(context.gcs_address, context.get_job_id())
 
-    def post(self, message: object, *, wait: bool = False) -> None:
-        """Pins a message up; `wait`: until it hangs there, whatever becomes of this process."""
-        pinned = self._messages.post.remote(self._name, message)
-        if wait:
-            ray.get(pinned)
+    def send(self, message: object, *, block: bool = False) -> None:
+        """Send a message; with `block`, return once it survives the death of this process."""
+        sent = self._actor.send.remote(self._name, message)
+        if block:
+            ray.get(sent)
 
     def drain(self) -> list[Any]:
-        """Takes all messages down, in the order in which they came."""
-        return ray.get(self._messages.drain.remote(self._name))
+        """Remove and return all messages, in the order in which they arrived."""
+        return ray.get(self._actor.drain.remote(self._name))
 
 
-class _Messages:
-    """The actor behind the boards of one process."""
+class _QueueActor:
+    """Holds the messages of all queues of one driver."""
 
     def __init__(self) -> None:
         self._messages: dict[str, list[Any]] = defaultdict(list)
 
-    def post(self, board: str, message: object) -> None:
-        self._messages[board].append(message)
+    def send(self, queue: str, message: object) -> None:
+        self._messages[queue].append(message)
 
-    def drain(self, board: str) -> list[Any]:
-        return self._messages.pop(board, [])
+    def drain(self, queue: str) -> list[Any]:
+        return self._messages.pop(queue, [])
 
 
 @functools.lru_cache(maxsize=1)
-def _messages_of(cluster: str, job: str) -> Any:
-    """One actor for all boards of a Ray job that this process makes; clusters number jobs alike.
+def _queue_actor(cluster: str, job: str) -> Any:
+    """One actor for all queues of a driver; job ids are unique within a cluster only.
 
-    An actor takes over an idle process of Ray's, which a task would have used: with an actor a
-    step, each step's tasks would wait for new processes and what they import.
+    An actor occupies a worker process that a task could have reused. With one actor per step, the
+    tasks of each step would wait for new processes and their imports.
     """
     del cluster, job
-    return ray.remote(num_cpus=0, scheduling_strategy=with_the_driver())(_Messages).remote()
-
-
-def gather(
-    references: Sequence[ray.ObjectRef],
-    *,
-    board: Board,
-    on_message: Callable[[Any], None],
-    room: Room | None = None,
-) -> list[Any]:
-    """The tasks' results in order; messages are handed on while they run.
-
-    The first task that fails ends the waiting: its `MuvaError` is raised as it was in the task. So
-    does a cluster that has no `room` for them any more.
-    """
-    pending = list(references)
-    while pending:
-        finished, pending = ray.wait(pending, num_returns=1, timeout=POLL_S)
-        for message in board.drain():
-            on_message(message)
-        results(finished)
-        if room is not None:
-            room.look()
-    return results(references)
-
-
-def results(references: Sequence[ray.ObjectRef]) -> list[Any]:
-    """What tasks returned; a person's mistake found in a task is raised without Ray's wrapping."""
-    try:
-        return ray.get(list(references))
-    except RayTaskError as error:
-        if isinstance(error.cause, MuvaError):
-            raise error.cause from None
-        raise
-
-
-def attend(
-    work: Callable[[], Any], *, board: Board, on_message: Callable[[Any], None], room: Room
-) -> Any:
-    """Runs blocking `work` beside the reading of the board and returns its result.
-
-    A cluster that has no `room` for it any more ends the waiting.
-
-    The work has a thread of its own: Ray Train's `fit` replaces the main thread's handler of
-    Ctrl-C by one that ends the process with success, and does not put it back.
-    """
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="muva-work", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        for message in board.drain():
-            on_message(message)
-        room.look()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return ray.remote(num_cpus=0, scheduling_strategy=on_the_drivers_node())(_QueueActor).remote()

@@ -1,6 +1,6 @@
-"""What one node of a cluster can tell before work is sent there: a Ray task for each node.
+"""Checks of the nodes of a cluster before work is sent to them: one Ray task per node.
 
-Only the standard library is imported before a check runs: a node that lacks a package shall say so.
+Only the standard library is imported at first, so that a node can report which packages it lacks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NEEDED = (
     "torchvision",
     "transformers",
 )
-"""What `pyproject.toml` depends on."""
+"""The dependencies in `pyproject.toml`."""
 
 _SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 _SMI_S = 20.0
@@ -53,7 +53,7 @@ _SMI_S = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU as its driver tells it."""
+    """A GPU as its driver reports it."""
 
     name: str
     memory_bytes: int
@@ -61,31 +61,33 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeReport:
-    """What a node has, and what did not work there."""
+    """The resources and versions of a node, and the checks that failed there."""
 
     host: str
     python: str
     packages: Mapping[str, str | None]
-    """Name -> version, None where it is not installed."""
+    """Name -> version, None if it is not installed."""
     memory_bytes: int
-    """Of the machine or its container."""
+    """Memory of the machine or its container."""
     temporary_folder: str
     free_bytes: int
-    """Of its disk."""
+    """Free space on its disk."""
     gpus: Sequence[Gpu]
     torch_finds_gpus: int | None
-    """None where there are none to be found."""
+    """None if none can be found."""
     store_problem: str
-    """Empty when the node could write a key there, read it and another node's, and delete it."""
+    """Empty if the node could write a key, read it and that of another node, and delete it."""
     missing_files: Sequence[str]
-    """Of those that it was asked for."""
+    """Those of the expected files that it cannot see."""
 
 
 def node_report(store: str | None, probe: str, files: Sequence[str]) -> NodeReport:
-    """What the node of this process has.
+    """Check the node of this process.
 
-    store: where to write; None leaves that out. probe: a key in it that another node has written;
-    files: paths that the node should see.
+    Args:
+        store: where to write; None skips this check.
+        probe: a key in the store that another node has written.
+        files: paths that the node should see.
     """
     gpus = _gpus()
     folder = tempfile.gettempdir()
@@ -104,7 +106,7 @@ def node_report(store: str | None, probe: str, files: Sequence[str]) -> NodeRepo
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of the packages that are needed, as far as they are installed here."""
+    """The installed versions of the packages that are needed."""
     found: dict[str, str | None] = {}
     for name in NEEDED:
         try:
@@ -129,11 +131,15 @@ def _store_problem(uri: str, probe: str) -> str:
         store.delete(key)
     except MuvaError as error:
         return str(error)
-    return "" if returned == content else f"{key}: what was written there is not what is read"
+    return (
+        ""
+        if returned == content
+        else f"{key}: the content that was read differs from what was written"
+    )
 
 
 def _memory_bytes() -> int:
-    """Of the container where it has a bound, else of the machine."""
+    """The memory limit of the container if it has one, else the memory of the machine."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -165,32 +171,32 @@ def _torch_gpus() -> int:
 
 
 NODE_S = 120.0
-"""How long a node may take to answer: its first process imports much."""
+"""How long a node may take to respond: its first process has many packages to import."""
 
 
 def node_reports(
     nodes: Sequence[dict[str, Any]], *, store: str | None, probe: str, files: Sequence[str]
 ) -> tuple[dict[str, NodeReport], dict[str, str]]:
-    """The report of each node by its name, and why each of the others gave none.
+    """The reports of the nodes by name, and for each of the others the reason why it has none.
 
-    `nodes`: of `workflows.runtime.cluster.alive_nodes`. Needs a Ray cluster.
+    `nodes`: from `workflows.runtime.cluster.alive_nodes`. Needs a Ray cluster.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(node_report)
-    asked: dict[str, ray.ObjectRef] = {}
+    references: dict[str, ray.ObjectRef] = {}
     for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
-        asked[name] = task.options(scheduling_strategy=there).remote(store, probe, files)
+        references[name] = task.options(scheduling_strategy=on_node).remote(store, probe, files)
     reports, silent = {}, {}
-    for name, reference in asked.items():
+    for name, reference in references.items():
         try:
             reports[name] = ray.get(reference, timeout=NODE_S)
         except GetTimeoutError:
-            silent[name] = f"did not answer in {NODE_S:.0f} s"
+            silent[name] = f"did not respond within {NODE_S:.0f} s"
         except RayError as error:
             silent[name] = f"cannot run a task of muva's: {str(error).strip().splitlines()[-1]}"
     return reports, silent

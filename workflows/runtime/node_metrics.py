@@ -1,7 +1,7 @@
-"""What the machines are doing while a pipeline runs: processor, memory, disk and GPUs of each node.
+"""System metrics of every node while a pipeline runs: CPU, memory, disk and GPUs.
 
-The driver looks at its own machine and asks small actors, one on each other node and no core of it;
-it writes every so often, under the names by which MLflow shows system metrics.
+The driver measures its own machine, and one actor on each other node, which requests no CPU,
+measures that node. The driver logs them regularly, under MLflow's names for system metrics.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ANSWER_WITHIN_S = 10.0
 
 
 @contextlib.contextmanager
-def watched_nodes(run: Run | None, *, every_s: float = EVERY_S) -> Iterator[None]:
-    """Writes every node's figures to a run while the block lasts. Needs a Ray cluster."""
+def node_metrics_recorded(run: Run | None, *, every_s: float = EVERY_S) -> Iterator[None]:
+    """Log the metrics of every node to a run during the block. Needs a Ray cluster."""
     if run is None:
         yield
         return
@@ -47,11 +47,11 @@ def watched_nodes(run: Run | None, *, every_s: float = EVERY_S) -> Iterator[None
         watcher.join()
 
 
-class NodeFigures:
-    """The figures of the machine that it is on."""
+class NodeMetrics:
+    """The metrics of the machine that it runs on."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent()  # counts from here on
+        psutil.cpu_percent()  # CPU use is measured from this call on
         self._before = self._counters()
 
     def now(self) -> dict[str, float]:
@@ -80,15 +80,15 @@ class NodeFigures:
 
 
 def _gpu_figures() -> dict[str, float]:
-    """Of NVIDIA's, asked of the driver: PyTorch would see those alone that this process may use."""
+    """NVIDIA's GPUs, from the driver, as PyTorch sees only those that this process may use."""
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # there is none
+    except pynvml.NVMLError:  # there is no driver
         return {}
     figures = {}
     for number in range(pynvml.nvmlDeviceGetCount()):
         for name, figure in _GPU_FIGURES.items():
-            with contextlib.suppress(pynvml.NVMLError):  # not every card tells everything
+            with contextlib.suppress(pynvml.NVMLError):  # not every card reports all metrics
                 device = pynvml.nvmlDeviceGetHandleByIndex(number)
                 figures[f"gpu_{number}_{name}_percentage"] = figure(device)
     return figures
@@ -108,25 +108,25 @@ _GPU_FIGURES = {"memory_usage": _memory_used, "utilization": _utilization}
 
 def _watch(run: Run, over: threading.Event, every_s: float) -> None:
     watchers: dict[str, Any] = {}
-    here, own = ray.get_runtime_context().get_node_id(), NodeFigures()
+    here, own = ray.get_runtime_context().get_node_id(), NodeMetrics()
     began_at = time.monotonic()
     while not over.wait(every_s):
         step = int(time.monotonic() - began_at)
         try:
-            run.system_metrics(_figures(watchers, here=here, own=own), step)
-        except (RayError, MuvaError, OSError):  # the work matters more
+            run.log_system_metrics(_figures(watchers, here=here, own=own), step)
+        except (RayError, MuvaError, OSError):  # the work is more important than its metrics
             watchers.clear()
 
 
-def _figures(watchers: dict[str, Any], *, here: str, own: NodeFigures) -> dict[str, float]:
-    """Of all nodes that are alive; several are told apart by the names that Ray gives them."""
+def _figures(watchers: dict[str, Any], *, here: str, own: NodeMetrics) -> dict[str, float]:
+    """The metrics of all nodes that are alive; with several, prefixed with Ray's node names."""
     nodes = alive_nodes()
     answers = {}
     for node in nodes:
         name = node["NodeID"]
         if name != here and name not in watchers:
             place: Any = NodeAffinitySchedulingStrategy(name, soft=False)
-            kind = ray.remote(num_cpus=0, scheduling_strategy=place)(NodeFigures)
+            kind = ray.remote(num_cpus=0, scheduling_strategy=place)(NodeMetrics)
             watchers[name] = kind.remote()
         answers[name] = None if name == here else watchers[name].now.remote()
     figures: dict[str, float] = {}

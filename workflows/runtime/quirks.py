@@ -1,49 +1,256 @@
-"""Room that a training leaves behind when whoever began it dies: it is given back.
+"""Workarounds for Ray, all of them, each with the version and the evidence that justify it.
 
-A trial that Ray Tune stops ends in the midst of a training, and with it Ray Train's controller,
-which would have given its workers' placement group back. Ray Train has somebody to do that instead,
-who gives up where several clusters run on a machine; all later trainings would wait for ever.
+Every new version of Ray is tested against this file, and what it has fixed is deleted. Nothing
+else in the project reaches into `ray._private` or sets `_system_config`. Ray is imported inside the
+functions, because it decides at its first import whether it uses tokens.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from ray._private.state import actors  # the public way asks the dashboard, which need not run
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+    from ray.util.placement_group import PlacementGroup
 
-LOOKED_EVERY_S = 1.0
+OUTSIDE_PLACEMENT_GROUPS = "DEFAULT"
+"""Scheduling strategy of every task and of everything that a trial may start.
+
+Ray Tune captures the child tasks of a trial in the trial's placement group, where they wait for
+ever for CPUs that the group does not have. Ray 2.60; ray-project/ray issues 24445, 25239, 38706.
+"""
+
+_IDLE_SETTING, _IDLE_MS = "idle_worker_killing_time_threshold_ms", 60_000
+"""Keeps idle worker processes for a minute.
+
+Ray ends them after a second where there are more processes than CPUs, actors included, so that the
+tasks of the next step wait for new processes and their imports: with this setting the tests of
+validation take 196 s instead of 238 s. Ray 2.60; ray-project/ray issue 27863.
+"""
+LOCAL_INIT: dict[str, Any] = {"_system_config": {_IDLE_SETTING: _IDLE_MS}}
+"""Arguments of `ray.init` for a cluster that it starts."""
+HEAD_ENVIRONMENT = {f"RAY_{_IDLE_SETTING}": f"{_IDLE_MS}"}
+"""The same setting for a head that `ray start` starts."""
+
+HEAD_PORTS = (
+    "--dashboard-agent-listen-port=0",
+    "--min-worker-port=0",
+    "--max-worker-port=0",
+)
+"""Options of `ray start` that let the system choose ports.
+
+By default worker ports begin at 10002, and a head refuses to start when the free ports that it was
+given for its servers lie among them. Ray 2.60, seen in the tests.
+"""
 
 
-class Orphans:
-    """Looks after placement groups until the actors that they are for are dead."""
+def nodes_lost_after(failed_checks: int) -> dict[str, Any]:
+    """Arguments of a head that counts a node as lost after so many failed health checks in a row.
 
-    def __init__(self) -> None:
+    The checks are half a second apart. By default it takes half a minute to lose a node, of which
+    drills that kill nodes would mostly consist; there is no public setting. Ray 2.60.
+    """
+    checks = {
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": failed_checks,
+        "health_check_initial_delay_ms": 0,
+    }
+    return {"_system_config": checks}
+
+
+def quiet_about_tokens() -> None:
+    """Silences the warning that token authentication is on by default, which is what we want.
+
+    Ray 2.60 logs it at every `ray.init` with a token (ray/_private/authentication).
+    """
+    name = "ray._private.authentication.authentication_token_setup"
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_about_requests() -> None:
+    """Silences the log lines with which the Jobs client reports every request and upload.
+
+    Ray 2.60 logs them at level INFO to standard error.
+    """
+    for name in (
+        "ray.dashboard.modules.job.sdk",
+        "ray.dashboard.modules.dashboard_sdk",
+        "ray._private.runtime_env.packaging",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def stdout_kept_for_results() -> Iterator[None]:
+    """Redirect standard output to standard error during the block.
+
+    Ray 2.60 prints warnings of its processes to standard output, which is where `--json` goes.
+    """
+    results, sys.stdout = sys.stdout, sys.stderr
+    redirected = sys.stdout
+    try:
+        yield
+    finally:
+        if sys.stdout is redirected:
+            sys.stdout = results
+
+
+def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, Callable[[], Any]]:
+    """Run `work` in a thread; the returned function waits for it and gives or raises the outcome.
+
+    Ray Train's `fit` replaces the main thread's handler of Ctrl-C by one that aborts the training
+    and exits with status 0, and does not restore ours; it leaves it alone in other threads.
+    Ray 2.60; ray-project/ray pull requests 53600, 54188.
+    """
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    def result() -> Any:
+        if failure:
+            raise failure[0]
+        return outcome[0]
+
+    thread = threading.Thread(target=run, name="muva-work", daemon=True)
+    thread.start()
+    return thread, result
+
+
+class LeakedPlacementGroups:
+    """Removes placement groups once the actor that they were made for is dead.
+
+    A trial that Ray Tune stops is killed together with Ray Train's controller, which would have
+    removed its workers' placement group. Ray Train's own cleaner (ray-project/ray pull request
+    58515) asks the dashboard's state API which actors live: it gives up where the dashboard does
+    not run or where several clusters run on a machine, and all later trainings wait for ever.
+    Ray 2.60.
+    """
+
+    def __init__(self, *, every_s: float = 1.0) -> None:
         self._groups: list[tuple[str, PlacementGroup]] = []
         self._lock = threading.Lock()
-        threading.Thread(target=self._look, name="muva-orphans", daemon=True).start()
+        self._every_s = every_s
+        name = "muva-placement-groups"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def watch(self, actor_id: str, group: PlacementGroup) -> None:
-        """Removes the group when the actor of this id (hex) is dead."""
+        """Removes the group when the actor with this id (hex) is dead."""
         with self._lock:
             self._groups.append((actor_id, group))
 
-    def _look(self) -> None:
+    def _run(self) -> None:
+        from ray.util.placement_group import remove_placement_group
+
         while True:
-            time.sleep(LOOKED_EVERY_S)
+            time.sleep(self._every_s)
             with self._lock:
                 watched, self._groups = self._groups, []
             alive = []
             for actor_id, group in watched:
-                if actors(actor_id)["State"] == "DEAD":
-                    remove_placement_group(group)  # nothing, where it is gone already
+                if actor_is_dead(actor_id):
+                    remove_placement_group(group)  # does nothing if the group is gone already
                 else:
                     alive.append((actor_id, group))
             with self._lock:
                 self._groups += alive
 
 
-IDLE_SETTING, IDLE_MS = "idle_worker_killing_time_threshold_ms", 60_000
-"""How long a process without work is kept. Ray ends it after a second where there are as many
-processes as cores, actors counted, and the next task would wait for a new one and its imports."""
+def actor_is_dead(actor_id: str) -> bool:
+    """Whether the actor with this id (hex) is dead, without the help of the dashboard.
+
+    The public state API (`ray.util.state`) asks the dashboard, which local clusters run without.
+    Ray 2.60.
+    """
+    from ray._private.state import actors
+
+    return actors(actor_id)["State"] == "DEAD"
+
+
+TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0"}
+"""Ray Tune's newer output prints tables at any verbosity. Ray 2.60."""
+
+TRIAL_RESOURCES = {"memory": 1.0}
+"""The resources that a trial itself holds.
+
+It only waits for the tasks and workers that it starts. If it held a CPU, its workers could wait for
+that CPU for ever (ray-project/ray issue 54305), and Ray Tune refuses a trial that holds nothing.
+Ray 2.60.
+"""
+
+_EXIT_AFTER_S = 3.0
+
+
+def exit_soon() -> None:
+    """End the process of a stopped trial, a few seconds later, so that Ray Tune notices first.
+
+    Ray would otherwise let the process wait for the training that it has started, whose workers end
+    only with it: a trial that ASHA stopped would keep its CPUs until then. Ray 2.60.
+    """
+    timer = threading.Timer(_EXIT_AFTER_S, os._exit, [0])
+    timer.daemon = True
+    timer.start()
+
+
+def hide_gpus() -> None:
+    """Hide all GPUs from this process.
+
+    Ray hides no GPU from a task or actor that requests none. Ray 2.60.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_AUTH_MODE = "RAY_AUTH_MODE"
+
+
+@contextmanager
+def client_environment(*, token: bool) -> Iterator[None]:
+    """Set the environment in which a Jobs client can be created, and restore it afterwards.
+
+    Ray's address variables take precedence over the address that is passed to the client. Ray
+    decides whether it uses tokens when it is first imported or starts a cluster: if the
+    variable stayed, a cluster that is started later could disagree with its process. Ray 2.60.
+    """
+    names = (*_ADDRESS_VARIABLES, _AUTH_MODE)
+    before = {name: os.environ.get(name) for name in names}
+    for name in _ADDRESS_VARIABLES:
+        os.environ.pop(name, None)
+    if token:
+        os.environ.setdefault(_AUTH_MODE, "token")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def client_with_timeouts(
+    url: str, *, headers: dict[str, str], timeout_s: tuple[float, float]
+) -> JobSubmissionClient:
+    """A Jobs client with timeouts, in seconds: to connect, and to wait for a response.
+
+    Ray's own passes no timeout to `requests`, so that it waits without limit for a head that is
+    lost without refusing connections. Ray 2.60; ray-project/ray issue 43068 is about the same.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": timeout_s, **arguments})
+
+    return Client(url, headers=headers)

@@ -1,1 +1,1 @@
-"""One file a step: settings and input artifacts become an artifact."""
+"""The steps, one per file: settings and input artifacts become an artifact."""

@@ -1,177 +1,160 @@
-"""A target's images, and their features: embedded part by part by Ray tasks.
+"""The features of a data set's images as a step, which Ray tasks compute part by part.
 
-A part that is written is never computed again.
+A finished part is never computed again. The tasks run `workflows.steps.embed_tasks`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import ray
-import torch
-from PIL import Image
-
-import muva
 from muva.config import ModelConfig
-from muva.data.artifacts import Artifact, fingerprint, open_artifact
-from muva.data.images import decode_rgb
-from muva.data.protocols import query_gallery
+from muva.data import formats
+from muva.data.artifacts import Artifact, open_artifact
+from muva.data.lineage import Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.model.bundle import Embedder, untouched_clip
-from muva.retrieval.features import Features
 from workflows.progress import track
-from workflows.runtime.cluster import ANYWHERE, cores_per_gpu, gpus, ray_cluster
-from workflows.runtime.messages import Board, gather
 from workflows.session import Session
-from workflows.steps.rank import FEATURES_FORMAT, PART_IMAGES, FeatureParts
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
 
-UNTOUCHED = "clip:"
-"""Before a CLIP's name: the model is that CLIP as it is."""
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from PIL import Image
+
+    from muva.retrieval.features import Features
+
+UNTRAINED = "clip:"
+"""Prefix of a CLIP's name: the model is that CLIP without further training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
-    """The images that a model is judged on."""
+class EvaluationSet:
+    """The images that a model is evaluated on."""
 
     dataset: Artifact
     held_out: bool
+    """Evaluate on the training images of a source that the model was not trained on."""
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those of the data set that they are from."""
+        """The splits of the data set from which the images come."""
         return ("train",) if self.held_out else ("query", "gallery")
 
     def rows(self) -> pa.Table:
-        """Every judged image: image_id, pid, camid, split (query or gallery), row."""
+        """Every image: image_id, pid, camid, split (query or gallery), row."""
+        from muva.data.protocols import query_gallery
+
         dataset = open_dataset(self.dataset)
         rows = dataset.rows(["image_id", "pid", "camid", "split"], splits=self.splits)
         if not len(rows):
             raise MuvaError(
                 f"{dataset.name}: expected images in {' and '.join(self.splits)}, found none (it "
-                f"has {', '.join(dataset.summary.splits)}): is it a data set to test on?"
+                f"has {', '.join(dataset.summary.splits)}). Is it a data set to test on?"
             )
         return query_gallery(rows) if self.held_out else rows
 
     def images(self, rows: np.ndarray) -> list[Image.Image]:
-        """The images of the data set's rows of these numbers."""
+        """The images in these rows of the data set."""
+        from muva.data.images import decode_rgb
+
         encoded = open_dataset(self.dataset).read_images(rows)
         return [decode_rgb(image) for image in encoded]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-    """Images that one task embeds: some of the judged ones, which follow each other."""
+class Part:
+    """Consecutive images of an evaluation set, which one task embeds."""
 
     first: int
-    """Place of its first image among the judged ones."""
+    """Index of the first image within the evaluation set."""
     rows: np.ndarray
-    """Numbers of the data set's rows: no task reads the rows of all others."""
+    """Row numbers of the data set, so that no task has to read the rows of all others."""
 
 
 def features_step(
-    session: Session, model: str, judged: Judged, config: ModelConfig, *, name: str
-) -> Done:
-    """The features of the judged images by a model: a URI, or `clip:NAME`."""
-    dataset = open_dataset(judged.dataset)
-    settings = {"model": model_settings(model, config), "splits": judged.splits}
-    artifact = Artifact(
-        session.store,
-        "features",
-        f"{dataset.name}-by-{name}",
-        fingerprint([settings, dataset.name, dataset.fingerprint, FEATURES_FORMAT]),
+    session: Session, model: str, images: EvaluationSet, config: ModelConfig, *, name: str
+) -> Step:
+    """The declaration of the features of these images by a model: a URI, or `clip:NAME`."""
+    dataset = open_dataset(images.dataset)
+    settings, inputs = model_identity(model, config)
+    return Step(
+        title=f"embed {dataset.name} with {name}",
+        store=session.store,
+        kind="features",
+        name=f"{dataset.name}-by-{name}",
+        format_version=formats.FEATURES,
+        settings={**settings, "splits": list(images.splits)},
+        inputs={Role.DATASET: [images.dataset], **inputs},
     )
+
+
+def embed(
+    session: Session, step: Step, model: str, images: EvaluationSet, config: ModelConfig
+) -> StepResult:
+    """The features of a declared step, embedded if they are missing."""
 
     def work(_: object) -> dict[str, Any]:
-        rows = judged.rows()["row"].to_numpy()
+        from workflows.runtime.cluster import cores_per_gpu, gpus, ray_cluster
+        from workflows.runtime.messages import MessageQueue
+        from workflows.runtime.tasks import run_tasks
+        from workflows.steps.embed_tasks import embed_part
+        from workflows.steps.rank import PART_IMAGES, FeatureParts
+
+        rows = images.rows()["row"].to_numpy()
         count = len(rows)
         parts = [
-            _Part(first=first, rows=rows[first : first + PART_IMAGES])
+            Part(first=first, rows=rows[first : first + PART_IMAGES])
             for first in range(0, count, PART_IMAGES)
         ]
-        waiting = [
+        missing = [
             part
             for part in parts
-            if not artifact.store.exists(artifact.key(FeatureParts.name(part.first)))
+            if not step.artifact.store.exists(step.artifact.key(FeatureParts.name(part.first)))
         ]
-        done = count - sum(len(part.rows) for part in waiting)
-        with ray_cluster(), track(f"embed {dataset.name} by {name}") as progress:
-            board = Board()
+        done = count - sum(len(part.rows) for part in missing)
+        with ray_cluster(), track(step.title) as progress:
+            queue = MessageQueue()
 
-            def show(images: int) -> None:
+            def show(embedded: int) -> None:
                 nonlocal done
-                done += images
+                done += embedded
                 progress.update(done, count)
 
-            embed = _embed
-            if gpus():
-                embed = _embed.options(num_gpus=1, num_cpus=cores_per_gpu())
-            tasks = [embed.remote(model, config, judged, p, artifact, board) for p in waiting]
-            gather(tasks, board=board, on_message=show)
+            run_tasks(
+                embed_part,
+                [(model, config, images, part, step.artifact, queue) for part in missing],
+                cpus=cores_per_gpu() if gpus() else 1,
+                gpus=1 if gpus() else 0,
+                queue=queue,
+                on_message=show,
+            )
         return {"images": count}
 
-    inputs = {"dataset": judged.dataset.address}
-    if not model.startswith(UNTOUCHED):
-        inputs["model"] = open_artifact(model).address
-    step = Step(
-        label=f"embed {dataset.name} by {name}",
-        artifact=artifact,
-        format_version=FEATURES_FORMAT,
-        config=settings,
-        inputs=inputs,
-    )
-    # Features are a means: the run of the evaluation that uses them tells all there is to tell.
-    return do_step(step, session=dataclasses.replace(session, tracking_uri=None), work=work)
+    # Features are intermediate results: the evaluation that uses them logs what matters.
+    return run_step(step, session=dataclasses.replace(session, tracking_uri=None), work=work)
 
 
-def model_settings(model: str, config: ModelConfig) -> Any:
-    """What the features depend on besides the images."""
-    if not model.startswith(UNTOUCHED):
-        return open_artifact(model).address
-    return [model, config.image_height, config.image_width, config.stride]
+def model_identity(
+    model: str, config: ModelConfig
+) -> tuple[dict[str, Any], dict[Role, list[Artifact]]]:
+    """What features depend on in addition to the images, as settings and inputs of a step."""
+    if not model.startswith(UNTRAINED):
+        return {}, {Role.MODEL: [open_artifact(model)]}
+    sizes = [config.image_height, config.image_width, config.stride]
+    return {"clip": [model.removeprefix(UNTRAINED), *sizes]}, {}
 
 
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _embed(
-    model: str,
-    config: ModelConfig,
-    judged: Judged,
-    part: _Part,
-    artifact: Artifact,
-    board: Board,
-) -> None:
-    """Embeds and writes one part."""
-    torch.set_num_threads(1)  # as few as a task has cores without a GPU: sums depend on it
-    images = open_dataset(judged.dataset).read_images(part.rows)
-    embedder = open_embedder(model, config.image_height, config.image_width, config.stride)
-    decoders = 0
-    if embedder.device.type == "cuda":
-        decoders = int(ray.get_runtime_context().get_assigned_resources()["CPU"])
-    FeatureParts(artifact).write(part.first, embedder.embed(images, decoders=decoders))
-    board.post(len(images))
+def image_labels(rows: pa.Table) -> Features:
+    """Ids, pids and camids of an evaluation set, without features.
 
+    Without camids if any camera is unknown.
+    """
+    import numpy as np
 
-@functools.lru_cache(maxsize=2)
-def open_embedder(model: str, height: int, width: int, stride: int) -> Embedder:
-    """The model, kept for the next task of this process; sizes are for a CLIP as it is."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not model.startswith(UNTOUCHED):
-        return muva.load(model).to(device)
-    return untouched_clip(
-        model.removeprefix(UNTOUCHED),
-        image_height=height,
-        image_width=width,
-        stride=stride,
-    ).to(device)
+    from muva.retrieval.features import Features
 
-
-def people_of(rows: pa.Table) -> Features:
-    """Who is on the judged images, without features; cameras are left out where unknown."""
     camids = rows["camid"]
     return Features(
         features=np.empty((len(rows), 0), np.float32),

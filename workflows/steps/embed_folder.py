@@ -1,8 +1,8 @@
-"""`muva embed`: the features of images by a model, in a file that others read and search in.
+"""The features of images by a model, for a file that other programs read and search.
 
-A folder is embedded by this process, with all of its cores or its GPU: nothing needs to be started
-or kept. A data set is embedded by Ray tasks, part by part, as evaluation does it, over all machines
-there are; what is embedded already, for an evaluation too, is taken as it is.
+A folder is embedded by this process, with all CPU cores or the GPU, and without a cluster or a
+store. A data set is embedded by Ray tasks, part by part, as in an evaluation, on all nodes of the
+cluster; finished parts are reused.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from muva.data.artifacts import Artifact
 from muva.data.benchmarks.listing import IMAGE_SUFFIXES, image_files
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.errors import MuvaError
-from muva.models import described
-from muva.retrieval.features import roomy_array
-from muva.retrieval.gallery import EmbeddedBy, Gallery
+from muva.models import model_description
+from muva.retrieval.features import allocate_or_memmap
+from muva.retrieval.gallery import EmbeddingSource, Gallery
 from workflows.session import Session
-from workflows.steps.embed import Judged, features_step, people_of
+from workflows.steps.embed import EvaluationSet, embed, features_step, image_labels
 from workflows.steps.rank import FeatureParts
 
 CHUNK_IMAGES = 256
-"""Images of a folder that are decoded at a time."""
+"""How many images of a folder are decoded at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What came of some images."""
+    """The features of some images."""
 
     gallery: Gallery
-    set_aside: list[dict[str, str]] = field(default_factory=list)
+    quarantined: list[dict[str, str]] = field(default_factory=list)
     """Unreadable images: `image_id`, `reason`."""
 
 
@@ -46,12 +46,12 @@ def embed_folder(
     folder: Path,
     model: Artifact,
     *,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Embedded:
-    """Embeds all image files below a folder, in order; those that cannot be read are set aside.
+    """Embed all image files below a folder, in order; unreadable ones are quarantined.
 
-    Nothing is known of their people. `tell` hears of images that are done, and of all. Raises
-    MuvaError where no image can be read.
+    There are no identity labels. `on_progress` is called with the number of finished images and of
+    all images. Raises MuvaError if no image can be read.
     """
     files = list(image_files(folder))
     if not files:
@@ -60,24 +60,24 @@ def embed_folder(
             "), found none"
         )
     bundle = muva.load(model.uri).to("cuda" if torch.cuda.is_available() else "cpu")
-    features = roomy_array((len(files), bundle.feature_dim), np.float32)
+    features = allocate_or_memmap((len(files), bundle.feature_dim), np.float32)
     ids: list[str] = []
-    set_aside: list[dict[str, str]] = []
+    quarantined: list[dict[str, str]] = []
     for first, images in _decoded(files):
         readable = []
         for file, image in zip(files[first : first + len(images)], images, strict=True):
             image_id = file.relative_to(folder).as_posix()
             if isinstance(image, str):
-                set_aside.append({"image_id": image_id, "reason": image})
+                quarantined.append({"image_id": image_id, "reason": image})
             else:
                 ids.append(image_id)
                 readable.append(image)
         features[len(ids) - len(readable) : len(ids)] = bundle.embed(readable)
-        tell(first + len(images), len(files))
+        on_progress(first + len(images), len(files))
     if not ids:
         raise MuvaError(
             f"{folder}: none of its {len(files)} images can be read; the first: "
-            f"{': '.join(set_aside[0].values())}"
+            f"{': '.join(quarantined[0].values())}"
         )
     return Embedded(
         gallery=Gallery(
@@ -86,14 +86,14 @@ def embed_folder(
             pids=None,
             camids=None,
             split=None,
-            by=_by(model, folder=f"{folder.absolute()}"),
+            source=_source(model, folder=f"{folder.absolute()}"),
         ),
-        set_aside=set_aside,
+        quarantined=quarantined,
     )
 
 
 def _decoded(files: Sequence[Path]) -> Iterator[tuple[int, list[Image.Image | str]]]:
-    """Stretches of files: the number of the first, and their images, or why there is none."""
+    """Chunks of files: the index of the first, and their images or the reasons for failures."""
     with ThreadPoolExecutor() as threads:
         for first in range(0, len(files), CHUNK_IMAGES):
             yield first, list(threads.map(_decode, files[first : first + CHUNK_IMAGES]))
@@ -109,29 +109,32 @@ def _decode(file: Path) -> Image.Image | str:
 
 
 def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train: bool) -> Embedded:
-    """Embeds a data set's query and gallery, or with `train` its images to learn from.
+    """Embed the query and gallery of a data set, or with `train` its training images.
 
-    The latter are no query and no gallery: whoever evaluates them asks with each for all others.
+    Training images are neither query nor gallery: in an evaluation each is a query for all others.
     """
-    config = ModelConfig.model_validate(described(model)["model"])
-    judged = Judged(dataset=dataset, held_out=train)
-    done = features_step(session, model.uri, judged, config, name=model.name)
-    who = people_of(judged.rows())
+    config = ModelConfig.model_validate(model_description(model)["model"])
+    images = EvaluationSet(dataset=dataset, held_out=train)
+    step = features_step(session, model.uri, images, config, name=model.name)
+    result = embed(session, step, model.uri, images, config)
+    labels = image_labels(images.rows())
     return Embedded(
         gallery=Gallery(
-            features=FeatureParts(done.artifact).read(np.arange(len(who))),
-            ids=who.ids,
-            pids=who.pids,
-            camids=who.camids,
-            split=None if train else who.split,
-            by=_by(model, dataset=dataset.uri),
+            features=FeatureParts(result.artifact).read(np.arange(len(labels))),
+            ids=labels.ids,
+            pids=labels.pids,
+            camids=labels.camids,
+            split=None if train else labels.split,
+            source=_source(model, dataset=dataset.uri),
         )
     )
 
 
-def _by(model: Artifact, *, folder: str | None = None, dataset: str | None = None) -> EmbeddedBy:
-    facts = described(model)
-    return EmbeddedBy(
+def _source(
+    model: Artifact, *, folder: str | None = None, dataset: str | None = None
+) -> EmbeddingSource:
+    facts = model_description(model)
+    return EmbeddingSource(
         model=model.uri,
         weights=facts["sha256"],
         image_height=facts["model"]["image_height"],

@@ -1,176 +1,172 @@
-"""What there is of some people of a data set: in the store, in MLflow, among the reports at home.
+"""What is stored of some people of a data set: in the store, in MLflow and in local reports.
 
-People are numbered anew by each import of some layouts, so pids hold for one version of a data set,
-an address; who has the same number or the same images in other versions is told beside it.
+Some layouts number people anew at each import, so that pids are valid for one version of a data
+set, which is an address. People in other versions with the same pids or images are reported too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from muva.data.artifacts import (
-    Artifact,
-    DamagedManifestError,
-    artifact_at,
-    find_artifact,
-    list_artifacts,
-)
-from muva.data.forgetting import Remainder
+from muva.data.artifacts import Artifact, artifact_at, find_artifact
+from muva.data.lineage import Lineage, Node
 from muva.data.records import JUNK_PID
 from muva.data.shards import Dataset, open_dataset
 from muva.errors import MuvaError
+from tracking.names import ARTIFACT_TAG, DATASETS_TAG
 from workflows.session import Session
-from workflows.steps.step import ARTIFACT_TAG
 
-GOES = ("datasets", "labels", "features", "metrics")
-"""Kinds of artifacts that go when they were made from the person's images, each made from those
-before it; models stay."""
+DELETED = ("datasets", "labels", "features", "metrics")
+"""Kinds of artifacts that are deleted if they were made from a person's images, each kind made from
+the kinds before it; models are kept."""
 LEARNED = ("prompts", "models")
+SEARCHES = ("studies", "trials")
 _EXAMPLES = 3
 _NOT_IN_A_FILE_NAME = r"[^\w.-]"
-"""What `muva masks show` replaces in an image's id."""
+"""Characters of image ids that `muva masks show` replaces."""
+
+Without = Callable[[Dataset, Collection[int]], Artifact]
+"""The artifact of a data set without some pids."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """A person as one version of a data set knows them."""
+    """A person in one version of a data set."""
 
     dataset: str
-    """Its address."""
+    """The address of that version."""
     pid: int
     images: int
     examples: tuple[str, ...]
-    """A few of the images, by id."""
+    """The ids of a few of their images."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traces:
-    """What there is of some people of a data set. Artifacts are told by their addresses."""
+class ErasureReport:
+    """What is stored of some people of a data set. Artifacts are given by their addresses."""
 
     dataset: str | None
-    """The version that holds them; None where all that is left of them is unfinished."""
+    """The version that holds them; None if all that remains of them is unfinished."""
     people: tuple[Person, ...]
-    goes: tuple[str, ...]
-    """What was made from that version and can be made again; what was made last comes first."""
+    deleted: tuple[str, ...]
+    """What was made from that version and can be made again, latest first."""
     unfinished: tuple[str, ...]
-    """Of the data set, and never finished or half deleted: it may hold them, and goes too."""
-    stays: tuple[str, ...]
-    """Prompts and models that were made from that version."""
-    begun: tuple[str, ...]
-    """Unfinished prompts and models: whom they learn from is not known."""
+    """Unfinished or partly deleted artifacts of the data set, which may hold the people and are
+    deleted too."""
+    kept: tuple[str, ...]
+    """Prompts and models that were trained on that version."""
+    incomplete: tuple[str, ...]
+    """Unfinished prompts and models, which may have been trained on it."""
     searches: tuple[str, ...]
-    """Studies and their trials: settings and numbers, which stay."""
+    """Studies and their trials, which are kept: they hold only settings and metrics."""
     runs: tuple[dict[str, str], ...]
     """Runs in MLflow whose pictures may show them: name, id, experiment."""
     reports: tuple[str, ...]
     """Files in HOME/reports that may show them."""
     others: tuple[Person, ...]
-    """In other versions: who has one of the pids, or one of the images."""
+    """In other versions: people with one of the pids, or in one of the images."""
 
 
-def traces_of(
-    session: Session, reference: str, pids: Collection[int] = (), images: Collection[str] = ()
-) -> Traces:
-    """What there is of people of one version of a data set: of these pids, and in these images.
+def erasure_report(
+    session: Session,
+    reference: str,
+    pids: Collection[int] = (),
+    images: Collection[str] = (),
+    *,
+    without: Without,
+) -> ErasureReport:
+    """What is stored of people in one version of a data set: with these pids, or in these images.
 
-    `reference`: a name, which means the version that was made or meant last, or an address. A
-    forgetting that was interrupted is gone on with. MuvaError where there is nothing of them.
+    `reference`: an address, or a name, which refers to the version that was made or imported last.
+    `without` finds the remainder of an interrupted removal, which is then resumed. Raises MuvaError
+    if nothing is stored of the people.
     """
-    everything = _Store(session)
-    name = everything.name_of(reference)
-    versions = [open_dataset(one) for one in everything.complete("datasets") if one.name == name]
-    leftovers = everything.unfinished_of(name)
+    lineage = Lineage.of(session.store)
+    name = _name_of(lineage, reference)
+    versions = [open_dataset(node.artifact) for node in lineage.complete("datasets")
+                if node.artifact.name == name]  # fmt: skip
+    leftovers = [
+        node.artifact.address for node in lineage.nodes() if _is_leftover(lineage, node, name)
+    ]
     chosen = _chosen(session, reference, versions, leftovers=bool(leftovers))
     if chosen is not None:
-        chosen = _before_forgetting(chosen, versions, pids, images)
+        chosen = _before_removal(chosen, versions, pids, images, without)
     found = _pids_in(chosen, pids, images) if chosen is not None else set()
     others = tuple(_elsewhere(versions, chosen, found, pids, images))
     if chosen is not None:
         _check_found(chosen, pids, images, others, leftovers=bool(leftovers))
 
     holding = chosen if found else None
-    remainder = Remainder(holding, found).artifact.address if holding else None
-    unfinished = tuple(sorted((a for a in leftovers if a != remainder), key=_made_last_first))
-    roots = {a for a in unfinished if _kind(a) == "datasets"}
+    remainder = without(holding, found).address if holding else None
+    kind_of = {node.artifact.address: node.artifact.kind for node in lineage.nodes()}
+    unfinished = [address for address in leftovers if address != remainder]
+    roots = {address for address in unfinished if kind_of[address] == "datasets"}
     roots |= {holding.artifact.address} if holding else set()
-    made = everything.made_from(roots)
-    searches = {a for a in made if everything.is_search(a)}
-    seen = _images_of(holding, found) if holding else []
-    return Traces(
+    made = {address for address in lineage.made_from(roots) if address in lineage}
+    searches = {address for address in made if kind_of[address] in SEARCHES}
+
+    def made_last_first(address: str) -> tuple[int, str]:
+        """Without what an artifact was made from, nothing would say whom it shows."""
+        return -DELETED.index(kind_of[address]), address
+
+    deleted = {address for address in made if kind_of[address] in DELETED}
+    shown = _images_of(holding, found) if holding else []
+    return ErasureReport(
         dataset=holding.artifact.address if holding else None,
         people=tuple(_person(holding, pid) for pid in sorted(found)) if holding else (),
-        goes=tuple(sorted((a for a in made - searches if _kind(a) in GOES), key=_made_last_first)),
-        unfinished=unfinished,
-        stays=tuple(sorted(a for a in made if _kind(a) not in GOES)),
-        begun=tuple(everything.begun()),
+        deleted=tuple(sorted(deleted, key=made_last_first)),
+        unfinished=tuple(sorted(unfinished, key=made_last_first)),
+        kept=tuple(sorted(address for address in made if kind_of[address] in LEARNED)),
+        incomplete=tuple(_incomplete(lineage, name)),
         searches=tuple(sorted(searches)),
-        runs=tuple(_runs(session, everything, name, roots | made - searches)),
-        reports=tuple(_reports(session, everything, name, made, seen)),
+        runs=tuple(_runs(session, lineage, name, roots | made - searches)),
+        reports=tuple(_reports(session, lineage, name, made, shown)),
         others=others,
     )
 
 
-class _Store:
-    """Every artifact with its manifest; None for unfinished and damaged ones."""
+def _name_of(lineage: Lineage, reference: str) -> str:
+    """The name of a data set, from its name or an address."""
+    wanted = reference.removeprefix("datasets/")
+    for node in lineage.nodes("datasets"):
+        if node.artifact.address == f"datasets/{wanted}":
+            return node.artifact.name
+    return wanted
 
-    def __init__(self, session: Session) -> None:
-        self._store = session.store
-        self._manifests: dict[str, dict[str, Any] | None] = {}
-        for artifact in list_artifacts(session.store, unfinished=True):
-            try:
-                self._manifests[artifact.address] = artifact.manifest()
-            except DamagedManifestError:
-                self._manifests[artifact.address] = None
 
-    def complete(self, kind: str) -> list[Artifact]:
-        return [
-            artifact_at(self._store, a) for a in self._manifests if _kind(a) == kind and a in self
-        ]
+def _datasets_of(lineage: Lineage, node: Node) -> list[str] | None:
+    """The names of the data sets that an artifact was made from; None if unknown."""
+    if node.artifact.kind in ("datasets", "labels"):  # they have the name of their data set
+        return [node.artifact.name]
+    if "datasets" in node.facts:
+        return node.facts["datasets"]
+    # Artifacts of earlier versions have inputs, but not this fact.
+    known = lineage.datasets_of(node.artifact.address)
+    return [artifact_at(node.artifact.store, address).name for address in known] or None
 
-    def __contains__(self, address: str) -> bool:
-        """Whether it is complete."""
-        return self._manifests.get(address) is not None
 
-    def name_of(self, reference: str) -> str:
-        """The name of a data set that is told by a name or an address."""
-        wanted = reference.removeprefix("datasets/")
-        if f"datasets/{wanted}" in self._manifests:
-            return wanted.rpartition("-")[0]
-        return wanted
+def _is_leftover(lineage: Lineage, node: Node, name: str) -> bool:
+    """Whether this is an unfinished artifact of this data set, of a kind that is deleted."""
+    if node.complete or node.artifact.kind not in DELETED:
+        return False
+    return name in (_datasets_of(lineage, node) or ())
 
-    def unfinished_of(self, name: str) -> list[str]:
-        """What belongs to the data set of this name, by its own name, and is of no use."""
-        return [a for a in self._manifests if a not in self and _belongs(a, name)]
 
-    def begun(self) -> list[str]:
-        return [a for a in self._manifests if a not in self and _kind(a) in LEARNED]
-
-    def made_from(self, addresses: set[str]) -> set[str]:
-        """All that was made from these artifacts, or from what was made from them."""
-        inputs = {a: set(m["inputs"].values()) for a, m in self._manifests.items() if m}
-        reached, grew = set(addresses), True
-        while grew:
-            more = {address for address, given in inputs.items() if given & reached} - reached
-            reached |= more
-            grew = bool(more)
-        return reached - addresses
-
-    def is_search(self, address: str) -> bool:
-        """Whether it is a study, or a trial of one."""
-        manifest = self._manifests[address]
-        assert manifest is not None
-        return _kind(address) == "metrics" and (
-            "study" in manifest["inputs"] or {"space", "aims"} <= manifest["config"].keys()
-        )
+def _incomplete(lineage: Lineage, name: str) -> Iterator[str]:
+    """Unfinished trainings on this data set or on unknown data sets."""
+    for node in lineage.nodes():
+        if not node.complete and node.artifact.kind in LEARNED:
+            datasets = _datasets_of(lineage, node)
+            if datasets is None or name in datasets:
+                yield node.artifact.address
 
 
 def _chosen(
     session: Session, reference: str, versions: Sequence[Dataset], *, leftovers: bool
 ) -> Dataset | None:
-    """The version that is meant; None where it is a leftover, as one that is half deleted is."""
+    """The version that is referred to; None for leftovers, such as a partly deleted version."""
     known = [
         (one.artifact.name, one.artifact.address.removeprefix("datasets/")) for one in versions
     ]
@@ -180,19 +176,23 @@ def _chosen(
     return next(one for one in versions if one.artifact == wanted)
 
 
-def _before_forgetting(
-    meant: Dataset, versions: Sequence[Dataset], pids: Collection[int], images: Collection[str]
+def _before_removal(
+    latest: Dataset,
+    versions: Sequence[Dataset],
+    pids: Collection[int],
+    images: Collection[str],
+    without: Without,
 ) -> Dataset:
-    """The version that is meant, or whose remainder it is: then the old one was yet to go."""
+    """The version that is referred to, or its original if that has yet to be deleted."""
     for one in versions:
         found = _pids_in(one, pids, images)
-        if found and Remainder(one, found).artifact == meant.artifact:
+        if found and without(one, found) == latest.artifact:
             return one
-    return meant
+    return latest
 
 
 def _pids_in(dataset: Dataset, pids: Collection[int], images: Collection[str]) -> set[int]:
-    """Who of these the data set holds."""
+    """Which of these people the data set holds."""
     rows = dataset.rows(["image_id", "pid"]).to_pylist()
     return {row["pid"] for row in rows if row["pid"] in pids or row["image_id"] in images}
 
@@ -203,7 +203,7 @@ def _images_of(dataset: Dataset, pids: Collection[int]) -> list[str]:
 
 
 def _person(dataset: Dataset, pid: int, *, known: Collection[str] = ()) -> Person:
-    """`known`: images that are named before others."""
+    """`known`: images that are preferred as examples."""
     images = sorted(_images_of(dataset, [pid]), key=lambda one: one not in known)
     return Person(
         dataset=dataset.artifact.address,
@@ -240,23 +240,25 @@ def _check_found(
     missing = [f"pid {pid}" for pid in sorted(set(pids) - set(pid_of.values()))]
     missing += [f"the image {image}" for image in sorted(set(images) - pid_of.keys())]
     if len(missing) == len(set(pids)) + len(set(images)) and leftovers:
-        return  # what is left of an earlier forgetting, or of work that broke off
+        return  # left over from an earlier removal or interrupted work
     if missing:
-        there = "".join(f"; {line}" for line in told(others))
+        elsewhere = "".join(f"; {line}" for line in described(others))
         raise MuvaError(
-            f"{dataset.artifact.uri}: holds nothing of {', '.join(missing)}: expected pids and "
-            "image ids as the import of this version gave them; --image takes a person by the id "
-            f"of one of their images, and an address instead of the name another version{there}"
+            f"{dataset.artifact.uri}: contains nothing of {', '.join(missing)}. Expected pids and "
+            "image ids as the import of this version gave them; --image selects a person by the id "
+            f"of one of their images, and an address instead of the name selects another version"
+            f"{elsewhere}"
         )
     if junk := [image for image in images if pid_of[image] == JUNK_PID]:
         raise MuvaError(
-            f"{dataset.artifact.uri}: the image {junk[0]} is of no known person (pid {JUNK_PID}): "
-            f"expected an image of somebody. --pid {JUNK_PID} takes all that are of nobody known"
+            f"{dataset.artifact.uri}: the image {junk[0]} shows no known person (pid {JUNK_PID}). "
+            f"Expected an image of a known person; --pid {JUNK_PID} selects all images of unknown "
+            "ones"
         )
 
 
-def told(people: Sequence[Person]) -> list[str]:
-    """A line for each."""
+def described(people: Sequence[Person]) -> list[str]:
+    """One line per person."""
     return [
         f"{one.dataset}: pid {one.pid}, {one.images} images, {', '.join(one.examples)}"
         f"{', …' if one.images > len(one.examples) else ''}"
@@ -265,14 +267,18 @@ def told(people: Sequence[Person]) -> list[str]:
 
 
 def _runs(
-    session: Session, everything: _Store, name: str, made: Collection[str]
+    session: Session, lineage: Lineage, name: str, made: Collection[str]
 ) -> Iterator[dict[str, str]]:
-    """Also those of what is deleted or was never finished: its name is all that is known of it."""
+    """Runs whose pictures may show the people, including those of deleted or unfinished artifacts.
+
+    The data sets of those are in a tag. A run of a deleted artifact without it may show anybody.
+    """
     from tracking.runs import has_pictures, runs_with_tag
 
     for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG):
-        gone = run.value not in everything
-        may_show = gone and (_belongs(run.value, name) or _kind(run.value) in LEARNED)
+        gone = run.value not in lineage
+        datasets = run.tags.get(DATASETS_TAG)
+        may_show = gone and (datasets is None or name in datasets.split(","))
         if (run.value in made or may_show) and has_pictures(run.ref):
             ref = run.ref
             yield {"name": run.name, "run_id": ref.run_id, "experiment_id": ref.experiment_id}
@@ -280,40 +286,26 @@ def _runs(
 
 def _reports(
     session: Session,
-    everything: _Store,
+    lineage: Lineage,
     name: str,
     made: Collection[str],
     images: Collection[str],
 ) -> Iterator[str]:
-    """Where no image of the person is known any more, the pictures of all."""
-    page = re.compile(rf"masks-({re.escape(name)}-[0-9a-f]{{16}})\.html")
+    """The files, found by the names that the verbs give them.
+
+    If no image of a person is known any more, the pictures of all people are listed.
+    """
+    pages = {
+        f"masks-{node.artifact.name}-{node.artifact.fingerprint}.html": node.artifact.address
+        for node in lineage.complete("labels")
+    }
     pictures = {f"{name}-{re.sub(_NOT_IN_A_FILE_NAME, '_', image)}.png" for image in images}
     for file in sorted((session.home / "reports").glob("*")):
-        if found := page.fullmatch(file.name):
-            labels = f"labels/{found[1]}"
-            if labels in made or labels not in everything:
-                yield str(file)
-        elif file.name in pictures or (
-            not pictures and file.suffix == ".png" and file.name.startswith(f"{name}-")
+        of_gone_labels = file.name not in pages and file.match(f"masks-{name}-*.html")
+        if (
+            pages.get(file.name) in made
+            or of_gone_labels
+            or file.name in pictures
+            or (not pictures and file.suffix == ".png" and file.name.startswith(f"{name}-"))
         ):
             yield str(file)
-
-
-def _belongs(address: str, name: str) -> bool:
-    """Whether an artifact's own name says that it is of the data set."""
-    kind, _, folder = address.partition("/")
-    own = folder.rpartition("-")[0]
-    return (
-        (kind in ("datasets", "labels") and own == name)
-        or (kind == "features" and own.startswith(f"{name}-by-"))
-        or (kind == "metrics" and own.endswith(f"-on-{name}"))
-    )
-
-
-def _made_last_first(address: str) -> tuple[int, str]:
-    """An order: without what it was made from, nothing would tell whom an artifact is of."""
-    return -GOES.index(_kind(address)), address
-
-
-def _kind(address: str) -> str:
-    return address.partition("/")[0]

@@ -1,66 +1,46 @@
-"""`muva evaluate`: how well a model recognises people in camera networks that it has not seen.
+"""Evaluation as a step: how well a model recognises people in camera networks it has not seen.
 
-Ray tasks embed a target's images part by part; a part that is written is never computed again. The
-ranking is exact and bounded in memory, in tasks that share the gallery.
+Ray tasks embed a target's images part by part. The ranking is exact, with bounded memory, in tasks
+among which the gallery is divided.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig
-from muva.data.artifacts import Artifact, fingerprint
+from muva.data import formats
+from muva.data.artifacts import Artifact
+from muva.data.lineage import Role
 from muva.data.shards import open_dataset
-from muva.retrieval.features import read_features
-from muva.retrieval.scores import CameraPair, Interval
-from tracking.names import retrieval_metrics
+from muva.retrieval.results import Scores
+from tracking.names import score_metrics
 from workflows.progress import track
-from workflows.runtime.cluster import ray_cluster
 from workflows.session import Session
-from workflows.steps.embed import Judged, features_step
-from workflows.steps.pictures import draw
-from workflows.steps.rank import FeatureParts
+from workflows.steps.embed import EvaluationSet, embed, features_step
 from workflows.steps.run_lineage import used_dataset, used_model
-from workflows.steps.score import score_features, scored, summary_of
-from workflows.steps.step import Step, do_step
+from workflows.steps.step import Step, run_step
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+if TYPE_CHECKING:
     from tracking.runs import Run
 
-METRICS_FORMAT = 3
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The scores of a model on a target."""
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TargetReport:
-    """What a model reached on a target; fractions."""
-
-    mean_ap: float
-    mean_inp: float
-    cmc: dict[int, float]
-    """At the ranks that the settings name."""
-    curve: dict[int, float]
-    """At every rank up to 50."""
-    queries: int
-    valid_queries: int
-    """Those with a match in the gallery; the others count in no number."""
-    cameras_known: bool
-    """Otherwise each query ignored its own image alone."""
-    trials: int
-    """Random splits that all figures are means over; 0: there is one, the data set's own."""
-    intervals: dict[str, Interval]
-    """Of `mean_ap` and `rank1`, 95 %, over the people asked for; none with trials."""
-    camera_pairs: tuple[CameraPair, ...]
-    """None where cameras are unknown, and with trials."""
+    scores: Scores
     seconds: float
+    """How long computing them took this time, including features."""
+    computed: bool
 
-    @property
-    def rank1(self) -> float:
-        """Share of queries whose nearest image shows the same person."""
-        return self.curve[1]
+    def as_json(self) -> dict[str, Any]:
+        """The scores and the time as plain data."""
+        return {**self.scores.as_json(), "seconds": self.seconds}
 
 
 def evaluate_on(
@@ -71,83 +51,76 @@ def evaluate_on(
     *,
     name: str,
     held_out: bool = False,
-) -> TargetReport:
-    """Embeds a target with a model (a URI, or `clip:NAME`) and scores the ranking.
+    facts: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Embed a target with a model (a URI, or `clip:NAME`) and score the ranking.
 
-    `held_out`: judge on the training images of a source that the model was not trained on, its
-    queries drawn from them; no image of any target is read.
+    `held_out` evaluates on the training images of a source that the model was not trained on, some
+    of which become the queries; no image of any target is read. `facts` are recorded with the
+    metrics: the recipe and variant of the model.
     """
     dataset = open_dataset(target)
-    judged = Judged(dataset=target, held_out=held_out)
-    features = features_step(session, model, judged, config.model, name=name)
-    settings = {"evaluation": config.evaluation.model_dump(mode="json")}
-    artifact = Artifact(
-        session.store,
-        "metrics",
-        f"{name}-on-{dataset.name}",
-        fingerprint([settings, features.artifact.fingerprint, METRICS_FORMAT]),
+    images = EvaluationSet(dataset=target, held_out=held_out)
+    embedding = features_step(session, model, images, config.model, name=name)
+    step = Step(
+        title=f"evaluate {name} on {dataset.name}",
+        store=session.store,
+        kind="metrics",
+        name=f"{name}-on-{dataset.name}",
+        format_version=formats.METRICS,
+        settings={"evaluation": config.evaluation.model_dump(mode="json")},
+        inputs={Role.FEATURES: [embedding.artifact]},
+        facts={**(facts or {}), "method": name, "target": dataset.name, "held_out": held_out},
     )
+    # Finished metrics need no features, which are intermediate and may have been deleted.
+    features = None
+    if step.manifest() is None:
+        features = embed(session, embedding, model, images, config.model)
 
     def work(_: object) -> dict[str, Any]:
-        with ray_cluster():
-            return scored(judged, FeatureParts(features.artifact), artifact, config.evaluation)
+        from workflows.runtime.cluster import ray_cluster
+        from workflows.steps.rank import FeatureParts
+        from workflows.steps.score import rank_and_score
 
-    def report(run: Run, summary: dict[str, Any]) -> None:
-        found = _target_report(summary, seconds=0)
-        run.tags({"target": dataset.name, "method": name})
+        with ray_cluster():
+            parts = FeatureParts(embedding.artifact)
+            return rank_and_score(images, parts, step.artifact, config.evaluation).as_json()
+
+    def log(run: Run, summary: dict[str, Any]) -> None:
+        from workflows.steps.pictures import draw
+
+        scores = Scores.from_json(summary)
+        run.set_tags({"target": dataset.name, "method": name})
         on = used_dataset(target)
-        run.used(on, context="held out" if held_out else "evaluation")
-        run.metrics(
-            retrieval_metrics(
-                dataset.name, mean_ap=found.mean_ap, cmc=found.cmc, mean_inp=found.mean_inp
-            ),
-            model_id=run.model(used_model(model), made=False),
+        run.log_datasets(on, context="held out" if held_out else "evaluation")
+        run.log_metrics(
+            score_metrics(dataset.name, scores),
+            model_id=run.log_model(used_model(model), made=False),
             dataset=on,
         )
-        draw(run, model, judged, artifact, found.camera_pairs)
+        draw(run, model, images, step.artifact, scores.camera_pairs)
 
-    step = Step(
-        label=f"evaluate {name} on {dataset.name}",
-        artifact=artifact,
-        format_version=METRICS_FORMAT,
-        config=settings,
-        inputs={"features": features.artifact.address},
-    )
-    done = do_step(step, session=session, work=work, report=report)
-    return _target_report(done.summary, seconds=features.seconds + done.seconds)
-
-
-def _target_report(summary: Mapping[str, Any], *, seconds: float) -> TargetReport:
-    return TargetReport(
-        mean_ap=summary["mean_ap"],
-        mean_inp=summary["mean_inp"],
-        cmc={int(rank): value for rank, value in summary["cmc"].items()},
-        curve={int(rank): value for rank, value in summary["curve"].items()},
-        queries=summary["queries"],
-        valid_queries=summary["valid_queries"],
-        cameras_known=summary["cameras_known"],
-        trials=summary["trials"],
-        intervals={name: Interval(**found) for name, found in summary["intervals"].items()},
-        camera_pairs=tuple(CameraPair(**pair) for pair in summary["camera_pairs"]),
-        seconds=seconds,
+    result = run_step(step, session=session, work=work, log=log)
+    return Evaluation(
+        scores=Scores.from_json(result.summary),
+        seconds=(features.seconds if features else 0.0) + result.seconds,
+        computed=result.computed,
     )
 
 
-def evaluate_file(session: Session, file: Path, config: ExperimentConfig) -> TargetReport:
-    """Scores features that any program wrote; see `muva.retrieval.features.read_features`."""
+def evaluate_file(session: Session, file: Path, config: ExperimentConfig) -> Evaluation:
+    """Score features that any program wrote; see `muva.retrieval.features.read_features`."""
+    from muva.retrieval.features import read_features
+    from workflows.steps.score import score_features, scores_of
+
     features = read_features(file)
     with track(f"rank for {len(features.queries)} queries of {file.name}") as progress:
-        found = score_features(features, config.evaluation, progress=progress.update)
-    summary = summary_of(features, config.evaluation, found)
-    report = _target_report(summary, seconds=0)
+        result = score_features(features, config.evaluation, progress=progress.update)
+    scores = scores_of(features, config.evaluation, result)
     with file.open("rb") as stored:
         key = hashlib.file_digest(stored, "sha256").hexdigest()[:16]
     settings = {"file": str(file), "evaluation": config.evaluation.model_dump(mode="json")}
     with session.run(f"features {file.stem}", key=f"features-{key}", params=settings) as run:
         if run is not None:
-            run.metrics(
-                retrieval_metrics(
-                    file.stem, mean_ap=report.mean_ap, cmc=report.cmc, mean_inp=report.mean_inp
-                )
-            )
-    return report
+            run.log_metrics(score_metrics(file.stem, scores))
+    return Evaluation(scores=scores, seconds=0.0, computed=True)

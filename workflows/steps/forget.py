@@ -1,59 +1,77 @@
-"""A person is taken out of what is stored, and what still shows them is named.
+"""Removing people from what is stored, and reporting what may still show them.
 
-Shards are written anew without the person; labels, features and metrics of the old ones go, and can
-be made again of what is left. Models stay: whoever learned from the person is named, and so are the
-runs in MLflow and the reports whose pictures may show them.
+Shards are rewritten without the people. Pseudo-labels, features and metrics of the old shards are
+deleted, and can be made again from the new ones. Models are kept: those that were trained on the
+people are reported, and so are runs in MLflow and local reports whose pictures may show them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+from muva.data import formats
 from muva.data.artifacts import Artifact, artifact_at, find_artifact
-from muva.data.decoded import forget_decoded_images
-from muva.data.forgetting import Remainder
-from muva.data.shards import SHARD_FORMAT, open_dataset
-from muva.data.store import PARTIAL_AFTER_S, forget_local_copies
+from muva.data.decoded import delete_decoded_images
+from muva.data.forgetting import DatasetWithout
+from muva.data.shards import Dataset, open_dataset
+from muva.data.store import STALE_PARTIAL_S, delete_local_copies
 from workflows.session import Session
-from workflows.steps.erasure_report import Traces, traces_of
-from workflows.steps.step import Step, do_step
+from workflows.steps.erasure_report import ErasureReport, erasure_report
+from workflows.steps.step import Step, run_step
 
 
 def forget(
     session: Session, reference: str, pids: Collection[int] = (), images: Collection[str] = ()
-) -> tuple[Traces, Artifact | None]:
-    """Takes people out of one version of a data set; what there was, and the version that is left.
+) -> tuple[ErasureReport, Artifact | None]:
+    """Remove people from one version of a data set; the report, and the version that remains.
 
-    People and version are those of `traces_of`. None is left where no complete version held them.
-    What else the name meant before, it means afterwards. Interrupted, it goes on when it is asked
-    again: the old shards are the last to go.
+    The arguments are those of `erasure_report`. No version remains if no complete version held the
+    people. A name refers to the same version as before. Calling it again resumes an interrupted
+    removal, because the old shards are deleted last.
     """
-    traces = traces_of(session, reference, pids, images)
-    left = None
-    goes = [*traces.goes, *traces.unfinished]
-    if traces.dataset is not None:
-        old = artifact_at(session.store, traces.dataset)
-        meant = find_artifact(session.store, "datasets", old.name)
-        left = _rewritten(session, old, {person.pid for person in traces.people})
-        if meant != old:
-            meant.be_meant()
-        goes.append(traces.dataset)
-    for address in goes:
+    report = what_to_forget(session, reference, pids, images)
+    remaining = None
+    deleted = [*report.deleted, *report.unfinished]
+    if report.dataset is not None:
+        old = artifact_at(session.store, report.dataset)
+        latest = find_artifact(session.store, "datasets", old.name)
+        removed = {person.pid for person in report.people}
+        step = without_step(session, open_dataset(old), removed)
+        without = DatasetWithout(open_dataset(old), removed)
+        result = run_step(step, session=session, work=lambda _: without.write(step.artifact))
+        remaining = result.artifact
+        if latest != old:
+            latest.set_latest()
+        deleted.append(report.dataset)
+    for address in deleted:
         artifact_at(session.store, address).delete()
-    session.store.sweep(older_than_s=PARTIAL_AFTER_S)
-    forget_decoded_images()
-    forget_local_copies()
-    return traces, left
+    session.store.sweep(older_than_s=STALE_PARTIAL_S)
+    delete_decoded_images()
+    delete_local_copies()
+    return report, remaining
 
 
-def _rewritten(session: Session, old: Artifact, pids: Collection[int]) -> Artifact:
-    """The data set without these people, and a run that uses it: `muva store gc` keeps it."""
-    remainder = Remainder(open_dataset(old), pids)
-    step = Step(
-        label=f"forget in {old.name}",
-        artifact=remainder.artifact,
-        format_version=SHARD_FORMAT,
-        config=remainder.config,
-        inputs={},  # not the old one, of which no trace shall stay
+def what_to_forget(
+    session: Session, reference: str, pids: Collection[int] = (), images: Collection[str] = ()
+) -> ErasureReport:
+    """The report of a removal, without doing it."""
+
+    def without(dataset: Dataset, removed: Collection[int]) -> Artifact:
+        return without_step(session, dataset, removed).artifact
+
+    return erasure_report(session, reference, pids, images, without=without)
+
+
+def without_step(session: Session, dataset: Dataset, pids: Collection[int]) -> Step:
+    """Declare a data set without some people.
+
+    The old data set is not among its inputs, so that no trace of it remains.
+    """
+    return Step(
+        title=f"forget in {dataset.artifact.name}",
+        store=session.store,
+        kind="datasets",
+        name=dataset.artifact.name,
+        format_version=formats.SHARDS,
+        settings=DatasetWithout(dataset, pids).settings,
     )
-    return do_step(step, session=session, work=lambda _: remainder.write()).artifact

@@ -1,4 +1,4 @@
-"""Data sets as steps: images of people become checked Parquet shards."""
+"""Importing data sets as steps: images of people become validated Parquet shards."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import ray
+from typing import TYPE_CHECKING, Any
 
 from muva.config import SyntheticConfig
+from muva.data import formats
 from muva.data.artifacts import Artifact, check_name, find_artifact, fingerprint
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
 from muva.data.benchmarks.benchmark import Trial, counts_differ, is_complete
-from muva.data.protocols import write_trials
 from muva.data.records import Record
-from muva.data.shards import SHARD_FORMAT, write_shards
 from muva.errors import SettingsError
-from muva.synthetic import DOMAINS, RENDERER_VERSION, synthetic_records
+from muva.synthetic import DOMAINS, RENDERER_VERSION
 from workflows.progress import track
-from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.messages import Board, gather
 from workflows.session import Session
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
+
+if TYPE_CHECKING:
+    from workflows.runtime.messages import MessageQueue
 
 
-def datasets_of(session: Session, names: Sequence[str], config: SyntheticConfig) -> dict[str, Done]:
-    """The data sets of these names: synthetic ones rendered where missing, others found."""
+def datasets_of(
+    session: Session, names: Sequence[str], config: SyntheticConfig
+) -> dict[str, StepResult]:
+    """The data sets with these names; synthetic ones are rendered if missing."""
     synthetic = [name for name in names if name in DOMAINS]
     rendered = import_synthetic(session, synthetic, config) if synthetic else {}
     return {name: rendered.get(name) or _imported(session, name) for name in names}
@@ -35,13 +35,13 @@ def datasets_of(session: Session, names: Sequence[str], config: SyntheticConfig)
 
 def import_synthetic(
     session: Session, domains: Sequence[str], config: SyntheticConfig
-) -> dict[str, Done]:
-    """Renders the domains that are missing, a Ray task for each; domain -> its step."""
-    steps = {domain: _synthetic_step(session, domain, config) for domain in domains}
-    missing = [domain for domain in domains if steps[domain].artifact.manifest() is None]
+) -> dict[str, StepResult]:
+    """Render the missing domains, one Ray task per domain; domain -> its data set."""
+    steps = {domain: synthetic_step(session, domain, config) for domain in domains}
+    missing = [domain for domain in domains if steps[domain].manifest() is None]
     rendered = dict(zip(missing, _render(steps, missing, config), strict=True))
     return {
-        domain: do_step(
+        domain: run_step(
             step,
             session=session,
             work=lambda _, d=domain: rendered[d].summary,
@@ -51,12 +51,18 @@ def import_synthetic(
     }
 
 
+def synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> Step:
+    """Declare the data set of a synthetic domain."""
+    settings = {"domain": domain, "renderer": RENDERER_VERSION, **config.model_dump(mode="json")}
+    return _step(session, domain, settings)
+
+
 def import_benchmark(
     session: Session, name: str, root: Path, *, accept_counts: bool = False
-) -> Done:
-    """Reads a public data set's tree; MuvaError unless it holds what was published of it.
+) -> StepResult:
+    """Import the folder of a public data set; MuvaError unless its counts are as published.
 
-    With `accept_counts` other counts are accepted, and the data set is marked as altered.
+    With `accept_counts`, other counts are accepted, and the data set is marked as altered.
     """
     benchmark = BENCHMARKS[name]
     options = dict(benchmark.options)
@@ -71,11 +77,11 @@ def import_benchmark(
 
 def import_tree(
     session: Session, name: str, root: Path, *, layout: str, options: dict[str, Any]
-) -> Done:
-    """Reads a folder of images in a layout's form.
+) -> StepResult:
+    """Import a folder of images in one of the layouts.
 
-    The address is a hash of the listing (names, sizes, times), so an unchanged tree is not read
-    again.
+    The address is a hash of the listing (names, sizes, times), so that an unchanged folder is not
+    read again.
     """
     for taken, what in ((DOMAINS, "synthetic domain"), (BENCHMARKS, "public data set")):
         if name in taken:
@@ -92,57 +98,48 @@ def _import_records(
     settings: dict[str, Any],
     *,
     trials: Sequence[Trial] | None = None,
-) -> Done:
-    settings = settings | {"files": fingerprint(listing_of(records))}
+) -> StepResult:
+    from muva.data.protocols import write_trials
+    from muva.data.shards import write_shards
+
+    settings = settings | {"files": fingerprint(file_listing(records))}
     if trials is not None:
         settings |= {"trials": fingerprint([dataclasses.asdict(trial) for trial in trials])}
-    artifact = Artifact(session.store, "datasets", name, fingerprint(settings))
+    step = _step(session, name, settings)
 
     def work(_: object) -> dict[str, Any]:
         with track(f"import {name}") as progress:
-            summary = write_shards(records, artifact=artifact, progress=progress.update)
+            summary = write_shards(records, artifact=step.artifact, progress=progress.update)
         if trials is not None:
-            write_trials(artifact, trials)
+            write_trials(step.artifact, trials)
         return dataclasses.asdict(summary)
 
-    step = Step(
-        label=f"import {name}",
-        artifact=artifact,
-        format_version=SHARD_FORMAT,
-        config=settings,
-        inputs={},
-    )
-    return do_step(step, session=session, work=work)
+    return run_step(step, session=session, work=work)
 
 
-def _imported(session: Session, name: str) -> Done:
-    artifact = find_artifact(session.store, "datasets", name)
-    manifest = artifact.manifest(format_version=SHARD_FORMAT)
-    assert manifest is not None, artifact.address
-    step = Step(
-        label=f"import {name}",
-        artifact=artifact,
-        format_version=SHARD_FORMAT,
-        config=manifest["config"],
-        inputs={},
-    )
-    return do_step(step, session=session, work=lambda _: manifest["summary"])
-
-
-def _synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> Step:
-    settings = {"domain": domain, "renderer": RENDERER_VERSION, **config.model_dump(mode="json")}
+def _step(session: Session, name: str, settings: dict[str, Any]) -> Step:
     return Step(
-        label=f"import {domain}",
-        artifact=Artifact(session.store, "datasets", domain, fingerprint(settings)),
-        format_version=SHARD_FORMAT,
-        config=settings,
-        inputs={},
+        title=f"import {name}",
+        store=session.store,
+        kind="datasets",
+        name=name,
+        format_version=formats.SHARDS,
+        settings=settings,
     )
+
+
+def _imported(session: Session, name: str) -> StepResult:
+    """An existing data set as a step of this pipeline."""
+    artifact = find_artifact(session.store, "datasets", name)
+    manifest = artifact.manifest(format_version=formats.SHARDS)
+    assert manifest is not None, artifact.address
+    step = dataclasses.replace(_step(session, name, manifest["config"]), known_artifact=artifact)
+    return run_step(step, session=session, work=lambda _: manifest["summary"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Rendered:
-    """A domain whose shards are written."""
+    """A domain whose shards have been written."""
 
     summary: dict[str, Any]
     seconds: float
@@ -153,8 +150,12 @@ def _render(
 ) -> list[_Rendered]:
     if not domains:
         return []
+    from workflows.runtime.cluster import ray_cluster
+    from workflows.runtime.messages import MessageQueue
+    from workflows.runtime.tasks import run_tasks
+
     with ray_cluster(), track(f"render {', '.join(domains)}") as progress:
-        board = Board()
+        queue = MessageQueue()
         people = config.train_people + config.test_people
         cameras = sum(DOMAINS[domain].cameras for domain in domains)
         total = people * cameras * config.images_per_camera
@@ -165,17 +166,19 @@ def _render(
             done[domain] = images
             progress.update(sum(done.values()), total)
 
-        tasks = [_render_domain.remote(steps[d].artifact, config, board) for d in domains]
-        return gather(tasks, board=board, on_message=show)
+        calls = [(steps[domain].artifact, config, queue) for domain in domains]
+        return run_tasks(_render_domain, calls, threads=None, queue=queue, on_message=show)
 
 
-@ray.remote(num_cpus=1, max_retries=2)
-def _render_domain(artifact: Artifact, config: SyntheticConfig, board: Board) -> _Rendered:
+def _render_domain(artifact: Artifact, config: SyntheticConfig, queue: MessageQueue) -> _Rendered:
+    from muva.data.shards import write_shards
+    from muva.synthetic import synthetic_records
+
     started_at = time.monotonic()
 
     def show(done: int, total: int) -> None:
         if done % 32 == 0 or done == total:
-            board.post((artifact.name, done))
+            queue.send((artifact.name, done))
 
     records = synthetic_records(artifact.name, **config.model_dump(), progress=show)
     summary = dataclasses.asdict(write_shards(records, artifact=artifact))

@@ -1,4 +1,4 @@
-"""Label sets of a file of the authors' release."""
+"""Importing pseudo-labels in the form of the authors' release, as a step."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from muva.data.artifacts import Artifact, fingerprint
+from muva.config.parts import check_part
+from muva.data import formats
+from muva.data.artifacts import Artifact
+from muva.data.lineage import Role
 from muva.data.shards import open_dataset
-from muva.errors import MuvaError
-from muva.grounding.labels import (
-    LABEL_FORMAT,
-    label_table,
-    packed_mask,
-    summarise_labels,
-    write_label_part,
-)
+from muva.errors import MuvaError, SettingsError
+from muva.grounding.labels import label_table, packed_mask, summarise_labels, write_shard_labels
 from muva.grounding.release import base_name, by_base_name, grid_of, read_release
 from workflows.session import Session
 from workflows.steps.labels import IMPORTED
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
 
 
 def import_release(
@@ -33,8 +30,13 @@ def import_release(
     parts: Sequence[str],
     grid: tuple[int, int] | None,
     missing: bool,
-) -> Done:
-    """The labels in a file of the release's form; `missing`: an image may have no entry."""
+) -> StepResult:
+    """Import the labels in a file of the release's form; `missing`: images may have no entry."""
+    for part in parts:
+        try:
+            check_part(part)
+        except ValueError as error:
+            raise SettingsError(f"--parts: {error}") from error
     dataset = open_dataset(source)
     content = read_release(file)
     first = next(iter(content.values()))
@@ -55,14 +57,14 @@ def import_release(
     rows = dataset.rows(["image_id", "split"]).to_pylist()
     named = by_base_name([row["image_id"] for row in rows], dataset=dataset.name, wanted=content)
     absent = [name for name in named if name not in content]
-    # Nothing reads labels of images to be recognised: a file for the others alone is complete.
+    # Only labels of training images are read: a file with only those is complete.
     learned_from = [base_name(row["image_id"]) for row in rows if row["split"] == "train"]
     unknown = [name for name in learned_from or named if name not in content]
     if unknown and not missing:
         raise MuvaError(
-            f"{file}: has no entry for {len(unknown)} of {len(learned_from or named)} images that "
-            f"{dataset.name} has to learn from, for example {unknown[0]}. Is it another data "
-            "set's? --missing not-found goes on"
+            f"{file}: has no entry for {len(unknown)} of {len(learned_from or named)} training "
+            f"images of {dataset.name}, for example {unknown[0]}. Does it belong to another data "
+            "set? --missing not-found accepts it"
         )
     settings = {
         "imported": hashlib.sha256(file.read_bytes()).hexdigest()[:16],
@@ -70,9 +72,16 @@ def import_release(
         "parts": list(parts),
         "missing": len(absent),
     }
-    artifact = Artifact(
-        session.store, "labels", dataset.name, fingerprint([settings, dataset.fingerprint])
+    step = Step(
+        title=f"import masks of {dataset.name}",
+        store=session.store,
+        kind="labels",
+        name=dataset.name,
+        format_version=formats.LABELS,
+        settings=settings,
+        inputs={Role.DATASET: [source]},
     )
+    artifact = step.artifact
 
     def work(_: object) -> dict[str, Any]:
         for index in range(len(dataset.shards)):
@@ -82,18 +91,11 @@ def import_release(
                 for image_id in ids
                 for column, part in enumerate(parts)
             ]
-            write_label_part(artifact, index, label_table(rows))
+            write_shard_labels(artifact, index, label_table(rows))
         summary = summarise_labels(artifact, dataset, parts=parts, grid=used)
         return summary | {"missing": len(absent), "extra": len(content.keys() - named.keys())}
 
-    step = Step(
-        label=f"import masks of {dataset.name}",
-        artifact=artifact,
-        format_version=LABEL_FORMAT,
-        config=settings,
-        inputs={"dataset": source.address},
-    )
-    return do_step(step, session=session, work=work)
+    return run_step(step, session=session, work=work)
 
 
 def _imported_row(

@@ -1,4 +1,4 @@
-"""A checkpoint of another program as a model of ours."""
+"""Importing the checkpoint of another program as a model."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from muva.config import ExperimentConfig, patch_size
-from muva.data.artifacts import Artifact, fingerprint
-from muva.model.bundle import BUNDLE_FORMAT
+from muva.data import formats
 from muva.model.clip import check_clip, load_clip
-from muva.model.foreign import fit_checkpoint
+from muva.model.foreign import AUTO, fit_checkpoint
 from muva.model.foreign.adopt import adopt, needs_clip
-from muva.model.foreign.fit import Given
+from muva.model.foreign.fit import ImportOptions
 from muva.model.foreign.plain_clip import weights_file
 from muva.models import IMPORTED, store_bundle
 from workflows.progress import track
 from workflows.session import Session
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
 
 IMPORT_VERSION = 1
-"""Raised when the same file comes out as another model."""
-
-
-AUTO = "auto"
+"""Incremented whenever the same file becomes a different model."""
 
 
 def import_model(
@@ -37,14 +33,16 @@ def import_model(
     clip: str | None = None,
     grid: tuple[int, int] | None = None,
     quick_gelu: bool | None = None,
-) -> Done:
-    """A checkpoint of another program, a file or a folder, as a model of ours.
+) -> StepResult:
+    """Import the checkpoint of another program, a file or a folder.
 
-    `clip` is where a missing text side comes from instead of the recipe's CLIP. The summary says
-    what became of the file's entries. Raises MuvaError for what is not of a known form, and
-    SettingsError for settings that the file contradicts.
+    `clip` names the CLIP whose text encoder is used if the file has none, instead of the recipe's.
+    The summary says how the entries of the file were used. Raises MuvaError for files of an unknown
+    form, and SettingsError for settings that the file contradicts.
     """
-    given = Given(model=config.model, prompts=config.prompts, quick_gelu=quick_gelu, grid=grid)
+    given = ImportOptions(
+        model=config.model, prompts=config.prompts, quick_gelu=quick_gelu, grid=grid
+    )
     fitted = fit_checkpoint(path, given, form=None if form == AUTO else form)
     file, form = weights_file(path), fitted.translation.form.name
     filler = clip or config.model.clip
@@ -68,7 +66,16 @@ def import_model(
         "seed": config.seed,
         "version": IMPORT_VERSION,
     }
-    artifact = Artifact(session.store, "models", name, fingerprint(settings))
+    step = Step(
+        title=f"import model {name}",
+        store=session.store,
+        kind="models",
+        name=name,
+        format_version=formats.BUNDLE,
+        settings=settings,
+        facts={"seed": config.seed},
+    )
+    artifact = step.artifact
 
     def work(_: object) -> dict[str, Any]:
         size = (model.image_height, model.image_width)
@@ -93,14 +100,7 @@ def import_model(
             **origin,
         }
 
-    step = Step(
-        label=f"import model {name}",
-        artifact=artifact,
-        format_version=BUNDLE_FORMAT,
-        config=settings,
-        inputs={},
-    )
-    return do_step(step, session=session, work=work)
+    return run_step(step, session=session, work=work)
 
 
 def _sha256(file: Path) -> str:
@@ -109,7 +109,7 @@ def _sha256(file: Path) -> str:
 
 
 def _identity(clip: str) -> list[str]:
-    """A CLIP's name; for files of one's own also what is in them."""
+    """The name of a CLIP; for the user's own files also a hash of the content."""
     path = Path(clip).expanduser()
     if path.is_file():
         return [path.name, _sha256(path)]

@@ -1,21 +1,18 @@
-"""Which of a data set's label sets is meant."""
+"""Choosing among the pseudo-labels of a data set."""
 
 from __future__ import annotations
 
+from muva.data import formats
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.data.shards import Dataset
 from muva.errors import MuvaError, SettingsError
-from muva.grounding.labels import (
-    LABEL_FORMAT,
-)
+from workflows.progress import say
 from workflows.session import Session
 
 IMPORTED = "imported"
-"""In place of an expert's name: labels that came from elsewhere."""
-
-
+"""In place of an expert's name: pseudo-labels that were imported from a file."""
 REFINED = "refined"
-"""The same: labels that rules made of others."""
+"""In place of an expert's name: pseudo-labels that were refined by rules."""
 
 
 def choose_labels(
@@ -26,20 +23,23 @@ def choose_labels(
     labels: str | None = None,
     unlike: str | None = None,
 ) -> Artifact:
-    """A label set of this data set, the newest that fits; MuvaError where there is none.
+    """The newest matching pseudo-labels of this data set; MuvaError if there are none.
 
-    `unlike`: of any expert but this one, where there is another.
+    `labels` is their name or address, `expert` their expert; with `unlike`, those of any other
+    expert are preferred. Pseudo-labels in an unsupported format are reported and skipped.
     """
     if labels is not None:
         if expert is not None:
-            raise SettingsError("--labels names one label set: expected it without --expert")
+            raise SettingsError("expected either --labels, which names one label set, or --expert")
         return find_artifact(session.store, "labels", labels)
     made: list[tuple[str, str, Artifact]] = []
     for artifact in list_artifacts(session.store, "labels"):
-        if artifact.name != dataset.name:
+        manifest = artifact.manifest()
+        if not manifest or manifest["summary"]["dataset_fingerprint"] != dataset.fingerprint:
             continue
-        manifest = artifact.manifest(format_version=LABEL_FORMAT)
-        if manifest and manifest["summary"]["dataset_fingerprint"] == dataset.fingerprint:
+        if manifest["format_version"] != formats.LABELS:
+            say(f"Skipped: {artifact.address} has the format {manifest['format_version']}")
+        else:
             config = manifest["config"]
             by = IMPORTED if "imported" in config else config.get("expert", REFINED)
             made.append((manifest["created"], by, artifact))
@@ -48,7 +48,7 @@ def choose_labels(
     if not fitting:
         known = ", ".join(sorted({by for _, by, _ in made}))
         wanted = f" by {expert}" if expert else ""
-        there = f"; there are those by {known}" if known else ""
+        there = f"; there are labels by {known}" if known else ""
         remedy = (
             f"`muva masks import {dataset.name} FILE`"
             if expert == IMPORTED

@@ -1,6 +1,6 @@
-"""How the predicted masks grow during stage 2: the same few images, behind some of its epochs.
+"""Pictures of the predicted masks during stage 2: the same few images, after some epochs.
 
-A worker predicts, and sends the masks; the driver draws them beside the expert's.
+A worker predicts the masks and sends them; the driver draws them beside the expert's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHOWN_IMAGES, MOST_PICTURES = 4, 12
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """Of some training images, behind an epoch."""
+    """The masks of some training images, after an epoch."""
 
     epoch: int
     images: np.ndarray
@@ -35,7 +35,7 @@ class Masks:
 
 
 def is_shown(epoch: int, epochs: int) -> bool:
-    """Whether an epoch of so many has a picture: the first, the last, and some between them."""
+    """Whether a picture is drawn after an epoch: the first, the last, and some in between."""
     every = -(-epochs // MOST_PICTURES)
     return epoch % every == 0 or epoch in (1, epochs)
 
@@ -44,16 +44,16 @@ def is_shown(epoch: int, epochs: int) -> bool:
 def masks_of(
     epoch: int, model: MuvaModel, images: TrainingImages, device: torch.device
 ) -> Masks | None:
-    """The masks that a model predicts now, without a change to it; None where it has no parts."""
+    """The masks that a model predicts, without changing it; None if it has no parts."""
     if not model.config.parts:
         return None
     count = len(images)
     chosen = np.unique(np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(int))
-    pixels, expert = images.compact(chosen, None)
+    pixels, expert = images.uint8_batch(chosen, None)
     assert expert is not None
     was_training = model.training
     model.eval()
-    encoded = model.encode_images(images.expanded(pixels.to(device)))
+    encoded = model.encode_images(images.normalise(pixels.to(device)))
     model.train(was_training)
     assert encoded.mask_probabilities is not None
     return Masks(
@@ -78,4 +78,4 @@ def draw_masks(run: Run, masks: Masks, parts: Sequence[str]) -> None:
         subtitle="Training images; the last block's prediction beside the expert's boxes",
         people_per_row=2,
     )
-    run.show(f"masks/epoch-{masks.epoch:03d}.png", sheet)
+    run.log_image_buffered(f"masks/epoch-{masks.epoch:03d}.png", sheet)

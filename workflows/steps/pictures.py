@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: ranked galleries, cameras among each other, predicted masks."""
+"""Pictures of an evaluation: ranked galleries, mAP between cameras, attention, masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tracking.pictures import (
     part_mask_sheet,
     ranked_gallery,
 )
-from workflows.steps.embed import UNTOUCHED, Judged
+from workflows.steps.embed import UNTRAINED, EvaluationSet
 from workflows.steps.score import QueryScores, shown_queries
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -33,19 +33,25 @@ SHOWN_MASKS, SHOWN_ATTENTION = 12, 6
 
 
 def draw(
-    run: Run, model: str, judged: Judged, metrics: Artifact, camera_pairs: Sequence[CameraPair]
+    run: Run,
+    model: str,
+    judged: EvaluationSet,
+    metrics: Artifact,
+    camera_pairs: Sequence[CameraPair],
 ) -> None:
-    """Ranked galleries, what cameras reach among each other, and where the model sees parts."""
+    """Log ranked galleries, the mAP between cameras, attention and predicted masks."""
     if camera_pairs:
-        run.figure("camera-pairs.png", _camera_map(open_dataset(judged.dataset).name, camera_pairs))
+        run.log_figure(
+            "camera-pairs.png", _camera_map(open_dataset(judged.dataset).name, camera_pairs)
+        )
     rows = judged.rows()
     for name, sheet in _gallery_sheets(judged, rows, QueryScores.read(metrics)).items():
-        run.picture(f"{name}.png", sheet)
-    if not model.startswith(UNTOUCHED):
+        run.log_image(f"{name}.png", sheet)
+    if not model.startswith(UNTRAINED):
         bundle = muva.load(model)
         if bundle.model.config.parts:
-            run.picture("predicted-masks.png", _mask_sheet(judged, rows, bundle))
-        run.picture("attention.png", _attention_sheet(judged, rows, bundle))
+            run.log_image("predicted-masks.png", _mask_sheet(judged, rows, bundle))
+        run.log_image("attention.png", _attention_sheet(judged, rows, bundle))
 
 
 def _camera_map(target: str, pairs: Sequence[CameraPair]) -> Figure:
@@ -53,14 +59,16 @@ def _camera_map(target: str, pairs: Sequence[CameraPair]) -> Figure:
     return heat_map(
         {(str(pair.query_camid), str(pair.gallery_camid)): pair.mean_ap for pair in pairs},
         title=f"mAP between cameras of {target}, per cent",
-        rows="query's camera",
-        columns="gallery's camera",
+        rows="camera of the query",
+        columns="camera of the gallery image",
         order=list(map(str, cameras)),
     )
 
 
-def _gallery_sheets(judged: Judged, rows: pa.Table, kept: QueryScores) -> dict[str, Image.Image]:
-    """Queries from the best ranked to the worst, and the worst ones, with their first matches."""
+def _gallery_sheets(
+    judged: EvaluationSet, rows: pa.Table, kept: QueryScores
+) -> dict[str, Image.Image]:
+    """Queries from the best to the worst, and the worst queries, each with its ranked list."""
     list_of = kept.list_of
 
     def people(places: np.ndarray) -> list[Person]:
@@ -100,8 +108,8 @@ def _gallery_sheets(judged: Judged, rows: pa.Table, kept: QueryScores) -> dict[s
     return sheets
 
 
-def _attention_sheet(judged: Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
-    """Where the class token and the part tokens look in the last block."""
+def _attention_sheet(judged: EvaluationSet, rows: pa.Table, bundle: Bundle) -> Image.Image:
+    """The attention of the class token and the part tokens in the last block."""
     images = judged.images(_some(rows, SHOWN_ATTENTION)["row"].to_numpy())
     return attention_sheet(
         images,
@@ -118,8 +126,8 @@ def _some(rows: pa.Table, count: int) -> pa.Table:
     return rows.take(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
 
 
-def _mask_sheet(judged: Judged, rows: pa.Table, bundle: Bundle) -> Image.Image:
-    """Some images under the masks that the last block's predictor gives."""
+def _mask_sheet(judged: EvaluationSet, rows: pa.Table, bundle: Bundle) -> Image.Image:
+    """Some images with the masks that the predictor of the last block gives."""
     chosen = _some(rows, SHOWN_MASKS)
     images = judged.images(chosen["row"].to_numpy())
     masks = bundle.predicted_masks(images)

@@ -1,88 +1,90 @@
-"""Features in parts on disk, ranked by Ray tasks: each counts in a stretch of the gallery.
+"""Ranking by Ray tasks over features on disk: each task counts in one chunk of the gallery.
 
-Counts are whole numbers that add up, so the figures do not depend on the tasks: not on how many
-there are, in which order they end, or how often one is repeated after its node was lost.
+Counts are integers that are added up, so that the scores do not depend on the number of tasks, on
+the order in which they end, or on how often one is repeated after its node was lost.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement, product
-from typing import Any
 
 import numpy as np
-import ray
-import torch
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
-from muva.retrieval.camera_rule import CameraRule, labels
+from muva.retrieval.camera_rule import CameraRule, checked_labels
 from muva.retrieval.distances import even_slices
-from muva.retrieval.features import Features, roomy_array
+from muva.retrieval.features import Features, allocate_or_memmap
 from muva.retrieval.match_ranks import (
+    FeatureChunk,
     MatchRanks,
     Pairs,
-    Side,
     Thresholds,
-    count_nearer_in,
-    judged_pairs,
+    count_nearer_in_chunk,
+    matching_and_ignored_pairs,
     pair_similarities,
 )
-from muva.retrieval.nearest import Nearest, compare
-from muva.retrieval.reranking import Encodings, Reranking, encode, members_of, who_counts
-from workflows.runtime.cluster import ANYWHERE
-from workflows.runtime.messages import results
+from muva.retrieval.nearest import NearestNeighbours, compare_chunks
+from muva.retrieval.reranking import (
+    Encodings,
+    Reranking,
+    encode,
+    expanded_reciprocal_members,
+    included_images,
+)
+from workflows.runtime.tasks import completed_tasks, run_tasks, shared
 
-FEATURES_FORMAT = 2
 PART_IMAGES = 512
-"""Images that a task embeds and writes together."""
-STRETCH_IMAGES = 16_384
-"""Gallery images that a task counts in: 128 MiB of features 2,048 wide."""
+"""Images per part, which a task embeds and writes together."""
+CHUNK_IMAGES = 16_384
+"""Gallery images per task: 128 MiB of features with 2,048 dimensions."""
 
 
 @dataclass(frozen=True)
 class FeatureParts:
-    """The features of an artifact, image after image in parts of `PART_IMAGES`."""
+    """The features of an artifact, stored in parts of `PART_IMAGES` images."""
 
     artifact: Artifact
 
     @staticmethod
     def name(first: int) -> str:
-        """The file of the part that begins with this image."""
+        """The file name of the part that begins with this image."""
         return f"part-{first:09d}.npy"
 
     def write(self, first: int, features: np.ndarray) -> None:
-        """Keep one part."""
+        """Write one part."""
         buffer = io.BytesIO()
         np.save(buffer, features, allow_pickle=False)
         self.artifact.store.write(self.artifact.key(self.name(first)), buffer.getvalue())
 
     @cached_property
     def firsts(self) -> np.ndarray:
-        """Each part's first image, and the number of all images."""
-        manifest = self.artifact.manifest(format_version=FEATURES_FORMAT)
+        """The first image of each part, followed by the number of all images."""
+        manifest = self.artifact.manifest(format_version=formats.FEATURES)
         assert manifest is not None, self.artifact.address
         images = manifest["summary"]["images"]
         return np.append(np.arange(0, images, PART_IMAGES), images)
 
     def read(self, images: np.ndarray) -> np.ndarray:
-        """(images, width): those of these numbers, in this order, in a mapped file where many.
+        """(images, dimensions): the features of these images, in this order.
 
-        Raises MuvaError for a damaged part.
+        Large arrays are memory-mapped files. Raises MuvaError for a damaged part.
         """
         part_of = np.searchsorted(self.firsts, images, side="right") - 1
         features: np.ndarray | None = None
         for part in np.unique(part_of):
-            places = np.flatnonzero(part_of == part)
+            indices = np.flatnonzero(part_of == part)
             values = self._part(int(self.firsts[part]))
             if features is None:
-                features = roomy_array((len(images), values.shape[1]), values.dtype)
-            features[places] = values[images[places] - self.firsts[part]]
-        assert features is not None, "no images are asked for"
+                features = allocate_or_memmap((len(images), values.shape[1]), values.dtype)
+            features[indices] = values[images[indices] - self.firsts[part]]
+        assert features is not None, "expected at least one image"
         return features
 
     def _part(self, first: int) -> np.ndarray:
@@ -98,168 +100,162 @@ class FeatureParts:
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """Images that follow each other in the gallery, or among queries and gallery."""
+class _Chunk:
+    """Consecutive images of the gallery, or of queries and gallery together."""
 
     parts: FeatureParts
     images: np.ndarray
-    """Their numbers in the parts."""
+    """Their indices into the parts."""
     first: int
-    """The place of the first one."""
+    """The position of the first one."""
 
     @property
     def place(self) -> slice:
         return slice(self.first, self.first + len(self.images))
 
-    def side(self, name: str) -> Side:
-        """Their features, in a task: with as many threads as the task has cores."""
-        torch.set_num_threads(1)
-        return Side(self.parts.read(self.images), name, first=self.first)
+    def features(self, name: str) -> FeatureChunk:
+        """Their features, read in a task."""
+        return FeatureChunk(self.parts.read(self.images), name, first=self.first)
 
 
-def _stretches(parts: FeatureParts, images: np.ndarray, largest: int) -> list[_Stretch]:
-    return [_Stretch(parts, images[s], s.start) for s in even_slices(len(images), largest)]
+def _chunks(parts: FeatureParts, images: np.ndarray, largest: int) -> list[_Chunk]:
+    return [_Chunk(parts, images[s], s.start) for s in even_slices(len(images), largest)]
 
 
 def ranks_of(
     parts: FeatureParts,
-    who: Features,
+    labels: Features,
     *,
     encodings: Encodings | None = None,
-    stretch_images: int = STRETCH_IMAGES,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    chunk_images: int = CHUNK_IMAGES,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[MatchRanks, CameraRule]:
-    """The ranks of all matches; `who` says who is on the images, its features are not read.
+    """The ranks of all matches; of `labels` only ids, pids and camids are read.
 
-    `encodings` re-rank. `tell` hears of gallery images that have been ranked, and of all. Needs a
-    Ray cluster.
+    With `encodings`, the ranking is re-ranked. `on_progress` is called with the number of gallery
+    images that have been ranked and of all. Needs a Ray cluster.
     """
-    rule = camera_rule(who)
-    queries = _Stretch(parts, who.queries, 0)
-    matches, ignored = judged_pairs(rule, len(who.queries))
-    stretches = _stretches(parts, who.gallery, stretch_images)
-    similarities = results(
-        [
-            _similarities.remote(queries, stretch, matches.within(stretch.place))
-            for stretch in stretches
-        ]
+    rule = camera_rule(labels)
+    queries = _Chunk(parts, labels.queries, 0)
+    matches, ignored = matching_and_ignored_pairs(rule, len(labels.queries))
+    chunks = _chunks(parts, labels.gallery, chunk_images)
+    similarities = run_tasks(
+        similarities_in_chunk,
+        [(queries, chunk, matches.within(chunk.place)) for chunk in chunks],
     )
     thresholds = Thresholds.of(
-        matches, np.concatenate(similarities), queries=len(who.queries), shifts=encodings
+        matches, np.concatenate(similarities), queries=len(labels.queries), rescoring=encodings
     )
-    shared = ray.put((rule, thresholds, encodings))
+    common = shared((rule, thresholds, encodings))
     nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
-    tasks = {
-        _count.remote(queries, stretch, shared, ignored.within(stretch.place)): len(stretch.images)
-        for stretch in stretches
-    }
-    for images, counts in _as_they_end(tasks):
+    calls = [(queries, chunk, common, ignored.within(chunk.place)) for chunk in chunks]
+    ranked = 0
+    for number, counts in completed_tasks(count_in_chunk, calls):
         nearer += counts
-        tell(images, len(who.gallery))
+        ranked += len(chunks[number].images)
+        on_progress(ranked, len(labels.gallery))
     return thresholds.ranks(nearer, rule), rule
 
 
 def encodings_by_tasks(
     parts: FeatureParts,
-    who: Features,
+    labels: Features,
     *,
     settings: Reranking,
-    stretch_images: int = STRETCH_IMAGES,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    chunk_images: int = CHUNK_IMAGES,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encodings:
-    """As `encodings_of`, the images compared by tasks: the same numbers for any of them.
+    """Like `compute_encodings`, with identical results for any division into tasks.
 
-    `tell` hears of pairs of images that have been compared, and of all. Needs a Ray cluster.
+    `on_progress` is called with the number of pairs of images that have been compared and of all.
+    Needs a Ray cluster.
     """
-    images = np.concatenate([who.queries, who.gallery])
-    junk = np.flatnonzero(who.pids[who.gallery] == JUNK_PID)
-    counts = who_counts(len(who.queries), len(who.gallery), junk)
-    nearest = Nearest.of(len(images), count=min(settings.neighbours, int(counts.sum())))
-    stretches = _stretches(parts, images, stretch_images)
-    shared = ray.put(counts)
-    tasks, total = {}, 0
-    for one, other in combinations_with_replacement(stretches, 2):
-        task = _compare.remote(one, other, shared, nearest.images.shape[1])
-        size = len(one.images) * len(other.images)
-        tasks[task], total = size, total + size
-    for done, found in _as_they_end(tasks):
-        for place, some in found:
-            nearest.rows(place).merge(some)
-        tell(done, total)
-    members = members_of(nearest, settings)
-    cosines = np.empty(len(members.query))
-    both = list(product(stretches, repeat=2))
-    places = [members.among(one.place, other.place) for one, other in both]
-    found = results(
-        [
-            _similarities.remote(one, other, members.take(here))
-            for (one, other), here in zip(both, places, strict=True)
-        ]
+    images = np.concatenate([labels.queries, labels.gallery])
+    junk = np.flatnonzero(labels.pids[labels.gallery] == JUNK_PID)
+    included = included_images(len(labels.queries), len(labels.gallery), junk)
+    nearest = NearestNeighbours.empty(
+        len(images), count=min(settings.neighbours, int(included.sum()))
     )
-    for here, values in zip(places, found, strict=True):
-        cosines[here] = values
-    return encode(nearest, members, cosines, queries=len(who.queries), settings=settings)
+    chunks = _chunks(parts, images, chunk_images)
+    common = shared(included)
+    pairs = list(combinations_with_replacement(chunks, 2))
+    sizes = [len(one.images) * len(other.images) for one, other in pairs]
+    calls = [(one, other, common, nearest.images.shape[1]) for one, other in pairs]
+    compared = 0
+    for number, neighbours in completed_tasks(neighbours_between, calls):
+        for place, found in neighbours:
+            nearest.rows(place).merge(found)
+        compared += sizes[number]
+        on_progress(compared, sum(sizes))
+    members = expanded_reciprocal_members(nearest, settings)
+    cosines = np.empty(len(members.query))
+    both = list(product(chunks, repeat=2))
+    selections = [members.among(one.place, other.place) for one, other in both]
+    values_of = run_tasks(
+        similarities_in_chunk,
+        [
+            (one, other, members.select(selected))
+            for (one, other), selected in zip(both, selections, strict=True)
+        ],
+    )
+    for selected, values in zip(selections, values_of, strict=True):
+        cosines[selected] = values
+    return encode(nearest, members, cosines, queries=len(labels.queries), settings=settings)
 
 
-def camera_rule(who: Features) -> CameraRule:
-    """Which images count for which query."""
+def camera_rule(labels: Features) -> CameraRule:
+    """The rules by which gallery images count for a query."""
     query, gallery = (
-        labels(
-            pids=who.pids[side],
-            camids=None if who.camids is None else who.camids[side],
-            ids=who.ids[side],
+        checked_labels(
+            pids=labels.pids[side],
+            camids=None if labels.camids is None else labels.camids[side],
+            ids=labels.ids[side],
             count=len(side),
             side=name,
         )
-        for name, side in (("query", who.queries), ("gallery", who.gallery))
+        for name, side in (("query", labels.queries), ("gallery", labels.gallery))
     )
     return CameraRule(query, gallery)
 
 
-def _as_they_end(size_of: dict[ray.ObjectRef, int]) -> Iterator[tuple[int, Any]]:
-    """The results of tasks, each let go once it is used; with the sizes of all that have ended."""
-    done = 0
-    while size_of:
-        [task], _ = ray.wait([*size_of], num_returns=1)
-        [result] = results([task])
-        done += size_of.pop(task)
-        yield done, result
-
-
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _similarities(one: _Stretch, other: _Stretch, pairs: Pairs) -> np.ndarray:
-    return pair_similarities(one.side("query_features"), other.side("gallery_features"), pairs)
-
-
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _count(
-    queries: _Stretch,
-    stretch: _Stretch,
-    shared: tuple[CameraRule, Thresholds, Encodings | None],
-    ignored: Pairs,
-) -> np.ndarray:
-    rule, thresholds, encodings = shared
-    return count_nearer_in(
-        queries.side("query_features"),
-        stretch.side("gallery_features"),
-        thresholds,
-        ignored=ignored,
-        rule=rule,
-        shifts=encodings,
+def similarities_in_chunk(one: _Chunk, other: _Chunk, pairs: Pairs) -> np.ndarray:
+    """The cosine similarities of pairs of images of two chunks."""
+    return pair_similarities(
+        one.features("query_features"), other.features("gallery_features"), pairs
     )
 
 
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _compare(
-    one: _Stretch, other: _Stretch, counts: np.ndarray, neighbours: int
-) -> list[tuple[slice, Nearest]]:
-    """What the images of each stretch found in the other."""
-    mine, of_mine = one.side("features"), Nearest.of(len(one.images), count=neighbours)
+def count_in_chunk(
+    queries: _Chunk,
+    chunk: _Chunk,
+    common: tuple[CameraRule, Thresholds, Encodings | None],
+    ignored: Pairs,
+) -> np.ndarray:
+    """For each match of a query, how many images of the chunk are nearer to the query."""
+    rule, thresholds, encodings = common
+    return count_nearer_in_chunk(
+        queries.features("query_features"),
+        chunk.features("gallery_features"),
+        thresholds,
+        ignored=ignored,
+        rule=rule,
+        rescoring=encodings,
+    )
+
+
+def neighbours_between(
+    one: _Chunk, other: _Chunk, included: np.ndarray, neighbours: int
+) -> list[tuple[slice, NearestNeighbours]]:
+    """The nearest neighbours of the images of each chunk in the other chunk."""
+    mine = one.features("features")
+    of_mine = NearestNeighbours.empty(len(one.images), count=neighbours)
     found = [(one.place, of_mine)]
     theirs, of_theirs = mine, of_mine
     if other.first != one.first:
-        theirs = other.side("features")
-        of_theirs = Nearest.of(len(other.images), count=neighbours)
+        theirs = other.features("features")
+        of_theirs = NearestNeighbours.empty(len(other.images), count=neighbours)
         found.append((other.place, of_theirs))
-    compare(mine, theirs, of_one=of_mine, of_other=of_theirs, counts=counts)
+    compare_chunks(
+        mine, theirs, found_for_one=of_mine, found_for_other=of_theirs, included=included
+    )
     return found

@@ -1,4 +1,4 @@
-"""Label sets that rules make of others."""
+"""Refining pseudo-labels by rules, as a step."""
 
 from __future__ import annotations
 
@@ -8,61 +8,70 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from muva.data.artifacts import Artifact, fingerprint
+from muva.data import formats
+from muva.data.artifacts import Artifact
+from muva.data.lineage import Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
 from muva.grounding.labels import (
-    LABEL_FORMAT,
     open_labels,
-    read_label_part,
+    read_shard_labels,
     summarise_labels,
-    write_label_part,
+    write_shard_labels,
 )
 from muva.grounding.rules import RULES_VERSION, apply_rules, check_rules
 from workflows.progress import track
 from workflows.session import Session
-from workflows.steps.step import Done, Step, do_step
+from workflows.steps.step import Step, StepResult, run_step
 
 
-def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> Done:
-    """The labels that these rules make of others; those stay as they are."""
+def refine_step(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> Step:
+    """Declare the pseudo-labels that these rules make from `raw` ones."""
+    name = open_dataset(source).name
+    return Step(
+        title=f"refine {name}",
+        store=session.store,
+        kind="labels",
+        name=name,
+        format_version=formats.LABELS,
+        settings={"refined": True, "rules": list(rules), "version": RULES_VERSION},
+        inputs={Role.DATASET: [source], Role.LABELS: [raw]},
+    )
+
+
+def refine(session: Session, source: Artifact, raw: Artifact, rules: Sequence[str]) -> StepResult:
+    """Make pseudo-labels from `raw` ones by these rules; the raw ones are not changed."""
     check_rules(rules)
     dataset = open_dataset(source)
-    settings = {"refined": raw.address, "rules": list(rules), "version": RULES_VERSION}
-    artifact = Artifact(session.store, "labels", dataset.name, fingerprint([settings]))
+    step = refine_step(session, source, raw, rules)
+    artifact = step.artifact
 
     def work(_: object) -> dict[str, Any]:
         labels = open_labels(raw, dataset=dataset)
         if labels.grid:
             raise MuvaError(
-                f"{raw.uri}: holds masks; expected boxes, which rules change: --expert chooses"
+                f"{raw.uri}: contains masks; expected boxes, which the rules refine. Choose labels "
+                "with boxes with --expert"
             )
         boxes, found = (values.numpy() for values in labels.boxes(labels.image_ids))
         boxes, found, counts = apply_rules(boxes, found, labels.parts, rules)
         with track(f"refine {dataset.name}") as progress:
             for index in labels.shards:
-                table = read_label_part(raw, index)
+                table = read_shard_labels(raw, index)
                 at = (
-                    labels.rows_of(table["image_id"].to_pylist()),
+                    labels.row_indices(table["image_id"].to_pylist()),
                     [labels.parts.index(part) for part in table["part"].to_pylist()],
                 )
-                write_label_part(artifact, index, _with_boxes(table, boxes[at], found[at]))
+                write_shard_labels(artifact, index, _with_boxes(table, boxes[at], found[at]))
                 progress.update(index + 1, len(labels.shards))
         summary = summarise_labels(artifact, dataset, parts=labels.parts, quarantine_limit=1.0)
         return summary | {"rules": counts}
 
-    step = Step(
-        label=f"refine {dataset.name}",
-        artifact=artifact,
-        format_version=LABEL_FORMAT,
-        config=settings,
-        inputs={"dataset": source.address, "labels": raw.address},
-    )
-    return do_step(step, session=session, work=work)
+    return run_step(step, session=session, work=work)
 
 
 def _with_boxes(table: pa.Table, boxes: np.ndarray, found: np.ndarray) -> pa.Table:
-    """The rows with other boxes; what is dropped has no score."""
+    """The rows with the refined boxes; a dropped box has no score."""
     lists = [box.tolist() if there else None for box, there in zip(boxes, found, strict=True)]
     scores = [
         score if there else None

@@ -1,21 +1,25 @@
-"""Data sets and models in the terms in which MLflow is told of them; a recipe's settings too.
+"""Data sets and models as inputs and outputs of MLflow runs, and the parameters of pipelines.
 
-MLflow is imported where a run is written: by the driver alone.
+MLflow is imported where a run is written: by the driver only.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig, differences, load_recipe
-from muva.data.artifacts import Artifact, open_artifact
+from muva.data.artifacts import Artifact, artifact_at, open_artifact
+from muva.data.lineage import Node, Role, node_at
 from muva.data.shards import open_dataset
-from muva.models import BUNDLE, described, local_copy
-from workflows.steps.embed import UNTOUCHED
+from muva.models import model_description
+from workflows.steps.embed import UNTRAINED
 
-ALWAYS_TOLD = (
+if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from tracking.lineage import UsedDataset, UsedModel
+    from tracking.runs import Run
+
+ALWAYS_LOGGED = (
     "seed",
     "model.clip",
     "model.parts",
@@ -25,25 +29,21 @@ ALWAYS_TOLD = (
     "stage2.lr",
     "stage2.batch_size",
 )
-"""Settings that every pipeline's run has among its parameters, so that runs can be compared."""
-NOT_TOLD = ("tune", "name", "description")
-
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    from tracking.lineage import UsedDataset, UsedModel
-    from tracking.runs import Run
+"""Settings that are logged as parameters of every pipeline, so that runs can be compared."""
+NOT_LOGGED = ("tune", "name", "description", "execution")
 
 
-def told_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Parameters of a pipeline or search: those, and what differs from `base`."""
-    told = differences(config, load_recipe("base"))
-    told = {name: value for name, value in told.items() if not name.startswith(NOT_TOLD)}
+def run_params(config: ExperimentConfig) -> dict[str, Any]:
+    """The parameters of a pipeline or search: `ALWAYS_LOGGED`, and what differs from `base`."""
+    params = differences(config, load_recipe("base"))
+    params = {name: value for name, value in params.items() if not name.startswith(NOT_LOGGED)}
     whole = config.model_dump(mode="json")
-    for name in ALWAYS_TOLD:
+    for name in ALWAYS_LOGGED:
         value: Any = whole
         for step in name.split("."):
             value = value[step]
-        told[name] = value
-    return told
+        params[name] = value
+    return params
 
 
 def used_dataset(artifact: Artifact) -> UsedDataset:
@@ -60,26 +60,25 @@ def used_dataset(artifact: Artifact) -> UsedDataset:
 
 
 def used_model(model: str) -> UsedModel:
-    """A model, by its URI or as `clip:NAME`."""
+    """A model as a run's input or output, by its URI or as `clip:NAME`."""
     from tracking.lineage import UsedModel
 
-    if model.startswith(UNTOUCHED):
+    if model.startswith(UNTRAINED):
         name = re.sub(r"[^\w-]+", "-", model)
-        return UsedModel(name=name, address=name, params={"clip": model.removeprefix(UNTOUCHED)})
+        return UsedModel(name=name, address=name, params={"clip": model.removeprefix(UNTRAINED)})
     artifact = open_artifact(model)
-    manifest: Mapping[str, Any] = artifact.manifest() or {"config": {}, "inputs": {}}
-    sources = [
-        address.split("/")[-1].rpartition("-")[0]
-        for role, address in manifest["inputs"].items()
-        if role.startswith("source ")
-    ]
-    settings = manifest["config"].get("model", {})
+    trained = training_of(node_at(artifact.store, artifact.address))
+    made_by = trained.manifest or trained.started or {"config": {}}
+    settings = made_by["config"].get("model", {})
     params = {
-        "sources": " + ".join(sources),
+        "sources": " + ".join(
+            artifact_at(artifact.store, address).name
+            for address in trained.inputs.get(Role.SOURCE, ())
+        ),
         "clip": str(settings.get("clip", "")),
         "parts": ", ".join(settings.get("parts", ())),
-        "seed": str(manifest["config"].get("seed", "")),
-        "epoch": str(manifest["config"].get("epoch", "")),
+        "seed": str(made_by["config"].get("seed", "")),
+        "checkpoint": str((artifact.manifest() or {}).get("facts", {}).get("checkpoint", "")),
     }
     return UsedModel(
         name=re.sub(r"[^\w-]+", "-", artifact.name),
@@ -89,13 +88,20 @@ def used_model(model: str) -> UsedModel:
     )
 
 
+def training_of(model: Node) -> Node:
+    """The model after the last epoch of the training that this model belongs to."""
+    given = model.inputs.get(Role.TRAINING)
+    return node_at(model.artifact.store, given[0]) if given else model
+
+
 def served_model(run: Run, model: Artifact) -> str:
-    """The id of a model's logged model, with the files by which MLflow loads and serves it."""
+    """The id of the logged model in MLflow, with the files for loading and serving it."""
+    from muva.models import BUNDLE, local_copy
     from tracking.models import add_files, has_files
 
-    feature_dim = described(model)["feature_dim"]
-    model_id = run.model(used_model(model.uri), made=False)
-    if not has_files(run, model_id):  # a bundle may be far away, and large
+    feature_dim = model_description(model)["feature_dim"]
+    model_id = run.log_model(used_model(model.uri), made=False)
+    if not has_files(run, model_id):  # a bundle may be remote and large
         with local_copy(model, BUNDLE) as bundle:
             add_files(run, model_id, bundle, address=model.address, feature_dim=feature_dim)
     return model_id

@@ -1,15 +1,14 @@
-"""The score of a ranking, by Ray tasks: of the one split that a data set has, or of its trials."""
+"""Scores of a ranking, by Ray tasks: of a data set's own split, or the means over its trials."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 
 from muva.config import EvaluationConfig
 from muva.data.artifacts import Artifact
@@ -20,12 +19,12 @@ from muva.data.shards import open_dataset
 from muva.retrieval.features import Features
 from muva.retrieval.metrics import evaluate
 from muva.retrieval.ranked_lists import ranked_lists
-from muva.retrieval.reranking import Encodings, Reranking, encodings_of
+from muva.retrieval.reranking import Encodings, Reranking, compute_encodings
+from muva.retrieval.results import Scores
 from muva.retrieval.scores import RetrievalResult, score
 from workflows.progress import track
-from workflows.runtime.cluster import ANYWHERE
-from workflows.runtime.messages import results
-from workflows.steps.embed import Judged, people_of
+from workflows.runtime.tasks import run_tasks
+from workflows.steps.embed import EvaluationSet, image_labels
 from workflows.steps.rank import FeatureParts, encodings_by_tasks, ranks_of
 
 CURVE_RANKS = tuple(range(1, 51))
@@ -36,41 +35,41 @@ _PER_QUERY = "per-query.npz"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QueryScores:
-    """What is kept of each query, beside a summary of all."""
+    """The results that are kept for each query."""
 
     query: np.ndarray
-    """(queries,): places among the judged images; with trials those of the first one."""
+    """(queries,): indices into the evaluation set; with several trials, those of the first one."""
     gallery: np.ndarray
-    """(gallery,): places likewise."""
+    """(gallery,): indices into the evaluation set."""
     average_precision: np.ndarray
-    """(queries,), NaN where there is no match."""
+    """(queries,), NaN without a match."""
     first_match_rank: np.ndarray
-    """(queries,), 0 where there is no match."""
+    """(queries,), 0 without a match."""
     lists: np.ndarray
-    """(shown queries, matches): what `shown_numbers` find first, by number in the gallery; -1
-    where there is no more."""
+    """(shown queries, ranks): the first images in the ranked lists of `shown_numbers`, as indices
+    into `gallery`; -1 beyond the end of the gallery."""
 
     @property
     def list_of(self) -> dict[int, np.ndarray]:
-        """Query -> its list, of those that have one."""
+        """Query -> its ranked list, for the queries that have one."""
         numbers = shown_numbers(self.average_precision)
         return {int(number): row[row >= 0] for number, row in zip(numbers, self.lists, strict=True)}
 
     def write(self, metrics: Artifact) -> None:
-        """Keep them in an artifact."""
+        """Write them to an artifact of metrics."""
         buffer = io.BytesIO()
         np.savez(buffer, **dataclasses.asdict(self))
         metrics.store.write(metrics.key(_PER_QUERY), buffer.getvalue())
 
     @classmethod
     def read(cls, metrics: Artifact) -> QueryScores:
-        """Those that were kept."""
+        """Read what `write` has written."""
         with np.load(metrics.store.path(metrics.key(_PER_QUERY))) as arrays:
             return cls(**arrays)
 
 
 def shown_queries(average_precision: np.ndarray) -> dict[str, np.ndarray]:
-    """Queries to look at: from the best to the worst, evenly spaced; and the worst, worst first."""
+    """The queries of the two pictures: evenly spaced from best to worst, and the worst ones."""
     valid = np.flatnonzero(~np.isnan(average_precision))
     by_precision = valid[np.argsort(-average_precision[valid], kind="stable")]
     count = min(SHOWN_QUERIES, len(valid))
@@ -81,51 +80,54 @@ def shown_queries(average_precision: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def shown_numbers(average_precision: np.ndarray) -> np.ndarray:
-    """All queries to look at, ascending."""
+    """The queries of all pictures, in ascending order."""
     return np.unique(np.concatenate([*shown_queries(average_precision).values()]))
 
 
-def scored(
-    judged: Judged, parts: FeatureParts, metrics: Artifact, config: EvaluationConfig
-) -> dict[str, Any]:
-    """Ranks and scores; writes each query's scores, returns the summary. Needs a Ray cluster."""
-    who = people_of(judged.rows())
-    trials = [] if judged.held_out else read_trials(open_dataset(judged.dataset))
+def rank_and_score(
+    images: EvaluationSet, parts: FeatureParts, metrics: Artifact, config: EvaluationConfig
+) -> Scores:
+    """Rank and score; the results of each query go to `metrics`. Needs a Ray cluster."""
+    labels = image_labels(images.rows())
+    trials = [] if images.held_out else read_trials(open_dataset(images.dataset))
     if trials:
-        [(summary, kept)] = results([_score_trials.remote(parts, who, trials, config)])
+        [(scores, kept)] = run_tasks(score_trials, [(parts, labels, trials, config)])
         kept.write(metrics)
-        return summary
+        return scores
     rerank: Encodings | bool = False
     if config.rerank:
-        with track(f"find the neighbours of {len(who)} images") as progress:
-            rerank = encodings_by_tasks(parts, who, settings=Reranking(), tell=progress.update)
-    with track(f"rank for {len(who.queries)} queries") as progress:
-        ranks, rule = ranks_of(parts, who, encodings=rerank or None, tell=progress.update)
-    found = score(ranks, rule, ranks=_ranks_told(config))
-    [kept] = results([_look.remote(parts, who, found, rerank)])
+        with track(f"find the neighbours of {len(labels)} images") as progress:
+            rerank = encodings_by_tasks(
+                parts, labels, settings=Reranking(), on_progress=progress.update
+            )
+    with track(f"rank for {len(labels.queries)} queries") as progress:
+        ranks, rule = ranks_of(parts, labels, encodings=rerank or None, on_progress=progress.update)
+    result = score(ranks, rule, ranks=_reported_ranks(config))
+    [kept] = run_tasks(query_scores, [(parts, labels, result, rerank)])
     kept.write(metrics)
-    return summary_of(who, config, found)
+    return scores_of(labels, config, result)
 
 
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _look(
-    parts: FeatureParts, who: Features, found: RetrievalResult, rerank: Encodings | bool
+def query_scores(
+    parts: FeatureParts, labels: Features, result: RetrievalResult, rerank: Encodings | bool
 ) -> QueryScores:
-    return _with_lists(parts, who, found, rerank, query=who.queries, gallery=who.gallery)
+    """The results of each query of a data set's own split."""
+    query, gallery = labels.queries, labels.gallery
+    return _with_lists(parts, labels, result, rerank, query=query, gallery=gallery)
 
 
 def _with_lists(
     parts: FeatureParts,
-    who: Features,
-    found: RetrievalResult,
+    labels: Features,
+    result: RetrievalResult,
     rerank: Encodings | bool,
     *,
     query: np.ndarray,
     gallery: np.ndarray,
 ) -> QueryScores:
-    """The scores of each query, and what the queries to look at find first."""
-    numbers = shown_numbers(found.average_precision)
-    shown = who.chosen(query=query[numbers], gallery=gallery)
+    """The scores of each query, and the ranked lists of the queries in pictures."""
+    numbers = shown_numbers(result.average_precision)
+    shown = labels.select(query=query[numbers], gallery=gallery)
     inputs: dict[str, Any] = shown.retrieval_inputs() | {
         "query_features": parts.read(query[numbers]),
         "gallery_features": parts.read(gallery),
@@ -135,69 +137,77 @@ def _with_lists(
     return QueryScores(
         query=query,
         gallery=gallery,
-        average_precision=found.average_precision,
-        first_match_rank=found.first_match_rank,
+        average_precision=result.average_precision,
+        first_match_rank=result.first_match_rank,
         lists=ranked_lists(**inputs, top=SHOWN_MATCHES, rerank=rerank).indices,
     )
 
 
-@ray.remote(max_retries=3, scheduling_strategy=ANYWHERE)
-def _score_trials(
-    parts: FeatureParts, who: Features, trials: Sequence[Trial], config: EvaluationConfig
-) -> tuple[dict[str, Any], QueryScores]:
-    """The means over the trials; and of the first one, what is kept of each query."""
-    # Of few images, where there are trials.
-    embedded = dataclasses.replace(who, features=parts.read(np.arange(len(who))))
-    place = {image_id: index for index, image_id in enumerate(embedded.ids.tolist())}
-    summaries, kept = [], []
+def score_trials(
+    parts: FeatureParts, labels: Features, trials: Sequence[Trial], config: EvaluationConfig
+) -> tuple[Scores, QueryScores]:
+    """The means over the trials, and the results of each query of the first trial."""
+    # Data sets with trials are small.
+    embedded = dataclasses.replace(labels, features=parts.read(np.arange(len(labels))))
+    index_of = {image_id: index for index, image_id in enumerate(embedded.ids.tolist())}
+    every, kept = [], []
     for trial in trials:
         query, gallery = (
-            np.array([place[i] for i in ids if i in place]) for ids in (trial.query, trial.gallery)
+            np.array([index_of[i] for i in ids if i in index_of])
+            for ids in (trial.query, trial.gallery)
         )
-        chosen = embedded.chosen(query=query, gallery=gallery)
+        chosen = embedded.select(query=query, gallery=gallery)
         rerank = _encodings(chosen) if config.rerank else False
-        found = score_features(chosen, config, rerank=rerank)
-        summaries.append(summary_of(chosen, config, found))
+        result = score_features(chosen, config, rerank=rerank)
+        every.append(scores_of(chosen, config, result))
         if not kept:
-            kept.append(_with_lists(parts, who, found, rerank, query=query, gallery=gallery))
-    return mean_summary(summaries), kept[0]
+            kept.append(_with_lists(parts, labels, result, rerank, query=query, gallery=gallery))
+    return mean_scores(every), kept[0]
 
 
-def mean_summary(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The means of several trials' results; what differs by trial alone is left out."""
-    means = dict(every[0]) | {"trials": len(every), "intervals": {}, "camera_pairs": []}
-    for name in ("mean_ap", "mean_inp", "queries", "valid_queries", "gallery"):
-        means[name] = statistics.fmean(one[name] for one in every)
-    for name in ("queries", "valid_queries", "gallery"):
-        means[name] = round(means[name])
-    for name in ("cmc", "curve"):
-        means[name] = {
-            rank: statistics.fmean(one[name][rank] for one in every) for rank in every[0][name]
+def mean_scores(every: Sequence[Scores]) -> Scores:
+    """The means over several trials, without results that have no mean."""
+
+    def mean(name: str) -> float:
+        return statistics.fmean(getattr(one, name) for one in every)
+
+    def mean_at(name: str) -> dict[int, float]:
+        return {
+            rank: statistics.fmean(getattr(one, name)[rank] for one in every)
+            for rank in getattr(every[0], name)
         }
-    return means
+
+    return dataclasses.replace(
+        every[0],
+        mean_ap=mean("mean_ap"),
+        mean_inp=mean("mean_inp"),
+        cmc=mean_at("cmc"),
+        curve=mean_at("curve"),
+        queries=round(mean("queries")),
+        valid_queries=round(mean("valid_queries")),
+        gallery=round(mean("gallery")),
+        trials=len(every),
+        intervals={},
+        camera_pairs=(),
+    )
 
 
-def summary_of(
-    features: Features, config: EvaluationConfig, found: RetrievalResult
-) -> dict[str, Any]:
-    """A result as plain data."""
-    return {
-        "mean_ap": found.mean_ap,
-        "mean_inp": found.mean_inp,
-        "cmc": {str(rank): found.cmc[rank] for rank in config.ranks},
-        "curve": {str(rank): found.cmc[rank] for rank in CURVE_RANKS},
-        "queries": len(features.queries),
-        "valid_queries": found.valid_queries,
-        "gallery": len(features.gallery),
-        "cameras_known": features.camids is not None,
-        "reranked": config.rerank,
-        "trials": 0,
-        "intervals": {
-            "mean_ap": dataclasses.asdict(found.mean_ap_interval),
-            "rank1": dataclasses.asdict(found.rank1_interval),
-        },
-        "camera_pairs": [dataclasses.asdict(pair) for pair in found.camera_pairs],
-    }
+def scores_of(features: Features, config: EvaluationConfig, result: RetrievalResult) -> Scores:
+    """The scores of a ranking, without the results of each query."""
+    return Scores(
+        mean_ap=result.mean_ap,
+        mean_inp=result.mean_inp,
+        cmc={rank: result.cmc[rank] for rank in config.ranks},
+        curve={rank: result.cmc[rank] for rank in CURVE_RANKS},
+        queries=len(features.queries),
+        valid_queries=result.valid_queries,
+        gallery=len(features.gallery),
+        cameras_known=features.camids is not None,
+        reranked=config.rerank,
+        trials=0,
+        intervals={"mean_ap": result.mean_ap_interval, "rank1": result.rank1_interval},
+        camera_pairs=result.camera_pairs,
+    )
 
 
 def score_features(
@@ -207,10 +217,10 @@ def score_features(
     rerank: Encodings | bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RetrievalResult:
-    """CMC at the settings' ranks and along the curve, mAP, mINP; in this process."""
+    """CMC at the ranks of the settings and as a curve, mAP and mINP, computed in this process."""
     return evaluate(
         **features.retrieval_inputs(),
-        ranks=_ranks_told(config),
+        ranks=_reported_ranks(config),
         rerank=config.rerank if rerank is None else rerank,
         progress=progress,
     )
@@ -218,13 +228,13 @@ def score_features(
 
 def _encodings(features: Features) -> Encodings:
     inputs = features.retrieval_inputs()
-    return encodings_of(
+    return compute_encodings(
         inputs["query_features"],
         inputs["gallery_features"],
-        left_out=np.flatnonzero(inputs["gallery_pids"] == JUNK_PID),
+        excluded=np.flatnonzero(inputs["gallery_pids"] == JUNK_PID),
         settings=Reranking(),
     )
 
 
-def _ranks_told(config: EvaluationConfig) -> list[int]:
+def _reported_ranks(config: EvaluationConfig) -> list[int]:
     return sorted({*config.ranks, *CURVE_RANKS})

@@ -1,8 +1,10 @@
 """A step: a pure function of settings and input artifacts, whose result is an artifact.
 
-A step whose artifact is committed is skipped and says so; one without is computed, and takes up
-whatever finished parts it finds. Each step of a pipeline is a child run in MLflow, keyed by the
-artifact's address: doing it again, or skipping it, completes that run and makes no second one.
+A step declares its kind, name, format version, settings and inputs; its artifact's address follows
+from these, and is computed here and nowhere else. A step whose artifact is complete is skipped
+after a single look-up; any other is computed, reusing the parts that an interrupted attempt
+finished. Each step of a pipeline is a child run in MLflow, keyed by the artifact's address, so that
+repeating or skipping the step completes that run instead of creating a second one.
 """
 
 from __future__ import annotations
@@ -10,111 +12,185 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from muva.data.artifacts import Artifact
-from tracking.names import ARTIFACT_TAG
+from muva.data.artifacts import Artifact, fingerprint
+from muva.data.lineage import Inputs, inputs_on_disk, node_at
+from muva.data.store import Store
+from tracking.names import ARTIFACT_TAG, DATASETS_TAG
 from workflows.progress import say
 from workflows.session import Session
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
     from tracking.runs import Run
 
-
-MEANT_BY_NAME = ("datasets", "models")
-"""Kinds of which people give names: the name means what was asked for last."""
+NAMED_BY_USERS = ("datasets", "models")
+"""Kinds whose names users give: a name refers to the artifact last requested under it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What makes a step: its artifact, and what the artifact is made from."""
+    """The declaration of a step."""
 
-    label: str
-    artifact: Artifact
+    title: str
+    """Its name in progress messages and in MLflow."""
+    store: Store
+    kind: str
+    name: str
     format_version: int
-    config: Mapping[str, Any]
-    """The settings that the address is a hash of."""
-    inputs: Mapping[str, str]
-    """Role -> address of an input artifact."""
+    """One of `muva.data.formats`."""
+    settings: Mapping[str, Any]
+    """Everything that changes the result, in addition to the inputs."""
+    inputs: Inputs = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Recorded in the manifest, for tables and comparisons; not part of the address."""
+    known_artifact: Artifact | None = None
+    """An existing artifact that is its result, if an earlier command made it."""
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """The artifact of its result; this is the only place that computes an address."""
+        if self.known_artifact is not None:
+            return self.known_artifact
+        made_from = {
+            f"{role}": [_identity(artifact) for artifact in artifacts]
+            for role, artifacts in self.inputs.items()
+        }
+        address = fingerprint([self.format_version, self.settings, made_from])
+        return Artifact(self.store, self.kind, self.name, address)
+
+    def start(self) -> None:
+        """Record in the store that the step is being computed, and from what."""
+        self.artifact.start(**self._stored())
+
+    def _stored(self) -> dict[str, Any]:
+        """What the note and the manifest record of how it was made."""
+        return {
+            "format_version": self.format_version,
+            "config": dict(self.settings),
+            "inputs": inputs_on_disk(self.inputs),
+            "facts": {**self.facts, "datasets": self.datasets},
+        }
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """The names of the data sets that the result is made from, directly or indirectly."""
+        if self.kind == "datasets":
+            return [self.name]
+        names = set()
+        for artifact in (one for artifacts in self.inputs.values() for one in artifacts):
+            if artifact.kind == "datasets":
+                names.add(artifact.name)
+            else:
+                names.update(node_at(artifact.store, artifact.address).facts.get("datasets", ()))
+        return sorted(names)
+
+    def commit(self, *, summary: Mapping[str, Any], seconds: float) -> None:
+        """Write the manifest, which makes the artifact complete."""
+        self.artifact.commit(**self._stored(), summary=summary, seconds=seconds)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of its artifact; None if that is unfinished."""
+        return self.artifact.manifest(format_version=self.format_version)
+
+
+def _identity(artifact: Artifact) -> str:
+    """What an input contributes to an address; for a data set its content, whatever its source."""
+    if artifact.kind != "datasets":
+        return artifact.address
+    from muva.data.shards import open_dataset
+
+    dataset = open_dataset(artifact)
+    return f"{dataset.name}/{dataset.fingerprint}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class StepResult:
     """A finished step."""
 
     artifact: Artifact
     summary: dict[str, Any]
     seconds: float
-    """What computing it took; nothing but the look-up when it was there already."""
+    """How long computing it took this time; next to nothing if it was skipped."""
     computed: bool
 
 
 @dataclass(frozen=True)
-class Tell:
-    """Writes to a step's run while the work goes on; nowhere where nothing is tracked."""
+class MetricLogger:
+    """Logs metrics to a step's run during the work; does nothing without tracking."""
 
     run: Run | None
 
     def __call__(self, metrics: Mapping[str, float], epoch: int | None) -> None:
-        """Metrics, and the epoch that they are of."""
+        """Log metrics, and the epoch that they belong to."""
         if self.run is not None:
-            self.run.tell(metrics, epoch)
+            self.run.log_metrics_buffered(metrics, epoch)
 
 
-def do_step(
+def run_step(
     step: Step,
     *,
     session: Session,
-    work: Callable[[Tell], dict[str, Any]],
-    report: Callable[[Run, dict[str, Any]], None] = lambda run, summary: None,
+    work: Callable[[MetricLogger], dict[str, Any]],
+    log: Callable[[Run, dict[str, Any]], None] = lambda run, summary: None,
     spent_s: float = 0.0,
-) -> Done:
-    """The step's artifact: found, or made by `work`, which returns the manifest's summary.
+) -> StepResult:
+    """Skip the step if its artifact is complete; otherwise call `work`, which returns the summary.
 
-    `spent_s`: seconds that it took before, where several steps are computed together.
-
-    `report` writes into the step's run what the finished summary holds, also when the step is
-    skipped, so that a run which lost something on the way is completed.
+    `log` logs the summary to the step's run. A run in which everything has been logged is not
+    opened again; one that is incomplete, because MLflow was unavailable or the process was killed,
+    is completed even if the step is skipped. `spent_s` are seconds that were spent on the step
+    earlier, if several steps are computed together.
     """
-    shared = session.shared
-    manifest = step.artifact.manifest(format_version=step.format_version)
+    artifact, shared = step.artifact, session.shared
+    manifest = step.manifest()
     waits = manifest is None and shared is not None
-    with (
-        shared.claim(step.artifact.address) if waits and shared else nullcontext(),
-        session.run(
-            step.label,
-            key=step.artifact.address,
-            params=step.config,
-            tags={ARTIFACT_TAG: step.artifact.address},
-        ) as run,
-    ):
-        started_at = time.monotonic() - spent_s
-        if waits:  # another may have made it meanwhile
-            manifest = step.artifact.manifest(format_version=step.format_version)
-
+    started_at = time.monotonic() - spent_s
+    with shared.claim(artifact.address) if waits and shared else nullcontext():
+        if waits:  # another process may have made it while this one was waiting for the claim
+            manifest = step.manifest()
         if manifest is not None:
-            say(f"{step.label}: exists, {step.artifact.address}")
+            say(f"{step.title}: exists, {artifact.address}")
             summary, took_s = manifest["summary"], manifest["seconds"]
+            if not session.has_logged(artifact.address):
+                with _run_of(step, session) as run:
+                    _log(run, log, summary)
         else:
-            summary = work(Tell(run))
-            took_s = round(time.monotonic() - started_at, 2)
-            step.artifact.commit(
-                format_version=step.format_version,
-                config=dict(step.config),
-                inputs=dict(step.inputs),
-                summary=summary,
-                seconds=took_s,
-            )
+            with _run_of(step, session) as run:
+                started_at = time.monotonic() - spent_s
+                step.start()
+                summary = work(MetricLogger(run))
+                took_s = round(time.monotonic() - started_at, 2)
+                step.commit(summary=summary, seconds=took_s)
+                _log(run, log, summary)
         if shared is not None:
-            shared.note(step.label, step.artifact.address, took_s or 0.0)
-        if step.artifact.kind in MEANT_BY_NAME:
-            step.artifact.be_meant()
-        if run is not None:
-            report(run, summary)
-    return Done(
-        artifact=step.artifact,
+            shared.note(step.title, artifact.address, took_s or 0.0)
+        if artifact.kind in NAMED_BY_USERS:
+            artifact.set_latest()
+    return StepResult(
+        artifact=artifact,
         summary=summary,
         seconds=time.monotonic() - started_at,
         computed=manifest is None,
     )
+
+
+def found_step(artifact: Artifact, *, format_version: int) -> StepResult:
+    """The result of a step that was finished earlier, from its manifest."""
+    manifest = artifact.manifest(format_version=format_version)
+    assert manifest is not None, artifact.address
+    return StepResult(artifact=artifact, summary=manifest["summary"], seconds=0.0, computed=False)
+
+
+def _run_of(step: Step, session: Session) -> Any:
+    address = step.artifact.address
+    tags = {ARTIFACT_TAG: address, DATASETS_TAG: ",".join(step.datasets)}
+    return session.run(step.title, key=address, params=step.settings, tags=tags)
+
+
+def _log(run: Run | None, log: Callable[[Run, Any], None], summary: dict[str, Any]) -> None:
+    if run is not None:
+        log(run, summary)
+        run.mark_logged()

@@ -1,66 +1,117 @@
-"""`muva train`: prompts (stage 1), then the image encoder (stage 2), on pooled source domains.
+"""Both stages of a training as steps: prompts (stage 1), then the image encoder (stage 2).
 
-Both loops are the library's and know nothing of Ray. Each writes its state beside its artifact as
-it goes, so a killed training continues from the last state it saved.
+The training loops are in the library and know nothing of Ray. Each saves checkpoints in the folder
+of its artifact, so that a killed training resumes from the last one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig
-from muva.data.artifacts import Artifact, open_artifact
-from muva.data.shards import open_dataset
-from muva.data.sources import Sources
+from muva.config.parts import words_of
+from muva.data.artifacts import Artifact
 from muva.errors import MuvaError
-from muva.grounding.labels import labelled_parts
-from muva.model.clip import check_clip
-from muva.training.sampler import check_batches
-from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.workers import Workers
 from workflows.session import Session
-from workflows.steps.encoder import HELD_OUT_ROLE, chosen_step, encoder_step
+from workflows.steps.encoder import choose_epoch, chosen_step, encoder_step, train_encoder
 from workflows.steps.labels import IMPORTED
-from workflows.steps.prompts import prompts_step
-from workflows.steps.step import Done
+from workflows.steps.prompts import learn_prompts, prompts_step
+from workflows.steps.step import Step, StepResult
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.training_messages import OnJudged
+from workflows.steps.training_messages import OnValidated
+
+if TYPE_CHECKING:
+    from workflows.runtime.workers import Workers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """The declaration of a training."""
+
+    config: ExperimentConfig
+    sources: Sequence[Artifact]
+    labels: Sequence[Artifact]
+    inputs: TrainingInputs
+    prompts: Step
+    encoder: Step
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of its artifacts are complete."""
+        steps = [self.prompts, self.encoder]
+        if self.config.validation is not None:
+            steps.append(chosen_step(self.encoder))
+        return all(step.manifest() is not None for step in steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """The two stages' steps."""
+    """The results of a training."""
 
-    prompts: Done
-    encoder: Done
-    """Its artifact is the model after its last epoch."""
-    chosen: Done | None
-    """The model of the epoch that was best on held-out sources, where some are held out."""
+    prompts: StepResult
+    encoder: StepResult
+    """The step whose artifact is the model after the last epoch."""
+    chosen: StepResult | None
+    """The model of the best epoch on held-out sources, if some are held out."""
 
     @property
     def model(self) -> Artifact:
-        """The model bundle: the chosen one, where there is a choice."""
+        """The model bundle: that of the chosen epoch, if one is chosen."""
         return (self.chosen or self.encoder).artifact
 
 
+def declare_training(
+    session: Session,
+    config: ExperimentConfig,
+    *,
+    sources: Sequence[Artifact],
+    labels: Sequence[Artifact] | None,
+    name: str,
+    init: Artifact | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Training:
+    """Declare a training on these data sets; `labels` are their pseudo-labels, None without parts.
+
+    `facts` are recorded with the model: the recipe and the variant that it belongs to.
+    """
+    inputs = TrainingInputs.of(config, sources=sources, labels=labels, init=init)
+    prompts = prompts_step(session, inputs, name=name)
+    encoder = encoder_step(session, inputs, prompts.artifact, name=name, facts=facts)
+    return Training(
+        config=config,
+        sources=sources,
+        labels=labels or (),
+        inputs=inputs,
+        prompts=prompts,
+        encoder=encoder,
+    )
+
+
 def check_training(config: ExperimentConfig, sources: Sequence[Artifact], workers: Workers) -> None:
-    """Tells before anything is computed what a training of all these sources would end with.
+    """Check, before a training on these sources starts, for errors with which it would end.
 
     Raises:
-        MuvaError: too few identities for a batch or to hold out, more workers than can share it or
-            than there is room for, parts that no expert is asked for, or a CLIP that nothing is
-            known of.
+        MuvaError: there are too few identities for a batch or to hold out, more workers than can
+            share a batch or fit on the cluster, parts without a phrase, or an unknown CLIP.
     """
+    from muva.data.sources import Sources
+    from muva.model.clip import check_clip
+    from muva.training.sampler import check_batches
+    from workflows.runtime.cluster import ray_cluster
+
     check_clip(config.model.clip)
     grounding = config.grounding
     if grounding is not None and grounding.expert != IMPORTED:
         lacking = [part for part in config.model.parts if part not in grounding.phrases]
         if lacking:
             raise MuvaError(
-                f"model.parts names {', '.join(lacking)}, of which no label would tell: "
+                f"model.parts names {', '.join(lacking)}, which would have no pseudo-labels: "
                 f"grounding.phrases has phrases for {', '.join(grounding.phrases)}. Give each "
-                "part one, or take the parts out of model.parts"
+                f"part a phrase, for example with --set grounding.phrases.{lacking[0]}='the "
+                f"{words_of(lacking[0])}'; remove it from model.parts; or import labels of it: "
+                "`muva masks import`, then --set grounding.expert=imported"
             )
     with ray_cluster():
         workers.check()
@@ -77,7 +128,9 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
 
 
 def check_parts(config: ExperimentConfig, labels: Sequence[Artifact]) -> None:
-    """Raises MuvaError unless every source has labels of all the model's parts."""
+    """Raise MuvaError unless every source has pseudo-labels of all parts of the model."""
+    from muva.grounding.labels import labelled_parts
+
     known = {one.name: labelled_parts(one) for one in labels}
     lacking = {
         name: [part for part in config.model.parts if part not in parts]
@@ -86,46 +139,40 @@ def check_parts(config: ExperimentConfig, labels: Sequence[Artifact]) -> None:
     if not any(lacking.values()):
         return
     everywhere = [part for part in config.model.parts if all(part in p for p in known.values())]
-    told = "; ".join(f"{name} has {', '.join(parts)}" for name, parts in known.items())
+    listed = "; ".join(f"{name} has {', '.join(parts)}" for name, parts in known.items())
     raise MuvaError(
-        f"model.parts is {', '.join(config.model.parts)}, but not all sources have labels of each: "
-        f"{told}. All have {', '.join(everywhere) or 'none of them'}: ground the others with "
-        f"phrases for what they lack, or set model.parts=[{', '.join(everywhere)}]"
+        f"model.parts is {', '.join(config.model.parts)}, but not all sources have pseudo-labels "
+        f"of each: {listed}. All have {', '.join(everywhere) or 'none of them'}: ground the others "
+        f"with phrases for what they lack, or set model.parts=[{', '.join(everywhere)}]"
     )
 
 
 def train(
     session: Session,
-    config: ExperimentConfig,
-    *,
-    sources: Sequence[Artifact],
-    labels: Sequence[Artifact] | None,
+    training: Training,
     workers: Workers,
-    name: str,
-    init: Artifact | None = None,
-    on_judged: OnJudged | None = None,
+    *,
+    on_validated: OnValidated | None = None,
 ) -> Trained:
-    """Both stages on these data sets; `labels` are their pseudo-labels, None without parts.
+    """Compute those stages of a declared training that are missing.
 
-    Who `config.validation` holds out is judged by and not learned from; `on_judged` gets the epoch
-    and the metrics of each judgement, as they come.
+    People whom `config.validation` holds out are used for validation and not for training.
+    `on_validated` is called with the epoch and the metrics of each validation.
     """
-    check_training(config, sources, workers)
-    check_parts(config, labels or ())
-    inputs = TrainingInputs.of(config, sources=sources, labels=labels, init=init)
-    learned = [open_artifact(uri) for uri in inputs.sources.domains]
-    addresses = {f"source {i}": source.address for i, source in enumerate(learned)}
-    addresses |= {f"labels {i}": open_artifact(uri).address for i, uri in enumerate(inputs.labels)}
-    if init is not None:
-        addresses["init"] = init.address
-    if inputs.sources.held_out_domain is not None:
-        addresses[HELD_OUT_ROLE] = open_artifact(inputs.sources.held_out_domain).address
-    contents = [open_dataset(source).fingerprint for source in learned]
-    prompts = prompts_step(session, inputs, addresses, contents, workers, name=name)
-    encoder = encoder_step(
-        session, inputs, addresses, prompts, workers, name=name, on_judged=on_judged
+    config, inputs = training.config, training.inputs
+    if not training.is_finished:
+        check_training(config, training.sources, workers)
+        check_parts(config, training.labels)
+    prompts = learn_prompts(session, training.prompts, inputs, workers)
+    encoder = train_encoder(
+        session,
+        training.encoder,
+        inputs,
+        prompts.artifact,
+        workers,
+        on_validated=on_validated,
     )
     chosen = None
     if config.validation is not None:
-        chosen = chosen_step(session, encoder)
+        chosen = choose_epoch(session, training.encoder, encoder)
     return Trained(prompts=prompts, encoder=encoder, chosen=chosen)

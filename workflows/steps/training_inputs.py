@@ -1,6 +1,6 @@
-"""What a training process opens for itself: the sources' images with their masks, and a model.
+"""The inputs that a training process opens: the sources' images with their masks, and a model.
 
-It has no way to a target's images: see `muva.data.sources`.
+It cannot reach the images of a target: see `muva.data.sources`.
 """
 
 from __future__ import annotations
@@ -8,33 +8,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import muva
 from muva.config import ExperimentConfig, ModelConfig
+from muva.config.schema import ExecutionConfig
 from muva.data.artifacts import Artifact, open_artifact
-from muva.data.protocols import Pool
+from muva.data.lineage import Role
 from muva.data.sources import Sources
-from muva.data.training_images import TrainingImages
-from muva.grounding.labels import open_labels
-from muva.grounding.part_masks import patch_centres
-from muva.model.clip import load_clip
-from muva.model.muva_model import MuvaModel, build_model
+
+if TYPE_CHECKING:  # a driver of finished steps opens no inputs and needs no PyTorch
+    import torch
+
+    from muva.data.protocols import Pool
+    from muva.data.training_images import TrainingImages
+    from muva.model.muva_model import MuvaModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingInputs:
-    """What a training process opens for itself, by address: no data travel with the task."""
+    """Addresses of what a training process opens, so that no data are sent with the task."""
 
     sources: Sources
     labels: tuple[str, ...]
-    """URIs of the pseudo-labels of the domains to learn from; empty without parts."""
+    """URIs of the pseudo-labels of the training domains; empty without parts."""
     init: str | None
     """URI of a model to start from instead of CLIP."""
     config: ExperimentConfig
-    """Its targets are left out."""
+    """The experiment without its targets and execution settings."""
 
     @classmethod
     def of(
@@ -45,40 +45,54 @@ class TrainingInputs:
         labels: Sequence[Artifact] | None,
         init: Artifact | None = None,
     ) -> TrainingInputs:
-        """Those of an experiment; `labels` are all the sources', None without parts."""
+        """The inputs of an experiment; `labels` are those of all sources, None without parts."""
         divided = Sources.of(sources, config)
         labelled = dict(zip((source.uri for source in sources), labels or (), strict=False))
         return cls(
             sources=divided,
             labels=tuple(labelled[uri].uri for uri in divided.domains) if labels else (),
             init=init.uri if init else None,
-            config=config.model_copy(update={"targets": (), "tune": None}),
+            config=config.model_copy(
+                update={"targets": (), "tune": None, "execution": ExecutionConfig()}
+            ),
         )
 
+    def step_inputs(self) -> dict[Role, list[Artifact]]:
+        """The inputs of both stages; a held-out domain is an input of stage 2 only."""
+        inputs = {
+            Role.SOURCE: [open_artifact(uri) for uri in self.sources.domains],
+            Role.LABELS: [open_artifact(uri) for uri in self.labels],
+        }
+        if self.init is not None:
+            inputs[Role.INIT] = [open_artifact(self.init)]
+        return inputs
+
     def as_json(self) -> dict[str, Any]:
-        """What `read` makes the same of."""
+        """JSON-compatible data, from which `read` makes the same object."""
         return {
             **vars(self),
-            "sources": dataclasses.asdict(self.sources),
+            "sources": self.sources.as_json(),
             "config": self.config.model_dump(mode="json"),
         }
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> TrainingInputs:
-        """Undo `as_json`."""
-        sources = Sources(**stored["sources"])
+        """The inverse of `as_json`."""
         return cls(
-            sources=dataclasses.replace(sources, domains=tuple(sources.domains)),
+            sources=Sources.from_json(stored["sources"]),
             labels=tuple(stored["labels"]),
             init=stored["init"],
             config=ExperimentConfig.model_validate(stored["config"]),
         )
 
     def open(self, *, predicts_masks: bool) -> tuple[MuvaModel, TrainingImages]:
-        """A fresh model for the sources' identities, and their images with part masks.
+        """A new model for the identities of the sources, and their images with part masks.
 
         Stage 1 predicts no masks: its model has the predictor's default settings.
         """
+        import muva
+        from muva.data.training_images import TrainingImages
+
         model = self.config.model
         if not predicts_masks:
             model = without_mask_settings(model)
@@ -106,7 +120,10 @@ class TrainingInputs:
         return fresh, images
 
     def fresh_model(self, *, identities: int, model: ModelConfig | None = None) -> MuvaModel:
-        """A model that has learned nothing but what CLIP knows."""
+        """An untrained model on top of CLIP."""
+        from muva.model.clip import load_clip
+        from muva.model.muva_model import build_model
+
         model = model or self.config.model
         size = (model.image_height, model.image_width)
         prompts = self.config.prompts
@@ -126,6 +143,11 @@ class TrainingInputs:
 
     def _part_masks(self, pooled: Pool, model: ModelConfig, patch: int) -> torch.Tensor:
         """The pooled images' masks on the model's patch grid (M, R, L)."""
+        import torch
+
+        from muva.grounding.labels import open_labels
+        from muva.grounding.part_masks import patch_centres
+
         rows = patch_centres(model.image_height, patch=patch, stride=model.stride)
         columns = patch_centres(model.image_width, patch=patch, stride=model.stride)
         masks = []
@@ -145,17 +167,17 @@ class TrainingInputs:
 def knows_the_same(
     metadata: Mapping[str, Any], known: int, sources: Sequence[str], identities: int
 ) -> bool:
-    """Whether a model's classes are the identities of these sources (URIs), in the same order.
+    """Whether the classes of a model are the identities of these sources (URIs), in this order.
 
-    Only a model that was trained here says so; of an imported one nobody knows whose they are.
+    This is known only of models that were trained here, not of imported ones.
     """
     return known == identities and metadata.get("sources") == [Path(uri).name for uri in sources]
 
 
 def without_mask_settings(model: ModelConfig) -> ModelConfig:
-    """The settings that stage 1 depends on: true masks replace the predictor's there.
+    """The settings that stage 1 depends on; it uses the pseudo-labels instead of predicted masks.
 
-    So experiments that differ in nothing but gating or predictor share their prompts.
+    Experiments that differ only in the gating or the predictor therefore share their prompts.
     """
     plain = ModelConfig()
     unused = ("gating", "mask_max_value", "mask_temperature", "predictor_heads",

@@ -1,4 +1,4 @@
-"""What a training's processes tell the driver as they go, and what the driver makes of it."""
+"""The messages of training processes, and how the driver handles them."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tracking.names import grouped
 from workflows.progress import Track, say
-from workflows.runtime.messages import Board
-from workflows.steps.step import Tell
+from workflows.steps.step import MetricLogger
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    import torch
+
     from tracking.runs import Run
+    from workflows.runtime.messages import MessageQueue
+
+OnValidated = Callable[[int, Mapping[str, float]], None]
+"""Called with an epoch and its metrics on held-out sources."""
+OnMessage = Callable[[tuple[str, Any]], None]
 
 
-OnJudged = Callable[[int, Mapping[str, float]], None]
-"""Gets an epoch and what it reached on held-out sources."""
-
-
-def follow(
-    progress: Track, tell: Tell, stage: str, epochs: int, on_judged: OnJudged | None = None
-) -> Callable[[tuple[str, Any]], None]:
-    """What the driver does with a training's messages: shows them, and writes epochs to MLflow."""
+def training_message_handler(
+    progress: Track,
+    log_metrics: MetricLogger,
+    stage: str,
+    epochs: int,
+    on_validated: OnValidated | None = None,
+) -> OnMessage:
+    """A handler for the driver, which shows progress and logs epochs to MLflow."""
     epoch = 0
 
     def on_message(message: tuple[str, Any]) -> None:
         nonlocal epoch
         kind, content = message
-        if kind == "mistake":
+        if kind == "error":
             raise content
         if kind == "note":
             say(content)
-            return
-        if kind == "epoch":
+        elif kind == "epoch":
             epoch = content["epoch"]
-            tell(grouped(stage, _metrics(content)), epoch)
+            log_metrics(grouped(stage, _metrics(content)), epoch)
             progress.update(epoch, epochs, note=f"loss {content['loss']:.3f}")
-        elif kind == "verdict":
-            tell(_metrics(content), content["epoch"])
-            if on_judged is not None:
-                on_judged(content["epoch"], _metrics(content))
+        elif kind == "validation":
+            log_metrics(_metrics(content), content["epoch"])
+            if on_validated is not None:
+                on_validated(content["epoch"], _metrics(content))
         else:
             done, total = content["done"], content["total"]
             progress.update(epoch, epochs, note=f"{kind} {done} of {total}")
@@ -50,35 +53,37 @@ def follow(
     return on_message
 
 
-def posting(board: Board, kind: str) -> Callable[[int, int], None]:
-    """A progress function that tells the driver, once a second at most."""
-    told_at = 0.0
+def progress_sender(queue: MessageQueue, kind: str) -> Callable[[int, int], None]:
+    """A progress function that sends messages to the driver, at most one per second."""
+    sent_at = 0.0
 
-    def post(done: int, total: int) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at > 1:
-            told_at = time.monotonic()
-            board.post((kind, {"done": done, "total": total}))
+    def send(done: int, total: int) -> None:
+        nonlocal sent_at
+        if time.monotonic() - sent_at > 1:
+            sent_at = time.monotonic()
+            queue.send((kind, {"done": done, "total": total}))
 
-    return post
+    return send
 
 
-def report_epochs(stage: str) -> Callable[[Run, dict[str, Any]], None]:
-    """What a finished stage's run holds: the metrics of its epochs."""
+def log_epochs(stage: str) -> Callable[[Run, dict[str, Any]], None]:
+    """Log a finished stage to its run: the metrics of its epochs and of their validation."""
 
-    def report(run: Run, summary: dict[str, Any]) -> None:
+    def log(run: Run, summary: dict[str, Any]) -> None:
         for epoch in summary["history"]:
-            run.metrics(grouped(stage, _metrics(epoch)), epoch["epoch"])
-        for verdict in summary.get("verdicts", ()):
-            run.metrics(_metrics(verdict), verdict["epoch"])
+            run.log_metrics(grouped(stage, _metrics(epoch)), epoch["epoch"])
+        for result in summary.get("verdicts", ()):
+            run.log_metrics(_metrics(result), result["epoch"])
 
-    return report
+    return log
 
 
 def _metrics(epoch: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in epoch.items() if name != "epoch"}
 
 
-def device_here() -> torch.device:
-    """Where a training process computes."""
+def default_device() -> torch.device:
+    """The device on which a training process computes."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

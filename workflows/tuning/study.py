@@ -1,7 +1,7 @@
 """A study in the store: the space and how it is searched, and a record of each trial that ended.
 
-The study is an artifact of its own, and so is each trial. A trial that has begun leaves a note of
-its settings, so that whoever goes on with the study after a kill goes on with that trial.
+The study is an artifact of its own, and so is each trial. A trial records its settings when it
+starts, so that a study that was killed resumes with the trials that were running.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig, TuneConfig, with_settings
 from muva.config.search_space import Space
-from muva.data.artifacts import Artifact, artifact_at, find_artifact, fingerprint, list_artifacts
+from muva.data import formats
+from muva.data.artifacts import Artifact, artifact_at, find_artifact, list_artifacts
+from muva.data.lineage import Inputs, Role, inputs_in, inputs_on_disk
 from muva.data.store import Store
 from muva.errors import MuvaError
-from workflows.runtime.claims import UsedStep
-from workflows.tuning.trial import Reached, State
+from workflows.steps.step import Step
+from workflows.tuning.trial import State, TrialProgress
 
-STUDY_FORMAT = 1
-TRIAL_FORMAT = 1
-STUDY = "study-"
-"""What the names of studies begin with."""
-_TRIAL = "trial-"
-_BEGUN = "begun.json"
+if TYPE_CHECKING:
+    from workflows.runtime.claims import UsedStep
+
+_STARTED = "begun.json"
 
 NOT_OF_THE_STUDY = ("trials", "budget_hours", "concurrent_trials", "space")
-"""Settings of a search that may differ when it goes on; the space is told whole."""
+"""Settings of a search that may change when it is resumed."""
 
 Record = dict[str, Any]
 """A trial: number, params, state, failed, metrics, by_seed, rungs, seconds, steps, notes."""
@@ -36,19 +36,19 @@ _ORDER: tuple[State, ...] = ("complete", "stopped", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study's place, and what tells it from another."""
+    """The artifact of a study, and what identifies it."""
 
     artifact: Artifact
     config: Mapping[str, Any]
-    """Space, search and experiment, as its address is a hash of."""
-    inputs: Mapping[str, str]
+    """Space, search and experiment, which are hashed into its address."""
+    inputs: Inputs
     recipe: Mapping[str, Any]
-    """The recipe that it was started with; its targets too, which no trial is given."""
+    """The recipe that it was started with, including its targets, which no trial gets."""
 
     @property
-    def aims(self) -> tuple[str, ...]:
-        """The metrics that it raises, the first one first."""
-        return tuple(self.config["aims"])
+    def objectives(self) -> tuple[str, ...]:
+        """The metrics that it maximises, the most important one first."""
+        return tuple(self.config["objectives"])
 
     @property
     def base(self) -> ExperimentConfig:
@@ -56,64 +56,64 @@ class Study:
         return ExperimentConfig.model_validate(self.recipe)
 
     def commit(self) -> None:
-        """Lets the store know of the study."""
+        """Record the study in the store."""
         self.artifact.commit(
-            format_version=STUDY_FORMAT,
+            format_version=formats.STUDY,
             config=dict(self.config),
-            inputs=dict(self.inputs),
+            inputs=inputs_on_disk(self.inputs),
             summary={"recipe": dict(self.recipe)},
+            facts={"datasets": [source.name for source in self.inputs[Role.SOURCE]]},
         )
-        self.artifact.be_meant()
+        self.artifact.set_latest()
 
     def trial(self, params: Mapping[str, Any]) -> Artifact:
-        """The place of the trial with these settings."""
-        return Artifact(
-            self.artifact.store, "metrics", self._trials_name, fingerprint(dict(params))
+        """The artifact of the trial with these settings."""
+        return self._trial(params).artifact
+
+    def _trial(self, params: Mapping[str, Any]) -> Step:
+        return Step(
+            title="trial",
+            store=self.artifact.store,
+            kind="trials",
+            name=f"{self.artifact.name}-{self.artifact.fingerprint}",
+            format_version=formats.TRIAL,
+            settings={"params": dict(params)},
+            inputs={Role.STUDY: [self.artifact]},
         )
 
     def begin(self, number: int, params: Mapping[str, Any]) -> None:
-        """Notes that a trial has begun."""
-        place = self.trial(params)
+        """Record that a trial has started."""
+        trial = self.trial(params)
         note = json.dumps({"number": number, "params": dict(params)})
-        place.store.write(place.key(_BEGUN), note.encode())
+        trial.store.write(trial.key(_STARTED), note.encode())
 
     def finish(self, record: Record) -> Artifact:
-        """Keeps a trial's record."""
-        place = self.trial(record["params"])
-        place.commit(
-            format_version=TRIAL_FORMAT,
-            config={"params": record["params"]},
-            inputs={"study": self.artifact.address, **self.inputs},
-            summary=record,
-            seconds=record["seconds"],
-        )
-        return place
+        """Save the record of a trial."""
+        step = self._trial(record["params"])
+        step.commit(summary=record, seconds=record["seconds"])
+        return step.artifact
 
     def finished(self) -> list[Record]:
-        """The records of all trials that ended, by number."""
-        manifests = (place.manifest(format_version=TRIAL_FORMAT) for place in self._trials())
+        """The records of all trials that have ended, by number."""
+        manifests = (trial.manifest(format_version=formats.TRIAL) for trial in self._trials())
         records = [manifest["summary"] for manifest in manifests if manifest is not None]
         return sorted(records, key=lambda record: record["number"])
 
     def begun(self) -> list[dict[str, Any]]:
-        """Number and params of the trials that have begun and not ended."""
+        """Number and params of the trials that have started and not ended."""
         notes = [
-            json.loads(place.store.read(place.key(_BEGUN)))
-            for place in self._trials()
-            if place.manifest() is None
+            json.loads(trial.store.read(trial.key(_STARTED)))
+            for trial in self._trials()
+            if trial.manifest() is None
         ]
         return sorted(notes, key=lambda note: note["number"])
 
-    @property
-    def _trials_name(self) -> str:
-        return f"{_TRIAL}{self.artifact.name.removeprefix(STUDY)}-{self.artifact.fingerprint}"
-
     def _trials(self) -> Iterator[Artifact]:
-        prefix = f"metrics/{self._trials_name}-"
-        store = self.artifact.store
-        folders = {key.split("/")[1] for key in store.list(prefix) if key.endswith(f"/{_BEGUN}")}
-        for folder in sorted(folders):
-            yield artifact_at(store, f"metrics/{folder}")
+        """The trials of this study: all artifacts with the name of its trials."""
+        name = self._trial({}).name
+        for artifact in list_artifacts(self.artifact.store, "trials", unfinished=True):
+            if artifact.name == name and artifact.store.exists(artifact.key(_STARTED)):
+                yield artifact
 
 
 def study_of(
@@ -122,8 +122,8 @@ def study_of(
     settings: TuneConfig,
     space: Space,
     *,
-    aims: Sequence[str],
-    inputs: Mapping[str, str],
+    objectives: Sequence[str],
+    inputs: Inputs,
 ) -> Study:
     """The study of this space, search, experiment and sources."""
     search = settings.model_dump(mode="json", exclude=set(NOT_OF_THE_STUDY))
@@ -131,47 +131,55 @@ def study_of(
     config = {
         "space": space.as_data(),
         "search": search,
-        "aims": list(aims),
-        "experiment": experiment.model_dump(mode="json"),
+        "objectives": list(objectives),
+        "experiment": experiment.result_settings(),
     }
-    # Through JSON, so that a study that is read again is equal.
+    # Through JSON, so that a study that is read from the store is equal.
     config = json.loads(json.dumps(config))
-    name = recipe.name if space.name == recipe.name else f"{recipe.name}-{space.name}"
-    artifact = Artifact(
-        store, "metrics", f"{STUDY}{name}", fingerprint([STUDY_FORMAT, config, dict(inputs)])
+    step = Step(
+        title="study",
+        store=store,
+        kind="studies",
+        name=recipe.name if space.name == recipe.name else f"{recipe.name}-{space.name}",
+        format_version=formats.STUDY,
+        settings=config,
+        inputs=inputs,
     )
     return Study(
-        artifact=artifact,
+        artifact=step.artifact,
         config=config,
-        inputs=dict(inputs),
+        inputs=inputs,
         recipe=recipe.model_copy(update={"tune": None}).model_dump(mode="json"),
     )
 
 
 def find_study(store: Store, reference: str | None) -> Study:
-    """The study of a name or an address; the newest, without. MuvaError where there is none."""
-    there = [a for a in list_artifacts(store, "metrics") if a.name.startswith(STUDY)]
-    if not there:
+    """The study with a name or an address; by default the latest. MuvaError if there is none."""
+    known = list_artifacts(store, "studies")
+    if not known:
         raise MuvaError(
-            f"{store.uri}: there is no search yet. `muva tune SPACE --recipe RECIPE` makes one"
+            f"{store.uri}: holds no search yet. `muva tune SPACE --recipe RECIPE` starts one"
         )
     if reference is None:
-        artifact = max(there, key=Artifact.meant_since)
+        artifact = max(known, key=Artifact.latest_since)
     else:
-        wanted = reference.removeprefix("metrics/").removeprefix(STUDY)
         try:
-            artifact = find_artifact(store, "metrics", STUDY + wanted)
+            artifact = find_artifact(store, "studies", reference)
         except MuvaError as error:
-            names = sorted({one.name.removeprefix(STUDY) for one in there})
+            names = sorted({one.name for one in known})
             raise MuvaError(
                 f"no search {reference!r} in the store {store.uri}; there are {', '.join(names)}"
             ) from error
-    manifest = artifact.manifest(format_version=STUDY_FORMAT)
+    manifest = artifact.manifest(format_version=formats.STUDY)
     assert manifest is not None
+    inputs = {
+        role: [artifact_at(store, address) for address in addresses]
+        for role, addresses in inputs_in(manifest).items()
+    }
     return Study(
         artifact=artifact,
         config=manifest["config"],
-        inputs=manifest["inputs"],
+        inputs=inputs,
         recipe=manifest["summary"]["recipe"],
     )
 
@@ -179,69 +187,69 @@ def find_study(store: Store, reference: str | None) -> Study:
 def record_of(
     number: int,
     params: Mapping[str, Any],
-    reached: Reached,
+    progress: TrialProgress,
     *,
     steps: Sequence[UsedStep],
     rungs: Mapping[int, float],
     notes: Mapping[str, Any],
 ) -> Record:
-    """What is kept of a trial that ended with its last report."""
+    """The record of a trial that ended with this last report."""
     return {
         "number": number,
         "params": dict(params),
-        "state": reached.state,
-        "failed": reached.failed,
-        "metrics": reached.metrics,
-        "by_seed": reached.by_seed,
+        "state": progress.state,
+        "failed": progress.failed,
+        "metrics": progress.metrics,
+        "by_seed": progress.by_seed,
         "rungs": {str(rung): value for rung, value in rungs.items()},
-        "seconds": reached.seconds,
+        "seconds": progress.seconds,
         "steps": [asdict(step) for step in steps],
         "notes": dict(notes),
     }
 
 
-def ranked(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
+def ranked(records: Sequence[Record], objectives: Sequence[str]) -> list[Record]:
     """The complete trials, best first, then the stopped and the failed ones.
 
-    By the first aim; with two, those that no other beats in both come before the others.
+    Sorted by the first objective; with two, the Pareto-optimal trials come before the others.
     """
 
     def place(record: Record) -> tuple[Any, ...]:
         complete = record["state"] == "complete"
-        beaten = complete and len(aims) > 1 and not _unbeaten(record, records, aims)
-        value = record["metrics"].get(aims[0], 0.0)
+        beaten = complete and len(objectives) > 1 and not _unbeaten(record, records, objectives)
+        value = record["metrics"].get(objectives[0], 0.0)
         return _ORDER.index(record["state"]), beaten, -value, record["number"]
 
     return sorted(records, key=place)
 
 
-def pareto(records: Sequence[Record], aims: Sequence[str]) -> list[Record]:
-    """The complete trials that no other one beats in all aims."""
+def pareto(records: Sequence[Record], objectives: Sequence[str]) -> list[Record]:
+    """The Pareto-optimal ones among the complete trials."""
     return [
         record
-        for record in ranked(records, aims)
-        if record["state"] == "complete" and _unbeaten(record, records, aims)
+        for record in ranked(records, objectives)
+        if record["state"] == "complete" and _unbeaten(record, records, objectives)
     ]
 
 
-def _unbeaten(record: Record, records: Sequence[Record], aims: Sequence[str]) -> bool:
-    mine = [record["metrics"][aim] for aim in aims]
+def _unbeaten(record: Record, records: Sequence[Record], objectives: Sequence[str]) -> bool:
+    mine = [record["metrics"][objective] for objective in objectives]
     for other in records:
         if other["state"] != "complete":
             continue
-        theirs = [other["metrics"][aim] for aim in aims]
+        theirs = [other["metrics"][objective] for objective in objectives]
         if theirs != mine and all(t >= m for t, m in zip(theirs, mine, strict=True)):
             return False
     return True
 
 
 def best_of(study: Study, records: Sequence[Record]) -> Record:
-    """The best complete trial. MuvaError where none is complete."""
-    best = next(iter(ranked(records, study.aims)), None)
+    """The best complete trial; MuvaError if no trial is complete."""
+    best = next(iter(ranked(records, study.objectives)), None)
     if best is None or best["state"] != "complete":
         raise MuvaError(
             f"{study.artifact.address}: no trial is complete yet. The command that started the "
-            "search goes on with it"
+            "search resumes it"
         )
     return best
 
@@ -254,10 +262,10 @@ def best_recipe(study: Study, record: Record) -> ExperimentConfig:
 
 
 def reuse(records: Sequence[Record]) -> dict[str, Any]:
-    """What trials took from each other, by the seconds in the steps' manifests.
+    """What trials reused of each other, in seconds from the manifests of the steps.
 
-    `spent_s`: each step once; `alone_s`: every trial on its own, which a search without artifacts
-    would take.
+    `spent_s` counts each step once; `alone_s` counts it for every trial that used it, as a search
+    without artifacts would have to.
     """
     uses = [step for record in records for step in record["steps"]]
     once = {step["address"]: step for step in uses}

@@ -1,29 +1,19 @@
-"""`muva data`: import, list, check and show data sets, and forget a person."""
+"""`muva data`: import, list, check and show data sets, and remove a person from one."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
-from muva.config import load_recipe
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
-from muva.data.benchmarks import BENCHMARKS, READERS
-from muva.data.benchmarks.benchmark import Benchmark
-from muva.data.checks import check_dataset, sample_sheet
-from muva.data.records import SPLITS
-from muva.data.shards import Dataset, open_dataset
+from muva.data.benchmarks import READERS
 from muva.errors import MuvaError, SettingsError, closest
-from muva.synthetic import DOMAINS
 from workflows.progress import say
-from workflows.session import Session
-from workflows.steps.erasure_report import Traces, told, traces_of
-from workflows.steps.forget import forget
-from workflows.steps.import_data import import_benchmark, import_synthetic, import_tree
 from workflows.verb import (
     as_text,
     json_option,
@@ -34,10 +24,16 @@ from workflows.verb import (
     write_sheet,
 )
 
+if TYPE_CHECKING:
+    from muva.data.benchmarks.benchmark import Benchmark
+    from muva.data.shards import Dataset
+    from workflows.session import Session
+    from workflows.steps.erasure_report import ErasureReport
+
 
 @click.group("data")
 def data_verb() -> None:
-    """Import, list, check and show data sets.
+    """Import, list, check and show data sets, and remove a person from one.
 
     \b
     muva data import mine --from crops --layout folder --pid-regex '^(\\d+)_'
@@ -51,20 +47,22 @@ def data_verb() -> None:
     "--from",
     "root",
     type=click.Path(path_type=Path),
-    help="Folder or list of images; not for the synthetic domains.",
+    help="A folder or a list of images; synthetic domains need none.",
 )
-@click.option("--layout", type=click.Choice(sorted(READERS)), help="How the images are laid out.")
-@click.option("--pid-regex", help="Layout folder: one group that finds the person in a file name.")
-@click.option("--camid-regex", help="Layout folder: the same for the camera.")
+@click.option("--layout", type=click.Choice(sorted(READERS)), help="How the images are organised.")
+@click.option(
+    "--pid-regex", help="For --layout folder: one group matches the person id in a file name."
+)
+@click.option("--camid-regex", help="For --layout folder: the same for the camera id.")
 @click.option(
     "--split",
     type=click.Choice(["train", "test"]),
-    help="What images without a split are for. [test]",
+    help="The split of images that have none. [test]",
 )
 @click.option(
     "--accept-counts",
     is_flag=True,
-    help="Of a public data set: take a tree that holds other images, and mark it as altered.",
+    help="Import a public data set although its image counts differ, and mark it as altered.",
 )
 @recipe_option
 @override_option
@@ -85,8 +83,8 @@ def import_verb(
 ) -> None:
     """Import the data set NAME.
 
-    Public ones, which `muva data benchmarks` lists, are known by their names; any other needs a
-    layout.
+    Public data sets, which `muva data benchmarks` lists, are recognised by their names; all others
+    need --layout.
 
     \b
     muva data import market1501 --from ~/Market-1501-v15.09.15
@@ -94,57 +92,67 @@ def import_verb(
     muva data import mine --from people.csv --layout manifest
     muva data import syn-station --set synthetic.train_people=20
     """
-    given = {"pid_regex": pid_regex, "camid_regex": camid_regex, "split": split}
-    options = {option: value for option, value in given.items() if value is not None}
+    from muva.config import load_recipe
+    from muva.data.benchmarks import BENCHMARKS
+    from muva.data.shards import open_dataset
+    from muva.synthetic import DOMAINS
+    from workflows.steps.import_data import import_benchmark, import_synthetic, import_tree
+
+    layout_options = {"pid_regex": pid_regex, "camid_regex": camid_regex, "split": split}
+    options = {option: value for option, value in layout_options.items() if value is not None}
     if overrides and root is not None:
-        raise click.UsageError("--set says how synthetic people are rendered; these are images.")
+        raise click.UsageError(
+            "--set says how synthetic people are rendered; it does not apply to images on disk."
+        )
     if accept_counts and name not in BENCHMARKS:
         raise click.UsageError(
-            f"--accept-counts is for public data sets: how much {name} holds is not known."
+            f"--accept-counts is for public data sets: the expected counts of {name} are unknown."
         )
     if name in BENCHMARKS:
         if layout not in (None, BENCHMARKS[name].layout) or options:
             raise click.UsageError(
                 f"{name} is a public data set, whose layout is known; expected no --layout and no "
-                "options of layouts. Give a data set of your own another name."
+                "options for layouts. Give your own data set another name."
             )
         if root is None:
             raise click.UsageError(
-                f"--from is missing: where is the unpacked archive of {BENCHMARKS[name].title}? "
-                f"It can be had from {BENCHMARKS[name].source}"
+                f"--from is missing: expected the folder of the unpacked archive of "
+                f"{BENCHMARKS[name].title}, which is available from {BENCHMARKS[name].source}"
             )
-        done = import_benchmark(session, name, root, accept_counts=accept_counts)
+        result = import_benchmark(session, name, root, accept_counts=accept_counts)
     elif name in DOMAINS and root is None:
         config = load_recipe(recipe, overrides=overrides).synthetic
-        done = import_synthetic(session, [name], config)[name]
+        result = import_synthetic(session, [name], config)[name]
     elif root is None or layout is None:
         raise click.UsageError(
-            f"--from and --layout say where {name} is and how it is laid out "
-            f"(synthetic domains need neither: {', '.join(DOMAINS)})."
+            f"--from and --layout are missing: where is {name}, and how are its images organised? "
+            f"Only synthetic domains need neither: {', '.join(DOMAINS)}."
         )
     else:
-        done = import_tree(session, name, root, layout=layout, options=options)
-    dataset = open_dataset(done.artifact)
+        result = import_tree(session, name, root, layout=layout, options=options)
+    dataset = open_dataset(result.artifact)
     print_result(
-        {"artifact": done.artifact.uri, **done.summary},
+        {"artifact": result.artifact.uri, **result.summary},
         as_json=as_json,
-        text=f"{done.artifact.uri}\n{_counts(dataset)}",
+        text=f"{result.artifact.uri}\n{_format_counts(dataset)}",
     )
-    _warn(dataset)
+    _print_warnings(dataset)
 
 
 @data_verb.command("benchmarks")
 @click.argument("name", required=False)
 @json_option
 def benchmarks_verb(name: str | None, as_json: bool) -> None:
-    """List the public data sets that are known by name, or all that is known of NAME.
+    """List the public data sets, or describe NAME.
 
     \b
     muva data benchmarks
     muva data benchmarks msmt17
     """
+    from muva.data.benchmarks import BENCHMARKS
+
     if name is None:
-        known = BENCHMARKS
+        selected = BENCHMARKS
         table = Table("name", "data set", "images", "identities", "status")
         for key, benchmark in BENCHMARKS.items():
             splits = benchmark.counts.values()
@@ -161,24 +169,28 @@ def benchmarks_verb(name: str | None, as_json: bool) -> None:
         if name not in BENCHMARKS:
             near = closest(name, BENCHMARKS, most=len(BENCHMARKS))
             raise SettingsError(f"public data set {name!r} is unknown; {near}")
-        known = {name: BENCHMARKS[name]}
-        text = _card(name)
-    facts = {key: _facts(benchmark) for key, benchmark in known.items()}
-    print_result(facts if name is None else facts[name], as_json=as_json, text=text)
+        selected = {name: BENCHMARKS[name]}
+        text = _describe_benchmark(name)
+    data = {key: _benchmark_data(benchmark) for key, benchmark in selected.items()}
+    print_result(data if name is None else data[name], as_json=as_json, text=text)
 
 
-def _facts(benchmark: Benchmark) -> dict[str, Any]:
-    facts = {
+def _benchmark_data(benchmark: Benchmark) -> dict[str, Any]:
+    fields = {
         field.name: getattr(benchmark, field.name)
         for field in dataclasses.fields(benchmark)
-        if field.name not in ("counts", "trials")
+        if field.name not in ("counts", "trials", "distractors")
     }
     counts = {split: dataclasses.asdict(counts) for split, counts in benchmark.counts.items()}
-    return facts | {"counts": counts, "trials": benchmark.trials is not None}
+    trials = benchmark.trials is not None
+    return fields | {"nobody": benchmark.distractors, "counts": counts, "trials": trials}
 
 
-def _card(name: str) -> str:
-    """All that is known of a public data set, for people."""
+def _describe_benchmark(name: str) -> str:
+    """A public data set as text."""
+    from muva.data.benchmarks import BENCHMARKS
+    from muva.data.records import SPLITS
+
     benchmark = BENCHMARKS[name]
     table = Table("split", "images", "identities", "cameras")
     for split in SPLITS:
@@ -187,8 +199,8 @@ def _card(name: str) -> str:
             table.add_row(
                 split, *("unknown" if number is None else str(number) for number in counts)
             )
-    told = ("paper", "source", "licence", "status", "rules", "lists", "counts_from")
-    lines = [f"{field.replace('_', ' '):12}{getattr(benchmark, field)}" for field in told]
+    fields = ("paper", "source", "licence", "status", "rules", "lists", "counts_from")
+    lines = [f"{field.replace('_', ' '):12}{getattr(benchmark, field)}" for field in fields]
     command = f"muva data import {name} --from FOLDER"
     return "\n".join([benchmark.title, *lines, as_text(table), command])
 
@@ -197,23 +209,26 @@ def _card(name: str) -> str:
 @json_option
 @session_options
 def list_verb(as_json: bool, session: Session) -> None:
-    """List what is imported, and the synthetic domains.
+    """List the imported data sets and the synthetic domains.
 
     \b
     muva data list --json
     """
-    found = []
+    from muva.data.shards import open_dataset
+    from muva.synthetic import DOMAINS
+
+    datasets = []
     for artifact in list_artifacts(session.store, "datasets"):
         try:
-            found.append(open_dataset(artifact))
+            datasets.append(open_dataset(artifact))
         except MuvaError as error:
             say(f"Not listed: {error}")
     rows = [
         {"name": dataset.name, "artifact": dataset.artifact.uri, "splits": dataset.summary.splits}
-        for dataset in found
+        for dataset in datasets
     ]
     table = Table("data set", "artifact", "images", "identities", "cameras")
-    for dataset in found:
+    for dataset in datasets:
         splits = dataset.summary.splits.values()
         table.add_row(
             dataset.name,
@@ -222,8 +237,8 @@ def list_verb(as_json: bool, session: Session) -> None:
             " + ".join(str(split["identities"]) for split in splits),
             str(max(split["cameras"] for split in splits)),
         )
-    rest = sorted(set(DOMAINS) - {dataset.name for dataset in found})
-    text = f"{as_text(table)}\nRendered when needed: {', '.join(rest) or 'all are here'}"
+    not_rendered = sorted(set(DOMAINS) - {dataset.name for dataset in datasets})
+    text = f"{as_text(table)}\nRendered when needed: {', '.join(not_rendered) or 'all exist'}"
     print_result(rows, as_json=as_json, text=text)
 
 
@@ -232,84 +247,98 @@ def list_verb(as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def check(name: str, as_json: bool, session: Session) -> None:
-    """Look for what is odd in the data set NAME: duplicates, lone images, unreadable files.
+    """Check the data set NAME for problems.
+
+    It looks for duplicates, people with a single image, and unreadable files.
 
     \b
     muva data check syn-station
     """
+    from muva.data.checks import check_dataset
+    from muva.data.shards import open_dataset
+
     report = check_dataset(open_dataset(find_artifact(session.store, "datasets", name)))
-    unreadable = [f"{found['image_id']}: {found['reason']}" for found in report.quarantined]
-    duplicates = ["the same image: " + ", ".join(group) for group in report.duplicates]
-    lines = [*report.warnings, *unreadable, *duplicates] or ["Nothing odd."]
+    unreadable = [f"{entry['image_id']}: {entry['reason']}" for entry in report.quarantined]
+    duplicates = ["identical images: " + ", ".join(group) for group in report.duplicates]
+    lines = [*report.warnings, *unreadable, *duplicates] or ["No problems found."]
     print_result(dataclasses.asdict(report), as_json=as_json, text="\n".join(lines))
 
 
 @data_verb.command()
 @click.argument("name")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write a picture of some people.")
+@click.option(
+    "--sheet", type=click.Path(path_type=Path), help="Write a contact sheet of some people."
+)
 @json_option
 @session_options
 def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None:
-    """Show the data set NAME in numbers, and some of its people in a picture.
+    """Show statistics of the data set NAME.
 
     \b
     muva data show syn-station --sheet station.png
     """
+    from muva.data.checks import check_dataset, sample_sheet
+    from muva.data.shards import open_dataset
+
     dataset = open_dataset(find_artifact(session.store, "datasets", name))
     report = check_dataset(dataset)
-    table = Table("split", "images", "identities", "cameras", "images an identity")
-    for split, found in report.splits.items():
-        each = found.images_per_identity
+    table = Table("split", "images", "identities", "cameras", "images per identity")
+    for split, statistics in report.splits.items():
+        per_identity = statistics.images_per_identity
         table.add_row(
             split,
-            str(found.images),
-            str(found.identities),
-            str(found.cameras or "unknown"),
-            f"{each.smallest} to {each.largest}, median {each.median:g}",
+            str(statistics.images),
+            str(statistics.identities),
+            str(statistics.cameras or "unknown"),
+            f"{per_identity.smallest} to {per_identity.largest}, median {per_identity.median:g}",
         )
-    facts = [
+    lines = [
         f"{dataset.artifact.uri}",
         as_text(table),
         f"images {report.width.smallest} to {report.width.largest} wide, "
         f"{report.height.smallest} to {report.height.largest} high; "
         f"{report.with_boxes} with part boxes, {report.with_captions} with captions; "
-        f"{len(report.quarantined)} set aside, {len(report.duplicates)} duplicates",
+        f"{len(report.quarantined)} quarantined, {len(report.duplicates)} duplicates",
     ]
     if sheet is not None:
         write_sheet(sheet, sample_sheet(dataset))
-        facts.append(f"sheet: {sheet}")
-    print_result(dataclasses.asdict(report), as_json=as_json, text="\n".join(facts))
+        lines.append(f"sheet: {sheet}")
+    print_result(dataclasses.asdict(report), as_json=as_json, text="\n".join(lines))
 
 
-def _counts(dataset: Dataset) -> str:
+def _format_counts(dataset: Dataset) -> str:
     return "\n".join(
-        f"{split}: {found['images']} images, {found['identities']} identities, "
-        + (f"{found['cameras']} cameras" if found["cameras"] else "cameras unknown")
-        for split, found in dataset.summary.splits.items()
+        f"{split}: {counts['images']} images, {counts['identities']} identities, "
+        + (f"{counts['cameras']} cameras" if counts["cameras"] else "cameras unknown")
+        for split, counts in dataset.summary.splits.items()
     )
 
 
-def _warn(dataset: Dataset) -> None:
+def _print_warnings(dataset: Dataset) -> None:
+    from muva.data.benchmarks import BENCHMARKS
+
     benchmark = BENCHMARKS.get(dataset.name)
     if benchmark is not None and "withdrawn" in benchmark.status:
         say(f"{benchmark.title}: {benchmark.status}.")
     manifest = dataset.artifact.manifest()
     if manifest is not None and manifest["config"].get("altered"):
-        say(f"{dataset.name} holds other images than were published: it is marked as altered.")
+        say(f"{dataset.name} differs from the published images: it is marked as altered.")
     if dataset.summary.quarantined:
         say(
-            f"{dataset.summary.quarantined} unreadable images were set aside; "
-            f"`muva data check {dataset.name}` names them."
+            f"{dataset.summary.quarantined} unreadable images were quarantined; "
+            f"`muva data check {dataset.name}` lists them."
         )
     if not dataset.summary.cameras_known:
-        say("Cameras are unknown: each query will ignore only its own image.")
+        say("Cameras are unknown: queries will ignore only their own image.")
 
 
 @data_verb.command("forget")
 @click.argument("name")
-@click.option("--pid", "pids", type=int, multiple=True, help="Of the person; may be repeated.")
-@click.option("--image", "images", multiple=True, help="Id of an image of them; may be repeated.")
-@click.option("--yes", is_flag=True, help="Do it; without it, only say what would go.")
+@click.option("--pid", "pids", type=int, multiple=True, help="The person's id; may be repeated.")
+@click.option(
+    "--image", "images", multiple=True, help="The id of an image of the person; may be repeated."
+)
+@click.option("--yes", is_flag=True, help="Delete. Without it, only list what would be deleted.")
 @json_option
 @session_options
 def forget_verb(
@@ -320,43 +349,57 @@ def forget_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Take a person out of the data set NAME, and out of labels, features and metrics.
+    """Remove a person from the data set NAME.
 
-    Of one version, the one that NAME means, or an address: pids may differ in others, which are
-    named. Unfinished artifacts of NAME go too: let nothing run on this store meanwhile. Models that
-    learned from the person stay, and pictures in MLflow and HOME/reports: these are named. Copies
-    that other machines have in their caches are theirs to delete.
+    Pseudo-labels, features and metrics that contain the person are deleted.
+
+    Only one version of the data set changes: the latest, or the one whose address is given. The
+    output lists the other versions, in which pids may differ. Unfinished artifacts of NAME are
+    deleted too, so nothing else may run on this store meanwhile. Models that were trained on the
+    person, and pictures in MLflow and HOME/reports, are kept and listed. Delete copies in the
+    caches of other machines yourself.
 
     \b
-    muva data forget mine --pid 17          who that is, and what would go
+    muva data forget mine --pid 17          list the person's images and what would be deleted
     muva data forget mine --image 0017_c2_3.jpg --yes
     """
+    from workflows.steps.forget import forget, what_to_forget
+
     if not pids and not images:
-        raise click.UsageError("whom? Expected --pid PID or --image IMAGE_ID")
+        raise click.UsageError("no person is given: expected --pid PID or --image IMAGE_ID")
     if yes:
-        traces, left = forget(session, name, pids, images)
+        report, remaining = forget(session, name, pids, images)
     else:
-        traces, left = traces_of(session, name, pids, images), None
-    result = {"forgotten": yes, **asdict(traces), "left": left.uri if left else None}
-    print_result(result, as_json=as_json, text=_text(traces, left, yes=yes))
+        report, remaining = what_to_forget(session, name, pids, images), None
+    left = remaining.uri if remaining else None  # the data set without the person
+    result = {"forgotten": yes, **asdict(report), "left": left}
+    print_result(result, as_json=as_json, text=_forget_text(report, remaining, yes=yes))
 
 
-def _text(traces: Traces, left: Artifact | None, *, yes: bool) -> str:
-    verb = "Deleted" if yes else "Would go"
+def _forget_text(report: ErasureReport, remaining: Artifact | None, *, yes: bool) -> str:
+    from workflows.steps.erasure_report import described
+
+    verb = "Deleted" if yes else "To be deleted"
     lists = {
-        f"{verb}, to be made again where it is wanted:": traces.goes,
-        f"{verb}, unfinished, so that it may hold them:": traces.unfinished,
-        "Learned from them, and stays (delete or train again):": traces.stays,
-        "Unfinished, and may have learned from them (delete or train again):": traces.begun,
-        "Searches stay, hours of work that hold settings and numbers alone:": traces.searches,
+        f"{verb}; can be computed again when needed:": report.deleted,
+        f"{verb}; unfinished, and may show them:": report.unfinished,
+        "Models trained on them, kept (delete these or train them again):": report.kept,
+        "Unfinished, perhaps trained on them, kept (delete these or train them again):": (
+            report.incomplete
+        ),
+        "Hyperparameter searches, kept because they hold only settings and metrics:": (
+            report.searches
+        ),
         "Runs in MLflow whose pictures may show them (`mlflow runs delete --run-id ID`, then "
-        "`mlflow gc`):": [f"{run['run_id']}  {run['name']}" for run in traces.runs],
-        "Reports that may show them (delete these files):": traces.reports,
-        "Other versions, where a pid may be another's (the address instead of the name takes them "
-        "out there):": told(traces.others),
+        "`mlflow gc`):": [f"{run['run_id']}  {run['name']}" for run in report.runs],
+        "Reports that may show them (delete these files):": report.reports,
+        "Other versions of the data set, in which pids may denote other people (give an address "
+        "instead of the name to remove people from one):": described(report.others),
     }
-    lines = told(traces.people) or ["No finished version that is meant holds an image of them."]
+    lines = described(report.people) or [
+        "The data set no longer exists in a finished version that has an image of them."
+    ]
     for title, entries in lists.items():
         lines += [title, *(f"  {entry}" for entry in entries)] if entries else []
-    lines += [f"Left: {left.address}"] if left else []
-    return "\n".join([*lines, "" if yes else "--yes does it."]).rstrip()
+    lines += [f"Remaining: {remaining.address}"] if remaining else []
+    return "\n".join([*lines, "" if yes else "--yes deletes them."]).rstrip()

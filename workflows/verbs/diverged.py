@@ -1,8 +1,8 @@
-"""`python -m workflows.verbs.diverged ARTIFACT`: the step at which a training diverged, repeated.
+"""`python -m workflows.verbs.diverged ARTIFACT`: repeats the step at which a training diverged.
 
-A training whose loss is not finite keeps the state before that step under its artifact. This builds
-the same model from the same data, does the step again in one process, and tells each loss and, of
-stage 2, which images' features are not finite. Nothing is written.
+A training whose loss is not finite keeps a checkpoint from before that step under its artifact.
+This command builds the same model from the same data, repeats the step in one process, and prints
+each loss and, in stage 2, the images whose features are not finite. It writes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import click
 
 from muva.data.artifacts import open_artifact
 from muva.errors import MuvaError
-from workflows.steps.diverged import repeat_diverged
 from workflows.verb import json_option, override_option, print_result
 
 
@@ -28,11 +27,13 @@ def main(artifact: str, overrides: tuple[str, ...], as_json: bool) -> None:
     python -m workflows.verbs.diverged runs/store/models/muva-0123456789abcdef
     python -m workflows.verbs.diverged ... --set stage2.precision=fp32
     """
+    from workflows.steps.diverged import repeat_diverged
+
     try:
-        found = repeat_diverged(open_artifact(artifact), overrides=overrides)
-    except MuvaError as mistake:
-        sys.exit(f"Error: {mistake}")
-    print_result(found, as_json=as_json, text="\n".join(f"{k}: {v}" for k, v in found.items()))
+        result = repeat_diverged(open_artifact(artifact), overrides=overrides)
+    except MuvaError as error:
+        sys.exit(f"Error: {error}")
+    print_result(result, as_json=as_json, text="\n".join(f"{k}: {v}" for k, v in result.items()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`muva doctor`: whether machines, store and MLflow are ready, before work that costs something.
+"""`muva doctor`: checks whether machines, store and MLflow are ready before expensive work.
 
-On this machine, or on a cluster: there the checks are a job, whose driver asks every node by a Ray
-task. Nothing is changed but a key in the store, which is deleted again.
+It checks this machine or a cluster, where the checks are a job whose driver checks every node with
+a Ray task. They change nothing but one key in the store, which is deleted again.
 """
 
 from __future__ import annotations
@@ -14,17 +14,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from muva.config import load_recipe
-from tracking.source import JOB_VARIABLE
-from workflows.jobs.checks import REPORT, checks_here, checks_inside, checks_on_cluster
-from workflows.jobs.client import (
-    ADDRESS_VARIABLES,
-)
-from workflows.jobs.cluster_settings import ClusterSettings
-from workflows.jobs.readiness import (
-    Check,
-)
-from workflows.session import Session
 from workflows.verb import (
     cluster_options,
     json_option,
@@ -34,12 +23,14 @@ from workflows.verb import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from workflows.jobs.cluster_settings import ClusterSettings
+    from workflows.jobs.readiness import Check
+    from workflows.session import Session
 
 
 @click.command("doctor")
 @cluster_options
-@click.option("--recipe", help="Also check what this recipe needs: a shipped one, or a YAML file.")
+@click.option("--recipe", help="Also check the needs of this recipe: a shipped one or a YAML file.")
 @override_option
 @click.option("--report", is_flag=True, hidden=True)
 @json_option
@@ -54,44 +45,54 @@ def doctor_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Check machines, versions, token, store and MLflow; exit code 1 when something must be mended.
+    """Check machines, versions, token, store and MLflow; exit code 1 if something must be fixed.
 
     \b
     muva doctor
     muva doctor --recipe demo
     muva doctor --cluster laptop --recipe base --set grounding.expert=florence-2
     """
+    from muva.config import load_recipe
+    from tracking.source import JOB_VARIABLE
+    from workflows.jobs.checks import (
+        REPORT,
+        driver_checks,
+        local_version_checks,
+        remote_cluster_checks,
+    )
+    from workflows.jobs.client import ADDRESS_VARIABLES
+
     if overrides and recipe is None:
         raise click.UsageError("--set changes a setting of a recipe: name it with --recipe")
     config = load_recipe(recipe, overrides=overrides) if recipe is not None else None
-    elsewhere = cluster.address or os.environ.get(ADDRESS_VARIABLES[0])
-    if elsewhere and JOB_VARIABLE not in os.environ:
-        typed = _typed(context, recipe, overrides)
-        checks = [*checks_here(), *checks_on_cluster(cluster, elsewhere, typed)]
+    address = cluster.address or os.environ.get(ADDRESS_VARIABLES[0])
+    if address and JOB_VARIABLE not in os.environ:
+        command = _job_command(context, recipe, overrides)
+        checks = [*local_version_checks(), *remote_cluster_checks(cluster, address, command)]
     else:
-        checks = checks_inside(session, config)
-    told = [dataclasses.asdict(check) for check in checks]
+        checks = driver_checks(session, config)
+    data = [dataclasses.asdict(check) for check in checks]
     if report:
-        click.echo(f"{REPORT}{json.dumps(told)}")
+        click.echo(f"{REPORT}{json.dumps(data)}")
         return
-    print_result(told, as_json=as_json, text="\n".join(map(_line, checks)))
-    if any(check.state == "mend" for check in checks):
+    print_result(data, as_json=as_json, text="\n".join(map(_line, checks)))
+    if any(check.state == "fail" for check in checks):
         raise click.exceptions.Exit(1)
 
 
-def _typed(context: click.Context, recipe: str | None, overrides: Sequence[str]) -> list[str]:
-    """The options that the job gets: those of the command line, whose defaults differ there."""
-    words = ["doctor", "--report"]
+def _job_command(context: click.Context, recipe: str | None, overrides: Sequence[str]) -> list[str]:
+    """The job's command: it gets only the options that were typed, because its defaults differ."""
+    argv = ["doctor", "--report"]
     if recipe is not None:
-        words += ["--recipe", recipe]
-    words += [word for override in overrides for word in ("--set", override)]
+        argv += ["--recipe", recipe]
+    argv += [word for override in overrides for word in ("--set", override)]
     for name in ("home", "store", "tracking_uri"):
         source = context.get_parameter_source(name)
         if source is click.core.ParameterSource.COMMANDLINE:
-            words += [f"--{name.replace('_', '-')}", str(context.params[name])]
-    return words
+            argv += [f"--{name.replace('_', '-')}", str(context.params[name])]
+    return argv
 
 
 def _line(check: Check) -> str:
-    mark = {"ok": "ok  ", "note": "note", "mend": "MEND"}[check.state]
-    return f"{mark}  {check.what:<10} {check.where}: {check.said}"
+    level = {"ok": "ok  ", "note": "note", "fail": "FAIL"}[check.state]
+    return f"{level}  {check.what:<10} {check.where}: {check.said}"

@@ -1,22 +1,22 @@
-"""`muva embed`: the features of images by a model, in a file that others read and search in."""
+"""`muva embed`: writes the features of images to a file for `muva search` and other programs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from muva.data.artifacts import Artifact, find_artifact
-from muva.data.shards import open_dataset
 from muva.errors import MuvaError, SettingsError
-from muva.models import find_model
-from muva.retrieval.gallery import write_gallery
 from workflows.progress import say, track
-from workflows.session import Session
-from workflows.steps.embed_folder import Embedded, embed_dataset, embed_folder
 from workflows.verb import json_option, print_result, session_options
 
-_MOST_NAMED = 5
+if TYPE_CHECKING:
+    from workflows.session import Session
+    from workflows.steps.embed_folder import Embedded
+
+_MAX_LISTED = 5
 
 
 @click.command("embed")
@@ -31,48 +31,52 @@ _MOST_NAMED = 5
 @click.option(
     "--split",
     type=click.Choice(["test", "train"]),
-    help="Of a data set: query and gallery, or the images to learn from. [test, if there]",
+    help="For a data set: query and gallery, or the training images. [test, if it exists]",
 )
 @json_option
 @session_options
 def embed_verb(
     images: str, model: str, out: Path, split: str | None, as_json: bool, session: Session
 ) -> None:
-    """Write the features of IMAGES, a folder or a data set of the store, by a model.
+    """Write the features of IMAGES, a folder or a data set in the store, to a file.
 
-    The file has ids, features and, of a data set, pids, camids and split; it says which model made
-    it. Of a folder all images in it and below it are taken, those that cannot be read are named.
+    The file contains ids and features, for a data set also pids, camids and splits, and the name of
+    the model. A folder is searched recursively; images that cannot be read are reported.
 
     \b
     muva embed crops --model muva --out crops.parquet
     muva embed market1501 --model muva --out market.parquet
     muva evaluate --features market.parquet
     """
+    from muva.models import find_model
+    from muva.retrieval.gallery import write_gallery
+    from workflows.steps.embed_folder import embed_dataset, embed_folder
+
     _check_out(out)
     folder = _folder(images)
     if folder is not None and split is not None:
         raise click.UsageError(f"--split is for data sets; {images} is a folder.")
-    found = find_model(session.store, model)
+    artifact = find_model(session.store, model)
     if folder is None:
         dataset = _dataset(session, images)
-        train = split == "train" or (split is None and _only_to_learn_from(dataset))
-        embedded = embed_dataset(session, dataset, found, train=train)
+        train = split == "train" or (split is None and _has_only_training_images(dataset))
+        embedded = embed_dataset(session, dataset, artifact, train=train)
     else:
-        with track(f"embed {folder} by {found.name}") as progress:
-            embedded = embed_folder(folder, found, tell=progress.update)
+        with track(f"embed {folder} with {artifact.name}") as progress:
+            embedded = embed_folder(folder, artifact, on_progress=progress.update)
     write_gallery(out, embedded.gallery)
-    _warn(embedded)
+    _report_quarantined(embedded)
     gallery = embedded.gallery
     result = {
         "features": f"{out}",
         "images": len(gallery),
-        "feature_dim": gallery.by.feature_dim,
-        "model": gallery.by.model,
+        "feature_dim": gallery.source.feature_dim,
+        "model": gallery.source.model,
         "people_known": gallery.pids is not None,
-        "set_aside": embedded.set_aside,
+        "quarantined": embedded.quarantined,
     }
     text = (
-        f"{out}: {len(gallery)} images, features {gallery.by.feature_dim} wide\n"
+        f"{out}: {len(gallery)} images, {gallery.source.feature_dim}-dimensional features\n"
         f"muva search --query IMAGE --gallery {out}"
     )
     if gallery.pids is not None:
@@ -81,15 +85,15 @@ def embed_verb(
 
 
 def _check_out(out: Path) -> None:
-    """Before anything is computed."""
+    """Check the output file's name before anything is computed."""
     if out.suffix.lower() != ".parquet":
         raise SettingsError(f"--out {out}: expected a name that ends in .parquet")
     if not out.absolute().parent.is_dir():
-        raise MuvaError(f"--out {out}: there is no folder {out.absolute().parent}")
+        raise MuvaError(f"--out {out}: the folder {out.absolute().parent} does not exist")
 
 
 def _folder(images: str) -> Path | None:
-    """The folder that is meant, None for a data set."""
+    """The folder with this path; None if there is none, and the name is a data set's."""
     path = Path(images).expanduser()
     return path if path.is_dir() else None
 
@@ -98,16 +102,18 @@ def _dataset(session: Session, name: str) -> Artifact:
     try:
         return find_artifact(session.store, "datasets", name)
     except MuvaError as error:
-        raise MuvaError(f"{name} is no folder, and {error}") from error
+        raise MuvaError(f"{name} is not a folder, and {error}") from error
 
 
-def _only_to_learn_from(dataset: Artifact) -> bool:
+def _has_only_training_images(dataset: Artifact) -> bool:
+    from muva.data.shards import open_dataset
+
     return set(open_dataset(dataset).summary.splits) == {"train"}
 
 
-def _warn(embedded: Embedded) -> None:
-    named = [": ".join(entry.values()) for entry in embedded.set_aside[:_MOST_NAMED]]
-    if more := len(embedded.set_aside) - len(named):
-        named.append(f"and {more} more, which --json names")
-    if named:
-        say("Set aside, for they cannot be read:\n" + "\n".join(f"  {line}" for line in named))
+def _report_quarantined(embedded: Embedded) -> None:
+    lines = [": ".join(entry.values()) for entry in embedded.quarantined[:_MAX_LISTED]]
+    if more := len(embedded.quarantined) - len(lines):
+        lines.append(f"and {more} more, which --json lists")
+    if lines:
+        say("Skipped because they cannot be read:\n" + "\n".join(f"  {line}" for line in lines))

@@ -1,25 +1,14 @@
-"""`muva evaluate`: how well a model recognises people in camera networks that it has not seen."""
+"""`muva evaluate`: how well a model recognises people in camera networks it was not trained on."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-import muva
-from muva.config import ExperimentConfig, load_recipe
-from muva.model.clip import check_clip
-from muva.models import find_model
 from workflows.progress import say
-from workflows.results.tables import evaluation_table
-from workflows.runtime.cluster import ray_cluster
-from workflows.session import Session
-from workflows.steps.embed import UNTOUCHED
-from workflows.steps.evaluate import TargetReport, evaluate_file, evaluate_on
-from workflows.steps.import_data import datasets_of
 from workflows.verb import (
     NAMES,
     as_text,
@@ -30,17 +19,19 @@ from workflows.verb import (
     session_options,
 )
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    pass
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.session import Session
+    from workflows.steps.evaluate import Evaluation
 
 
 @click.command("evaluate")
 @click.argument("model", required=False)
-@click.option("--targets", type=NAMES, help="Data sets to judge on.")
+@click.option("--targets", type=NAMES, help="Data sets to evaluate on.")
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    help="Instead of a model: a .parquet or .npz of features that any program wrote.",
+    help="Instead of a model: a .parquet or .npz file of features from any program.",
 )
 @recipe_option
 @override_option
@@ -55,57 +46,74 @@ def evaluate_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Judge MODEL on target domains.
+    """Evaluate MODEL on target domains.
 
-    MODEL is a name in the store, a URI, or clip:NAME for a CLIP as it is. A features file holds
-    features, ids, pids and, where known, camids and split (query, gallery).
+    MODEL is a name in the store, a URI, or clip:NAME for zero-shot CLIP. A file of features
+    contains features, ids, pids and, if known, camids and splits (query, gallery).
 
     \b
     muva evaluate muva --targets syn-station
     muva evaluate clip:tiny --targets syn-station --recipe demo
     muva evaluate --features features.parquet
     """
+    from muva.config import load_recipe
+    from workflows.results.tables import evaluation_table
+    from workflows.steps.evaluate import evaluate_file
+
     config = load_recipe(recipe, overrides=overrides)
     if (features is None) == (model is None):
         raise click.UsageError("Expected either a MODEL with --targets, or --features FILE.")
     if features is not None and targets:
-        raise click.UsageError("--targets are for a MODEL; a features file is its own target.")
+        raise click.UsageError("--targets is for a MODEL; a file of features is its own target.")
     if features is not None:
-        reports = {features.stem: evaluate_file(session, features, config)}
+        evaluations = {features.stem: evaluate_file(session, features, config)}
         title = f"Features in {features}"
     else:
         assert model is not None
         if not targets:
-            raise click.UsageError("--targets is missing: which data sets is the model judged on?")
-        reports, title = _judge_model(session, model, targets, config)
-    for target, found in reports.items():
-        if not found.cameras_known:
-            say(f"{target}: cameras are unknown, so each query ignored only its own image.")
+            raise click.UsageError(
+                "--targets is missing: on which data sets should the model be evaluated?"
+            )
+        evaluations, title = _evaluate_model(session, model, targets, config)
+    for target, evaluation in evaluations.items():
+        if not evaluation.scores.cameras_known:
+            say(f"{target}: cameras are unknown, so queries ignored only their own image.")
+    scores_of = {target: evaluation.scores for target, evaluation in evaluations.items()}
     print_result(
-        {target: dataclasses.asdict(found) for target, found in reports.items()},
+        {target: evaluation.as_json() for target, evaluation in evaluations.items()},
         as_json=as_json,
-        text=as_text(evaluation_table(reports, title=title)),
+        text=as_text(evaluation_table(scores_of, title=title)),
     )
 
 
-def _judge_model(
+def _evaluate_model(
     session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
-) -> tuple[dict[str, TargetReport], str]:
-    uri, name = model, UNTOUCHED.rstrip(":")
-    if model.startswith(UNTOUCHED):
-        check_clip(model.removeprefix(UNTOUCHED))
+) -> tuple[dict[str, Evaluation], str]:
+    from muva.config.schema import ModelConfig
+    from muva.model.clip import check_clip
+    from muva.models import find_model, model_description
+    from workflows.runtime.on_demand import cluster_on_demand
+    from workflows.steps.embed import UNTRAINED
+    from workflows.steps.evaluate import evaluate_on
+    from workflows.steps.import_data import datasets_of
+
+    uri, name = model, UNTRAINED.rstrip(":")
+    if model.startswith(UNTRAINED):
+        check_clip(model.removeprefix(UNTRAINED))
     else:
         artifact = find_model(session.store, model)
         uri, name = artifact.uri, artifact.name
-        bundle = muva.load(uri)
-        config = config.model_copy(update={"model": bundle.model.config})
-        learned = {source.rpartition("-")[0] for source in bundle.metadata.get("sources", ())}
-        for seen in learned.intersection(targets):
-            say(f"{seen} is a source of this model: its figures are not those of an unseen domain.")
-    with ray_cluster():
+        description = model_description(artifact)
+        config = config.model_copy(
+            update={"model": ModelConfig.model_validate(description["model"])}
+        )
+        sources = description["metadata"].get("source_names", ())
+        for shared in sorted({*sources} & {*targets}):
+            say(f"The model was trained on {shared}: its scores are not those of an unseen domain.")
+    with cluster_on_demand():
         datasets = datasets_of(session, targets, config.synthetic)
-        reports = {
-            target: evaluate_on(session, uri, done.artifact, config, name=name)
-            for target, done in datasets.items()
+        evaluations = {
+            target: evaluate_on(session, uri, result.artifact, config, name=name)
+            for target, result in datasets.items()
         }
-    return reports, f"Judged: {uri}"
+    return evaluations, f"Evaluated: {uri}"

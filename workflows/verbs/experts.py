@@ -1,4 +1,4 @@
-"""`muva experts`: who can find parts of people, and on what terms."""
+"""`muva experts`: the models that can ground body parts, and their licences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import click
 from rich.table import Table
 
-from muva.grounding.experts import EXPERTS
 from workflows.verb import as_text, json_option, print_result
 
 
@@ -20,13 +19,15 @@ def experts_verb(as_json: bool) -> None:
     muva experts
     muva ground mine --expert florence-2
     """
+    from muva.grounding.experts import EXPERTS
+
     table = Table("expert", "weights", "parameters", "memory", "licence of the weights", "scores")
     for name, info in EXPERTS.items():
         table.add_row(
             name,
             info.checkpoint or "none",
             info.parameters or "none",
-            f"{info.memory_gb:g} GB" if info.memory_gb else "none here",
+            f"{info.memory_gb:g} GB" if info.memory_gb else "none",
             info.licence,
             "yes" if info.gives_scores else "no",
         )

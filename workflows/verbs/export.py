@@ -1,29 +1,32 @@
-"""`muva export`: a model as a file that programs without muva load."""
+"""`muva export`: a model as a file that programs can load without muva."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import muva
 from muva.errors import SettingsError
-from muva.model.export import SUFFIXES, Form, Takes, export
-from muva.models import find_model
+from muva.model.export_formats import SUFFIXES
 from workflows.progress import track
-from workflows.session import Session
 from workflows.verb import json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from muva.model.export_formats import Form, InputFormat
+    from workflows.session import Session
 
 BOXMOT = "boxmot"
 _BOXMOT_SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript"}
-"""BoxMOT tells forms by these alone."""
+"""BoxMOT recognises formats by these suffixes alone."""
 
 
 def boxmot_metadata(height: int, width: int) -> dict[str, Any]:
-    """What BoxMOT 25 reads beside a file, `FILE.metadata.json`: the size that it cuts people to.
+    """The contents of `FILE.metadata.json`, from which BoxMOT 25 reads the size of its crops.
 
-    Of TorchScript it would take 256 x 128 otherwise. A model's name keeps it from guessing one.
+    Without it, BoxMOT assumes 256 x 128 for TorchScript. With a model's name in it, BoxMOT guesses
+    none.
     """
     return {
         "schema_version": 1,
@@ -37,28 +40,30 @@ def boxmot_metadata(height: int, width: int) -> dict[str, Any]:
 @click.command("export")
 @click.argument("model")
 @click.option(
-    "--format", "form", required=True, type=click.Choice(list(SUFFIXES)), help="What to write."
+    "--format", "form", required=True, type=click.Choice(list(SUFFIXES)), help="The file format."
 )
 @click.option(
-    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file."
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write.",
 )
-@click.option("--half", is_flag=True, help="The image encoder in float16: half the size.")
+@click.option("--half", is_flag=True, help="Store the image encoder in float16: half the size.")
 @click.option(
     "--with-preprocessing",
-    "prepares",
     is_flag=True,
-    help="The graph takes uint8 images of the model's size, as decoded.",
+    help="Include preprocessing: the graph takes decoded uint8 images of the model's size.",
 )
 @click.option(
     "--layout",
     type=click.Choice(["hwc", "chw"]),
-    help="Of these uint8 images: colours last or first. [hwc]",
+    help="For --with-preprocessing: channels last or first. [hwc]",
 )
 @click.option(
     "--for",
-    "reader",
+    "program",
     type=click.Choice([BOXMOT]),
-    help="Take images as this program normalises them.",
+    help="Expect images as this program normalises them.",
 )
 @json_option
 @session_options
@@ -67,62 +72,72 @@ def export_verb(
     form: Form,
     out: Path,
     half: bool,
-    prepares: bool,
+    with_preprocessing: bool,
     layout: str | None,
-    reader: str | None,
+    program: str | None,
     as_json: bool,
     session: Session,
 ) -> None:
-    """Write MODEL as a file, and beside it OUT.json, which says how images are prepared for it.
+    """Write MODEL to a file, and beside it OUT.json, which describes the preprocessing of images.
 
-    The file is compared with PyTorch before it gets its name. Batches may be of any length.
+    The features of the exported model are compared with PyTorch's before the file is put in place.
+    Batches may have any size.
 
     \b
     muva export muva --format onnx --out muva.onnx
     muva export muva --format onnx --out muva-uint8.onnx --with-preprocessing
     muva export muva --format onnx --out muva-boxmot.onnx --for boxmot
     """
-    takes = _takes(prepares, layout, reader)
-    if reader == BOXMOT:
+    from muva.model.export import export
+    from muva.models import find_model
+
+    input_format = _input_format(with_preprocessing, layout, program)
+    if program == BOXMOT:
         _check_for_boxmot(form, out, half)
-    found = find_model(session.store, model)
-    bundle = muva.load(found.uri)
+    artifact = find_model(session.store, model)
+    bundle = muva.load(artifact.uri)
     beside = {}
-    if reader == BOXMOT:
+    if program == BOXMOT:
         beside = {".metadata.json": boxmot_metadata(bundle.image_height, bundle.image_width)}
-    with track(f"export {found.name} as {form}, and compare"):
-        done = export(
-            bundle, out, form=form, model=found.address, takes=takes, half=half, beside=beside
+    with track(f"export {artifact.name} as {form}, and compare"):
+        exported = export(
+            bundle,
+            out,
+            form=form,
+            model=artifact.address,
+            takes=input_format,
+            half=half,
+            beside=beside,
         )
-    size = done.file.stat().st_size
+    size = exported.file.stat().st_size
     result = {
-        "file": f"{done.file}",
-        "sidecar": f"{done.sidecar}",
-        "model": found.uri,
+        "file": f"{exported.file}",
+        "sidecar": f"{exported.sidecar}",
+        "model": artifact.uri,
         "bytes": size,
-        "largest_difference": done.largest_difference,
-        "least_cosine": done.least_cosine,
-        "images_compared": done.images,
+        "largest_difference": exported.largest_difference,
+        "least_cosine": exported.least_cosine,
+        "images_compared": exported.images,
     }
     text = (
-        f"{done.file}: {size / 1e6:.1f} MB; {done.sidecar} says how images are prepared\n"
-        f"on {done.images} rendered people its features differ from PyTorch's by up to "
-        f"{done.largest_difference:.1e} (least cosine {done.least_cosine:.6f})"
+        f"{exported.file}: {size / 1e6:.1f} MB; {exported.sidecar} describes the preprocessing\n"
+        f"Features of {exported.images} rendered people differ from PyTorch's by up to "
+        f"{exported.largest_difference:.1e} (lowest cosine similarity {exported.least_cosine:.6f})"
     )
     print_result(result, as_json=as_json, text=text)
 
 
-def _takes(prepares: bool, layout: str | None, reader: str | None) -> Takes:
-    if prepares and reader:
+def _input_format(with_preprocessing: bool, layout: str | None, program: str | None) -> InputFormat:
+    if with_preprocessing and program:
         raise click.UsageError(
-            f"--for {reader} and --with-preprocessing contradict each other: {reader} prepares "
-            "images itself, and the graph undoes it."
+            f"--for {program} and --with-preprocessing contradict each other: {program} "
+            "preprocesses images itself, and the graph undoes it."
         )
-    if layout and not prepares:
-        raise click.UsageError("--layout is of --with-preprocessing.")
-    if reader == BOXMOT:
+    if layout and not with_preprocessing:
+        raise click.UsageError("--layout applies only to --with-preprocessing.")
+    if program == BOXMOT:
         return "imagenet"
-    if not prepares:
+    if not with_preprocessing:
         return "normalised"
     return "chw" if layout == "chw" else "hwc"
 
@@ -131,11 +146,12 @@ def _check_for_boxmot(form: Form, out: Path, half: bool) -> None:
     expected = _BOXMOT_SUFFIXES.get(form)
     if expected is None or out.suffix != expected:
         raise SettingsError(
-            f"--format {form} --out {out}: expected onnx with a name that ends in .onnx, or "
-            "torchscript with one that ends in .torchscript, for BoxMOT tells them by it"
+            f"--format {form} --out {out}: expected onnx and a name that ends in .onnx, or "
+            "torchscript and a name that ends in .torchscript, because BoxMOT recognises formats "
+            "by their suffix"
         )
     if half and form == "torchscript":
         raise SettingsError(
-            "--half: BoxMOT turns all of a TorchScript file into one precision, which this model's "
-            "masks do not survive; expected --format onnx for half precision"
+            "--half: BoxMOT converts a whole TorchScript file to one precision, which breaks this "
+            "model's masks; expected --format onnx for half precision"
         )

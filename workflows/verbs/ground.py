@@ -1,4 +1,4 @@
-"""`muva ground`: an expert finds the body parts of every image; its answers are pseudo-labels."""
+"""`muva ground`: an expert grounds body parts in every image; its answers are pseudo-labels."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from muva.config import load_recipe, with_settings
 from muva.errors import SettingsError
-from workflows.runtime.expert_pool import Actors
-from workflows.session import Session
-from workflows.steps.ground import ground
-from workflows.steps.import_data import datasets_of
 from workflows.verb import (
     NAMES,
     json_option,
@@ -22,40 +17,44 @@ from workflows.verb import (
     session_options,
 )
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    pass
+if TYPE_CHECKING:
+    from workflows.session import Session
 
 
-def _a_share(context: click.Context, option: click.Parameter, gpus: float | None) -> float | None:
-    """A part of a GPU, or whole ones: what Ray gives."""
+def _check_gpus(
+    context: click.Context, option: click.Parameter, gpus: float | None
+) -> float | None:
+    """Check that Ray can allocate so many GPUs: a fraction of one, or a whole number."""
     if gpus is not None and gpus > 1 and gpus != int(gpus):
-        raise click.BadParameter(f"{gpus:g}: expected a share up to 1, or a whole number")
+        raise click.BadParameter(f"{gpus:g}: expected a fraction up to 1, or a whole number")
     return gpus
 
 
 @click.command(name="ground")
 @click.argument("dataset")
-@click.option("--expert", help="Who looks; `muva experts` lists them. [the recipe's]")
-@click.option("--parts", type=NAMES, help="Only these of the recipe's parts.")
+@click.option("--expert", help="The grounding model; `muva experts` lists them. [the recipe's]")
+@click.option("--parts", type=NAMES, help="Only these parts of the recipe.")
 @click.option(
     "--phrases",
     multiple=True,
     metavar="PART=PHRASE",
-    help="Another part, or another phrase for one; may be repeated.",
+    help="Add a part, or change the phrase for one; may be repeated.",
 )
-@click.option("--actors", "count", type=click.IntRange(min=1), help="Processes. [all that fit]")
+@click.option(
+    "--actors", "count", type=click.IntRange(min=1), help="Number of processes. [as many as fit]"
+)
 @click.option(
     "--cpus-per-actor",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Cores of each.",
+    help="CPU cores per process.",
 )
 @click.option(
     "--gpus-per-actor",
     type=click.FloatRange(min=0),
-    callback=_a_share,
-    help="0.5: two share one. [1, if there are]",
+    callback=_check_gpus,
+    help="GPUs per process; with 0.5, two share one. [1 if the cluster has GPUs]",
 )
 @recipe_option
 @override_option
@@ -74,45 +73,53 @@ def ground_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Make part pseudo-labels for DATASET.
+    """Create part pseudo-labels for DATASET.
 
     \b
     muva ground syn-station --expert annotated
     muva ground mine --expert grounding-dino --phrases shoes="the shoes"
     muva ground mine --expert florence-2 --set grounding.checkpoint=/models/florence-2-large
     """
+    from muva.config import load_recipe, with_settings
+    from workflows.runtime.expert_pool import Actors
+    from workflows.steps.ground import ground
+    from workflows.steps.import_data import datasets_of
+
     settings = load_recipe(recipe, overrides=overrides)
     changes: dict[str, Any] = {}
     if expert is not None:
         changes["grounding.expert"] = expert
     if settings.grounding is not None and (parts or phrases):
-        changes["grounding.phrases"] = _asked(settings.grounding.phrases, parts, phrases)
-    settings = with_settings(settings, changes, where=f"{recipe} with the options given")
+        selected = _select_phrases(settings.grounding.phrases, parts, phrases)
+        changes |= {"grounding.phrases": selected, "model.parts": list(selected)}
+    settings = with_settings(settings, changes, where=f"{recipe} with these options")
     if settings.grounding is None:
         raise SettingsError(
-            f"Recipe {settings.name}: grounding is null, which names no expert; expected "
-            "--set grounding.expert=NAME"
+            f"Recipe {settings.name}: grounding is null, so no expert is named; expected --set "
+            "grounding.expert=NAME"
         )
     source = datasets_of(session, [dataset], settings.synthetic)[dataset].artifact
     actors = Actors(count=count, cpus_each=cpus_per_actor, gpus_each=gpus_per_actor)
-    done = ground(session, source, settings.grounding, actors)
-    found = ", ".join(f"{part} {share:.1%}" for part, share in done.summary["found"].items())
+    [labels] = ground(session, [source], settings.grounding, actors)
+    rates = ", ".join(f"{part} {rate:.1%}" for part, rate in labels.summary["found"].items())
     print_result(
-        {"artifact": done.artifact.uri, **done.summary},
+        {"artifact": labels.artifact.uri, **labels.summary},
         as_json=as_json,
-        text=f"{done.artifact.uri}\n{done.summary['images']} images; found: {found}",
+        text=f"{labels.artifact.uri}\n{labels.summary['images']} images; found: {rates}",
     )
 
 
-def _asked(
-    known: Mapping[str, str], parts: Sequence[str] | None, given: Sequence[str]
+def _select_phrases(
+    defaults: Mapping[str, str], parts: Sequence[str] | None, changes: Sequence[str]
 ) -> dict[str, str]:
-    """Part -> phrase: the recipe's, with others as `part=phrase`, and of them all only `parts`."""
-    phrases = dict(known)
-    for entry in given:
+    """Part -> phrase: the defaults with changes `part=phrase`, restricted to `parts` if given."""
+    phrases = dict(defaults)
+    for entry in changes:
         part, equals, phrase = entry.partition("=")
         if not equals:
-            raise click.UsageError(f"--phrases {entry}: expected PART=PHRASE, as shoes='the shoes'")
+            raise click.UsageError(
+                f"--phrases {entry}: expected PART=PHRASE, for example shoes='the shoes'"
+            )
         phrases[part.strip()] = phrase.strip()
     unknown = [part for part in parts or () if part not in phrases]
     if unknown:

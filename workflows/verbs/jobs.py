@@ -1,4 +1,4 @@
-"""`muva jobs`: the jobs of a Ray cluster, what they say, and the MLflow runs that they wrote."""
+"""`muva jobs`: the jobs of a Ray cluster, their logs, and the MLflow runs that they wrote."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from rich.table import Table
 
 from muva.errors import MuvaError
 from tracking.redaction import redact
-from workflows.jobs.client import answering, job_details, jobs_client
-from workflows.jobs.cluster_settings import ClusterSettings
-from workflows.jobs.follow import follow_job
-from workflows.jobs.job_report import runs_of, told_of
 from workflows.verb import as_text, cluster_options, json_option, print_result
 
 if TYPE_CHECKING:
-    pass
+    from workflows.jobs.cluster_settings import ClusterSettings
+
 
 STOP_S = 60.0
-"""How long a job may take to end once it was told to; Ray kills it before."""
+"""How long to wait for a job to stop; Ray kills it earlier."""
 
 
 @click.group("jobs")
 def jobs_verb() -> None:
-    """See and stop the jobs of a Ray cluster.
+    """List, show and stop the jobs of a Ray cluster.
 
     \b
     muva jobs list
@@ -40,46 +37,54 @@ def jobs_verb() -> None:
 @cluster_options
 @json_option
 def list_verb(cluster: ClusterSettings, as_json: bool) -> None:
-    """List the jobs, the newest first.
+    """List the jobs, newest first.
 
     \b
     muva jobs list
     muva jobs list --cluster laptop --json
     """
+    from workflows.jobs.client import cluster_errors_explained, jobs_client
+    from workflows.jobs.job_report import job_data
+
     client = jobs_client(cluster)
-    with answering(client):
-        found = client.list_jobs()
-    submitted = [told_of(details) for details in found if details.submission_id]
+    with cluster_errors_explained(client):
+        jobs = client.list_jobs()
+    submitted = [job_data(details) for details in jobs if details.submission_id]
     submitted.sort(key=lambda job: job["started"] or "", reverse=True)
     table = Table("job", "status", "started", "took", "command")
     for job in submitted:
-        row = (job["job"], job["status"], job["started"] or "", _took(job), job["command"])
+        row = (job["job"], job["status"], job["started"] or "", _duration(job), job["command"])
         table.add_row(*map(escape, row))
     print_result(submitted, as_json=as_json, text=as_text(table) if submitted else "No jobs yet.")
 
 
 @jobs_verb.command("logs")
 @cluster_options
-@click.option("--follow", is_flag=True, help="Stay until it ends; the exit code is the job's.")
+@click.option(
+    "--follow", is_flag=True, help="Print until the job ends, and exit with its exit code."
+)
 @json_option
 @click.argument("job")
 def logs_verb(cluster: ClusterSettings, follow: bool, as_json: bool, job: str) -> None:
-    """Print what a job has said.
+    """Print the log of a job.
 
     \b
     muva jobs logs muva-run-0123456789abcdef-1
     muva jobs logs --follow muva-run-0123456789abcdef-1
     """
+    from workflows.jobs.client import cluster_errors_explained, job_details, jobs_client
+    from workflows.jobs.follow import follow_job
+
     if follow and as_json:
-        raise click.UsageError("--follow and --json: expected one of the two.")
+        raise click.UsageError("--follow and --json: expected only one of the two.")
     client = jobs_client(cluster)
     if follow:
         raise click.exceptions.Exit(follow_job(client, job))
     details = job_details(client, job)
-    with answering(client):
+    with cluster_errors_explained(client):
         log = client.get_job_logs(job)
-    told = {"job": job, "status": details.status.value.lower(), "log": log}
-    print_result(told, as_json=as_json, text=log.removesuffix("\n"))
+    data = {"job": job, "status": details.status.value.lower(), "log": log}
+    print_result(data, as_json=as_json, text=log.removesuffix("\n"))
 
 
 @jobs_verb.command("stop")
@@ -87,54 +92,61 @@ def logs_verb(cluster: ClusterSettings, follow: bool, as_json: bool, job: str) -
 @json_option
 @click.argument("job")
 def stop_verb(cluster: ClusterSettings, as_json: bool, job: str) -> None:
-    """Stop a job, and wait until it has ended. What it has finished stays.
+    """Stop a job and wait until it has ended. Finished work is kept.
 
     \b
     muva jobs stop muva-run-0123456789abcdef-1
     """
+    from workflows.jobs.client import cluster_errors_explained, job_details, jobs_client
+    from workflows.jobs.job_report import job_data
+
     client = jobs_client(cluster)
-    ran = not job_details(client, job).status.is_terminal()
-    if ran:
-        with answering(client):
+    was_running = not job_details(client, job).status.is_terminal()
+    if was_running:
+        with cluster_errors_explained(client):
             client.stop_job(job)
-    ends_at = time.monotonic() + STOP_S
+    deadline = time.monotonic() + STOP_S
     while not (details := job_details(client, job)).status.is_terminal():
-        if time.monotonic() > ends_at:
+        if time.monotonic() > deadline:
             raise MuvaError(
-                f"Job {job} was told to stop: expected its end, found that it still runs after "
-                f"{STOP_S:.0f} s. `muva jobs show {job}` tells how it is"
+                f"Job {job} is still running {STOP_S:.0f} s after it was asked to stop. `muva jobs "
+                f"show {job}` shows its status"
             )
         time.sleep(0.3)
-    told = told_of(details)
-    said = f"Job {job}: {told['status']}"
-    print_result(told, as_json=as_json, text=said if ran else f"{said} already")
+    data = job_data(details)
+    text = f"Job {job}: {data['status']}"
+    print_result(data, as_json=as_json, text=text if was_running else f"{text} already")
 
 
 @jobs_verb.command("show")
 @cluster_options
 @click.option(
-    "--tracking-uri", help="MLflow, where the job does not tell: sqlite:///FILE or http://SERVER."
+    "--tracking-uri",
+    help="MLflow's address if the job did not record it: sqlite:///FILE or http://SERVER.",
 )
 @json_option
 @click.argument("job")
 def show_verb(cluster: ClusterSettings, tracking_uri: str | None, as_json: bool, job: str) -> None:
-    """What a job runs, how it is, and its runs in MLflow.
+    """Show the command of a job, its status, and its runs in MLflow.
 
     \b
     muva jobs show muva-run-0123456789abcdef-1
     """
-    told = told_of(job_details(jobs_client(cluster), job))
-    place = tracking_uri or cluster.tracking_uri or told["tracking_uri"]
-    runs, complaint = runs_of(job, place)
-    told |= {"tracking_uri": place and redact(place), "runs": runs}
-    lines = [f"{name}: {value}" for name, value in told.items() if value and name != "runs"]
+    from workflows.jobs.client import job_details, jobs_client
+    from workflows.jobs.job_report import job_data, runs_of_job
+
+    data = job_data(job_details(jobs_client(cluster), job))
+    uri = tracking_uri or cluster.tracking_uri or data["tracking_uri"]
+    runs, problem = runs_of_job(job, uri)
+    data |= {"tracking_uri": uri and redact(uri), "runs": runs}
+    lines = [f"{name}: {value}" for name, value in data.items() if value and name != "runs"]
     lines += [f"run: {run['name']}  {run['link']}" for run in runs]
-    if complaint:
-        lines.append(f"runs: {complaint}")
-    print_result({**told, "complaint": complaint}, as_json=as_json, text="\n".join(lines))
+    if problem:
+        lines.append(f"runs: {problem}")
+    print_result({**data, "complaint": problem}, as_json=as_json, text="\n".join(lines))
 
 
-def _took(job: dict[str, Any]) -> str:
+def _duration(job: dict[str, Any]) -> str:
     if job["started"] is None:
         return ""
     end = datetime.fromisoformat(job["ended"]) if job["ended"] else datetime.now(UTC)

@@ -1,7 +1,7 @@
-"""`muva models`: checkpoints of other programs as models of ours, what models there are, MLflow's.
+"""`muva models`: imports checkpoints of other programs, lists models, logs them to MLflow.
 
-An imported model is an artifact like a trained one: evaluated, started from and opened alike. Its
-address is made of the file's bytes and the settings it was read with.
+An imported model is an artifact like a trained one: it can be evaluated, fine-tuned and loaded in
+the same ways. Its address depends on the file's bytes and on the settings it was imported with.
 """
 
 from __future__ import annotations
@@ -10,24 +10,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
-from muva.config import load_recipe
 from muva.data.artifacts import Artifact, check_name, list_artifacts
 from muva.errors import MuvaError
-from muva.model.foreign import FORMS
-from muva.models import IMPORTED, described, find_model
+from muva.model.foreign import AUTO, FORMS
 from tracking.redaction import redact
 from workflows.progress import say
-from workflows.session import Session
-from workflows.steps.encoder import epoch_step
-from workflows.steps.import_model import AUTO, import_model
-from workflows.steps.run_lineage import served_model
-from workflows.steps.step import ARTIFACT_TAG
 from workflows.verb import (
     as_text,
     json_option,
@@ -37,12 +30,15 @@ from workflows.verb import (
     session_options,
 )
 
+if TYPE_CHECKING:
+    from workflows.session import Session
+
 ACTIVATIONS = {"quick-gelu": True, "gelu": False}
 
 
 @click.group("models")
 def models_verb() -> None:
-    """Import checkpoints of other programs, list and show models, log one into MLflow.
+    """Import checkpoints of other programs, list and show models, log one to MLflow.
 
     \b
     muva models import ViT-B-16_60.pth --name clip-reid
@@ -56,25 +52,27 @@ def models_verb() -> None:
     "--name",
     required=True,
     callback=lambda ctx, param, value: check_name(value),
-    help="What to call the model.",
+    help="The model's name.",
 )
 @click.option(
     "--form",
     type=click.Choice([AUTO, *FORMS]),
     default=AUTO,
     show_default=True,
-    help="Whose checkpoint it is; auto looks at the names in it.",
+    help="The program that wrote the checkpoint; auto recognises it by the names in it.",
 )
-@click.option("--clip", help="Where a missing text side comes from. [the recipe's model.clip]")
+@click.option(
+    "--clip", help="The CLIP that a missing text encoder comes from. [the recipe's model.clip]"
+)
 @click.option(
     "--grid",
     metavar="ROWSxCOLUMNS",
-    help="Of the file's position embedding. [the model's, or square]",
+    help="The grid of the file's position embedding. [the model's, or square]",
 )
 @click.option(
     "--activation",
     type=click.Choice(list(ACTIVATIONS)),
-    help="Of CLIP's blocks. [what config.json beside it says, or quick-gelu]",
+    help="The activation in CLIP's blocks. [from config.json beside FILE, or quick-gelu]",
 )
 @recipe_option
 @override_option
@@ -92,17 +90,20 @@ def import_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Import the checkpoint FILE of another program as a model.
+    """Import a checkpoint of another program.
 
-    FILE holds a state dict, or is a folder of Hugging Face's; nothing pickled in it is run. What it
-    tells of the settings is taken from it, --recipe and --set tell the rest.
+    FILE contains a state dict or is a Hugging Face folder; no pickled code in it is executed. The
+    settings that FILE records are taken from it, all others from --recipe and --set.
 
     \b
     muva models import muva_market.pth --name authors --set model.predictor_heads=2
     muva models import ViT-B-16_60.pth --name clip-reid --form clip-reid
     muva models import clip-finetuned/ --name mine --activation gelu
     """
-    done = import_model(
+    from muva.config import load_recipe
+    from workflows.steps.import_model import import_model
+
+    imported = import_model(
         session,
         file,
         load_recipe(recipe, overrides=overrides),
@@ -112,21 +113,22 @@ def import_verb(
         grid=_grid(grid),
         quick_gelu=ACTIVATIONS[activation] if activation else None,
     )
-    uri = done.artifact.uri
+    uri = imported.artifact.uri
     text = [
-        as_text(_rows_table(done.summary)),
-        as_text(_settings_table(done.summary["settings"])),
+        as_text(_rows_table(imported.summary)),
+        as_text(_settings_table(imported.summary["settings"])),
         uri,
-        f"muva evaluate {name} --targets … judges it, muva train --init {name} goes on from it",
+        f"Evaluate it with `muva evaluate {name} --targets …`, fine-tune it with `muva train "
+        f"--init {name}`",
     ]
-    print_result({"model": uri, **done.summary}, as_json=as_json, text="\n".join(text))
+    print_result({"model": uri, **imported.summary}, as_json=as_json, text="\n".join(text))
 
 
 @models_verb.command("list")
 @json_option
 @session_options
 def list_verb(as_json: bool, session: Session) -> None:
-    """List the models of the store, and what they were made from.
+    """List the models in the store and what they were made from.
 
     \b
     muva models list --json
@@ -134,7 +136,7 @@ def list_verb(as_json: bool, session: Session) -> None:
     rows = []
     for artifact in list_artifacts(session.store, "models"):
         try:
-            rows.append(_facts(artifact))
+            rows.append(_model_data(artifact))
         except MuvaError as error:
             say(f"Not listed: {error}")
     table = Table("model", "made from", "parts", "identities", "feature")
@@ -155,16 +157,21 @@ def list_verb(as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
-    """Make a model of an earlier EPOCH of MODEL, one that `--keep-every` has kept.
+    """Create a model from an earlier epoch of MODEL.
 
-    It is called MODEL-epoch-EPOCH. To choose among epochs by a target is to look at the target.
+    EPOCH is one whose checkpoint `--keep-every` has kept. The new model is called
+    MODEL-epoch-EPOCH. If you choose an epoch by its score on a target, that target no longer
+    measures generalisation.
 
     \b
     muva models epoch muva 10
     """
-    done = epoch_step(session, find_model(session.store, model), epoch)
-    uri = done.artifact.uri
-    print_result({"model": uri, **done.summary}, as_json=as_json, text=uri)
+    from muva.models import find_model
+    from workflows.steps.encoder import model_of_epoch
+
+    result = model_of_epoch(session, find_model(session.store, model), epoch)
+    uri = result.artifact.uri
+    print_result({"model": uri, **result.summary}, as_json=as_json, text=uri)
 
 
 @models_verb.command("log")
@@ -172,21 +179,26 @@ def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def log_verb(model: str, as_json: bool, session: Session) -> None:
-    """Log MODEL into MLflow, which loads it in Python and serves it over HTTP.
+    """Log MODEL to MLflow.
 
-    It takes a table with a column image (paths, encoded bytes, base64 or pixels) and gives the
-    features. One that is logged already is found again.
+    MLflow can load the logged model in Python and serve it over HTTP. The logged model takes a
+    table with a column image (paths, encoded bytes, base64 or pixels) and returns features. A model
+    that is already logged is not logged again.
 
     \b
     muva models log muva
     mlflow models serve -m models:/m-… --env-manager local --host 127.0.0.1 --port 5001
     """
+    from muva.models import find_model, model_description
+    from tracking.names import ARTIFACT_TAG
+    from workflows.steps.run_lineage import served_model
+
     artifact = find_model(session.store, model)
-    settings = described(artifact)["model"]
+    settings = model_description(artifact)["model"]
     key = f"log {artifact.address}"
     with session.run(f"log model {artifact.name}", key=key, params=settings) as run:
         assert run is not None
-        run.tags({ARTIFACT_TAG: artifact.address})
+        run.set_tags({ARTIFACT_TAG: artifact.address})
         uri = f"models:/{served_model(run, artifact)}"
         tracking_uri = run.ref.tracking_uri
     serve = f"mlflow models serve -m {uri} --env-manager local --host 127.0.0.1 --port 5001"
@@ -202,34 +214,41 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
 @json_option
 @session_options
 def show(model: str, as_json: bool, session: Session) -> None:
-    """Show the settings of MODEL, and for an imported one what became of its file's entries.
+    """Show the settings of MODEL.
+
+    For an imported model, it also shows how the entries of its file were used.
 
     \b
     muva models show clip-reid
     """
+    from muva.models import IMPORTED, find_model
+
     artifact = find_model(session.store, model)
-    facts = _facts(artifact)
-    imported = facts["metadata"].get(IMPORTED)
+    data = _model_data(artifact)
+    imported = data["metadata"].get(IMPORTED)
     table = Table("setting", "value")
-    for name, value in facts["model"].items():
+    for name, value in data["model"].items():
         table.add_row(f"model.{name}", escape(_plain(value)))
-    shown = [as_text(table)]
+    tables = [as_text(table)]
     if imported:
-        shown = [as_text(_rows_table(imported)), as_text(_settings_table(imported["settings"]))]
-    told = f"{facts['identities']} identities, features {facts['feature_dim']} wide"
+        tables = [as_text(_rows_table(imported)), as_text(_settings_table(imported["settings"]))]
+    size = f"{data['identities']} identities, {data['feature_dim']}-dimensional features"
     print_result(
-        facts,
+        data,
         as_json=as_json,
-        text="\n".join([artifact.uri, f"made from {facts['made_from']}; {told}", *shown]),
+        text="\n".join([artifact.uri, f"made from {data['made_from']}; {size}", *tables]),
     )
 
 
-def _facts(artifact: Artifact) -> dict[str, Any]:
-    """A model without its weights."""
-    description = described(artifact)
+def _model_data(artifact: Artifact) -> dict[str, Any]:
+    """What is recorded about a model, without its weights."""
+    from muva.models import model_description
+    from workflows.steps.labels import IMPORTED
+
+    description = model_description(artifact)
     metadata = description["metadata"]
     imported = metadata.get(IMPORTED)
-    sources = ", ".join(source.rpartition("-")[0] for source in metadata.get("sources", ()))
+    sources = ", ".join(metadata.get("source_names", ()))
     made_from = f"{imported['file']} ({imported['form']})" if imported else sources
     return {
         "address": artifact.address,
@@ -241,7 +260,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
 
 def _rows_table(origin: Mapping[str, Any]) -> Table:
     title = f"{origin['file']}, form {origin['form']}, sha256 {origin['sha256'][:16]}"
-    table = Table("here", "in the file", "entries", "outcome", "note", title=title)
+    table = Table("in the model", "in the file", "entries", "outcome", "note", title=title)
     for row in origin["rows"]:
         cells = (row["what"], row["source"], str(row["entries"] or ""), row["outcome"], row["note"])
         table.add_row(*map(escape, cells))
@@ -249,7 +268,7 @@ def _rows_table(origin: Mapping[str, Any]) -> Table:
 
 
 def _settings_table(settings: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("setting", "value", "told by")
+    table = Table("setting", "value", "origin")
     for setting in settings:
         table.add_row(setting["name"], escape(_plain(setting["value"])), setting["origin"])
     return table

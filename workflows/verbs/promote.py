@@ -1,17 +1,19 @@
-"""`muva promote`: the best model by held-out sources becomes the champion in MLflow's registry.
+"""`muva promote`: the best model on held-out sources becomes the champion in MLflow's registry.
 
-Only here do the aliases move. No target is looked at: a model that was trained without held-out
+Nothing else moves the aliases. Targets play no role: a model that was trained without held-out
 people cannot be promoted.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from muva.models import find_model
-from workflows.results.promotion import promote
-from workflows.session import Session
 from workflows.verb import json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from workflows.session import Session
 
 
 @click.command("promote")
@@ -20,19 +22,22 @@ from workflows.verb import json_option, print_result, session_options
 @json_option
 @session_options
 def promote_verb(model: str, name: str, as_json: bool, session: Session) -> None:
-    """Register MODEL in MLflow, as champion if it beats the one there is on held-out sources.
+    """Register MODEL in MLflow, as champion if it beats the present one on held-out sources.
 
-    Otherwise it is the challenger. A champion that is beaten becomes the challenger. MLflow loads
-    and serves the best by `models:/NAME@champion`.
+    Otherwise MODEL becomes the challenger. A champion that is beaten becomes the challenger. MLflow
+    loads and serves the best model as `models:/NAME@champion`.
 
     \b
     muva promote muva-chosen
     muva promote muva-chosen --as people-of-our-station
     """
-    after = promote(session, find_model(session.store, model), name=name)
+    from muva.models import find_model
+    from workflows.results.promotion import promote
+
+    versions = promote(session, find_model(session.store, model), name=name)
     lines = [
         f"{alias}: version {one['number']}, {one['address']}, held-out mAP {100 * one['value']:.1f}"
-        for alias, one in after.items()
+        for alias, one in versions.items()
         if one is not None
     ]
-    print_result(after, as_json=as_json, text="\n".join(lines))
+    print_result(versions, as_json=as_json, text="\n".join(lines))

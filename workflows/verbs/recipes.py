@@ -1,54 +1,56 @@
-"""`muva recipes`: the settings that are shipped, and what differs in them from the paper's."""
+"""`muva recipes`: the shipped recipes and how their settings differ from the paper's."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import click
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from muva.config import differences, load_recipe, shipped_recipes, to_yaml
 from workflows.verb import as_text, json_option, print_result
 
-DESCRIBING = ("name", "description")
+METADATA = ("name", "description")
 
 
 def described_recipes() -> list[dict[str, Any]]:
     """Name, description, and dotted setting -> value where a shipped recipe differs from `base`."""
+    from muva.config import differences, load_recipe, shipped_recipes
+
     base = load_recipe("base")
-    found = []
+    recipes = []
     for name in shipped_recipes():
         config = load_recipe(name)
         changes = differences(config, base)
-        found.append(
+        recipes.append(
             {
                 "name": name,
                 "description": config.description,
-                "changes": {key: v for key, v in changes.items() if key not in DESCRIBING},
+                "changes": {key: v for key, v in changes.items() if key not in METADATA},
             }
         )
-    return found
+    return recipes
 
 
 @click.command("recipes")
 @click.argument("name", metavar="[NAME]", required=False)
 @json_option
 def recipes_verb(name: str | None, as_json: bool) -> None:
-    """List the shipped recipes with what differs from the paper's settings, or all of NAME's.
+    """List the shipped recipes and how they differ from the paper's settings, or print NAME's.
 
     \b
     muva recipes
     muva recipes msmt17
     muva run single-source --source market1501 --recipe ablation-gating-online
     """
+    from muva.config import load_recipe, to_yaml
+
     if name is not None:
         config = load_recipe(name)
         print_result(config.model_dump(mode="json"), as_json=as_json, text=to_yaml(config).rstrip())
         return
     recipes = described_recipes()
-    table = Table("recipe", "what it is", "differs from base in")
+    table = Table("recipe", "description", "differences from base")
     for recipe in recipes:
         changes = [f"{key}={_in_yaml(value)}" for key, value in recipe["changes"].items()]
         shown = changes if len(changes) <= 4 else [f"{len(changes)} settings"]
@@ -57,5 +59,7 @@ def recipes_verb(name: str | None, as_json: bool) -> None:
 
 
 def _in_yaml(value: object) -> str:
-    """A value as `--set` takes it."""
+    """A value in the syntax of `--set`."""
+    import yaml
+
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()

@@ -1,4 +1,4 @@
-"""`muva run`: a recipe from images to numbers per domain, one parent run with a child per step."""
+"""`muva run`: a recipe from data to metrics per domain, a parent run with a child per step."""
 
 from __future__ import annotations
 
@@ -8,25 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from muva.config import (
-    ExperimentConfig,
-    load_recipe,
-    to_yaml,
-    with_overrides,
-    with_settings,
-)
 from muva.data.artifacts import list_artifacts
-from muva.data.benchmarks import BENCHMARKS
 from muva.errors import MuvaError
 from muva.paper import PROTOCOLS, Row, rows
 from tracking.names import experiment_name
 from workflows.progress import say
-from workflows.results.tables import pipeline_table
-from workflows.runtime.cluster import ray_cluster
-from workflows.runtime.node_metrics import watched_nodes
-from workflows.runtime.workers import Workers
-from workflows.session import Session
-from workflows.steps.pipeline import as_data, map_domains, pipeline_run, run_pipeline, tell_run
 from workflows.verb import (
     NAMES,
     as_text,
@@ -37,19 +23,20 @@ from workflows.verb import (
     worker_options,
 )
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
-    pass
+if TYPE_CHECKING:
+    from muva.config import ExperimentConfig
+    from workflows.session import Session
 
 
 @click.command("run")
 @click.argument("recipe", metavar="RECIPE|PROTOCOL")
-@click.option("--source", help="Of a protocol: only the trainings on this data set.")
-@click.option("--target", help="Of a protocol: only this target.")
-@click.option("--without", type=NAMES, help="Of a protocol: no use of these data sets.")
+@click.option("--source", help="For a protocol: only the trainings on this data set.")
+@click.option("--target", help="For a protocol: only this target.")
+@click.option("--without", type=NAMES, help="For a protocol: leave out these data sets.")
 @click.option(
     "--recipe",
     "settings",
-    help="Settings of a protocol's trainings. [msmt17 for it alone, or base]",
+    help="For a protocol: the settings. [msmt17 to train on MSMT17 alone, else base]",
 )
 @override_option
 @worker_options
@@ -62,14 +49,13 @@ def run_verb(
     without: tuple[str, ...] | None,
     settings: str | None,
     overrides: tuple[str, ...],
-    workers: Workers,
     as_json: bool,
     session: Session,
 ) -> None:
-    """Run RECIPE, a shipped name or a YAML file, from data to numbers per domain.
+    """Run RECIPE, a shipped name or a YAML file, from data to metrics per domain.
 
-    Or run PROTOCOL, the rows of one of the field's tables: single-source, leave-one-out, classical,
-    same-domain. `muva compare` puts them beside the published ones.
+    Or run PROTOCOL, all rows of a standard table: single-source, leave-one-out, classical or
+    same-domain. `muva compare` shows the results beside the published ones.
 
     \b
     muva run demo
@@ -77,28 +63,28 @@ def run_verb(
     muva run single-source --source market1501
     muva run leave-one-out --target msmt17 --without dukemtmc
     """
+    from muva.config import load_recipe, to_yaml
+    from workflows.results.tables import pipeline_table
+    from workflows.steps.pipeline import as_data, run_recipe
+
     if recipe in PROTOCOLS:
         chosen = rows(recipe, source=source, target=target, without=without or ())
         configs = [_config_of(row, settings, overrides) for row in chosen]
     elif source or target or without or settings:
         raise click.UsageError(
-            "--source, --target, --without and --recipe choose among a protocol's rows; a recipe "
-            f"names its domains with --set. Protocols: {', '.join(PROTOCOLS)}."
+            "--source, --target, --without and --recipe select rows of a protocol; set the domains "
+            f"of a recipe with --set. Protocols: {', '.join(PROTOCOLS)}."
         )
     else:
         configs = [load_recipe(recipe, overrides=overrides)]
-    _check_there(session, configs)
+    _check_imported(session, configs)
     reports, tables = [], []
     for config in configs:
         say(to_yaml(config))
         within = dataclasses.replace(
             session, experiment=experiment_name(recipe if recipe in PROTOCOLS else config.name)
         )
-        with ray_cluster(), pipeline_run(within, config) as run, watched_nodes(run):
-            report = run_pipeline(within.within(run), config, workers=workers)
-            map_domains(within.within(run), config, report)
-            if run is not None:
-                tell_run(run, config, report)
+        report = run_recipe(within, config)
         reports.append(as_data(report))
         tables.append(as_text(pipeline_table(config, report)))
     data = reports[0] if recipe not in PROTOCOLS else reports
@@ -107,19 +93,23 @@ def run_verb(
 
 def _config_of(row: Row, recipe: str | None, overrides: Sequence[str]) -> ExperimentConfig:
     """The settings of a protocol's row: the recipe's, with the row's domains."""
+    from muva.config import load_recipe, with_overrides, with_settings
+
     name = recipe or ("msmt17" if row.sources == ("msmt17",) else "base")
     config = load_recipe(name)
     config = with_settings(config, row.settings, where=f"{name} for {row.protocol}")
     return with_overrides(config, overrides, where=name)
 
 
-def _check_there(session: Session, configs: Sequence[ExperimentConfig]) -> None:
-    """Every data set that is needed is there, before the first of many trainings begins."""
-    wanted = {name for config in configs for name in (*config.sources, *config.targets)}
-    there = {artifact.name for artifact in list_artifacts(session.store, "datasets")}
-    public = sorted((wanted - there) & set(BENCHMARKS))
-    if public:
+def _check_imported(session: Session, configs: Sequence[ExperimentConfig]) -> None:
+    """Check that every data set is in the store before the first of many trainings begins."""
+    from muva.data.benchmarks import BENCHMARKS
+
+    needed = {name for config in configs for name in (*config.sources, *config.targets)}
+    present = {artifact.name for artifact in list_artifacts(session.store, "datasets")}
+    missing = sorted((needed - present) & set(BENCHMARKS))
+    if missing:
         raise MuvaError(
-            f"these data sets are not imported: {', '.join(public)}. Import each with `muva data "
-            "import NAME --from FOLDER`, or go on without with --without NAME"
+            f"these data sets are not imported: {', '.join(missing)}. Import each with `muva data "
+            "import NAME --from FOLDER`, or leave it out with --without NAME"
         )

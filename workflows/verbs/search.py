@@ -1,27 +1,26 @@
-"""`muva search`: the images of a gallery that are most like a query."""
+"""`muva search`: the images of a gallery that are most similar to a query."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
 import muva
 from muva.data.artifacts import open_artifact
-from muva.data.images import UnreadableImageError, decode_rgb
-from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.models import described, find_model
-from muva.retrieval.gallery import Gallery, read_gallery
-from tracking.pictures import Found, search_sheet
-from workflows.session import Session
 from workflows.verb import as_text, json_option, print_result, session_options, write_sheet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from muva.retrieval.gallery import Gallery
+    from workflows.session import Session
 
 
 @click.command("search")
@@ -31,15 +30,21 @@ from workflows.verb import as_text, json_option, print_result, session_options, 
     "file",
     required=True,
     type=click.Path(path_type=Path),
-    help="Features that `muva embed` wrote.",
+    help="A file of features from `muva embed`.",
 )
-@click.option("--model", help="A name in the store, or a URI. [the one the gallery is of]")
-@click.option("--top", default=20, show_default=True, type=click.IntRange(min=1))
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write a picture of what was found.")
+@click.option("--model", help="A name in the store, or a URI. [the gallery's model]")
+@click.option(
+    "--top",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The number of images to find.",
+)
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a picture of the results.")
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
-    help="Where the gallery's images are now. [where they were embedded]",
+    help="The folder of the gallery's images. [where they were embedded]",
 )
 @json_option
 @session_options
@@ -53,53 +58,65 @@ def search_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Rank a gallery by how much its images are like a query, the most similar first.
+    """Rank the images of a gallery by their similarity to a query, most similar first.
 
-    A query from the gallery is left out of the answer; no model is opened for it.
+    A query from the gallery is left out of the results and needs no model.
 
     \b
     muva search --query person.jpg --gallery crops.parquet --sheet ranked.png
     muva search --query cam1/0007.jpg --gallery crops.parquet --top 5 --json
     """
+    from muva.retrieval.gallery import read_gallery
+
     gallery = read_gallery(file)
-    address = gallery.by.model
+    address = gallery.source.model
     if model is not None:
         address = _same_model(session, model, gallery, file)
-    place = gallery.place_of(query)
-    if place is not None:
-        feature = gallery.features[place]
+    index = gallery.index_of(query)
+    if index is not None:
+        feature = gallery.features[index]
     else:
         feature = _feature_of(query, address, gallery, file)
-    places, cosines = gallery.most_similar(feature, top=top, without=place)
+    indices, cosines = gallery.most_similar(feature, top=top, exclude=index)
     matches = [
-        {"rank": rank, **gallery.told(found), "similarity": round(float(cosine), 6)}
-        for rank, (found, cosine) in enumerate(zip(places.tolist(), cosines, strict=True), start=1)
+        {"rank": rank, **gallery.describe(match), "similarity": round(float(cosine), 6)}
+        for rank, (match, cosine) in enumerate(zip(indices.tolist(), cosines, strict=True), start=1)
     ]
-    asked = {"image_id": query} if place is None else gallery.told(place)
-    result = {"query": asked, "gallery": f"{file}", "model": address, "matches": matches}
+    described = {"image_id": query} if index is None else gallery.describe(index)
+    result = {"query": described, "gallery": f"{file}", "model": address, "matches": matches}
     text = as_text(_table(matches))
     if sheet is not None:
-        shown = _images(gallery, [*([] if place is None else [place]), *places.tolist()], images)
-        asker = _opened(Path(query)) if place is None else shown.pop(0)
-        _draw(sheet, asker, asked, shown, matches)
+        pictures = _images(
+            gallery, [*([] if index is None else [index]), *indices.tolist()], images
+        )
+        query_picture = _open_image(Path(query)) if index is None else pictures.pop(0)
+        _draw(sheet, query_picture, described, pictures, matches)
         result["sheet"] = f"{sheet}"
         text += f"\nsheet: {sheet}"
     print_result(result, as_json=as_json, text=text)
 
 
 def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> str:
-    """The address of the model that a person names; MuvaError unless the gallery is of it."""
+    """The address of the named model.
+
+    Raises:
+        MuvaError: another model computed the gallery's features.
+    """
+    from muva.models import find_model, model_description
+
     artifact = find_model(session.store, model)
-    if described(artifact)["sha256"] != gallery.by.weights:
+    if model_description(artifact)["sha256"] != gallery.source.weights:
         raise MuvaError(
-            f"{file}: its features are not of {artifact.uri} but of {gallery.by.model}. Features "
-            "of two models cannot be compared: embed the images with the model that is to "
-            "be used, or leave --model out"
+            f"{file}: its features were computed by {gallery.source.model}, not by {artifact.uri}. "
+            "Features of two models cannot be compared: embed the images with the other model, or "
+            "leave out --model"
         )
     return artifact.uri
 
 
 def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.ndarray:
+    from muva.models import model_description
+
     path = Path(query).expanduser()
     if not path.is_file():
         raise MuvaError(
@@ -108,50 +125,57 @@ def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.nd
         )
     try:
         bundle = muva.load(address)
-        weights = described(open_artifact(address))["sha256"]
+        weights = model_description(open_artifact(address))["sha256"]
     except MuvaError as error:
         raise MuvaError(
-            f"{error}. It is the model that {file} names; --model says where it is now"
+            f"{error}. {file} names this model; give its present place with --model"
         ) from error
-    if weights != gallery.by.weights:
+    if weights != gallery.source.weights:
         raise MuvaError(
-            f"{address} is not the model any more that made {file}: its weights are others. Embed "
-            "the images again, or name the model with --model"
+            f"{address} no longer has the weights that computed {file}. Embed the images again, or "
+            "name the model with --model"
         )
     return bundle.embed([path])[0]
 
 
-def _images(gallery: Gallery, places: Sequence[int], folder: Path | None) -> list[Image.Image]:
-    """The gallery's images at these places."""
-    ids = [str(gallery.ids[place]) for place in places]
-    if folder is None and gallery.by.dataset is not None:
-        dataset = open_dataset(open_artifact(gallery.by.dataset))
-        rows = dataset.rows(["image_id"])
-        numbers = dict(zip(rows["image_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
-        return [decode_rgb(image) for image in dataset.read_images([numbers[i] for i in ids])]
-    root = folder or Path(gallery.by.folder or ".")
-    return [_opened(root / image_id) for image_id in ids]
+def _images(gallery: Gallery, indices: Sequence[int], folder: Path | None) -> list[Image.Image]:
+    """The gallery's images with these indices."""
+    from muva.data.images import decode_rgb
+    from muva.data.shards import open_dataset
+
+    ids = [str(gallery.ids[index]) for index in indices]
+    if folder is None and gallery.source.dataset is not None:
+        dataset = open_dataset(open_artifact(gallery.source.dataset))
+        table = dataset.rows(["image_id"])
+        rows = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
+        return [decode_rgb(image) for image in dataset.read_images([rows[i] for i in ids])]
+    root = folder or Path(gallery.source.folder or ".")
+    return [_open_image(root / image_id) for image_id in ids]
 
 
-def _opened(path: Path) -> Image.Image:
+def _open_image(path: Path) -> Image.Image:
+    from muva.data.images import UnreadableImageError, decode_rgb
+
     try:
         return decode_rgb(path.expanduser().read_bytes())
     except (OSError, UnreadableImageError) as error:
         raise MuvaError(
-            f"the image {path} cannot be shown ({error}); --images says where the gallery's images "
-            "are now"
+            f"the image {path} cannot be shown ({error}); name the folder of the gallery's images "
+            "with --images"
         ) from error
 
 
 def _draw(
     sheet: Path,
-    query: Image.Image,
-    asked: Any,
-    shown: Sequence[Image.Image],
+    query_picture: Image.Image,
+    query: Any,
+    pictures: Sequence[Image.Image],
     matches: Sequence[dict[str, Any]],
 ) -> None:
+    from tracking.pictures import Found, search_sheet
+
     picture = search_sheet(
-        query,
+        query_picture,
         [
             Found(
                 image=image,
@@ -160,22 +184,22 @@ def _draw(
                 pid=match["pid"],
                 camid=match["camid"],
             )
-            for image, match in zip(shown, matches, strict=True)
+            for image, match in zip(pictures, matches, strict=True)
         ],
-        pid=asked.get("pid"),
-        subtitle=asked["image_id"],
+        pid=query.get("pid"),
+        subtitle=query["image_id"],
     )
     write_sheet(sheet, picture)
 
 
 def _table(matches: Sequence[dict[str, Any]]) -> Table:
-    known = [name for name in ("pid", "camid") if matches and matches[0][name] is not None]
-    table = Table("rank", "similarity", *known, "image_id")
+    columns = [name for name in ("pid", "camid") if matches and matches[0][name] is not None]
+    table = Table("rank", "similarity", *columns, "image_id")
     for match in matches:
         table.add_row(
             str(match["rank"]),
             f"{match['similarity']:.4f}",
-            *(str(match[name]) for name in known),
+            *(str(match[name]) for name in columns),
             escape(match["image_id"]),
         )
     return table

@@ -1,13 +1,14 @@
-"""`muva store`: which artifacts exist, which runs use them, which can go.
+"""`muva store`: lists artifacts and the runs that use them, and deletes unused ones.
 
-A run in MLflow names the artifact that it made or used. What no run names, and nothing that is
-named was made from, can go: delete runs in the MLflow UI, then `muva store gc`.
+Runs in MLflow name the artifacts that they made or used. An artifact is unused if no run names it
+and none of the named ones was made from it. To free space, delete runs in the MLflow UI, then run
+`muva store gc`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.filesize import decimal
@@ -18,20 +19,21 @@ from muva.data.artifacts import (
     Artifact,
     DamagedManifestError,
     list_artifacts,
-    unused_artifacts,
 )
-from muva.data.store import PARTIAL_AFTER_S
+from muva.data.lineage import Lineage
+from muva.data.store import STALE_PARTIAL_S
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.progress import say
-from workflows.session import Session
-from workflows.steps.step import ARTIFACT_TAG
 from workflows.verb import as_text, json_option, print_result, session_options
+
+if TYPE_CHECKING:
+    from workflows.session import Session
 
 
 @click.group("store")
 def store_verb() -> None:
-    """What artifacts exist, and which can go.
+    """List artifacts and delete unused ones.
 
     \b
     muva store list --kind models
@@ -66,49 +68,53 @@ def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
 
 
 @store_verb.command()
-@click.option("--yes", is_flag=True, help="Delete; without it, only say what would go.")
-@click.option("--all", "everything", is_flag=True, help="Also when no run uses anything here.")
+@click.option("--yes", is_flag=True, help="Delete. Without it, only list what would be deleted.")
+@click.option(
+    "--all", "allow_all", is_flag=True, help="Proceed even if no run uses anything in the store."
+)
 @json_option
 @session_options
-def gc(yes: bool, everything: bool, as_json: bool, session: Session) -> None:
-    """Delete artifacts that no run uses, and what unfinished writes left behind.
+def gc(yes: bool, allow_all: bool, as_json: bool, session: Session) -> None:
+    """Delete artifacts that no run uses.
 
-    A run is in use until it is deleted in MLflow. Unfinished and damaged artifacts go too: let
-    nothing run on this store meanwhile.
+    The remains of unfinished writes are deleted too. Runs count until they are deleted in MLflow.
+    Unfinished and damaged artifacts are deleted too, so nothing else may run on this store
+    meanwhile.
 
     \b
-    muva store gc          what would go
+    muva store gc          list what would be deleted
     muva store gc --yes
     """
     users = _users(session)
-    made = list_artifacts(session.store)
-    if made and not everything and not any(artifact.address in users for artifact in made):
+    artifacts = list_artifacts(session.store)
+    if artifacts and not allow_all and not any(one.address in users for one in artifacts):
         raise MuvaError(
             f"No run at {redact(str(session.tracking_uri))} uses anything in the store "
-            f"{session.store.uri}. Expected the runs that made it: name their place with --home or "
-            "--tracking-uri, or give --all where all may go"
+            f"{session.store.uri}. Expected the runs that made its artifacts: say where they are "
+            "with --home or --tracking-uri, or give --all if everything may be deleted"
         )
-    unused = unused_artifacts(session.store, keep=users.keys())
+    unused = Lineage.of(session.store).unused(keep=users.keys())
     rows = [_describe(artifact, []) for artifact in unused]
     if yes:
         for artifact in unused:
             artifact.delete()
             say(f"deleted {artifact.address}")
-        session.store.sweep(older_than_s=PARTIAL_AFTER_S)
+        session.store.sweep(older_than_s=STALE_PARTIAL_S)
     freed = decimal(sum(row["bytes"] for row in rows))
     lines = [f"{row['address']}  {decimal(row['bytes'])}" for row in rows]
-    verdict = (
-        f"Freed {freed} of {len(rows)} artifacts."
+    total = (
+        f"Deleted {len(rows)} artifacts, {freed}."
         if yes
-        else f"{len(rows)} artifacts of {freed} can go; --yes deletes them."
+        else f"{len(rows)} artifacts, {freed}, can be deleted; --yes deletes them."
     )
     print_result(
-        {"deleted": yes, "artifacts": rows}, as_json=as_json, text="\n".join([*lines, verdict])
+        {"deleted": yes, "artifacts": rows}, as_json=as_json, text="\n".join([*lines, total])
     )
 
 
 def _users(session: Session) -> dict[str, list[str]]:
-    from tracking.runs import runs_with_tag
+    from tracking.names import ARTIFACT_TAG
+    from tracking.tagged_runs import runs_with_tag
 
     users: dict[str, list[str]] = defaultdict(list)
     for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG):

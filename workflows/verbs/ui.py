@@ -1,4 +1,4 @@
-"""`muva ui`: MLflow's pages in a browser, served to this machine alone."""
+"""`muva ui`: serves MLflow's user interface to this machine alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from typing import IO
 import click
 
 from muva.errors import MuvaError
-from tracking.addresses import absolute_uri, sqlite_file
 from tracking.redaction import redact
-from tracking.ui import experiment_links, home_link
 from workflows.progress import console
-from workflows.runtime.local import HOST, usable_port
 from workflows.verb import json_option, print_result
 
 START_S = 90.0
@@ -35,19 +32,19 @@ STOP_S = 10.0
     envvar="MUVA_HOME",
     default="runs",
     show_default=True,
-    help="Folder of everything that is kept here.",
+    help="Folder for the store, the runs and the reports.",
 )
 @click.option(
     "--tracking-uri",
     envvar="MLFLOW_TRACKING_URI",
-    help="MLflow: sqlite:///FILE or http://SERVER. [sqlite in HOME]",
+    help="MLflow's address: sqlite:///FILE or http://SERVER. [SQLite in HOME]",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=5000,
     show_default=True,
-    help="0 takes any that is free.",
+    help="The server's port; 0 chooses any free one.",
 )
 @json_option
 def ui_verb(home: Path, tracking_uri: str | None, port: int, as_json: bool) -> None:
@@ -57,39 +54,45 @@ def ui_verb(home: Path, tracking_uri: str | None, port: int, as_json: bool) -> N
     muva ui
     muva ui --port 5001
     """
+    from tracking.ui import experiment_links, home_link
+    from tracking.uris import absolute_uri
+
     address = absolute_uri(tracking_uri or f"sqlite:///{home.absolute() / 'mlflow.db'}")
     if address.startswith("http"):
-        told = f"The runs are on a server already: {home_link(address)}"
-        print_result({"address": redact(address)}, as_json=as_json, text=told)
+        text = f"A server already serves the runs: {home_link(address)}"
+        print_result({"address": redact(address)}, as_json=as_json, text=text)
         return
-    # The server's processes would outlive a verb that is simply ended.
+    # Without this, the server's processes would outlive a verb that is terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with mlflow_server(address, port=port) as (server, process):
         links = experiment_links(address, server)
         lines = [f"MLflow: {home_link(server)}", *(f"  {name}: {links[name]}" for name in links)]
-        told = {"address": server, "experiments": links}
-        print_result(told, as_json=as_json, text="\n".join(lines))
-        console.print("Ctrl-C stops it; the runs stay.")
+        data = {"address": server, "experiments": links}
+        print_result(data, as_json=as_json, text="\n".join(lines))
+        console.print("Stop the server with Ctrl-C; the runs are kept.")
         try:
             code = process.wait()
         except KeyboardInterrupt:
             console.print("Stopped.")
             return
-    raise MuvaError(f"MLflow's server ended by itself with exit code {code}.")
+    raise MuvaError(f"MLflow's server exited unexpectedly with exit code {code}.")
 
 
 @contextmanager
 def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subprocess.Popen]]:
-    """MLflow's server over a database while the block runs: its address, and its process.
+    """Runs MLflow's server for a database during the block; yields its address and its process.
 
     Raises:
-        MuvaError: there is no database, the port is in use, or the server does not start.
+        MuvaError: the database does not exist, the port is in use, or the server does not start.
     """
+    from tracking.uris import sqlite_file
+    from workflows.runtime.local import HOST, usable_port
+
     file = sqlite_file(tracking_uri)
     if file is not None and not file.exists():
         raise MuvaError(
-            f"No runs at {file}: expected the MLflow database that the first run makes. Start with "
-            "`make demo`, or name another place with --home or --tracking-uri."
+            f"No runs at {file}: expected the MLflow database that the first run creates. Start "
+            "with `make demo`, or name another place with --home or --tracking-uri."
         )
     port = usable_port(port)
     with tempfile.TemporaryFile() as log:
@@ -102,14 +105,14 @@ def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subpro
             start_new_session=True,
         )
         try:
-            _wait_for_answer(process, port, log)
+            _wait_until_ready(process, port, log)
             yield f"http://{HOST}:{port}", process
         finally:
             _stop(process)
 
 
 def _server_environment(tracking_uri: str, file: Path | None) -> dict[str, str]:
-    """The settings in the environment: a database's password would show among the processes."""
+    """Settings as environment variables: arguments would show a database's password to others."""
     settings = {
         "MLFLOW_BACKEND_STORE_URI": tracking_uri,
         # No helper processes for evaluations by language models.
@@ -120,7 +123,9 @@ def _server_environment(tracking_uri: str, file: Path | None) -> dict[str, str]:
     return settings
 
 
-def _wait_for_answer(process: subprocess.Popen, port: int, log: IO[bytes]) -> None:
+def _wait_until_ready(process: subprocess.Popen, port: int, log: IO[bytes]) -> None:
+    from workflows.runtime.local import HOST
+
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -129,13 +134,13 @@ def _wait_for_answer(process: subprocess.Popen, port: int, log: IO[bytes]) -> No
         except OSError:
             time.sleep(0.2)
     log.seek(0)
-    said = redact(log.read().decode(errors="replace")).strip().splitlines()[-5:]
-    state = "did not answer" if process.returncode is None else f"ended with {process.returncode}"
-    raise MuvaError(f"MLflow's server at port {port} {state}. It said:\n" + "\n".join(said))
+    last = redact(log.read().decode(errors="replace")).strip().splitlines()[-5:]
+    state = "did not respond" if process.returncode is None else f"exited with {process.returncode}"
+    raise MuvaError(f"MLflow's server on port {port} {state}. Its last output:\n" + "\n".join(last))
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends the server with its workers, which share its session."""
+    """Stops the server and its workers, which share its process session."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, ending)

@@ -1,8 +1,8 @@
-"""Readers: one file a layout, each turning a tree of images into records.
+"""Readers of data set layouts, one per file. Each turns a tree of images into records.
 
-A reader is `read(root, *, domain, **its own options)` and yields `Record`s; it opens listings, not
-images, and raises MuvaError for a tree that is not its own. To add one, add a file and a line here;
-a public data set has a line in `BENCHMARKS` too.
+A reader is a function `read(root, *, domain, **options)` that yields `Record`s. It opens listings
+but no images, and raises MuvaError if the tree has another layout. To add a reader, add a file and
+an entry in `READERS`; a public data set also gets an entry in `BENCHMARKS`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from muva.data.benchmarks.market1501 import MARKET1501, read_market1501
 from muva.data.benchmarks.msmt17 import MSMT17, MSMT17_V2, read_msmt17
 from muva.data.benchmarks.prid2011 import PRID2011, read_prid2011
 from muva.data.benchmarks.viper import VIPER, read_viper
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.errors import SettingsError, closest
 
 Reader = Callable[..., Iterator[Record]]
@@ -63,44 +63,47 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cuhk03np-detected": CUHK03NP_DETECTED,
     "cuhk03np-labelled": CUHK03NP_LABELLED,
 }
-"""By the one name that each has here."""
+"""Public data sets by the name that each has in muva."""
 
 
 def read_tree(
     layout: str, root: Path, *, domain: str, options: Mapping[str, Any] | None = None
 ) -> list[Record]:
-    """All records of a tree in a layout, with the layout's own options (None: its default)."""
+    """All records of a tree with a certain layout; options that are None keep their defaults.
+
+    Raises SettingsError for an unknown layout or option.
+    """
     if layout not in READERS:
-        near = closest(layout, READERS, most=len(READERS))
-        raise SettingsError(f"layout {layout!r} is unknown; {near}")
+        suggestion = closest(layout, READERS, most=len(READERS))
+        raise SettingsError(f"layout {layout!r} is unknown; {suggestion}")
     reader = READERS[layout]
-    given = {name: value for name, value in (options or {}).items() if value is not None}
+    chosen = {name: value for name, value in (options or {}).items() if value is not None}
     known = set(inspect.signature(reader).parameters) - {"root", "domain"}
-    unknown = sorted(set(given) - known)
+    unknown = sorted(set(chosen) - known)
     if unknown:
         raise SettingsError(
             f"layout {layout} has no option {', '.join(unknown)}; it has "
             f"{', '.join(sorted(known)) or 'none'}"
         )
-    return list(reader(root, domain=domain, **given))
+    return list(reader(root, domain=domain, **chosen))
 
 
-def listing_of(records: Iterable[Record]) -> list[tuple[Any, ...]]:
-    """What is known of each image, with its file's size and time of change, by id.
+def file_listing(records: Iterable[Record]) -> list[tuple[Any, ...]]:
+    """The annotations of each image with its file's size and modification time, sorted by image id.
 
-    An unchanged listing means an unchanged data set, without reading an image. Where there is no
-    file its size is -1.
+    If the listing is unchanged, the data set is unchanged; no image has to be read. The size is -1
+    if the file does not exist.
     """
     listing = []
     for record in records:
         size, changed = -1, 0
-        file = record.source.file if isinstance(record.source, Excerpt) else record.source
+        file = record.source.file if isinstance(record.source, LazyImage) else record.source
         if isinstance(file, bytes):
             size = len(file)
         elif file.is_file():
             found = file.stat()
             size, changed = found.st_size, found.st_mtime_ns
         boxes = None if record.boxes is None else sorted(record.boxes.items())
-        said = (record.split, record.pid, record.camid, record.caption, boxes)
-        listing.append((record.image_id, size, changed, *said))
+        labels = (record.split, record.pid, record.camid, record.caption, boxes)
+        listing.append((record.image_id, size, changed, *labels))
     return sorted(listing, key=lambda entry: entry[0])

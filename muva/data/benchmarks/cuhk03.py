@@ -1,11 +1,12 @@
-"""CUHK03 (Li et al., CVPR 2014) out of its MATLAB file, whose version, 7.3, is HDF5.
+"""CUHK03 (Li et al., CVPR 2014), read from its MATLAB file of version 7.3, which is HDF5.
 
-In `cuhk03_release/cuhk-03.mat`, `detected` and `labeled` are cells of five camera pairs, each a
-cell of people by ten images: five of the pair's first camera, five of its second, some of them
-empty. `testsets` are 20 matrices of 100 rows: a pair and a person. Images get the names of the new
-protocol (Zhong et al., CVPR 2017): `1_007_2_06.png` is pair 1, person 7, second camera, image 6. A
-pair numbers its people from 1, so pid 20007 is person 7 of pair 2. Camera 1 is the first of any
-pair and 2 the second, as in torchreid and fast-reid: which of the real ones each is is not known.
+In `cuhk03_release/cuhk-03.mat`, `detected` and `labeled` are cell arrays with one cell per camera
+pair. Each cell is an array of people by ten images: five from the first camera of the pair and five
+from the second, some of them empty. `testsets` are 20 matrices of 100 rows (pair, person). Images
+are named as in the new protocol (Zhong et al., CVPR 2017): `1_007_2_06.png` is pair 1, person 7,
+second camera, image 6. People are numbered from 1 within each pair; pid 20007 is person 7 of pair
+2. Camera id 1 stands for the first camera of any pair and 2 for the second, as in torchreid and
+fast-reid, because the real cameras are unknown.
 """
 
 from __future__ import annotations
@@ -16,24 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import h5py
-import numpy as np
-from PIL import Image
-
 from muva.data.benchmarks.benchmark import Benchmark, Counts
-from muva.data.benchmarks.listing import check_parts, checked_option, contents
+from muva.data.benchmarks.listing import check_entries, checked_option, contents
 from muva.data.benchmarks.matlab import matlab_variable
 from muva.data.benchmarks.trials import single_shot
-from muva.data.records import SPLITS, Excerpt, Record, Split
+from muva.data.records import SPLITS, LazyImage, Record, Split
 from muva.errors import MuvaError
 
 Boxes = Literal["detected", "labelled"]
-"""Who drew the boxes that people were cut out by: a detector, or annotators."""
+"""How people were cropped: with boxes from a detector, or from annotators."""
 Protocol = Literal["classic", "new"]
-"""The first of the authors' 20 test sets, or the one of Zhong et al."""
+"""The first of the authors' 20 test sets, or the protocol of Zhong et al."""
 
 BOXES: Mapping[str, str] = {"detected": "detected", "labelled": "labeled"}
-"""As the archives spell them."""
+"""Our name -> the spelling in the archives."""
 PAPER = (
     "Li et al., DeepReID: Deep Filter Pairing Neural Network for Person Re-identification, "
     "CVPR 2014"
@@ -49,10 +46,10 @@ def _benchmark(boxes: Boxes) -> Benchmark:
         paper=PAPER,
         source="http://www.ee.cuhk.edu.hk/~xgwang/CUHK_identification.html",
         licence=LICENCE,
-        status="given away by its authors",
-        rules="two cameras: the first and the second of each of five pairs; test people ask from "
-        "the first and are sought in the second, where one image of each is drawn, ten times; the "
-        "paper's figures are means over 20 test sets, of which this is the first",
+        status="distributed by its authors",
+        rules="two cameras: the first and the second of each of five pairs; queries are from the "
+        "first camera, and the gallery has one random image of each person from the second, drawn "
+        "ten times; the paper averages over 20 test sets, of which this is the first",
         lists="testsets of cuhk-03.mat",
         counts={
             "train": Counts(images=None, identities=1367, cameras=2),
@@ -69,12 +66,12 @@ CUHK03_LABELLED = _benchmark("labelled")
 
 _FILE = "cuhk03_release/cuhk-03.mat"
 _PIDS_OF_A_PAIR = 10_000
-_DAMAGE = (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError)
-"""What h5py raises for files that are damaged or hold something else."""
+_READ_ERRORS = (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError)
+"""Errors that h5py raises for damaged files and unexpected content."""
 
 
-class _Place(NamedTuple):
-    """Where an image is in the file; all count from 1."""
+class _Position(NamedTuple):
+    """Position of an image in the file; all numbers start from 1."""
 
     pair: int
     person: int
@@ -92,91 +89,103 @@ class _Place(NamedTuple):
 def read_cuhk03(
     root: Path, *, domain: str, boxes: Boxes = "detected", protocol: Protocol = "classic"
 ) -> Iterator[Record]:
-    """Records of the folder that `cuhk03_release` is in.
+    """Records of the folder that contains `cuhk03_release`.
 
-    The new protocol, which is CUHK03-NP's, also takes its `cuhk03_new_protocol_config_*.mat` there.
+    The new protocol, that of CUHK03-NP, also requires its `cuhk03_new_protocol_config_*.mat` in the
+    same folder. Raises MuvaError if a file is missing or damaged.
     """
-    spelt = BOXES[checked_option("boxes", boxes, BOXES)]
+    variable = BOXES[checked_option("boxes", boxes, BOXES)]
     checked_option("protocol", protocol, get_args(Protocol))
-    check_parts(root, [_FILE], what="CUHK03")
+    check_entries(root, [_FILE], title="CUHK03")
     file = root / _FILE
-    places, test_people = _places(file, spelt)
+    positions, test_people = _positions(file, variable)
     splits: dict[str, Split] = (
-        {place.name: _classic_split(place, test_people) for place in places}
+        {position.name: _classic_split(position, test_people) for position in positions}
         if protocol == "classic"
-        else _new_splits(root, spelt, {place.name for place in places})
+        else _new_splits(root, variable, {position.name for position in positions})
     )
-    for place in places:
+    for position in positions:
         yield Record(
             domain=domain,
-            image_id=f"{spelt}/{place.name}",
-            split=splits[place.name],
-            pid=_PIDS_OF_A_PAIR * place.pair + place.person,
-            camid=place.camid,
-            source=Excerpt(file=file, encoded=partial(_png, file, spelt, place)),
+            image_id=f"{variable}/{position.name}",
+            split=splits[position.name],
+            pid=_PIDS_OF_A_PAIR * position.pair + position.person,
+            camid=position.camid,
+            source=LazyImage(file=file, encoded=partial(_png, file, variable, position)),
         )
 
 
-def _places(file: Path, spelt: str) -> tuple[list[_Place], set[tuple[int, int]]]:
-    """The images that are there, and the pairs and people of the first test set."""
+def _positions(file: Path, variable: str) -> tuple[list[_Position], set[tuple[int, int]]]:
+    """The non-empty images, and (pair, person) of the first test set."""
+    import h5py
+    import numpy as np
+
     try:
-        with h5py.File(file) as opened:
-            mat: Any = opened
-            pairs = [mat[cell][()].T for cell in mat[spelt][()].flat]
-            places = [
-                _Place(pair, person + 1, number + 1)
+        with h5py.File(file) as hdf5:
+            mat: Any = hdf5
+            pairs = [mat[cell][()].T for cell in mat[variable][()].flat]
+            positions = [
+                _Position(pair, person + 1, number + 1)
                 for pair, cells in enumerate(pairs, start=1)
                 for (person, number), cell in np.ndenumerate(cells)
-                if mat[cell].ndim == 3  # MATLAB's empty cells are there, with less
+                if mat[cell].ndim == 3  # empty MATLAB cells have fewer dimensions
             ]
             first = mat[mat["testsets"][()].flat[0]][()].T
-            return places, {(int(pair), int(person)) for pair, person in first}
-    except _DAMAGE as error:
+            return positions, {(int(pair), int(person)) for pair, person in first}
+    except _READ_ERRORS as error:
         raise MuvaError(
             f"{file}: expected a MATLAB file of version 7.3 with the cells detected, labeled and "
-            f"testsets; it cannot be read ({error}). Is it CUHK03's, and whole?"
+            f"testsets, found a file that cannot be read ({error}). Is it the complete file of "
+            "CUHK03?"
         ) from error
 
 
-def _png(file: Path, spelt: str, place: _Place) -> bytes:
-    """An image out of the file, encoded without loss."""
+def _png(file: Path, variable: str, position: _Position) -> bytes:
+    """One image of the file as PNG."""
+    import h5py
+    from PIL import Image
+
     try:
-        with h5py.File(file) as opened:
-            mat: Any = opened
-            people = mat[mat[spelt][()].flat[place.pair - 1]]
-            pixels = mat[people[place.number - 1, place.person - 1]][()].T  # MATLAB: columns first
+        with h5py.File(file) as hdf5:
+            mat: Any = hdf5
+            people = mat[mat[variable][()].flat[position.pair - 1]]
+            pixels = mat[people[position.number - 1, position.person - 1]][
+                ()
+            ].T  # MATLAB is column-major
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(encoded, "PNG")
-    except _DAMAGE as error:
-        raise OSError(f"{place.name} in {file}: {error}") from error
+    except _READ_ERRORS as error:
+        raise OSError(f"{position.name} in {file}: {error}") from error
     return encoded.getvalue()
 
 
-def _classic_split(place: _Place, test_people: set[tuple[int, int]]) -> Split:
-    if (place.pair, place.person) not in test_people:
+def _classic_split(position: _Position, test_people: set[tuple[int, int]]) -> Split:
+    if (position.pair, position.person) not in test_people:
         return "train"
-    return "query" if place.camid == 1 else "gallery"
+    return "query" if position.camid == 1 else "gallery"
 
 
-def _new_splits(root: Path, spelt: str, names: set[str]) -> dict[str, Split]:
-    """Each image's split by the protocol's file, which must be of these images."""
-    file = root / f"cuhk03_new_protocol_config_{spelt}.mat"
+def _new_splits(root: Path, variable: str, names: set[str]) -> dict[str, Split]:
+    """The split of each image according to the protocol file, which must list the same images."""
+    import numpy as np
+
+    file = root / f"cuhk03_new_protocol_config_{variable}.mat"
     if not file.is_file():
         raise MuvaError(
             f"CUHK03 at {root}: expected the file {file.name} of the new protocol, found "
             f"{contents(root)}. It is in evaluation/data/CUHK03 of "
             "https://github.com/zhunzhong07/person-re-ranking"
         )
-    listed = matlab_variable(file, "filelist", what="CUHK03").flat
+    listed = matlab_variable(file, "filelist", title="CUHK03").flat
     named = {number: str(np.ravel(name)[0]) for number, name in enumerate(listed, start=1)}
     splits: dict[str, Split] = {
         named.get(int(number), f"number {number}"): split
         for split in SPLITS
-        for number in matlab_variable(file, f"{split}_idx", what="CUHK03").flat
+        for number in matlab_variable(file, f"{split}_idx", title="CUHK03").flat
     }
-    if odd := sorted(names ^ set(splits)):
+    if unmatched := sorted(names ^ set(splits)):
         raise MuvaError(
-            f"{file}: expected the images of {_FILE}, found {len(odd)} that are only in one of the "
-            f"two, the first {odd[0]}. Are both of the {spelt} boxes?"
+            f"{file}: expected the images of {_FILE}, found {len(unmatched)} that are only in one "
+            f"of the two, the first {unmatched[0]}. Do both have the {variable} boxes?"
         )
     return splits

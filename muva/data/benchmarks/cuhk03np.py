@@ -1,8 +1,8 @@
-"""CUHK03-NP: CUHK03 (Li et al., CVPR 2014) under the new protocol of Zhong et al. (CVPR 2017).
+"""CUHK03-NP: CUHK03 (Li et al., CVPR 2014) with the new protocol of Zhong et al. (CVPR 2017).
 
-`detected` and `labeled` hold the same people in a detector's and in annotators' boxes, each with
-Market-1501's three folders. Files are like `0001_c1_21.png`: identity 1, camera 1, image 21. There
-are no distractors and no junk.
+`detected` and `labeled` contain the same people, cropped by a detector and by annotators, each with
+the three folders of Market-1501. Files are named like `0001_c1_21.png`: identity 1, camera 1, image
+21. There are no distractors and no junk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _benchmark(boxes: Boxes, *, train: int, gallery: int) -> Benchmark:
         f"2017; {PAPER}",
         source="https://github.com/zhunzhong07/person-re-ranking/tree/master/CUHK03-NP",
         licence=LICENCE,
-        status="linked from the source by its authors",
+        status="its authors link to it from the source",
         rules="two cameras: the first and the second of each of CUHK03's five pairs; no junk and "
         "no distractors",
         lists="the archive's folders",
@@ -44,6 +44,6 @@ CUHK03NP_LABELLED = _benchmark("labelled", train=7368, gallery=5328)
 
 
 def read_cuhk03np(root: Path, *, domain: str, boxes: Boxes = "detected") -> Iterator[Record]:
-    """Records of a tree in CUHK03-NP's layout, in these boxes."""
+    """Records of a tree in the layout of CUHK03-NP, with these boxes."""
     within = BOXES[checked_option("boxes", boxes, BOXES)]
     return read_market_tree(root, domain=domain, names=CUHK03NP_NAMES, within=within)

@@ -1,8 +1,8 @@
-"""DukeMTMC-reID (Zheng et al., ICCV 2017), out of the videos of DukeMTMC (Ristani et al., 2016).
+"""DukeMTMC-reID (Zheng et al., ICCV 2017), from the videos of DukeMTMC (Ristani et al., 2016).
 
-The folders are Market-1501's; files are like `0001_c2_f0046182.jpg`: identity 1, camera 2, frame
-46182 of that camera's video. The gallery also holds 408 people whom only one camera saw and no
-query asks for; they keep their identities. There is no junk.
+The folders are those of Market-1501; files are named like `0001_c2_f0046182.jpg`: identity 1,
+camera 2, frame 46182 of that camera's video. The gallery also contains 408 people who appear in
+only one camera and match no query; they keep their identities. There is no junk.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ DUKEMTMC = Benchmark(
     "Multi-Target, Multi-Camera Tracking, ECCV Workshops 2016",
     source="https://github.com/layumi/DukeMTMC-reID_evaluation",
     licence="academic research only, with attribution (LICENSE_DukeMTMC-reID.txt)",
-    status="withdrawn by its authors in 2019 for the privacy of the people in it; for comparison "
-    "with older figures by those who have a copy",
-    rules="eight cameras; 408 people of the gallery are distractors, with their own pids; no junk",
+    status="withdrawn by its authors in 2019 to protect the privacy of the people in it; only for "
+    "comparison with older results by those who have a copy",
+    rules="eight cameras; 408 gallery identities are distractors with their own pids; no junk",
     lists="the archive's folders",
     counts={
         "train": Counts(images=16522, identities=702, cameras=8),
         "query": Counts(images=2228, identities=702, cameras=8),
         "gallery": Counts(images=17661, identities=1110, cameras=8),
     },
-    counts_from="the README of DukeMTMC-reID_evaluation (its 702 + 408 people in the gallery)",
+    counts_from="the README of DukeMTMC-reID_evaluation (702 + 408 people in the gallery)",
 )
 
 
 def read_dukemtmc(root: Path, *, domain: str) -> Iterator[Record]:
-    """Records of a tree in DukeMTMC-reID's layout."""
+    """Records of a tree in the layout of DukeMTMC-reID."""
     return read_market_tree(root, domain=domain, names=DUKEMTMC_NAMES)

@@ -1,7 +1,7 @@
-"""A folder of images of people, without writing a reader.
+"""Any folder of person images, without writing a reader.
 
-Either one folder per person, or images whose names tell the person by a regular expression. The
-folders `train`, `query` and `gallery` at the top, if there are any, are the splits.
+Either there is one folder per person, or a regular expression extracts the person from file names.
+Top-level folders named `train`, `query` and `gallery`, if there are any, define the splits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from muva.data.records import SPLITS, Record, Split, first_per_camera
 from muva.errors import MuvaError, SettingsError
 
 WholeSplit = Literal["train", "test"]
-"""What images without a split are: all for training, or all for testing."""
+"""How to use images that have no split: all for training, or all for testing."""
 
 
 def read_folder(
@@ -29,32 +29,33 @@ def read_folder(
 ) -> Iterator[Record]:
     """Records of a folder.
 
-    The expressions are searched in file names; their one group is the person, or the camera. Names
-    that are whole numbers keep them (-1 is junk); others are numbered in order. Without `pid_regex`
-    the folder of an image is its person; without `camid_regex` cameras are unknown. Where there
-    are no split folders, `split` decides: "train" trains on everything, "test" (the default) makes
-    the first image of each person and camera a query and the others gallery.
+    The regular expressions are searched for in file names; their single group is the person or the
+    camera. Integers are kept as they are (-1 is junk); other names are numbered in sorted order.
+    Without `pid_regex`, the folder of an image is its person; without `camid_regex`, cameras are
+    unknown. If there are no split folders, `split` decides: "train" uses everything for training;
+    "test" (the default) makes the first image of each person and camera a query and all others
+    gallery. Raises MuvaError or SettingsError if images and options contradict each other.
     """
-    existing_folder(root, what="the image folder")
+    existing_folder(root, title="the image folder")
     files = list(image_files(root))
     if not files:
-        raise MuvaError(f"the image folder {root}: expected images in it, found {contents(root)}")
+        raise MuvaError(f"the image folder {root}: expected images, found {contents(root)}")
     names = [file.relative_to(root) for file in files]
     split_folders = _split_folders(root, names)
-    people = (
+    pid_names = (
         _folders_of_people(root, names, depth=1 if split_folders else 0)
         if pid_regex is None
         else _matches(files, pid_regex, "pid_regex")
     )
     cameras = None if camid_regex is None else _matches(files, camid_regex, "camid_regex")
-    pid_of = numbered(people, first=0)
+    pid_of = numbered(pid_names, first=0)
     camid_of = numbered(cameras or [], first=1)
-    pids = [pid_of[name] for name in people]
+    pids = [pid_of[name] for name in pid_names]
     camids = [None] * len(files) if cameras is None else [camid_of[name] for name in cameras]
     if split_folders and split is not None:
         raise SettingsError(
             f"the image folder {root} has the folders {', '.join(sorted(set(split_folders)))} for "
-            f"its splits: expected no split {split!r} beside them"
+            f"its splits; expected no option split in addition, found {split!r}"
         )
     splits = split_folders or whole_split(split, pids, camids)
     for index, file in enumerate(files):
@@ -71,7 +72,7 @@ def read_folder(
 def whole_split(
     split: WholeSplit | None, pids: list[int], camids: list[int] | list[None]
 ) -> list[Split]:
-    """The split of each of some images that come without one; None is "test"."""
+    """The split of each image of a data set without splits; None means "test"."""
     if split is not None and split not in get_args(WholeSplit):
         raise SettingsError(f"split {split!r}: expected one of {', '.join(get_args(WholeSplit))}")
     if split == "train":
@@ -80,37 +81,42 @@ def whole_split(
 
 
 def _split_folders(root: Path, names: list[Path]) -> list[Split] | None:
-    """Each image's split by its top folder; None without such folders."""
-    of_folder: dict[str, Split] = {split: split for split in SPLITS if (root / split).is_dir()}
-    if not of_folder:
+    """The split of each image by its top-level folder; None if there are no split folders."""
+    split_of_folder: dict[str, Split] = {
+        split: split for split in SPLITS if (root / split).is_dir()
+    }
+    if not split_of_folder:
         return None
-    strays = [name for name in names if name.parts[0] not in of_folder]
-    if strays:  # they would be lost without a word
+    outside = [name for name in names if name.parts[0] not in split_of_folder]
+    if outside:  # they would be ignored silently
         raise MuvaError(
-            f"the image folder {root}: expected all images within {', '.join(of_folder)}, found "
-            f"{len(strays)} outside, for example {strays[0]}"
+            f"the image folder {root}: expected all images within {', '.join(split_of_folder)}, "
+            f"found {len(outside)} outside, for example {outside[0]}"
         )
-    return [of_folder[name.parts[0]] for name in names]
+    return [split_of_folder[name.parts[0]] for name in names]
 
 
 def _folders_of_people(root: Path, names: list[Path], *, depth: int) -> list[str]:
-    """The folder of the person on each image, `depth` folders below the root."""
-    loose = [name for name in names if len(name.parts) < depth + 2]
-    if loose:
+    """The person's folder of each image, `depth` levels below the root."""
+    unassigned = [name for name in names if len(name.parts) < depth + 2]
+    if unassigned:
         raise MuvaError(
-            f"the image folder {root}: expected one folder per person, found the image {loose[0]} "
-            "in none. Put each person's images in a folder, or tell the person from file names, "
+            f"the image folder {root}: expected one folder per person, found the image "
+            f"{unassigned[0]} in none. Put each person's images in a folder, or extract the person "
+            "from file names, "
             r"for example with --pid-regex '^(\d+)_'"
         )
     return [name.parts[depth] for name in names]
 
 
 def _matches(files: list[Path], expression: str, option: str) -> list[str]:
-    """The expression's group in each file name."""
+    """The text that the expression's group matches in each file name."""
     try:
         pattern = re.compile(expression)
     except re.error as error:
-        raise SettingsError(f"{option} {expression!r} is no regular expression: {error}") from error
+        raise SettingsError(
+            f"{option} {expression!r} is not a regular expression: {error}"
+        ) from error
     if pattern.groups != 1:
         raise SettingsError(
             f"{option} {expression!r}: expected one group in parentheses, found {pattern.groups}"
@@ -121,7 +127,7 @@ def _matches(files: list[Path], expression: str, option: str) -> list[str]:
     ]
     if without:
         raise MuvaError(
-            f"{option} {expression!r} finds nothing in {len(without)} of {len(files)} file names, "
-            f"for example in {without[0]}"
+            f"{option} {expression!r} matches nothing in {len(without)} of {len(files)} file "
+            f"names, for example in {without[0]}"
         )
     return [match[1] for match in found if match]

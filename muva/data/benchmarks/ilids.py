@@ -1,6 +1,6 @@
 """QMUL i-LIDS (Zheng et al., "Associating Groups of People", BMVC 2009).
 
-`Persons` holds files like `0001002.jpg`: person 1, image 2. Which camera took it is not told.
+`Persons` contains files like `0001002.jpg`: person 1, image 2. Cameras are unknown.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
 from muva.data.benchmarks.folder import whole_split
-from muva.data.benchmarks.listing import check_parts, image_files, name_of
-from muva.data.benchmarks.trials import pairs
+from muva.data.benchmarks.listing import check_entries, image_files, match_file_name
+from muva.data.benchmarks.trials import random_pairs
 from muva.data.records import Record
 
 ILIDS = Benchmark(
@@ -21,28 +21,29 @@ ILIDS = Benchmark(
     paper="Zheng et al., Associating Groups of People, BMVC 2009",
     source="http://www.eecs.qmul.ac.uk/~jason/data/i-LIDS_Pedestrian.tgz",
     licence="none stated; the footage is the i-LIDS library of the UK Home Office",
-    status="the link is dead (torchreid issue 115, 2021); DualNorm's authors give a copy away",
-    rules="cameras unknown, so that no image is ignored for its camera; the first image of each "
-    "person asks, the others are the gallery; ten trials of 60 people with one random image each "
-    "to ask and one in the gallery, as torchreid, MetaBIN and BCaR draw them",
-    lists="no official ones: see muva.data.benchmarks.trials",
+    status="the link is dead (torchreid issue 115, 2021); DualNorm's authors distribute a copy",
+    rules="cameras are unknown, so no image is ignored because of its camera; the first image of "
+    "each person is a query, the others are gallery; ten trials of 60 people with one random image "
+    "each as query and one as gallery, as in torchreid, MetaBIN and BCaR",
+    lists="none are official; see muva.data.benchmarks.trials",
     counts={
         "query": Counts(images=119, identities=119, cameras=0),
         "gallery": Counts(images=357, identities=119, cameras=0),
     },
     counts_from="torchreid's reader (476 images of 119 people)",
-    trials=lambda records, _root: pairs(records, name="ilids"),
+    trials=lambda records, _root: random_pairs(records, name="ilids"),
 )
 
 _FILE_NAME = re.compile(r"(?P<pid>\d{4})\d{3}\.")
 
 
 def read_ilids(root: Path, *, domain: str) -> Iterator[Record]:
-    """Records of the folder that holds `Persons`."""
-    check_parts(root, ["Persons"], what=ILIDS.title)
+    """Records of the folder that contains `Persons`."""
+    check_entries(root, ["Persons"], title=ILIDS.title)
     files = list(image_files(root / "Persons"))
     names = [
-        name_of(file, _FILE_NAME, like="0001002.jpg", root=root, what=ILIDS.title) for file in files
+        match_file_name(file, _FILE_NAME, example="0001002.jpg", root=root, title=ILIDS.title)
+        for file in files
     ]
     pids = [int(name["pid"]) for name in names]
     splits = whole_split("test", pids, [None] * len(pids))

@@ -1,4 +1,4 @@
-"""What readers share: finding images in a tree, numbering names, and saying what is wrong."""
+"""Functions that readers share: finding images, matching file names, and error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """All image files below a folder, by suffix, in order; hidden ones are passed by."""
+    """All image files below a folder (by suffix), sorted; hidden files and folders are skipped."""
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         _check_encoding(file)
@@ -21,74 +21,77 @@ def image_files(folder: Path) -> Iterator[Path]:
 
 
 def _check_encoding(file: Path) -> None:
-    """Names become image ids, which are text."""
+    """File names become image ids and must therefore be valid text."""
     try:
         str(file).encode()
     except UnicodeEncodeError as error:
         raise MuvaError(
-            f"{str(file)!a}: expected file names in UTF-8, found bytes that are none. Rename "
-            "it, for example with `convmv`"
+            f"{str(file)!a}: expected a file name in UTF-8, found other bytes. Rename the "
+            "file, for example with `convmv`"
         ) from error
 
 
-def existing_folder(root: Path, *, what: str) -> Path:
-    """The folder, if it is one; `what` names the data set in the error."""
+def existing_folder(root: Path, *, title: str) -> Path:
+    """Return the folder if it exists; raise MuvaError otherwise. `title` names the data set."""
     if root.is_dir():
         return root
     found = "a file" if root.exists() else "nothing"
-    raise MuvaError(f"{what} at {root}: expected a folder, found {found}. Is the path right?")
+    raise MuvaError(f"{title} at {root}: expected a folder, found {found}. Is the path right?")
 
 
-def check_parts(root: Path, parts: Sequence[str], *, what: str) -> None:
-    """MuvaError unless a tree has these folders and files; `what` names the data set in it."""
-    existing_folder(root, what=what)
+def check_entries(root: Path, parts: Sequence[str], *, title: str) -> None:
+    """Raise MuvaError unless the tree of the data set `title` has these folders and files."""
+    existing_folder(root, title=title)
     missing = [part for part in parts if not (root / part).exists()]
     if missing:
         raise MuvaError(
-            f"{what} at {root}: expected {', '.join(parts)}; {missing[0]} is missing, found "
-            f"{contents(root)}. {guess(root, *parts)}"
+            f"{title} at {root}: expected {', '.join(parts)}; {missing[0]} is missing, found "
+            f"{contents(root)}. {suggest_folder(root, *parts)}"
         )
 
 
-def name_of(
-    file: Path, pattern: re.Pattern[str], *, like: str, root: Path, what: str
+def match_file_name(
+    file: Path, pattern: re.Pattern[str], *, example: str, root: Path, title: str
 ) -> re.Match[str]:
-    """What a file's name says; MuvaError with a right one, `like`, where it says nothing."""
+    """Match a file name against a pattern.
+
+    Raises MuvaError with a valid name, `example`, if it does not match.
+    """
     match = pattern.match(file.name)
     if match is None:
         raise MuvaError(
-            f"{what} at {root}: expected file names like {like}, found "
-            f"{file.relative_to(root).as_posix()}. Are these {what}'s files?"
+            f"{title} at {root}: expected file names like {example}, found "
+            f"{file.relative_to(root).as_posix()}. Are these {title}'s files?"
         )
     return match
 
 
 def contents(folder: Path, most: int = 6) -> str:
-    """The first names in a folder, for errors."""
+    """The first names in a folder, for error messages."""
     names = sorted(entry.name for entry in folder.iterdir())
     if not names:
         return "nothing"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def guess(root: Path, *holds: str) -> str:
-    """A question for errors: is it a folder in or around this one, that holds what it should?"""
+def suggest_folder(root: Path, *holds: str) -> str:
+    """A question for error messages: the closest folder that has the expected entries, if any."""
     folders = [*sorted(entry for entry in root.iterdir() if entry.is_dir()), *root.parents[:2]]
     for folder in folders:
         if all((folder / name).exists() for name in holds):
             return f"Is it {folder}?"
-    return "Is this the archive's inner folder, completely unpacked?"
+    return "Is this the inner folder of the archive, completely unpacked?"
 
 
 def checked_option(name: str, value: str, choices: Iterable[str]) -> str:
-    """The value of a reader's option; SettingsError where it is none of the choices."""
+    """Return the value of a reader's option; SettingsError if it is not one of the choices."""
     if value not in choices:
         raise SettingsError(f"{name} {value!r}: expected one of {', '.join(choices)}")
     return value
 
 
 def numbered(names: Iterable[str], *, first: int) -> Mapping[str, int]:
-    """Numbers for names: their own where all are whole numbers, else from `first` in order."""
+    """Numbers for names: their values if all are integers, else from `first` in sorted order."""
     distinct = sorted(set(names))
     if all(_is_whole(name) for name in distinct):
         return {name: int(name) for name in distinct}

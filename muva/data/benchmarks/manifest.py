@@ -1,9 +1,9 @@
-"""A list of images as CSV or Parquet: one row an image, columns by name.
+"""A list of images as CSV or Parquet: one row per image, columns identified by name.
 
-`path` (relative to the list's folder) and `pid` are needed; `camid`, `split` (train, query,
-gallery), `caption` and exact boxes of the parts (`head_x0`, `head_y0`, `head_x1`, `head_y1`,
-`upper_body_x0`, ..., `legs_y1`; fractions of the image, empty where a part is out of sight) may be
-there. Other columns are passed by.
+`path` (relative to the folder of the list) and `pid` are required. Optional columns are `camid`,
+`split` (train, query, gallery), `caption`, and exact boxes of the body parts (`head_x0`, `head_y0`,
+`head_x1`, `head_y1`, `upper_body_x0`, ..., `legs_y1`; as fractions of the image, empty if the part
+is out of sight). Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -11,31 +11,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
-
-from muva.config import PARTS
 from muva.data.benchmarks.folder import WholeSplit, whole_split
 from muva.data.benchmarks.listing import numbered
 from muva.data.records import SPLITS, Box, Record, Split
 from muva.errors import MuvaError, SettingsError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _CORNERS = ("x0", "y0", "x1", "y1")
 
 
 def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -> Iterator[Record]:
-    """Records of a list; `root` is the file.
+    """Records of a list; `root` is the path of the file.
 
-    Identities and cameras that are not whole numbers are numbered in order. Without a column
-    `split`, the option decides as in `read_folder`.
+    Identities and cameras that are not integers are numbered in sorted order. Without a column
+    `split`, the option `split` decides as in `read_folder`. Raises MuvaError if the list is damaged
+    or incomplete.
     """
     table = _table(root)
     repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
     if repeated:
-        raise MuvaError(f"the list {root}: the column {repeated[0]} is there more than once")
+        raise MuvaError(
+            f"the list {root}: expected each column once, found {repeated[0]} repeatedly"
+        )
     missing = [name for name in ("path", "pid") if name not in table.column_names]
     if missing:
         raise MuvaError(
@@ -43,13 +44,14 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
             f"{', '.join(table.column_names) or 'none'}"
         )
     paths = _texts(table, "path", root)
-    people = _texts(table, "pid", root)
-    pid_of = numbered(people, first=0)
-    pids = [pid_of[name] for name in people]
+    pid_names = _texts(table, "pid", root)
+    pid_of = numbered(pid_names, first=0)
+    pids = [pid_of[name] for name in pid_names]
     camids = _camids(table, root)
     if split is not None and "split" in table.column_names:
         raise SettingsError(
-            f"the list {root} has a column split: expected no split {split!r} beside it"
+            f"the list {root} has a column split; expected no option split in addition, found "
+            f"{split!r}"
         )
     splits = _splits(table, root) or whole_split(split, pids, camids)
     boxes = _boxes(table, root)
@@ -70,6 +72,10 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
 
 
 def _table(file: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
     if not file.is_file():
         found = "a folder" if file.is_dir() else "nothing"
         raise MuvaError(f"the list {file}: expected a CSV or Parquet file, found {found}")
@@ -78,7 +84,7 @@ def _table(file: Path) -> pa.Table:
     try:
         if file.suffix.lower() == ".parquet":
             return pq.read_table(file)
-        # Everything as text: 0002 and 2 are two names until `numbered` has seen them all.
+        # Read everything as text: 0002 and 2 are different names until `numbered` sees them all.
         names = pyarrow.csv.open_csv(file).schema.names
         options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
         return pyarrow.csv.read_csv(file, convert_options=options)
@@ -104,33 +110,35 @@ def _camids(table: pa.Table, file: Path) -> list[int] | list[None]:
 def _splits(table: pa.Table, file: Path) -> list[Split] | None:
     if "split" not in table.column_names:
         return None
-    of_name: dict[str, Split] = {split: split for split in SPLITS}
+    split_of_name: dict[str, Split] = {split: split for split in SPLITS}
     names = _texts(table, "split", file)
     for row, name in enumerate(names, start=1):
-        if name not in of_name:
+        if name not in split_of_name:
             raise MuvaError(
                 f"the list {file}: expected a split of {', '.join(SPLITS)}, found {name!r} in row "
                 f"{row}"
             )
-    return [of_name[name] for name in names]
+    return [split_of_name[name] for name in names]
 
 
 def _boxes(table: pa.Table, file: Path) -> list[Mapping[str, Box | None]] | None:
-    """Each image's boxes; parts without columns, and with empty ones, are out of sight."""
+    """The boxes of each image; a part without columns, or with empty ones, is out of sight."""
+    from muva.config import PARTS
+
     columns = {part: [f"{part}_{corner}" for corner in _CORNERS] for part in PARTS}
-    given = {part for part in PARTS if set(columns[part]) & set(table.column_names)}
-    if not given:
+    present = {part for part in PARTS if set(columns[part]) & set(table.column_names)}
+    if not present:
         return None
-    missing = [n for p in given for n in columns[p] if n not in table.column_names]
+    missing = [n for p in present for n in columns[p] if n not in table.column_names]
     if missing:
-        raise MuvaError(f"the list {file}: the column {missing[0]} is missing beside its others")
-    corners = {p: zip(*(table[n].to_pylist() for n in columns[p]), strict=True) for p in given}
+        raise MuvaError(f"the list {file}: expected all corners of a part, {missing[0]} is missing")
+    corners = {p: zip(*(table[n].to_pylist() for n in columns[p]), strict=True) for p in present}
     per_part = {
         part: [_box(values, file, part, row) for row, values in enumerate(rows, start=1)]
         for part, rows in corners.items()
     }
     return [
-        {part: per_part[part][index] if part in given else None for part in PARTS}
+        {part: per_part[part][index] if part in present else None for part in PARTS}
         for index in range(len(table))
     ]
 

@@ -1,8 +1,8 @@
 """Market-1501 (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015).
 
-`bounding_box_train`, `query` and `bounding_box_test` hold files like `0002_c1s1_000451_03.jpg`:
-identity 2, camera 1, sequence 1, frame 451, box 3. In the gallery, identity 0 is a distractor (a
-person or thing that no query asks for) and -1 is junk (ignored by the protocol).
+`bounding_box_train`, `query` and `bounding_box_test` contain files like `0002_c1s1_000451_03.jpg`:
+identity 2, camera 1, sequence 1, frame 451, box 3. In the gallery, identity 0 stands for
+distractors (people or objects that match no query) and -1 for junk (ignored by the protocol).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MARKET1501 = Benchmark(
     paper="Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015",
     source="https://zheng-lab-anu.github.io/Project/project_reid.html",
     licence="none stated; for research",
-    status="given away by its authors",
-    rules="six cameras; gallery images of pid 0 are distractors, of pid -1 junk that is ignored",
+    status="distributed by its authors",
+    rules="six cameras; in the gallery, pid 0 stands for distractors and pid -1 for ignored junk",
     lists="the archive's folders",
-    nobody=frozenset({0}),
+    distractors=frozenset({0}),
     counts={
         "train": Counts(images=12936, identities=751, cameras=6),
         "query": Counts(images=3368, identities=750, cameras=6),
@@ -34,5 +34,5 @@ MARKET1501 = Benchmark(
 
 
 def read_market1501(root: Path, *, domain: str) -> Iterator[Record]:
-    """Records of a tree in Market-1501's layout."""
+    """Records of a tree in the layout of Market-1501."""
     return read_market_tree(root, domain=domain, names=MARKET1501_NAMES)

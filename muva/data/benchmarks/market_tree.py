@@ -1,8 +1,9 @@
-"""Trees in Market-1501's form: a folder for each split, person and camera in the file names.
+"""Trees in the layout of Market-1501: one folder per split, with person and camera in file names.
 
-DukeMTMC-reID and CUHK03-NP took the form over and name their files otherwise. One in the place of
-another would be read without complaint and be another benchmark, so the names must fit. Market's
-may lack what tells nothing of person and camera, as in many people's own trees in its form.
+DukeMTMC-reID and CUHK03-NP use the same layout with other file names. If one were read as another,
+nothing would fail, but the benchmark would be wrong; file names are therefore checked. For
+Market-1501 only the parts with person and camera are required, since many custom data sets in its
+layout omit the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from muva.data.benchmarks.listing import check_parts, image_files
+from muva.data.benchmarks.listing import check_entries, image_files
 from muva.data.records import Record, Split
 from muva.errors import MuvaError
 
@@ -25,15 +26,15 @@ _FOLDERS: dict[str, Split] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FileNames:
-    """How a data set in this form names its files."""
+    """How a data set with this layout names its files."""
 
     title: str
-    """Whose they are."""
+    """Title of the data set."""
     layout: str
-    """What reads them."""
+    """Name of its reader."""
     example: str
     pattern: re.Pattern[str]
-    """How they begin; its groups are `pid` and `camid`."""
+    """Matches the beginning of a file name; its groups are `pid` and `camid`."""
 
 
 MARKET1501_NAMES = FileNames(
@@ -59,18 +60,18 @@ CUHK03NP_NAMES = FileNames(
 def read_market_tree(
     root: Path, *, domain: str, names: FileNames, within: str = "."
 ) -> Iterator[Record]:
-    """Records of the tree in the folder `within` of the root, with files of these names."""
+    """Records of the tree in the folder `within` of the root, with these file names."""
     folders: dict[str, Split] = {
         Path(within, folder).as_posix(): split for folder, split in _FOLDERS.items()
     }
-    check_parts(root, list(folders), what=names.title)
+    check_entries(root, list(folders), title=names.title)
     for folder, split in folders.items():
         for file in image_files(root / folder):
             name = names.pattern.match(file.name)
             if name is None:
                 raise MuvaError(
                     f"{names.title} at {root}: expected file names like {names.example}, found "
-                    f"{folder}/{file.name}. {_whose(file.name, names)}"
+                    f"{folder}/{file.name}. {_hint(file.name, names)}"
                 )
             yield Record(
                 domain=domain,
@@ -82,8 +83,8 @@ def read_market_tree(
             )
 
 
-def _whose(file_name: str, expected: FileNames) -> str:
+def _hint(file_name: str, expected: FileNames) -> str:
     for names in (MARKET1501_NAMES, DUKEMTMC_NAMES, CUHK03NP_NAMES):
         if names.pattern.match(file_name):
-            return f"It is a name of {names.title}'s, which the layout {names.layout} reads"
-    return f"Are these {expected.title}'s files?"
+            return f"This is a file name of {names.title}; use the layout {names.layout}"
+    return f"Are these the files of {expected.title}?"

@@ -1,10 +1,10 @@
-"""The random splits of small data sets: ten halves of their people, the same for everyone.
+"""Random splits of small data sets: ten random halves of the identities, the same for all users.
 
-VIPeR, PRID-2011 and i-LIDS come without a list of such splits. Each code base draws its own
-(torchreid and MetaBIN when they first meet a tree, DualNorm and BCaR from a seed), so means compare
-and single splits do not. Ours are drawn by hashing: people are ordered by the SHA-256 of
-`NAME/TRIAL/PERSON`, such as `viper/3/17`, and the first half of them is tested. That depends on
-nothing else: not on the order of files, the platform, or the version of a generator.
+VIPeR, PRID-2011 and i-LIDS have no official list of such splits. Every code base draws its own
+(torchreid and MetaBIN when they first read a tree, DualNorm and BCaR from a seed), so only averages
+are comparable, not individual splits. Ours are drawn by hashing: identities are sorted by the
+SHA-256 of `NAME/TRIAL/PERSON`, such as `viper/3/17`, and the first half is the test set. The result
+does not depend on the order of files, the platform, or the version of a random generator.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ TRIALS = 10
 _Value = TypeVar("_Value", int, str)
 
 
-def halves(records: Sequence[Record], *, name: str) -> list[Trial]:
-    """Half of the people who ask do so, with the gallery as it is but for the other half."""
-    asking = {record.pid for record in records if record.split == "query"}
-    halves_of_them = [_half(asking, seed=f"{name}/{trial}") for trial in range(TRIALS)]
-    return [without(asking - half, records) for half in halves_of_them]
+def random_halves(records: Sequence[Record], *, name: str) -> list[Trial]:
+    """Test half of the query identities; remove the others from queries and gallery."""
+    query_pids = {record.pid for record in records if record.split == "query"}
+    tested_pids = [_half(query_pids, seed=f"{name}/{trial}") for trial in range(TRIALS)]
+    return [trial_without(query_pids - half, records) for half in tested_pids]
 
 
-def pairs(records: Sequence[Record], *, name: str) -> list[Trial]:
-    """An image of each of half of the people asks, and another of each is the gallery.
+def random_pairs(records: Sequence[Record], *, name: str) -> list[Trial]:
+    """For half of the identities, one random image is the query and another one the gallery.
 
-    Who has one image only is in no trial.
+    Identities with a single image are in no trial.
     """
     images: dict[int, list[str]] = {}
     for record in records:
@@ -48,7 +48,7 @@ def pairs(records: Sequence[Record], *, name: str) -> list[Trial]:
 
 
 def single_shot(records: Sequence[Record], *, name: str) -> list[Trial]:
-    """All queries ask; the gallery is one image of each of its people."""
+    """All queries, and a gallery with one random image of each of its identities."""
     gallery: dict[int, list[str]] = {}
     for record in records:
         if record.split == "gallery":
@@ -65,17 +65,17 @@ def single_shot(records: Sequence[Record], *, name: str) -> list[Trial]:
     ]
 
 
-def without(people: Collection[int], records: Sequence[Record]) -> Trial:
-    """All queries and the whole gallery, but for these people."""
-    staying = [record for record in records if record.pid not in people]
+def trial_without(people: Collection[int], records: Sequence[Record]) -> Trial:
+    """All queries and the whole gallery except for these people."""
+    kept = [record for record in records if record.pid not in people]
     return Trial(
-        query=_ids(record for record in staying if record.split == "query"),
-        gallery=_ids(record for record in staying if record.split == "gallery"),
+        query=_ids(record for record in kept if record.split == "query"),
+        gallery=_ids(record for record in kept if record.split == "gallery"),
     )
 
 
 def _half(people: set[int], *, seed: str) -> set[int]:
-    """Of an odd number the larger half: 60 of i-LIDS's 119, as others take."""
+    """The larger half if their number is odd: 60 of the 119 of i-LIDS, as in other code bases."""
     return set(_shuffled(people, seed=seed)[: (len(people) + 1) // 2])
 
 

@@ -1,56 +1,59 @@
 """Grounding experts, one file each. To add one, add a file and an entry here.
 
-What is known of an expert before it is loaded stands in its entry: the driver reads that alone, the
-actors load the weights.
+An entry holds what is known about an expert before it is loaded. The driver uses only the entry;
+the actors load the weights.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from muva.config import GroundingConfig
+from muva.config.parts import PHRASES
 from muva.errors import MuvaError, closest
 from muva.grounding.expert import Expert
 from muva.grounding.experts.http import Endpoint
-from muva.grounding.experts.pretrained import Weights, parameters_in, pinned
+from muva.grounding.experts.pretrained import Weights, parameters_in, pin
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Of a number in each precision."""
+BYTES_PER_PARAMETER = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""For each precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertInfo:
-    """An expert as it is before it is loaded."""
+    """Properties of an expert that are known before it is loaded."""
 
     adapter: str
     """MODULE:CLASS within this package."""
     checkpoint: str = ""
-    """Its weights unless others are named: a folder, or a hub's ORG/NAME; empty: it has none."""
+    """Default weights: a folder or a hub's ORG/NAME; empty if the expert has no weights."""
     parameters: str = ""
     licence: str = ""
-    """Of the weights, and what it allows."""
+    """Licence of the weights, and what it permits."""
     memory_gb: float = 0.0
-    """Of the weights in its own precision; 0: it has none here."""
+    """Size of the weights in the default precision; 0 if there are none on this machine."""
     precision: str = "fp32"
-    """Unless another one is asked for."""
+    """Default precision."""
     batch_images: int = 32
-    """Images that it is given at once, where they fit."""
+    """Default batch size; reduced if it does not fit into memory."""
     gives_scores: bool = False
     version: int = 1
-    """Of the adapter: raised when the same weights would give other boxes."""
+    """Version of the adapter: incremented when the same weights give different boxes."""
 
 
 EXPERTS: dict[str, ExpertInfo] = {
     "annotated": ExpertInfo(
         adapter="annotated:AnnotatedExpert",
-        licence="that of the data",
+        licence="same as the data set",
     ),
     "tiny": ExpertInfo(
         adapter="florence2:Florence2Expert",
         checkpoint="shipped:tiny",
         parameters="2.1 M",
-        licence="that of muva; knows synthetic people alone",
+        licence="same as muva; for synthetic people only",
         memory_gb=0.01,
     ),
     "florence-2": ExpertInfo(
@@ -88,8 +91,8 @@ EXPERTS: dict[str, ExpertInfo] = {
     "qwen2.5-vl": ExpertInfo(
         adapter="qwen_vl:Qwen25VLExpert",
         checkpoint="Qwen/Qwen2.5-VL-7B-Instruct",
-        parameters="8.3 B (3 B too)",
-        licence="7B Apache-2.0: any use; 3B for research alone",
+        parameters="8.3 B (also 3 B)",
+        licence="7B Apache-2.0: any use; 3B: research only",
         memory_gb=17.0,
         precision="bf16",
         batch_images=8,
@@ -105,74 +108,78 @@ EXPERTS: dict[str, ExpertInfo] = {
     ),
     "http": ExpertInfo(
         adapter="http:HttpExpert",
-        parameters="those of the served model",
-        licence="that of the served model",
+        parameters="depends on the served model",
+        licence="depends on the served model",
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenExpert:
-    """An expert and the state of its weights: small, and all that the answers depend on."""
+    """An expert with pinned weights: a small object with everything that its answers depend on."""
 
     name: str
     weights: Weights | None
     precision: str
     coordinates: str
     endpoint: Endpoint | None = None
-    """Where a served model is asked, as this process' environment says; part of no address."""
+    """Where a served model is reached, from the driver's environment; not part of any address."""
     requests_per_second: float | None = None
 
     @property
     def info(self) -> ExpertInfo:
-        """Its entry."""
+        """Its entry in EXPERTS."""
         return EXPERTS[self.name]
 
     @property
     def revision(self) -> str:
-        """Of the weights, as far as they have one."""
+        """Revision of the weights; empty if there is none."""
         return self.weights.revision if self.weights else ""
 
     def weight_bytes(self) -> int | None:
-        """Memory that the weights take in this precision; None where nothing tells before loading.
+        """Memory of the weights in this precision; None if unknown before loading.
 
-        A folder's files tell; of a hub's model only that one is known which the entry names.
+        It is computed from the files of a folder. For a hub model, it is known only if the model is
+        the default checkpoint of the entry.
         """
         if self.weights is None or self.name == "http":
             return 0
         if self.weights.folder is not None:
-            return parameters_in(self.weights.folder) * BYTES[self.precision]
-        if self.weights.place == self.info.checkpoint:
+            return parameters_in(self.weights.folder) * BYTES_PER_PARAMETER[self.precision]
+        if self.weights.location == self.info.checkpoint:
             own = self.info.memory_gb * 1e9
-            return round(own * BYTES[self.precision] / BYTES[self.info.precision])
+            return round(
+                own * BYTES_PER_PARAMETER[self.precision] / BYTES_PER_PARAMETER[self.info.precision]
+            )
         return None
 
     def load(self) -> Expert:
-        """The expert itself; MuvaError where its weights are not what they should be."""
+        """Load the expert. Raises MuvaError if its weights differ from what was pinned."""
         module, _, name = self.info.adapter.partition(":")
         adapter = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         if self.name == "http":
             assert self.weights is not None
             return adapter(
-                self.weights.place,
+                self.weights.location,
                 self.endpoint,
                 coordinates=self.coordinates,
                 requests_per_second=self.requests_per_second,
             )
         if self.weights is None:
             return adapter()
-        self.weights.check_here()
+        self.weights.verify()
         return adapter(self.weights, precision=self.precision)
 
 
 def choose_expert(config: GroundingConfig) -> ChosenExpert:
-    """The expert that the settings name, its weights pinned; nothing is loaded.
+    """The configured expert with pinned weights; nothing is loaded.
 
-    Raises MuvaError with the closest name for an unknown one, and for weights that are not there.
+    Raises MuvaError, with the closest name, for an unknown expert, and for weights that do not
+    exist.
     """
     if config.expert not in EXPERTS:
-        near = closest(config.expert, sorted(EXPERTS), most=len(EXPERTS))
-        raise MuvaError(f"expert {config.expert!r} is unknown; {near}")
+        suggestion = closest(config.expert, sorted(EXPERTS), most=len(EXPERTS))
+        raise MuvaError(f"expert {config.expert!r} is unknown; {suggestion}")
     info = EXPERTS[config.expert]
     checkpoint = config.checkpoint or info.checkpoint
     weights = None
@@ -181,16 +188,34 @@ def choose_expert(config: GroundingConfig) -> ChosenExpert:
             raise MuvaError(
                 "expert http: grounding.checkpoint is empty; expected the name of the served model"
             )
-        weights = Weights(place=checkpoint, revision=config.revision)
+        weights = Weights(location=checkpoint, revision=config.revision)
     elif checkpoint:
-        weights = pinned(checkpoint, config.revision)
+        weights = pin(checkpoint, config.revision)
     elif config.checkpoint or config.revision:
-        raise MuvaError(f"expert {config.expert} has no weights: expected no checkpoint for it")
+        raise MuvaError(
+            f"expert {config.expert} has no weights; expected no checkpoint and no revision"
+        )
     return ChosenExpert(
         name=config.expert,
         weights=weights,
         precision=info.precision if config.precision == "default" else config.precision,
         coordinates=config.coordinates if config.expert == "http" else "",
-        endpoint=Endpoint.of_environment() if config.expert == "http" else None,
+        endpoint=Endpoint.from_environment() if config.expert == "http" else None,
         requests_per_second=config.requests_per_second,
     )
+
+
+def label_config(expert: ChosenExpert, phrases: Mapping[str, str] = PHRASES) -> dict[str, Any]:
+    """The settings that decide the pseudo-labels of a data set; their address is a hash of them."""
+    config: dict[str, Any] = {
+        "expert": expert.name,
+        "revision": expert.revision,
+        "version": expert.info.version,
+        "phrases": dict(phrases),
+    }
+    if expert.weights is not None:
+        config["precision"] = expert.precision
+    if expert.coordinates:
+        config |= {"model": expert.weights and expert.weights.location}
+        config |= {"coordinates": expert.coordinates}
+    return config

@@ -1,4 +1,4 @@
-"""The expert that knows: exact boxes that came with the data, as rendered people have them."""
+"""The expert that returns the exact boxes of the data set, as synthetic data sets have them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class AnnotatedExpert:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`; MuvaError for a part or an image without boxes."""
+        """See `Expert`. Raises MuvaError for a part or an image without boxes."""
         unknown = [part for part in phrases if part not in PARTS]
         if unknown:
             raise MuvaError(
-                f"expert annotated: knows {', '.join(PARTS)}, not {', '.join(unknown)}; another "
-                "expert finds what a phrase describes"
+                f"expert annotated: expected the parts {', '.join(PARTS)}, found "
+                f"{', '.join(unknown)}. Choose another expert, which finds what a phrase describes"
             )
         return [
             [Grounding(box=_boxes(image)[part], answer="annotated") for part in phrases]
@@ -31,7 +31,7 @@ class AnnotatedExpert:
 def _boxes(image: GroundingImage) -> Mapping[str, tuple[float, float, float, float] | None]:
     if image.annotated is None:
         raise MuvaError(
-            f"expert annotated: {image.image_id} came without boxes of its parts. Choose an expert "
-            "that looks at the image, or a manifest with boxes"
+            f"expert annotated: {image.image_id} has no boxes of its parts. Choose another expert, "
+            "or import a manifest with boxes"
         )
     return image.annotated

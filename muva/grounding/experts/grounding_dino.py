@@ -1,4 +1,4 @@
-"""Grounding DINO (Liu et al., ECCV 2024): a detector that reads phrases."""
+"""Grounding DINO (Liu et al., ECCV 2024): an open-set detector that takes phrases."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import torch
 from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from muva.grounding.answers import best_box
-from muva.grounding.expert import Grounding, GroundingImage, phrase_by_phrase
+from muva.grounding.expert import Grounding, GroundingImage, ground_each_phrase
 from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 THRESHOLD = 0.25
-"""The authors' own; below it a phrase is not found."""
+"""The authors' default; below this score, a phrase counts as not found."""
 
 
 class GroundingDinoExpert:
-    """Asks phrase by phrase: of a list of phrases it cannot be told which one a box answers."""
+    """Processes one phrase at a time.
+
+    With several phrases, it would be unclear which one a box answers.
+    """
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
         self._model, self._processor = load_pretrained(
@@ -26,8 +29,8 @@ class GroundingDinoExpert:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`; of several boxes the one with the highest score."""
-        return phrase_by_phrase(lambda phrase: self._answers(images, phrase), phrases)
+        """See `Expert`. If there are several boxes, the one with the highest score is used."""
+        return ground_each_phrase(lambda phrase: self._answers(images, phrase), phrases)
 
     @torch.inference_mode()
     def _answers(self, images: Sequence[GroundingImage], phrase: str) -> list[Grounding]:
@@ -38,19 +41,24 @@ class GroundingDinoExpert:
         ).to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         outputs = self._model(**inputs)
-        found = self._processor.post_process_grounded_object_detection(
+        detections = self._processor.post_process_grounded_object_detection(
             outputs, inputs["input_ids"], threshold=THRESHOLD, target_sizes=[(1, 1)] * len(images)
         )
-        return [detection(one["boxes"].tolist(), one["scores"].tolist()) for one in found]
+        return [
+            detection(detected["boxes"].tolist(), detected["scores"].tolist())
+            for detected in detections
+        ]
 
 
 def detection(boxes: Sequence[Sequence[float]], scores: Sequence[float]) -> Grounding:
-    """A detector's boxes (fractions) and scores for one phrase as an answer."""
+    """A detector's boxes (as fractions) and scores for one phrase, converted to an answer."""
     best = best_box(boxes, scores)
-    said = "; ".join(
+    top_boxes = "; ".join(
         f"{score:.3f} [{', '.join(f'{value:.4f}' for value in box)}]"
-        for box, score in sorted(zip(boxes, scores, strict=True), key=lambda found: -found[1])[:3]
+        for box, score in sorted(
+            zip(boxes, scores, strict=True), key=lambda detections: -detections[1]
+        )[:3]
     )
     if best is None:
-        return Grounding(box=None, answer=said)
-    return Grounding(box=best[0], score=best[1], answer=said)
+        return Grounding(box=None, answer=top_boxes)
+    return Grounding(box=best[0], score=best[1], answer=top_boxes)

@@ -1,8 +1,8 @@
-"""An MLLM behind an OpenAI-compatible endpoint (vLLM and the like), which a team serves already.
+"""An MLLM behind an OpenAI-compatible endpoint (vLLM and similar servers).
 
-`MUVA_EXPERT_URL` names it (`http://HOST:8000/v1`), `MUVA_EXPERT_TOKEN` its token, if it wants one;
-both are variables because they are the deployment's and may be secret. The checkpoint is the name
-of the served model, the revision what you know of its state.
+`MUVA_EXPERT_URL` is the address (`http://HOST:8000/v1`) and `MUVA_EXPERT_TOKEN` the token, if one
+is required. Both are environment variables because they belong to the deployment and may be secret.
+The checkpoint is the name of the served model; the revision is whatever identifies its version.
 """
 
 from __future__ import annotations
@@ -18,10 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
-
 from muva.errors import MuvaError
 from muva.grounding.answers import boxes_in_text, largest_box
 from muva.grounding.expert import QUESTION, Grounding, GroundingImage, RefusedImageError
@@ -29,47 +25,47 @@ from muva.grounding.expert import QUESTION, Grounding, GroundingImage, RefusedIm
 URL_VARIABLE = "MUVA_EXPERT_URL"
 TOKEN_VARIABLE = "MUVA_EXPERT_TOKEN"
 Coordinates = Literal["fractions", "thousandths", "pixels"]
-"""What a served model counts in: CogVLM (its zero-padded `[[x0,y0,x1,y1]]`) and Qwen3-VL in
-thousandths, others in pixels of the image as it was sent."""
+"""Units of a served model's answers: thousandths for CogVLM (its zero-padded `[[x0,y0,x1,y1]]`) and
+Qwen3-VL, pixels of the image as it was sent for others."""
 
-REFUSED = (400, 413, 415, 422)
-"""What an endpoint answers to an image that it will not look at: too large, too small, filtered."""
-TOLD = 200
-"""Characters of its reason that are passed on."""
+REJECTING_STATUSES = (400, 413, 415, 422)
+"""Status codes for an image that the endpoint refuses: too large, too small, or filtered."""
+MAX_REASON_CHARS = 200
+"""How much of the endpoint's reason is reported."""
 
-ATTEMPTS = 6
+MAX_RETRIES = 6
 BACKOFF_S = 0.5
-ANSWER_S = 120.0
-ANSWER_TOKENS = 128
-AT_ONCE = 8
+TIMEOUT_S = 120.0
+MAX_NEW_TOKENS = 128
+MAX_CONCURRENT_REQUESTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where the model is served, as the driver's environment says: actors have another one."""
+    """Where the model is served, from the driver's environment: that of an actor may differ."""
 
     url: str = field(repr=False)
     token: str = field(repr=False)
 
     @classmethod
-    def of_environment(cls) -> Endpoint:
-        """What the two variables say now; empty for one that is not set."""
+    def from_environment(cls) -> Endpoint:
+        """The current values of the two variables; empty if not set."""
         url = os.environ.get(URL_VARIABLE, "").rstrip("/")
         return cls(url=url, token=os.environ.get(TOKEN_VARIABLE, ""))
 
     @property
-    def shown(self) -> str:
-        """The address without what may be a password."""
+    def redacted_url(self) -> str:
+        """The address without a password."""
         return re.sub(r"//[^/]*@", "//***@", self.url)
 
-    def masked(self, text: str) -> str:
-        """The text without the secrets."""
-        text = text.replace(self.url, self.shown) if self.url else text
+    def redact(self, text: str) -> str:
+        """The text without secrets."""
+        text = text.replace(self.url, self.redacted_url) if self.url else text
         return text.replace(self.token, "***") if self.token else text
 
 
 class HttpExpert:
-    """Sends each image with each phrase; refused and broken requests are sent again."""
+    """Sends every phrase for every image; requests that are throttled or fail are retried."""
 
     def __init__(
         self,
@@ -79,10 +75,14 @@ class HttpExpert:
         coordinates: Coordinates = "thousandths",
         requests_per_second: float | None = None,
     ) -> None:
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util.retry import Retry
+
         if not endpoint.url.startswith(("http://", "https://")):
             raise MuvaError(
-                f"expert http: {URL_VARIABLE} is {endpoint.shown or 'not set'!r}; expected the "
-                "endpoint's address, for example http://127.0.0.1:8000/v1"
+                f"expert http: {URL_VARIABLE} is {endpoint.redacted_url or 'not set'!r}; expected "
+                "the endpoint's address, for example http://127.0.0.1:8000/v1"
             )
         if coordinates not in get_args(Coordinates):
             raise MuvaError(
@@ -91,16 +91,16 @@ class HttpExpert:
             )
         self._coordinates: Coordinates = coordinates
         self._model, self._endpoint = model, endpoint
-        self._pace = _Pace(requests_per_second)
+        self._rate_limiter = _RateLimiter(requests_per_second)
         self._session = requests.Session()
         retry = Retry(
-            total=ATTEMPTS,
+            total=MAX_RETRIES,
             backoff_factor=BACKOFF_S,
             status_forcelist=(408, 429, 500, 502, 503, 504),
             allowed_methods=None,
             respect_retry_after_header=True,
         )
-        adapter = HTTPAdapter(max_retries=retry, pool_maxsize=AT_ONCE)
+        adapter = HTTPAdapter(max_retries=retry, pool_maxsize=MAX_CONCURRENT_REQUESTS)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         if endpoint.token:
@@ -109,17 +109,19 @@ class HttpExpert:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`. Raises MuvaError when the endpoint stays silent or refuses us.
+        """See `Expert`. Raises RefusedImageError if the endpoint refuses an image.
 
-        RefusedImageError when it refuses an image.
+        Raises MuvaError if the endpoint does not respond or denies access.
         """
-        asked = [(image, phrase) for image in images for phrase in phrases.values()]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(lambda pair: self._answer(*pair), asked))
-        return [found[i : i + len(phrases)] for i in range(0, len(found), len(phrases))]
+        requests_to_send = [(image, phrase) for image in images for phrase in phrases.values()]
+        with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
+            groundings = list(pool.map(lambda pair: self._answer(*pair), requests_to_send))
+        return [groundings[i : i + len(phrases)] for i in range(0, len(groundings), len(phrases))]
 
     def _answer(self, image: GroundingImage, phrase: str) -> Grounding:
-        self._pace.wait()
+        import requests
+
+        self._rate_limiter.wait()
         content = [
             {"type": "image_url", "image_url": {"url": _data_url(image)}},
             {"type": "text", "text": QUESTION.format(phrase=phrase)},
@@ -131,31 +133,31 @@ class HttpExpert:
                     "model": self._model,
                     "messages": [{"role": "user", "content": content}],
                     "temperature": 0,
-                    "max_tokens": ANSWER_TOKENS,
+                    "max_tokens": MAX_NEW_TOKENS,
                 },
-                timeout=ANSWER_S,
+                timeout=TIMEOUT_S,
             )
-            if answer.status_code in REFUSED:
-                told = self._endpoint.masked(" ".join(answer.text.split()))[:TOLD]
-                raise RefusedImageError(f"the endpoint refused it: {answer.status_code} {told}")
+            if answer.status_code in REJECTING_STATUSES:
+                body = self._endpoint.redact(" ".join(answer.text.split()))[:MAX_REASON_CHARS]
+                raise RefusedImageError(f"refused by the endpoint: {answer.status_code} {body}")
             answer.raise_for_status()
             text = answer.json()["choices"][0]["message"]["content"]
         except requests.RequestException as error:
             raise MuvaError(
-                f"expert http: {self._model} at {self._endpoint.shown} does not answer "
-                f"({type(error).__name__}: {self._endpoint.masked(str(error))}). Is it up, is "
-                f"{TOKEN_VARIABLE} right, and is the model served under this name?"
+                f"expert http: {self._model} at {self._endpoint.redacted_url} does not answer "
+                f"({type(error).__name__}: {self._endpoint.redact(str(error))}). Is it running, is "
+                f"{TOKEN_VARIABLE} correct, and is the model served under this name?"
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise MuvaError(
-                f"expert http: {self._endpoint.shown} answers in another form ({error!r}): "
-                "expected that of an OpenAI-compatible chat endpoint"
+                f"expert http: {self._endpoint.redacted_url} sent an unexpected response "
+                f"({error!r}). Expected an OpenAI-compatible chat endpoint"
             ) from error
         return grounding(text or "", self._coordinates, image.image.size)
 
 
 def grounding(text: str, coordinates: Coordinates, size: tuple[int, int]) -> Grounding:
-    """An answer whose numbers count in `coordinates`; `size`: the image's width and height."""
+    """Parse an answer in units of `coordinates`; `size` is the image's (width, height)."""
     unit = {"fractions": (1, 1), "thousandths": (1000, 1000), "pixels": size}[coordinates]
     boxes = [
         (x0 / unit[0], y0 / unit[1], x1 / unit[0], y1 / unit[1])
@@ -164,8 +166,8 @@ def grounding(text: str, coordinates: Coordinates, size: tuple[int, int]) -> Gro
     return Grounding(box=largest_box(boxes), answer=text)
 
 
-class _Pace:
-    """Lets so many pass a second, whatever the number of threads."""
+class _RateLimiter:
+    """Limits calls per second across all threads."""
 
     def __init__(self, per_second: float | None) -> None:
         self._gap_s = 1 / per_second if per_second else 0.0
@@ -173,7 +175,7 @@ class _Pace:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Returns when it is this caller's turn."""
+        """Block until the caller may proceed."""
         if not self._gap_s:
             return
         with self._lock:

@@ -12,11 +12,11 @@ from muva.grounding.experts.grounding_dino import detection
 from muva.grounding.experts.pretrained import Weights, load_pretrained
 
 THRESHOLD = 0.1
-"""The authors' own; below it a phrase is not found."""
+"""The authors' default; below this score, a phrase counts as not found."""
 
 
 class Owlv2Expert:
-    """Asks all phrases at once; each box has a score for each of them."""
+    """Processes all phrases at once; each box has a score for every phrase."""
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
         self._model, self._processor = load_pretrained(
@@ -27,7 +27,7 @@ class Owlv2Expert:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        """See `Expert`; of several boxes the one with the highest score for its phrase."""
+        """See `Expert`. Of several boxes, the one with the highest score for the phrase is used."""
         inputs = self._processor(
             text=[list(phrases.values())] * len(images),
             images=[image.image for image in images],
@@ -39,24 +39,24 @@ class Owlv2Expert:
         boxes = outputs.pred_boxes.float()
         return [
             [
-                _answer(boxes[place], scores[place, :, phrase], image.image.size)
+                _answer(boxes[index], scores[index, :, phrase], image.image.size)
                 for phrase in range(len(phrases))
             ]
-            for place, image in enumerate(images)
+            for index, image in enumerate(images)
         ]
 
 
 def _answer(boxes: torch.Tensor, scores: torch.Tensor, size: tuple[int, int]) -> Grounding:
-    """boxes (queries, 4): centre and sides of the square that the image was padded to."""
+    """boxes (queries, 4): centre, width and height as fractions of the padded square."""
     kept = scores >= THRESHOLD
     corners = [unpadded(box, size) for box in boxes[kept].tolist()]
     return detection(corners, scores[kept].tolist())
 
 
 def unpadded(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Centre and sides (fractions of the padded square) as corners in fractions of the image.
+    """Convert centre, width and height (fractions of the padded square) to corners (of the image).
 
-    The square is as long as the image's longer side; the image lies in its upper left corner.
+    The square is as large as the longer side of the image, which lies in its upper left corner.
     """
     across, down = (max(size) / side for side in size)
     x, y, width, height = box

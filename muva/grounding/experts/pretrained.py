@@ -1,7 +1,7 @@
-"""Weights of experts: a local folder or a hub name, safetensors alone, never code of a hub's.
+"""Weights of experts from a local folder or a hub: only safetensors, and never code from a hub.
 
-What an answer depends on is pinned before anything is loaded: a hub's name is resolved to the
-commit that it means now, a folder to a hash of its content.
+Before anything is loaded, the exact version is pinned: the name of a hub model is resolved to its
+current commit, and a folder is identified by a hash of its content.
 """
 
 from __future__ import annotations
@@ -15,101 +15,101 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from muva.errors import MuvaError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""Files that a model or its processor is read from."""
+_FILE_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""The files that a model and its processor are loaded from."""
 
-CONTENT = "sha256:"
-"""Before the hash of a folder's files."""
+CONTENT_PREFIX = "sha256:"
+"""Marks a revision that is the hash of a folder's files."""
 
-SHIPPED = "shipped:"
-"""Before the name of weights that come with muva."""
+SHIPPED_PREFIX = "shipped:"
+"""Marks the location of weights that are part of muva."""
 
-_HERE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parents[1]
 _METADATA = "__metadata__"
-"""The one entry of a safetensors header that is no tensor."""
+"""The only entry of a safetensors header that is not a tensor."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Names of torch's, which is imported where weights are loaded: choosing an expert needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where an expert's weights are, and which state of them is meant."""
+    """Where the weights of an expert are, and their exact version."""
 
-    place: str
-    """A folder, a hub's ORG/NAME, or `shipped:NAME`, which is a folder wherever muva is."""
+    location: str
+    """A folder, a hub's ORG/NAME, or `shipped:NAME` for a folder of the installed package."""
     revision: str
-    """A hub's commit, or `sha256:` of a folder's files; see `pinned`."""
+    """A commit of the hub, or `sha256:` and a hash of the folder's files; see `pin`."""
 
     @property
     def folder(self) -> Path | None:
-        """The local folder, None on a hub."""
-        return _folder(self.place)
+        """The local folder; None for a hub model."""
+        return _folder(self.location)
 
     @property
-    def source(self) -> str:
-        """What `from_pretrained` is told of the place."""
-        return str(self.folder or self.place)
+    def pretrained_name(self) -> str:
+        """The first argument of `from_pretrained`."""
+        return str(self.folder or self.location)
 
     @property
-    def hub(self) -> dict[str, Any]:
-        """What `from_pretrained` is told of the revision."""
+    def hub_options(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained` that select the revision."""
         return {} if self.folder else {"revision": self.revision}
 
-    def check_here(self) -> None:
-        """MuvaError where a folder on this machine is not what was pinned, on another perhaps."""
-        if not self.revision.startswith(CONTENT):
+    def verify(self) -> None:
+        """Raise MuvaError if a folder on this machine differs from the pinned version."""
+        if not self.revision.startswith(CONTENT_PREFIX):
             return
         folder = self.folder
-        found = f"{CONTENT}{_content(folder)}" if folder else "no such folder"
+        found = f"{CONTENT_PREFIX}{_content_hash(folder)}" if folder else "no such folder"
         if found != self.revision:
             raise MuvaError(
-                f"expert's weights {self.place} on {platform.node()}: expected {self.revision}, "
-                f"found {found}. Put the same files there on each node, or on a shared disk"
+                f"expert's weights {self.location} on {platform.node()}: expected {self.revision}, "
+                f"found {found}. Put the same files there on every node, or use a shared disk"
             )
 
 
-def pinned(place: str, revision: str = "") -> Weights:
-    """The weights at a place as they are now.
+def pin(location: str, revision: str = "") -> Weights:
+    """The weights at a location, pinned to their current version.
 
-    A hub is asked for the commit unless `revision` is one; without network the newest copy in the
-    local cache counts. Raises MuvaError where nothing is.
+    The hub is queried for the commit unless `revision` is one already; without a network, the
+    newest copy in the local cache is used. Raises MuvaError if there is none.
     """
-    folder = _folder(place)
+    folder = _folder(location)
     if folder is not None:
         if revision:
             raise MuvaError(
-                f"expert's weights {place}: a folder has no revisions; expected none, found "
-                f"{revision}"
+                f"expert's weights {location}: expected no revision for a folder, found {revision}"
             )
-        shipped = place.startswith(SHIPPED)
+        shipped = location.startswith(SHIPPED_PREFIX)
         return Weights(
-            place=place if shipped else str(folder.resolve()),
-            revision=f"{CONTENT}{_content(folder)}",
+            location=location if shipped else str(folder.resolve()),
+            revision=f"{CONTENT_PREFIX}{_content_hash(folder)}",
         )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", location):
         raise MuvaError(
-            f"expert's weights {place}: expected a folder that is there, or a hub's ORG/NAME"
+            f"expert's weights {location}: expected an existing folder or a hub's ORG/NAME"
         )
     if _COMMIT.fullmatch(revision):
-        return Weights(place=place, revision=revision)
-    return Weights(place=place, revision=_commit(place, revision or "main"))
+        return Weights(location=location, revision=revision)
+    return Weights(location=location, revision=_commit(location, revision or "main"))
 
 
-def _folder(place: str) -> Path | None:
-    shipped = place.startswith(SHIPPED)
-    folder = _HERE / place.removeprefix(SHIPPED) if shipped else Path(place).expanduser()
+def _folder(location: str) -> Path | None:
+    shipped = location.startswith(SHIPPED_PREFIX)
+    folder = (
+        _PACKAGE / location.removeprefix(SHIPPED_PREFIX) if shipped else Path(location).expanduser()
+    )
     return folder if folder.is_dir() else None
 
 
 def parameters_in(folder: Path) -> int:
-    """How many numbers the safetensors files of a folder hold: their headers alone are read.
+    """Number of parameters in the safetensors files of a folder, from their headers.
 
-    A damaged header counts as nothing: loading says what is wrong with it.
+    Files with a damaged header are skipped; loading reports what is wrong with them.
     """
     total = 0
     for file in folder.glob("*.safetensors"):
@@ -126,99 +126,104 @@ def parameters_in(folder: Path) -> int:
 def load_pretrained(
     model: Any, processor: Any, weights: Weights, *, precision: str
 ) -> tuple[Any, Any]:
-    """A model and a processor of these transformers classes; on a GPU where there is one.
+    """A model and a processor of these transformers classes, on a GPU if there is one.
 
-    Raises MuvaError for weights of another architecture, incomplete ones, and none.
+    Raises MuvaError if the weights are missing, incomplete, or of another architecture.
     """
+    import torch
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = _model(model, weights, precision=precision)
     return loaded.eval().to(device), _processor(processor, weights)
 
 
 def _model(kind: Any, weights: Weights, *, precision: str) -> Any:
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
     expected = kind.config_class.model_type
     try:
-        config = AutoConfig.from_pretrained(weights.source, trust_remote_code=False, **weights.hub)
+        config = AutoConfig.from_pretrained(
+            weights.pretrained_name, trust_remote_code=False, **weights.hub_options
+        )
         if config.model_type != expected:
             raise MuvaError(
-                f"expert's weights {weights.place}: expected the architecture {expected}, found "
+                f"expert's weights {weights.location}: expected the architecture {expected}, found "
                 f"{config.model_type}"
             )
         model, loading = kind.from_pretrained(
-            weights.source,
+            weights.pretrained_name,
             config=config,
-            dtype=DTYPES[precision],
+            dtype=getattr(torch, DTYPES[precision]),
             use_safetensors=True,
             output_loading_info=True,
-            **weights.hub,
+            **weights.hub_options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise MuvaError(
-            f"expert's weights {weights.place} cannot be loaded ({str(error).splitlines()[0]}): "
+            f"expert's weights {weights.location} cannot be loaded ({str(error).splitlines()[0]}): "
             "expected a folder or a hub's model with config.json and model.safetensors"
         ) from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise MuvaError(
-            f"expert's weights {weights.place}: {len(missing)} tensors of {expected} are missing, "
-            f"for example {missing[0]}"
+            f"expert's weights {weights.location}: {len(missing)} tensors of {expected} are "
+            f"missing, for example {missing[0]}"
         )
     return model
 
 
 def _processor(kind: Any, weights: Weights) -> Any:
     try:
-        return kind.from_pretrained(weights.source, **weights.hub)
+        return kind.from_pretrained(weights.pretrained_name, **weights.hub_options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MuvaError(
-            f"expert's weights {weights.place}: their processor cannot be loaded "
-            f"({str(error).splitlines()[0]}): expected its JSON files beside the weights"
+            f"expert's weights {weights.location}: the processor cannot be loaded "
+            f"({str(error).splitlines()[0]}). Expected its JSON files beside the weights"
         ) from error
 
 
-def _commit(place: str, revision: str) -> str:
-    from httpx2 import HTTPError  # the hub's own client, whose errors it lets through
+def _commit(location: str, revision: str) -> str:
+    from httpx2 import HTTPError  # used by huggingface_hub, which does not wrap its errors
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        commit = HfApi().model_info(place, revision=revision, timeout=20).sha
+        commit = HfApi().model_info(location, revision=revision, timeout=20).sha
         if commit:
             return commit
     except HfHubHTTPError as error:
         raise MuvaError(
-            f"expert's weights {place}: the hub has none at {revision} for you ({error}). Is the "
-            "name right, and does HF_TOKEN give access?"
+            f"expert's weights {location}: not accessible on the hub at revision {revision} "
+            f"({error}). Is the name correct, and does HF_TOKEN grant access?"
         ) from error
     except (HTTPError, OSError, ValueError) as error:
         reason = error
     else:
-        reason = ValueError("the hub names no commit")
+        reason = ValueError("the hub returned no commit")
     try:
-        return Path(snapshot_download(place, revision=revision, local_files_only=True)).name
+        return Path(snapshot_download(location, revision=revision, local_files_only=True)).name
     except (LocalEntryNotFoundError, OSError, ValueError):
         raise MuvaError(
-            f"expert's weights {place}: the hub does not answer ({str(reason).splitlines()[0]}), "
-            "and nothing is in the local cache. Download them where there is a network and name "
-            "the folder with --set grounding.checkpoint=FOLDER"
+            f"expert's weights {location}: the hub does not respond "
+            f"({str(reason).splitlines()[0]}), and the local cache is empty. Download them on a "
+            "machine with network access and use --set grounding.checkpoint=FOLDER"
         ) from reason
 
 
-def _content(folder: Path) -> str:
-    """Hash of all that is read from a folder."""
-    files = sorted({file for pattern in _READ for file in folder.glob(pattern)})
+def _content_hash(folder: Path) -> str:
+    """Hash of all files of a folder that are read."""
+    files = sorted({file for pattern in _FILE_PATTERNS for file in folder.glob(pattern)})
     if not any(file.suffix == ".safetensors" for file in files):
         raise MuvaError(
             f"expert's weights {folder}: expected safetensors in this folder, found "
             f"{', '.join(sorted(file.name for file in folder.iterdir())[:6]) or 'nothing'}"
         )
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:
-            whole.update(
+            digest.update(
                 f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}".encode()
             )
-    return whole.hexdigest()[:40]
+    return digest.hexdigest()[:40]

@@ -1,30 +1,35 @@
-"""Checkpoints of other programs as models of ours: one form a file, and `adopt` for all of them.
+"""Checkpoints of other programs: one module per form, and `fit_checkpoint` for all of them.
 
-A form says what its names mean here; `FORMS` lists them by the name that people give. The way of a
-file: `fit_checkpoint` reads it, names its entries as ours and finds the settings; `adopt` builds.
+A form maps the names in a program's checkpoints to ours; `FORMS` has them by name. `fit_checkpoint`
+reads a file, renames its entries and infers the settings; `adopt` builds the model.
+
+Reading a checkpoint imports torch and open_clip, which takes seconds; a help text names the forms
+and needs neither.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-from muva.model.foreign.clip_reid import CLIP_REID
-from muva.model.foreign.fit import Fit, Given, fit
-from muva.model.foreign.form import Form, recognised, translate
-from muva.model.foreign.plain_clip import PLAIN_CLIP, read_beside, weights_file
-from muva.model.foreign.release import RELEASE
-from muva.model.state_dicts import read_state_dict
+from typing import TYPE_CHECKING
 
-FORMS: dict[str, Form] = {form.name: form for form in (RELEASE, CLIP_REID, PLAIN_CLIP)}
+if TYPE_CHECKING:
+    from muva.model.foreign.checkpoint import fit_checkpoint
+
+__all__ = ["AUTO", "FORMS", "fit_checkpoint"]
+
+AUTO = "auto"
+"""Instead of the name of a form: whichever the names of the entries show."""
+
+FORMS = {
+    "muva": "release:RELEASE",
+    "clip-reid": "clip_reid:CLIP_REID",
+    "clip": "plain_clip:PLAIN_CLIP",
+}
+"""Name -> where the form is, as MODULE:CONSTANT within this package."""
 
 
-def fit_checkpoint(path: Path, given: Given, *, form: str | None = None) -> Fit:
-    """A checkpoint's entries under our names, with the settings of the model that it is.
+def __getattr__(name: str) -> object:
+    if name == "fit_checkpoint":
+        from muva.model.foreign.checkpoint import fit_checkpoint
 
-    `path` is a file or a folder with one; `form` a name of `FORMS`, told by the entries' names
-    unless given. Raises MuvaError for a file that is not whole or of no form, SettingsError for
-    settings that it contradicts.
-    """
-    file = weights_file(path)
-    weights = read_state_dict(file)
-    forms, where = FORMS.values(), str(file)
-    chosen = recognised(weights, forms, where=where) if form is None else FORMS[form]
-    return fit(translate(weights, chosen, forms=forms, where=where), given, read_beside(file))
+        return fit_checkpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
-"""From a checkpoint of another program to a model of ours, and what became of each of its entries.
+"""Builds a model from a checkpoint of another program, and reports what became of each entry.
 
-Where a file has no text side, or one without its token embedding, CLIP's own fills it: the programs
-whose forms are known here keep it frozen. What the method adds and the file has not is drawn anew.
+If a file lacks the text encoder or its token embedding, CLIP's own is used: the programs whose
+forms are known here keep it frozen. Modules of the method that the file lacks are initialised
+randomly.
 """
 
 from __future__ import annotations
@@ -33,28 +34,28 @@ from muva.model.muva_model import MuvaModel, build_model
 
 LOGIT_SCALE = "logit_scale"
 NOT_NEEDED = "num_batches_tracked"
-"""The neck's counter of batches, which no feature depends on."""
+"""The BN neck's batch counter, which no feature depends on."""
 
 UNTRAINED = (
-    "it has seen no batch: a checkpoint of stage 1, whose image side is CLIP's, or was drawn, and "
-    "of no use for recognition yet"
+    "it has seen no batch: this is a checkpoint of stage 1, whose image encoder is CLIP's or "
+    "random and cannot be used for retrieval yet"
 )
 
-SAME_TEXT = 1e-3
-"""How far text weights may be from CLIP's for its token embedding to go with them."""
+TEXT_TOLERANCE = 1e-3
+"""Largest difference of text weights from CLIP's at which its token embedding fits them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted:
-    """A model of ours from a checkpoint."""
+    """A model built from a checkpoint."""
 
     model: MuvaModel
     rows: list[Row]
-    """What became of what, our parts first."""
+    """What became of each part of the model and of the checkpoint, in this order."""
 
 
 def needs_clip(fit: Fit) -> bool:
-    """Whether the file lacks what only CLIP itself has: its text side, or the token embedding."""
+    """Whether the file lacks CLIP's text encoder or its token embedding."""
     weights = fit.translation
     return not (weights.under(*TOKEN_EMBEDDING) and weights.under(*TEXT_TOWER))
 
@@ -62,10 +63,15 @@ def needs_clip(fit: Fit) -> bool:
 def adopt(
     fit: Fit, *, clip: Callable[[ModelConfig], open_clip.CLIP], clip_name: str, seed: int
 ) -> Adopted:
-    """The model that a checkpoint is; `clip` gives the CLIP that fills a missing text side.
+    """Build the model of a checkpoint.
 
-    `seed` draws what is new. Raises MuvaError for shapes that differ from those of the settings,
-    and for a CLIP of other widths.
+    Args:
+        clip: returns the CLIP that provides a missing text encoder or token embedding.
+        clip_name: its name, for the report.
+        seed: of the modules that are initialised randomly.
+
+    Raises:
+        MuvaError: shapes differ from those of the settings, or the CLIP has other widths.
     """
     rows: list[Row] = []
     filler = clip(fit.model) if needs_clip(fit) else None
@@ -75,7 +81,7 @@ def adopt(
         built, model=fit.model, prompts=fit.prompts, identities=fit.identities, seed=seed
     )
     rows += _image_rows(fit)
-    if fit.translation.form.has_parts:  # parts have positions of their own
+    if fit.translation.form.has_parts:  # parts have separate positions
         own = fit.translation.weights[f"{VISUAL}positional_embedding"]
         model.image_encoder.positional_embedding.data.copy_(own)
     rows += _parts(fit, model)
@@ -85,7 +91,7 @@ def adopt(
 
 
 def _clip(fit: Fit, text: dict[str, Tensor], text_heads: int | None) -> open_clip.CLIP:
-    """The file's image encoder and this text side, for the model's images."""
+    """The file's image encoder with this text encoder, for the model's image size."""
     translation = fit.translation
     weights = translation.under(VISUAL) | text
     parts = len(fit.model.parts) if translation.form.has_parts else 0
@@ -99,8 +105,8 @@ def _clip(fit: Fit, text: dict[str, Tensor], text_heads: int | None) -> open_cli
         width = weights[f"{VISUAL}proj"].shape[1]
         if width != shape.embed_dim:
             raise MuvaError(
-                f"its image features are {width} wide, the text features {shape.embed_dim}: --clip "
-                "names the CLIP that it was made from"
+                f"its image features are {width} wide, but the text features {shape.embed_dim}: "
+                "name the CLIP that it was made from with --clip"
             )
         return build_clip(
             weights,
@@ -116,7 +122,7 @@ def _clip(fit: Fit, text: dict[str, Tensor], text_heads: int | None) -> open_cli
 def _text_side(
     fit: Fit, filler: open_clip.CLIP | None, clip_name: str
 ) -> tuple[dict[str, Tensor], int | None, list[Row]]:
-    """The text side in OpenAI's names, its number of heads if CLIP tells it, and its rows."""
+    """The text encoder in OpenAI's layout, its number of heads if it is CLIP's, and report rows."""
     translation = fit.translation
     embedding, tower = translation.under(*TOKEN_EMBEDDING), translation.under(*TEXT_TOWER)
     taken = [
@@ -133,13 +139,13 @@ def _text_side(
     own_embedding = {name: v for name, v in own.items() if name in TOKEN_EMBEDDING}
     own_tower = {name: v for name, v in own.items() if name.startswith(TEXT_TOWER)}
     if not tower:
-        left = "not used: there is no text transformer beside it" if embedding else ""
+        left = "its token embedding is not used without a text transformer" if embedding else ""
         row = Row(
             what="text side",
             source=clip_name,
             entries=len(own_tower) + len(own_embedding),
             outcome="filled",
-            note=f"the file has none; {left}".rstrip("; "),
+            note=f"missing from the file; {left}".rstrip("; "),
         )
         return own_tower | own_embedding, shape_of(filler).text_heads, [row]
     _check_same_shapes(fit, tower, own_tower, clip_name)
@@ -147,16 +153,16 @@ def _text_side(
         float((tower[name].float() - own_tower[name].float()).abs().max()) for name in own_tower
     )
     note = (
-        f"as in {clip_name}"
-        if apart <= SAME_TEXT
-        else f"up to {apart:.2g} from {clip_name}'s: its token embedding may not go with it"
+        f"matches {clip_name}"
+        if apart <= TEXT_TOLERANCE
+        else f"differs from {clip_name} by up to {apart:.2g}: its token embedding may not fit"
     )
     filled = Row(
         what="token embedding",
         source=clip_name,
         entries=len(own_embedding),
         outcome="filled",
-        note="the file has none",
+        note="missing from the file",
     )
     return (
         tower | own_embedding,
@@ -180,8 +186,9 @@ def _check_same_shapes(
             tuple(side[name].shape) if name in side else "absent" for side in (tower, own)
         )
         raise MuvaError(
-            f"{fit.translation.where}: its text transformer is not {clip_name}'s ({name}: {found} "
-            f"there, {expected} in {clip_name}): --clip names the CLIP that it was made from"
+            f"{fit.translation.where}: its text transformer differs from {clip_name} ({name}: "
+            f"{found} in the file, {expected} in {clip_name}): name the CLIP that it was made from "
+            f"with --clip"
         )
 
 
@@ -213,13 +220,13 @@ def _image_rows(fit: Fit) -> list[Row]:
 
 
 def _parts(fit: Fit, model: MuvaModel) -> list[Row]:
-    """Part tokens and mask predictor: the file's, or new ones."""
+    """Take part tokens and mask predictor from the file, or keep the new ones."""
     translation = fit.translation
     predictor = [name for name in model.state_dict() if name.startswith(MASK_PREDICTOR)]
     if not fit.model.parts:
         return []
     if not translation.form.has_parts:
-        note = "drawn anew, not trained: a start for training, of no use for recognition yet"
+        note = "initialised randomly: train the model before using it for retrieval"
         return [
             Row(what="parts", source="", entries=1 + len(predictor), outcome="new", note=note),
         ]
@@ -231,15 +238,15 @@ def _parts(fit: Fit, model: MuvaModel) -> list[Row]:
         note=", ".join(fit.model.parts),
     )
     if fit.model.part_token_init == "patch_avg":
-        note = "zeros that nothing reads: part tokens are means of patches"
+        note = "unused zeros: part tokens are means of patches"
         tokens = replace(tokens, outcome="left out", note=note)
     else:
         _take(fit, model, [PART_TOKENS])
     unknown = translation.under(MASK_PREDICTOR).keys() - set(predictor)
     if unknown:
         raise MuvaError(
-            f"{translation.where}: its mask predictor has {len(unknown)} entries that a model of "
-            f"these settings has not, such as {translation.origins[min(unknown)]}"
+            f"{translation.where}: its mask predictor has {len(unknown)} entries that a model with "
+            f"these settings lacks, such as {translation.origins[min(unknown)]}"
         )
     _take(fit, model, predictor)
     masks = Row(
@@ -247,15 +254,15 @@ def _parts(fit: Fit, model: MuvaModel) -> list[Row]:
         source=translation.source(MASK_PREDICTOR),
         entries=len(predictor),
         outcome="taken",
-        note=f"for {fit.grid[0]} x {fit.grid[1]} patches; its heads are the recipe's to tell",
+        note=f"for {fit.grid[0]} x {fit.grid[1]} patches; the recipe sets its number of heads",
     )
     return [tokens, masks]
 
 
 def _heads(fit: Fit, model: MuvaModel) -> list[Row]:
-    """Neck, classifier and contexts: the file's where they are there and fit, else new ones."""
+    """Take neck, classifier and contexts from the file if they fit, or keep the new ones."""
     neck = [name for name in model.state_dict() if name.startswith(BN_NECK)]
-    people = f"{fit.identities} identities" if fit.identities else "no identities are known"
+    people = f"{fit.identities} identities" if fit.identities else "no identities"
     batches = fit.translation.weights.get(f"{BN_NECK}{NOT_NEEDED}")
     untrained = "" if batches is None or batches else UNTRAINED
     return [
@@ -268,10 +275,17 @@ def _heads(fit: Fit, model: MuvaModel) -> list[Row]:
 
 
 def _take(fit: Fit, model: MuvaModel, names: Sequence[str]) -> None:
-    """Copies entries into the model; MuvaError where one is missing or of another shape."""
+    """Copy entries into the model.
+
+    Raises:
+        MuvaError: an entry is missing or has another shape.
+    """
     problem = _problem(fit, model, names)
     if problem:
-        raise MuvaError(f"{fit.translation.where}: {problem}. Is it whole, and of these settings?")
+        raise MuvaError(
+            f"{fit.translation.where}: {problem}. Check that the file is complete and that the "
+            "settings are those of its training"
+        )
     weights = fit.translation.weights
     model.load_state_dict({n: weights[n] for n in names if n in weights}, strict=False)
 
@@ -279,7 +293,7 @@ def _take(fit: Fit, model: MuvaModel, names: Sequence[str]) -> None:
 def _taken_or_new(
     fit: Fit, model: MuvaModel, what: str, names: Sequence[str], *, new: str, note: str = ""
 ) -> Row:
-    """Copies entries into the model where they are there and fit; else its own, new ones stay."""
+    """Copy entries into the model if they exist and fit, or keep the model's new ones."""
     translation = fit.translation
     problem = _problem(fit, model, names)
     if problem:
@@ -298,7 +312,7 @@ def _taken_or_new(
 
 
 def _problem(fit: Fit, model: MuvaModel, names: Sequence[str]) -> str:
-    """Why these entries cannot be the model's; empty when they can."""
+    """Why these entries cannot be copied into the model; empty if they can."""
     translation, ours = fit.translation, model.state_dict()
     for name in names:
         value = translation.weights.get(name)
@@ -306,10 +320,10 @@ def _problem(fit: Fit, model: MuvaModel, names: Sequence[str]) -> str:
             if name.endswith(NOT_NEEDED):
                 continue
             theirs = foreign_name(name, translation.form)
-            return "the file has none" if theirs is None else f"the file has no {theirs}"
+            return "missing from the file" if theirs is None else f"the file has no {theirs}"
         if value.shape != ours[name].shape:
             return (
-                f"{translation.origins[name]} is {tuple(value.shape)}, a model of these settings "
-                f"has {tuple(ours[name].shape)}"
+                f"{translation.origins[name]} has the shape {tuple(value.shape)}, but a model with "
+                f"these settings has {tuple(ours[name].shape)}"
             )
     return ""

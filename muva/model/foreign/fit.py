@@ -1,7 +1,7 @@
-"""What settings a checkpoint is a model of: what it tells itself, what was given, what is assumed.
+"""Infers a model's settings from a checkpoint, the user's options, and defaults.
 
-A setting that was given and that the file contradicts is an error; one that was not given and that
-the file tells is the file's.
+It is an error if the file contradicts an option of the user. A setting that the user did not give
+is taken from the file if the file records it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from muva.model.foreign.form import (
     VISUAL,
     Translation,
 )
-from muva.model.foreign.plain_clip import Beside
+from muva.model.foreign.plain_clip import SidecarConfig
 from muva.model.position_embedding import patch_grid
 
 Origin = Literal["the file", "beside the file", "the form", "given", "the recipe", "assumed"]
 
 
 IMPORTED = "imported"
-"""The CLIP of a model whose own is in the file."""
+"""The name of a CLIP that came from the imported file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A setting of the model, and who says so."""
+    """A setting of the model and where its value comes from."""
 
     name: str
     value: Any
@@ -42,11 +42,11 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """What a person says of a checkpoint; None and what is not set is for the file to tell."""
+class ImportOptions:
+    """The user's options for an import. None, and settings not set, are inferred from the file."""
 
     model: ModelConfig
-    """Its set fields count as given, the others as the recipe's defaults."""
+    """Fields that are set count as given, the others as the recipe's defaults."""
     prompts: PromptConfig
     quick_gelu: bool | None = None
     grid: tuple[int, int] | None = None
@@ -55,7 +55,7 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A checkpoint with settings that fit it."""
+    """A checkpoint with the settings inferred for it."""
 
     translation: Translation
     model: ModelConfig
@@ -66,30 +66,32 @@ class Fit:
     file_grid: tuple[int, int]
     """The patch grid of the position embedding in the file."""
     grid: tuple[int, int]
-    """That of the model."""
+    """The patch grid of the model."""
     quick_gelu: bool
     vision_heads: int | None
     text_heads: int | None
     settings: tuple[Setting, ...]
 
 
-def fit(translation: Translation, given: Given, beside: Beside) -> Fit:
-    """The settings that a checkpoint is a model of.
+def fit(translation: Translation, options: ImportOptions, sidecar: SidecarConfig) -> Fit:
+    """Infer the settings of a checkpoint's model.
 
     Raises:
         MuvaError: the file contradicts itself.
-        SettingsError: what was given contradicts the file, or is needed and was not given.
+        SettingsError: an option contradicts the file, or is needed and was not given.
     """
-    settings = _Settings(translation, given)
+    settings = _Settings(translation, options)
     settings.check_dimensions()
     parts = settings.parts()
     patch = settings.patch
-    stride, grid, file_grid = settings.stride(parts, patch, beside)
-    told: dict[str, Any] = {"parts": parts, "stride": stride}
-    told |= settings.predictor() | settings.normalisation(beside)
-    model = given.model.model_dump() | told | {"clip": IMPORTED}  # whose patch is not a name's
+    stride, grid, file_grid = settings.stride(parts, patch, sidecar)
+    inferred: dict[str, Any] = {"parts": parts, "stride": stride}
+    inferred |= settings.predictor() | settings.normalisation(sidecar)
+    model = (
+        options.model.model_dump() | inferred | {"clip": IMPORTED}
+    )  # a name would say another patch size
     prompts = settings.prompts()
-    quick_gelu = settings.quick_gelu(beside)
+    quick_gelu = settings.quick_gelu(sidecar)
     for name in ("image_height", "image_width", *(_PREDICTED if parts else ())):
         settings.from_recipe(name)
     return Fit(
@@ -101,15 +103,15 @@ def fit(translation: Translation, given: Given, beside: Beside) -> Fit:
         file_grid=file_grid,
         grid=grid,
         quick_gelu=quick_gelu,
-        vision_heads=beside.vision_heads,
-        text_heads=beside.text_heads,
+        vision_heads=sidecar.vision_heads,
+        text_heads=sidecar.text_heads,
         settings=tuple(settings.found),
     )
 
 
 _PREDICTED = ("gating", "mask_max_value", "mask_temperature", "predictor_heads",
               "predictor_shortcut")  # fmt: skip
-"""What no weight tells of how parts are masked."""
+"""Settings of the part masks that weights do not record."""
 
 
 _DIMENSIONS = {
@@ -125,19 +127,28 @@ _DIMENSIONS = {
 }
 
 
-class _Settings:
-    """The settings one by one; `found` keeps what was decided, and on whose word."""
+def _example_of(count: int) -> list[str]:
+    """Names of so many parts."""
+    return [*PARTS[:count], *(f"part_{number}" for number in range(len(PARTS) + 1, count + 1))]
 
-    def __init__(self, translation: Translation, given: Given):
+
+class _Settings:
+    """Infers the settings one by one; `found` records each value and its origin."""
+
+    def __init__(self, translation: Translation, options: ImportOptions):
         self.translation = translation
         self.weights = translation.weights
         self.form = translation.form
         self.where = translation.where
-        self.given = given
+        self.options = options
         self.found: list[Setting] = []
 
     def check_dimensions(self) -> None:
-        """MuvaError where what tells sizes has other dimensions than it has in CLIP."""
+        """Check the number of dimensions of the tensors that sizes are inferred from.
+
+        Raises:
+            MuvaError: one of them differs from CLIP's.
+        """
         for name, expected in _DIMENSIONS.items():
             shape = tuple(self.weights[name].shape) if name in self.weights else None
             if shape is not None and len(shape) != len(expected):
@@ -151,82 +162,78 @@ class _Settings:
         return self.weights[f"{VISUAL}conv1.weight"].shape[-1]
 
     def parts(self) -> tuple[Part, ...]:
-        asked = self.given.model.parts if self._is_given("parts") else None
+        asked = self.options.model.parts if self._is_given("parts") else None
         tokens = self.weights.get(PART_TOKENS)
         if tokens is None or not self.form.has_parts:
             return self._decide("parts", asked or (), "the form" if asked is None else "given")
         count = len(tokens)
         if asked is not None and len(asked) != count:
             raise SettingsError(
-                f"{self.where}: has {count} part tokens, model.parts names {len(asked)} "
-                f"({', '.join(asked) or 'none'}): expected {count} of {', '.join(PARTS)}"
+                f"{self.where}: has {count} part tokens, but model.parts names {len(asked)} "
+                f"({', '.join(asked) or 'none'}): expected {count}, for example "
+                f"--set model.parts=[{','.join(_example_of(count))}]"
             )
-        if asked is None and count > len(PARTS):
-            raise MuvaError(
-                f"{self.where}: has {count} part tokens: expected at most {len(PARTS)}, for "
-                f"{', '.join(PARTS)}"
-            )
-        if asked is None and count < len(PARTS):
+        if asked is None and count != len(PARTS):
             raise SettingsError(
-                f"{self.where}: has {count} part tokens and does not tell whose: name them, for "
-                f"example --set model.parts=[{','.join(PARTS[:count])}]"
+                f"{self.where}: has {count} part tokens but does not record their parts: name "
+                f"them, for example with --set model.parts=[{','.join(_example_of(count))}]"
             )
         return self._decide(
             "parts", PARTS if asked is None else asked, "the file" if asked is None else "given"
         )
 
     def stride(
-        self, parts: Sequence[Part], patch: int, beside: Beside
+        self, parts: Sequence[Part], patch: int, sidecar: SidecarConfig
     ) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        """The stride, the model's grid, and the grid of the file's position embedding."""
+        """The stride, the patch grid of the model, and that of the file's position embedding."""
         leading = 1 + (len(parts) if self.form.has_parts else 0)
         patches = len(self.weights[f"{VISUAL}positional_embedding"]) - leading
-        config, asked = self.given.model, self._is_given("stride")
+        config, asked = self.options.model, self._is_given("stride")
         resizes = not self.form.fixed_grid or (
-            self.given.grid is not None and not self.form.has_parts
+            self.options.grid is not None and not self.form.has_parts
         )
         if resizes:
             stride = config.stride if asked else patch
             self._decide("stride", stride, "given" if asked else "assumed")
             grid = self._grid(patch, stride)
-            return stride, grid, self._file_grid(patches, grid, beside)
+            return stride, grid, self._file_grid(patches, grid, sidecar)
         fitting = [s for s in range(1, patch + 1) if _count(self._grid(patch, s)) == patches]
         if not fitting or (asked and config.stride not in fitting):
             raise SettingsError(self._other_grid(patches, patch, fitting))
         if not asked and patch not in fitting and len(fitting) > 1:
             raise SettingsError(
-                f"{self.where}: {patches} patches are what strides of "
-                f"{', '.join(map(str, fitting))} make at {self._size}: name the one that it was "
-                "trained with by --set model.stride=…"
+                f"{self.where}: {patches} patches at {self._size} could result from any of the "
+                f"strides {', '.join(map(str, fitting))}: set the one that it was trained with, "
+                "--set model.stride=…"
             )
-        alone = patch if patch in fitting else fitting[0]  # overlapping patches are the rarer ones
+        alone = patch if patch in fitting else fitting[0]  # overlapping patches are less common
         stride = config.stride if asked else alone
         self._decide("stride", stride, "given" if asked else "the file")
         grid = self._grid(patch, stride)
-        if self.given.grid not in (None, grid):
+        if self.options.grid not in (None, grid):
             raise SettingsError(
-                f"--grid {'x'.join(map(str, self.given.grid or ()))}: this model's is "
-                f"{grid[0]}x{grid[1]}, at {self._size} and stride {stride}"
+                f"--grid {'x'.join(map(str, self.options.grid or ()))}: the patch grid of this "
+                f"model is {grid[0]}x{grid[1]}, at {self._size} and stride {stride}"
             )
         return stride, grid, grid
 
     def predictor(self) -> dict[str, Any]:
-        """Where part tokens start, and whether the mask predictor normalises."""
+        """How part tokens are initialised, and whether the mask predictor has layer norms."""
         tokens = self.weights.get(PART_TOKENS)
         if tokens is None or not self.form.has_parts:
             return {}
         means = bool((tokens == 0).all())
-        start = self.given.model.part_token_init
+        start = self.options.model.part_token_init
         if self._is_given("part_token_init") and (start == "patch_avg") != means:
             raise SettingsError(
                 f"{self.where}: model.part_token_init is {start}, but its part tokens are "
-                + ("zeros, which stand for patch_avg" if means else "no zeros: they were learned")
+                + ("zeros, which means patch_avg" if means else "not zeros: they were learned")
             )
         if means != (start == "patch_avg"):
             start = "patch_avg" if means else "random"
         norms = any(f".{n}." in name for name in self.weights for n in ("ln_attn1", "ln_mlp")
                     if name.startswith(MASK_PREDICTOR))  # fmt: skip
-        asked = self.given.model.predictor_layer_norm
+        asked = self.options.model.predictor_layer_norm
         if self._is_given("predictor_layer_norm") and asked != norms:
             raise SettingsError(
                 f"{self.where}: model.predictor_layer_norm is {str(asked).lower()}, but its mask "
@@ -236,41 +243,41 @@ class _Settings:
         self._decide("predictor_layer_norm", norms, "the file")
         return {"part_token_init": start, "predictor_layer_norm": norms}
 
-    def normalisation(self, beside: Beside) -> dict[str, Any]:
-        """Mean and std: given, beside the file, CLIP's own for a plain CLIP, else the recipe's."""
-        told = {}
+    def normalisation(self, sidecar: SidecarConfig) -> dict[str, Any]:
+        """Mean and std: the user's, the file's, OpenAI's for a plain CLIP, or the recipe's."""
+        inferred = {}
         for name, own, openai in (
-            ("mean", beside.mean, OPENAI_MEAN),
-            ("std", beside.std, OPENAI_STD),
+            ("mean", sidecar.mean, OPENAI_MEAN),
+            ("std", sidecar.std, OPENAI_STD),
         ):
             if self._is_given(name):
-                told[name] = self._decide(name, getattr(self.given.model, name), "given")
+                inferred[name] = self._decide(name, getattr(self.options.model, name), "given")
             elif own is not None and not self.form.fixed_grid:
-                told[name] = self._decide(name, tuple(own), "beside the file")
+                inferred[name] = self._decide(name, tuple(own), "beside the file")
             elif not self.form.fixed_grid:
-                told[name] = self._decide(name, tuple(openai), "assumed")
+                inferred[name] = self._decide(name, tuple(openai), "assumed")
             else:
-                told[name] = self._decide(name, getattr(self.given.model, name), "the recipe")
-        return told
+                inferred[name] = self._decide(name, getattr(self.options.model, name), "the recipe")
+        return inferred
 
-    def quick_gelu(self, beside: Beside) -> bool:
-        given = self.given.quick_gelu
+    def quick_gelu(self, sidecar: SidecarConfig) -> bool:
+        requested = self.options.quick_gelu
         if self.form.fixed_grid:
-            if given is False:
+            if requested is False:
                 raise SettingsError(
-                    f"{self.where}: --activation gelu, but {self.form.title} has quick-gelu alone"
+                    f"{self.where}: --activation gelu, but {self.form.title} uses only quick-gelu"
                 )
             self.found.append(Setting(name="activation", value="quick-gelu", origin="the form"))
             return True
-        if given is not None and beside.quick_gelu not in (None, given):
+        if requested is not None and sidecar.quick_gelu not in (None, requested):
             raise SettingsError(
                 f"{self.where}: its config.json says "
-                f"{'quick-gelu' if beside.quick_gelu else 'gelu'}, --activation the other"
+                f"{'quick-gelu' if sidecar.quick_gelu else 'gelu'}, but --activation the opposite"
             )
-        if given is not None:
-            value, origin = given, "given"
-        elif beside.quick_gelu is not None:
-            value, origin = beside.quick_gelu, "beside the file"
+        if requested is not None:
+            value, origin = requested, "given"
+        elif sidecar.quick_gelu is not None:
+            value, origin = sidecar.quick_gelu, "beside the file"
         else:
             value, origin = True, "assumed"
         name = "quick-gelu" if value else "gelu"
@@ -278,90 +285,93 @@ class _Settings:
         return value
 
     def prompts(self) -> PromptConfig:
-        prompts, contexts = self.given.prompts, self.weights.get(CONTEXTS)
+        prompts, contexts = self.options.prompts, self.weights.get(CONTEXTS)
         if contexts is None:
             return prompts
         tokens = contexts.shape[2]
         if "context_tokens" in prompts.model_fields_set and prompts.context_tokens != tokens:
             raise SettingsError(
-                f"{self.where}: its contexts have {tokens} tokens, prompts.context_tokens is "
-                f"{prompts.context_tokens}"
+                f"{self.where}: its contexts have {tokens} tokens, but prompts.context_tokens is "
+                f"{prompts.context_tokens}: set it to {tokens}"
             )
         self.found.append(Setting(name="prompts.context_tokens", value=tokens, origin="the file"))
         return PromptConfig.model_validate(prompts.model_dump() | {"context_tokens": tokens})
 
     def identities(self, parts: int) -> int:
-        """How many have a class or a context; 0 where the file has neither."""
+        """The number of identities with a class or a context; 0 if the file has neither."""
         counts = {
             name: len(self.weights[name]) for name in (CLASSIFIER, CONTEXTS) if name in self.weights
         }
         if len(set(counts.values())) > 1:
             raise MuvaError(
-                f"{self.where}: its classifier knows {counts[CLASSIFIER]} identities, its prompts "
-                f"{counts[CONTEXTS]}: expected the same; are two checkpoints mixed?"
+                f"{self.where}: its classifier has {counts[CLASSIFIER]} identities, but its "
+                f"prompts {counts[CONTEXTS]}: expected the same number; two "
+                f"checkpoints may be mixed"
             )
         projection = self.weights[f"{VISUAL}proj"]
         width = (1 + parts) * projection.shape[1]
         neck = self.weights.get(f"{BN_NECK}weight")
         if neck is not None and self.form.has_parts and len(neck) != width:
             raise MuvaError(
-                f"{self.where}: its neck is {len(neck)} wide, {1 + parts} grains of "
-                f"{projection.shape[1]} are {width}: it contradicts its own part tokens"
+                f"{self.where}: its BN neck is {len(neck)} wide, but {1 + parts} grains of "
+                f"{projection.shape[1]} are {width}: the file contradicts itself"
             )
         return next(iter(counts.values()), 0)
 
     def from_recipe(self, name: str) -> None:
-        """A setting that no weight tells."""
+        """Take a setting that weights do not record from the user's options or the recipe."""
         origin: Origin = "given" if self._is_given(name) else "the recipe"
-        self._decide(name, getattr(self.given.model, name), origin)
+        self._decide(name, getattr(self.options.model, name), origin)
 
     def _decide(self, name: str, value: Any, origin: Origin) -> Any:
         self.found.append(Setting(name=f"model.{name}", value=value, origin=origin))
         return value
 
     def _is_given(self, name: str) -> bool:
-        return name in self.given.model.model_fields_set
+        return name in self.options.model.model_fields_set
 
     @property
     def _size(self) -> str:
-        return f"{self.given.model.image_height} x {self.given.model.image_width}"
+        return f"{self.options.model.image_height} x {self.options.model.image_width}"
 
     def _grid(self, patch: int, stride: int) -> tuple[int, int]:
-        size = (self.given.model.image_height, self.given.model.image_width)
+        size = (self.options.model.image_height, self.options.model.image_width)
         if stride > patch or min(size) < patch:
             raise SettingsError(
-                f"{self.where}: its patches are {patch} pixels: expected model.stride of 1 to "
-                f"{patch} and images of at least that, found {stride} at {self._size}"
+                f"{self.where}: its patches are {patch} pixels: expected a model.stride of 1 to "
+                f"{patch} and images of at least {patch} pixels, found {stride} at {self._size}"
             )
         return patch_grid(size, patch=patch, stride=stride)
 
-    def _file_grid(self, patches: int, grid: tuple[int, int], beside: Beside) -> tuple[int, int]:
-        """Given, told beside the file, square, or the model's own."""
+    def _file_grid(
+        self, patches: int, grid: tuple[int, int], sidecar: SidecarConfig
+    ) -> tuple[int, int]:
+        """The user's grid, the one in the file's configuration, a square one, or the model's."""
         side = round(patches**0.5)
-        found = self.given.grid or beside.grid
+        found = self.options.grid or sidecar.grid
         if found is None:
             found = (side, side) if side * side == patches else grid
         if _count(found) != patches:
             raise SettingsError(
-                f"{self.where}: its position embedding is of {patches} patches, which are neither "
-                f"{found[0]} x {found[1]} nor square: name their grid with --grid ROWSxCOLUMNS"
+                f"{self.where}: its position embedding has {patches} patches, which are neither "
+                f"{found[0]} x {found[1]} nor square: give their grid with --grid ROWSxCOLUMNS"
             )
         return found
 
     def _other_grid(self, patches: int, patch: int, fitting: Collection[int]) -> str:
-        stride = self.given.model.stride
+        stride = self.options.model.stride
         at = ""
         if stride <= patch:
             rows, columns = self._grid(patch, stride)
-            at = f"; stride {stride} makes {rows} x {columns} = {rows * columns}"
+            at = f"; stride {stride} gives {rows} x {columns} = {rows * columns}"
         remedy = (
-            f"--set model.stride={max(fitting)} fits"
+            f"use --set model.stride={max(fitting)}"
             if fitting
-            else "name the size of its images with --set model.image_height=… and "
+            else "set the size of its images with --set model.image_height=… and "
             "--set model.image_width=…"
         )
         return (
-            f"{self.where}: its position embedding is of {patches} patches (of {patch} pixels)"
+            f"{self.where}: its position embedding has {patches} patches (of {patch} pixels)"
             f"{at} at {self._size}: {remedy}"
         )
 

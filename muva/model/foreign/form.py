@@ -1,7 +1,7 @@
-"""What a form of checkpoint is, and the translation of its names into ours.
+"""Forms of checkpoints, and the translation of their names into ours.
 
-Names after translation are OpenAI's for CLIP (`visual.*`, `transformer.*`, …) and those of
-`MuvaModel` for what the method adds.
+Translated names are OpenAI's for CLIP (`visual.*`, `transformer.*`, …) and those of `MuvaModel` for
+the modules that the method adds.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ CLASSIFIER = "classifier.weight"
 CONTEXTS = "contexts"
 
 TOKEN_EMBEDDING = ("token_embedding.weight", "token_ids_used", "token_embedding_rows")
-"""The whole one, or the two of a reduced vocabulary."""
+"""The full embedding, or the two entries of a reduced vocabulary."""
 TEXT_TOWER = ("transformer.", "positional_embedding", "ln_final.", "text_projection")
 
 _BLOCK = ("attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias",
           "ln_1.weight", "ln_1.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight",
           "mlp.c_proj.bias", "ln_2.weight", "ln_2.bias")  # fmt: skip
-_AROUND = ("class_embedding", "positional_embedding", "proj", "conv1.weight", "ln_pre.weight",
-           "ln_pre.bias", "ln_post.weight", "ln_post.bias")  # fmt: skip
+_OUTSIDE_BLOCKS = ("class_embedding", "positional_embedding", "proj", "conv1.weight",
+                   "ln_pre.weight", "ln_pre.bias", "ln_post.weight", "ln_post.bias")  # fmt: skip
 
 Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How a program names the weights that it saves."""
+    """How a program names the weights in its checkpoints."""
 
     name: str
     title: str
     names: Mapping[str, str]
-    """Their name, or its beginning with a dot at the end -> ours."""
+    """Their name, or a prefix of it that ends in a dot -> ours."""
     signature: str
-    """The beginning that tells this form from the others."""
+    """The prefix that identifies this form."""
     needs: tuple[str, ...]
-    """Ours, or beginnings, without which a checkpoint is not of this form."""
+    """Our names, or prefixes of them, that every checkpoint of this form has."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Their name, or its beginning -> why it has no place here."""
+    """Their name, or a prefix of it -> why it is not imported."""
     remarks: Mapping[str, str] = field(default_factory=dict)
-    """Our name, or its beginning -> what to know of what is taken over."""
+    """Our name, or a prefix of it -> a remark for the report."""
     has_parts: bool = False
     fixed_grid: bool = True
-    """Whether the position embedding is of the grid that the model was trained on."""
+    """Whether the position embedding has the patch grid of the training."""
     prepare: Callable[[Weights], tuple[dict[str, Tensor], dict[str, str]]] | None = None
-    """Other layouts of the same form -> names that `names` knows, and what each was."""
+    """Converts other layouts to the names in `names`; also returns the original name of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of what became of a checkpoint."""
+    """A line of the report on what became of a checkpoint."""
 
     what: str
     source: str
-    """Names in the file, or where it comes from instead."""
+    """Names in the file, or where the weights come from instead."""
     entries: int
     outcome: Literal["taken", "resized", "filled", "new", "left out"]
     note: str = ""
@@ -84,15 +84,15 @@ class Translation:
     """Name in the file -> why it was not taken."""
 
     def under(self, *beginnings: str) -> dict[str, Tensor]:
-        """What begins so, by our names."""
+        """The entries with these prefixes, by our names."""
         return {n: value for n, value in self.weights.items() if n.startswith(beginnings)}
 
     def source(self, *beginnings: str) -> str:
-        """How the file names what begins so here."""
+        """The file's names of the entries with these prefixes."""
         return pattern(self.origins[name] for name in self.under(*beginnings))
 
     def left_out_rows(self) -> list[Row]:
-        """What was not taken, by reason."""
+        """A row for each reason why entries were not imported."""
         by_reason = defaultdict(list)
         for name, reason in self.left_out.items():
             by_reason[reason].append(name)
@@ -103,10 +103,11 @@ class Translation:
 
 
 def translate(weights: Weights, form: Form, *, forms: Iterable[Form], where: str) -> Translation:
-    """A checkpoint of a form under our names; `forms` are those that an error may point to.
+    """Rename a checkpoint's entries; `forms` are those that an error message may suggest.
 
-    Raises MuvaError when what the form cannot do without is missing, or the image encoder is not
-    CLIP's vision transformer.
+    Raises:
+        MuvaError: entries that the form needs are missing, or the image encoder is not CLIP's
+            vision transformer.
     """
     was = {name: name for name in weights}
     named: Weights = weights
@@ -120,7 +121,7 @@ def translate(weights: Weights, form: Form, *, forms: Iterable[Form], where: str
         if reason is None and ours is not None:
             taken[ours], origins[ours] = value, was[name]
         else:
-            left_out[was[name]] = reason or "not known to this form"
+            left_out[was[name]] = reason or "unknown in this form"
     translation = Translation(
         form=form, where=where, weights=taken, origins=origins, left_out=left_out
     )
@@ -130,13 +131,17 @@ def translate(weights: Weights, form: Form, *, forms: Iterable[Form], where: str
     return translation
 
 
-def recognised(weights: Weights, forms: Iterable[Form], *, where: str) -> Form:
-    """The form that a checkpoint has by its names; MuvaError with the closest when it has none."""
+def detect_form(weights: Weights, forms: Iterable[Form], *, where: str) -> Form:
+    """Detect a checkpoint's form by its names.
+
+    Raises:
+        MuvaError: it has none of the forms; the message names the closest.
+    """
     forms = list(forms)
     if "bn_neck.running_mean" in weights and "text_encoder.text_projection" in weights:
         raise MuvaError(
-            f"{where}: the weights of a model bundle of muva's own; it needs no import: name the "
-            "model, or its address, wherever one is asked for"
+            f"{where}: these are the weights of a muva model bundle, which needs no import: use "
+            "the model's name or address directly"
         )
     for form in forms:
         if any(name.startswith(form.signature) for name in _prepared(weights, form)):
@@ -147,11 +152,11 @@ def recognised(weights: Weights, forms: Iterable[Form], *, where: str) -> Form:
         if closest
         else "Expected " + ", ".join(f"{f.signature}* of {f.name} ({f.title})" for f in forms)
     )
-    raise MuvaError(f"{where}: of no form that is known here ({_some(weights)}). {hint}")
+    raise MuvaError(f"{where}: not a known checkpoint form ({_sample_of(weights)}). {hint}")
 
 
 def pattern(names: Iterable[str]) -> str:
-    """Names in short: their first steps, `image_encoder.*, fc.weight`."""
+    """Abbreviate names by their first component: `image_encoder.*, fc.weight`."""
     by_first: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_first[name.split(".")[0]].append(name)
@@ -161,7 +166,7 @@ def pattern(names: Iterable[str]) -> str:
 
 
 def foreign_name(ours: str, form: Form) -> str | None:
-    """What a form calls what is this here; None where it has no name for it."""
+    """A form's name for one of ours; None if it has none."""
     for theirs, place in form.names.items():
         within = TEXT_TOWER if place == "" else place if place.endswith(".") else ()
         if ours == place or ours.startswith(within):
@@ -170,7 +175,7 @@ def foreign_name(ours: str, form: Form) -> str | None:
 
 
 def _layers(weights: Iterable[str], tower: str) -> int:
-    """How many blocks a tower of CLIP has by OpenAI's names, at least 1."""
+    """The number of blocks in a tower of CLIP by OpenAI's names, at least 1."""
     start = f"{tower}transformer.resblocks."
     numbers = [name.removeprefix(start).split(".")[0] for name in weights if name.startswith(start)]
     return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
@@ -190,19 +195,21 @@ def _missing(translation: Translation) -> list[str]:
     weights, where = translation.weights, translation.where
     if any(name.startswith(f"{VISUAL}layer1.") for name in weights):
         raise MuvaError(
-            f"{where}: its image encoder is a ResNet ({translation.source(VISUAL)}): expected a "
-            "CLIP vision transformer, which has patches to mask"
+            f"{where}: its image encoder is a ResNet ({translation.source(VISUAL)}): expected "
+            "CLIP's vision transformer, which has patches to mask"
         )
-    whole = [*(VISUAL + name for name in _AROUND), *_blocks(weights, VISUAL)]
+    whole = [*(VISUAL + name for name in _OUTSIDE_BLOCKS), *_blocks(weights, VISUAL)]
     missing = [name for name in whole if name not in weights]
     unknown = sorted(set(translation.under(VISUAL)) - set(whole))
     if unknown and not missing:
         raise MuvaError(
-            f"{where}: its image encoder has {len(unknown)} entries that CLIP's has not, such as "
-            f"{translation.origins[unknown[0]]}: what it computes with them is not known here, so "
-            "its features would be others. Expected CLIP's vision transformer as it is"
+            f"{where}: its image encoder has {len(unknown)} entries that CLIP's lacks, such as "
+            f"{translation.origins[unknown[0]]}: without knowing how they are used, its features "
+            "would be wrong. Expected CLIP's unmodified vision transformer"
         )
-    if translation.under(*TEXT_TOWER):  # none is filled from CLIP, a part is a damage
+    if translation.under(
+        *TEXT_TOWER
+    ):  # a missing text encoder is taken from CLIP, an incomplete one is an error
         missing += [name for name in _text_names(weights) if name not in weights]
     return missing + [
         name
@@ -218,17 +225,17 @@ def _not_of_this_form(
     theirs = [foreign_name(name, form) or name for name in missing]
     text = (
         f"{translation.where}: not of the form {form.name} ({form.title}): {len(missing)} entries "
-        f"are missing, first {', '.join(theirs[:3])}; it has {_some(weights)}"
+        f"are missing, such as {', '.join(theirs[:3])}; it has {_sample_of(weights)}"
     )
     others = [f for f in forms if f is not form]
     fitting = [f for f in others if any(n.startswith(f.signature) for n in _prepared(weights, f))]
     if fitting:
-        return f"{text}. Its names are those of {fitting[0].title}: --form {fitting[0].name}"
-    return f"{text}. Is it whole?"
+        return f"{text}. Its names are those of {fitting[0].title}: use --form {fitting[0].name}"
+    return f"{text}. Check that the file is complete"
 
 
 def _closest(weights: Weights, forms: Iterable[Form]) -> Form | None:
-    """The form that knows most of these names, if it knows a tenth of them."""
+    """The form that knows most of these names, if it knows at least a tenth of them."""
 
     def known(form: Form) -> float:
         named = _prepared(weights, form)
@@ -244,12 +251,12 @@ def _prepared(weights: Weights, form: Form) -> Weights:
 
 
 def _renamed(name: str, names: Mapping[str, str], *, whole: bool = False) -> str | None:
-    """The name with its beginning replaced as the table says, or what the table says (`whole`)."""
+    """Replace the prefix of a name by the table's value; with `whole`, the value itself."""
     for theirs, ours in names.items():
         if name == theirs or (theirs.endswith(".") and name.startswith(theirs)):
             return ours if whole else ours + name.removeprefix(theirs)
     return None
 
 
-def _some(weights: Weights) -> str:
+def _sample_of(weights: Weights) -> str:
     return f"{len(weights)} entries, such as {', '.join(list(weights)[:3])}"

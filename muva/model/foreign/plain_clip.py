@@ -1,8 +1,8 @@
-"""CLIP itself, fine-tuned or not: OpenAI's names, open_clip's checkpoints, Hugging Face's layout.
+"""Plain CLIP, fine-tuned or not, in OpenAI's, open_clip's or Hugging Face's layout.
 
-Hugging Face's `CLIPModel` keeps query, key and value apart and its projections transposed. Beside
-its weights is a `config.json`, which tells heads, activation and image size; a bare file of
-OpenAI's names tells none of them.
+Hugging Face's `CLIPModel` stores query, key and value separately and its projections transposed. It
+comes with a `config.json`, which records heads, activation and image size; a weights file in
+OpenAI's layout records none of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _IN_TOWER = {
     "embeddings.patch_embedding.weight": "conv1.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
     "embeddings.token_embedding.weight": "token_embedding.weight",
-    "pre_layrnorm.": "ln_pre.",  # so spelt there
+    "pre_layrnorm.": "ln_pre.",  # the spelling in transformers
     "post_layernorm.": "ln_post.",
     "final_layer_norm.": "ln_final.",
 }
@@ -52,8 +52,8 @@ WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_mod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
-    """What the files beside a checkpoint say of it; None where they say nothing."""
+class SidecarConfig:
+    """What the configuration files next to a checkpoint record; None where they record nothing."""
 
     quick_gelu: bool | None = None
     vision_heads: int | None = None
@@ -64,7 +64,7 @@ class Beside:
 
 
 def from_hugging_face(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """OpenAI's layout, and what each name was; another layout stays as it is."""
+    """Entries in OpenAI's layout, and the original name of each; other layouts stay unchanged."""
     if not any(name.startswith(_HUGGING_FACE) for name in weights):
         return dict(weights), {name: name for name in weights}
     named: dict[str, Tensor] = {}
@@ -112,7 +112,11 @@ def _replaced(name: str, names: Mapping[str, str]) -> str:
 
 
 def weights_file(path: Path) -> Path:
-    """The file itself, or that of a folder. MuvaError for a folder without one."""
+    """The weights file: the path itself, or the file in a folder.
+
+    Raises:
+        MuvaError: the folder has no weights, or has them in several files.
+    """
     if not path.is_dir():
         return path
     for name in WEIGHT_FILES:
@@ -121,18 +125,20 @@ def weights_file(path: Path) -> Path:
     index = next(path.glob("*.index.json"), None)
     if index is not None:
         raise MuvaError(
-            f"{path}: its weights are in several files ({index.name}); expected one. "
+            f"{path}: its weights are in several files ({index.name}); expected a single one. With "
             "transformers: model.save_pretrained(FOLDER, max_shard_size='100GB')"
         )
     raise MuvaError(f"{path}: expected one of {', '.join(WEIGHT_FILES)} in the folder, found none")
 
 
-def read_beside(file: Path) -> Beside:
-    """What the files beside a checkpoint say of a CLIP in it.
+def read_sidecar_config(file: Path) -> SidecarConfig:
+    """What the configuration files next to a checkpoint record about its CLIP.
 
-    They are `config.json`, Hugging Face's of a CLIP with its `preprocessor_config.json` or the one
-    that `save_clip` writes, or else open_clip's `open_clip_config.json`; others say nothing here.
-    MuvaError for one that is damaged.
+    These are Hugging Face's `config.json` with `preprocessor_config.json`, the `config.json` that
+    `save_clip` writes, or open_clip's `open_clip_config.json`. Other files are ignored.
+
+    Raises:
+        MuvaError: one of these files is damaged.
     """
     config, images = _json(file.with_name("config.json")), {}
     if str(config.get("model_type", "")).startswith("clip"):
@@ -141,24 +147,24 @@ def read_beside(file: Path) -> Beside:
     try:
         if "quick_gelu" in config and "patch" in config:
             size = (config["image_height"], config["image_width"])
-            return Beside(
+            return SidecarConfig(
                 quick_gelu=config["quick_gelu"],
                 grid=patch_grid(size, patch=config["patch"], stride=config["patch"]),
                 mean=tuple(config["mean"]),
                 std=tuple(config["std"]),
             )
         if not str(config.get("model_type", "")).startswith("clip"):
-            return _beside_open_clip(open_clip) if open_clip else Beside()
+            return _open_clip_sidecar(open_clip) if open_clip else SidecarConfig()
         vision = config.get("vision_config", config)
         activation = vision.get("hidden_act", "quick_gelu")
         if activation not in ("quick_gelu", "gelu"):
             raise MuvaError(
                 f"{file.parent}: its config.json names the activation {activation}: expected "
-                "quick_gelu or gelu, which CLIP's blocks have"
+                "quick_gelu or gelu, the activations of CLIP"
             )
         size = vision.get("image_size", 224)
         text = config.get("text_config", {})
-        return Beside(
+        return SidecarConfig(
             quick_gelu=activation == "quick_gelu",
             vision_heads=vision.get("num_attention_heads", 12),
             text_heads=text.get("num_attention_heads", 8) if text else None,
@@ -172,15 +178,15 @@ def read_beside(file: Path) -> Beside:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise MuvaError(
-            f"{file.parent}: the description beside {file.name} is damaged ({error!r}); mend it, "
-            "or move it away and give --activation, --grid and model.mean"
+            f"{file.parent}: the configuration file next to {file.name} is damaged ({error!r}); "
+            "fix it, or move it away and set --activation, --grid and model.mean"
         ) from error
 
 
-def _beside_open_clip(config: Mapping[str, Any]) -> Beside:
+def _open_clip_sidecar(config: Mapping[str, Any]) -> SidecarConfig:
     model, images = config["model_cfg"], config.get("preprocess_cfg", {})
     vision = model["vision_cfg"]
-    return Beside(
+    return SidecarConfig(
         quick_gelu=model.get("quick_gelu", False),
         vision_heads=vision["width"] // vision.get("head_width", 64),
         text_heads=model["text_cfg"].get("heads", 8),
@@ -196,7 +202,7 @@ def _json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except ValueError as error:
         raise MuvaError(
-            f"{file}: expected JSON ({error}); move it away if it is of no use"
+            f"{file}: expected JSON ({error}); move the file away if it is not needed"
         ) from error
     return content if isinstance(content, dict) else {}
 
@@ -217,13 +223,13 @@ PLAIN_CLIP = Form(
     signature="visual.",
     needs=(),
     left_out={
-        "logit_scale": "of CLIP's own loss",
+        "logit_scale": "used only in CLIP's own loss",
         "input_resolution": _SIZE,
         "context_length": _SIZE,
         "vocab_size": _SIZE,
-        "attn_mask": "made anew: the text transformer is causal",
-        "visual.embeddings.position_ids": "numbers of positions, no weights",
-        "embeddings.position_ids": "numbers of positions, no weights",
+        "attn_mask": "rebuilt on loading: the text transformer is causal",
+        "visual.embeddings.position_ids": "indices, not weights",
+        "embeddings.position_ids": "indices, not weights",
     },
     fixed_grid=False,
     prepare=from_hugging_face,

@@ -1,17 +1,18 @@
 """Checkpoints of MUVA's authors' release (Li, Gong, Zhang; github.com/RikoLi/MUVA).
 
-Known, from the release's sources: it saves bare state dicts, `ViT-B-16_stage1_120.pth` with trained
-prompts alone and `ViT-B-16_stage2_60.pth` with everything. `image_encoder` is CLIP's visual tower,
-its position embedding with a row for each part behind the class token's; `local_token` are the part
-tokens, zeros that nothing reads where they are means of patches; `residual_mask_predictor.blocks.i`
-the mask predictor; `bnneck` and `fc` neck and classifier; `prompt_learner.learnable_ctx` the
-contexts (N, 1 + R, 4, width); `text_encoder` CLIP's text transformer. CLIP's token embedding is not
-among the modules, so a file has none. Features are compared behind the neck, as here.
+According to its source code, the release saves plain state dicts: `ViT-B-16_stage1_120.pth`, in
+which only the prompts are trained, and `ViT-B-16_stage2_60.pth`. `image_encoder` is CLIP's visual
+tower, with a row in the position embedding for each part after that of the class token;
+`local_token` are the part tokens, unused zeros if they start as means of patches;
+`residual_mask_predictor.blocks.i` is the mask predictor; `bnneck` and `fc` are neck and classifier;
+`prompt_learner.learnable_ctx` are the contexts (N, 1 + R, 4, width); `text_encoder` is CLIP's text
+transformer. CLIP's token embedding is not one of the modules, so a file lacks it. Features are
+compared after the neck, as here.
 
-Not known: any published weights. None were announced or at hand, so this form is tested on files
-written from parameters whose results in the release were recorded. A file does not tell the
-predictor's heads and shortcut, gating, the parts' names where there are fewer than three, nor image
-size and normalisation: those are the recipe's.
+No published weights are known, so this form is tested on files written from parameters whose
+outputs in the release were recorded. A file does not record the predictor's heads and shortcut, the
+gating, the names of the parts if there are fewer than three, the image size or the normalisation:
+the recipe sets them.
 """
 
 from muva.model.foreign.form import (

@@ -13,11 +13,11 @@ from tests.data.benchmarks import trees
 
 @pytest.fixture
 def tree() -> Callable[[Path, Mapping[str, Iterable[str]]], Path]:
-    """Makes small grey images below a root, from folder -> file names."""
+    """Creates small grey images below a root, from folder -> file names."""
     return trees.tree
 
 
 @pytest.fixture
-def told() -> Callable[[Iterable[Record]], set[tuple]]:
-    """What records say of their images."""
-    return trees.told
+def image_labels() -> Callable[[Iterable[Record]], set[tuple]]:
+    """The labels of records, as a set."""
+    return trees.image_labels

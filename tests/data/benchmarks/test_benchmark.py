@@ -1,4 +1,4 @@
-"""What is known of public data sets agrees with their readers, and is compared with copies."""
+"""Facts about public data sets agree with their readers, and are compared with copies."""
 
 from dataclasses import replace
 
@@ -40,16 +40,18 @@ def test_a_copy_is_complete_when_all_published_counts_are_its_own(tmp_path, gall
     assert is_complete(replace(BENCHMARKS["dukemtmc"], counts=counts), records) is complete
 
 
-def test_a_split_that_is_not_there_is_not_complete(tmp_path):
+def test_a_missing_split_is_not_complete(tmp_path):
     records = read_tree("dukemtmc", tree(tmp_path, DUKE), domain="d")
     assert not is_complete(replace(BENCHMARKS["dukemtmc"], counts={"train": ONE}), records)
 
 
-def test_counts_that_differ_are_told_beside_those_that_were_published(tmp_path):
+def test_counts_that_differ_are_shown_beside_the_published_ones(tmp_path):
     records = read_tree("dukemtmc", tree(tmp_path, DUKE), domain="d")
-    told = str(counts_differ(BENCHMARKS["dukemtmc"], records, where=str(tmp_path)))
-    assert "gallery  identities      1110         2  differs" in told
+    message = str(counts_differ(BENCHMARKS["dukemtmc"], records, where=str(tmp_path)))
+    assert "gallery  identities      1110         2  differs" in message
     unknown = {"gallery": Counts(images=None, identities=2, cameras=2)}
-    told = str(counts_differ(replace(BENCHMARKS["dukemtmc"], counts=unknown), records, where="x"))
-    assert "gallery  identities         2         2\n" in told
-    assert "gallery  images" not in told
+    message = str(
+        counts_differ(replace(BENCHMARKS["dukemtmc"], counts=unknown), records, where="x")
+    )
+    assert "gallery  identities         2         2\n" in message
+    assert "gallery  images" not in message

@@ -1,4 +1,4 @@
-"""CUHK02: a miniature tree gives its records, wrong ones say what is wrong."""
+"""CUHK02: a miniature tree is read correctly, and other trees are rejected with an explanation."""
 
 import shutil
 
@@ -12,10 +12,12 @@ from muva.errors import MuvaError
 CUHK02 = {f"P{pair}/cam{camera}": ["001_1.png"] for pair in range(1, 6) for camera in (1, 2)}
 
 
-def test_each_pair_has_its_own_people_and_cameras_and_all_are_for_training(tmp_path, tree, told):
+def test_each_pair_has_its_own_people_and_cameras_all_used_for_training(
+    tmp_path, tree, image_labels
+):
     tree(tmp_path, CUHK02 | {"P1/cam2": ["001_1.png", "971_2.png"]})
     records = read_tree("cuhk02", tmp_path, domain="cuhk02")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("P1/cam1/001_1.png", "train", 10001, 1),
         ("P1/cam2/001_1.png", "train", 10001, 2),
         ("P1/cam2/971_2.png", "train", 10971, 2),
@@ -30,15 +32,15 @@ def test_each_pair_has_its_own_people_and_cameras_and_all_are_for_training(tmp_p
     }
 
 
-def test_the_fifth_pair_can_be_kept_for_testing(tmp_path, tree, told):
+def test_the_fifth_pair_can_be_the_test_set(tmp_path, tree, image_labels):
     tree(tmp_path, CUHK02)
     whole = read_tree("cuhk02", tmp_path, domain="cuhk02")
     divided = read_tree("cuhk02", tmp_path, domain="cuhk02", options={"split": "test"})
-    assert told(divided) - told(whole) == {
+    assert image_labels(divided) - image_labels(whole) == {
         ("P5/cam1/001_1.png", "query", 50001, 9),
         ("P5/cam2/001_1.png", "gallery", 50001, 10),
     }
-    assert len(told(whole) - told(divided)) == 2
+    assert len(image_labels(whole) - image_labels(divided)) == 2
 
 
 def test_the_published_counts_are_those_of_the_pairs():
@@ -76,13 +78,13 @@ def test_the_published_counts_are_those_of_the_pairs():
     ],
     ids=["outer folder", "inner folder", "camera missing", "names of CUHK01"],
 )
-def test_a_tree_that_is_not_cuhk02_is_refused(tmp_path, tree, spoil, message):
+def test_a_tree_that_is_not_cuhk02_is_rejected(tmp_path, tree, spoil, message):
     root = spoil(tree(tmp_path / "Dataset", CUHK02), tree)
     with pytest.raises(MuvaError, match=message):
         read_tree("cuhk02", root, domain="cuhk02")
 
 
-def test_another_split_is_refused(tmp_path, tree):
+def test_an_unknown_split_is_rejected(tmp_path, tree):
     tree(tmp_path, CUHK02)
     with pytest.raises(MuvaError, match="split 'P5': expected one of train, test"):
         read_tree("cuhk02", tmp_path, domain="cuhk02", options={"split": "P5"})

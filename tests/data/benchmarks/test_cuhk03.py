@@ -1,4 +1,4 @@
-"""CUHK03: images come out of MATLAB's file as they are in it, and both protocols split them."""
+"""CUHK03: images are read unchanged from the MATLAB file, and both protocols split them."""
 
 import io
 import shutil
@@ -12,12 +12,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
-from muva.data.records import Excerpt
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
+from muva.data.records import LazyImage
 from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from tests.data.benchmarks.trees import told
+from tests.data.benchmarks.trees import image_labels
 
 PEOPLE = (3, 2)
 """In each of the miniature's two pairs."""
@@ -36,13 +36,13 @@ CONFIG = "cuhk03_new_protocol_config_detected.mat"
 
 
 def pixels(boxes: str, name: str) -> np.ndarray:
-    """Higher than wide, and another one for each image."""
+    """An image that is higher than wide and differs for each position."""
     random = np.random.default_rng(list(f"{boxes}{name}".encode()))
     return random.integers(0, 256, (7, 3, 3), np.uint8)
 
 
 def cuhk03(root: Path, images: Mapping[str, str] = IMAGES) -> Path:
-    """What MATLAB saves with -v7.3: cells are arrays of references, axes are turned round."""
+    """A file as saved by MATLAB with -v7.3: cells are arrays of references, axes are reversed."""
     (root / "cuhk03_release").mkdir(parents=True)
     with h5py.File(root / "cuhk03_release" / "cuhk-03.mat", "w", userblock_size=512) as mat:
         values_of_cells = mat.create_group("#refs#")
@@ -77,7 +77,7 @@ def cuhk03(root: Path, images: Mapping[str, str] = IMAGES) -> Path:
 
 
 def with_config(root: Path, splits: Mapping[str, list[str]] = NEW_PROTOCOL) -> Path:
-    """The tree with the new protocol's file: all images by name, and each split's numbers."""
+    """The tree with the file of the new protocol: image names and the indices of each split."""
     names = sorted(name for split in splits.values() for name in split)
     files = np.empty((len(names), 1), object)
     files[:, 0] = [f"{name}.png" for name in names]
@@ -89,9 +89,9 @@ def with_config(root: Path, splits: Mapping[str, list[str]] = NEW_PROTOCOL) -> P
     return root
 
 
-def test_the_first_test_set_asks_from_the_first_camera_and_is_sought_in_the_second(tmp_path):
+def test_the_first_test_set_has_queries_from_camera_1_and_a_gallery_from_camera_2(tmp_path):
     records = read_tree("cuhk03", cuhk03(tmp_path), domain="d")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("detected/1_001_1_01.png", "train", 10001, 1),
         ("detected/1_001_2_06.png", "train", 10001, 2),
         ("detected/1_002_1_01.png", "query", 10002, 1),
@@ -107,7 +107,7 @@ def test_the_first_test_set_asks_from_the_first_camera_and_is_sought_in_the_seco
 
 def test_labelled_boxes_are_other_images_of_the_same_people(tmp_path):
     options = {"boxes": "labelled"}
-    assert told(read_tree("cuhk03", cuhk03(tmp_path), domain="d", options=options)) == {
+    assert image_labels(read_tree("cuhk03", cuhk03(tmp_path), domain="d", options=options)) == {
         ("labeled/1_001_1_01.png", "train", 10001, 1),
         ("labeled/1_002_1_01.png", "query", 10002, 1),
         ("labeled/1_002_2_07.png", "gallery", 10002, 2),
@@ -118,7 +118,7 @@ def test_labelled_boxes_are_other_images_of_the_same_people(tmp_path):
     }
 
 
-def test_the_new_protocol_splits_by_its_own_file(tmp_path):
+def test_the_new_protocol_takes_its_splits_from_its_own_file(tmp_path):
     root = with_config(cuhk03(tmp_path))
     records = read_tree("cuhk03", root, domain="d", options={"protocol": "new"})
     assert {(record.image_id, record.split) for record in records} == {
@@ -129,7 +129,7 @@ def test_the_new_protocol_splits_by_its_own_file(tmp_path):
 @pytest.mark.parametrize(("boxes", "spelt"), [("detected", "detected"), ("labelled", "labeled")])
 def test_images_are_upright_and_lossless(tmp_path, boxes, spelt):
     for record in read_tree("cuhk03", cuhk03(tmp_path), domain="d", options={"boxes": boxes}):
-        assert isinstance(record.source, Excerpt)
+        assert isinstance(record.source, LazyImage)
         image = np.asarray(Image.open(io.BytesIO(record.source.encoded())))
         np.testing.assert_array_equal(image, pixels(spelt, Path(record.image_id).stem))
 
@@ -141,24 +141,24 @@ def test_shards_hold_all_images_of_the_file(tmp_path):
     assert (summary.images, summary.quarantined) == (len(IMAGES["detected"].split()), 0)
 
 
-def test_a_file_that_breaks_after_it_was_listed_gives_an_os_error(tmp_path):
+def test_a_file_damaged_after_it_was_listed_raises_an_os_error(tmp_path):
     source = read_tree("cuhk03", cuhk03(tmp_path), domain="d")[0].source
-    assert isinstance(source, Excerpt)
+    assert isinstance(source, LazyImage)
     source.file.write_bytes(source.file.read_bytes()[:2000])
     with pytest.raises(OSError, match=r"1_001_1_01\.png in .*cuhk-03\.mat"):
         source.encoded()
 
 
-def test_a_listing_tells_another_file_from_the_same_one(tmp_path):
+def test_a_listing_distinguishes_another_file_from_the_same_one(tmp_path):
     root = cuhk03(tmp_path)
-    before = listing_of(read_tree("cuhk03", root, domain="d"))
-    assert listing_of(read_tree("cuhk03", root, domain="d")) == before
+    before = file_listing(read_tree("cuhk03", root, domain="d"))
+    assert file_listing(read_tree("cuhk03", root, domain="d")) == before
     shutil.rmtree(root / "cuhk03_release")
     cuhk03(root, IMAGES | {"detected": IMAGES["detected"] + " 1_003_2_10"})
-    assert listing_of(read_tree("cuhk03", root, domain="d")) != before
+    assert file_listing(read_tree("cuhk03", root, domain="d")) != before
 
 
-def test_trials_ask_with_all_queries_for_one_image_of_each_person(tmp_path):
+def test_trials_have_all_queries_and_one_gallery_image_of_each_person(tmp_path):
     root = cuhk03(tmp_path)
     records = read_tree("cuhk03", root, domain="d")
     draw = BENCHMARKS["cuhk03-detected"].trials
@@ -197,7 +197,7 @@ def truncated(root: Path, name: str) -> Path:
         (
             lambda root: truncated(root, "cuhk03_release/cuhk-03.mat"),
             {},
-            r"cannot be read \(.*truncated file.*and whole\?",
+            r"cannot be read \(.*truncated file.*the complete file of CUHK03\?",
         ),
         (lambda root: replaced(root, "detected"), {}, "expected a MATLAB file of version 7.3"),
         (lambda root: replaced(root, "testsets"), {}, "with the cells detected, labeled and tests"),
@@ -220,7 +220,7 @@ def truncated(root: Path, name: str) -> Path:
         ),
     ],
 )
-def test_a_tree_that_is_not_cuhk03_is_refused(tmp_path, spoil, options, message):
+def test_a_tree_that_is_not_cuhk03_is_rejected(tmp_path, spoil, options, message):
     root = spoil(cuhk03(tmp_path / "cuhk03"))
     with pytest.raises(MuvaError, match=message):
         read_tree("cuhk03", root, domain="d", options=options)

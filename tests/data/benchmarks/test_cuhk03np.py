@@ -6,7 +6,7 @@ import pytest
 
 from muva.data.benchmarks import read_tree
 from muva.errors import MuvaError
-from tests.data.benchmarks.trees import told, tree
+from tests.data.benchmarks.trees import image_labels, tree
 
 CUHK03NP = {
     "detected/bounding_box_train": ["0001_c1_1.png", "0001_c2_6.png"],
@@ -21,7 +21,7 @@ CUHK03NP = {
 def test_detected_boxes_are_read_by_default(tmp_path):
     tree(tmp_path, CUHK03NP)
     records = read_tree("cuhk03np", tmp_path, domain="d")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("detected/bounding_box_train/0001_c1_1.png", "train", 1, 1),
         ("detected/bounding_box_train/0001_c2_6.png", "train", 1, 2),
         ("detected/query/0003_c1_21.png", "query", 3, 1),
@@ -30,9 +30,11 @@ def test_detected_boxes_are_read_by_default(tmp_path):
     assert read_tree("cuhk03np", tmp_path, domain="d", options={"boxes": "detected"}) == records
 
 
-def test_labelled_boxes_are_read_when_asked_for(tmp_path):
+def test_labelled_boxes_are_read_on_request(tmp_path):
     tree(tmp_path, CUHK03NP)
-    assert told(read_tree("cuhk03np", tmp_path, domain="d", options={"boxes": "labelled"})) == {
+    assert image_labels(
+        read_tree("cuhk03np", tmp_path, domain="d", options={"boxes": "labelled"})
+    ) == {
         ("labeled/bounding_box_train/0001_c1_1.png", "train", 1, 1),
         ("labeled/query/0004_c2_33.png", "query", 4, 2),
         ("labeled/bounding_box_test/0004_c1_31.png", "gallery", 4, 1),
@@ -69,12 +71,12 @@ def test_labelled_boxes_are_read_when_asked_for(tmp_path):
         (
             lambda root: tree(root, {"detected/query": ["0005_c2_f0046985.jpg"]}),
             {},
-            "a name of DukeMTMC-reID's, which the layout dukemtmc reads",
+            "a file name of DukeMTMC-reID; use the layout dukemtmc",
         ),
         (lambda root: root, {"boxes": "labeled"}, "'labeled': expected one of detected, labelled"),
     ],
 )
-def test_a_tree_that_is_not_cuhk03np_is_refused(tmp_path, spoil, options, message):
+def test_a_tree_that_is_not_cuhk03np_is_rejected(tmp_path, spoil, options, message):
     root = spoil(tree(tmp_path / "cuhk03-np", CUHK03NP))
     with pytest.raises(MuvaError, match=message):
         read_tree("cuhk03np", root, domain="d", options=options)

@@ -1,4 +1,4 @@
-"""CUHK-SYSU: people are cut out of frames as they were marked; wrong trees say what is wrong."""
+"""CUHK-SYSU: people are cropped from frames as annotated; other trees are rejected."""
 
 import io
 import shutil
@@ -9,9 +9,9 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks import BENCHMARKS, listing_of, read_tree
+from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
 from muva.data.benchmarks.benchmark import is_complete
-from muva.data.records import Excerpt, Record
+from muva.data.records import LazyImage, Record
 from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
@@ -46,22 +46,22 @@ def archive(tmp_path):
     return root
 
 
-def test_each_time_a_person_was_marked_is_an_image_to_train_on(archive, told):
+def test_each_annotated_box_is_a_training_image(archive, image_labels):
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("Image/SSM/s1.jpg#p1_1", "train", 1, None),
         ("Image/SSM/s2.jpg#p1_2", "train", 1, None),
         ("Image/SSM/s1.jpg#p11934_1", "train", 11934, None),
     }
 
 
-def test_people_are_cut_out_without_loss_where_matlab_would_cut_them_out(archive):
-    # BCaR's script finds frames and boxes in Person.mat so
+def test_people_are_cropped_losslessly_exactly_as_in_matlab(archive):
+    # This is how BCaR's script finds frames and boxes in Person.mat.
     people = loadmat(archive / "annotation" / "Person.mat")["Person"][0]
     marked = [(scene[0][0], scene[1][0]) for person in people for scene in person[2][0]]
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
     for record, (name, (x, y, width, height)) in zip(records, marked, strict=True):
-        assert isinstance(record.source, Excerpt)
+        assert isinstance(record.source, LazyImage)
         assert record.source.file == archive / "Image" / "SSM" / name
         frame = np.asarray(Image.open(record.source.file))
         cut_out = Image.open(io.BytesIO(record.source.encoded()))
@@ -70,24 +70,24 @@ def test_people_are_cut_out_without_loss_where_matlab_would_cut_them_out(archive
         np.testing.assert_array_equal(cut_out, frame[np.ix_(rows - 1, columns - 1)])
 
 
-def test_a_box_ends_with_its_frame_and_is_refused_outside_of_it(archive):
+def test_a_box_is_clipped_to_its_frame_and_rejected_outside_of_it(archive):
     save_people(archive, {"p1": [("s1.jpg", (11, 21, 50, 50)), ("s1.jpg", (19, 1, 5, 5))]})
     within, outside = (r.source for r in read_tree("cuhksysu", archive, domain="cuhksysu"))
-    assert isinstance(within, Excerpt)
-    assert isinstance(outside, Excerpt)
+    assert isinstance(within, LazyImage)
+    assert isinstance(outside, LazyImage)
     assert Image.open(io.BytesIO(within.encoded())).size == (8, 5)
-    with pytest.raises(OSError, match="outside of the frame"):
+    with pytest.raises(OSError, match="lies outside the frame"):
         outside.encoded()
 
 
-def test_the_archive_is_stored_but_for_boxes_outside_of_frames_and_frames_that_are_lost(
+def test_the_archive_is_stored_except_for_boxes_outside_frames_and_missing_frames(
     archive, tmp_path
 ):
     good = {f"p{pid}": [("s1.jpg", (1, 1, 9, 9))] for pid in range(1, 21)}
     lost = {"p30": [("s9.jpg", (1, 1, 9, 9))], "p31": [("s1.jpg", (90, 90, 9, 9))]}
     save_people(archive, good | lost)
     records = read_tree("cuhksysu", archive, domain="cuhksysu")
-    assert len(listing_of(records)) == 22
+    assert len(file_listing(records)) == 22
     artifact = Artifact(open_store(tmp_path / "store"), "datasets", "cuhksysu", "0" * 16)
     summary = write_shards(records, artifact=artifact)
     assert (summary.images, summary.quarantined, summary.cameras_known) == (20, 2, False)
@@ -101,15 +101,17 @@ def test_the_archive_is_stored_but_for_boxes_outside_of_frames_and_frames_that_a
     ],
     ids=["torchreid", "metabin"],
 )
-def test_a_tree_that_others_cropped_is_read_by_its_names(tmp_path, tree, told, folder, names):
+def test_a_tree_of_cropped_images_is_read_by_file_names(
+    tmp_path, tree, image_labels, folder, names
+):
     records = read_tree("cuhksysu", tree(tmp_path, {folder: names}), domain="cuhksysu")
-    assert told(records) == {
+    assert image_labels(records) == {
         (f"{folder}/{names[0]}", "train", 1, None),
         (f"{folder}/{names[1]}", "train", 11422, None),
     }
 
 
-def test_the_archive_is_read_where_crops_lie_beside_it(archive, tree):
+def test_the_archive_is_preferred_over_crops_beside_it(archive, tree):
     tree(archive, {"cropped_images": ["p1_s1_1.jpg"]})
     assert len(read_tree("cuhksysu", archive, domain="cuhksysu")) == 3
 
@@ -150,7 +152,7 @@ def test_the_published_counts_are_of_training_images_of_unknown_cameras():
         (lambda root, _: save_people(root, {"x": []}) or root, "named like p11422, found .*x"),
         (
             lambda root, _: save_people(root, {"p1": [("s1.jpg", (1, 2))]}) or root,
-            "expected boxes of 4 numbers, found .* at p1",
+            "expected boxes of 4 numbers, found .* for p1",
         ),
         (
             lambda root, _: savemat(root / "annotation/Person.mat", {"Img": 1}) or root,
@@ -166,6 +168,6 @@ def test_the_published_counts_are_of_training_images_of_unknown_cameras():
         *("folder of crops", "person's name", "box", "other list", "other fields"),
     ],
 )
-def test_a_tree_that_is_not_cuhksysu_is_refused(archive, tree, spoil, message):
+def test_a_tree_that_is_not_cuhksysu_is_rejected(archive, tree, spoil, message):
     with pytest.raises(MuvaError, match=message):
         read_tree("cuhksysu", spoil(archive, tree), domain="cuhksysu")

@@ -1,4 +1,4 @@
-"""The page about data sets says what the readers know."""
+"""The page about data sets agrees with the readers."""
 
 from pathlib import Path
 

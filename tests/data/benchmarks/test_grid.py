@@ -1,4 +1,4 @@
-"""GRID: a miniature tree gives its records and partitions, wrong ones say what is wrong."""
+"""GRID: a miniature tree and its partitions are read correctly; other trees are rejected."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ GRID = {"probe": PROBES, "gallery": [*MATCHES, *DISTRACTORS]}
 
 
 def save_partitions(root, partitions):
-    """As in the archive: a cell a partition, with a struct whose third field is its people."""
+    """As in the archive: one cell per partition, with a struct whose third field is its people."""
     cells = np.empty((1, len(partitions)), object)
     for place, people in enumerate(partitions):
         person_idx = np.array([people], np.uint8)
@@ -36,8 +36,8 @@ def grid(tmp_path, tree):
     return root
 
 
-def test_probes_ask_and_the_gallery_holds_their_matches_and_distractors(grid, told):
-    assert told(read_tree("grid", grid, domain="grid")) == {
+def test_probes_are_queries_and_the_gallery_has_their_matches_and_distractors(grid, image_labels):
+    assert image_labels(read_tree("grid", grid, domain="grid")) == {
         (f"probe/{PROBES[0]}", "query", 1, 1),
         (f"probe/{PROBES[1]}", "query", 2, 5),
         (f"gallery/{MATCHES[0]}", "gallery", 1, 2),
@@ -47,7 +47,7 @@ def test_probes_ask_and_the_gallery_holds_their_matches_and_distractors(grid, to
     }
 
 
-def test_a_trial_tests_whom_its_official_partition_does_not_train_on(grid):
+def test_a_trial_tests_the_people_that_its_official_partition_does_not_train_on(grid):
     trials = BENCHMARKS["grid"].trials
     assert trials is not None
     distractors = tuple(f"gallery/{name}" for name in DISTRACTORS)
@@ -73,7 +73,7 @@ def test_a_trial_of_the_whole_data_set_has_125_people_and_a_gallery_of_900(tmp_p
     assert is_complete(BENCHMARKS["grid"], records)
     trials = official_partitions(records, tmp_path)
     assert [(len(t.query), len(t.gallery)) for t in trials] == [(125, 900)] * 10
-    # torchreid reads the people that a partition trains on so
+    # This is how torchreid reads the training identities of a partition.
     cells = loadmat(tmp_path / "features_and_partitions.mat")["trainIdxAll"][0]
     for place, trial in enumerate(trials):
         trained = set(cells[place][0][0][2][0].tolist())
@@ -97,7 +97,7 @@ def test_a_trial_of_the_whole_data_set_has_125_people_and_a_gallery_of_900(tmp_p
     ],
     ids=["outer folder", "inner folder", "list missing", "other names"],
 )
-def test_a_tree_that_is_not_grid_is_refused(grid, tree, spoil, message):
+def test_a_tree_that_is_not_grid_is_rejected(grid, tree, spoil, message):
     with pytest.raises(MuvaError, match=message):
         read_tree("grid", spoil(grid, tree), domain="grid")
 
@@ -113,7 +113,7 @@ def test_a_tree_that_is_not_grid_is_refused(grid, tree, spoil, message):
     ],
     ids=["no list", "matrix", "other fields", "empty", "no MATLAB file"],
 )
-def test_partitions_that_cannot_be_read_say_why(grid, content, message):
+def test_unreadable_partitions_are_explained(grid, content, message):
     file = grid / "features_and_partitions.mat"
     if isinstance(content, bytes):
         file.write_bytes(content)

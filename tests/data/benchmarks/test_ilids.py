@@ -1,4 +1,4 @@
-"""i-LIDS: a miniature tree gives its records, wrong ones say what is wrong."""
+"""i-LIDS: a miniature tree is read correctly, and other trees are rejected with an explanation."""
 
 import pytest
 
@@ -10,9 +10,11 @@ from muva.errors import MuvaError
 ILIDS = {"Persons": ["0001001.jpg", "0001002.jpg", "0001003.jpg", "0002004.jpg", "0002005.jpg"]}
 
 
-def test_the_first_image_of_each_person_asks_and_cameras_are_unknown(tmp_path, tree, told):
+def test_the_first_image_of_each_person_is_a_query_and_cameras_are_unknown(
+    tmp_path, tree, image_labels
+):
     records = read_tree("ilids", tree(tmp_path, ILIDS), domain="ilids")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("Persons/0001001.jpg", "query", 1, None),
         ("Persons/0001002.jpg", "gallery", 1, None),
         ("Persons/0001003.jpg", "gallery", 1, None),
@@ -62,7 +64,7 @@ def test_a_trial_of_the_whole_data_set_has_60_people_with_two_images_each(tmp_pa
     ],
     ids=["outer folder", "inner folder", "folder missing", "names of i-LIDS-VID"],
 )
-def test_a_tree_that_is_not_ilids_is_refused(tmp_path, tree, spoil, message):
+def test_a_tree_that_is_not_ilids_is_rejected(tmp_path, tree, spoil, message):
     root = spoil(tree(tmp_path / "i-LIDS_Pedestrian", ILIDS), tree)
     with pytest.raises(MuvaError, match=message):
         read_tree("ilids", root, domain="ilids")

@@ -1,4 +1,4 @@
-"""MSMT17: lists say who is who, and the two versions are not taken for each other."""
+"""MSMT17: identities come from the lists, and the two versions are not confused."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from muva.data.benchmarks import read_tree
 from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from tests.data.benchmarks.trees import told, tree
+from tests.data.benchmarks.trees import image_labels, tree
 
 LISTS = {
     "list_train.txt": [
@@ -35,11 +35,11 @@ def msmt17(root: Path, version: str) -> Path:
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-def test_people_of_test_are_numbered_after_those_of_train_and_val(tmp_path, version):
+def test_test_identities_are_numbered_after_those_of_train_and_val(tmp_path, version):
     train, test = FOLDERS[version]
     root = msmt17(tmp_path, version)
     records = read_tree("msmt17", root, domain="d", options={"version": version})
-    assert told(records) == {
+    assert image_labels(records) == {
         (f"{train}/0000/0000_000_01_0303morning_0015_0.jpg", "train", 0, 1),
         (f"{train}/0001/0001_001_12_0303noon_0006_2_ex.jpg", "train", 1, 12),
         (f"{train}/0000/0000_045_05_0303morning_0006_2.jpg", "train", 0, 5),
@@ -49,7 +49,7 @@ def test_people_of_test_are_numbered_after_those_of_train_and_val(tmp_path, vers
     }
 
 
-def test_shards_take_its_people_though_both_lists_start_at_0(tmp_path):
+def test_shards_accept_its_identities_although_both_lists_start_from_0(tmp_path):
     records = read_tree("msmt17", msmt17(tmp_path / "v1", "1"), domain="msmt17")
     artifact = Artifact(open_store(tmp_path / "store"), "datasets", "msmt17", "0" * 16)
     splits = write_shards(records, artifact=artifact).splits
@@ -61,13 +61,13 @@ def test_shards_take_its_people_though_both_lists_start_at_0(tmp_path):
 
 
 @pytest.mark.parametrize(("version", "other"), [("1", "msmt17-v2"), ("2", "msmt17")])
-def test_the_other_version_is_told_by_its_name(tmp_path, version, other):
+def test_the_other_version_is_named(tmp_path, version, other):
     root = msmt17(tmp_path, "2" if version == "1" else "1")
     with pytest.raises(MuvaError, match=rf"MSMT17 V{version} at .* the data set {other}$"):
         read_tree("msmt17", root, domain="d", options={"version": version})
 
 
-def test_of_two_versions_side_by_side_the_one_asked_for_is_named(tmp_path):
+def test_with_two_versions_side_by_side_the_requested_one_is_suggested(tmp_path):
     for version in FOLDERS:
         msmt17(tmp_path / f"MSMT17_V{version}", version)
     for version in FOLDERS:
@@ -112,7 +112,7 @@ def with_line(root: Path, line: str) -> Path:
         (lambda root: root, {"version": "V1"}, "version 'V1': expected one of 1, 2"),
     ],
 )
-def test_a_tree_that_is_not_msmt17_is_refused(tmp_path, spoil, options, message):
+def test_a_tree_that_is_not_msmt17_is_rejected(tmp_path, spoil, options, message):
     root = spoil(msmt17(tmp_path / "MSMT17_V1", "1"))
     with pytest.raises(MuvaError, match=message):
         read_tree("msmt17", root, domain="d", options=options)

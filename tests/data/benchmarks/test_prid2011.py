@@ -1,4 +1,4 @@
-"""PRID-2011: a miniature tree gives its records, wrong ones say what is wrong."""
+"""PRID-2011: a miniature tree is read correctly; other trees are rejected."""
 
 import shutil
 
@@ -16,11 +16,9 @@ PRID = {
 }
 
 
-def test_numbers_above_200_are_read_in_camera_b_alone_for_they_are_other_people_in_a(
-    tmp_path, tree, told
-):
+def test_numbers_above_200_are_read_only_in_camera_b(tmp_path, tree, image_labels):
     records = read_tree("prid2011", tree(tmp_path, PRID), domain="prid2011")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("single_shot/cam_a/person_0001.png", "query", 1, 1),
         ("single_shot/cam_a/person_0200.png", "query", 200, 1),
         ("single_shot/cam_b/person_0001.png", "gallery", 1, 2),
@@ -70,7 +68,7 @@ def test_a_trial_of_the_whole_data_set_has_100_people_and_a_gallery_of_649(tmp_p
     ],
     ids=["outer folder", "inner folder", "only multi-shot", "other names"],
 )
-def test_a_tree_that_is_not_prid2011_is_refused(tmp_path, tree, spoil, message):
+def test_a_tree_that_is_not_prid2011_is_rejected(tmp_path, tree, spoil, message):
     root = spoil(tree(tmp_path / "prid_2011", PRID), tree)
     with pytest.raises(MuvaError, match=message):
         read_tree("prid2011", root, domain="prid2011")

@@ -1,4 +1,4 @@
-"""Readers: miniature trees in each layout give their records, wrong ones say what is wrong."""
+"""Readers: miniature trees in each layout are read correctly; others are rejected."""
 
 import csv
 import shutil
@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks import listing_of, read_tree
+from muva.data.benchmarks import file_listing, read_tree
 from muva.data.shards import open_dataset, write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.synthetic import synthetic_records
-from tests.data.benchmarks.trees import told, tree
+from tests.data.benchmarks.trees import image_labels, tree
 
 MARKET = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c2s1_000001_00.jpg"],
@@ -27,7 +27,7 @@ def test_market1501_reads_splits_people_and_cameras_from_names(tmp_path):
     tree(tmp_path, MARKET)
     (tmp_path / "bounding_box_test" / "Thumbs.db").write_bytes(b"")
     records = read_tree("market1501", tmp_path, domain="market1501")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("bounding_box_train/0002_c1s1_000451_03.jpg", "train", 2, 1),
         ("bounding_box_train/0002_c2s1_000001_00.jpg", "train", 2, 2),
         ("query/0003_c1s1_000001_00.jpg", "query", 3, 1),
@@ -56,7 +56,7 @@ def test_market1501_reads_splits_people_and_cameras_from_names(tmp_path):
     ],
     ids=["no folder", "file", "outer folder", "inner folder", "split missing", "other names"],
 )
-def test_a_tree_that_is_not_market1501_is_refused(tmp_path, spoil, message):
+def test_a_tree_that_is_not_market1501_is_rejected(tmp_path, spoil, message):
     root = spoil(tree(tmp_path / "town", MARKET))
     with pytest.raises(MuvaError, match=message):
         read_tree("market1501", root, domain="market1501")
@@ -95,7 +95,7 @@ def test_a_synthetic_domain_in_market1501_layout_is_the_same_data_set(tmp_path):
 
 def test_a_folder_per_person_is_numbered_by_name(tmp_path):
     tree(tmp_path, {"bob": ["1.png", "2.png"], "alice": ["1.jpg"], ".cache/x": ["1.jpg"]})
-    assert told(read_tree("folder", tmp_path, domain="d", options={"split": "train"})) == {
+    assert image_labels(read_tree("folder", tmp_path, domain="d", options={"split": "train"})) == {
         ("alice/1.jpg", "train", 0, None),
         ("bob/1.png", "train", 1, None),
         ("bob/2.png", "train", 1, None),
@@ -108,7 +108,7 @@ def test_folders_named_by_numbers_keep_them_across_splits(tmp_path):
         {"train/0007": ["a.jpg"], "query/12": ["a.jpg"], "gallery/0012": ["b.jpg", "sub/c.jpg"]}
         | {"gallery/-1": ["junk.jpg"]},
     )
-    assert told(read_tree("folder", tmp_path, domain="d")) == {
+    assert image_labels(read_tree("folder", tmp_path, domain="d")) == {
         ("train/0007/a.jpg", "train", 7, None),
         ("query/12/a.jpg", "query", 12, None),
         ("gallery/0012/b.jpg", "gallery", 12, None),
@@ -117,10 +117,10 @@ def test_folders_named_by_numbers_keep_them_across_splits(tmp_path):
     }
 
 
-def test_a_flat_folder_is_read_by_expressions_and_split_for_testing(tmp_path):
+def test_a_flat_folder_is_read_by_regular_expressions_and_split_for_testing(tmp_path):
     tree(tmp_path, {".": ["p1_east_1.jpg", "p1_east_2.jpg", "p1_west_1.jpg", "p2_east_1.jpg"]})
     options = {"pid_regex": r"^p(\d+)_", "camid_regex": r"_(\w+)_\d"}
-    assert told(read_tree("folder", tmp_path, domain="d", options=options)) == {
+    assert image_labels(read_tree("folder", tmp_path, domain="d", options=options)) == {
         ("p1_east_1.jpg", "query", 1, 1),
         ("p1_east_2.jpg", "gallery", 1, 1),
         ("p1_west_1.jpg", "query", 1, 2),
@@ -128,7 +128,7 @@ def test_a_flat_folder_is_read_by_expressions_and_split_for_testing(tmp_path):
     }
 
 
-def test_without_cameras_the_first_image_of_a_person_asks(tmp_path):
+def test_without_cameras_the_first_image_of_a_person_is_a_query(tmp_path):
     tree(tmp_path, {"a": ["1.jpg", "2.jpg", "3.jpg"]})
     records = read_tree("folder", tmp_path, domain="d")
     assert [r.split for r in records] == ["query", "gallery", "gallery"]
@@ -137,21 +137,25 @@ def test_without_cameras_the_first_image_of_a_person_asks(tmp_path):
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        ({}, {}, "expected images in it, found nothing"),
-        ({"docs": []}, {}, "expected images in it"),
+        ({}, {}, "expected images, found nothing"),
+        ({"docs": []}, {}, "expected images, found nothing"),
         ({".": ["1.jpg"]}, {}, r"found the image 1\.jpg in none.*--pid-regex"),
         ({"train": ["1.jpg"]}, {}, r"found the image train/1\.jpg in none"),
         ({"train/a": ["1.jpg"], "other/b": ["1.jpg"]}, {}, "found 1 outside, for example other/b"),
         ({".": ["x.jpg", "1.jpg"]}, {"pid_regex": r"(\d)"}, r"1 of 2 file names, .* in x\.jpg"),
         ({".": ["1.jpg"]}, {"pid_regex": r"\d"}, "expected one group in parentheses, found 0"),
-        ({".": ["1.jpg"]}, {"pid_regex": "("}, "is no regular expression"),
+        ({".": ["1.jpg"]}, {"pid_regex": "("}, "is not a regular expression"),
         ({"a": ["1.jpg"]}, {"split": "validation"}, "expected one of train, test"),
         ({"a": ["1.jpg"]}, {"colour": "red"}, "has no option colour; it has camid_regex"),
-        ({"query/a": ["1.jpg"]}, {"split": "train"}, "expected no split 'train' beside them"),
-        ({"a": ["1\udcff.jpg"]}, {}, r"1\\udcff\.jpg': expected file names in UTF-8"),
+        (
+            {"query/a": ["1.jpg"]},
+            {"split": "train"},
+            "expected no option split in addition, found 'train'",
+        ),
+        ({"a": ["1\udcff.jpg"]}, {}, r"1\\udcff\.jpg': expected a file name in UTF-8"),
     ],
 )
-def test_folders_that_cannot_be_read_say_why(tmp_path, files, options, message):
+def test_folders_that_cannot_be_read_are_explained(tmp_path, files, options, message):
     tree(tmp_path, files)
     with pytest.raises(MuvaError, match=message):
         read_tree("folder", tmp_path, domain="d", options=options)
@@ -170,7 +174,7 @@ def listed(root: Path, rows: list[dict], form: str) -> Path:
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_a_list_gives_what_its_columns_say(tmp_path, form):
+def test_the_columns_of_a_list_are_read(tmp_path, form):
     corners = dict(zip(("x0", "y0", "x1", "y1"), (0.25, 0.0, 0.75, 0.25), strict=True))
     seen = {f"head_{name}": value for name, value in corners.items()}
     hidden = {f"head_{name}": None for name in corners}
@@ -180,7 +184,7 @@ def test_a_list_gives_what_its_columns_say(tmp_path, form):
     ]
     file = listed(tmp_path, rows, form)
     records = read_tree("manifest", file, domain="d")
-    assert told(records) == {("a/1.jpg", "query", 2, 3), ("a/2.jpg", "gallery", 2, 4)}
+    assert image_labels(records) == {("a/1.jpg", "query", 2, 3), ("a/2.jpg", "gallery", 2, 4)}
     assert records[0].source == tmp_path / "a" / "1.jpg"
     out_of_sight = {"upper_body": None, "legs": None}
     assert records[0].boxes == {"head": (0.25, 0.0, 0.75, 0.25), **out_of_sight}
@@ -188,10 +192,10 @@ def test_a_list_gives_what_its_columns_say(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_a_list_may_hold_no_more_than_paths_and_names(tmp_path, form):
+def test_a_list_may_contain_only_paths_and_pids(tmp_path, form):
     rows = [{"path": f"{i}.jpg", "pid": name} for i, name in enumerate(["eve", "adam", "eve"])]
     file = listed(tmp_path, rows, form)
-    assert told(read_tree("manifest", file, domain="d")) == {
+    assert image_labels(read_tree("manifest", file, domain="d")) == {
         ("0.jpg", "query", 1, None),
         ("1.jpg", "query", 0, None),
         ("2.jpg", "gallery", 1, None),
@@ -205,7 +209,7 @@ def test_a_list_may_hold_no_more_than_paths_and_names(tmp_path, form):
         ({"path": "a", "pid": ""}, "pid is empty in row 1"),
         ({"path": "a", "pid": 1, "camid": ""}, "camid is empty in row 1"),
         ({"path": "a", "pid": 1, "split": "val"}, "found 'val' in row 1"),
-        ({"path": "a", "pid": 1, "legs_x0": 0.1}, "column legs_y0 is missing"),
+        ({"path": "a", "pid": 1, "legs_x0": 0.1}, "corners of a part, legs_y0 is missing"),
         (
             {"path": "a", "pid": 1, "legs_x0": 0, "legs_y0": 0, "legs_x1": 64, "legs_y1": 128},
             "fractions of the image, not pixels",
@@ -216,12 +220,12 @@ def test_a_list_may_hold_no_more_than_paths_and_names(tmp_path, form):
         ),
     ],
 )
-def test_lists_that_cannot_be_read_say_why(tmp_path, row, message):
+def test_lists_that_cannot_be_read_are_explained(tmp_path, row, message):
     with pytest.raises(MuvaError, match=message):
         read_tree("manifest", listed(tmp_path, [row], "csv"), domain="d")
 
 
-def test_files_that_are_no_lists_are_refused(tmp_path):
+def test_files_that_are_not_lists_are_rejected(tmp_path):
     (tmp_path / "list.txt").write_text("path,pid\n")
     (tmp_path / "list.parquet").write_text("path,pid\n")
     (tmp_path / "list.csv").write_bytes(b"")
@@ -236,21 +240,21 @@ def test_files_that_are_no_lists_are_refused(tmp_path):
             read_tree("manifest", tmp_path / name, domain="d")
 
 
-def test_an_unknown_layout_is_refused_with_the_closest(tmp_path):
+def test_an_unknown_layout_is_rejected_with_the_closest_name(tmp_path):
     with pytest.raises(MuvaError, match="layout 'market' is unknown; closest: market1501"):
         read_tree("market", tmp_path, domain="d")
 
 
-def test_a_listing_changes_with_the_tree_and_only_then(tmp_path):
+def test_a_listing_changes_if_and_only_if_the_tree_does(tmp_path):
     tree(tmp_path, MARKET)
-    before = listing_of(read_tree("market1501", tmp_path, domain="d"))
-    assert listing_of(read_tree("market1501", tmp_path, domain="d")[::-1]) == before
+    before = file_listing(read_tree("market1501", tmp_path, domain="d"))
+    assert file_listing(read_tree("market1501", tmp_path, domain="d")[::-1]) == before
     (tmp_path / "query" / MARKET["query"][0]).write_bytes(b"changed")
-    assert listing_of(read_tree("market1501", tmp_path, domain="d")) != before
+    assert file_listing(read_tree("market1501", tmp_path, domain="d")) != before
 
 
 @pytest.mark.parametrize("column", ["pid", "camid", "split", "caption", "head_x0"])
-def test_a_listing_changes_with_what_a_list_says_of_its_images(tmp_path, column):
+def test_a_listing_changes_with_the_annotations_of_a_list(tmp_path, column):
     columns = {"path": "a.jpg", "pid": "1", "camid": "1", "split": "train", "caption": "red"}
     columns |= {"head_x0": "0.1", "head_y0": "0.1", "head_x1": "0.5", "head_y1": "0.5"}
     other = {"pid": "2", "camid": "2", "split": "gallery", "caption": "blue", "head_x0": "0.2"}
@@ -258,7 +262,7 @@ def test_a_listing_changes_with_what_a_list_says_of_its_images(tmp_path, column)
     def listing(row):
         file = tmp_path / "list.csv"
         file.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
-        return listing_of(read_tree("manifest", file, domain="d"))
+        return file_listing(read_tree("manifest", file, domain="d"))
 
     assert listing(columns) == listing(columns)
     assert listing(columns | {column: other[column]}) != listing(columns)

@@ -1,4 +1,4 @@
-"""VIPeR: a miniature tree gives its records, wrong ones say what is wrong."""
+"""VIPeR: a miniature tree is read correctly, and other trees are rejected with an explanation."""
 
 import shutil
 
@@ -12,9 +12,9 @@ from muva.errors import MuvaError
 VIPER = {"cam_a": ["000_45.bmp", "873_0.bmp"], "cam_b": ["000_90.bmp", "873_180.bmp"]}
 
 
-def test_camera_a_asks_for_people_in_camera_b(tmp_path, tree, told):
+def test_camera_a_has_the_queries_and_camera_b_the_gallery(tmp_path, tree, image_labels):
     records = read_tree("viper", tree(tmp_path, VIPER), domain="viper")
-    assert told(records) == {
+    assert image_labels(records) == {
         ("cam_a/000_45.bmp", "query", 0, 1),
         ("cam_a/873_0.bmp", "query", 873, 1),
         ("cam_b/000_90.bmp", "gallery", 0, 2),
@@ -77,7 +77,7 @@ def test_a_trial_of_a_miniature_tree_has_half_of_its_people(tmp_path, tree):
     ],
     ids=["no folder", "outer folder", "inner folder", "camera missing", "market", "metabin"],
 )
-def test_a_tree_that_is_not_viper_is_refused(tmp_path, tree, spoil, message):
+def test_a_tree_that_is_not_viper_is_rejected(tmp_path, tree, spoil, message):
     root = spoil(tree(tmp_path / "VIPeR", VIPER), tree)
     with pytest.raises(MuvaError, match=message):
         read_tree("viper", root, domain="viper")

@@ -1,4 +1,4 @@
-"""Miniature trees in the layouts of data sets, and what readers make of them."""
+"""Miniature trees in the layouts of data sets, and the annotations that readers find in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muva.data.records import Record
 
 
 def tree(root: Path, files: Mapping[str, Iterable[str]]) -> Path:
-    """Small grey images of these names in these folders; the root."""
+    """Creates small grey images with these names in these folders; returns the root."""
     for folder, names in files.items():
         for name in names:
             file = root / folder / name
@@ -21,6 +21,6 @@ def tree(root: Path, files: Mapping[str, Iterable[str]]) -> Path:
     return root
 
 
-def told(records: Iterable[Record]) -> set[tuple[str, str, int, int | None]]:
-    """What readers find out: image id, split, person and camera."""
+def image_labels(records: Iterable[Record]) -> set[tuple[str, str, int, int | None]]:
+    """Image id, split, pid and camid of each record."""
     return {(r.image_id, r.split, r.pid, r.camid) for r in records}

@@ -57,8 +57,8 @@ def test_what_is_needed_is_what_the_project_depends_on() -> None:
 def test_versions_are_compared_with_the_lock_and_with_each_other() -> None:
     found = versions()
     assert states(readiness.version_checks("node", "3.11.2", found, driver="3.11.9"))[0] == "ok"
-    assert states(readiness.version_checks("node", "3.12.0", found, driver="3.11.9"))[0] == "mend"
-    assert states(readiness.version_checks("here", "3.10.0", found))[0] == "mend"
+    assert states(readiness.version_checks("node", "3.12.0", found, driver="3.11.9"))[0] == "fail"
+    assert states(readiness.version_checks("here", "3.10.0", found))[0] == "fail"
     locked = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M))
     as_locked = {**found, "torch": f"{locked['torch']}+cpu"}
     (_, packages) = readiness.version_checks("node", "3.11.2", as_locked)
@@ -67,19 +67,19 @@ def test_versions_are_compared_with_the_lock_and_with_each_other() -> None:
     assert packages.state == "note"
     assert f"ray 2.59.0 (locked: {locked['ray']})" in packages.said
     (_, packages) = readiness.version_checks("node", "3.11.2", {**found, "optuna": None})
-    assert (packages.state, packages.said.split()[0]) == ("mend", "optuna")
+    assert (packages.state, packages.said.split()[0]) == ("fail", "optuna")
     other = report(packages={**found, "numpy": "2.3.0"})
-    (differs,) = readiness.agreement({"a": report(), "b": other})
+    (differs,) = readiness.version_agreement({"a": report(), "b": other})
     assert "numpy differs: a " in differs.said
-    assert not list(readiness.agreement({"a": report(), "b": report()}))
+    assert not list(readiness.version_agreement({"a": report(), "b": report()}))
 
 
-def test_a_full_disk_and_missing_weights_are_to_be_mended() -> None:
+def test_a_full_disk_and_missing_weights_fail() -> None:
     assert states(readiness.machine_checks("node", report())) == ["ok"]
     poor = report(free_bytes=GB, missing_files=["/models/clip.pt"])
     disk, weights = readiness.machine_checks("node", poor)
     assert "TMPDIR" in disk.said
-    assert (disk.state, weights.state) == ("mend", "mend")
+    assert (disk.state, weights.state) == ("fail", "fail")
 
 
 def test_gpus_are_counted_by_driver_pytorch_and_ray() -> None:
@@ -87,8 +87,8 @@ def test_gpus_are_counted_by_driver_pytorch_and_ray() -> None:
     good = report(gpus=[card], torch_finds_gpus=1)
     assert states(readiness.gpu_checks([node(GPU=1)], {"a": good})) == ["ok"]
     blind = report(gpus=[card], torch_finds_gpus=0)
-    assert states(readiness.gpu_checks([node(GPU=1)], {"a": blind})) == ["mend"]
-    assert states(readiness.gpu_checks([node()], {"a": good})) == ["ok", "mend"]
+    assert states(readiness.gpu_checks([node(GPU=1)], {"a": blind})) == ["fail"]
+    assert states(readiness.gpu_checks([node()], {"a": good})) == ["ok", "fail"]
     assert states(readiness.gpu_checks([node()], {"a": report()})) == ["note"]
 
 
@@ -104,13 +104,13 @@ def test_memory_is_compared_with_the_largest_gpu_or_node(tmp_path: Path) -> None
     florence = "grounding.expert=florence-2"
     assert judged("base", florence) == {"expert": "ok", "model": "ok"}
     assert judged("base", florence, memory_bytes=8 * GB) == {"expert": "ok", "model": "note"}
-    assert judged("base", florence, memory_bytes=GB) == {"expert": "mend", "model": "mend"}
+    assert judged("base", florence, memory_bytes=GB) == {"expert": "fail", "model": "fail"}
     assert judged("base", "model.clip=ViT-L-14", "model.stride=14")["model"] == "note"
     card = Gpu(name="L4", memory_bytes=24 * GB)
     large = "grounding.expert=qwen2.5-vl"
     assert judged("base", large, gpus=[card], torch_finds_gpus=1)["expert"] == "ok"
     whole = (large, "grounding.precision=fp32")
-    assert judged("base", *whole, gpus=[card], torch_finds_gpus=1)["expert"] == "mend"
+    assert judged("base", *whole, gpus=[card], torch_finds_gpus=1)["expert"] == "fail"
 
 
 def test_data_sets_that_are_not_there_are_named_with_their_import(tmp_path: Path) -> None:
@@ -119,31 +119,31 @@ def test_data_sets_that_are_not_there_are_named_with_their_import(tmp_path: Path
     found = readiness.recipe_checks(session, config, {"a": report()}, readable=True)
     (missing, synthetic) = [check for check in found if check.what == "data"]
     assert "`muva data import people --from FOLDER`" in missing.said
-    assert (missing.state, synthetic.state) == ("mend", "ok")
+    assert (missing.state, synthetic.state) == ("fail", "ok")
 
 
 def test_sqlite_is_for_one_machine(tmp_path: Path) -> None:
     session = open_session(home=tmp_path)
     assert states(readiness.tracking_checks(session, nodes=1)) == ["ok"]
     (refused,) = readiness.tracking_checks(session, nodes=2)
-    assert (refused.state, "mlflow server" in refused.said) == ("mend", True)
+    assert (refused.state, "mlflow server" in refused.said) == ("fail", True)
     nowhere = open_session(home=tmp_path, tracking_uri="http://127.0.0.1:9")
-    assert states(readiness.tracking_checks(nowhere, nodes=1)) == ["mend"]
+    assert states(readiness.tracking_checks(nowhere, nodes=1)) == ["fail"]
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_folder_that_only_the_driver_sees_is_to_be_mended(tmp_path: Path) -> None:
+def test_a_folder_that_only_the_driver_can_read_fails(tmp_path: Path) -> None:
     store = open_session(home=tmp_path).store
     seen = node_report(store.uri, "doctor/probe", [])
     assert "doctor/probe" in seen.store_problem
     check = readiness.store_check("node", store.uri, seen)
-    assert (check.state, "must be shared by all nodes" in check.said) == ("mend", True)
+    assert (check.state, "All nodes must share a folder" in check.said) == ("fail", True)
     store.write("doctor/probe", b"x")
     assert node_report(store.uri, "doctor/probe", []).store_problem == ""
     assert list(store.list("doctor/")) == ["doctor/probe"]
 
 
-def test_a_store_in_the_jobs_own_copy_is_to_be_mended(
+def test_a_store_in_the_jobs_own_copy_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "working_dir_files" / "_ray_pkg_0"
@@ -152,19 +152,19 @@ def test_a_store_in_the_jobs_own_copy_is_to_be_mended(
     session = open_session()
     assert states(readiness.store_checks(session, "doctor/probe")) == ["ok"]
     monkeypatch.setenv("MUVA_JOB", "muva-doctor-0-1")
-    assert states(readiness.store_checks(session, "doctor/probe")) == ["mend"]
-    assert states(readiness.tracking_checks(session, nodes=1)) == ["mend"]
+    assert states(readiness.store_checks(session, "doctor/probe")) == ["fail"]
+    assert states(readiness.tracking_checks(session, nodes=1)) == ["fail"]
 
 
 def test_on_this_machine_it_says_what_would_start(ray_session: None, tmp_path: Path) -> None:
     words = ["--home", str(tmp_path / "runs"), "--recipe", "demo"]
     done = CliRunner().invoke(doctor_verb, words)
-    assert "each command starts Ray here" in done.stdout
+    assert "each command starts Ray on this machine" in done.stdout
     assert "ok    mlflow" in done.stdout
     assert "ok    store      driver" in done.stdout
     told = json.loads(CliRunner().invoke(doctor_verb, [*words, "--json"]).stdout)
     assert {check["what"] for check in told} >= {"cluster", "python", "packages", "store", "disk"}
-    expected = 1 if any(check["state"] == "mend" for check in told) else 0
+    expected = 1 if any(check["state"] == "fail" for check in told) else 0
     assert done.exit_code == expected
     assert not list((tmp_path / "runs" / "store").rglob("doctor/*"))
 

@@ -40,16 +40,16 @@ def test_ones_own_file_of_that_name_comes_first(home: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("adress: http://head:8265", "adress: there is no such setting; closest: address"),
-        ("address: gs://head", "expected the dashboard's http://HOST:PORT"),
-        ("address: http://me:hunter2@head:8265", "address holds a secret"),
-        ("tracking_uri: postgresql://me:hunter2@db/m", "tracking_uri holds a secret"),
-        ("store: runs/store", "expected s3://bucket/prefix, or the full path"),
-        ("pass_on: [AWS_SECRET_ACCESS_KEY]", "secrets belong into the cluster's own environment"),
+        ("adress: http://head:8265", "adress: unknown setting; closest: address"),
+        ("address: gs://head", "expected the dashboard's address, http://HOST:PORT"),
+        ("address: http://me:hunter2@head:8265", "address contains a secret"),
+        ("tracking_uri: postgresql://me:hunter2@db/m", "tracking_uri contains a secret"),
+        ("store: runs/store", "expected s3://bucket/prefix, or the absolute path"),
+        ("pass_on: [AWS_SECRET_ACCESS_KEY]", "Set secrets in the cluster's own environment"),
         ("token_variable: 0123 4567", "token_variable: String should match"),
-        ("token_variable: A\ntoken_path_variable: B", "expected one of the two"),
+        ("token_variable: A\ntoken_path_variable: B", "expected only one of the two"),
         ("wait_for: {GPU: 0}", "wait_for.GPU"),
-        ("- address", "expected `address:"),
+        ("- address", "settings such as `address:"),
         ("address: [", "expected a YAML file"),
     ],
 )
@@ -85,12 +85,12 @@ def test_the_token_comes_from_the_named_place(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_AUTH_TOKEN", "rays-own")
     assert token_header(ClusterSettings()) == {"Authorization": "Bearer rays-own"}
     by_value = ClusterSettings(token_variable="TEAM_TOKEN")
-    with pytest.raises(MuvaError, match="TEAM_TOKEN for its token, and this variable is not set"):
+    with pytest.raises(MuvaError, match="its token in TEAM_TOKEN, and this variable is not set"):
         token_header(by_value)
     monkeypatch.setenv("TEAM_TOKEN", "of-the-team")
     assert token_header(by_value) == {"Authorization": "Bearer of-the-team"}
     by_path = ClusterSettings(token_path_variable="TEAM_FILE")
-    with pytest.raises(MuvaError, match="TEAM_FILE for the file of its token"):
+    with pytest.raises(MuvaError, match=r"the path of its token's file in TEAM_FILE"):
         token_header(by_path)
     monkeypatch.setenv("TEAM_FILE", written(home, "in-a-file\n", "token"))
     assert token_header(by_path) == {"Authorization": "Bearer in-a-file"}

@@ -10,6 +10,7 @@ import pytest
 
 from muva.data.artifacts import Artifact, fingerprint
 from muva.errors import MuvaError
+from muva.retrieval.results import Scores
 from tests.data.test_training_images import dataset
 from workflows.cli import main
 from workflows.results.differences import differences_between
@@ -49,15 +50,31 @@ def session(tmp_path: Path) -> Session:
             format_version=3,
             config={"evaluation": {"rerank": name == "better", "ranks": [1, 5]}},
             inputs={"features": features.address},
-            summary={
-                "mean_ap": float(np.mean(precision)),
-                "curve": {"1": float(np.mean(np.array(RANK[name]) == 1))},
-            },
+            summary=scores(name).as_json(),
+            facts={"method": name, "target": "station", "held_out": False},
         )
         with session.run(f"evaluate {name}", key=metrics.address, params={}) as run:
             assert run is not None
-            run.tags({ARTIFACT_TAG: metrics.address})
+            run.set_tags({ARTIFACT_TAG: metrics.address})
     return session
+
+
+def scores(name: str) -> Scores:
+    rank1 = float(np.mean(np.array(RANK[name]) == 1))
+    return Scores(
+        mean_ap=float(np.mean(PRECISION[name])),
+        mean_inp=0.0,
+        cmc={1: rank1},
+        curve={1: rank1},
+        queries=6,
+        valid_queries=6,
+        gallery=1,
+        cameras_known=True,
+        reranked=name == "better",
+        trials=0,
+        intervals={},
+        camera_pairs=(),
+    )
 
 
 def test_two_models_are_told_apart_query_by_query(session: Session) -> None:
@@ -94,7 +111,7 @@ def test_runs_are_named_by_id_or_name_too(
 
 
 def test_what_cannot_be_compared_is_said(session: Session) -> None:
-    with pytest.raises(MuvaError, match="nobody: no run of that id or name"):
+    with pytest.raises(MuvaError, match="nobody: no run with this id or name"):
         differences_between(session, "nobody", "better")
-    with pytest.raises(MuvaError, match="no two evaluations to compare"):
+    with pytest.raises(MuvaError, match="no evaluations to compare"):
         differences_between(session, "plain", "plain")

@@ -1,4 +1,4 @@
-"""Champion and challenger: by held-out sources alone, and only among models that they judged."""
+"""Champion and challenger: by held-out sources alone, and only among models validated on them."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def test_a_champion_that_was_registered_by_hand_is_told(session: Session) -> Non
     client = MlflowClient(str(session.tracking_uri))
     [version] = client.search_model_versions("name = 'muva'")
     client.delete_model_version_tag("muva", version.version, "held-out.mAP")
-    with pytest.raises(MuvaError, match="expected one that `muva promote` made"):
+    with pytest.raises(MuvaError, match="expected a version created by `muva promote`"):
         promote(session, model(session, "second", 0.5), name="muva")
 
 
 def test_a_model_that_nobody_was_held_out_from_is_refused(session: Session) -> None:
-    with pytest.raises(MuvaError, match="not judged on held-out sources"):
+    with pytest.raises(MuvaError, match="was not validated on held-out sources"):
         promote(session, model(session, "blind", None), name="muva")
 
 
@@ -127,6 +127,6 @@ def test_a_model_that_nobody_was_held_out_from_is_refused(session: Session) -> N
 def test_values_of_other_people_are_not_compared(session: Session, changes: Any) -> None:
     promote(session, model(session, "first", 0.4), name="muva")
     other = model(session, "other", 0.9, **changes)
-    with pytest.raises(MuvaError, match="judged by other people than the champion"):
+    with pytest.raises(MuvaError, match="was validated on other people than the champion"):
         promote(session, other, name="muva")
     assert holders(promote(session, other, name="elsewhere"))["champion"] == other.address

@@ -17,7 +17,7 @@ from muva.retrieval.scores import score
 from tests.workflows.steps.test_rank import RANKS, crowd, kept
 from workflows.steps.rank import encodings_by_tasks, ranks_of
 
-STRETCH = 60
+CHUNK = 60
 
 
 def main(folder: Path) -> None:
@@ -26,10 +26,7 @@ def main(folder: Path) -> None:
 
     who = crowd(queries=90, gallery=900, mixed=False)
     parts = kept(folder, who.features)
-    # A node is taken for lost after a second without a sign of life, not after half a minute.
-    health = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
-    head = {"num_cpus": 0, "_system_config": health | {"health_check_initial_delay_ms": 0}}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(cluster.address, log_to_driver=False)
@@ -42,10 +39,10 @@ def main(folder: Path) -> None:
                 lost.append((done, total))
                 cluster.add_node(num_cpus=1)
 
-        given: dict[str, Any] = {"stretch_images": STRETCH, "tell": lose}
+        given: dict[str, Any] = {"chunk_images": CHUNK, "on_progress": lose}
         ranks, rule = ranks_of(parts, who, **given)
         encodings = encodings_by_tasks(parts, who, settings=Reranking(), **given)
-        reranked, _ = ranks_of(parts, who, encodings=encodings, stretch_images=STRETCH)
+        reranked, _ = ranks_of(parts, who, encodings=encodings, chunk_images=CHUNK)
         np.savez(
             folder / "found.npz",
             plain=score(ranks, rule, ranks=RANKS).average_precision,

@@ -9,12 +9,20 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from muva.data.artifacts import Artifact
 from workflows.runtime.claims import SharedSteps
 from workflows.session import Session, open_session
-from workflows.steps.step import Step, do_step
+from workflows.steps.step import Step, run_step
 
-ADDRESS = "metrics/shared-0123456789abcdef"
+
+def _step(session: Session) -> Step:
+    return Step(
+        title="shared",
+        store=session.store,
+        kind="metrics",
+        name="shared",
+        format_version=1,
+        settings={},
+    )
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -29,9 +37,7 @@ def _do(session: Session, seconds: float, dies: bool) -> tuple[bool, list[str]]:
             os._exit(1)
         return {}
 
-    artifact = Artifact(session.store, "metrics", "shared", ADDRESS.rpartition("-")[2])
-    step = Step(label="shared", artifact=artifact, format_version=1, config={}, inputs={})
-    done = do_step(step, session=session, work=work)
+    done = run_step(_step(session), session=session, work=work)
     assert session.shared is not None
     return done.computed, [one.address for one in session.shared.used]
 
@@ -48,7 +54,7 @@ def test_two_who_start_together_compute_a_step_once(ray_session: None, tmp_path:
     # Longer than a claim lasts that nobody renews.
     found = ray.get([_do.remote(session, 4, False), _do.remote(session, 4, False)])
     assert sorted(computed for computed, _ in found) == [False, True]
-    assert [noted for _, noted in found] == [[ADDRESS], [ADDRESS]]
+    assert [noted for _, noted in found] == [[_step(session).artifact.address]] * 2
     assert len(list(tmp_path.glob("work-*"))) == 1
 
 
@@ -68,7 +74,7 @@ def test_a_step_that_fails_frees_its_claim(ray_session: None, tmp_path: Path) ->
     session = shared_session(tmp_path, silent_s=60)
     shared = session.shared
     assert shared is not None
-    with pytest.raises(ValueError, match="no"), shared.claim(ADDRESS):
+    with pytest.raises(ValueError, match="no"), shared.claim(_step(session).artifact.address):
         raise ValueError("no")
-    computed, _ = ray.get(_do.remote(session, 0, False), timeout=30)
+    computed, _ = ray.get(_do.remote(session, 0, False), timeout=120)
     assert computed

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,29 +25,36 @@ from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.grounding.expert import Expert, Grounding, GroundingImage
 from muva.grounding.experts import ChosenExpert, choose_expert
-from muva.grounding.ground import HANDFUL, BrokenExpertError, Care
-from muva.grounding.labels import finished_parts, open_labels, summarise_labels
+from muva.grounding.ground import MAX_EXPERT_FAILURES, BrokenExpertError, RetryPlan
+from muva.grounding.labels import label_key, labelled_shards, open_labels, summarise_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
 from workflows.runtime.expert_pool import (
-    MOST_DEATHS,
-    MOST_DEATHS_LOADING,
+    MAX_DEATHS,
+    MAX_DEATHS_LOADING,
     Actors,
+    GroundingJob,
+    GroundingProgress,
     ShardQueue,
-    Spent,
     _check_gpu,
     _Grounder,
+    actors_that_fit,
     ground_shards,
-    room_for,
 )
-from workflows.runtime.messages import Board, results
+from workflows.runtime.messages import MessageQueue
+from workflows.runtime.tasks import get_results
 
 
 @pytest.fixture
 def town(tmp_path: Path) -> Dataset:
-    artifact = Artifact(open_store(tmp_path), "datasets", "syn-station", "0" * 16)
+    return rendered(tmp_path, "syn-station")
+
+
+def rendered(folder: Path, domain: str, *, people: int = 2) -> Dataset:
+    """A synthetic domain in several small shards."""
+    artifact = Artifact(open_store(folder), "datasets", domain, "0" * 16)
     records = synthetic_records(
-        "syn-station", train_people=2, test_people=2, images_per_camera=2, height=64, width=32
+        domain, train_people=people, test_people=2, images_per_camera=2, height=64, width=32
     )
     summary = dataclasses.asdict(write_shards(records, artifact=artifact, shard_bytes=8000))
     artifact.commit(format_version=1, config={}, inputs={}, summary=summary)
@@ -89,16 +97,14 @@ def staged(**how: Any) -> Staged:
 
 def grounded(town: Dataset, expert: ChosenExpert, *, actors: int = 1):
     labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
-    spent = ground_shards(
-        town,
-        labels,
-        expert,
-        PHRASES,
-        shards=set(range(len(town.shards))) - finished_parts(labels),
-        actors=Actors(count=actors),
-        most_aside=5,
+    job = GroundingJob(
+        dataset=town,
+        labels=labels,
+        shards=set(range(len(town.shards))) - labelled_shards(labels),
+        max_quarantined=5,
     )
-    return labels, spent
+    [progress] = ground_shards([job], expert, PHRASES, actors=Actors(count=actors))
+    return labels, progress
 
 
 def test_an_image_that_ends_the_process_is_set_aside_and_the_rest_is_labelled(
@@ -106,9 +112,9 @@ def test_an_image_that_ends_the_process_is_set_aside_and_the_rest_is_labelled(
 ) -> None:
     ids = town.rows(["image_id"])["image_id"].to_pylist()
     bad = ids[len(ids) // 2]
-    labels, spent = grounded(town, staged(deadly=(bad,)), actors=2)
+    labels, progress = grounded(town, staged(deadly=(bad,)), actors=2)
     summary = summarise_labels(labels, town, parts=list(PHRASES))
-    assert (summary["failed"], spent.failed, spent.images) == (1, 1, len(ids))
+    assert (summary["failed"], progress.failed, progress.images) == (1, 1, len(ids))
     labels.commit(format_version=1, config={}, inputs={}, summary=summary)
     _, found = open_labels(labels, dataset=town).boxes(ids)
     assert not found[ids.index(bad)].any()
@@ -119,7 +125,7 @@ def test_an_expert_whose_processes_die_while_they_load_it_is_named(
     ray_session: None, town: Dataset
 ) -> None:
     with pytest.raises(
-        MuvaError, match=rf"annotated: {MOST_DEATHS_LOADING} processes died while they lo"
+        MuvaError, match=rf"annotated: {MAX_DEATHS_LOADING} processes died while they lo"
     ):
         grounded(town, staged(dies_loading=True))
 
@@ -138,9 +144,8 @@ def test_an_expert_that_fits_on_no_node_is_told_before_it_is_loaded(
     with pytest.raises(
         MuvaError, match=r"owlv2: needs about 10800\.5 GB of memory; the largest node .* has \d"
     ):
-        ground_shards(
-            town, town.artifact, expert, PHRASES, shards=[0], actors=Actors(), most_aside=1
-        )
+        job = GroundingJob(dataset=town, labels=town.artifact, shards=[0], max_quarantined=1)
+        ground_shards([job], expert, PHRASES, actors=Actors())
 
 
 def test_a_gpu_without_room_is_told_before_the_weights_are_read(
@@ -152,7 +157,8 @@ def test_a_gpu_without_room_is_told_before_the_weights_are_read(
     _check_gpu(expert)
     monkeypatch.setattr(ChosenExpert, "weight_bytes", lambda self: 5 * 10**9)
     with pytest.raises(
-        MuvaError, match=r"tiny: needs about 6\.0 GB .* 3\.0 of 8\.0 GB are free.*fits: .*tiny"
+        MuvaError,
+        match=r"needs about 6\.0 GB .* 3\.0 of 8\.0 GB are free\. Choose one that fits \(tiny, ",
     ):
         _check_gpu(expert)
 
@@ -162,10 +168,10 @@ def test_what_an_actor_needs_and_how_many_have_room() -> None:
     server = {"CPU": 16.0, "GPU": 2.0, "memory": 64e9}
     annotated = choose_expert(GroundingConfig())
     assert Actors().needs(annotated, [laptop]) == {"CPU": 1.0, "memory": 0.5e9}
-    assert room_for({"CPU": 1.0, "memory": 0.5e9}, [laptop, server]) == 8 + 16
-    assert room_for({"CPU": 1.0, "memory": 1e9}, [laptop, server]) == 4 + 16
-    assert room_for({"CPU": 3.0}, [laptop, server]) == 2 + 5
-    assert room_for({"CPU": 1.0, "GPU": 0.3}, [laptop, server]) == 6
+    assert actors_that_fit({"CPU": 1.0, "memory": 0.5e9}, [laptop, server]) == 8 + 16
+    assert actors_that_fit({"CPU": 1.0, "memory": 1e9}, [laptop, server]) == 4 + 16
+    assert actors_that_fit({"CPU": 3.0}, [laptop, server]) == 2 + 5
+    assert actors_that_fit({"CPU": 1.0, "GPU": 0.3}, [laptop, server]) == 6
     hub = Staged(**{**vars(annotated), "name": "florence-2"})
     assert Actors().needs(hub, [server]) == {"CPU": 1.0, "GPU": 1.0}
     assert Actors(gpus_each=0.5).needs(hub, [server]) == {"CPU": 1.0, "GPU": 0.5}
@@ -173,49 +179,54 @@ def test_what_an_actor_needs_and_how_many_have_room() -> None:
 
 
 def test_a_dead_shard_is_looked_at_more_closely_each_time() -> None:
-    queue = ShardQueue([7, 8], most_aside=1)
-    shard, care = queue.take()
-    assert (shard, care.alone, care.aside) == (7, frozenset(), frozenset())
-    queue.died(7, begun=False, at=None, why="")
-    queue.died(7, begun=True, at=range(32, 64), why="")
+    queue = ShardQueue([(0, 7), (0, 8)], max_quarantined=[1])
+    shard, plan = queue.take()
+    assert (shard, plan.isolate, plan.quarantine) == ((0, 7), frozenset(), frozenset())
+    queue.on_death(shard, begun=False, at=None, why="")
+    queue.on_death(shard, begun=True, at=range(32, 64), why="")
     queue.waiting.popleft()
-    _, care = queue.take()
-    assert (care.alone, care.aside) == (frozenset(range(32, 64)), frozenset())
+    _, plan = queue.take()
+    assert (plan.isolate, plan.quarantine) == (frozenset(range(32, 64)), frozenset())
     for _ in range(2):
-        queue.died(7, begun=True, at=range(40, 41), why="")
-        _, care = queue.take()
-    assert care.aside == {40}
-    queue.died(7, begun=True, at=range(41, 42), why="")
-    with pytest.raises(MuvaError, match=r"2 images ended the expert's process twice.*row 41.*boom"):
-        queue.died(7, begun=True, at=range(41, 42), why="boom")
+        queue.on_death(shard, begun=True, at=range(40, 41), why="")
+        _, plan = queue.take()
+    assert plan.quarantine == {40}
+    queue.on_death(shard, begun=True, at=range(41, 42), why="")
+    with pytest.raises(
+        MuvaError, match=r"2 images killed the expert's process twice.*row 41.*boom"
+    ):
+        queue.on_death(shard, begun=True, at=range(41, 42), why="boom")
 
 
 def test_a_row_that_is_aside_already_is_not_blamed_for_ever() -> None:
-    queue = ShardQueue([3], most_aside=1)
+    shard = (0, 3)
+    queue = ShardQueue([shard], max_quarantined=[1])
     for _ in range(2):
-        queue.died(3, begun=True, at=range(4, 5), why="boom")
+        queue.on_death(shard, begun=True, at=range(4, 5), why="boom")
         queue.take()
-    for _ in range(MOST_DEATHS - 1):
-        queue.died(3, begun=True, at=range(4, 5), why="boom")
+    for _ in range(MAX_DEATHS - 1):
+        queue.on_death(shard, begun=True, at=range(4, 5), why="boom")
         queue.take()
     with pytest.raises(
-        MuvaError, match=r"shard 3: \d processes died at it, with no image to blame"
+        MuvaError,
+        match=r"shard 3: \d processes died while they grounded it, with no image to blame",
     ):
-        queue.died(3, begun=True, at=range(4, 5), why="boom")
+        queue.on_death(shard, begun=True, at=range(4, 5), why="boom")
 
 
 def test_an_expert_that_breaks_gets_one_more_process_for_the_shard() -> None:
-    queue = ShardQueue([3, 4], most_aside=1)
+    first, second = (0, 3), (0, 4)
+    queue = ShardQueue([first, second], max_quarantined=[1])
     queue.take()
     error = BrokenExpertError("failed at 9 of 9 images")
-    queue.broke(3, error)
-    assert queue.take()[0] == 3
+    queue.on_broken_expert(first, error)
+    assert queue.take()[0] == first
     queue.take()
     with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
-        queue.broke(4, error)
-    queue.done()
+        queue.on_broken_expert(second, error)
+    queue.on_success()
     with pytest.raises(BrokenExpertError, match="failed at 9 of 9"):
-        queue.broke(3, error)
+        queue.on_broken_expert(first, error)
 
 
 def by_one_actor(
@@ -224,14 +235,12 @@ def by_one_actor(
     shards: Iterable[int],
     *,
     expert: ChosenExpert | None = None,
-    most_aside: float = 0,
+    max_quarantined: float = 0,
 ) -> None:
     """Labels by the annotated expert unless another is given."""
     chosen = expert or choose_expert(GroundingConfig())
-    actors = Actors(count=1)
-    ground_shards(
-        town, labels, chosen, PHRASES, shards=shards, actors=actors, most_aside=most_aside
-    )
+    job = GroundingJob(dataset=town, labels=labels, shards=shards, max_quarantined=max_quarantined)
+    ground_shards([job], chosen, PHRASES, actors=Actors(count=1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,13 +272,13 @@ def test_too_many_images_aside_stop_it_early_and_are_asked_again(
     shards = range(len(town.shards))
     with pytest.raises(MuvaError, match=rf"1 of the first .* {ids[0]}: the expert failed twice"):
         by_one_actor(town, labels, shards, expert=picky)
-    assert 0 not in finished_parts(labels)
+    assert 0 not in labelled_shards(labels)
     broken = Picky(**vars(choose_expert(GroundingConfig())), fails_at=frozenset(ids))
-    left = set(shards) - finished_parts(labels)
-    large = [shard for shard in shards if town.shards[shard].rows > HANDFUL]
+    left = set(shards) - labelled_shards(labels)
+    large = [shard for shard in shards if town.shards[shard].rows > MAX_EXPERT_FAILURES]
     assert 0 in large
-    with pytest.raises(BrokenExpertError, match="Nothing of the shard is kept"):
-        by_one_actor(town, labels, large[:1], expert=broken, most_aside=99)
+    with pytest.raises(BrokenExpertError, match="Nothing of this shard is stored"):
+        by_one_actor(town, labels, large[:1], expert=broken, max_quarantined=99)
     by_one_actor(town, labels, left)
     summarise_labels(labels, town, parts=list(PHRASES))
 
@@ -280,54 +289,108 @@ def test_a_process_that_rays_watch_over_memory_ends_is_lost_like_any_other(
     ended: list[int] = []
 
     def first_result(references: Sequence[ray.ObjectRef]) -> list[Any]:
-        found = results(references)
+        found = get_results(references)
         if found[0] is not None and not ended:  # the first shard's report
             ended.append(1)
             raise OutOfMemoryError("the node was low on memory")
         return found
 
-    monkeypatch.setattr("workflows.runtime.expert_pool.results", first_result)
+    monkeypatch.setattr("workflows.runtime.expert_pool.get_results", first_result)
     labels = Artifact(town.artifact.store, "labels", town.name, "5" * 16)
     by_one_actor(town, labels, range(len(town.shards)))
-    assert ended and finished_parts(labels) == set(range(len(town.shards)))
+    assert ended and labelled_shards(labels) == set(range(len(town.shards)))
 
 
 def test_a_shard_at_which_processes_die_before_they_look_is_given_up() -> None:
-    queue = ShardQueue([3], most_aside=1)
-    for _ in range(MOST_DEATHS - 1):
-        queue.died(3, begun=True, at=None, why="boom")
+    shard = (0, 3)
+    queue = ShardQueue([shard], max_quarantined=[1])
+    for _ in range(MAX_DEATHS - 1):
+        queue.on_death(shard, begun=True, at=None, why="boom")
         queue.take()
-    with pytest.raises(MuvaError, match=r"shard 3: \d processes died at it.*boom"):
-        queue.died(3, begun=True, at=None, why="boom")
+    with pytest.raises(MuvaError, match=r"shard 3: \d processes died while they grounded it.*boom"):
+        queue.on_death(shard, begun=True, at=None, why="boom")
 
 
 def test_what_shards_took_adds_up_while_they_are_done(ray_session: None, town: Dataset) -> None:
-    heard: list[tuple[int, Spent]] = []
+    seen: list[GroundingProgress] = []
     labels = Artifact(town.artifact.store, "labels", town.name, "2" * 16)
-    spent = ground_shards(
-        town,
-        labels,
+    job = GroundingJob(
+        dataset=town, labels=labels, shards=range(len(town.shards)), max_quarantined=1
+    )
+    [progress] = ground_shards(
+        [job],
         choose_expert(GroundingConfig()),
         PHRASES,
-        shards=range(len(town.shards)),
         actors=Actors(count=1),
-        most_aside=1,
-        tell=lambda looked_at, spent: heard.append((looked_at, spent)),
+        on_progress=lambda every: seen.append(dataclasses.replace(every[0])),
     )
-    assert heard[-1][0] == spent.images == town.summary.images
-    assert (spent.actors, spent.starting) == (1, 0)
-    assert spent.decode_s > 0 and spent.model_s > 0 and spent.elapsed_s > 0
-    assert spent.images_per_s == pytest.approx(spent.images / spent.elapsed_s)
+    grounded = [one.done + one.in_flight for one in seen]
+    assert grounded == sorted(grounded)
+    assert seen[-1].done == progress.done == progress.images == town.summary.images
+    assert seen[-1].in_flight == 0
+    assert (progress.actors, progress.starting) == (1, 0)
+    assert progress.decode_s > 0 and progress.model_s > 0 and progress.elapsed_s > 0
+    assert progress.images_per_s == pytest.approx(progress.images / progress.elapsed_s)
     assert ray.is_initialized()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counted(Picky):
+    """As `Picky`, but each time that it is loaded leaves a file."""
+
+    folder: Path
+
+    def load(self) -> Expert:
+        (self.folder / uuid.uuid4().hex).touch()
+        return super().load()
+
+
+def test_one_pool_grounds_two_data_sets_as_if_each_were_alone(
+    ray_session: None, town: Dataset, tmp_path: Path
+) -> None:
+    city = rendered(tmp_path, "syn-harbour", people=3)
+    ids = [set(dataset.rows(["image_id"])["image_id"].to_pylist()) for dataset in (city, town)]
+    failing = min(ids[0] - ids[1])
+    loads = tmp_path / "loads"
+    loads.mkdir()
+    expert = Counted(
+        **vars(choose_expert(GroundingConfig())), fails_at=frozenset([failing]), folder=loads
+    )
+
+    def job(dataset: Dataset, fingerprint: str, max_quarantined: float) -> GroundingJob:
+        return GroundingJob(
+            dataset=dataset,
+            labels=Artifact(dataset.artifact.store, "labels", dataset.name, fingerprint * 16),
+            shards=range(len(dataset.shards)),
+            max_quarantined=max_quarantined,
+        )
+
+    together = [job(town, "6", 0), job(city, "6", 1)]
+    actors = Actors(count=1)
+    progress = ground_shards(together, expert, PHRASES, actors=actors)
+    assert len(list(loads.iterdir())) == 1, "both data sets by one process, which loads it once"
+    assert [one.images for one in progress] == [one.dataset.summary.images for one in together]
+    assert [one.failed for one in progress] == [0, 1], "a limit for each data set of its own"
+
+    for shared, alone in zip(together, (job(town, "7", 0), job(city, "7", 1)), strict=True):
+        [_] = ground_shards([alone], expert, PHRASES, actors=actors)
+        for index in alone.shards:
+            parts = [one.labels.store.read(one.labels.key(label_key(index))) for one in
+                     (shared, alone)]  # fmt: skip
+            assert parts[0] == parts[1], (alone.dataset.name, index)
+
+    with pytest.raises(MuvaError, match=r"syn-harbour: expert annotated failed at 1 of the first"):
+        ground_shards([job(town, "8", 1), job(city, "8", 0)], expert, PHRASES, actors=actors)
 
 
 def test_prometheus_sees_what_an_actor_has_done(ray_session: None, town: Dataset) -> None:
     labels = Artifact(town.artifact.store, "labels", town.name, "3" * 16)
     expert = choose_expert(GroundingConfig())
     kind: Any = ray.remote(num_cpus=1)(_Grounder)
-    actor = kind.remote(town.artifact, labels, expert, PHRASES, 1, False, Board())
+    jobs = [(town.artifact, labels)]
+    actor = kind.remote(jobs, expert, PHRASES, 1, False, MessageQueue())
     ray.get(actor.load.remote())
-    report: Any = ray.get(actor.ground.remote(0, Care()))
+    report: Any = ray.get(actor.ground.remote(0, 0, RetryPlan()))
     node = ray.nodes()[0]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = rf'ray_muva_grounding_images_total{{.*dataset="{town.name}".*}} {report.images}\.0'

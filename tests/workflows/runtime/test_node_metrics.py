@@ -10,7 +10,7 @@ import numpy as np
 from mlflow import MlflowClient
 
 from tracking.runs import Tracker
-from workflows.runtime.node_metrics import watched_nodes
+from workflows.runtime.node_metrics import node_metrics_recorded
 from workflows.steps.domain_map import same_domain_nearest
 
 
@@ -19,8 +19,11 @@ def test_what_the_machine_does_is_written_while_the_work_lasts(
 ) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "muva/demo")
     client = MlflowClient(tracker.tracking_uri)
-    with tracker.open(name="pipeline", key="pipeline") as run, watched_nodes(run, every_s=0.1):
-        ends_at = time.monotonic() + 30
+    with (
+        tracker.open(name="pipeline", key="pipeline") as run,
+        node_metrics_recorded(run, every_s=0.1),
+    ):
+        ends_at = time.monotonic() + 120
         while len(_points(client, run.ref.run_id)) < 3:
             assert time.monotonic() < ends_at
             time.sleep(0.1)

@@ -13,11 +13,17 @@ from muva.data.artifacts import Artifact
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
-from muva.training.report import EpochReport, State
+from muva.training.report import Checkpoint, EpochReport
 from muva.training.stage2 import train_image_encoder
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
-from workflows.steps.checkpoints import KEPT, STATES, delete_states, newest_state, save_state
+from workflows.steps.checkpoints import (
+    CHECKPOINTS,
+    KEPT,
+    delete_checkpoints,
+    latest_checkpoint,
+    save_epoch,
+)
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def report(epoch: int) -> EpochReport:
         epoch=epoch,
         metrics={"loss": 1.0 / epoch},
         step_losses=(),
-        state=lambda: {"epoch": epoch, "weights": torch.full((3,), float(epoch))},
+        checkpoint=lambda: {"epoch": epoch, "weights": torch.full((3,), float(epoch))},
     )
 
 
@@ -38,16 +44,16 @@ def save(artifact: Artifact, epochs: int) -> None:
     history = []
     for epoch in range(1, epochs + 1):
         history.append({"epoch": epoch, **report(epoch).metrics})
-        save_state(artifact, report(epoch), history)
+        save_epoch(artifact, report(epoch), history)
 
 
 def test_nothing_saved_means_start_at_the_beginning(artifact: Artifact) -> None:
-    assert newest_state(artifact) == (None, [])
+    assert latest_checkpoint(artifact) == (None, [])
 
 
 def test_the_newest_state_comes_back_with_the_history_so_far(artifact: Artifact) -> None:
     save(artifact, epochs=3)
-    state, history = newest_state(artifact)
+    state, history = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 3
     assert torch.equal(torch.as_tensor(state["weights"]), torch.full((3,), 3.0))
@@ -56,7 +62,7 @@ def test_the_newest_state_comes_back_with_the_history_so_far(artifact: Artifact)
 
 def test_few_states_are_kept(artifact: Artifact) -> None:
     save(artifact, epochs=5)
-    kept = {key.split("/")[3] for key in artifact.store.list(artifact.key(STATES))}
+    kept = {key.split("/")[3] for key in artifact.store.list(artifact.key(CHECKPOINTS))}
     assert sorted(kept) == ["00004", "00005"]
     assert len(kept) == KEPT
 
@@ -66,18 +72,18 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     artifact: Artifact, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(artifact, epochs=3)
-    artifact.store.write(artifact.key(STATES, "00003", "state.safetensors"), damage)
-    state, history = newest_state(artifact)
+    artifact.store.write(artifact.key(CHECKPOINTS, "00003", "state.safetensors"), damage)
+    state, history = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 2
     assert len(history) == 2
-    assert "00003 is passed over" in caplog.text
+    assert "skipping the damaged checkpoint states/00003" in caplog.text
 
 
 def test_a_state_that_was_never_finished_gives_way_too(artifact: Artifact) -> None:
     save(artifact, epochs=2)
-    artifact.store.delete(artifact.key(STATES, "00002", "state.json"))
-    state, _ = newest_state(artifact)
+    artifact.store.delete(artifact.key(CHECKPOINTS, "00002", "state.json"))
+    state, _ = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 1
 
@@ -91,20 +97,20 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
         batch_size=8, images_per_identity=2, epochs=3, warmup_epochs=0, precision="fp32"
     )
 
-    def training(model: MuvaModel, state: State | None = None) -> Iterator[EpochReport]:
+    def training(model: MuvaModel, state: Checkpoint | None = None) -> Iterator[EpochReport]:
         return train_image_encoder(
             model=model,
             images=images,
             settings=settings,
             seed=5,
             device=torch.device("cpu"),
-            state=state,
+            checkpoint=state,
         )
 
     undisturbed, stopped, resumed = (small_model(identities=6) for _ in range(3))
     losses = [report.step_losses for report in training(undisturbed)]
     epochs = training(stopped)
-    save_state(artifact, next(epochs), [{"epoch": 1}])
+    save_epoch(artifact, next(epochs), [{"epoch": 1}])
     left = written
     flush = os.fsync
 
@@ -116,35 +122,35 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
         flush(file)
 
     monkeypatch.setattr(os, "fsync", fills_up)
-    with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* start the same"):
-        save_state(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
+    with pytest.raises(MuvaError, match=r"the disk is full, .*states/00002/state.* run the same"):
+        save_epoch(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
     monkeypatch.undo()
 
-    state, history = newest_state(artifact)
+    state, history = latest_checkpoint(artifact)
     assert history == [{"epoch": 1}]
     rest = []
     for report in training(resumed, state):
         history.append({"epoch": report.epoch})
-        save_state(artifact, report, history)
+        save_epoch(artifact, report, history)
         rest.append(report.step_losses)
     assert rest == losses[1:]
     for name, value in undisturbed.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
-    assert len(newest_state(artifact)[1]) == 3
+    assert len(latest_checkpoint(artifact)[1]) == 3
 
 
 def test_a_clock_that_was_set_back_changes_nothing_of_which_state_is_the_newest(
     artifact: Artifact,
 ) -> None:
     save(artifact, epochs=3)
-    for key in artifact.store.list(artifact.key(STATES, "00003")):
+    for key in artifact.store.list(artifact.key(CHECKPOINTS, "00003")):
         os.utime(artifact.store.path(key), (0, 0))
-    state, _ = newest_state(artifact)
+    state, _ = latest_checkpoint(artifact)
     assert state is not None
     assert state["epoch"] == 3
 
 
 def test_a_made_artifact_keeps_no_states(artifact: Artifact) -> None:
     save(artifact, epochs=2)
-    delete_states(artifact)
+    delete_checkpoints(artifact)
     assert not list(artifact.store.list(artifact.address))

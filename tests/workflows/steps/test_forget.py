@@ -1,8 +1,8 @@
-"""A person who is forgotten: gone from all that is stored, and named is what is not."""
+"""A person who is forgotten: gone from what is stored, and what is kept is named."""
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muva.data.artifacts import Artifact, find_artifact, fingerprint, list_artifacts
+from muva.data.artifacts import Artifact, artifact_at, find_artifact, fingerprint, list_artifacts
 from muva.data.benchmarks.benchmark import Trial
 from muva.data.decoded import decoded_images
+from muva.data.lineage import Role
 from muva.data.protocols import read_trials, write_trials
 from muva.data.records import JUNK_PID, Record
 from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.errors import MuvaError
 from tests.data.test_training_images import dataset, png
+from tracking.names import ARTIFACT_TAG, DATASETS_TAG
 from workflows.cli import main
 from workflows.session import Session, open_session
-from workflows.steps.erasure_report import traces_of
-from workflows.steps.forget import forget
-from workflows.steps.step import ARTIFACT_TAG, Step, do_step
+from workflows.steps.forget import forget, what_to_forget
+from workflows.steps.step import Step, run_step
 
 
 @pytest.fixture
@@ -53,21 +54,28 @@ def made(session: Session, kind: str, name: str, **inputs: str) -> str:
     with session.run(f"make {name}", key=artifact.address, params={}, tags=tag) as run:
         assert run is not None
         if kind in ("labels", "models"):
-            run.picture("some/people.png", np.zeros((4, 4, 3), np.uint8))
+            run.log_image("some/people.png", np.zeros((4, 4, 3), np.uint8))
     return artifact.address
 
 
-def begun(session: Session, kind: str, name: str) -> str:
-    """Address of an artifact that was never finished; its run failed and has a picture."""
-    artifact = Artifact(session.store, kind, name, fingerprint(["begun", kind, name]))
+def begun(session: Session, kind: str, name: str, *datasets: str) -> str:
+    """Address of an artifact that was never finished; its run failed and has a picture.
+
+    Without `datasets` nothing says what it was made from, as before steps left notes.
+    """
+    artifact = Artifact(session.store, kind, name, fingerprint(["begun", kind, name, datasets]))
     artifact.store.write(artifact.key("states", "epoch-1"), b"5")
-    tag = {ARTIFACT_TAG: artifact.address}
+    tags = {ARTIFACT_TAG: artifact.address}
+    if datasets:
+        facts = {"datasets": list(datasets)}
+        artifact.start(format_version=1, config={}, inputs={}, facts=facts)
+        tags[DATASETS_TAG] = ",".join(datasets)
     with (
         pytest.raises(RuntimeError),
-        session.run(f"begin {kind} {name}", key=artifact.address, params={}, tags=tag) as run,
+        session.run(f"begin {kind} {name}", key=artifact.address, params={}, tags=tags) as run,
     ):
         assert run is not None
-        run.picture("masks/epoch-001.png", np.zeros((4, 4, 3), np.uint8))
+        run.log_image("masks/epoch-001.png", np.zeros((4, 4, 3), np.uint8))
         raise RuntimeError("the power is gone")
     return artifact.address
 
@@ -92,8 +100,12 @@ def pids_of(dataset: Dataset) -> set[int]:
     return set(dataset.rows(["pid"])["pid"].to_pylist())
 
 
+def name_in(address: str) -> str:
+    return address.rpartition("-")[0]
+
+
 def named(addresses: Collection[str]) -> set[str]:
-    return {address.rpartition("-")[0] for address in addresses}
+    return {name_in(address) for address in addresses}
 
 
 def muva(capsys: pytest.CaptureFixture[str], session: Session, *words: str, code: int = 0) -> str:
@@ -109,13 +121,13 @@ def test_the_person_is_gone_and_the_others_are_as_they_were(session: Session) ->
     old = open_dataset(find_artifact(session.store, "datasets", "town"))
     before = {row["image_id"]: row for row in old.rows().to_pylist()}
 
-    traces, left = forget(session, "town", [5])
+    report, remaining = forget(session, "town", [5])
 
-    assert left is not None
-    [person] = traces.people
+    assert remaining is not None
+    [person] = report.people
     assert (person.pid, person.images, person.examples[0]) == (5, 3, "train/5_0.png")
-    assert find_artifact(session.store, "datasets", "town") == left
-    town = open_dataset(left)
+    assert find_artifact(session.store, "datasets", "town") == remaining
+    town = open_dataset(remaining)
     rows = town.rows().to_pylist()
     assert {row["pid"] for row in rows} == {3, 7, 8, 9}
     for row, image in zip(rows, town.read_images(range(len(rows))), strict=True):
@@ -127,9 +139,17 @@ def test_the_person_is_gone_and_the_others_are_as_they_were(session: Session) ->
     assert named(there) == {"datasets/town", "datasets/city", "labels/city", "models/muva"}
     folder = Path(session.store.uri) / old.artifact.address
     assert not folder.exists() or not list(folder.iterdir())
-    assert "5" not in json.dumps((left.manifest() or {})["config"])
-    assert named(traces.stays) == {"models/muva"}
-    assert {run["name"] for run in traces.runs} == {"make town", "make muva"}
+    config = (remaining.manifest() or {})["config"]
+    assert config.keys() == {"people_forgotten", "remainder"}
+    assert config["people_forgotten"] == 1 and re.fullmatch(r"[0-9a-f]{16}", config["remainder"])
+    assert [*map(name_in, report.deleted)] == [
+        "metrics/clip-on-town",
+        "features/town-by-clip",
+        "labels/town",
+    ], "what was made last comes first"
+    assert named(report.kept) == {"models/muva"}
+    assert (report.dataset, report.unfinished, report.incomplete) == (old.artifact.address, (), ())
+    assert {run["name"] for run in report.runs} == {"make town", "make muva"}
 
 
 def test_copies_on_this_machine_go_too(session: Session, tmp_path: Path) -> None:
@@ -149,21 +169,21 @@ def test_without_yes_nothing_goes_and_one_sees_who_it_is(
     for pid in (5, 7):
         images = ", ".join(f"train/{pid}_{number}.png" for number in range(3))
         assert f"datasets/town-{'0' * 16}: pid {pid}, 3 images, {images}" in said
-    assert "--yes does it" in said
+    assert "--yes deletes them" in said
     assert list(session.store.list()) == before
     said = muva(capsys, session, "data", "forget", "town", code=2)
     assert "--pid PID or --image IMAGE_ID" in said
 
 
 def test_a_person_may_be_named_by_an_image_of_them(session: Session) -> None:
-    _, left = forget(session, "town", images=["train/7_2.png"])
-    assert left is not None and pids_of(open_dataset(left)) == {3, 5, 8, 9}
+    _, remaining = forget(session, "town", images=["train/7_2.png"])
+    assert remaining is not None and pids_of(open_dataset(remaining)) == {3, 5, 8, 9}
 
 
 def test_who_is_not_there_is_said(session: Session) -> None:
-    with pytest.raises(MuvaError, match="holds nothing of pid 99: "):
+    with pytest.raises(MuvaError, match=r"contains nothing of pid 99\. "):
         forget(session, "town", [99])
-    with pytest.raises(MuvaError, match=r"holds nothing of pid 99, the image 5\.png: "):
+    with pytest.raises(MuvaError, match=r"contains nothing of pid 99, the image 5\.png\. "):
         forget(session, "town", [5, 99], ["5.png"])
     with pytest.raises(MuvaError, match="no datasets 'village'"):
         forget(session, "village", [5])
@@ -177,7 +197,7 @@ def test_an_image_of_nobody_known_is_no_person(session: Session) -> None:
     ]
     known = replace(query, image_id="g", split="gallery", camid=1)
     imported_again(session, [query, known, *junk])
-    with pytest.raises(MuvaError, match=r"a\.png is of no known person"):
+    with pytest.raises(MuvaError, match=r"a\.png shows no known person"):
         forget(session, "town", images=["a.png"])
 
 
@@ -187,36 +207,36 @@ def test_one_version_is_acted_on_and_the_others_are_named(session: Session) -> N
     newer = imported_again(session, to_learn_from(images))
     old = find_artifact(session.store, "datasets", "town-" + "0" * 16)
 
-    traces, left = forget(session, "town", images=["train/5_0.png"])
+    report, remaining = forget(session, "town", images=["train/5_0.png"])
 
-    assert left is not None and pids_of(open_dataset(left)) == {3, 5, 8}
+    assert remaining is not None and pids_of(open_dataset(remaining)) == {3, 5, 8}
     assert newer.artifact.manifest() is None
     assert pids_of(open_dataset(old)) == {3, 5, 7, 8, 9}
-    assert traces.goes == (), "labels and the like were made from the other version"
-    told = [(one.dataset, one.pid, one.examples[0]) for one in traces.others]
+    assert report.deleted == (), "labels and the like were made from the other version"
+    told = [(one.dataset, one.pid, one.examples[0]) for one in report.others]
     assert told == [
         (old.address, 5, "train/5_0.png"),
         (old.address, 7, "train/7_0.png"),
     ]
 
-    _, left = forget(session, old.address, [5])
-    assert left is not None and pids_of(open_dataset(left)) == {3, 7, 8, 9}
+    _, remaining = forget(session, old.address, [5])
+    assert remaining is not None and pids_of(open_dataset(remaining)) == {3, 7, 8, 9}
 
 
 @pytest.mark.parametrize("which", ["0", "1"])
 def test_the_name_means_afterwards_what_it_meant_before(session: Session, which: str) -> None:
     newer = imported_again(session, to_learn_from({"a.png": 5, "b.png": 6}))
     assert find_artifact(session.store, "datasets", "town") == newer.artifact
-    _, left = forget(session, f"town-{which * 16}", [5])
+    _, remaining = forget(session, f"town-{which * 16}", [5])
     meant = find_artifact(session.store, "datasets", "town")
-    assert meant == (newer.artifact if which == "0" else left)
+    assert meant == (newer.artifact if which == "0" else remaining)
 
 
 def test_what_is_left_is_in_use(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     muva(capsys, session, "data", "forget", "town", "--pid", "5", "--yes")
     muva(capsys, session, "store", "gc", "--yes")
-    left = open_dataset(find_artifact(session.store, "datasets", "town"))
-    assert pids_of(left) == {3, 7, 8, 9}
+    remaining = open_dataset(find_artifact(session.store, "datasets", "town"))
+    assert pids_of(remaining) == {3, 7, 8, 9}
 
 
 @pytest.mark.parametrize("deletions", range(0, 14, 2))
@@ -235,14 +255,19 @@ def test_interrupted_it_goes_on(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(type(session.store), "delete", delete_some)
         forget(session, "town", images=["train/5_0.png"])
-    traces, _ = forget(session, "town", images=["train/5_0.png"])
+    report, _ = forget(session, "town", images=["train/5_0.png"])
 
     there = [artifact.address for artifact in list_artifacts(session.store, unfinished=True)]
     assert named(there) == {"datasets/town", "datasets/city", "labels/city", "models/muva"}
-    [left] = [address for address in there if address.startswith("datasets/town-")]
-    assert pids_of(open_dataset(find_artifact(session.store, "datasets", left))) == {3, 7, 8, 9}
-    assert {"make town", "make muva"} <= {run["name"] for run in traces.runs}
-    with pytest.raises(MuvaError, match="holds nothing of"):
+    [remaining] = [address for address in there if address.startswith("datasets/town-")]
+    assert pids_of(open_dataset(artifact_at(session.store, remaining))) == {
+        3,
+        7,
+        8,
+        9,
+    }
+    assert {"make town", "make muva"} <= {run["name"] for run in report.runs}
+    with pytest.raises(MuvaError, match="contains nothing of"):
         forget(session, "town", images=["train/5_0.png"])
 
 
@@ -254,8 +279,8 @@ def test_interrupted_while_it_writes_it_goes_on(
             Artifact, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         forget(session, "town", [5])
-    _, left = forget(session, "town", [5])
-    assert left is not None and pids_of(open_dataset(left)) == {3, 7, 8, 9}
+    _, remaining = forget(session, "town", [5])
+    assert remaining is not None and pids_of(open_dataset(remaining)) == {3, 7, 8, 9}
 
 
 def test_what_was_never_finished_goes_or_is_named(session: Session) -> None:
@@ -264,30 +289,38 @@ def test_what_was_never_finished_goes_or_is_named(session: Session) -> None:
         for one in (
             ("datasets", "town"),
             ("labels", "town"),
-            ("features", "town-by-clip"),
-            ("metrics", "clip-on-town"),
+            ("features", "town-by-clip", "town"),
+            ("metrics", "clip-on-town", "town"),
         )
     }
-    others = {begun(session, "labels", "city"), begun(session, "metrics", "clip-on-city")}
-    trainings = {begun(session, "models", "muva"), begun(session, "prompts", "muva")}
+    others = {
+        begun(session, "labels", "city", "city"),
+        begun(session, "metrics", "clip-on-city", "city"),
+        begun(session, "models", "of-city", "city"),
+    }
+    trainings = {
+        begun(session, "models", "muva", "city", "town"),
+        begun(session, "prompts", "muva"),
+    }
 
-    traces, _ = forget(session, "town", [5])
+    report, _ = forget(session, "town", [5])
 
-    assert set(traces.unfinished) == own
-    assert set(traces.begun) == trainings
+    assert set(report.unfinished) == own
+    assert set(report.incomplete) == trainings
     there = {artifact.address for artifact in list_artifacts(session.store, unfinished=True)}
     assert own.isdisjoint(there) and others | trainings <= there
-    shown = {run["name"] for run in traces.runs}
+    shown = {run["name"] for run in report.runs}
     assert {"begin labels town", "begin models muva", "begin prompts muva"} <= shown
-    assert not shown & {"begin labels city", "begin metrics clip-on-city", "make city"}
+    of_city = {"begin labels city", "begin metrics clip-on-city", "begin models of-city"}
+    assert not shown & {*of_city, "make city"}
 
 
 def test_unfinished_ones_go_where_no_version_holds_the_person(session: Session) -> None:
     forget(session, "town", [5])
     labels = begun(session, "labels", "town")
-    traces, left = forget(session, "town", [5])
-    assert left is None and traces.dataset is None
-    assert traces.unfinished == (labels,)
+    report, remaining = forget(session, "town", [5])
+    assert remaining is None and report.dataset is None
+    assert report.unfinished == (labels,)
     assert pids_of(open_dataset(find_artifact(session.store, "datasets", "town"))) == {3, 7, 8, 9}
     broken_off = begun(session, "datasets", "village")
     assert forget(session, "village", [5])[0].unfinished == (broken_off,)
@@ -295,21 +328,22 @@ def test_unfinished_ones_go_where_no_version_holds_the_person(session: Session) 
 
 def test_searches_stay(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     town = find_artifact(session.store, "datasets", "town")
-    study = Artifact(session.store, "metrics", "study-base", "2" * 16)
-    config = {"space": {}, "aims": ["mean"]}
+    study = Artifact(session.store, "studies", "base", "2" * 16)
+    config = {"space": {}, "objectives": ["held-out/mAP"]}
     source = {"source 0": town.address}
     study.commit(format_version=1, config=config, inputs=source, summary={})
-    trial = Artifact(session.store, "metrics", f"trial-base-{'2' * 16}", "3" * 16)
-    inputs = {"study": study.address, **source}
+    trial = Artifact(session.store, "trials", f"base-{'2' * 16}", "3" * 16)
+    inputs = {"study": study.address}
     trial.commit(format_version=1, config={}, inputs=inputs, summary={})
     features = find_artifact(session.store, "features", "town-by-clip")
-    judged = made(session, "metrics", "study-on-town", features=features.address)
+    evaluated = made(session, "metrics", "study-on-town", features=features.address)
 
     said = muva(capsys, session, "data", "forget", "town", "--pid", "5", "--yes")
 
-    assert "Searches stay" in said and study.address in said
+    assert "Hyperparameter searches, kept" in said
+    assert study.address in said and trial.address in said
     assert study.manifest() and trial.manifest()
-    assert judged not in {artifact.address for artifact in list_artifacts(session.store)}
+    assert evaluated not in {artifact.address for artifact in list_artifacts(session.store)}
 
 
 def test_reports_on_this_machine_are_named(session: Session) -> None:
@@ -326,25 +360,26 @@ def test_reports_on_this_machine_are_named(session: Session) -> None:
     for name in (old, gone, theirs, *of_others):
         (folder / name).write_bytes(b"people")
 
-    traces = traces_of(session, f"town-{'0' * 16}", [5])
-    assert {Path(file).name for file in traces.reports} == {old, gone, theirs}
+    report = what_to_forget(session, f"town-{'0' * 16}", [5])
+    assert {Path(file).name for file in report.reports} == {old, gone, theirs}
 
 
 def test_a_training_that_failed_and_left_nothing_is_named(session: Session) -> None:
     town = find_artifact(session.store, "datasets", "town")
-    artifact = Artifact(session.store, "models", "short", "4" * 16)
     step = Step(
-        label="train short",
-        artifact=artifact,
+        title="train short",
+        store=session.store,
+        kind="models",
+        name="short",
         format_version=1,
-        config={},
-        inputs={"source 0": town.address},
+        settings={},
+        inputs={Role.SOURCE: [town]},
     )
 
-    def work(tell: Any) -> dict[str, Any]:
-        tell.run.show("masks/epoch-001.png", np.zeros((4, 4, 3), np.uint8))
+    def work(log_metrics: Any) -> dict[str, Any]:
+        log_metrics.run.log_image_buffered("masks/epoch-001.png", np.zeros((4, 4, 3), np.uint8))
         raise MuvaError("diverged")
 
     with pytest.raises(MuvaError, match="diverged"):
-        do_step(step, session=session, work=work)
-    assert "train short" in {run["name"] for run in traces_of(session, "town", [5]).runs}
+        run_step(step, session=session, work=work)
+    assert "train short" in {run["name"] for run in what_to_forget(session, "town", [5]).runs}

@@ -15,13 +15,14 @@ from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.data.store import Store
 from muva.errors import MuvaError
 from muva.grounding.experts import choose_expert
-from muva.grounding.ground import Care
+from muva.grounding.ground import RetryPlan
 from muva.grounding.labels import label_key, open_labels
 from muva.synthetic import synthetic_records
 from tests.grounding.small_experts import MAKERS
 from tests.workflows.commands import finish, start
+from workflows.cli import main
 from workflows.runtime.expert_pool import Actors, _Grounder
-from workflows.runtime.messages import Board
+from workflows.runtime.messages import MessageQueue
 from workflows.session import Session, open_session
 from workflows.steps.ground import ground
 
@@ -50,15 +51,14 @@ def test_a_shard_that_another_driver_has_finished_is_not_computed_again(
 ) -> None:
     labels = Artifact(town.artifact.store, "labels", town.name, "1" * 16)
     expert = choose_expert(GroundingConfig())
-    grounder = _Grounder(
-        town.artifact, labels, expert, GroundingConfig().phrases, 1, False, Board()
-    )
+    jobs = [(town.artifact, labels)]
+    grounder = _Grounder(jobs, expert, GroundingConfig().phrases, 1, False, MessageQueue())
     grounder.load()
     key = labels.key(label_key(2))
-    grounder.ground(2, Care())
+    grounder.ground(0, 2, RetryPlan())
     written = labels.store.read(key)
     labels.store.write(key, b"of the other driver")
-    grounder.ground(2, Care())
+    grounder.ground(0, 2, RetryPlan())
     assert labels.store.read(key) == b"of the other driver"
     labels.store.write(key, written)
 
@@ -69,7 +69,7 @@ def test_two_drivers_at_once_make_one_label_set(
     found = []
     drivers = [
         threading.Thread(
-            target=lambda: found.append(ground(session, town.artifact, GroundingConfig()))
+            target=lambda: found.extend(ground(session, [town.artifact], GroundingConfig()))
         )
         for _ in range(2)
     ]
@@ -92,21 +92,26 @@ def test_an_expert_with_weights_labels_phrases_of_ones_own(
     config = GroundingConfig(
         expert="owlv2", checkpoint=str(tmp_path / "owl"), phrases={"shoes": "the shoes"}
     )
-    done = ground(session, town.artifact, config, Actors(count=1, gpus_each=0))
+    [done] = ground(session, [town.artifact], config, Actors(count=1, gpus_each=0))
     assert done.summary["parts"] == ["shoes"]
     labels = open_labels(done.artifact, dataset=town)
-    with pytest.raises(MuvaError, match="has labels of shoes, not of head"):
+    with pytest.raises(MuvaError, match=r"expected labels of head.* found only shoes"):
         labels.boxes([], parts=["head"])
     manifest = done.artifact.manifest()
     assert manifest is not None
     assert manifest["config"]["revision"].startswith("sha256:")
     assert manifest["config"]["precision"] == "fp32"
-    other = ground(session, town.artifact, GroundingConfig(), Actors(count=1))
+    [other] = ground(session, [town.artifact], GroundingConfig(), Actors(count=1))
     assert other.artifact != done.artifact
 
 
 def test_people_in_s3_are_grounded_by_one_command_on_a_server_that_fails_now_and_then(
-    s3_server: str, s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None,
+    s3_server: str,
+    s3: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sizes = (f"--set=synthetic.{key}={value}" for key, value in PEOPLE.model_dump().items())
     words = ("ground", "syn-station", "--expert=annotated", *sizes, "--store", s3.uri, "--json")
@@ -122,5 +127,7 @@ def test_people_in_s3_are_grounded_by_one_command_on_a_server_that_fails_now_and
     boxes, found = open_labels(labels, dataset=dataset).boxes(ids)
     assert found[:, 0].all() and (boxes[:, 0, 2] > boxes[:, 0, 0]).all()
     assert sum(disturber.disturbed.values()) > 3
-    again = finish(start(tmp_path / "home", *words))
-    assert "exists, labels/syn-station" in again
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--home", f"{tmp_path / 'home'}"])
+    assert stop.value.code == 0
+    assert "exists, labels/syn-station" in "".join(capsys.readouterr())

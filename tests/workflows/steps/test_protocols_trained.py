@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from muva.data.artifacts import Artifact, artifact_at, find_artifact
 from muva.data.shards import open_dataset
 from muva.data.store import Store, open_store
 from muva.synthetic import synthetic_records
+from tests.shared import linked_copy
 from tests.workflows.layouts import write_cuhk02, write_market1501, write_viper
 from workflows.cli import main
 
@@ -71,7 +71,7 @@ def summary(artifact: Artifact) -> dict[str, Any]:
 
 def embedded(store: Store, name: str) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The features of a target as they are stored, and whose they are."""
-    artifact = find_artifact(store, "features", f"{name}-by-muva")
+    artifact = find_artifact(store, "features", f"{name}-by-smoke-muva")
     parts = sorted(key for key in store.list(f"{artifact.address}/") if key.endswith(".npy"))
     features = np.concatenate([np.load(store.path(key)) for key in parts]).astype(np.float64)
     manifest = artifact.manifest()
@@ -119,7 +119,7 @@ def test_the_classical_protocol_learns_from_everyone_and_averages_ten_splits(
     words = ("classical", "--target", "viper", *absent)
     report = run(imported, smoke_recipe, capsys, *words)
     store = open_store(imported / "store")
-    model = summary(find_artifact(store, "models", "muva"))
+    model = summary(find_artifact(store, "models", "smoke-muva"))
     assert model["identities"] == len(SOURCES) * (TRAIN_PEOPLE + TEST_PEOPLE)
     (epoch,) = model["history"]
     assert np.isfinite(epoch["loss"])
@@ -143,7 +143,7 @@ def test_the_classical_protocol_learns_from_everyone_and_averages_ten_splits(
     found = report["targets"]["viper"]["muva"]
     assert found["mean_ap"] == pytest.approx(mean_ap, abs=1e-9)
     assert found["rank1"] == pytest.approx(rank1, abs=1e-9)
-    metrics = summary(find_artifact(store, "metrics", "muva-on-viper"))
+    metrics = summary(find_artifact(store, "metrics", "smoke-muva-on-viper"))
     assert (metrics["trials"], metrics["queries"], metrics["gallery"]) == (10, 6, 6)
 
 
@@ -151,11 +151,11 @@ def test_the_same_domain_protocol_learns_from_training_people_alone(
     imported: Path, smoke_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kind in ("datasets", "labels"):
-        shutil.copytree(imported / "store" / kind, tmp_path / "store" / kind)
+        linked_copy(imported / "store" / kind, tmp_path / "store" / kind)
     report = run(tmp_path, smoke_recipe, capsys, "same-domain", "--source", "market1501")
     assert list(report["targets"]) == ["market1501"]
     store = open_store(tmp_path / "store")
-    model = summary(find_artifact(store, "models", "muva"))
+    model = summary(find_artifact(store, "models", "smoke-muva"))
     assert (model["identities"], len(model["history"])) == (TRAIN_PEOPLE, 1)
     features, rows = embedded(store, "market1501")
     query, gallery = (

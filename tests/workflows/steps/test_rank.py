@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.store import open_store
 from muva.errors import MuvaError
@@ -17,15 +19,15 @@ from muva.retrieval import Reranking, evaluate
 from muva.retrieval import features as features_module
 from muva.retrieval.features import Features
 from muva.retrieval.scores import RetrievalResult, score
-from workflows.steps.rank import (
-    FEATURES_FORMAT,
-    PART_IMAGES,
-    FeatureParts,
-    encodings_by_tasks,
-    ranks_of,
-)
+from workflows.steps.rank import PART_IMAGES, FeatureParts, encodings_by_tasks, ranks_of
 
 RANKS = range(1, 21)
+LOST_SOON = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "2",
+}
+"""Ray takes a node for lost after a second without a sign of life, not after half a minute."""
 
 
 def crowd(*, queries: int, gallery: int, mixed: bool) -> Features:
@@ -52,7 +54,7 @@ def kept(folder: Path, features: np.ndarray) -> FeatureParts:
     for first in range(0, len(features), PART_IMAGES):
         parts.write(first, features[first : first + PART_IMAGES])
     summary = {"images": len(features)}
-    artifact.commit(format_version=FEATURES_FORMAT, config={}, inputs={}, summary=summary)
+    artifact.commit(format_version=formats.FEATURES, config={}, inputs={}, summary=summary)
     return parts
 
 
@@ -61,7 +63,7 @@ def test_parts_give_the_images_asked_for_in_their_order(tmp_path, monkeypatch):
     parts = kept(tmp_path, features)
     asked = np.random.default_rng(1).permutation(len(features))[:777]
     assert np.array_equal(parts.read(asked), features[asked])
-    monkeypatch.setattr(features_module, "HELD_BYTES", 1000)
+    monkeypatch.setattr(features_module, "MAX_IN_MEMORY_BYTES", 1000)
     mapped = parts.read(asked)
     assert isinstance(mapped, np.memmap)
     assert np.array_equal(mapped, features[asked])
@@ -82,27 +84,25 @@ def assert_same(found: RetrievalResult, expected: RetrievalResult) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["test set", "held-out people"])
-@pytest.mark.parametrize("stretch_images", [10_000, 700, 333])
+@pytest.mark.parametrize("chunk_images", [10_000, 700, 333])
 def test_any_number_of_tasks_gives_the_figures_of_one_process(
-    ray_session, tmp_path, mixed, stretch_images
+    ray_session, tmp_path, mixed, chunk_images
 ):
     who = crowd(queries=150, gallery=1300, mixed=mixed)
     parts = kept(tmp_path, who.features)
     told = []
     without = dataclasses.replace(who, features=np.empty((len(who), 0), np.float32))
     ranks, rule = ranks_of(
-        parts, without, stretch_images=stretch_images, tell=lambda done, _: told.append(done)
+        parts, without, chunk_images=chunk_images, on_progress=lambda done, _: told.append(done)
     )
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS)
     assert_same(score(ranks, rule, ranks=RANKS), expected)
     assert told[-1] == 1300
-    assert len(told) == -(-1300 // stretch_images)
+    assert len(told) == -(-1300 // chunk_images)
 
 
-@pytest.mark.parametrize("stretch_images", [10_000, 333])
-def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
-    ray_session, tmp_path, stretch_images
-):
+@pytest.mark.parametrize("chunk_images", [10_000, 333])
+def test_re_ranking_by_tasks_gives_the_figures_of_one_process(ray_session, tmp_path, chunk_images):
     who = crowd(queries=150, gallery=700, mixed=True)
     parts = kept(tmp_path, who.features)
     told = []
@@ -110,19 +110,20 @@ def test_re_ranking_by_tasks_gives_the_figures_of_one_process(
         parts,
         dataclasses.replace(who, features=np.empty((len(who), 0), np.float32)),
         settings=Reranking(),
-        stretch_images=stretch_images,
-        tell=lambda done, total: told.append((done, total)),
+        chunk_images=chunk_images,
+        on_progress=lambda done, total: told.append((done, total)),
     )
-    ranks, rule = ranks_of(parts, who, encodings=encodings, stretch_images=stretch_images)
+    ranks, rule = ranks_of(parts, who, encodings=encodings, chunk_images=chunk_images)
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS, rerank=True)
     assert_same(score(ranks, rule, ranks=RANKS), expected)
     assert told[-1][0] == told[-1][1]
-    assert len(told) == (1 if stretch_images > 850 else 6)
+    assert len(told) == (1 if chunk_images > 850 else 6)
 
 
 def test_nodes_that_are_lost_change_no_figure(tmp_path):
     command = [sys.executable, "-m", "tests.workflows.runtime.lost_node", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    environment = {**os.environ, **LOST_SOON}
+    subprocess.run(command, check=True, timeout=240, capture_output=True, env=environment)
     found = np.load(tmp_path / "found.npz")
     who = crowd(queries=90, gallery=900, mixed=False)
     for name, rerank in (("plain", False), ("reranked", True)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,28 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
-import ray.train
 import torch
 
 import muva
 from muva.config import ExperimentConfig, load_recipe, with_settings
-from muva.data.artifacts import Artifact, find_artifact, list_artifacts
+from muva.data.artifacts import Artifact, find_artifact
 from muva.data.sources import Sources
 from muva.errors import MuvaError
-from tests.workflows.commands import copy_inputs, start, wait_for
-from workflows.results.comparison import LAST_EPOCH, ON_SOURCES, compared, results_in
-from workflows.runtime.messages import Board
+from tests.shared import linked_copy
+from workflows.results.comparison import compare_results, results_in
+from workflows.runtime.messages import MessageQueue
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps import validation as judging
-from workflows.steps.checkpoints import STATES, saved_state
-from workflows.steps.encoder import epoch_step
-from workflows.steps.ground import ground
-from workflows.steps.import_data import datasets_of
+from workflows.steps import validation
+from workflows.steps.checkpoints import CHECKPOINTS, checkpoint_of_epoch
+from workflows.steps.encoder import LAST_EPOCH, ON_SOURCES, model_of_epoch
 from workflows.steps.pipeline import run_pipeline
-from workflows.steps.train import Trained, train
+from workflows.steps.train import Trained, declare_training, train
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.validation import HELD_OUT, VERDICTS, best, judge, out_of_patience
+from workflows.steps.validation import HELD_OUT, VALIDATION, best, out_of_patience, validate
 
 TARGET = "syn-station"
 JUDGED = (
-    "synthetic.train_people=8",
     "stage2.epochs=5",
     "stage2.lr=1e-3",
     "stage2.warmup_epochs=0",
@@ -57,22 +53,27 @@ class Training:
 
 @pytest.fixture(scope="module")
 def training(
-    ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+    grounded_home: Callable[[Path], Path],
+    smoke_recipe: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Training:
-    session = open_session(home=tmp_path_factory.mktemp("judged"))
+    session = open_session(home=grounded_home(tmp_path_factory.mktemp("judged")))
     config = load_recipe(smoke_recipe, overrides=JUDGED)
-    assert config.grounding is not None
-    sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
-    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    sources = [find_artifact(session.store, "datasets", name) for name in config.sources]
+    labels = [find_artifact(session.store, "labels", name) for name in config.sources]
     heard: dict[int, float] = {}
     trained = train(
         session,
-        config,
-        sources=sources,
-        labels=labels,
-        workers=Workers(count=2, keep_every=2),
-        name="muva",
-        on_judged=lambda epoch, metrics: heard.update({epoch: metrics[HELD_OUT]}),
+        declare_training(
+            session,
+            config,
+            sources=sources,
+            labels=labels,
+            name="smoke-muva",
+            facts={"recipe": "smoke", "variant": "muva"},
+        ),
+        Workers(count=2, keep_every=2),
+        on_validated=lambda epoch, metrics: heard.update({epoch: metrics[HELD_OUT]}),
     )
     return Training(session, config, sources, labels, trained, heard)
 
@@ -118,42 +119,42 @@ def test_a_verdict_is_the_plain_evaluation_of_that_epochs_model(training: Traini
 
 def test_states_are_kept_as_asked_and_nothing_else(training: Training) -> None:
     artifact = training.trained.encoder.artifact
-    kept = {key.split("/")[2:4][1] for key in artifact.store.list(artifact.key(STATES))}
+    kept = {key.split("/")[2:4][1] for key in artifact.store.list(artifact.key(CHECKPOINTS))}
     assert kept == {"00002", "00004"}
-    assert saved_state(artifact, 4)["epoch"] == 4
-    with pytest.raises(MuvaError, match="no state of epoch 3 is kept, but of 2, 4"):
-        saved_state(artifact, 3)
+    assert checkpoint_of_epoch(artifact, 4)["epoch"] == 4
+    with pytest.raises(MuvaError, match="no checkpoint of epoch 3 is kept, only of 2, 4"):
+        checkpoint_of_epoch(artifact, 3)
     assert {key.split("/")[2] for key in artifact.store.list(artifact.address + "/")} == {
-        "bundle", "manifest.json", "summary.json", "states"
+        "bundle", "manifest.json", "started.json", "states", "summary.json"
     }  # fmt: skip
 
 
 def test_a_kept_epoch_becomes_a_model(training: Training) -> None:
     last = training.trained.encoder.artifact
-    done = epoch_step(training.session, last, 2)
-    assert done.artifact.name == "muva-epoch-2"
+    done = model_of_epoch(training.session, last, 2)
+    assert done.artifact.name == "smoke-muva-epoch-2"
     model = muva.load(done.artifact.uri)
-    weights = saved_state(last, 2)
+    weights = checkpoint_of_epoch(last, 2)
     for name, value in model.model.named_parameters():
         stored = weights.get(f"model/{name}")
         assert stored is None or value.equal(torch.as_tensor(stored)), name
     assert model.metadata == {**muva.load(last.uri).metadata, "epoch": 2}
-    with pytest.raises(MuvaError, match="no state of epoch 3 is kept"):
-        epoch_step(training.session, last, 3)
+    with pytest.raises(MuvaError, match="no checkpoint of epoch 3 is kept"):
+        model_of_epoch(training.session, last, 3)
     for other in (training.trained.model, done.artifact):
-        with pytest.raises(MuvaError, match="left after its last epoch"):
-            epoch_step(training.session, other, 2)
+        with pytest.raises(MuvaError, match="`muva train` made after its last epoch"):
+            model_of_epoch(training.session, other, 2)
 
 
 def test_the_three_numbers_stay_apart(training: Training) -> None:
     config = training.config.model_copy(update={"variants": ("muva",)})
-    report = run_pipeline(training.session, config, workers=Workers())
+    report = run_pipeline(training.session, config)
     assert set(report.models) == {"muva", "muva, chosen"}
     assert report.models["muva, chosen"] == training.trained.model.uri
     found = {
-        one.number: one.mean_ap
-        for one in compared(results_in(training.session.store))
-        if one.method == "muva"
+        one.checkpoint: one.mean_ap
+        for one in compare_results(results_in(training.session.store))
+        if one.method == "muva (smoke)"
     }
     assert found == {
         LAST_EPOCH: report.targets[TARGET]["muva"].mean_ap,
@@ -172,18 +173,17 @@ def test_what_trains_and_judges_has_no_way_to_a_target(training: Training) -> No
         assert dataset.name in training.config.sources
         for row in range(dataset.summary.images):
             if row not in dataset.rows([])["row"].to_pylist():
-                with pytest.raises(MuvaError, match="nothing else of this data set"):
+                with pytest.raises(MuvaError, match="which must not be read here"):
                     dataset.read_images([row])
 
 
 def test_a_judgement_that_fails_is_told_to_the_training(training: Training, tmp_path: Path) -> None:
     nothing = Artifact(training.session.store, "models", "nothing", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
-    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    judge_here(tmp_path, inputs, nothing, Board())
-    verdict = json.loads(nothing.store.read(nothing.key(VERDICTS, "00003.json")))
-    assert "no state of epoch 3 is kept" in verdict["mistake"]
-    nothing.delete_part(VERDICTS)
+    validate_here(inputs, nothing, MessageQueue())
+    verdict = json.loads(nothing.store.read(nothing.key(VALIDATION, "00003.json")))
+    assert "no checkpoint of epoch 3 is kept" in verdict["mistake"]
+    nothing.delete_part(VALIDATION)
 
 
 def test_beside_a_training_that_fills_the_gpu_processors_judge(
@@ -191,24 +191,25 @@ def test_beside_a_training_that_fills_the_gpu_processors_judge(
 ) -> None:
     tried: list[str] = []
 
-    def judged(device: torch.device) -> dict[str, float]:
+    def metrics_on(device: torch.device) -> dict[str, float]:
         tried.append(device.type)
         if device.type == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
         return {HELD_OUT: 0.5}
 
-    monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
-    monkeypatch.setattr(judging, "_judged", lambda *given: judged(given[-1]))
+    monkeypatch.setattr(validation, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(validation, "_metrics", lambda *given: metrics_on(given[-1]))
     artifact = Artifact(training.session.store, "models", "full", "0" * 16)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
-    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
-    board = Board()
-    found = judge_here(tmp_path, inputs, artifact, board)
+    queue = MessageQueue()
+    found = validate_here(inputs, artifact, queue)
     assert tried == ["cuda", "cpu"] and found == {HELD_OUT: 0.5}
-    note, (kind, verdict) = board.drain()
-    assert note[0] == "note" and note[1].startswith("Epoch 3 is judged on processors: the GPU has")
-    assert kind == "verdict" and verdict == {"epoch": 3, HELD_OUT: 0.5}
-    artifact.delete_part(VERDICTS)
+    note, (kind, result) = queue.drain()
+    assert note[0] == "note" and note[1].startswith(
+        "Epoch 3 is validated on the CPU: the training "
+    )
+    assert kind == "validation" and result == {"epoch": 3, HELD_OUT: 0.5}
+    artifact.delete_part(VALIDATION)
 
 
 def test_what_else_goes_wrong_on_a_gpu_is_not_hidden(
@@ -217,27 +218,21 @@ def test_what_else_goes_wrong_on_a_gpu_is_not_hidden(
     def broken(*_: Any) -> dict[str, float]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(judging, "device_here", lambda: torch.device("cuda"))
-    monkeypatch.setattr(judging, "_judged", broken)
+    monkeypatch.setattr(validation, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(validation, "_metrics", broken)
     inputs = TrainingInputs.of(training.config, sources=training.sources, labels=training.labels)
-    (tmp_path / "epoch.json").write_text(json.dumps({"epoch": 3}))
     artifact = Artifact(training.session.store, "models", "broken", "0" * 16)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        judge_here(tmp_path, inputs, artifact, Board())
+        validate_here(inputs, artifact, MessageQueue())
 
 
-def judge_here(
-    folder: Path, inputs: TrainingInputs, artifact: Artifact, board: Board
+def validate_here(
+    inputs: TrainingInputs, artifact: Artifact, queue: MessageQueue
 ) -> dict[str, float]:
     """In this process, whose threads stay as many as they are."""
     threads = torch.get_num_threads()
     try:
-        return judge(
-            ray.train.Checkpoint.from_directory(folder),
-            inputs=inputs,
-            artifact=artifact,
-            board=board,
-        )
+        return validate(3, inputs=inputs, artifact=artifact, queue=queue)
     finally:
         torch.set_num_threads(threads)
 
@@ -268,41 +263,43 @@ def test_patience_ends_with_verdicts_no_better_than_before(
     assert out_of_patience(verdicts(*values), patience) is over
 
 
-def test_a_judged_training_that_is_killed_ends_as_it_would_have(
-    training: Training, smoke_recipe: Path, tmp_path: Path
+def test_a_judged_training_that_is_resumed_ends_as_it_would_have(
+    training: Training, tmp_path: Path
 ) -> None:
     """Also where a judgement had failed: it is asked for anew."""
-    copy_inputs(training.session.home, tmp_path)
-    words = ["train", "--recipe", f"{smoke_recipe}", "--workers", "2", "--keep-every", "2"]
-    killed = start(tmp_path, *words, *(word for one in JUDGED for word in ("--set", one)))
-    wait_for(lambda: list(tmp_path.glob("store/models/*/verdicts/*.json")), killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    undisturbed = training.trained.encoder
+    verdicts = undisturbed.summary["verdicts"]
+    assert best(verdicts)["epoch"] > 1, "the state of epoch 1 would be needed, and is not kept"
+    store = Path(training.session.store.uri)
+    for kind in ("datasets", "labels", "prompts"):
+        linked_copy(store / kind, tmp_path / "store" / kind)
     session = open_session(home=tmp_path)
-    (begun,) = list_artifacts(session.store, "models", unfinished=True)
-    assert begun.manifest() is None
+    # As a driver that was killed after two epochs leaves it.
+    begun = dataclasses.replace(undisturbed.artifact, store=session.store)
+    kept = f"{begun.address}/{CHECKPOINTS}/00002"
+    linked_copy(store / kept, tmp_path / "store" / kept)
     failed = {"mistake": "a disk was full"}
-    begun.store.write(begun.key(VERDICTS, "00001.json"), json.dumps(failed).encode())
+    for epoch, verdict in ((1, verdicts[0]), (2, failed)):
+        begun.store.write(begun.key(VALIDATION, f"{epoch:05d}.json"), json.dumps(verdict).encode())
 
-    trained = train(
+    declared = declare_training(
         session,
         training.config,
         sources=[find_artifact(session.store, "datasets", one.name) for one in training.sources],
         labels=[find_artifact(session.store, "labels", one.name) for one in training.labels],
-        workers=Workers(count=2, keep_every=2),
-        name="muva",
+        name="smoke-muva",
     )
+    trained = train(session, declared, Workers(count=2, keep_every=2))
 
     assert trained.encoder.artifact.address == begun.address
     assert not trained.prompts.computed
-    assert without_times(trained.encoder.summary) == without_times(training.trained.encoder.summary)
-    ended, undisturbed = (
-        muva.load(one.encoder.artifact.uri).model.state_dict()
-        for one in (trained, training.trained)
+    assert without_times(trained.encoder.summary) == without_times(undisturbed.summary)
+    ended, expected = (
+        muva.load(one.artifact.uri).model.state_dict() for one in (trained.encoder, undisturbed)
     )
-    assert ended.keys() == undisturbed.keys()
+    assert ended.keys() == expected.keys()
     for weight, value in ended.items():
-        assert value.equal(undisturbed[weight]), weight
+        assert value.equal(expected[weight]), weight
 
 
 def without_times(summary: dict[str, Any]) -> dict[str, Any]:
@@ -318,14 +315,14 @@ def test_patience_ends_a_training(training: Training) -> None:
     worse = next(e for e in range(1, 5) if values[e] <= max(values[:e])) + 1
     settings = {"stage2.epochs": 9, "validation.patience": 1}
     patient = with_settings(training.config, settings, where="test")
-    trained = train(
+    declared = declare_training(
         training.session,
         patient,
         sources=training.sources,
         labels=training.labels,
-        workers=Workers(),
         name="patient",
     )
+    trained = train(training.session, declared, Workers())
     history = trained.encoder.summary["history"]
     assert len(history) == worse + 1, "one epoch goes on while the one before it is judged"
     assert trained.chosen is not None

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from muva.config import ExperimentConfig, load_recipe
-from muva.config.search_space import Space, impossible, space_for
+from muva.config.search_space import Space, conflict, space_for
 from muva.errors import SettingsError
-from workflows.tuning.sampler import Method, Points
+from workflows.tuning.sampler import Method, Sampler
 
 SMALL = {
     "model.gating": ["offline", "online"],
@@ -22,13 +22,15 @@ def demo() -> ExperimentConfig:
     return load_recipe("demo")
 
 
-def records(points: Points, *, aims: tuple[str, ...], most: int = 1000) -> list[dict[str, Any]]:
+def records(
+    points: Sampler, *, objectives: tuple[str, ...], most: int = 1000
+) -> list[dict[str, Any]]:
     """So many trials with chance values; each third is stopped, each fifth has failed."""
     made = []
     values_of = random.Random(0)
     while len(made) < most and (drawn := points.next()) is not None:
         number, params = drawn
-        values = {aim: values_of.random() for aim in aims}
+        values = {objective: values_of.random() for objective in objectives}
         points.report(number, 1, values)
         state = ("complete", "complete", "stopped")[number % 3] if number % 5 != 4 else "failed"
         made.append(
@@ -37,11 +39,11 @@ def records(points: Points, *, aims: tuple[str, ...], most: int = 1000) -> list[
                 "params": params,
                 "state": state,
                 "metrics": values if state != "failed" else {},
-                "rungs": {"1": values[aims[0]]},
+                "rungs": {"1": values[objectives[0]]},
                 "notes": points.notes(number),
             }
         )
-        told = values if state != "failed" else points.nothing
+        told = values if state != "failed" else points.zero
         points.tell(number, told, stopped=state == "stopped")
     return made
 
@@ -56,29 +58,33 @@ def test_points_differ_and_are_all_there_are_at_most(
     method: Method, trials: int, demo: ExperimentConfig
 ) -> None:
     space = space_for(SMALL, demo)
-    points = Points(space, method=method, aims=("a",), seed=3, trials=trials)
-    made = keys(records(points, aims=("a",)))
+    points = Sampler(space, method=method, objectives=("a",), seed=3, trials=trials)
+    made = keys(records(points, objectives=("a",)))
     assert len(set(made)) == len(made) == min(trials, 6)
     assert set(made) <= {repr(sorted(point.items(), key=str)) for point in space.points()}
 
 
 @pytest.mark.parametrize("method", ["tpe", "nsga2", "random"])
-@pytest.mark.parametrize("aims", [("a",), ("a", "b")])
+@pytest.mark.parametrize("objectives", [("a",), ("a", "b")])
 def test_a_search_that_was_cut_off_goes_on_with_what_it_began(
-    method: Method, aims: tuple[str, ...], demo: ExperimentConfig
+    method: Method, objectives: tuple[str, ...], demo: ExperimentConfig
 ) -> None:
     space = space_for("masks", demo)
-    first = records(Points(space, method=method, aims=aims, seed=0, trials=20), aims=aims, most=15)
-    again = Points(
+    first = records(
+        Sampler(space, method=method, objectives=objectives, seed=0, trials=20),
+        objectives=objectives,
+        most=15,
+    )
+    again = Sampler(
         space,
         method=method,
-        aims=aims,
+        objectives=objectives,
         seed=0,
         trials=20,
         finished=first[:13],
         started=first[13:],
     )
-    later = records(again, aims=aims)
+    later = records(again, objectives=objectives)
     assert [r["number"] for r in later] == list(range(13, 20))
     assert keys(later[:2]) == keys(first[13:])
     assert len(set(keys(first + later[2:]))) == 20
@@ -86,8 +92,10 @@ def test_a_search_that_was_cut_off_goes_on_with_what_it_began(
 
 def test_slow_settings_keep_their_values(demo: ExperimentConfig) -> None:
     space = space_for("masks", demo)
-    made = records(Points(space, method="tpe", aims=("a",), seed=0, trials=25), aims=("a",))
-    slow = [str([record["params"][name] for name in space.slow]) for record in made]
+    made = records(
+        Sampler(space, method="tpe", objectives=("a",), seed=0, trials=25), objectives=("a",)
+    )
+    slow = [str([record["params"][name] for name in space.held]) for record in made]
     assert [len(set(slow[start : start + 10])) for start in (0, 10, 20)] == [1, 1, 1]
     assert len(set(slow)) > 1
 
@@ -96,7 +104,7 @@ def test_a_sampler_that_learns_finds_better_points_than_chance(demo: ExperimentC
     space = space_for({"stage2.lr": {"range": [1e-6, 1e-2], "log": True}}, demo)
 
     def best(method: Method, seed: int) -> float:
-        points = Points(space, method=method, aims=("a",), seed=seed, trials=40)
+        points = Sampler(space, method=method, objectives=("a",), seed=seed, trials=40)
         values = []
         while (drawn := points.next()) is not None:
             number, params = drawn
@@ -110,8 +118,8 @@ def test_a_sampler_that_learns_finds_better_points_than_chance(demo: ExperimentC
 
 def test_a_range_has_no_grid(demo: ExperimentConfig) -> None:
     space: Space = space_for("masks", demo)
-    with pytest.raises(SettingsError, match="is a range, which has no list of points"):
-        Points(space, method="grid", aims=("a",), seed=0, trials=3).next()
+    with pytest.raises(SettingsError, match="is a range, which cannot be enumerated"):
+        Sampler(space, method="grid", objectives=("a",), seed=0, trials=3).next()
 
 
 @pytest.mark.parametrize("method", ["tpe", "random"])
@@ -121,19 +129,19 @@ def test_settings_that_do_not_go_together_are_not_tried(
     """Part tokens as bands: the demo's grid has 16 rows, or 21 with the smaller stride."""
     rows = {8: 16, 6: 21}
     space = space_for("masks", demo)
-    points = Points(
+    points = Sampler(
         space,
         method=method,
-        aims=("a",),
+        objectives=("a",),
         seed=0,
         trials=60,
-        possible=lambda point: not impossible(point, demo),
+        possible=lambda point: not conflict(point, demo),
     )
-    made = records(points, aims=("a",))
+    made = records(points, objectives=("a",))
     assert len(made) == 60
     bands = [one["params"] for one in made if one["params"]["model.part_token_init"] == "patch_avg"]
     assert bands
     for params in bands:
         assert rows[params["model.stride"]] % len(params["model.parts"]) == 0
-    told = impossible({"model.part_token_init": "patch_avg"}, demo)
-    assert "16 rows do not divide by 3" in told
+    reason = conflict({"model.part_token_init": "patch_avg"}, demo)
+    assert "16 rows do not divide by 3" in reason

@@ -3,42 +3,44 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from mlflow import MlflowClient
-from ray._private.state import actors
 
 from muva.config import ExperimentConfig, TuneConfig, load_recipe, with_settings
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.errors import MuvaError, SettingsError
 from muva.training.divergence import NotFiniteError
-from tests.workflows.commands import copy_inputs, start, wait_for
+from tests.workflows.commands import PATIENCE_S, start, wait_for
 from workflows.cli import main
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
-from workflows.steps.ground import ground
-from workflows.steps.import_data import datasets_of
-from workflows.steps.step import Done
+from workflows.steps.step import StepResult
+from workflows.steps.train import Training
+from workflows.tuning.driver import _Deadline, concurrency
 from workflows.tuning.report import importance, reuse_text
-from workflows.tuning.search import _Deadline, at_once, check_search, search
+from workflows.tuning.search import check_search, search
 from workflows.tuning.study import best_of, find_study, pareto, ranked, reuse, study_of
 from workflows.tuning.trial import (
     DEVIATION,
     MEAN,
     WORST,
-    Found,
-    Reached,
+    FoldResult,
     TrialInputs,
-    aims_of,
+    TrialProgress,
     grounding_key,
     metrics_of,
+    objectives_of,
     run_trial,
 )
 
@@ -52,7 +54,7 @@ class Place:
     sources: list[Artifact]
     labels: list[Artifact]
 
-    def search(self, **changes: Any) -> Done:
+    def search(self, **changes: Any) -> StepResult:
         config = with_settings(
             self.config, {f"tune.{key}": value for key, value in changes.items()}, where="test"
         )
@@ -67,12 +69,18 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    session = open_session(home=tmp_path_factory.mktemp("tune"), experiment="muva/smoke")
+def place(
+    grounded_home: Callable[[Path], Path],
+    smoke_recipe: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Place:
+    home = grounded_home(tmp_path_factory.mktemp("tune"))
+    (target,) = (home / "store" / "datasets").glob("syn-station-*")
+    shutil.rmtree(target)  # a search that looked for it would import it
+    session = open_session(home=home, experiment="muva/smoke")
     config = load_recipe(smoke_recipe)
-    assert config.grounding is not None
-    sources = [d.artifact for d in datasets_of(session, config.sources, config.synthetic).values()]
-    labels = [ground(session, source, config.grounding).artifact for source in sources]
+    sources = [find_artifact(session.store, "datasets", name) for name in config.sources]
+    labels = [find_artifact(session.store, "labels", name) for name in config.sources]
     return Place(session=session, config=config, sources=sources, labels=labels)
 
 
@@ -123,7 +131,7 @@ def test_trials_are_judged_on_a_held_out_source_and_found_again(
 
 
 def _shown_and_written(
-    place: Place, found: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Place, found: StepResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`muva tune show` and `muva tune best`, of the newest study."""
     home = ["--home", f"{place.session.home}"]
@@ -153,7 +161,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place)
         scheduler="asha",
         search="grid",
         concurrent_trials=1,
-        aim="worst",
+        objective="worst",
         stage2_epochs=2,
     )
     states = {trial["state"] for trial in found.summary["trials"]}
@@ -169,40 +177,42 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place)
         domains = [v for k, v in trial["metrics"].items() if k in DOMAINS]
         assert trial["metrics"][WORST] == min(domains)
         assert trial["metrics"][MEAN] == pytest.approx(sum(domains) / len(domains))
-    _eventually(lambda: not _actors_alive("Train"), within_s=30)
+    _eventually(lambda: not _processes_of_actors("Train"))
     _eventually(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 
 DOMAINS = ("syn-harbour/mAP", "syn-airport/mAP")
 
 
-def _eventually(condition: Callable[[], bool], *, within_s: float = 10) -> None:
-    ends_at = time.monotonic() + within_s
+def _eventually(condition: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < ends_at
         time.sleep(0.2)
 
 
-def _actors_alive(name: str) -> list[str]:
-    return [
-        actor["ActorClassName"]
-        for actor in actors().values()
-        if actor["State"] == "ALIVE" and name in actor["ActorClassName"]
-    ]
+def _processes_of_actors(name: str) -> list[str]:
+    """The titles that Ray gives to the processes of this cluster's actors of such a class."""
+    titles = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            titles.append(" ".join(process.cmdline()))
+    assert any("raylet" in title for title in titles), "the cluster is not among the children"
+    return [title for title in titles if title.startswith("ray::") and name in title]
 
 
 @pytest.mark.timeout(600)  # minutes by itself, and another test beside it
 def test_a_killed_search_goes_on_with_the_trials_that_it_has(
-    place: Place, smoke_recipe: Path, tmp_path: Path
+    place: Place, grounded_home: Callable[[Path], Path], smoke_recipe: Path, tmp_path: Path
 ) -> None:
     tune = {"trials": 2, "concurrent_trials": 1, "space": {"stage2.mask_loss": ["bce+dice", "mse"]}}
     words = (word for key, value in tune.items() for word in ("--set", f"tune.{key}={value}"))
-    copy_inputs(place.session.home, tmp_path)
+    grounded_home(tmp_path)
     killed = start(tmp_path, "tune", "--recipe", f"{smoke_recipe}", *words)
-    metrics = tmp_path / "store" / "metrics"
-    wait_for(lambda: list(metrics.glob("trial-smoke-*/manifest.json")), killed)
+    trials = tmp_path / "store" / "trials"
+    wait_for(lambda: list(trials.glob("smoke-*/manifest.json")), killed)
     # The next one has begun.
-    wait_for(lambda: len(list(metrics.glob("trial-smoke-*/begun.json"))) == 2, killed)
+    wait_for(lambda: len(list(trials.glob("smoke-*/begun.json"))) == 2, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
@@ -217,10 +227,10 @@ def test_a_killed_search_goes_on_with_the_trials_that_it_has(
     found = again.search(**tune)
 
     assert found.artifact.address == study.artifact.address
-    trials = study.finished()
-    assert [trial["number"] for trial in trials] == [0, 1]
-    assert trials[0] == first
-    assert trials[1]["params"] == begun["params"] != first["params"]
+    ended = study.finished()
+    assert [trial["number"] for trial in ended] == [0, 1]
+    assert ended[0] == first
+    assert ended[1]["params"] == begun["params"] != first["params"]
     for address, manifest in made.items():
         assert {a.address: a for a in list_artifacts(session.store)}[address].manifest() == manifest
     assert len(list_artifacts(session.store, "models")) == 2
@@ -245,7 +255,7 @@ def test_a_budget_runs_by_a_clock_that_does_not_jump(monkeypatch: pytest.MonkeyP
 def test_a_budget_that_is_over_starts_no_trial(place: Place) -> None:
     found = place.search(space={"stage2.mask_weight": [5.0, 6.0]}, budget_hours=1e-9)
     assert found.summary["trials"] == []
-    assert reuse_text(found.summary["reuse"]) == "No step was used yet."
+    assert reuse_text(found.summary["reuse"]) == "No step has been used yet."
 
 
 def test_a_trial_that_diverges_ends_and_the_search_goes_on(
@@ -267,25 +277,25 @@ def test_a_trial_that_diverges_ends_and_the_search_goes_on(
 def test_trials_at_once_fit_in_the_cluster(ray_session: None, smoke_recipe: Path) -> None:
     cores = int(ray.cluster_resources()["CPU"])
     settings = TuneConfig(trials=1000)
-    count, workers = at_once(settings, Workers())
+    count, workers = concurrency(settings, Workers())
     assert count * workers.count * workers.threads <= cores
     assert count == min(cores, 8)
-    count, workers = at_once(settings, Workers(cpus_each=cores))
+    count, workers = concurrency(settings, Workers(cpus_each=cores))
     assert (count, workers.threads) == (1, cores)
-    alone, workers = at_once(settings.model_copy(update={"concurrent_trials": 1}), Workers())
+    alone, workers = concurrency(settings.model_copy(update={"concurrent_trials": 1}), Workers())
     assert (alone, workers.threads) == (1, cores)
     with pytest.raises(MuvaError, match="ask for fewer"):
-        at_once(settings, Workers(count=cores + 1))
+        concurrency(settings, Workers(count=cores + 1))
 
 
 def test_a_trial_reaches_no_data_set_but_the_sources(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[TrialInputs] = []
-    monkeypatch.setattr("workflows.tuning.search._run", lambda *args: given.append(args[3]))
+    monkeypatch.setattr("workflows.tuning.driver.run_trials", lambda *args: given.append(args[3]))
     place.search(space={"stage2.mask_weight": [7.0]})
     (inputs,) = given
-    with pytest.raises(MuvaError, match="is of no source"):
+    with pytest.raises(MuvaError, match="does not belong to a source"):
         inputs.session.store.read("datasets/syn-station-0123456789abcdef/manifest.json")
     assert inputs.config.targets == ()
     assert [source.manifest() for source in inputs.sources] == [
@@ -299,14 +309,14 @@ def test_what_a_trial_gets_names_no_target(smoke_recipe: Path) -> None:
 
 
 def test_a_trials_figures_are_means_over_seeds_and_domains() -> None:
-    def of(domain: str, seed: int, mean_ap: float) -> Found:
-        return Found(domain=domain, seed=seed, mean_ap=mean_ap, rank1=1.0)
+    def of(domain: str, seed: int, mean_ap: float) -> FoldResult:
+        return FoldResult(domain=domain, seed=seed, mean_ap=mean_ap, rank1=1.0)
 
     half = metrics_of([of("a", 0, 0.2), of("b", 0, 0.6), of("a", 1, 0.4)])
     assert half["a/mAP"] == pytest.approx(0.3)
     assert half[MEAN] == pytest.approx(0.45)
     assert half[WORST] == pytest.approx(0.3)
-    assert DEVIATION not in half, "the second seed was not judged on all domains yet"
+    assert DEVIATION not in half, "the second seed was not evaluated on all domains yet"
     whole = metrics_of([of("a", 0, 0.2), of("b", 0, 0.6), of("a", 1, 0.4), of("b", 1, 0.8)])
     assert whole[DEVIATION] == pytest.approx(0.2 / 2**0.5)
 
@@ -316,14 +326,15 @@ def test_every_domain_is_held_out_with_every_seed(
 ) -> None:
     asked: list[tuple[str, int, list[str]]] = []
 
-    def train(session: Session, config: ExperimentConfig, *, sources: Any, **kwargs: Any) -> Any:
-        asked.append((kwargs["name"], config.seed, [source.name for source in sources]))
+    def train(session: Session, training: Training, *_: Any, **__: Any) -> Any:
+        sources = [source.name for source in training.sources]
+        asked.append((training.encoder.name, training.config.seed, sources))
         if len(asked) > 4:
             raise NotFiniteError("its loss is nan")
         return SimpleNamespace(encoder=SimpleNamespace(artifact=place.sources[0]))
 
     monkeypatch.setattr("workflows.tuning.trial.train", train)
-    found = SimpleNamespace(mean_ap=0.5, rank1=0.75)
+    found = SimpleNamespace(scores=SimpleNamespace(mean_ap=0.5, rank1=0.75))
     monkeypatch.setattr("workflows.tuning.trial.evaluate_on", lambda *args, **kwargs: found)
     inputs = TrialInputs(
         session=place.session,
@@ -332,7 +343,7 @@ def test_every_domain_is_held_out_with_every_seed(
         labels={grounding_key(place.config.grounding): tuple(place.labels)},
         workers=Workers(),
     )
-    reports: list[Reached] = []
+    reports: list[TrialProgress] = []
     run_trial({}, inputs=inputs, settings=TuneConfig(seeds=2), report=reports.append)
     harbour, airport = (source.name for source in place.sources)
     assert asked == [
@@ -357,7 +368,9 @@ def test_the_setting_that_decides_is_the_important_one(smoke_recipe: Path, tmp_p
     config = with_settings(load_recipe(smoke_recipe), {"tune.space": space}, where="test")
     chosen = check_search(config)
     store = open_session(home=tmp_path).store
-    study = study_of(store, config, chosen.settings, chosen.space, aims=chosen.aims, inputs={})
+    study = study_of(
+        store, config, chosen.settings, chosen.space, objectives=chosen.objectives, inputs={}
+    )
     trials = [
         {
             **record(number, 0.5 if point["stage2.mask_loss"] == "mse" else 0.1, 0.1),
@@ -377,7 +390,7 @@ def record(number: int, mean: float, worst: float, state: str = "complete") -> d
     return {"number": number, "params": {}, "state": state, "metrics": metrics}
 
 
-def test_with_two_aims_what_no_trial_beats_in_both_comes_first() -> None:
+def test_with_two_objectives_what_no_trial_beats_in_both_comes_first() -> None:
     trials = [
         record(0, 0.5, 0.1),
         record(1, 0.4, 0.3),
@@ -408,17 +421,20 @@ def test_what_is_saved_is_every_use_of_a_step_but_the_first() -> None:
     [
         ({"tune": None}, "expected a section tune"),
         ({"tune.space": {"model.gatin": ["online"]}}, "did you mean model.gating"),
-        ({"tune.space": {}}, "names no setting to search"),
+        ({"tune.space": {}}, "expected at least one setting to search"),
         ({"tune.space": "mask"}, "did you mean masks"),
         ({"sources": ["syn-harbour"]}, "expected two sources or more, found 1"),
-        ({"tune.folds": 3}, "3 folds, and there are 2 sources"),
+        ({"tune.folds": 3}, "3 folds, but only 2 sources"),
         (
             {"tune.space": {"stage2.epochs": [1, 2]}, "tune.scheduler": "asha"},
             "asha compares trials at equal epochs",
         ),
-        ({"tune.aim": "median"}, "aim median: no trial reports it: expected mean, worst, both"),
-        ({"tune.aim": "syn-station", "tune.folds": 2}, "held out: syn-harbour, syn-airport"),
-        ({"tune.aim": "both", "tune.folds": 1}, "mean and worst domain are the same"),
+        (
+            {"tune.objective": "median"},
+            "objective median: no trial reports it; expected mean, worst, both",
+        ),
+        ({"tune.objective": "syn-station", "tune.folds": 2}, "held out: syn-harbour, syn-airport"),
+        ({"tune.objective": "both", "tune.folds": 1}, "mean and worst domain are the same"),
         (
             {"tune.search": "grid", "tune.space": {"stage2.lr": {"range": [1e-6, 1e-3]}}},
             "stage2.lr is a range",
@@ -436,9 +452,9 @@ def test_an_impossible_search_is_refused_before_it_starts(
     assert not (tmp_path / "store").exists() or not list((tmp_path / "store").iterdir())
 
 
-def test_the_aim_may_be_a_domain(smoke_recipe: Path) -> None:
+def test_the_objective_may_be_a_domain(smoke_recipe: Path) -> None:
     config = with_settings(
-        load_recipe(smoke_recipe), {"tune.aim": "syn-airport", "tune.folds": 2}, where="test"
+        load_recipe(smoke_recipe), {"tune.objective": "syn-airport", "tune.folds": 2}, where="test"
     )
-    assert check_search(config).aims == ("syn-airport/mAP",)
-    assert aims_of(TuneConfig(aim="both"), ["a", "b"]) == (MEAN, WORST)
+    assert check_search(config).objectives == ("syn-airport/mAP",)
+    assert objectives_of(TuneConfig(objective="both"), ["a", "b"]) == (MEAN, WORST)

@@ -20,7 +20,7 @@ def test_the_demo_ends_with_a_table_and_a_report(smoke_recipe: Path, tmp_path: P
     assert set(results) == {"clip", "muva"}
     for found in results.values():
         assert set(found) == {"mean_ap", "rank1"}
-    for words_of_the_table in ("CLIP as it is", "MUVA", "held-out mAP", "muva ui"):
+    for words_of_the_table in ("CLIP (zero-shot)", "MUVA", "held-out mAP", "muva ui"):
         assert words_of_the_table in output
 
     place = report["mlflow"]

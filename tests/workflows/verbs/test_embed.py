@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 import muva
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
-from muva.model.bundle import BUNDLE_FORMAT
 from muva.models import store_bundle
 from muva.retrieval.features import read_features
 from muva.synthetic import render
@@ -39,7 +39,7 @@ def home(tmp_path: Path) -> Path:
 def store_model(home: Path, name: str, *, seed: int) -> Artifact:
     artifact = Artifact(open_store(home / "store"), "models", name, f"{seed:016x}")
     store_bundle(artifact, small_model(seed=seed), metadata={})
-    artifact.commit(format_version=BUNDLE_FORMAT, config={}, inputs={}, summary={})
+    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
     return artifact
 
 
@@ -80,7 +80,7 @@ def test_a_folder_becomes_features_and_what_cannot_be_read_is_named(
     out = tmp_path / "crops.parquet"
     found = run("embed", f"{crops}", "--model", "mine", "--out", f"{out}")
     assert found["images"] == 8
-    assert [entry["image_id"] for entry in found["set_aside"]] == ["cam1/0002b.jpg"]
+    assert [entry["image_id"] for entry in found["quarantined"]] == ["cam1/0002b.jpg"]
     table = pq.read_table(out)
     ids = table["ids"].to_pylist()
     assert ids == sorted(f"cam{camid}/{pid:04d}.png" for pid, camid in CROPS)
@@ -167,7 +167,7 @@ def test_a_search_ranks_the_gallery_by_cosine(run: Run, crops: Path, tmp_path: P
     assert Image.open(sheet).width > 4 * 104
 
     moved = crops.rename(tmp_path / "moved")
-    assert "--images says where" in run("search", *words, code=1)
+    assert "with --images" in run("search", *words, code=1)
     assert run("search", *words, "--images", f"{moved}")["matches"] == outside["matches"]
 
 
@@ -176,13 +176,12 @@ def test_features_of_two_models_are_not_compared(run: Run, crops: Path, tmp_path
     made = run("embed", f"{crops}", "--model", "mine", "--out", f"{out}")
     asked = ("search", "--query", f"{crops / 'cam1' / '0001.png'}", "--gallery", f"{out}")
     refused = run(*asked, "--model", "other", code=1)
-    assert (
-        f"not of {Path(made['model']).parent / f'other-{1:016x}'} but of {made['model']}" in refused
-    )
+    other = Path(made["model"]).parent / f"other-{1:016x}"
+    assert f"were computed by {made['model']}, not by {other}" in refused
     assert run(*asked, "--model", "mine")["matches"] == run(*asked)["matches"]
 
     Path(made["model"]).rename(tmp_path / "elsewhere")
-    assert "--model says where it is now" in run(*asked, code=1)
+    assert "give its present place with --model" in run(*asked, code=1)
     assert run("search", "--query", "cam1/0001.png", "--gallery", f"{out}")["matches"]
 
 
@@ -194,17 +193,17 @@ def test_features_of_two_models_are_not_compared(run: Run, crops: Path, tmp_path
         (
             ("embed", "nobody", "--model", "mine", "--out", "{out}"),
             1,
-            "nobody is no folder, and no",
+            "nobody is not a folder, and no",
         ),
         (("embed", "{empty}", "--model", "mine", "--out", "a.csv"), 2, "ends in .parquet"),
-        (("embed", "{empty}", "--model", "mine", "--out", "no/a.parquet"), 1, "there is no folder"),
+        (("embed", "{empty}", "--model", "mine", "--out", "no/a.parquet"), 1, "does not exist"),
         (
             ("embed", "{empty}", "--model", "mine", "--out", "{out}", "--split", "train"),
             2,
             "--split is for data sets",
         ),
         (("embed", "{empty}", "--model", "mime", "--out", "{out}"), 1, "closest: mine"),
-        (("search", "--query", "a", "--gallery", "{out}"), 1, "there is no such file"),
+        (("search", "--query", "a", "--gallery", "{out}"), 1, "expected a file, found none"),
     ],
 )
 def test_what_cannot_be_meant_is_explained(

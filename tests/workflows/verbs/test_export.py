@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import muva
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.store import open_store
-from muva.model.bundle import BUNDLE_FORMAT
 from muva.models import store_bundle
 from muva.synthetic import render
 from tests.model.small import IMAGE_SIZE, small_model
@@ -30,7 +30,7 @@ def home(tmp_path: Path) -> Path:
     artifact = Artifact(open_store(tmp_path / "store"), "models", *NAME.rsplit("-", 1))
     model = small_model(mean=(0.5, 0.4, 0.6), std=(0.5, 0.3, 0.2))
     store_bundle(artifact, model, metadata={})
-    artifact.commit(format_version=BUNDLE_FORMAT, config={}, inputs={}, summary={})
+    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
     return tmp_path
 
 
@@ -131,7 +131,7 @@ def test_the_result_says_how_close_the_file_comes(
 @pytest.mark.parametrize(
     ("words", "explanation"),
     [
-        (("--format", "onnx", "--out", "a.onnx", "--layout", "hwc"), "is of --with-preprocessing"),
+        (("--format", "onnx", "--out", "a.onnx", "--layout", "hwc"), "applies only to --with"),
         (
             ("--format", "onnx", "--out", "a.onnx", "--for", "boxmot", "--with-preprocessing"),
             "contradict each other",

@@ -18,9 +18,9 @@ from muva.config import PARTS, GroundingConfig
 from muva.data.artifacts import Artifact, find_artifact
 from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.errors import MuvaError
-from muva.grounding.experts import choose_expert
-from muva.grounding.ground import ground_shard, label_config
-from muva.grounding.labels import LabelSet, open_labels, summarise_labels, write_label_part
+from muva.grounding.experts import choose_expert, label_config
+from muva.grounding.ground import ground_shard
+from muva.grounding.labels import LabelSet, open_labels, summarise_labels, write_shard_labels
 from muva.grounding.part_masks import patch_centres
 from muva.synthetic import synthetic_records
 from workflows.cli import main
@@ -53,7 +53,7 @@ def town(session: Session) -> Dataset:
     labels = Artifact(session.store, "labels", made.name, "1" * 16)
     for index in range(len(made.shards)):
         table, _ = ground_shard(made, index, expert=chosen.load(), name="annotated")
-        write_label_part(labels, index, table)
+        write_shard_labels(labels, index, table)
     summary = summarise_labels(labels, made, parts=PARTS)
     labels.commit(
         format_version=1,
@@ -150,7 +150,7 @@ def test_rules_make_labels_of_their_own_that_training_can_ask_for(
         other["overlaps"][0]["median_iou"], float
     )
     both = ("report", town.name, "--expert", "annotated", "--labels", raw.artifact.address)
-    assert "expected it without --expert" in masks(capsys, *both, code=2)
+    assert "expected either --labels, which" in masks(capsys, *both, code=2)
     explanation = masks(capsys, "refine", town.name, "--rules", "drop-tyni", code=2)
     assert "closest: drop-tiny" in explanation
 
@@ -168,17 +168,18 @@ def test_masks_travel_in_the_releases_form_and_back_as_they_are(
     assert (done["extra"], done["missing"], done["grid"]) == (1, 0, [8, 4])
     source = town.artifact
     config = GroundingConfig(expert="imported")
-    imported = open_labels(ground(session, source, config).artifact, dataset=town)
+    [found] = ground(session, [source], config)
+    imported = open_labels(found.artifact, dataset=town)
     original = open_labels(Artifact(session.store, "labels", town.name, "1" * 16), dataset=town)
     ids = image_ids(town)
     assert on_grid(imported, ids).equal(on_grid(original, ids))
     around, _ = imported.boxes(ids)
     exact, _ = original.boxes(ids)
     assert (around - exact).abs().max() < 0.26  # a patch is a quarter of the width
-    with pytest.raises(MuvaError, match=r"masks of 8 x 4 patches; expected 4 x 4"):
+    with pytest.raises(MuvaError, match=r"expected masks of 4 x 4 patches .*, found 8 x 4"):
         imported.masks(ids, row_centres=COLUMNS, column_centres=COLUMNS)
-    with pytest.raises(MuvaError, match="holds masks; expected boxes"):
-        ground(session, source, GroundingConfig(expert="imported", rules=("drop-tiny",)))
+    with pytest.raises(MuvaError, match="contains masks; expected boxes"):
+        ground(session, [source], GroundingConfig(expert="imported", rules=("drop-tiny",)))
     assert "8 x 4" not in masks(capsys, "report", town.name, "--expert", "imported")
 
 
@@ -197,7 +198,7 @@ def test_images_without_an_entry_are_named_or_not_found(
 
     write([name for name in names if name not in learned[:2]])
     explanation = masks(capsys, "import", town.name, str(file), code=1)
-    assert f"no entry for 2 of {len(learned)} images that syn-station has to learn" in explanation
+    assert f"no entry for 2 of {len(learned)} training images of syn-station" in explanation
     words = ("import", town.name, str(file), "--json")
     done = masks(capsys, *words, "--missing", "not-found")
     assert done["missing"] == 2 and done["found"]["head"] == 1 - 2 / len(names)
@@ -220,7 +221,7 @@ def test_one_image_is_drawn_and_explained(
     assert Image.open(picture).height > 500
     occupied = str(tmp_path / "one.png" / "two.png")
     explanation = masks(capsys, "show", town.name, first, "--out", occupied, code=1)
-    assert "cannot be written" in explanation and "--out chooses" in explanation
+    assert "cannot be written" in explanation and "another file with --out" in explanation
 
 
 def test_patches_that_came_as_such_are_drawn_as_such(
@@ -286,4 +287,5 @@ def test_labels_of_other_images_are_not_taken_for_these(
     assert "no labels by tiny" in masks(capsys, "report", town.name, "--expert", "tiny", code=1)
     named = f"{town.name}-{'2' * 16}"
     explanation = masks(capsys, "report", town.name, "--labels", named, code=1)
-    assert "with the content another; expected those of syn-station" in explanation
+    assert "expected labels of syn-station with the content" in explanation
+    assert "found those of syn-station with another" in explanation

@@ -1,4 +1,4 @@
-"""A checkpoint of another program, from the file to a training that goes on from it."""
+"""A checkpoint of another program, from the file to a training that starts from it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from muva.data.artifacts import find_artifact, list_artifacts, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
-from muva.model.bundle import embedder_of
+from muva.model.bundle import bundle_of_model
 from muva.model.clip import OPENAI_MEAN, OPENAI_STD, load_clip
 from muva.model.muva_model import MuvaModel, build_model
 from muva.retrieval import evaluate
 from tests.model.foreign_files import clip_reid_state, release_state, write
+from tests.shared import linked_copy
 from workflows.cli import main
-from workflows.results.comparison import compared, results_in
+from workflows.results.comparison import compare_results, results_in
 from workflows.steps.training_inputs import TrainingInputs
 
 Run = Callable[..., Any]
 TARGET = "syn-station"
+KEPT = ("--workers", "1", "--keep-every", "1")
 STILL = ("--set", "stage1.epochs=1", "--set", "stage2.epochs=1", "--set", "stage2.lr=1e-12")
 """A training that moves nothing: what comes out is what it started from."""
 
@@ -66,8 +68,9 @@ def foreign_model(recipe: Path, *, seed: int = 7, **changed: Any) -> MuvaModel:
 
 
 def test_a_checkpoint_is_imported_judged_and_trained_on(
-    ray_session: None, run: Run, smoke_recipe: Path, tmp_path: Path
+    run: Run, smoke_store: Path, smoke_recipe: Path, tmp_path: Path
 ) -> None:
+    linked_copy(smoke_store / "datasets", tmp_path / "runs" / "store" / "datasets")
     original = foreign_model(smoke_recipe)
     file = write(release_state(original), tmp_path / "market.pth", how="wrapped")
 
@@ -85,7 +88,7 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     dataset = open_dataset(find_artifact(store, "datasets", TARGET))
     rows = dataset.rows(["pid", "camid", "split"], splits=["query", "gallery"])
     images = dataset.read_images(rows["row"].to_numpy())
-    features = embedder_of(original, metadata={}).embed([decode_rgb(image) for image in images])
+    features = bundle_of_model(original, metadata={}).embed([decode_rgb(image) for image in images])
     asked = rows["split"].to_numpy(zero_copy_only=False) == "query"
     pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
     expected = evaluate(
@@ -102,11 +105,14 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     assert "parts ('head', 'upper_body', 'legs') there, ('head',) here" in refused
     assert not list_artifacts(store, "labels", unfinished=True)
 
-    first = run("train", "--init", "authors", "--name", "first", "--set", "seed=5", *STILL)
+    linked_copy(smoke_store / "labels", tmp_path / "runs" / "store" / "labels")
+    first = run("train", "--init", "authors", "--name", "first", "--set", "seed=5", *STILL, *KEPT)
     assert {row["what"]: row["outcome"] for row in first["start"]} == {
         **dict.fromkeys(("image encoder", "part tokens", "mask predictor", "BN neck"), "taken"),
         **dict.fromkeys(("classifier", "contexts", "text side"), "new"),
     }
+    states = [*store.list(open_artifact(first["model"]).key("states"))]
+    assert states, "--keep-every 1 keeps the state of each epoch"
     trained = muva.load(first["model"]).model
     for name, value in original.image_encoder.state_dict().items():
         ours = trained.image_encoder.state_dict()[name]
@@ -116,9 +122,9 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     assert manifest["inputs"]["init"] == find_artifact(store, "models", "authors").address
 
     run("evaluate", "first", "--targets", TARGET)
-    assert {(one.method, one.sources) for one in compared(results_in(store))} == {
+    assert {(one.method, one.sources) for one in compare_results(results_in(store))} == {
         ("authors", ()),  # what it learned from is not known
-        ("first, begun from authors", tuple(sorted(load_recipe(smoke_recipe).sources))),
+        ("first, initialised from authors", tuple(sorted(load_recipe(smoke_recipe).sources))),
     }
 
     # Trained here on the same people: its classes are those of the next training on them.
@@ -154,7 +160,7 @@ def test_models_are_listed_with_what_they_were_made_from(
     pixels = torch.rand(3, 3, 64, 32)
     np.testing.assert_allclose(
         muva.load(found["model"]).embed_pixels(pixels),
-        embedder_of(model, metadata={}).embed_pixels(pixels),
+        bundle_of_model(model, metadata={}).embed_pixels(pixels),
         atol=1e-6,
     )
 

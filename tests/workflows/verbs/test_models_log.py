@@ -25,9 +25,9 @@ from mlflow.pyfunc import PyFuncModel, load_model
 from PIL import Image
 
 import muva
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.store import open_store
-from muva.model.bundle import BUNDLE_FORMAT
 from muva.models import store_bundle
 from muva.synthetic import render
 from tests.model.small import small_model
@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     artifact = Artifact(open_store(folder / "store"), "models", *NAME.rsplit("-", 1))
     store_bundle(artifact, small_model(seed=3), metadata={})
-    artifact.commit(format_version=BUNDLE_FORMAT, config={}, inputs={}, summary={})
+    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
     return folder
 
 
@@ -111,13 +111,13 @@ def test_every_form_of_an_image_gives_the_bundles_features(
 @pytest.mark.parametrize(
     ("image", "explanation"),
     [
-        ("nowhere.jpg", "row 1: 'nowhere.jpg' is neither a file here nor base64"),
+        ("nowhere.jpg", "row 1: 'nowhere.jpg' is neither an existing file nor a base64-"),
         (b"no image", "an image of 8 bytes"),
         (base64.b64encode(b"no image").decode(), "an image of 8 bytes"),
         (None, "row 1: expected a path, encoded bytes, base64"),
-        ([[[0, 0, 256]]], "whole numbers from 0 to 255"),
-        ([[0, 1], [2]], "whole numbers from 0 to 255"),
-        ([[[0.5, 0.5, 0.5]]], "whole numbers from 0 to 255"),
+        ([[[0, 0, 256]]], "integers from 0 to 255"),
+        ([[0, 1], [2]], "integers from 0 to 255"),
+        ([[[0.5, 0.5, 0.5]]], "integers from 0 to 255"),
     ],
 )
 def test_a_caller_is_told_what_is_wrong_with_an_image(
@@ -154,7 +154,7 @@ def test_a_model_that_was_judged_before_is_logged_with_its_files(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Tracker(tracking_uri(home), "muva").open(name="evaluate", key="evaluate") as run:
-        judged = run.model(UsedModel(name="small", address=f"models/{NAME}"), made=False)
+        judged = run.log_model(UsedModel(name="small", address=f"models/{NAME}"), made=False)
     told = log(home, capsys)
     assert told["mlflow_model"] == f"models:/{judged}"
     model = MlflowClient(tracking_uri(home)).get_logged_model(told["mlflow_model"].split("/")[-1])
@@ -174,7 +174,7 @@ def test_the_model_is_served_over_http(logged: str, home: Path, people: list[Pat
         assert status == 200, answer
         np.testing.assert_allclose(answer["predictions"], expected[1:2], atol=1e-6)
         status, answer = ask(address, {"dataframe_records": [{"image": "nowhere.jpg"}]})
-        assert (status, "neither a file here" in answer["message"]) == (400, True)
+        assert (status, "neither an existing file" in answer["message"]) == (400, True)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def test_a_tree_of_other_counts_is_refused_with_both_tables(
     said = capsys.readouterr().err
     assert "Market-1501 at " in said
     assert "train    images         12936        48  differs" in said
-    assert "--accept-counts goes on, and marks the data set as altered" in said
+    assert "--accept-counts to import it anyway; it is then marked as altered" in said
 
 
 def test_a_data_set_is_the_same_in_every_layout(home: Path) -> None:
@@ -87,12 +87,12 @@ def test_rows_stand_beside_the_published_ones(
     found: dict[str, dict[str, Any]] = {row["target"]: row for row in json.loads(told.out)}
     assert set(found) == {"msmt17", "cuhk03np-detected"}
     row = found["msmt17"]
-    assert (row["sources"], row["seeds"], row["number"]) == (["market1501"], 1, "last epoch")
+    assert (row["sources"], row["seeds"], row["checkpoint"]) == (["market1501"], 1, "last epoch")
     assert row["altered"] == ["market1501", "msmt17"]
     assert (row["published"]["mean_ap"], row["published"]["rank1"]) == (0.276, 0.568)
     assert row["mean_ap_difference"] == pytest.approx(row["mean_ap"] - 0.276)
     assert row["best"]["method"] == "MUVA"
-    assert "Without a result here: market1501 -> dukemtmc;" in told.err
+    assert "No result in this store: market1501 -> dukemtmc;" in told.err
 
 
 def test_the_comparison_is_a_table_for_papers_and_for_spreadsheets(
@@ -108,7 +108,9 @@ def test_the_comparison_is_a_table_for_papers_and_for_spreadsheets(
     muva("compare", "--form", "markdown", "--home", str(home))
     lines = capsys.readouterr().out.splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| market1501* | cuhk03np-detected* | muva | last epoch | 1 |")
+    assert lines[2].startswith(
+        "| market1501* | cuhk03np-detected* | muva (smoke) | last epoch | 1 |"
+    )
 
 
 def test_mlflow_shows_a_map_of_sources_and_targets(home: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -15,25 +17,26 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 import muva
-from muva.config import ExperimentConfig, load_recipe, with_settings
-from muva.data.artifacts import Artifact, list_artifacts, open_artifact
+from muva.config import ExecutionConfig, ExperimentConfig, load_recipe, with_settings
+from muva.data import formats
+from muva.data.artifacts import Artifact, find_artifact, list_artifacts, open_artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
 from muva.errors import MuvaError
-from muva.grounding.labels import LABEL_FORMAT
 from muva.retrieval.features import Features, write_features
-from muva.training.compute import Compute
+from tests.shared import linked_copy
 from workflows.cli import main
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
 from workflows.steps.evaluate import evaluate_on
 from workflows.steps.import_data import import_tree
-from workflows.steps.pipeline import PipelineReport, pipeline_run, run_pipeline, tell_run
+from workflows.steps.pipeline import PipelineReport, run_pipeline, run_recipe
 from workflows.steps.rank import FeatureParts
-from workflows.steps.train import check_parts, train
+from workflows.steps.train import check_parts, declare_training, train
 
 TARGET = "syn-station"
+TRAINED = ("smoke-global-only", "smoke-muva")
 
 
 class Pipeline(NamedTuple):
@@ -42,21 +45,13 @@ class Pipeline(NamedTuple):
     report: PipelineReport
 
 
-def run_once(session: Session, config: ExperimentConfig) -> PipelineReport:
-    with pipeline_run(session, config) as run:
-        assert run is not None
-        report = run_pipeline(session.within(run), config, workers=Workers())
-        tell_run(run, config, report)
-    return report
-
-
 @pytest.fixture(scope="module")
 def pipeline(
     ray_session: None, smoke_recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Pipeline:
     session = open_session(home=tmp_path_factory.mktemp("home"), experiment="muva/smoke")
     config = load_recipe(smoke_recipe)
-    return Pipeline(session, config, run_once(session, config))
+    return Pipeline(session, config, run_recipe(session, config))
 
 
 def runs_of(session: Session) -> list[MlflowRun]:
@@ -66,7 +61,12 @@ def runs_of(session: Session) -> list[MlflowRun]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
-def test_every_variant_is_judged_on_the_target(pipeline: Pipeline) -> None:
+def stage2_run(pipeline: Pipeline) -> MlflowRun:
+    runs = runs_of(pipeline.session)
+    return next(run for run in runs if run.info.run_name == "stage 2 of smoke-muva")
+
+
+def test_every_variant_is_evaluated_on_the_target(pipeline: Pipeline) -> None:
     results = pipeline.report.targets[TARGET]
     assert list(results) == ["clip", "global_only", "muva"]
     for found in results.values():
@@ -78,12 +78,52 @@ def test_a_second_run_computes_nothing_and_makes_no_run(pipeline: Pipeline) -> N
     store = pipeline.session.store
     before = {key: store.read(key) for key in store.list()}
     runs = {run.info.run_id for run in runs_of(pipeline.session)}
-    again = run_once(pipeline.session, pipeline.config)
+    again = run_recipe(pipeline.session, pipeline.config)
     assert {key: store.read(key) for key in store.list()} == before
     assert {run.info.run_id for run in runs_of(pipeline.session)} == runs
     assert {k: v.mean_ap for k, v in again.targets[TARGET].items()} == {
         k: v.mean_ap for k, v in pipeline.report.targets[TARGET].items()
     }
+
+
+AGAIN = """
+import sys
+from muva.config import load_recipe
+from workflows.session import open_session
+from workflows.steps.pipeline import run_recipe
+
+session = open_session(home=sys.argv[1], experiment="muva/smoke")
+report = run_recipe(session, load_recipe(sys.argv[2]))
+assert not report.computed, report.seconds
+ray = sys.modules.get("ray")
+assert ray is None or not ray.is_initialized(), "a finished pipeline needs no cluster"
+"""
+
+
+def test_a_finished_pipeline_starts_no_cluster_draws_no_picture_and_opens_no_step_again(
+    pipeline: Pipeline, smoke_recipe: Path
+) -> None:
+    def files() -> dict[Path, int]:
+        """Of the store and of MLflow's artifacts, with their times."""
+        found = (file for file in home.rglob("*") if not file.name.startswith("mlflow.db"))
+        return {file: file.stat().st_mtime_ns for file in found if file.is_file()}
+
+    def attempts() -> dict[str, str]:
+        return {
+            run.info.run_id: run.data.tags["muva.attempt"]
+            for run in runs_of(pipeline.session)
+            if "mlflow.parentRunId" in run.data.tags
+        }
+
+    home = pipeline.session.home
+    files_before, attempts_before = files(), attempts()
+    assert any(file.suffix == ".png" for file in files_before)
+    assert set(attempts_before.values()) == {"1"}
+    command = [sys.executable, "-c", AGAIN, str(home), str(smoke_recipe)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files() == files_before
+    assert attempts() == attempts_before
 
 
 def test_mlflow_holds_one_parent_with_a_child_per_step(pipeline: Pipeline) -> None:
@@ -95,8 +135,9 @@ def test_mlflow_holds_one_parent_with_a_child_per_step(pipeline: Pipeline) -> No
     assert set(children) == {
         *(f"import {name}" for name in ("syn-harbour", "syn-airport", TARGET)),
         *(f"ground {name}" for name in ("syn-harbour", "syn-airport")),
-        *(f"stage {stage} of {name}" for stage in (1, 2) for name in ("muva", "global-only")),
-        *(f"evaluate {name} on {TARGET}" for name in ("clip", "global-only", "muva")),
+        *(f"stage {stage} of {name}" for stage in (1, 2) for name in TRAINED),
+        *(f"evaluate {name} on {TARGET}" for name in ("clip", *TRAINED)),
+        "map of domains by smoke-muva",
     }
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert parent.data.metrics[f"{TARGET}/mAP"] == pytest.approx(
@@ -108,7 +149,7 @@ def test_mlflow_holds_one_parent_with_a_child_per_step(pipeline: Pipeline) -> No
 
 
 def test_losses_are_recorded_once_an_epoch(pipeline: Pipeline) -> None:
-    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    run = stage2_run(pipeline)
     client = MlflowClient(pipeline.session.tracking_uri)
     history = client.get_metric_history(run.info.run_id, "stage2/loss")
     assert [point.step for point in history] == [1, 2]
@@ -121,9 +162,11 @@ def test_pictures_and_settings_are_beside_the_numbers(pipeline: Pipeline) -> Non
         for run in runs_of(pipeline.session)
     }
     pictures = {"ranked-gallery.png", "predicted-masks.png", "attention.png"}
-    assert pictures <= names[f"evaluate muva on {TARGET}"]
+    assert pictures <= names[f"evaluate smoke-muva on {TARGET}"]
     assert "pseudo-labels.png" in names["ground syn-harbour"]
-    stage2 = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    stage2 = next(
+        r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of smoke-muva"
+    )
     masks = client.list_artifacts(stage2.info.run_id, "masks")
     assert [file.path for file in masks] == ["masks/epoch-001.png", "masks/epoch-002.png"]
     parent = f"syn-harbour+syn-airport -> {TARGET} · smoke · seed 0"
@@ -143,7 +186,9 @@ def test_models_are_ranked_by_what_they_reached_on_the_target(pipeline: Pipeline
     assert [
         metric.value for one in ranked for metric in one.metrics or [] if metric.key.endswith("mAP")
     ] == pytest.approx(reached)
-    stage2 = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    stage2 = next(
+        r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of smoke-muva"
+    )
     assert stage2.inputs is not None
     assert {one.dataset.name for one in stage2.inputs.dataset_inputs} == {
         "syn-harbour", "syn-airport"
@@ -171,7 +216,7 @@ def test_a_model_opens_in_one_call_and_embeds_as_the_pipeline_did(pipeline: Pipe
     (features,) = [
         artifact
         for artifact in list_artifacts(pipeline.session.store, "features")
-        if artifact.name == f"{TARGET}-by-muva"
+        if artifact.name == f"{TARGET}-by-smoke-muva"
     ]
     theirs = FeatureParts(features).read(np.arange(len(rows)))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
@@ -192,9 +237,8 @@ def test_a_market1501_tree_of_the_same_images_gives_the_same_metrics(
     tree = import_tree(session, "from-a-tree", tmp_path, layout="market1501", options={})
     for variant, model in report.models.items():
         found = evaluate_on(session, model, tree.artifact, pipeline.config, name=variant)
-        assert dataclasses.replace(found, seconds=0) == dataclasses.replace(
-            report.targets[TARGET][variant], seconds=0
-        )
+        assert found.computed
+        assert found.scores == report.targets[TARGET][variant]
 
 
 def test_features_of_another_program_score_alike(
@@ -229,7 +273,7 @@ def test_features_of_another_program_score_alike(
 
 
 def test_an_epochs_parts_are_timed(pipeline: Pipeline) -> None:
-    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    run = stage2_run(pipeline)
     spent = {name: run.data.metrics[f"stage2/{name}"] for name in ("memory_pass_s", "steps_s")}
     assert min(spent.values()) > 0
     assert 0 <= run.data.metrics["stage2/waiting_s"] < sum(spent.values())
@@ -241,14 +285,15 @@ def test_neither_workers_nor_loaders_nor_micro_batches_change_a_loss(pipeline: P
         open_session(home=pipeline.session.home / "two"), store=pipeline.session.store
     )
     shutil.rmtree(open_path(one.models["muva"]))
-    two = train(
+    declared = declare_training(
         elsewhere,
         config,
         sources=[one.datasets[name] for name in config.sources],
         labels=[one.labels[name] for name in config.sources],
-        workers=Workers(count=2, compute=Compute(micro_batch=3), loaders=1),
-        name="muva",
+        name="smoke-muva",
     )
+    workers = Workers(count=2, loaders=1, execution=ExecutionConfig(micro_batch=3))
+    two = train(elsewhere, declared, workers)
     assert two.model.uri == one.models["muva"]
     summary = two.encoder.summary
     assert (summary["workers"], summary["compute"]["micro_batch"]) == (2, 3)
@@ -258,8 +303,25 @@ def test_neither_workers_nor_loaders_nor_micro_batches_change_a_loss(pipeline: P
     np.testing.assert_allclose(losses, history, rtol=1e-4)
 
 
+def test_how_it_is_computed_is_part_of_no_address_and_no_run(pipeline: Pipeline) -> None:
+    execution = {"workers": 2, "micro_batch": 3, "deterministic": True, "keep_every": 1}
+    config = with_settings(pipeline.config, {"execution": execution}, where="test")
+    runs = {run.info.run_id: run.data.params for run in runs_of(pipeline.session)}
+    again = run_recipe(pipeline.session, config)
+    assert again.models == pipeline.report.models
+    assert {n: a.address for n, a in again.datasets.items()} == {
+        n: a.address for n, a in pipeline.report.datasets.items()
+    }
+    assert {n: a.address for n, a in again.labels.items()} == {
+        n: a.address for n, a in pipeline.report.labels.items()
+    }
+    steps = [s for name, s in again.seconds.items() if name.startswith(("stage", "evaluate"))]
+    assert max(steps) < 5, "nothing is computed again"
+    assert {run.info.run_id: run.data.params for run in runs_of(pipeline.session)} == runs
+
+
 def runs_history(pipeline: Pipeline) -> list[float]:
-    run = next(r for r in runs_of(pipeline.session) if r.info.run_name == "stage 2 of muva")
+    run = stage2_run(pipeline)
     client = MlflowClient(pipeline.session.tracking_uri)
     return [p.value for p in client.get_metric_history(run.info.run_id, "stage2/loss")]
 
@@ -272,37 +334,73 @@ def test_a_mistake_in_a_workers_settings_is_told_as_it_is(
     pipeline: Pipeline,
 ) -> None:
     config = with_settings(pipeline.config, {"model.predictor_heads": 4}, where="test")
-    with pytest.raises(MuvaError, match="another build: predictor_heads 2 there, 4 here"):
-        train(
-            dataclasses.replace(pipeline.session, tracking_uri=None),
+    with pytest.raises(
+        MuvaError, match="a different architecture: predictor_heads is 2 in that model, 4 here"
+    ):
+        session = dataclasses.replace(pipeline.session, tracking_uri=None)
+        declared = declare_training(
+            session,
             config,
             sources=[pipeline.report.datasets[name] for name in config.sources],
             labels=[pipeline.report.labels[name] for name in config.sources],
-            workers=Workers(),
             name="of-another-build",
             init=open_artifact(pipeline.report.models["muva"]),
         )
+        train(session, declared, Workers())
 
 
 def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
-    ray_session: None, smoke_recipe: Path, tmp_path: Path
+    smoke_store: Path, smoke_recipe: Path, tmp_path: Path
 ) -> None:
+    linked_copy(smoke_store / "datasets", tmp_path / "store" / "datasets")
     session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
     cases: list[tuple[dict[str, object], int, str]] = [
-        ({"stage1.batch_size": 64}, 1, "needs 16 identities, the training images show 12"),
+        ({"stage1.batch_size": 64}, 1, "16 identities, but the training images show only 12"),
         ({"stage2.batch_size": 12}, 2, "2 workers cannot share the 3 identities"),
         (
-            {"grounding.phrases": {"head": "head"}},
+            {"model.parts": ["head", "bag", "shoes"]},
             1,
-            "model.parts names upper_body, legs, of which",
+            "model.parts names bag, shoes, which would have no pseudo-labels",
         ),
-        ({"model.clip": "ViT-B-16:laion"}, 1, "open_clip has no weights laion of ViT-B-16"),
+        ({"model.clip": "ViT-B-16:laion"}, 1, "open_clip has no weights laion for ViT-B-16"),
     ]
     for changes, workers, message in cases:
+        changes |= {"execution.workers": workers}
         config = with_settings(load_recipe(smoke_recipe), changes, where="test")
         with pytest.raises(MuvaError, match=message):
-            run_pipeline(session, config, workers=Workers(count=workers))
+            run_pipeline(session, config)
     assert not list_artifacts(session.store, "labels", unfinished=True)
+
+
+def test_recipes_of_different_names_stand_side_by_side(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = pipeline.session.store
+    config = with_settings(
+        pipeline.config, {"name": "other", "variants": ["global_only"]}, where="test"
+    )
+    before = {key: store.read(key) for key in store.list()}
+    session = Session(home=tmp_path, store=store, tracking_uri=None)
+    report = run_pipeline(session, config)
+
+    after = {key: store.read(key) for key in store.list()}
+    assert before.items() <= after.items(), "nothing of the other recipe's is touched"
+    model = open_artifact(report.models["global_only"])
+    assert model.name == "other-global-only"
+    smoke = find_artifact(store, "models", "smoke-global-only")
+    assert smoke.uri == pipeline.report.models["global_only"]
+    assert find_artifact(store, "metrics", f"other-global-only-on-{TARGET}").manifest()
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--json", "--home", f"{tmp_path}", "--store", store.uri])
+    assert stop.value.code == 0
+    found = {row["method"]: row["mean_ap"] for row in json.loads(capsys.readouterr().out)}
+    results = pipeline.report.targets[TARGET]
+    assert found["global-only (smoke)"] == results["global_only"].mean_ap
+    (ours,) = (value for name, value in found.items() if name.startswith("muva (smoke)"))
+    assert ours == results["muva"].mean_ap
+    assert found["global-only (other)"] == report.targets[TARGET]["global_only"].mean_ap
 
 
 def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> None:
@@ -310,12 +408,29 @@ def test_more_workers_than_there_are_cores_are_refused(ray_session: None) -> Non
         Workers(count=1000).check()
 
 
+def test_gpus_are_used_left_alone_or_insisted_on(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.runtime.cluster.gpus", lambda: 2)
+    two, three = (Workers(count=count, cpus_each=1) for count in (2, 3))
+    assert two.use_gpu and not three.use_gpu
+    without = dataclasses.replace(two, gpus_each=0)
+    assert (without.gpus, without.use_gpu) == (0, False)
+    assert without.runtime_env == {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    assert two.runtime_env is None
+    one = Workers(cpus_each=1)
+    dataclasses.replace(one, gpus_each=1).check()
+    monkeypatch.setattr("workflows.runtime.cluster.gpus", lambda: 0)
+    with pytest.raises(MuvaError, match=r"has 0 GPUs; .* --gpus-per-worker 0"):
+        dataclasses.replace(one, gpus_each=1).check()
+
+
 def test_cuda_graphs_are_for_one_worker_with_a_gpu(
     ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for count, gpus, told in ((1, 0, "1 workers and 0"), (2, 2, "2 workers and 2"), (1, 1, None)):
-        monkeypatch.setattr("workflows.runtime.workers.gpus", lambda gpus=gpus: gpus)
-        workers = Workers(count=count, cpus_each=1, compute=Compute(cuda_graphs=True))
+        monkeypatch.setattr("workflows.runtime.cluster.gpus", lambda gpus=gpus: gpus)
+        workers = Workers(count=count, cpus_each=1, execution=ExecutionConfig(cuda_graphs=True))
         expected = pytest.raises(MuvaError, match=f"--cuda-graphs .* {told} GPUs: leave the option")
         with expected if told else nullcontext():
             workers.check()
@@ -331,7 +446,9 @@ def test_sources_whose_labels_share_too_few_parts_are_refused(
     labels = []
     for name, parts in (("town", ("head", "upper_body")), ("city", parts_of_second)):
         artifact = Artifact(open_store(tmp_path), "labels", name, "0" * 16)
-        artifact.commit(format_version=LABEL_FORMAT, config={}, inputs={}, summary={"parts": parts})
+        artifact.commit(
+            format_version=formats.LABELS, config={}, inputs={}, summary={"parts": parts}
+        )
         labels.append(artifact)
     config = load_recipe("base", overrides=["model.parts=[head, upper_body]"])
     with pytest.raises(MuvaError, match=rf"town has head, upper_body; city has .*{remedy}"):

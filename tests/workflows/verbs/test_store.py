@@ -8,21 +8,35 @@ import pytest
 from mlflow import MlflowClient
 
 from muva.data.artifacts import Artifact
+from muva.data.lineage import Inputs, Role
+from tests.data.test_training_images import dataset
+from tracking.names import ARTIFACT_TAG
 from tracking.runs import runs_with_tag
 from workflows.cli import main
 from workflows.session import Session, open_session
-from workflows.steps.step import ARTIFACT_TAG, Step, do_step
+from workflows.steps.step import Step, run_step
 
 
-def make(session: Session, kind: str, name: str, *, inputs: dict[str, str]) -> Artifact:
-    artifact = Artifact(session.store, kind, name, "0123456789abcdef")
+def declared(session: Session, kind: str, name: str, inputs: Inputs) -> Step:
+    return Step(
+        title=name,
+        store=session.store,
+        kind=kind,
+        name=name,
+        format_version=1,
+        settings={},
+        inputs=inputs,
+    )
+
+
+def make(session: Session, kind: str, name: str, *, inputs: Inputs | None = None) -> Artifact:
+    step = declared(session, kind, name, inputs or {})
 
     def work(_: object) -> dict[str, Any]:
-        session.store.write(artifact.key("content"), b"x" * 1000)
+        session.store.write(step.artifact.key("content"), b"x" * 1000)
         return {}
 
-    step = Step(label=name, artifact=artifact, format_version=1, config={}, inputs=inputs)
-    return do_step(step, session=session, work=work).artifact
+    return run_step(step, session=session, work=work).artifact
 
 
 def muva(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
@@ -37,9 +51,9 @@ def test_gc_keeps_what_a_run_uses_and_what_that_was_made_from(
 ) -> None:
     session = open_session(home=tmp_path)
     untracked = Session(home=tmp_path, store=session.store, tracking_uri=None)
-    people = make(untracked, "datasets", "people", inputs={})
-    model = make(session, "models", "muva", inputs={"source 0": people.address})
-    lonely = make(untracked, "datasets", "lonely", inputs={})
+    people = dataset(tmp_path / "store", "people", [1]).artifact
+    model = make(session, "models", "muva", inputs={Role.SOURCE: [people]})
+    lonely = make(untracked, "labels", "lonely")
     home = ("--home", f"{tmp_path}")
 
     listed = {row["address"]: row["runs"] for row in muva(capsys, "store", "list", *home)}
@@ -47,7 +61,7 @@ def test_gc_keeps_what_a_run_uses_and_what_that_was_made_from(
 
     proposed = muva(capsys, "store", "gc", *home)
     assert [row["address"] for row in proposed["artifacts"]] == [lonely.address]
-    assert lonely.manifest() is not None, "gc without --yes only says what would go"
+    assert lonely.manifest() is not None, "without --yes, gc only reports what it would delete"
 
     muva(capsys, "store", "gc", "--yes", *home)
     assert lonely.manifest() is None
@@ -72,22 +86,16 @@ def test_a_run_that_failed_names_what_it_was_to_make_and_keeps_nothing_unfinishe
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = open_session(home=tmp_path)
-    made = make(session, "datasets", "people", inputs={})
-    broken = Artifact(session.store, "models", "muva", "0123456789abcdef")
+    made = make(session, "labels", "people")
+    step = declared(session, "models", "muva", {Role.LABELS: [made]})
+    broken = step.artifact
 
     def work(_: object) -> dict[str, Any]:
         session.store.write(broken.key("states", "epoch"), b"x")
         raise RuntimeError("the power is gone")
 
-    step = Step(
-        label="muva",
-        artifact=broken,
-        format_version=1,
-        config={},
-        inputs={"source 0": made.address},
-    )
     with pytest.raises(RuntimeError):
-        do_step(step, session=session, work=work)
+        run_step(step, session=session, work=work)
     tagged = {run.value: run.name for run in runs_with_tag(session.tracking_uri, ARTIFACT_TAG)}
     assert tagged == {made.address: "people", broken.address: "muva"}
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from muva.errors import MuvaError
-from tests.workflows.commands import heeding_ctrl_c
+from tests.workflows.commands import PATIENCE_S, heeding_ctrl_c
 from tracking.runs import RunRef, Tracker
 from tracking.ui import run_link
 from workflows.runtime.local import usable_port
@@ -32,8 +32,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(home: Path) -> RunRef:
     with Tracker(f"sqlite:///{home / 'mlflow.db'}", "muva/demo").open(name="demo", key="d") as made:
-        made.metrics({"syn-station/mAP": 0.5})
-        made.picture("pictures/sheet.png", np.zeros((4, 4, 3), np.uint8))
+        made.log_metrics({"syn-station/mAP": 0.5})
+        made.log_image("pictures/sheet.png", np.zeros((4, 4, 3), np.uint8))
     return made.ref
 
 
@@ -58,7 +58,7 @@ def server(home: Path, run: RunRef) -> Iterator[tuple[str, list[str]]]:
     assert address is not None, said
     yield address.group(), said
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(PATIENCE_S) == 0
     with pytest.raises(OSError):
         urllib.request.urlopen(f"{address.group()}/health", timeout=2)
 
@@ -91,8 +91,8 @@ def test_runs_are_tracked_through_the_server_as_well(server: tuple[str, list[str
     address, _ = server
     for value in (0.5, 0.5):
         with Tracker(address, "muva/remote").open(name="step", key="step") as run:
-            run.metrics({"loss": value}, step=1)
-            run.text("notes.txt", "kept by the server")
+            run.log_metrics({"loss": value}, step=1)
+            run.log_text("notes.txt", "kept by the server")
     client = MlflowClient(tracking_uri=address)
     assert len(client.get_metric_history(run.ref.run_id, "loss")) == 1
     assert client.get_run(run.ref.run_id).data.tags["muva.attempt"] == "2"
@@ -127,4 +127,4 @@ def test_runs_on_a_server_are_linked_there() -> None:
     said = CliRunner().invoke(ui_verb, ["--tracking-uri", "https://me:pass@mlflow.example.org"])
     assert said.exit_code == 0
     link = f"https://mlflow.example.org/#/experiments?{TRAINING_VIEW}"
-    assert said.stdout.strip() == f"The runs are on a server already: {link}"
+    assert said.stdout.strip() == f"A server already serves the runs: {link}"

@@ -1,7 +1,7 @@
-"""One image of one person: person, place, passers-by and sensor put together.
+"""One image of one person: combines person, place, passers-by and sensor.
 
-Everything random about an image is drawn from its own address (domain, pid, camid, index), so it
-comes out the same in any order and in any process. The image's size changes nothing but its detail.
+Everything random in an image is drawn from its own key (domain, pid, camid, index), so the image is
+the same in any order and in any process. The size of the image only affects its level of detail.
 """
 
 from __future__ import annotations
@@ -25,25 +25,22 @@ from muva.synthetic.sensor import expose
 from muva.synthetic.site import site
 from muva.synthetic.surface import NO_PART, PART_VALUES
 
-RENDERER_VERSION = 1
-"""Raised whenever an image comes out differently: data sets of other versions stay apart."""
-
 TRACKS = 2
-"""How often a person passes each camera: even images are of one pass, odd ones of another."""
+"""How often a person passes each camera: even images show one pass, odd images another."""
 
-_SMALLEST_PX = 16
+_MIN_SIZE_PX = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticImage:
-    """An image with everything that is known about it."""
+    """An image with all of its labels."""
 
     image: Levels
     """(H, W, 3) RGB."""
     part_map: Levels
-    """(H, W) of what can be seen: 0 nothing, 1 head, 2 upper body, 3 legs; bags are no part."""
+    """(H, W) of the visible parts: 0 none, 1 head, 2 upper body, 3 legs; bags are not a part."""
     boxes: dict[str, Box | None]
-    """Part to the smallest box around it in the part map, or None when it is out of sight."""
+    """Part -> smallest box around it in the part map; None if it is out of sight."""
     caption: str
     pid: int
     camid: int
@@ -71,9 +68,9 @@ def render(
         light = _over(light, behind)
     light = _over(light, cutout.layer)
     if rng.random() < find_domain(domain).occluded:
-        before = occluder(domain, camid, rng, height=height, width=width)
-        light = _over(light, before)
-        part_map = np.where(before[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
+        in_front = occluder(domain, camid, rng, height=height, width=width)
+        light = _over(light, in_front)
+        part_map = np.where(in_front[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
 
     rng = generator("sensor", domain, pid, camid, index)
     return SyntheticImage(
@@ -88,7 +85,7 @@ def render(
 
 
 def part_boxes(part_map: Levels) -> dict[str, Box | None]:
-    """The smallest box around each part, in fractions of width and height; None for no pixels."""
+    """The smallest box around each part, as fractions; None if the part has no pixels."""
     height, width = part_map.shape
     boxes: dict[str, Box | None] = {}
     for part in PARTS:
@@ -107,7 +104,7 @@ def part_boxes(part_map: Levels) -> dict[str, Box | None]:
 
 
 def _over(below: Floats, above: Floats) -> Floats:
-    """Lay a layer (H, W, 4) over a picture (H, W, 3)."""
+    """Composite a layer (H, W, 4) over an image (H, W, 3)."""
     return below * (1 - above[..., 3:]) + above[..., :3]
 
 
@@ -116,10 +113,10 @@ def _check(domain: str, *, pid: int, camid: int, index: int, height: int, width:
     if pid < 1 or camid < 1 or index < 0:
         raise MuvaError(
             f"synthetic image of {domain}: expected pid and camid from 1 and index from 0, "
-            f"got pid {pid}, camid {camid}, index {index}"
+            f"found pid {pid}, camid {camid}, index {index}"
         )
-    if min(height, width) < _SMALLEST_PX:
+    if min(height, width) < _MIN_SIZE_PX:
         raise MuvaError(
-            f"synthetic image of {domain}: {height} x {width} is too small; "
-            f"height and width start at {_SMALLEST_PX} pixels"
+            f"synthetic image of {domain}: expected a height and width of at least "
+            f"{_MIN_SIZE_PX} pixels, found {height} x {width}"
         )

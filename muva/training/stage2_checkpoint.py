@@ -1,7 +1,7 @@
-"""All that resuming stage 2 needs: weights, the neck's statistics, Adam's moments, the scaler.
+"""Checkpoints of stage 2: weights, BN statistics, Adam's moments and the gradient scaler.
 
-What is not in it is a function of (seed, epoch): batches, flips, learning rates. The memory is made
-anew at each epoch's start.
+Everything else follows from (seed, epoch): batches, flips and learning rates. The memory is rebuilt
+at the start of each epoch.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from torch import Tensor
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.optimisers import optimiser_state, restore_optimiser, trained_parameters
-from muva.training.report import State
+from muva.training.report import Checkpoint
 
 
-def stage2_state(
+def stage2_checkpoint(
     epoch: int, model: MuvaModel, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> State:
-    """The state behind an epoch, copied to the processor."""
+) -> Checkpoint:
+    """The checkpoint after an epoch, copied to the CPU."""
     weights = {
         f"model/{name}": value.detach().to("cpu", copy=True)
         for name, value in stage2_tensors(model).items()
@@ -35,27 +35,32 @@ def restore_stage2(
     model: MuvaModel,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    state: State,
+    checkpoint: Checkpoint,
 ) -> int:
-    """Undo `stage2_state`; returns the state's epoch. MuvaError when it is of another model."""
-    epoch = load_weights(model, state)
-    moments = _under("optimiser/", state)
-    if moments or "step" not in state:  # none before the first step of all
+    """Load what `stage2_checkpoint` returned; returns its epoch.
+
+    Raises:
+        MuvaError: the checkpoint belongs to a different model.
+    """
+    epoch = load_weights(model, checkpoint)
+    moments = _without_prefix("optimiser/", checkpoint)
+    if moments or "step" not in checkpoint:  # empty before the very first step
         restore_optimiser(optimiser, trained_parameters(model), moments)
-    scale = dict(_under("scaler/", state))
-    # There is none where the state comes from a device that trained in bf16 or float32.
+    scale = dict(_without_prefix("scaler/", checkpoint))
+    # It is empty if the checkpoint comes from a training in bf16 or float32.
     if scaler.is_enabled() and scale:
         scaler.load_state_dict(scale)
     return epoch
 
 
-def load_weights(model: MuvaModel, state: State) -> int:
-    """Give a model the weights and the neck's statistics of a state; returns its epoch.
+def load_weights(model: MuvaModel, checkpoint: Checkpoint) -> int:
+    """Load a checkpoint's weights and BN statistics into a model; returns the epoch.
 
-    Raises MuvaError when it is a state of another model.
+    Raises:
+        MuvaError: the checkpoint belongs to a different model.
     """
-    epoch = state.get("epoch")
-    weights = _under("model/", state)
+    epoch = checkpoint.get("epoch")
+    weights = _without_prefix("model/", checkpoint)
     tensors = stage2_tensors(model)
     wrong = [
         name
@@ -64,8 +69,8 @@ def load_weights(model: MuvaModel, state: State) -> int:
     ]
     if not isinstance(epoch, int) or wrong:
         raise MuvaError(
-            f"this checkpoint is not one of stage 2 with these settings and sources: "
-            f"{', '.join(sorted(wrong)[:3]) or 'its epoch'} missing or of another shape"
+            f"this checkpoint does not belong to stage 2 with these settings and sources: "
+            f"{', '.join(sorted(wrong)[:3]) or 'the epoch'} is missing or has another shape"
         )
     with torch.no_grad():
         for name, value in weights.items():
@@ -74,14 +79,14 @@ def load_weights(model: MuvaModel, state: State) -> int:
 
 
 def stage2_tensors(model: MuvaModel) -> Mapping[str, Tensor]:
-    """All that stage 2 changes: trained parameters and the neck's statistics."""
+    """Every tensor that stage 2 changes: trained parameters and BN statistics."""
     return {**trained_parameters(model), **neck_statistics(model)}
 
 
 def neck_statistics(model: MuvaModel) -> dict[str, Tensor]:
-    """What the forward pass itself changes in train mode."""
+    """The running statistics of the BN neck, which a forward pass in train mode changes."""
     return {f"bn_neck.{name}": value for name, value in model.bn_neck.named_buffers()}
 
 
-def _under(prefix: str, state: State) -> State:
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+def _without_prefix(prefix: str, checkpoint: Checkpoint) -> Checkpoint:
+    return {key.removeprefix(prefix): v for key, v in checkpoint.items() if key.startswith(prefix)}

@@ -1,25 +1,24 @@
-"""What does each grain of MUVA tell on an unseen domain? `python -m benchmarks.grains`.
+"""mAP of each grain of MUVA on an unseen domain: `python -m benchmarks.part_accuracy`.
 
-Takes the models that `benchmarks.generalisation` left in a store, each on the benchmark domain that
-it has not seen: mAP of the whole feature after the BN neck and of each grain's share of it, under
-predicted masks and under true ones, and how well the predicted masks agree with the true ones.
+Evaluates the models that `benchmarks.generalisation` left in a store, each on the benchmark domain
+that it has not seen: mAP of the whole feature after the BN neck and of the slice of each grain (the
+person and each part), with predicted and with true masks, and the IoU of predicted and true masks.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.baseline import Table, benchmark_parser, mean_of, measurement, write_results
 from muva.config import PARTS
-from muva.data.artifacts import find_artifact, list_artifacts
+from muva.data.artifacts import Artifact, find_artifact
+from muva.data.lineage import Lineage
 from muva.data.shards import open_dataset
 from muva.data.store import Store
 from muva.grounding.part_masks import part_masks, patch_centres
@@ -28,6 +27,7 @@ from muva.models import load
 from muva.retrieval.metrics import evaluate
 from muva.synthetic import BENCHMARK
 from workflows.session import open_session
+from workflows.steps.encoder import LAST_EPOCH
 
 GRAINS = ("person", *PARTS)
 BATCH = 64
@@ -36,29 +36,35 @@ Figures = dict[str, float]
 
 
 def main() -> int:
-    """Print a table; 1 where there is no model to look at."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Print a table; returns 1 if there is no model to evaluate."""
+    parser = benchmark_parser("part_accuracy", __doc__)
     parser.add_argument("--home", default=["runs"], nargs="+", help="where generalisation ran")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     found: dict[str, list[Figures]] = defaultdict(list)
     for home in arguments.home:
         store = open_session(home=home).store
-        for artifact in list_artifacts(store, "models"):
-            if artifact.name == "muva":
-                bundle = load(artifact.uri)
-                for target in unseen(bundle):
-                    found[target].append(judged(store, bundle, target))
-                    print(f"{artifact.address} on {target}: done", file=sys.stderr)
+        for artifact in muva_models(store):
+            bundle = load(artifact.uri)
+            for target in unseen(bundle):
+                found[target].append(evaluate_grains(store, bundle, target))
+                print(f"{artifact.address} on {target}: done", file=sys.stderr)
     if not found:
         print("no model that has not seen a benchmark domain", file=sys.stderr)
         return 1
     print_table(found)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(arguments, found, baseline_tables)
     return 0
+
+
+def muva_models(store: Store) -> list[Artifact]:
+    """The models of pipelines that have parts, each after its last epoch."""
+    return [
+        node.artifact
+        for node in Lineage.of(store).complete("models")
+        if node.facts.get("variant") == "muva" and node.facts.get("checkpoint") == LAST_EPOCH
+    ]
 
 
 def unseen(bundle: Bundle) -> list[str]:
@@ -67,7 +73,7 @@ def unseen(bundle: Bundle) -> list[str]:
     return [domain for domain in BENCHMARK if domain not in sources]
 
 
-def judged(store: Store, bundle: Bundle, target: str) -> Figures:
+def evaluate_grains(store: Store, bundle: Bundle, target: str) -> Figures:
     """mAP as `predicted/GRAIN` and `true/GRAIN` (GRAIN: all, person, parts), and `iou/PART`."""
     dataset = open_dataset(find_artifact(store, "datasets", target))
     columns = ["pid", "camid", "split", *(f"box_{part}" for part in PARTS)]
@@ -100,8 +106,27 @@ def judged(store: Store, bundle: Bundle, target: str) -> Figures:
     return figures
 
 
+def baseline_tables(found: Mapping[str, Sequence[Figures]]) -> dict[str, Table]:
+    """`scores`: a row per target, means over its models."""
+    columns = {
+        "all": "predicted/all",
+        **{grain: f"predicted/{grain}" for grain in GRAINS},
+        "all_exact_masks": "true/all",
+    }
+    rows = [
+        {"target": target, "models": len(results)}
+        | {
+            key: measurement(mean_of([result[column] for result in results]))
+            for key, column in columns.items()
+        }
+        | {"iou": [float(np.mean([result[f"iou/{part}"] for result in results])) for part in PARTS]}
+        for target, results in found.items()
+    ]
+    return {"scores": Table(rows=rows, statistic="mean over the models")}
+
+
 def print_table(found: dict[str, list[Figures]]) -> None:
-    """A row per target, means over its models."""
+    """Print a row per target with means over its models."""
     columns = ["predicted/all", *(f"predicted/{grain}" for grain in GRAINS), "true/all"]
     columns += [f"iou/{part}" for part in PARTS]
     print("mAP and IoU in per cent, means over the models\n")
@@ -112,12 +137,12 @@ def print_table(found: dict[str, list[Figures]]) -> None:
 
 
 def _true_masks(rows: pa.Table, bundle: Bundle) -> torch.Tensor:
-    """Masks from the boxes that the target's images come with (M, R, L)."""
-    told = [[row[f"box_{part}"] for part in PARTS] for row in rows.to_pylist()]
+    """True masks (M, R, L), from the boxes in the target's data set."""
+    boxes_by_image = [[row[f"box_{part}"] for part in PARTS] for row in rows.to_pylist()]
     settings, patch = bundle.model.config, bundle.model.clip_shape.patch
     return part_masks(
-        torch.tensor([[box or [0.0] * 4 for box in boxes] for boxes in told]),
-        torch.tensor([[box is not None for box in boxes] for boxes in told]),
+        torch.tensor([[box or [0.0] * 4 for box in boxes] for boxes in boxes_by_image]),
+        torch.tensor([[box is not None for box in boxes] for boxes in boxes_by_image]),
         row_centres=patch_centres(settings.image_height, patch=patch, stride=settings.stride),
         column_centres=patch_centres(settings.image_width, patch=patch, stride=settings.stride),
     )
@@ -125,7 +150,7 @@ def _true_masks(rows: pa.Table, bundle: Bundle) -> torch.Tensor:
 
 @torch.inference_mode()
 def _features(bundle: Bundle, images: Sequence[bytes], masks: torch.Tensor | None) -> np.ndarray:
-    """Features after the BN neck, under these masks or under predicted ones."""
+    """Features after the BN neck, with these masks or with predicted ones."""
     features = []
     for start, some in zip(range(0, len(images), BATCH), _batches(images), strict=True):
         given = None if masks is None else masks[start : start + BATCH]

@@ -1,0 +1,32 @@
+"""The description in a model bundle, which is read without importing torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from muva.data import formats
+from muva.errors import MuvaError
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
+
+
+def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:
+    """Parse the bytes of `bundle.json`; `where` names the bundle in errors.
+
+    Raises:
+        MuvaError: the description is damaged or in an unsupported format.
+    """
+    try:
+        description = json.loads(stored)
+        version = description["format_version"]
+        description["sha256"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise MuvaError(f"model bundle {where}: {DESCRIPTION} is damaged ({error!r})") from error
+    if version != formats.BUNDLE:
+        raise MuvaError(
+            f"model bundle {where} has format version {version}, but this program reads version "
+            f"{formats.BUNDLE}: use the release of muva that wrote it, or train the model again"
+        )
+    return description
