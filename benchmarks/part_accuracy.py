@@ -24,7 +24,7 @@ from muva.data.store import Store
 from muva.grounding.part_masks import part_masks, patch_centres
 from muva.model.bundle import Bundle
 from muva.models import load
-from muva.retrieval.metrics import evaluate
+from muva.retrieval.evaluation import evaluate
 from muva.synthetic import BENCHMARK
 from workflows.session import open_session
 from workflows.steps.encoder import LAST_EPOCH

@@ -33,7 +33,7 @@ from benchmarks.fault_injection import s3_environment, s3_server
 from benchmarks.small_clip import write_small_clip
 from muva.data.artifacts import list_artifacts
 from muva.data.store import Store, open_store
-from tracking.addresses import reached_client
+from tracking.connection import reached_client
 from workflows.jobs.head import http_status
 from workflows.runtime.authentication import RAY, authorisation, ensure_token
 from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE

@@ -50,8 +50,8 @@ from muva.data.artifacts import open_artifact
 from muva.model.clip import build_clip, vision_tower
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.centroids import dataset_centroids
 from muva.training.compute import Compute, apply_compute
-from muva.training.images import dataset_centroids
 from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import training_step

@@ -141,7 +141,7 @@ def test_the_example_of_an_augmentation_equals_a_naive_loop(example: ModuleType)
     assert np.array_equal(pixels, untouched)
 
 
-@pytest.mark.parametrize("example", ["muva/retrieval/scores.py"], indirect=True)
+@pytest.mark.parametrize("example", ["muva/retrieval/metrics.py"], indirect=True)
 def test_the_example_of_a_metric_leaves_out_queries_without_a_match(example: ModuleType) -> None:
     ranks = [3, 0, 1, 8, 0, 2]
     valid = sorted(rank for rank in ranks if rank)

@@ -18,7 +18,7 @@ from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
 
-from tracking.addresses import attached_client
+from tracking.connection import attached_client
 from tracking.names import ARTIFACT_TAG
 from tracking.runs import Run
 

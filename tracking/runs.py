@@ -30,7 +30,7 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
-from tracking.addresses import (
+from tracking.connection import (
     artifact_location,
     attached_client,
     failures_explained,

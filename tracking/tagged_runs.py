@@ -145,7 +145,7 @@ def _read_directly(
 
 
 def _ask_client(uri: str, tag: str, value: str | None, experiment: str | None) -> list[TaggedRun]:
-    from tracking.addresses import failures_explained, reached_client
+    from tracking.connection import failures_explained, reached_client
 
     with failures_explained(uri):
         client = reached_client(uri)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from tracking.addresses import attached_client
+from tracking.connection import attached_client
 from tracking.tagged_runs import RunRef
 
 _TRAINING_VIEW = "workflowType=machine_learning"

@@ -48,7 +48,7 @@ class Session:
             yield None
             return
         # Importing MLflow takes a second and 80 MB. Workers, which have sessions too, never do it.
-        from tracking.addresses import failures_explained
+        from tracking.connection import failures_explained
         from tracking.runs import Tracker
 
         # Within a pipeline, wait for an unavailable server. Before one, report a wrong address at
@@ -87,7 +87,10 @@ def open_session(
     tracking_uri: str | None = None,
     experiment: str = "muva",
 ) -> Session:
-    """A session whose store and runs are under `home` unless other places are given."""
+    """A session whose store and runs are under `home` unless other places are given.
+
+    docs/on-disk.md says what is in that folder.
+    """
     folder = Path(home).absolute()
     return Session(
         home=folder,

@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from muva.retrieval.evaluation import evaluate
     from muva.retrieval.features import Features, read_features, write_features
-    from muva.retrieval.metrics import evaluate
+    from muva.retrieval.metrics import RetrievalResult
     from muva.retrieval.reranking import Reranking
-    from muva.retrieval.scores import RetrievalResult
 
 __all__ = [
     "Features",
@@ -27,8 +27,8 @@ __all__ = [
 _ON_FIRST_USE = {
     "Features": "features",
     "Reranking": "reranking",
-    "RetrievalResult": "scores",
-    "evaluate": "metrics",
+    "RetrievalResult": "metrics",
+    "evaluate": "evaluation",
     "read_features": "features",
     "write_features": "features",
 }

@@ -19,10 +19,10 @@ from muva.config import Stage1Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.centroids import Progress, dataset_centroids
 from muva.training.checkpoints import check_settings, recorded_settings
 from muva.training.compute import Compute
 from muva.training.divergence import DivergedError, remedies
-from muva.training.images import Progress, dataset_centroids
 from muva.training.loader import TrainingImages
 from muva.training.optimisers import (
     optimiser_state,

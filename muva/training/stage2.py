@@ -20,11 +20,11 @@ from muva.config import Stage2Config
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
+from muva.training.centroids import Progress, dataset_centroids
 from muva.training.checkpoints import check_settings, recorded_settings
 from muva.training.compute import Compute, apply_compute, explain_out_of_memory
 from muva.training.divergence import check_weights, remedies
 from muva.training.guard import Guard
-from muva.training.images import Progress, dataset_centroids
 from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
 from muva.training.memory import VisualMemory, new_memory

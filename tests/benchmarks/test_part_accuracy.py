@@ -11,7 +11,7 @@ from muva.data.artifacts import Artifact, fingerprint
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
 from muva.model.bundle import bundle_of_model
-from muva.retrieval.metrics import evaluate
+from muva.retrieval.evaluation import evaluate
 from tests.model.small import IMAGE_SIZE, small_model
 from workflows.session import open_session
 from workflows.steps.encoder import LAST_EPOCH, ON_SOURCES

@@ -22,7 +22,7 @@ from PIL import Image
 
 from muva.config import ModelConfig
 from muva.errors import MuvaError
-from tracking.addresses import failures_explained
+from tracking.connection import failures_explained
 from tracking.runs import RunRef, Tracker, log_metrics, runs_with_tag
 
 

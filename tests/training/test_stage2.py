@@ -13,9 +13,9 @@ from torch.multiprocessing.spawn import spawn
 from muva.config import PARTS, Stage2Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
+from muva.training.centroids import dataset_centroids
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
 from muva.training.divergence import DivergedError, is_finite
-from muva.training.images import dataset_centroids
 from muva.training.optimisers import set_learning_rate, stage2_optimiser, trained_parameters
 from muva.training.repeat import repeat_step
 from muva.training.report import EpochReport

@@ -196,7 +196,7 @@ def store_check(where: str, uri: str, report: NodeReport) -> Check:
 
 def tracking_checks(session: Session, *, nodes: int) -> Iterator[Check]:
     """Check that MLflow responds to the driver, and that all nodes can use it."""
-    from tracking.addresses import check_reachable, sqlite_file
+    from tracking.connection import check_reachable, sqlite_file
 
     uri = str(session.tracking_uri)
     shown = redact(uri)

@@ -16,8 +16,8 @@ from muva.data.artifacts import Artifact
 from muva.data.lineage import Lineage, Node, Role
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError, closest
+from muva.retrieval.metrics import bootstrap_interval
 from muva.retrieval.results import Interval, Scores
-from muva.retrieval.scores import bootstrap_interval
 from workflows.results.comparison import model_origin
 from workflows.session import Session
 from workflows.steps.embed import EvaluationSet

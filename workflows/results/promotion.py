@@ -76,7 +76,7 @@ def promote(session: Session, model: Artifact, *, name: str) -> dict[str, Any]:
     Raises:
         MuvaError: it was not validated on held-out sources, or on other people than the champion.
     """
-    from tracking.addresses import failures_explained, reached_client
+    from tracking.connection import failures_explained, reached_client
     from tracking.registry import CHALLENGER, CHAMPION, Registry
 
     held_out = held_out_value(model)

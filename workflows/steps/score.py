@@ -16,12 +16,12 @@ from muva.data.benchmarks.benchmark import Trial
 from muva.data.protocols import read_trials
 from muva.data.records import JUNK_PID
 from muva.data.shards import open_dataset
+from muva.retrieval.evaluation import evaluate
 from muva.retrieval.features import Features
-from muva.retrieval.metrics import evaluate
+from muva.retrieval.metrics import RetrievalResult, score
 from muva.retrieval.ranked_lists import ranked_lists
 from muva.retrieval.reranking import Encodings, Reranking, compute_encodings
 from muva.retrieval.results import Scores
-from muva.retrieval.scores import RetrievalResult, score
 from workflows.progress import track
 from workflows.runtime.tasks import run_tasks
 from workflows.steps.embed import EvaluationSet, image_labels

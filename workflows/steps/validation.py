@@ -22,7 +22,7 @@ from muva.data.artifacts import Artifact
 from muva.data.store import MissingKeyError
 from muva.errors import MuvaError
 from muva.model.bundle import bundle_of_model
-from muva.retrieval.metrics import evaluate
+from muva.retrieval.evaluation import evaluate
 from muva.training.stage2_checkpoint import load_weights
 from tracking.names import retrieval_metrics
 from workflows.runtime.messages import MessageQueue

@@ -222,7 +222,7 @@ def _improvements(trials: list[tuple[int, float, float]], objective: str) -> str
 
 def _draw(session: Session, study: Study, summary: dict[str, Any]) -> None:
     """Log pictures to the study's existing run, whichever run is its parent."""
-    from tracking.addresses import attached_client, failures_explained
+    from tracking.connection import attached_client, failures_explained
     from tracking.names import ARTIFACT_TAG
     from tracking.runs import Run
     from tracking.tagged_runs import runs_with_tag

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from muva.retrieval import Reranking
-from muva.retrieval.scores import score
+from muva.retrieval.metrics import score
 from tests.workflows.steps.test_rank import RANKS, crowd, kept
 from workflows.steps.rank import encodings_by_tasks, ranks_of
 

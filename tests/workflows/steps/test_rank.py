@@ -18,7 +18,7 @@ from muva.errors import MuvaError
 from muva.retrieval import Reranking, evaluate
 from muva.retrieval import features as features_module
 from muva.retrieval.features import Features
-from muva.retrieval.scores import RetrievalResult, score
+from muva.retrieval.metrics import RetrievalResult, score
 from workflows.steps.rank import PART_IMAGES, FeatureParts, encodings_by_tasks, ranks_of
 
 RANKS = range(1, 21)
