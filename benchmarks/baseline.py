@@ -144,6 +144,10 @@ class Repeated(float):
 
     samples: tuple[float, ...]
 
+    def __reduce__(self) -> tuple[type[Self], tuple[float, tuple[float, ...]]]:
+        """Copies, such as those of `dataclasses.asdict`, keep the samples."""
+        return type(self), (float(self), self.samples)
+
 
 def median_of(samples: Sequence[float]) -> Repeated:
     """The median, with the samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -182,3 +183,9 @@ def test_cells_are_filled_from_rows(template: str | list[str], expected: str) ->
         "list": ["first", "second"],
     }
     assert tables.cell(template, row, where="row") == expected
+
+
+def test_a_copied_number_keeps_its_samples() -> None:
+    number = median_of([1.0, 3.0, 2.0])
+    copied = copy.deepcopy(number)
+    assert (copied, copied.samples) == (2.0, (1.0, 3.0, 2.0))
