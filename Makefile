@@ -2,7 +2,7 @@
 #
 #   make demo     the whole workflow on synthetic people
 #   make test     the tests
-#   make test-fast  those of them that need neither Ray nor a server: two minutes
+#   make test-fast  those of them that need neither Ray nor a server
 #   make coverage the tests, and which lines they run
 #   make check    format, lint, types, import contracts, tests: what must pass before a change lands
 #   make test-gpu the tests that need a GPU, which `make test` leaves out where there is none
