@@ -102,7 +102,7 @@ def test_a_checkpoint_is_imported_judged_and_trained_on(
     assert math.isclose(judged["mean_ap"], expected.mean_ap, abs_tol=1e-6)
 
     refused = run("train", "--init", "authors", "--set", "model.parts=[head]", code=1)
-    assert "parts ('head', 'upper_body', 'legs') there, ('head',) here" in refused
+    assert "parts is ('head', 'upper_body', 'legs') in that model, ('head',) here" in refused
     assert not list_artifacts(store, "labels", unfinished=True)
 
     linked_copy(smoke_store / "labels", tmp_path / "runs" / "store" / "labels")
