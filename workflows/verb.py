@@ -39,27 +39,31 @@ def write_sheet(sheet: Path, picture: Image.Image) -> None:
         ) from error
 
 
+home_option = click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="MUVA_HOME",
+    default="runs",
+    show_default=True,
+    help="Folder for the store, the runs and the reports.",
+)
+tracking_option = click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    help="MLflow's address: sqlite:///FILE or http://SERVER. [SQLite in HOME]",
+)
+
+
 def session_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --home, --store and --tracking-uri to a verb, which gets them as a `session`."""
 
-    @click.option(
-        "--home",
-        type=click.Path(file_okay=False, path_type=Path),
-        envvar="MUVA_HOME",
-        default="runs",
-        show_default=True,
-        help="Folder for the store, the runs and the reports.",
-    )
+    @home_option
     @click.option(
         "--store",
         envvar="MUVA_STORE",
         help="Where artifacts are stored: a folder or s3://bucket/prefix. [HOME/store]",
     )
-    @click.option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow's address: sqlite:///FILE or http://SERVER. [SQLite in HOME]",
-    )
+    @tracking_option
     @functools.wraps(verb)
     def with_session(
         *args: object, home: Path, store: str | None, tracking_uri: str | None, **kwargs: object

@@ -19,26 +19,15 @@ import click
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.progress import console
-from workflows.verb import json_option, print_result
+from workflows.verb import home_option, json_option, print_result, tracking_option
 
 START_S = 90.0
 STOP_S = 10.0
 
 
 @click.command("ui")
-@click.option(
-    "--home",
-    type=click.Path(file_okay=False, path_type=Path),
-    envvar="MUVA_HOME",
-    default="runs",
-    show_default=True,
-    help="Folder for the store, the runs and the reports.",
-)
-@click.option(
-    "--tracking-uri",
-    envvar="MLFLOW_TRACKING_URI",
-    help="MLflow's address: sqlite:///FILE or http://SERVER. [SQLite in HOME]",
-)
+@home_option
+@tracking_option
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
