@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from muva.lazy_names import names_on_first_use
+
 if TYPE_CHECKING:
     from muva.models import load
 
 __all__ = ["load"]
 
 
-def __getattr__(name: str) -> object:
-    if name == "load":  # imported on first use, because importing torch takes seconds
-        from muva.models import load
-
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_on_first_use(__name__, {"load": "models"})

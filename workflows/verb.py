@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -19,9 +19,14 @@ from rich.table import Table
 
 from muva.config import ExecutionConfig
 from muva.errors import MuvaError, SettingsError
+from workflows.progress import say
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from muva.data.artifacts import Artifact
+
+T = TypeVar("T")
 
 
 def write_sheet(sheet: Path, picture: Image.Image) -> None:
@@ -114,6 +119,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 def print_result(result: object, *, as_json: bool, text: str) -> None:
     """Print a verb's result on standard output, as JSON or as text."""
     click.echo(json.dumps(result, indent=2, default=str) if as_json else text)
+
+
+def readable(artifacts: Iterable[Artifact], read: Callable[[Artifact], T]) -> list[T]:
+    """What `read` returns for each artifact of a list; those that cannot be read are reported."""
+    found = []
+    for artifact in artifacts:
+        try:
+            found.append(read(artifact))
+        except MuvaError as error:
+            say(f"Not listed: {error}")
+    return found
 
 
 def as_text(table: Table) -> str:

@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -37,6 +36,7 @@ from muva.model.clip import (
 )
 from muva.model.precision import autocast, resolve_precision
 from muva.model.text_encoder import encode_text
+from muva.pretraining.options import pretraining_options
 from muva.retrieval import RetrievalResult, evaluate
 from muva.synthetic import DOMAINS, PRETRAINING, render, test_records
 from muva.synthetic.caption import caption, vocabulary_texts
@@ -80,13 +80,7 @@ class People:
 
 def main() -> None:
     """Pre-train, evaluate and save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--people", type=int, default=PEOPLE, help="over both domains")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = pretraining_options(__doc__, people=PEOPLE, steps=STEPS)
     torch.set_num_threads(arguments.threads)
 
     started = time.perf_counter()

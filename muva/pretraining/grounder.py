@@ -8,7 +8,6 @@ people and their exact boxes, using only the pre-training domains. Writes a fold
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,7 @@ from transformers.models.florence2.configuration_florence2 import Florence2Visio
 from muva.config import PARTS, PHRASES
 from muva.model.precision import autocast, resolve_precision
 from muva.pretraining.clip import learning_rate_factor
+from muva.pretraining.options import pretraining_options
 from muva.synthetic import VARIED, render
 from muva.synthetic.sensor import Sensor, expose
 
@@ -85,13 +85,7 @@ class Shots:
 
 def main() -> None:
     """Pre-train and save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--people", type=int, default=PEOPLE, help="over both domains")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = pretraining_options(__doc__, people=PEOPLE, steps=STEPS)
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
     shots = render_shots(arguments.people, processes=arguments.threads)

@@ -6,8 +6,9 @@ which a process that only embeds images would load otherwise.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from muva.lazy_names import names_on_first_use
 
 if TYPE_CHECKING:
     from muva.retrieval.evaluation import evaluate
@@ -24,18 +25,14 @@ __all__ = [
     "write_features",
 ]
 
-_ON_FIRST_USE = {
-    "Features": "features",
-    "Reranking": "reranking",
-    "RetrievalResult": "metrics",
-    "evaluate": "evaluation",
-    "read_features": "features",
-    "write_features": "features",
-}
-"""Name -> the module of this package that has it; none may be called like a module."""
-
-
-def __getattr__(name: str) -> object:
-    if name in _ON_FIRST_USE:
-        return getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_on_first_use(
+    __name__,
+    {
+        "Features": "features",
+        "Reranking": "reranking",
+        "RetrievalResult": "metrics",
+        "evaluate": "evaluation",
+        "read_features": "features",
+        "write_features": "features",
+    },
+)

@@ -102,6 +102,31 @@ def checked_labels(
     )
 
 
+def checked_rule(
+    *,
+    query_pids: Integers,
+    query_camids: Integers | None,
+    gallery_pids: Integers,
+    gallery_camids: Integers | None,
+    query_ids: Identifiers | None = None,
+    gallery_ids: Identifiers | None = None,
+    queries: int,
+    gallery: int,
+) -> CameraRule:
+    """The rule for validated labels of both sides, whose numbers of images are given.
+
+    Raises MuvaError if labels do not match the number of images, or each other.
+    """
+    return CameraRule(
+        checked_labels(
+            pids=query_pids, camids=query_camids, ids=query_ids, count=queries, side="query"
+        ),
+        checked_labels(
+            pids=gallery_pids, camids=gallery_camids, ids=gallery_ids, count=gallery, side="gallery"
+        ),
+    )
+
+
 def _own_images(query: ImageLabels, gallery: ImageLabels) -> dict[int, int]:
     """Query index -> gallery index of the same image, if cameras are unknown."""
     if query.camids is not None or query.ids is None or gallery.ids is None:

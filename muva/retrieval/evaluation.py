@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, checked_labels
+from muva.retrieval.camera_rule import Identifiers, Integers, checked_rule
 from muva.retrieval.distances import BLOCK_BYTES
 from muva.retrieval.match_ranks import match_ranks
 from muva.retrieval.metrics import RetrievalResult, score
@@ -42,17 +42,16 @@ def evaluate(
     of images for re-ranking, then with gallery images. Raises MuvaError if inputs do not match each
     other, contain NaN, or if no query has a match.
     """
-    query = checked_labels(
-        pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
+    rule = checked_rule(
+        query_pids=query_pids,
+        query_camids=query_camids,
+        gallery_pids=gallery_pids,
+        gallery_camids=gallery_camids,
+        query_ids=query_ids,
+        gallery_ids=gallery_ids,
+        queries=len(query_features),
+        gallery=len(gallery_features),
     )
-    gallery = checked_labels(
-        pids=gallery_pids,
-        camids=gallery_camids,
-        ids=gallery_ids,
-        count=len(gallery_features),
-        side="gallery",
-    )
-    rule = CameraRule(query, gallery)
     encodings = resolve_encodings(
         rerank,
         query_features,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from muva.retrieval.camera_rule import CameraRule, Identifiers, Integers, checked_labels
+from muva.retrieval.camera_rule import Identifiers, Integers, checked_rule
 from muva.retrieval.distances import BLOCK_BYTES, distance_blocks
 from muva.retrieval.reranking import Encodings, Reranking, reranked_blocks, resolve_encodings
 
@@ -37,24 +37,23 @@ def ranked_lists(
     block_bytes: int = BLOCK_BYTES,
 ) -> RankedLists:
     """The ranking of `evaluate`, cut off after `top` images; same inputs and errors."""
-    query = checked_labels(
-        pids=query_pids, camids=query_camids, ids=query_ids, count=len(query_features), side="query"
+    rule = checked_rule(
+        query_pids=query_pids,
+        query_camids=query_camids,
+        gallery_pids=gallery_pids,
+        gallery_camids=gallery_camids,
+        query_ids=query_ids,
+        gallery_ids=gallery_ids,
+        queries=len(query_features),
+        gallery=len(gallery_features),
     )
-    gallery = checked_labels(
-        pids=gallery_pids,
-        camids=gallery_camids,
-        ids=gallery_ids,
-        count=len(gallery_features),
-        side="gallery",
-    )
-    rule = CameraRule(query, gallery)
     sides = query_features, gallery_features
     if encodings := resolve_encodings(rerank, *sides, rule.junk, block_bytes=block_bytes):
         blocks = reranked_blocks(*sides, encodings, block_bytes=block_bytes)
     else:
         blocks = distance_blocks(*sides, block_bytes=block_bytes)
-    indices = np.full((len(query), top), -1, np.int64)
-    is_match = np.zeros((len(query), top), bool)
+    indices = np.full((len(query_features), top), -1, np.int64)
+    is_match = np.zeros((len(query_features), top), bool)
     for rows, distances in blocks:
         distances[:, rule.junk] = np.inf
         for index, row in zip(range(rows.start, rows.stop), distances, strict=True):

@@ -8,9 +8,9 @@ networks.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from muva.lazy_names import names_on_first_use
 from muva.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, RENDERER_VERSION, VARIED, Domain
 
 if TYPE_CHECKING:
@@ -30,16 +30,12 @@ __all__ = [
     "test_records",
 ]
 
-_ON_FIRST_USE = {
-    "SyntheticImage": "rendering",
-    "render": "rendering",
-    "synthetic_records": "people",
-    "test_records": "people",
-}
-"""Name -> the module of this package that has it; none may be called like a module."""
-
-
-def __getattr__(name: str) -> object:
-    if name in _ON_FIRST_USE:
-        return getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_on_first_use(
+    __name__,
+    {
+        "SyntheticImage": "rendering",
+        "render": "rendering",
+        "synthetic_records": "people",
+        "test_records": "people",
+    },
+)

@@ -22,7 +22,7 @@ from muva.data.artifacts import open_artifact
 from workflows.results.promotion import promote
 from workflows.runtime.workers import Workers
 from workflows.session import open_session
-from workflows.steps.pipeline import log_pipeline, map_domains, pipeline_run, run_pipeline
+from workflows.steps.pipeline import recipe_run
 from workflows.tuning.search import search
 from workflows.verbs.ui import mlflow_server
 
@@ -82,11 +82,8 @@ def site(
     session = open_session(home=home, experiment="muva/smoke")
     settings = ("validation={identities: 0.4}", "synthetic.train_people=8", "variants=[clip, muva]")
     config = load_recipe(smoke_recipe, overrides=settings)
-    with pipeline_run(session, config) as (run, inside):
-        report = run_pipeline(inside, config)
-        map_domains(inside, config, report)
+    with recipe_run(session, config) as (run, inside, report):
         assert run is not None
-        log_pipeline(run, config, report)
         search(
             inside,
             config,

@@ -88,9 +88,9 @@ def test_a_verb_goes_from_here_to_s3_and_mlflow(place: Place, s3_server: str) ->
     from boto3.session import Session
     from mlflow import MlflowClient
 
-    code, said, told = place.run("submit", "--cluster", "mine.yaml", "--", *IMPORT, "--json")
-    assert code == 0, told
-    artifact = json.loads(said[said.index("{") : said.rindex("}") + 1])["artifact"]
+    code, stdout, stderr = place.run("submit", "--cluster", "mine.yaml", "--", *IMPORT, "--json")
+    assert code == 0, stderr
+    artifact = json.loads(stdout[stdout.index("{") : stdout.rindex("}") + 1])["artifact"]
     assert artifact.startswith(f"s3://{place.bucket}/store/datasets/syn-mall-")
 
     s3 = Session("test", "test").client("s3", endpoint_url=s3_server, region_name="us-east-1")
@@ -127,10 +127,10 @@ def test_doctor_checks_every_node_and_says_what_to_fix(place: Place) -> None:
     good = place.start(*here, "--recipe", "demo")
     bad = place.start(*here, "--store", "s3://no-such-bucket/store", "--tracking-uri", sqlite)
 
-    said, told = good.communicate(timeout=200)
-    found = checks(said)
-    assert not [key for key in found if key[1] == "fail"], said
-    assert good.returncode == 0, told
+    stdout, stderr = good.communicate(timeout=200)
+    found = checks(stdout)
+    assert not [key for key in found if key[1] == "fail"], stdout
+    assert good.returncode == 0, stderr
     stores = {check["where"] for check in found["store", "ok"]}
     assert len(stores) == 3  # the driver, and each node
     assert len({check["where"] for check in found["disk", "ok"]}) == 2
@@ -138,8 +138,8 @@ def test_doctor_checks_every_node_and_says_what_to_fix(place: Place) -> None:
     assert found["mlflow", "ok"]
     assert {check["where"] for check in found["data", "ok"]} >= {"syn-boulevard", "syn-station"}
 
-    said, _ = bad.communicate(timeout=200)
-    found = checks(said)
+    stdout, _ = bad.communicate(timeout=200)
+    found = checks(stdout)
     assert bad.returncode == 1
     assert "Create the bucket first" in found["store", "fail"][0]["said"]
     assert "the cluster has 2: start `mlflow server`" in found["mlflow", "fail"][0]["said"]

@@ -61,8 +61,8 @@ def test_an_ablation_differs_from_base_only_in_what_it_names(recipe: str) -> Non
 
 def test_the_ablations_are_those_of_the_docs() -> None:
     assert len(ABLATIONS) == 13
-    told = (RECIPES.parents[2] / "docs" / "data-sets.md").read_text()
-    assert set(re.findall(r"^\| `(ablation-[a-z0-9-]+)` \|", told, flags=re.M)) == set(ABLATIONS)
+    page = (RECIPES.parents[2] / "docs" / "data-sets.md").read_text()
+    assert set(re.findall(r"^\| `(ablation-[a-z0-9-]+)` \|", page, flags=re.M)) == set(ABLATIONS)
 
 
 @pytest.mark.parametrize("recipe", ABLATIONS)

@@ -152,8 +152,8 @@ def test_a_graph_has_no_paths_of_the_machine_that_made_it(tmp_path: Path) -> Non
     assert str(Path(exporting.__file__).parent).encode() not in content
     graph = onnx.load(file)
     onnx.checker.check_model(graph, full_check=True)
-    told = {entry.key: entry.value for entry in graph.metadata_props}
-    assert json.loads(told["muva"])["feature_dim"] == 32
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    assert json.loads(metadata["muva"])["feature_dim"] == 32
 
 
 def test_a_file_that_computes_something_else_is_not_left_behind(

@@ -88,10 +88,10 @@ def test_only_rows_of_the_vocabulary_are_needed():
 
 def test_phrases_keep_the_attributes():
     text = "a tall slim woman with long black hair, wearing a red coat and black shoes"
-    told = {phrase(text, np.random.default_rng(seed)) for seed in range(40)}
-    assert text in told and f"A photo of {text}" in told
-    assert f"A photo of {text.replace('woman', 'person')}" in told
-    assert all(each.endswith("wearing a red coat and black shoes") for each in told)
+    phrases = {phrase(text, np.random.default_rng(seed)) for seed in range(40)}
+    assert text in phrases and f"A photo of {text}" in phrases
+    assert f"A photo of {text.replace('woman', 'person')}" in phrases
+    assert all(each.endswith("wearing a red coat and black shoes") for each in phrases)
 
 
 def test_the_rate_warms_up_to_its_peak_and_ends_at_zero():

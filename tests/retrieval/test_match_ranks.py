@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muva.retrieval.camera_rule import CameraRule, checked_labels
+from muva.retrieval.camera_rule import CameraRule, checked_rule
 from muva.retrieval.match_ranks import (
     FeatureChunk,
     Thresholds,
@@ -21,17 +21,14 @@ from muva.retrieval.match_ranks import (
 
 def rule_of(queries: int, gallery: int, *, people: int, seed: int) -> CameraRule:
     rng = np.random.default_rng(seed)
-    sides = {
-        side: checked_labels(
-            pids=rng.integers(-1, people, count),
-            camids=rng.integers(0, 3, count),
-            ids=None,
-            count=count,
-            side=side,
-        )
-        for side, count in (("query", queries), ("gallery", gallery))
-    }
-    return CameraRule(sides["query"], sides["gallery"])
+    return checked_rule(
+        query_pids=rng.integers(-1, people, queries),
+        query_camids=rng.integers(0, 3, queries),
+        gallery_pids=rng.integers(-1, people, gallery),
+        gallery_camids=rng.integers(0, 3, gallery),
+        queries=queries,
+        gallery=gallery,
+    )
 
 
 def naive(
@@ -127,15 +124,15 @@ def test_equal_images_tie_wherever_a_product_puts_them(rows):
     one = rng.standard_normal(2048).astype(np.float32)
     gallery = np.tile(one, (777, 1)) * 2.0 ** rng.integers(-3, 4, (777, 1)).astype(np.float32)
     at = rng.permutation(777)[: 2 * rows]
-    side = {"query": np.arange(rows) + 1, "gallery": np.zeros(777, np.int64)}
-    side["gallery"][at] = np.repeat(side["query"], 2)
-    rule = CameraRule(
-        *(
-            checked_labels(
-                pids=pids, camids=np.full(len(pids), n), ids=None, count=len(pids), side=name
-            )
-            for n, (name, pids) in enumerate(side.items())
-        )
+    query_pids, gallery_pids = np.arange(rows) + 1, np.zeros(777, np.int64)
+    gallery_pids[at] = np.repeat(query_pids, 2)
+    rule = checked_rule(
+        query_pids=query_pids,
+        query_camids=np.zeros(rows, np.int64),
+        gallery_pids=gallery_pids,
+        gallery_camids=np.ones(777, np.int64),
+        queries=rows,
+        gallery=777,
     )
     found = match_ranks(query, gallery, rule, block_bytes=40_000)
     for index in range(rows):

@@ -22,10 +22,10 @@ import contextlib, io, json, sys
 from workflows.cli import main
 loaded = {{}}
 for words in json.loads(sys.argv[1]):
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         main(words)
-    assert "Usage: muva" in told.getvalue(), words
+    assert "Usage: muva" in output.getvalue(), words
     loaded[" ".join(words)] = [name for name in {HEAVY!r} if name in sys.modules]
 print(json.dumps(loaded))
 """

@@ -100,6 +100,6 @@ def test_a_fault_of_the_program_is_traced_without_secrets(
     monkeypatch.setattr("workflows.verbs.recipes.described_recipes", fault)
     with pytest.raises(SystemExit, match="1"):
         main(["recipes"])
-    told = capsys.readouterr().err
-    assert "Traceback" in told and "described_recipes()" in told
-    assert "s3cr3t" not in told
+    message = capsys.readouterr().err
+    assert "Traceback" in message and "described_recipes()" in message
+    assert "s3cr3t" not in message

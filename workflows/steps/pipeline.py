@@ -66,12 +66,24 @@ class PipelineReport:
 
 def run_recipe(session: Session, config: ExperimentConfig) -> PipelineReport:
     """Run a whole recipe in an MLflow run with a child for each step."""
+    with recipe_run(session, config) as (_, _, report):
+        return report
+
+
+@contextmanager
+def recipe_run(
+    session: Session, config: ExperimentConfig
+) -> Iterator[tuple[Run | None, Session, PipelineReport]]:
+    """Run a whole recipe; its MLflow run, a session for further steps within it, and the report.
+
+    The results are logged when the context ends, with what its steps noted in the report.
+    """
     with pipeline_run(session, config) as (run, children):
         report = run_pipeline(children, config)
         map_domains(children, config, report)
+        yield run, children, report
         if run is not None and (report.computed or not run.is_logged):
             log_pipeline(run, config, report)
-    return report
 
 
 def run_pipeline(session: Session, config: ExperimentConfig) -> PipelineReport:

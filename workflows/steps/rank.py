@@ -18,7 +18,7 @@ from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.records import JUNK_PID
 from muva.errors import MuvaError
-from muva.retrieval.camera_rule import CameraRule, checked_labels
+from muva.retrieval.camera_rule import CameraRule, checked_rule
 from muva.retrieval.distances import even_slices
 from muva.retrieval.features import Features, allocate_or_memmap
 from muva.retrieval.match_ranks import (
@@ -205,17 +205,18 @@ def encodings_by_tasks(
 
 def camera_rule(labels: Features) -> CameraRule:
     """The rules by which gallery images count for a query."""
-    query, gallery = (
-        checked_labels(
-            pids=labels.pids[side],
-            camids=None if labels.camids is None else labels.camids[side],
-            ids=labels.ids[side],
-            count=len(side),
-            side=name,
-        )
-        for name, side in (("query", labels.queries), ("gallery", labels.gallery))
+    pids, camids, ids = labels.pids, labels.camids, labels.ids
+    query, gallery = labels.queries, labels.gallery
+    return checked_rule(
+        query_pids=pids[query],
+        query_camids=None if camids is None else camids[query],
+        query_ids=ids[query],
+        gallery_pids=pids[gallery],
+        gallery_camids=None if camids is None else camids[gallery],
+        gallery_ids=ids[gallery],
+        queries=len(query),
+        gallery=len(gallery),
     )
-    return CameraRule(query, gallery)
 
 
 def similarities_in_chunk(one: _Chunk, other: _Chunk, pairs: Pairs) -> np.ndarray:

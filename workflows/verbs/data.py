@@ -12,13 +12,14 @@ from rich.table import Table
 
 from muva.data.artifacts import Artifact, find_artifact, list_artifacts
 from muva.data.benchmarks import READERS
-from muva.errors import MuvaError, SettingsError, closest
+from muva.errors import SettingsError, closest
 from workflows.progress import say
 from workflows.verb import (
     as_text,
     json_option,
     override_option,
     print_result,
+    readable,
     recipe_option,
     session_options,
     write_sheet,
@@ -217,12 +218,7 @@ def list_verb(as_json: bool, session: Session) -> None:
     from muva.data.shards import open_dataset
     from muva.synthetic import DOMAINS
 
-    datasets = []
-    for artifact in list_artifacts(session.store, "datasets"):
-        try:
-            datasets.append(open_dataset(artifact))
-        except MuvaError as error:
-            say(f"Not listed: {error}")
+    datasets = readable(list_artifacts(session.store, "datasets"), open_dataset)
     rows = [
         {"name": dataset.name, "artifact": dataset.artifact.uri, "splits": dataset.summary.splits}
         for dataset in datasets

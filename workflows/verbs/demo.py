@@ -51,13 +51,7 @@ def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: S
     from muva.config import load_recipe, to_yaml
     from workflows.results.tables import pipeline_table
     from workflows.runtime.workers import Workers
-    from workflows.steps.pipeline import (
-        as_data,
-        log_pipeline,
-        map_domains,
-        pipeline_run,
-        run_pipeline,
-    )
+    from workflows.steps.pipeline import as_data, recipe_run
     from workflows.tuning.report import trials_table
     from workflows.tuning.search import check_search, search
 
@@ -79,9 +73,7 @@ def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: S
             f"{folder} cannot be written ({error.strerror}): name another folder with --home"
         ) from error
     say(f"Settings: {folder / 'config.yaml'}")
-    with pipeline_run(session, config) as (run, children):
-        report = run_pipeline(children, config)
-        map_domains(children, config, report)
+    with recipe_run(session, config) as (run, children, report):
         tuned = search(
             children,
             config,
@@ -90,8 +82,6 @@ def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: S
             workers=Workers.of(config.execution),
         )
         report.note("tune", tuned)
-        if run is not None and (report.computed or not run.is_logged):
-            log_pipeline(run, config, report)
     job_started_at = time.monotonic()
     _submit_evaluation(report.models["muva"], config, session)
     report.seconds["submit"] = round(time.monotonic() - job_started_at, 2)

@@ -17,15 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from muva.data.artifacts import Artifact, check_name, list_artifacts
-from muva.errors import MuvaError
 from muva.model.foreign import AUTO, FORMS
 from tracking.redaction import redact
-from workflows.progress import say
 from workflows.verb import (
     as_text,
     json_option,
     override_option,
     print_result,
+    readable,
     recipe_option,
     session_options,
 )
@@ -133,12 +132,7 @@ def list_verb(as_json: bool, session: Session) -> None:
     \b
     muva models list --json
     """
-    rows = []
-    for artifact in list_artifacts(session.store, "models"):
-        try:
-            rows.append(_model_data(artifact))
-        except MuvaError as error:
-            say(f"Not listed: {error}")
+    rows = readable(list_artifacts(session.store, "models"), _model_data)
     table = Table("model", "made from", "parts", "identities", "feature")
     for row in rows:
         table.add_row(

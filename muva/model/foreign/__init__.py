@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from muva.lazy_names import names_on_first_use
+
 if TYPE_CHECKING:
     from muva.model.foreign.checkpoint import fit_checkpoint
 
@@ -26,10 +28,4 @@ FORMS = {
 }
 """Name -> where the form is, as MODULE:CONSTANT within this package."""
 
-
-def __getattr__(name: str) -> object:
-    if name == "fit_checkpoint":
-        from muva.model.foreign.checkpoint import fit_checkpoint
-
-        return fit_checkpoint
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_on_first_use(__name__, {"fit_checkpoint": "checkpoint"})

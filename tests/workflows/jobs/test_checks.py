@@ -162,9 +162,9 @@ def test_on_this_machine_it_says_what_would_start(ray_session: None, tmp_path: P
     assert "each command starts Ray on this machine" in done.stdout
     assert "ok    mlflow" in done.stdout
     assert "ok    store      driver" in done.stdout
-    told = json.loads(CliRunner().invoke(doctor_verb, [*words, "--json"]).stdout)
-    assert {check["what"] for check in told} >= {"cluster", "python", "packages", "store", "disk"}
-    expected = 1 if any(check["state"] == "fail" for check in told) else 0
+    checks = json.loads(CliRunner().invoke(doctor_verb, [*words, "--json"]).stdout)
+    assert {check["what"] for check in checks} >= {"cluster", "python", "packages", "store", "disk"}
+    expected = 1 if any(check["state"] == "fail" for check in checks) else 0
     assert done.exit_code == expected
     assert not list((tmp_path / "runs" / "store").rglob("doctor/*"))
 

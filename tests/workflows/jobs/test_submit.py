@@ -262,7 +262,7 @@ def test_of_two_who_submit_in_the_same_moment_one_starts_the_job(
     assert (second.job, second.started) == (first.job, False)
 
 
-def told(*words: str) -> Any:
+def jobs_output(*words: str) -> Any:
     done = CliRunner().invoke(jobs_verb, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
@@ -272,16 +272,16 @@ def test_jobs_are_listed_shown_and_stopped(head: Head) -> None:
     client = jobs_client(at(head))
     job = client.submit_job(entrypoint="echo hello; sleep 600")
     where = ("--address", head.address, "--json")
-    assert job in {each["job"] for each in told("list", *where)}
-    while "hello" not in told("logs", *where, job)["log"]:
+    assert job in {each["job"] for each in jobs_output("list", *where)}
+    while "hello" not in jobs_output("logs", *where, job)["log"]:
         time.sleep(0.2)
-    shown = told("show", *where, job)
+    shown = jobs_output("show", *where, job)
     assert shown["status"] == "running"
     assert shown["runs"] == []
     assert "--tracking-uri" in shown["complaint"]
-    elsewhere = told("show", *where, "--tracking-uri", "http://me:s3cr3t@127.0.0.1:9", job)
+    elsewhere = jobs_output("show", *where, "--tracking-uri", "http://me:s3cr3t@127.0.0.1:9", job)
     assert "s3cr3t" not in json.dumps(elsewhere)
-    assert told("stop", *where, job)["status"] == "stopped"
+    assert jobs_output("stop", *where, job)["status"] == "stopped"
     stopped = CliRunner().invoke(jobs_verb, ["stop", "--address", head.address, job])
     assert "stopped already" in stopped.stdout
 
@@ -289,7 +289,7 @@ def test_jobs_are_listed_shown_and_stopped(head: Head) -> None:
 def test_jobs_verbs_name_a_job_that_is_not_there(head: Head) -> None:
     for verb in ("logs", "show", "stop"):
         with pytest.raises(MuvaError, match=r"No job muva-none at .*`muva jobs list`"):
-            told(verb, "--address", head.address, "muva-none")
+            jobs_output(verb, "--address", head.address, "muva-none")
 
 
 def test_the_token_is_neither_printed_nor_kept_with_a_job(

@@ -101,8 +101,8 @@ def test_runs_are_named_by_id_or_name_too(
     home = ["--home", str(session.home), "--store", session.store.uri]
     with pytest.raises(SystemExit):
         main(["compare", "evaluate plain", "evaluate better", "--json", *home])
-    (told,) = json.loads(capsys.readouterr().out)
-    assert told["methods"] == ["plain", "better"]
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["methods"] == ["plain", "better"]
     with pytest.raises(SystemExit):
         main(["compare", "plain", "better", *home])
     text = capsys.readouterr().out

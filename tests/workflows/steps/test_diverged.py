@@ -36,14 +36,14 @@ def test_a_training_that_diverges_keeps_what_repeats_its_step(
     config = with_settings(load_recipe(smoke_recipe), changes, where="test")
     with pytest.raises(MuvaError, match=rf"^stage {stage[-1]} diverged in epoch ") as stopped:
         run_pipeline(session, config)
-    told = str(stopped.value)
-    uri = told.split("python -m workflows.verbs.diverged ")[1].split("`")[0]
+    message = str(stopped.value)
+    uri = message.split("python -m workflows.verbs.diverged ")[1].split("`")[0]
     state = load_checkpoint(Path(uri) / "diverged")
     found = repeat_diverged(open_artifact(uri))
     assert (found["epoch"], found["step"]) == (state["epoch"], state["step"])
-    assert f"in epoch {found['epoch']}, step {found['step']}" in told
+    assert f"in epoch {found['epoch']}, step {found['step']}" in message
     assert not np.isfinite(found["losses"]["loss"])
-    assert all(image_id in told for image_id in found["images"])
+    assert all(image_id in message for image_id in found["images"])
     assert bool(found["images"]) == (stage == "stage2")
 
 

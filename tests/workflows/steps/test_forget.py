@@ -213,8 +213,8 @@ def test_one_version_is_acted_on_and_the_others_are_named(session: Session) -> N
     assert newer.artifact.manifest() is None
     assert pids_of(open_dataset(old)) == {3, 5, 7, 8, 9}
     assert report.deleted == (), "labels and the like were made from the other version"
-    told = [(one.dataset, one.pid, one.examples[0]) for one in report.others]
-    assert told == [
+    listed = [(one.dataset, one.pid, one.examples[0]) for one in report.others]
+    assert listed == [
         (old.address, 5, "train/5_0.png"),
         (old.address, 7, "train/7_0.png"),
     ]

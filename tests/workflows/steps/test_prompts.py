@@ -64,7 +64,9 @@ def test_two_shares_learn_what_one_does(learn: Learn, shared: StepResult) -> Non
     assert {**alone.summary, "history": None} == {**shared.summary, "history": None}
     assert [epoch["epoch"] for epoch in histories[1]] == list(range(1, EPOCHS + 1))
     for key in ("loss", "lr"):
-        np.testing.assert_allclose(*([one[key] for one in told] for told in histories), rtol=1e-6)
+        np.testing.assert_allclose(
+            *([one[key] for one in history] for history in histories), rtol=1e-6
+        )
     assert not list(alone.artifact.store.list(alone.artifact.key("states")))
 
 

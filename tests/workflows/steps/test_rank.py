@@ -90,34 +90,34 @@ def test_any_number_of_tasks_gives_the_figures_of_one_process(
 ):
     who = crowd(queries=150, gallery=1300, mixed=mixed)
     parts = kept(tmp_path, who.features)
-    told = []
+    reports = []
     without = dataclasses.replace(who, features=np.empty((len(who), 0), np.float32))
     ranks, rule = ranks_of(
-        parts, without, chunk_images=chunk_images, on_progress=lambda done, _: told.append(done)
+        parts, without, chunk_images=chunk_images, on_progress=lambda done, _: reports.append(done)
     )
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS)
     assert_same(score(ranks, rule, ranks=RANKS), expected)
-    assert told[-1] == 1300
-    assert len(told) == -(-1300 // chunk_images)
+    assert reports[-1] == 1300
+    assert len(reports) == -(-1300 // chunk_images)
 
 
 @pytest.mark.parametrize("chunk_images", [10_000, 333])
 def test_re_ranking_by_tasks_gives_the_figures_of_one_process(ray_session, tmp_path, chunk_images):
     who = crowd(queries=150, gallery=700, mixed=True)
     parts = kept(tmp_path, who.features)
-    told = []
+    reports = []
     encodings = encodings_by_tasks(
         parts,
         dataclasses.replace(who, features=np.empty((len(who), 0), np.float32)),
         settings=Reranking(),
         chunk_images=chunk_images,
-        on_progress=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: reports.append((done, total)),
     )
     ranks, rule = ranks_of(parts, who, encodings=encodings, chunk_images=chunk_images)
     expected = evaluate(**who.retrieval_inputs(), ranks=RANKS, rerank=True)
     assert_same(score(ranks, rule, ranks=RANKS), expected)
-    assert told[-1][0] == told[-1][1]
-    assert len(told) == (1 if chunk_images > 850 else 6)
+    assert reports[-1][0] == reports[-1][1]
+    assert len(reports) == (1 if chunk_images > 850 else 6)
 
 
 def test_nodes_that_are_lost_change_no_figure(tmp_path):

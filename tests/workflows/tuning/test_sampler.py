@@ -43,8 +43,8 @@ def records(
                 "notes": points.notes(number),
             }
         )
-        told = values if state != "failed" else points.zero
-        points.tell(number, told, stopped=state == "stopped")
+        reported = values if state != "failed" else points.zero
+        points.tell(number, reported, stopped=state == "stopped")
     return made
 
 

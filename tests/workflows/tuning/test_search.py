@@ -406,14 +406,19 @@ def test_what_is_saved_is_every_use_of_a_step_but_the_first() -> None:
     def step(address: str, seconds: float) -> dict[str, Any]:
         return {"label": address, "address": address, "seconds": seconds}
 
-    told = reuse(
+    savings = reuse(
         [
             {"steps": [step("prompts/a-1", 10.0), step("models/a-1", 2.0)]},
             {"steps": [step("prompts/a-1", 10.0), step("models/a-2", 3.0)]},
         ]
     )
-    assert (told["alone_s"], told["spent_s"], told["saved"]) == (25.0, 15.0, 0.4)
-    assert told["kinds"]["prompts"] == {"used": 2, "computed": 1, "alone_s": 20.0, "spent_s": 10.0}
+    assert (savings["alone_s"], savings["spent_s"], savings["saved"]) == (25.0, 15.0, 0.4)
+    assert savings["kinds"]["prompts"] == {
+        "used": 2,
+        "computed": 1,
+        "alone_s": 20.0,
+        "spent_s": 10.0,
+    }
 
 
 @pytest.mark.parametrize(

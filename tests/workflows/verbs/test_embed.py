@@ -214,6 +214,6 @@ def test_what_cannot_be_meant_is_explained(
     (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
     places = {name: f"{tmp_path / name}" for name in ("empty", "broken")}
     out = tmp_path / "out.parquet"
-    told = run(*(word.format(**places, out=out) for word in words), code=code)
-    assert explanation in told
+    message = run(*(word.format(**places, out=out) for word in words), code=code)
+    assert explanation in message
     assert not out.exists()

@@ -62,10 +62,10 @@ def boxmot_batch(
 def onnx_features(file: Path, batch: np.ndarray) -> np.ndarray:
     """As BoxMOT runs ONNX: first input, first output, the graph's own type."""
     session = onnxruntime.InferenceSession(f"{file}", providers=["CPUExecutionProvider"])
-    given, told = session.get_inputs()[0], session.get_outputs()[0]
+    given, output = session.get_inputs()[0], session.get_outputs()[0]
     assert given.shape[1:] == [3, *IMAGE_SIZE]
     assert given.type == "tensor(float)"
-    return np.asarray(session.run([told.name], {given.name: batch})[0])
+    return np.asarray(session.run([output.name], {given.name: batch})[0])
 
 
 def torchscript_features(file: Path, batch: np.ndarray) -> np.ndarray:
@@ -115,16 +115,16 @@ def test_the_result_says_how_close_the_file_comes(
     file = home / "small.torchscript"
     words = ("--format", "torchscript", "--with-preprocessing", "--layout", "chw")
     export(home, *words, "--out", f"{file}", "--json")
-    told = json.loads(capsys.readouterr().out)
-    assert (told["file"], told["model"].endswith(NAME)) == (f"{file}", True)
-    assert told["largest_difference"] < 1e-5
-    sidecar = json.loads(Path(told["sidecar"]).read_text())
+    output = json.loads(capsys.readouterr().out)
+    assert (output["file"], output["model"].endswith(NAME)) == (f"{file}", True)
+    assert output["largest_difference"] < 1e-5
+    sidecar = json.loads(Path(output["sidecar"]).read_text())
     assert sidecar["input"]["shape"] == ["batch", 3, *IMAGE_SIZE]
     assert (sidecar["input"]["dtype"], sidecar["preprocessing"]["in_graph"]) == ("uint8", True)
     assert sidecar["model"] == f"models/{NAME}"
     pixels = np.random.default_rng(0).integers(0, 256, (2, *IMAGE_SIZE, 3), dtype=np.uint8)
     found = torch.jit.load(f"{file}")(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    expected = muva.load(told["model"]).embed(list(pixels))
+    expected = muva.load(output["model"]).embed(list(pixels))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 

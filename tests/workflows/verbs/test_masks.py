@@ -214,10 +214,10 @@ def test_one_image_is_drawn_and_explained(
 
     picture = tmp_path / "one.png"
     first = image_ids(town)[0]
-    told = masks(capsys, "show", town.name, first, "--out", str(picture), "--json")
+    shown = masks(capsys, "show", town.name, first, "--out", str(picture), "--json")
     boxes = town.rows(["image_id", "box_head"]).to_pylist()[0]
-    assert told["parts"][0]["box"] == pytest.approx(boxes["box_head"], abs=1e-3)
-    assert told["parts"][0]["answer"] == "annotated"
+    assert shown["parts"][0]["box"] == pytest.approx(boxes["box_head"], abs=1e-3)
+    assert shown["parts"][0]["answer"] == "annotated"
     assert Image.open(picture).height > 500
     occupied = str(tmp_path / "one.png" / "two.png")
     explanation = masks(capsys, "show", town.name, first, "--out", occupied, code=1)

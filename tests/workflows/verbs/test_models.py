@@ -152,9 +152,11 @@ def test_models_are_listed_with_what_they_were_made_from(
     found = run("models", "import", f"{file}", "--name", "reid", "--clip", f"{small_clip}")
     wrong = run("models", "import", f"{file}", "--name", "reid", "--form", "clip", code=1)
     assert "not of the form clip" in wrong and "--form clip-reid" in wrong
-    told = {setting["name"]: (setting["value"], setting["origin"]) for setting in found["settings"]}
-    assert told["model.stride"] == (8, "given")
-    assert told["model.parts"] == ([], "the form")
+    described = {
+        setting["name"]: (setting["value"], setting["origin"]) for setting in found["settings"]
+    }
+    assert described["model.stride"] == (8, "given")
+    assert described["model.parts"] == ([], "the form")
     with pytest.raises(SystemExit):
         main(["models", "list", "--home", f"{tmp_path / 'runs'}"])
     pixels = torch.rand(3, 3, 64, 32)

@@ -155,9 +155,11 @@ def test_a_model_that_was_judged_before_is_logged_with_its_files(
 ) -> None:
     with Tracker(tracking_uri(home), "muva").open(name="evaluate", key="evaluate") as run:
         judged = run.log_model(UsedModel(name="small", address=f"models/{NAME}"), made=False)
-    told = log(home, capsys)
-    assert told["mlflow_model"] == f"models:/{judged}"
-    model = MlflowClient(tracking_uri(home)).get_logged_model(told["mlflow_model"].split("/")[-1])
+    recorded = log(home, capsys)
+    assert recorded["mlflow_model"] == f"models:/{judged}"
+    model = MlflowClient(tracking_uri(home)).get_logged_model(
+        recorded["mlflow_model"].split("/")[-1]
+    )
     assert (Path(model.artifact_location.removeprefix("file://")) / "MLmodel").is_file()
 
 

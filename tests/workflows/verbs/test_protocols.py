@@ -83,8 +83,8 @@ def test_rows_stand_beside_the_published_ones(
 ) -> None:
     capsys.readouterr()
     muva("compare", "single-source", "--json", "--home", str(home))
-    told = capsys.readouterr()
-    found: dict[str, dict[str, Any]] = {row["target"]: row for row in json.loads(told.out)}
+    captured = capsys.readouterr()
+    found: dict[str, dict[str, Any]] = {row["target"]: row for row in json.loads(captured.out)}
     assert set(found) == {"msmt17", "cuhk03np-detected"}
     row = found["msmt17"]
     assert (row["sources"], row["seeds"], row["checkpoint"]) == (["market1501"], 1, "last epoch")
@@ -92,7 +92,7 @@ def test_rows_stand_beside_the_published_ones(
     assert (row["published"]["mean_ap"], row["published"]["rank1"]) == (0.276, 0.568)
     assert row["mean_ap_difference"] == pytest.approx(row["mean_ap"] - 0.276)
     assert row["best"]["method"] == "MUVA"
-    assert "No result in this store: market1501 -> dukemtmc;" in told.err
+    assert "No result in this store: market1501 -> dukemtmc;" in captured.err
 
 
 def test_the_comparison_is_a_table_for_papers_and_for_spreadsheets(

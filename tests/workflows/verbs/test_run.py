@@ -428,11 +428,13 @@ def test_gpus_are_used_left_alone_or_insisted_on(
 def test_cuda_graphs_are_for_one_worker_with_a_gpu(
     ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for count, gpus, told in ((1, 0, "1 workers and 0"), (2, 2, "2 workers and 2"), (1, 1, None)):
+    for count, gpus, counts in ((1, 0, "1 workers and 0"), (2, 2, "2 workers and 2"), (1, 1, None)):
         monkeypatch.setattr("workflows.runtime.cluster.gpus", lambda gpus=gpus: gpus)
         workers = Workers(count=count, cpus_each=1, execution=ExecutionConfig(cuda_graphs=True))
-        expected = pytest.raises(MuvaError, match=f"--cuda-graphs .* {told} GPUs: leave the option")
-        with expected if told else nullcontext():
+        expected = pytest.raises(
+            MuvaError, match=f"--cuda-graphs .* {counts} GPUs: leave the option"
+        )
+        with expected if counts else nullcontext():
             workers.check()
 
 
