@@ -12,6 +12,7 @@ from collections import defaultdict
 from typing import Any
 
 import ray
+from ray import cloudpickle
 
 from workflows.runtime.cluster import on_the_drivers_node
 
@@ -28,25 +29,28 @@ class MessageQueue:
 
     def send(self, message: object, *, block: bool = False) -> None:
         """Send a message; with `block`, return once it survives the death of this process."""
-        sent = self._actor.send.remote(self._name, message)
+        sent = self._actor.send.remote(self._name, cloudpickle.dumps(message))
         if block:
             ray.get(sent)
 
     def drain(self) -> list[Any]:
         """Remove and return all messages, in the order in which they arrived."""
-        return ray.get(self._actor.drain.remote(self._name))
+        return [cloudpickle.loads(one) for one in ray.get(self._actor.drain.remote(self._name))]
 
 
 class _QueueActor:
-    """Holds the messages of all queues of one driver."""
+    """Holds the messages of all queues of one driver, pickled.
+
+    To unpickle them, it would import torch and the modules of the senders, which takes seconds.
+    """
 
     def __init__(self) -> None:
-        self._messages: dict[str, list[Any]] = defaultdict(list)
+        self._messages: dict[str, list[bytes]] = defaultdict(list)
 
-    def send(self, queue: str, message: object) -> None:
+    def send(self, queue: str, message: bytes) -> None:
         self._messages[queue].append(message)
 
-    def drain(self, queue: str) -> list[Any]:
+    def drain(self, queue: str) -> list[bytes]:
         return self._messages.pop(queue, [])
 
 

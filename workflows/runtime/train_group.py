@@ -82,8 +82,8 @@ class TrainGroup:
             )
             return
         trainer = ray.train.torch.TorchTrainer(
-            function,
-            train_loop_config=dict(task),
+            _run_in_group,
+            train_loop_config={"call": ray.put((function, dict(task)))},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=workers.use_gpu,
@@ -113,9 +113,9 @@ class TrainGroup:
         """
         if self.validate is None:
             return None
-        validate = self.validate
+        validate = ray.put(self.validate)
         return ray.train.ValidationConfig(
-            fn=lambda checkpoint, **_: validate(_epoch_in(checkpoint)),
+            fn=lambda checkpoint, **_: ray.get(validate)(_epoch_in(checkpoint)),
             ray_remote_kwargs={
                 "num_cpus": 0,
                 "num_gpus": 1 if self.workers.gpus > self.workers.count else 0,
@@ -124,6 +124,16 @@ class TrainGroup:
                 "scheduling_strategy": OUTSIDE_PLACEMENT_GROUPS,
             },
         )
+
+
+def _run_in_group(config: Mapping[str, ray.ObjectRef]) -> None:
+    """Run the training function in this worker of a group.
+
+    Ray Train's controller unpickles the configuration of a training. A reference spares it the
+    imports of the function and of the task, which take seconds.
+    """
+    function, task = ray.get(config["call"])
+    function(task)
 
 
 def _run_alone(function: Callable[[Any], None], task: dict[str, Any]) -> None:
