@@ -2,7 +2,7 @@
 #
 #   make demo     the whole workflow on synthetic people
 #   make test     the tests
-#   make test-fast  those of them that need neither Ray nor a server
+#   make test-fast  those of them that are fast and need neither Ray nor a server
 #   make coverage the tests, and which lines they run
 #   make check    format, lint, types, import contracts, tests: what must pass before a change lands
 #   make test-gpu the tests that need a GPU, which `make test` leaves out where there is none
@@ -49,7 +49,7 @@ test: setup
 	$(PYTEST)
 
 test-fast: setup
-	$(PYTEST) -m 'not cluster and not browser'
+	$(PYTEST) -m 'not cluster and not slow and not browser'
 
 coverage: setup
 	$(PYTEST) --cov --cov-report=term:skip-covered

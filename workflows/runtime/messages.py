@@ -7,12 +7,12 @@ progress and writes to MLflow. Workers therefore need no tracking server, and ML
 from __future__ import annotations
 
 import functools
+import pickle
 import uuid
 from collections import defaultdict
 from typing import Any
 
 import ray
-from ray import cloudpickle
 
 from workflows.runtime.cluster import on_the_drivers_node
 
@@ -29,13 +29,13 @@ class MessageQueue:
 
     def send(self, message: object, *, block: bool = False) -> None:
         """Send a message; with `block`, return once it survives the death of this process."""
-        sent = self._actor.send.remote(self._name, cloudpickle.dumps(message))
+        sent = self._actor.send.remote(self._name, pickle.dumps(message))
         if block:
             ray.get(sent)
 
     def drain(self) -> list[Any]:
         """Remove and return all messages, in the order in which they arrived."""
-        return [cloudpickle.loads(one) for one in ray.get(self._actor.drain.remote(self._name))]
+        return [pickle.loads(one) for one in ray.get(self._actor.drain.remote(self._name))]
 
 
 class _QueueActor:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -322,12 +323,10 @@ def test_a_head_that_falls_silent_ends_the_following(
 ) -> None:
     monkeypatch.setattr("workflows.jobs.follow.UNAVAILABLE_S", 2.0)
     monkeypatch.setattr("workflows.jobs.follow.RETRY_S", 0.2)
+    patient = jobs_client(at(head))
+    monkeypatch.setattr("workflows.jobs.client.TIMEOUTS_S", (5.0, 5.0))
     client = jobs_client(at(head))
-    (dashboard,) = [
-        one
-        for one in psutil.Process(head.pid).children(recursive=True)
-        if any(word.endswith("dashboard/dashboard.py") for word in one.cmdline())
-    ]
+    dashboard = _dashboard(head)
 
     def answer_once(client: JobSubmissionClient, job: str) -> JobDetails:
         found = job_details(client, job)
@@ -343,7 +342,15 @@ def test_a_head_that_falls_silent_ends_the_following(
             submit_job(["ui", "--help"], cluster=at(head))
     finally:
         dashboard.resume()
-    assert not client.get_job_status(jobs["endless"]).is_terminal()
+    assert not patient.get_job_status(jobs["endless"]).is_terminal()
+
+
+def _dashboard(head: Head) -> psutil.Process:
+    for process in psutil.Process(head.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if any(word.endswith("dashboard/dashboard.py") for word in process.cmdline()):
+                return process
+    raise AssertionError("the head has no dashboard")
 
 
 def test_a_cluster_that_is_not_there_is_named(environment: None) -> None:

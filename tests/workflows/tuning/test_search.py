@@ -155,8 +155,8 @@ def _shown_and_written(
 @pytest.mark.timeout(600)  # minutes by itself, and another test beside it
 def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_worker(place: Place) -> None:
     found = place.search(
-        space={"model.gating": ["offline", "online"], "stage2.mask_loss": ["bce+dice", "mse"]},
-        trials=3,
+        space={"stage2.lr": [3e-2, 1e-6]},  # the second one learns nothing
+        trials=2,
         folds=1,
         scheduler="asha",
         search="grid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from tests.workflows.commands import finish, start
 
 
 @pytest.mark.timeout(600)  # minutes by itself, and another test beside it
-def test_the_demo_ends_with_a_table_and_a_report(smoke_recipe: Path, tmp_path: Path) -> None:
+def test_the_demo_ends_with_a_table_and_a_report(
+    smoke_recipe: Path, grounded_home: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """The data sets and the pseudo-labels are there already: test_run.py makes them."""
+    grounded_home(tmp_path)
     words = ("demo", "--recipe", f"{smoke_recipe}", "--set", "variants=[clip, muva]")
     output = finish(start(tmp_path, *words), within_s=400)
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
