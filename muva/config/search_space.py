@@ -21,9 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from muva.config import Count, ExperimentConfig, Section, patch_size, with_settings
 from muva.errors import SettingsError
-from muva.model.clip import check_clip, load_clip, shape_of
-from muva.model.image_encoder import check_part_tokens
-from muva.model.position_embedding import patch_grid
+from muva.model.checks import check_clip, check_part_tokens, patch_grid
 
 SPACES = Path(__file__).parent / "spaces"
 SEARCHED = ("grounding", "model", "prompts", "stage1", "stage2")
@@ -357,6 +355,8 @@ def _patch_of(config: ExperimentConfig) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _loaded_patch(clip: str, size: tuple[int, int], stride: int) -> int:
+    from muva.model.clip import load_clip, shape_of
+
     return shape_of(load_clip(clip, image_size=size, stride=stride)).patch
 
 

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from muva.errors import MuvaError, SettingsError
-from muva.model.position_embedding import patch_grid, resize_position_embedding
+from muva.model.checks import patch_grid
+from muva.model.position_embedding import resize_position_embedding
 from muva.model.state_dicts import read_state_dict
 
 TINY = Path(__file__).parent / "tiny"
@@ -426,17 +427,7 @@ def _load_folder(folder: Path, *, image_size: tuple[int, int], stride: int) -> o
     )
 
 
-def check_clip(name: str) -> None:
-    """Check a name for `load_clip` without loading anything.
-
-    Raises:
-        SettingsError: the name is unknown.
-    """
-    if name != "tiny" and not (name and Path(name).expanduser().exists()):
-        _open_clip_name(name)
-
-
-def _open_clip_name(name: str) -> tuple[str, str]:
+def open_clip_name(name: str) -> tuple[str, str]:
     """The architecture, and the tag or file of the weights; a model on the Hub has no tag."""
     if name.startswith(HUB):
         return name, ""
@@ -504,7 +495,7 @@ def _load_open_clip(name: str, *, image_size: tuple[int, int], stride: int) -> o
     open_clip's configurations without a suffix say GELU. Which weights were trained with QuickGELU
     follows from their tags, and for OpenAI's own files from the sizes stored with the parameters.
     """
-    architecture, tag = _open_clip_name(name)
+    architecture, tag = open_clip_name(name)
     expected, grid = _shape_of_config(architecture)
     known = open_clip.get_pretrained_cfg(architecture, tag)
     try:

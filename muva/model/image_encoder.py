@@ -15,7 +15,6 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from muva.config import ModelConfig
-from muva.errors import SettingsError
 from muva.model.attention import (
     attention_bias,
     attention_weights,
@@ -23,6 +22,7 @@ from muva.model.attention import (
     run_block,
     transformer_blocks,
 )
+from muva.model.checks import check_part_tokens
 from muva.model.clip import image_size_of, vision_tower
 from muva.model.mask_predictor import MaskPredictor
 from muva.model.position_embedding import add_part_positions
@@ -45,21 +45,6 @@ class ImageFeatures:
     feature: Float[Tensor, " B F"]
     mask_logits: Float[Tensor, " blocks B R L"] | None = None
     mask_probabilities: Float[Tensor, " blocks B R L"] | None = None
-
-
-def check_part_tokens(settings: ModelConfig, *, rows: int) -> None:
-    """Check that the rows of the patch grid can be split into bands for the part tokens.
-
-    Raises:
-        SettingsError: `part_token_init` is `patch_avg`, and the rows do not divide by the parts.
-    """
-    parts = len(settings.parts)
-    if parts and settings.part_token_init == "patch_avg" and rows % parts:
-        raise SettingsError(
-            f"model.part_token_init patch_avg splits the patch grid into {parts} equal bands, one "
-            f"per part, but its {rows} rows do not divide by {parts}: choose random or cls, or "
-            "another stride (at 256 x 128, stride 12 gives 21 rows)"
-        )
 
 
 def call_directly(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:

@@ -10,12 +10,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 
-def patch_grid(image_size: tuple[int, int], *, patch: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of the patches, which may overlap, in an image of this (height, width)."""
-    height, width = image_size
-    return (height - patch) // stride + 1, (width - patch) // stride + 1
-
-
 def resize_position_embedding(
     embedding: Float[Tensor, " positions D"],
     *,

@@ -19,9 +19,9 @@ from torch import Tensor
 from benchmarks.openai_files import Sizes, openai_state_dict, random_clip, write_archive
 from muva.config import ModelConfig
 from muva.errors import MuvaError, SettingsError
+from muva.model.checks import check_clip
 from muva.model.clip import (
     ClipShape,
-    check_clip,
     empty_clip,
     load_clip,
     normalisation,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from muva.model.checks import patch_grid
 from muva.model.position_embedding import (
     add_part_positions,
-    patch_grid,
     resize_position_embedding,
 )
 

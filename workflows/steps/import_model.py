@@ -9,7 +9,8 @@ from typing import Any
 
 from muva.config import ExperimentConfig, patch_size
 from muva.data import formats
-from muva.model.clip import check_clip, load_clip
+from muva.model.checks import check_clip
+from muva.model.clip import load_clip
 from muva.model.foreign import AUTO, fit_checkpoint
 from muva.model.foreign.adopt import adopt, needs_clip
 from muva.model.foreign.fit import ImportOptions

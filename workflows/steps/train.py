@@ -97,7 +97,7 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
             share a batch or fit on the cluster, parts without a phrase, or an unknown CLIP.
     """
     from muva.data.sources import Sources
-    from muva.model.clip import check_clip
+    from muva.model.checks import check_clip
     from muva.training.sampler import check_batches
     from workflows.runtime.cluster import ray_cluster
 

@@ -90,7 +90,7 @@ def _evaluate_model(
     session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
 ) -> tuple[dict[str, Evaluation], str]:
     from muva.config.schema import ModelConfig
-    from muva.model.clip import check_clip
+    from muva.model.checks import check_clip
     from muva.models import find_model, model_description
     from workflows.runtime.on_demand import cluster_on_demand
     from workflows.steps.embed import UNTRAINED

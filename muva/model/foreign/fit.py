@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from muva.config import PARTS, ModelConfig, Part, PromptConfig
 from muva.errors import MuvaError, SettingsError
+from muva.model.checks import patch_grid
 from muva.model.clip import OPENAI_MEAN, OPENAI_STD
 from muva.model.foreign.form import (
     BN_NECK,
@@ -23,7 +24,6 @@ from muva.model.foreign.form import (
     Translation,
 )
 from muva.model.foreign.plain_clip import SidecarConfig
-from muva.model.position_embedding import patch_grid
 
 Origin = Literal["the file", "beside the file", "the form", "given", "the recipe", "assumed"]
 

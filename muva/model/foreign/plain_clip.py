@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from muva.errors import MuvaError
+from muva.model.checks import patch_grid
 from muva.model.foreign.form import Form, Weights
-from muva.model.position_embedding import patch_grid
 
 _SIZE = "a size, not a weight"
 _HUGGING_FACE = "vision_model."
