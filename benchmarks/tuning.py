@@ -121,6 +121,7 @@ def baseline_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
                 "together_s": measurement(reused["spent_s"]),
                 "alone_s": measurement(reused["alone_s"]),
                 "saved": reused["saved"],
+                "saved_of_training": reused["saved_without_data_and_labels"],
                 "goal": MIN_SAVED,
             }
         )

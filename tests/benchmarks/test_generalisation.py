@@ -29,9 +29,9 @@ def test_two_experts_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {"syn-station": {"annotated": [0.3, 0.3, 0.3], "tiny": [0.2, 0.3, 0.1]}}
     names = {"annotated": "annotated", "tiny": "tiny"}
     print_table(figures, names=names, ours="tiny", reference="annotated")
-    told = capsys.readouterr().out
-    assert "| target | annotated | tiny | tiny - annotated |" in told
-    assert "| syn-station | 30.0 ± 0.0 | 20.0 ± 10.0 | -10.0 ± 5.8 |" in told
+    printed = capsys.readouterr().out
+    assert "| target | annotated | tiny | tiny - annotated |" in printed
+    assert "| syn-station | 30.0 ± 0.0 | 20.0 ± 10.0 | -10.0 ± 5.8 |" in printed
 
 
 def test_a_model_that_did_not_improve_is_named() -> None:

@@ -30,8 +30,8 @@ class Prepared:
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
-        told = [next(self._boxes) for _ in images]
-        return [[Grounding(box=boxes[part]) for part in phrases] for boxes in told]
+        answers = [next(self._boxes) for _ in images]
+        return [[Grounding(box=boxes[part]) for part in phrases] for boxes in answers]
 
 
 def true_boxes(people: int) -> list[dict[str, Box | None]]:

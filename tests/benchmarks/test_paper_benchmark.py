@@ -71,7 +71,9 @@ def test_an_unknown_row_names_the_closest() -> None:
 
 
 def test_work_and_hours_are_those_of_a_calculation_by_hand() -> None:
-    told = described(find_row("D+MS+C3->MA"), RATES, expert="florence-2", grounding_rate=10)
+    described_row = described(
+        find_row("D+MS+C3->MA"), RATES, expert="florence-2", grounding_rate=10
+    )
     learned = 16522 + 32621 + 7365
     everything = (16522 + 2228 + 17661) + (32621 + 11659 + 82161) + (7365 + 1400 + 5332)
     expected = {
@@ -82,27 +84,27 @@ def test_work_and_hours_are_those_of_a_calculation_by_hand() -> None:
         "steps": (60 * learned, 60 * learned / 20 / 3600),
         "embedding": (3368 + 19732, (3368 + 19732) / 90 / 3600),
     }
-    assert list(told["phases"]) == list(expected)
+    assert list(described_row["phases"]) == list(expected)
     for phase, (work, hours) in expected.items():
-        found = told["phases"][phase]
+        found = described_row["phases"][phase]
         assert (found["work"], found["hours"]) == (work, pytest.approx(hours))
-    assert told["hours"] == pytest.approx(
+    assert described_row["hours"] == pytest.approx(
         sum(h for p, (_, h) in expected.items() if p != "grounding")
     )
-    assert told["published"] == [{"mean_ap": 0.667, "rank1": 0.861}]
-    assert told["memory"] == {"batch": 64, "mb": 9000.0, "measured_at": [64]}
+    assert described_row["published"] == [{"mean_ap": 0.667, "rank1": 0.861}]
+    assert described_row["memory"] == {"batch": 64, "mb": 9000.0, "measured_at": [64]}
 
 
 def test_an_unpublished_count_gives_no_hours_until_it_is_given() -> None:
     row = find_row("classical->viper")
-    told = described(row, RATES, expert="florence-2")
-    assert told["phases"]["steps"]["work"] is None and told["hours"] is None
-    assert "how many images cuhk03-detected has: --images NAME=COUNT" in as_text(told)
-    told = described(row, RATES, expert="florence-2", images={"cuhk03-detected": 14000})
+    described_row = described(row, RATES, expert="florence-2")
+    assert described_row["phases"]["steps"]["work"] is None and described_row["hours"] is None
+    assert "how many images cuhk03-detected has: --images NAME=COUNT" in as_text(described_row)
+    described_row = described(row, RATES, expert="florence-2", images={"cuhk03-detected": 14000})
     learned = (12936 + 3368 + 19732) + (16522 + 2228 + 17661) + 7264 + 14000 + 34574
-    assert told["phases"]["features"]["work"] == learned
-    assert told["phases"]["grounding"] == {"work": learned, "per_s": None, "hours": None}
-    assert told["hours"] is not None
+    assert described_row["phases"]["features"]["work"] == learned
+    assert described_row["phases"]["grounding"] == {"work": learned, "per_s": None, "hours": None}
+    assert described_row["hours"] is not None
 
 
 def test_memory_is_extrapolated_linearly_from_two_batches() -> None:

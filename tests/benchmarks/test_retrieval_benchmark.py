@@ -25,12 +25,12 @@ def test_only_a_value_beyond_its_goal_is_missed() -> None:
         "ours": {"seconds": 1.4, "peak_mb": 900.0, "mean_ap": 0.5, "times": 1.4},
     }
     assert retrieval.misses("market1501", good) == []
-    for name, value, told in (
+    for name, value, expected in (
         ("times", 1.51, "1.51 times the product, goal 1.5"),
         ("peak_mb", 1001.0, "1001 MB, goal 1000"),
         ("mean_ap", 0.51, "the dense way 0.5000000"),
     ):
         (missed,) = retrieval.misses("market1501", {**good, "ours": {**good["ours"], name: value}})
-        assert told in missed
+        assert expected in missed
     slow = {**good, "ours": {**good["ours"], "seconds": 1801.0}}
     assert retrieval.misses("msmt17-reranked", slow) == ["msmt17-reranked: 1801 s, goal 1800"]

@@ -31,15 +31,15 @@ def test_hours_and_prices_are_those_of_a_calculation_by_hand() -> None:
         "steps": 60 * 50,
         "embedding": pytest.approx(3_600_000 / 90 / 3600),
     }
-    told = costs(shares, RATES, price=2.5)
-    assert "| steps | 216,000,000 | 20.0 | 3,000 | 7,500 |" in told
+    printed = costs(shares, RATES, price=2.5)
+    assert "| steps | 216,000,000 | 20.0 | 3,000 | 7,500 |" in printed
     assert "| steps | 216,000,000 | 20.0 | 3,000 | ? |" in costs(shares, RATES, price=None)
 
 
 def test_the_work_of_one_process_is_scaled_proportionally() -> None:
-    told = limits([Alone(what="import", images=1000, seconds=36, peak_mb=5)], images=1_000_000)
-    assert "| import | 36.0 | 5 | 10.0 | 5 |" in told
-    assert "Shards: 977 of 1024 images or fewer." in told
+    printed = limits([Alone(what="import", images=1000, seconds=36, peak_mb=5)], images=1_000_000)
+    assert "| import | 36.0 | 5 | 10.0 | 5 |" in printed
+    assert "Shards: 977 of 1024 images or fewer." in printed
 
 
 def test_the_parts_are_measured_through_the_librarys_own_functions() -> None:

@@ -373,11 +373,11 @@ def test_a_rejected_upload_is_explained_without_the_password(
 
     monkeypatch.setattr(MlflowClient, "log_text", refused)
     with (
-        pytest.raises(MuvaError, match="failed: 413 Client Error") as told,
+        pytest.raises(MuvaError, match="failed: 413 Client Error") as raised,
         tracker.open(name="large", key="large") as run,
     ):
         run.log_text("large.txt", "large")
-    assert "s3cr3t" not in str(told.value)
+    assert "s3cr3t" not in str(raised.value)
 
 
 def test_no_picture_of_people_is_written_where_they_are_hidden(

@@ -83,7 +83,7 @@ def _gallery_sheets(
             )
         ]
 
-    told = {
+    texts = {
         "ranked-gallery": (
             f"Ranked gallery, {open_dataset(judged.dataset).name}",
             "Queries from the best average precision to the worst, evenly spaced",
@@ -103,7 +103,7 @@ def _gallery_sheets(
             )
             for number in numbers.tolist()
         ]
-        title, subtitle = told[name]
+        title, subtitle = texts[name]
         sheets[name] = ranked_gallery(queries, title=title, subtitle=subtitle)
     return sheets
 

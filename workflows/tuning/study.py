@@ -289,7 +289,7 @@ def reuse(records: Sequence[Record]) -> dict[str, Any]:
         "saved_s": round(alone_s - spent_s, 1),
         "saved": round(1 - spent_s / alone_s, 4) if alone_s else 0.0,
         "kinds": {
-            kind: {name: round(value, 1) for name, value in told.items()}
-            for kind, told in kinds.items()
+            kind: {name: round(value, 1) for name, value in figures.items()}
+            for kind, figures in kinds.items()
         },
     }

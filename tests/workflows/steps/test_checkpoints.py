@@ -51,16 +51,16 @@ def test_nothing_saved_means_start_at_the_beginning(artifact: Artifact) -> None:
     assert latest_checkpoint(artifact) == (None, [])
 
 
-def test_the_newest_state_comes_back_with_the_history_so_far(artifact: Artifact) -> None:
+def test_the_newest_checkpoint_comes_back_with_the_history_so_far(artifact: Artifact) -> None:
     save(artifact, epochs=3)
-    state, history = latest_checkpoint(artifact)
-    assert state is not None
-    assert state["epoch"] == 3
-    assert torch.equal(torch.as_tensor(state["weights"]), torch.full((3,), 3.0))
+    checkpoint, history = latest_checkpoint(artifact)
+    assert checkpoint is not None
+    assert checkpoint["epoch"] == 3
+    assert torch.equal(torch.as_tensor(checkpoint["weights"]), torch.full((3,), 3.0))
     assert [epoch["loss"] for epoch in history] == [1.0, 1 / 2, 1 / 3]
 
 
-def test_few_states_are_kept(artifact: Artifact) -> None:
+def test_few_checkpoints_are_kept(artifact: Artifact) -> None:
     save(artifact, epochs=5)
     kept = {key.split("/")[3] for key in artifact.store.list(artifact.key(CHECKPOINTS))}
     assert sorted(kept) == ["00004", "00005"]
@@ -68,28 +68,28 @@ def test_few_states_are_kept(artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"not what was written"])
-def test_a_damaged_state_gives_way_to_the_one_before(
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     artifact: Artifact, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(artifact, epochs=3)
     artifact.store.write(artifact.key(CHECKPOINTS, "00003", "state.safetensors"), damage)
-    state, history = latest_checkpoint(artifact)
-    assert state is not None
-    assert state["epoch"] == 2
+    checkpoint, history = latest_checkpoint(artifact)
+    assert checkpoint is not None
+    assert checkpoint["epoch"] == 2
     assert len(history) == 2
     assert "skipping the damaged checkpoint states/00003" in caplog.text
 
 
-def test_a_state_that_was_never_finished_gives_way_too(artifact: Artifact) -> None:
+def test_a_checkpoint_that_was_never_finished_gives_way_too(artifact: Artifact) -> None:
     save(artifact, epochs=2)
     artifact.store.delete(artifact.key(CHECKPOINTS, "00002", "state.json"))
-    state, _ = latest_checkpoint(artifact)
-    assert state is not None
-    assert state["epoch"] == 1
+    checkpoint, _ = latest_checkpoint(artifact)
+    assert checkpoint is not None
+    assert checkpoint["epoch"] == 1
 
 
 @pytest.mark.parametrize("written", [0, 1], ids=["tensors", "values"])
-def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
+def test_a_disk_that_fills_up_amid_a_checkpoint_leaves_the_one_before(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     images = ToyImages()
@@ -97,14 +97,14 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
         batch_size=8, images_per_identity=2, epochs=3, warmup_epochs=0, precision="fp32"
     )
 
-    def training(model: MuvaModel, state: Checkpoint | None = None) -> Iterator[EpochReport]:
+    def training(model: MuvaModel, checkpoint: Checkpoint | None = None) -> Iterator[EpochReport]:
         return train_image_encoder(
             model=model,
             images=images,
             settings=settings,
             seed=5,
             device=torch.device("cpu"),
-            checkpoint=state,
+            checkpoint=checkpoint,
         )
 
     undisturbed, stopped, resumed = (small_model(identities=6) for _ in range(3))
@@ -126,10 +126,10 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
         save_epoch(artifact, next(epochs), [{"epoch": 1}, {"epoch": 2}])
     monkeypatch.undo()
 
-    state, history = latest_checkpoint(artifact)
+    checkpoint, history = latest_checkpoint(artifact)
     assert history == [{"epoch": 1}]
     rest = []
-    for report in training(resumed, state):
+    for report in training(resumed, checkpoint):
         history.append({"epoch": report.epoch})
         save_epoch(artifact, report, history)
         rest.append(report.step_losses)
@@ -139,18 +139,18 @@ def test_a_disk_that_fills_up_amid_a_state_leaves_the_one_before(
     assert len(latest_checkpoint(artifact)[1]) == 3
 
 
-def test_a_clock_that_was_set_back_changes_nothing_of_which_state_is_the_newest(
+def test_a_clock_that_was_set_back_changes_nothing_of_which_checkpoint_is_the_newest(
     artifact: Artifact,
 ) -> None:
     save(artifact, epochs=3)
     for key in artifact.store.list(artifact.key(CHECKPOINTS, "00003")):
         os.utime(artifact.store.path(key), (0, 0))
-    state, _ = latest_checkpoint(artifact)
-    assert state is not None
-    assert state["epoch"] == 3
+    checkpoint, _ = latest_checkpoint(artifact)
+    assert checkpoint is not None
+    assert checkpoint["epoch"] == 3
 
 
-def test_a_made_artifact_keeps_no_states(artifact: Artifact) -> None:
+def test_a_made_artifact_keeps_no_checkpoints(artifact: Artifact) -> None:
     save(artifact, epochs=2)
     delete_checkpoints(artifact)
     assert not list(artifact.store.list(artifact.address))

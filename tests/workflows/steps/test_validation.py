@@ -117,7 +117,7 @@ def test_a_verdict_is_the_plain_evaluation_of_that_epochs_model(training: Traini
     assert verdict[HELD_OUT] == pytest.approx(np.mean(means))
 
 
-def test_states_are_kept_as_asked_and_nothing_else(training: Training) -> None:
+def test_checkpoints_are_kept_as_asked_and_nothing_else(training: Training) -> None:
     artifact = training.trained.encoder.artifact
     kept = {key.split("/")[2:4][1] for key in artifact.store.list(artifact.key(CHECKPOINTS))}
     assert kept == {"00002", "00004"}
@@ -269,7 +269,7 @@ def test_a_judged_training_that_is_resumed_ends_as_it_would_have(
     """Also where a judgement had failed: it is asked for anew."""
     undisturbed = training.trained.encoder
     verdicts = undisturbed.summary["verdicts"]
-    assert best(verdicts)["epoch"] > 1, "the state of epoch 1 would be needed, and is not kept"
+    assert best(verdicts)["epoch"] > 1, "the checkpoint of epoch 1 would be needed, and is not kept"
     store = Path(training.session.store.uri)
     for kind in ("datasets", "labels", "prompts"):
         linked_copy(store / kind, tmp_path / "store" / kind)
