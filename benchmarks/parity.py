@@ -33,7 +33,6 @@ from muva.retrieval import evaluate
 from muva.retrieval.distances import squared_distances
 from muva.retrieval.reranking import Reranking, reranked_distances
 from muva.training.losses import Stage2Losses, dice_loss
-from muva.training.memory import VisualMemory, identity_centroids, new_memory
 from muva.training.optimisers import (
     set_learning_rate,
     stage1_lr,
@@ -44,6 +43,7 @@ from muva.training.optimisers import (
 )
 from muva.training.stage1 import prompt_loss, prompt_step
 from muva.training.stage2 import training_step
+from muva.training.visual_memory import VisualMemory, identity_centroids, new_memory
 
 EXACT = 0.0
 OUTPUT_LIMIT = 2e-5

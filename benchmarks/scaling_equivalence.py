@@ -36,8 +36,8 @@ from muva.model.distributed import mean_over_workers
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.prompts import prompt_texts
 from muva.training.compute import Compute
-from muva.training.memory import VisualMemory
 from muva.training.stage2 import train_image_encoder
+from muva.training.visual_memory import VisualMemory
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 MICRO_BATCH = 3

@@ -52,9 +52,9 @@ from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.centroids import dataset_centroids
 from muva.training.compute import Compute, apply_compute
-from muva.training.memory import new_memory
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import training_step
+from muva.training.visual_memory import new_memory
 from workflows.runtime.cluster import ray_cluster
 from workflows.session import open_session
 from workflows.steps.pipeline import run_pipeline

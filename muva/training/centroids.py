@@ -15,7 +15,7 @@ from muva.model.precision import Precision, autocast
 from muva.training.compute import Compute
 from muva.training.divergence import check_features
 from muva.training.loader import Loader, TrainingImages
-from muva.training.memory import mean_directions
+from muva.training.visual_memory import mean_directions
 
 Progress = Callable[[int, int], None]
 

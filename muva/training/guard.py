@@ -14,9 +14,9 @@ from muva.model.muva_model import MuvaModel
 from muva.model.precision import resolve_precision
 from muva.training.divergence import DivergedError, format_losses, is_finite, remedies
 from muva.training.losses import Stage2Losses
-from muva.training.memory import VisualMemory
 from muva.training.sampler import BatchDraw
 from muva.training.stage2_checkpoint import neck_statistics, stage2_checkpoint
+from muva.training.visual_memory import VisualMemory
 
 
 class Guard:

@@ -9,11 +9,11 @@ from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import resolve_precision
 from muva.training.centroids import TrainingImages
 from muva.training.losses import Stage2Losses
-from muva.training.memory import new_memory
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
 from muva.training.report import Checkpoint
 from muva.training.stage2 import training_step
 from muva.training.stage2_checkpoint import restore_stage2
+from muva.training.visual_memory import new_memory
 
 
 def repeat_step(

@@ -27,11 +27,11 @@ from muva.training.divergence import check_weights, remedies
 from muva.training.guard import Guard
 from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
-from muva.training.memory import VisualMemory, new_memory
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
 from muva.training.report import Checkpoint, EpochReport
 from muva.training.sampler import BatchDraw, epoch_draws, rank_share
 from muva.training.stage2_checkpoint import restore_stage2, stage2_checkpoint, stage2_tensors
+from muva.training.visual_memory import VisualMemory, new_memory
 
 AfterStep = Callable[[Mapping[str, Tensor], VisualMemory], None]
 """Called after each step with this worker's loss terms by name and the updated memory."""

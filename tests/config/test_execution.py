@@ -27,8 +27,8 @@ from muva.errors import SettingsError
 from muva.training.compute import Compute
 from workflows.runtime.workers import Workers
 from workflows.session import Session, open_session
+from workflows.steps.mlflow_records import run_params
 from workflows.steps.pipeline import pipeline_run
-from workflows.steps.run_lineage import run_params
 from workflows.steps.train import declare_training
 from workflows.tuning.study import study_of
 from workflows.verb import override_option, worker_options

@@ -25,9 +25,9 @@ from muva.config import Stage2Config
 from muva.model.distributed import mean_over_workers
 from muva.model.muva_model import MuvaModel
 from muva.training.compute import Compute
-from muva.training.memory import VisualMemory, identity_centroids, new_memory
 from muva.training.optimisers import stage2_optimiser
 from muva.training.stage2 import train_image_encoder, training_step
+from muva.training.visual_memory import VisualMemory, identity_centroids, new_memory
 from tests.model.small import small_model
 from tests.training.toy_images import ToyImages
 

@@ -15,7 +15,7 @@ from muva.data.shards import open_dataset
 from muva.errors import MuvaError
 from workflows.session import Session
 from workflows.steps.encoder import HELD_OUT
-from workflows.steps.run_lineage import served_model, training_of
+from workflows.steps.mlflow_records import served_model, training_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from muva.data.lineage import Role
 from muva.errors import MuvaError
 from workflows.progress import track
 from workflows.session import Session
-from workflows.steps.run_lineage import used_dataset, used_model
+from workflows.steps.mlflow_records import used_dataset, used_model
 from workflows.steps.step import MetricLogger, Step, StepResult, run_step
 from workflows.steps.training_inputs import TrainingInputs
 from workflows.steps.training_messages import OnValidated, log_epochs, training_message_handler

@@ -22,7 +22,7 @@ from tracking.names import score_metrics
 from workflows.progress import track
 from workflows.session import Session
 from workflows.steps.embed import EvaluationSet, embed, features_step
-from workflows.steps.run_lineage import used_dataset, used_model
+from workflows.steps.mlflow_records import used_dataset, used_model
 from workflows.steps.step import Step, run_step
 
 if TYPE_CHECKING:

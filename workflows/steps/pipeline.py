@@ -28,7 +28,7 @@ from workflows.steps.encoder import CHOSEN
 from workflows.steps.evaluate import Evaluation, evaluate_on
 from workflows.steps.ground import ground, labels_of
 from workflows.steps.import_data import datasets_of
-from workflows.steps.run_lineage import run_params, used_dataset, used_model
+from workflows.steps.mlflow_records import run_params, used_dataset, used_model
 from workflows.steps.step import StepResult
 from workflows.steps.train import Training, check_training, declare_training, train
 

@@ -22,7 +22,7 @@ from tracking.names import ARTIFACT_TAG
 from workflows.progress import say
 from workflows.session import Session
 from workflows.steps.ground import ground
-from workflows.steps.run_lineage import run_params, used_dataset
+from workflows.steps.mlflow_records import run_params, used_dataset
 from workflows.steps.step import StepResult
 from workflows.tuning.study import Record, Study, ranked, reuse, study_of
 from workflows.tuning.trial import TrialInputs, folds_of, grounding_key, objectives_of

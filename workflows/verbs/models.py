@@ -185,7 +185,7 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
     """
     from muva.models import find_model, model_description
     from tracking.names import ARTIFACT_TAG
-    from workflows.steps.run_lineage import served_model
+    from workflows.steps.mlflow_records import served_model
 
     artifact = find_model(session.store, model)
     settings = model_description(artifact)["model"]

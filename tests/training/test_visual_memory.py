@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from muva.training.memory import VisualMemory, identity_centroids
+from muva.training.visual_memory import VisualMemory, identity_centroids
 
 LABELS = torch.tensor([2, 0, 2, 0, 0, 4, 2, 2])
 

@@ -1,4 +1,4 @@
-"""Data sets and models as inputs and outputs of MLflow runs, and the parameters of pipelines.
+"""What MLflow records of a pipeline: parameters, and data sets and models as inputs and outputs.
 
 MLflow is imported where a run is written: by the driver only.
 """
