@@ -45,7 +45,7 @@ class ModelConfig(Section):
 
     clip: str = "ViT-B-16"
     """`tiny` (shipped), an open_clip name with OpenAI's weights, `NAME:TAG` for other weights of
-    open_clip, `hf-hub:ORG/NAME`, a path to a checkpoint of OpenAI's, or `NAME:PATH` for others'."""
+    open_clip, `hf-hub:ORG/NAME`, the path of an OpenAI checkpoint, or `NAME:PATH` for others."""
     image_height: Count = 256
     image_width: Count = 128
     stride: Count = 16
@@ -202,10 +202,10 @@ class GroundingConfig(Section):
     coordinates: Literal["fractions", "thousandths", "pixels"] = "thousandths"
     """The unit of the boxes that the model behind `http` returns."""
     requests_per_second: Positive | None = None
-    """At most so many to the model behind `http`, by each actor."""
+    """Limit for the requests of each actor to the model behind `http`."""
     phrases: Annotated[dict[str, str], Field(min_length=1)] = dict(PHRASES)
-    """Part -> what the expert is asked for. In an experiment, those of the model's parts that have
-    no phrase here and are the paper's have the paper's."""
+    """Part -> what the expert is asked for. In an experiment, the paper's parts that the model has
+    and that have no phrase here get the paper's phrases."""
     rules: tuple[BoxRule, ...] = ()
     """Rules of `muva masks refine` that drop or correct boxes afterwards, in this order."""
     quarantine_limit: Fraction = 0.01
@@ -251,7 +251,7 @@ class ValidationConfig(Section):
     every: Count = 1
     """Epochs of stage 2 between validations; the last epoch is always validated."""
     patience: Count | None = None
-    """Stop after so many consecutive validations without improvement; null: never."""
+    """Stop after this many consecutive validations without improvement; null: never."""
 
 
 class TuneConfig(Section):
@@ -267,7 +267,7 @@ class TuneConfig(Section):
     concurrent_trials: Count | None = None
     """None: as many as fit on the cluster."""
     budget_hours: Positive | None = None
-    """After so long no trial begins or goes on; the same command goes on with them."""
+    """After this time no trial starts or continues; the same command resumes the search."""
     objective: str = "mean"
     """Over the held-out domains: `mean`, `worst`, `both` of these, or the name of one domain."""
     folds: Count | None = None
@@ -296,26 +296,26 @@ class ExecutionConfig(Section):
     cpus_per_worker: Count | None = None
     """Cores of each worker; by default the cluster's cores, divided among the workers."""
     gpus_per_worker: Literal[0, 1] | None = None
-    """GPUs of each worker: 0 trains without, 1 refuses to train without; by default 1 where the
-    cluster has a GPU for every worker."""
+    """GPUs of each worker: 0 trains on CPUs, 1 refuses to train without a GPU; by default 1 if the
+    cluster has a GPU for every worker, else 0."""
     micro_batch: Count | None = None
     """Images that each worker encodes at a time, with the same result; by default its whole share
     of the batch."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
     compile: bool = False
-    """torch.compile the blocks; needs a C++ compiler."""
+    """Compile the blocks with torch.compile; needs a C++ compiler."""
     cuda_graphs: bool = False
-    """Record the passes of a single worker on a GPU once, and replay them."""
+    """Record the passes of a single worker on a GPU once as CUDA graphs, and replay them."""
     channels_last: bool = False
-    """Lay images out in memory in the channels-last format."""
+    """Use the channels-last memory format."""
     deterministic: bool = False
-    """Give the same bits every time, also on a GPU."""
+    """Compute bit-identical results every time, also on a GPU."""
     loaders: Annotated[int, Field(ge=0)] | None = None
-    """Processes of each worker that decode images, 0 for a thread; by default a thread without a
-    GPU, else the worker's other cores."""
+    """Processes of each worker that decode images; 0: a thread. By default a thread on CPUs, and
+    with a GPU one process for each of the worker's other cores, at most 8."""
     keep_every: Count | None = None
-    """Keep the checkpoint of every N-th epoch of stage 2 for good; by default of none."""
+    """Keep the checkpoint of every N-th epoch of stage 2 for good; by default, keep none."""
 
     @model_validator(mode="after")
     def _whole_passes(self) -> Self:

@@ -41,7 +41,8 @@ def choice_options(verb: Any) -> Any:
     for option in (
         click.option("--labels", help="NAME-FINGERPRINT of a label set. [the newest]"),
         click.option(
-            "--expert", help="Use the newest label set of this expert; imported: of other programs."
+            "--expert",
+            help="Use this expert's newest label set; `imported`: the one from another program.",
         ),
     ):
         verb = option(verb)
@@ -267,7 +268,7 @@ def refine_verb(
     type=click.Choice(["error", "not-found"]),
     default="error",
     show_default=True,
-    help="What it means that a training image has no entry.",
+    help="What a training image without an entry is: an error, or one with no part found.",
 )
 @json_option
 @session_options

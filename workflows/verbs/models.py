@@ -1,4 +1,4 @@
-"""`muva models`: imports checkpoints of other programs, lists models, logs them to MLflow.
+"""`muva models`: imports checkpoints from other programs, lists models, logs them to MLflow.
 
 An imported model is an artifact like a trained one: it can be evaluated, fine-tuned and loaded in
 the same ways. Its address depends on the file's bytes and on the settings it was imported with.
@@ -37,7 +37,7 @@ ACTIVATIONS = {"quick-gelu": True, "gelu": False}
 
 @click.group("models")
 def models_verb() -> None:
-    """Import checkpoints of other programs, list and show models, log one to MLflow.
+    """Import checkpoints from other programs, list and show models, log one to MLflow.
 
     \b
     muva models import ViT-B-16_60.pth --name clip-reid
@@ -58,7 +58,7 @@ def models_verb() -> None:
     type=click.Choice([AUTO, *FORMS]),
     default=AUTO,
     show_default=True,
-    help="The program that wrote the checkpoint; auto recognises it by the names in it.",
+    help="The program that wrote the checkpoint; auto recognises it by the parameter names.",
 )
 @click.option(
     "--clip", help="The CLIP that a missing text encoder comes from. [the recipe's model.clip]"
@@ -89,7 +89,7 @@ def import_verb(
     as_json: bool,
     session: Session,
 ) -> None:
-    """Import a checkpoint of another program.
+    """Import a checkpoint from another program.
 
     FILE contains a state dict or is a Hugging Face folder; no pickled code in it is executed. The
     settings that FILE records are taken from it, all others from --recipe and --set.

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("recipe", metavar="RECIPE|PROTOCOL")
-@click.option("--source", help="For a protocol: only the trainings on this data set.")
+@click.option("--source", help="For a protocol: only the rows with this source.")
 @click.option("--target", help="For a protocol: only this target.")
 @click.option("--without", type=NAMES, help="For a protocol: leave out these data sets.")
 @click.option(
     "--recipe",
     "settings",
-    help="For a protocol: the settings. [msmt17 to train on MSMT17 alone, else base]",
+    help="For a protocol: the recipe. [msmt17 to train on MSMT17 alone, else base]",
 )
 @override_option
 @worker_options

@@ -77,9 +77,8 @@ def list_verb(kind: str | None, as_json: bool, session: Session) -> None:
 def gc(yes: bool, allow_all: bool, as_json: bool, session: Session) -> None:
     """Delete artifacts that no run uses.
 
-    The remains of unfinished writes are deleted too. Runs count until they are deleted in MLflow.
-    Unfinished and damaged artifacts are deleted too, so nothing else may run on this store
-    meanwhile.
+    A run uses its artifacts until it is deleted in MLflow. Unfinished and damaged artifacts and the
+    remains of interrupted writes are deleted too, so nothing else may run on this store meanwhile.
 
     \b
     muva store gc          list what would be deleted

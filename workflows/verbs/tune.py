@@ -63,7 +63,7 @@ def tune_verb() -> None:
 @click.option(
     "--budget-hours",
     type=click.FloatRange(min=0, min_open=True),
-    help="Stop the search, also running trials, after this time.",
+    help="Stop the search, including its running trials, after this many hours.",
 )
 @click.option(
     "--objective", metavar="mean|worst|both|DOMAIN", help="mAP on the held-out domains. [mean]"
@@ -176,7 +176,7 @@ def _with_search_options(config: ExperimentConfig, options: dict[str, Any]) -> E
 def show_verb(study: str | None, as_json: bool, session: Session) -> None:
     """Show the trials of STUDY.
 
-    Also shows their progress and the importance of settings. STUDY is by default the newest; its
+    It also shows their progress and the importance of settings. STUDY is by default the newest; its
     search may still be running.
 
     \b
@@ -252,8 +252,8 @@ def _draw(session: Session, study: Study, summary: dict[str, Any]) -> None:
 def best_verb(study: str | None, out: Path | None, as_json: bool, session: Session) -> None:
     """Print the best trial of STUDY as a recipe.
 
-    STUDY is by default the newest. The recipe has the search's domains. The number of epochs is the
-    recipe's, not the trial's.
+    STUDY is by default the newest. Domains and numbers of epochs are those of the search's recipe,
+    not those of its trials.
 
     \b
     muva tune best --recipe tuned.yaml && muva run tuned.yaml
