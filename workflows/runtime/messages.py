@@ -7,7 +7,6 @@ progress and writes to MLflow. Workers therefore need no tracking server, and ML
 from __future__ import annotations
 
 import functools
-import pickle
 import uuid
 from collections import defaultdict
 from typing import Any
@@ -29,28 +28,25 @@ class MessageQueue:
 
     def send(self, message: object, *, block: bool = False) -> None:
         """Send a message; with `block`, return once it survives the death of this process."""
-        sent = self._actor.send.remote(self._name, pickle.dumps(message))
+        sent = self._actor.send.remote(self._name, message)
         if block:
             ray.get(sent)
 
     def drain(self) -> list[Any]:
         """Remove and return all messages, in the order in which they arrived."""
-        return [pickle.loads(one) for one in ray.get(self._actor.drain.remote(self._name))]
+        return ray.get(self._actor.drain.remote(self._name))
 
 
 class _QueueActor:
-    """Holds the messages of all queues of one driver, pickled.
-
-    To unpickle them, it would import torch and the modules of the senders, which takes seconds.
-    """
+    """Holds the messages of all queues of one driver."""
 
     def __init__(self) -> None:
-        self._messages: dict[str, list[bytes]] = defaultdict(list)
+        self._messages: dict[str, list[Any]] = defaultdict(list)
 
-    def send(self, queue: str, message: bytes) -> None:
+    def send(self, queue: str, message: object) -> None:
         self._messages[queue].append(message)
 
-    def drain(self, queue: str) -> list[bytes]:
+    def drain(self, queue: str) -> list[Any]:
         return self._messages.pop(queue, [])
 
 

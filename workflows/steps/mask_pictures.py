@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from muva.data.training_images import TrainingImages
-from muva.model.muva_model import MuvaModel
+if TYPE_CHECKING:
+    # The process that passes the masks on to the driver needs no PyTorch, and workers no MLflow.
+    import torch
 
-if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
+    from muva.data.training_images import TrainingImages
+    from muva.model.muva_model import MuvaModel
     from tracking.runs import Run
 
 SHOWN_IMAGES, MOST_PICTURES = 4, 12
@@ -40,11 +41,12 @@ def is_shown(epoch: int, epochs: int) -> bool:
     return epoch % every == 0 or epoch in (1, epochs)
 
 
-@torch.no_grad()
 def masks_of(
     epoch: int, model: MuvaModel, images: TrainingImages, device: torch.device
 ) -> Masks | None:
     """The masks that a model predicts, without changing it; None if it has no parts."""
+    import torch
+
     if not model.config.parts:
         return None
     count = len(images)
@@ -53,7 +55,8 @@ def masks_of(
     assert expert is not None
     was_training = model.training
     model.eval()
-    encoded = model.encode_images(images.normalise(pixels.to(device)))
+    with torch.no_grad():
+        encoded = model.encode_images(images.normalise(pixels.to(device)))
     model.train(was_training)
     assert encoded.mask_probabilities is not None
     return Masks(

@@ -28,3 +28,16 @@ def test_no_worker_imports_mlflow() -> None:
         check=True,
     )
     assert found.stdout.split() == ["False", "True"]
+
+
+def test_processes_that_only_coordinate_import_no_pytorch() -> None:
+    """Actors that pass messages on or share steps, and the controllers of trials, start fast."""
+    light = ("runtime.messages", "runtime.claims", "steps.mask_pictures", "tuning.driver")
+    code = "import sys; " + "; ".join(f"import workflows.{module}" for module in light)
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == ["False"]
