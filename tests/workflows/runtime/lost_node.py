@@ -15,7 +15,6 @@ import ray
 from muva.retrieval import Reranking
 from muva.retrieval.metrics import score
 from tests.workflows.steps.test_rank import RANKS, crowd, kept
-from workflows.runtime.quirks import nodes_lost_after
 from workflows.steps.rank import encodings_by_tasks, ranks_of
 
 CHUNK = 60
@@ -27,9 +26,7 @@ def main(folder: Path) -> None:
 
     who = crowd(queries=90, gallery=900, mixed=False)
     parts = kept(folder, who.features)
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, **nodes_lost_after(failed_checks=4)}
-    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(cluster.address, log_to_driver=False)
