@@ -221,7 +221,7 @@ def _check_settings(file: Path, form: Form, takes: InputFormat) -> None:
     if missing:
         raise MuvaError(
             f"exporting to {form} needs {', '.join(missing)}, which is not installed: "
-            "pip install 'muva[export]'"
+            f"pip install {' '.join(missing)}"
         )
 
 
