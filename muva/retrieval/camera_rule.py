@@ -86,7 +86,7 @@ class CameraRule:
         return same_person[same_person != own], np.array([own])
 
 
-def checked_labels(
+def _checked_labels(
     *,
     pids: Integers,
     camids: Integers | None,
@@ -118,10 +118,10 @@ def checked_rule(
     Raises MuvaError if labels do not match the number of images, or each other.
     """
     return CameraRule(
-        checked_labels(
+        _checked_labels(
             pids=query_pids, camids=query_camids, ids=query_ids, count=queries, side="query"
         ),
-        checked_labels(
+        _checked_labels(
             pids=gallery_pids, camids=gallery_camids, ids=gallery_ids, count=gallery, side="gallery"
         ),
     )

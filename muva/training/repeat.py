@@ -7,7 +7,7 @@ from muva.config import Stage2Config
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import resolve_precision
-from muva.training.centroids import TrainingImages
+from muva.training.loader import TrainingImages
 from muva.training.losses import Stage2Losses
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
 from muva.training.report import Checkpoint

@@ -14,7 +14,7 @@ import muva
 from muva.data.artifacts import Artifact
 from muva.data.shards import open_dataset
 from muva.model.bundle import Bundle
-from muva.retrieval.metrics import CameraPair
+from muva.retrieval.results import CameraPair
 from tracking.heat_map import heat_map
 from tracking.pictures import (
     Person,
