@@ -15,6 +15,7 @@ import torch
 from jaxtyping import install_import_hook
 
 from muva.data.store import Store, open_store
+from tests.reporting import recorded
 from tests.selection import needs_cluster
 from tests.shared import linked_copy, made_once, shared_folder
 
@@ -36,9 +37,12 @@ _SHAPES = install_import_hook(
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what `make test-fast` leaves out."""
+    slow = set(recorded().get("slow_tests", []))
     for item in items:
         if needs_cluster(item):
             item.add_marker("cluster")
+        elif item.nodeid in slow:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What `make test-fast` leaves out is found by what a test does."""
+"""What `make test-fast` leaves out is found by what a test does and by how long it took."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.reporting import durations
 from tests.selection import starts_process
 from tests.workflows import commands
 from workflows.verbs import ui
@@ -57,3 +58,11 @@ def test_this_test_is_marked_by_the_fixture_that_it_uses(
     request: pytest.FixtureRequest, s3_server: str
 ) -> None:
     assert request.node.get_closest_marker("cluster") is not None
+
+
+def test_slow_tests_are_those_that_took_over_a_second_without_a_cluster() -> None:
+    seconds = {"tests/a.py::one": 0.9, "tests/a.py::two[x]": 1.2, "tests/b.py::three": 30.0}
+    assert durations(seconds, {"tests/a.py::one", "tests/a.py::two[x]"}) == {
+        "files": {"tests/a.py": 2.1, "tests/b.py": 30.0},
+        "slow_tests": ["tests/a.py::two[x]"],
+    }

@@ -19,7 +19,6 @@ from benchmarks.scaling_equivalence import (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)  # three new processes that import PyTorch: minutes on a busy machine
 def test_two_workers_with_micro_batches_do_what_one_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -26,8 +26,6 @@ from muva.synthetic import render
 from tests.model.small import IMAGE_SIZE, small_model
 
 PARTS = ("head", "upper_body", "legs")
-ONNX = pytest.param("onnx", marks=pytest.mark.slow)
-"""An export to ONNX takes many seconds."""
 SUFFIX = {"onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 """Differ by channel, so that channels that change places show."""
@@ -74,7 +72,7 @@ def run(file: Path, form: Form, images: np.ndarray, build: MuvaModel) -> np.ndar
         return build.retrieval_features(torch.from_numpy(images)).numpy()
 
 
-@pytest.mark.parametrize("form", [ONNX, "torchscript", "safetensors"])
+@pytest.mark.parametrize("form", ["onnx", "torchscript", "safetensors"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -114,7 +112,7 @@ GIVEN: dict[InputFormat, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("takes", list(GIVEN))
-@pytest.mark.parametrize("form", [ONNX, "torchscript"])
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
 def test_a_graph_prepares_images_as_embed_does(
     form: Form, takes: InputFormat, tmp_path: Path
 ) -> None:
@@ -127,7 +125,7 @@ def test_a_graph_prepares_images_as_embed_does(
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", [ONNX, "torchscript", "safetensors"])
+@pytest.mark.parametrize("form", ["onnx", "torchscript", "safetensors"])
 def test_half_precision_halves_the_file_and_hardly_moves_the_features(
     form: Form, tmp_path: Path
 ) -> None:
@@ -147,7 +145,6 @@ def test_half_precision_halves_the_file_and_hardly_moves_the_features(
     assert (found - expected).abs().max() > 0
 
 
-@pytest.mark.slow
 def test_a_graph_has_no_paths_of_the_machine_that_made_it(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     export(bundle_of(parts=()), file, form="onnx", model="models/small-0123456789abcdef")

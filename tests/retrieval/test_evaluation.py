@@ -96,7 +96,6 @@ def test_golden_ranks_and_map_agree_with_the_reference_before_and_after_rerankin
     )
 
 
-@pytest.mark.slow
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.integers(0, 10**6), st.booleans(), st.integers(1, 4000))
 def test_any_input_scores_as_the_naive_loop_does_whatever_the_block(seed, coarse, block_bytes):

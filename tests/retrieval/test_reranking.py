@@ -109,7 +109,6 @@ def test_ranks_do_not_depend_on_blocks_even_if_float32_cannot_distinguish_images
         assert other.camera_pairs == first.camera_pairs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.k1}-{s.k2}")
 def test_precisions_are_those_of_the_dense_distances(settings):
     query, gallery = clusters(3, 21), clusters(4, 160)
@@ -126,7 +125,6 @@ def test_precisions_are_those_of_the_dense_distances(settings):
     np.testing.assert_allclose(found.average_precision, precisions, atol=1e-6)
 
 
-@pytest.mark.slow
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),

@@ -51,13 +51,7 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize(
-    "compute",
-    [
-        pytest.param(how, id=name, marks=[pytest.mark.slow] if how.loaders else [])
-        for name, how in SAME.items()
-    ],
-)
+@pytest.mark.parametrize("compute", SAME.values(), ids=SAME)
 @pytest.mark.parametrize("case", ["online gate, soft memory", "no parts"])
 def test_a_training_learns_the_same(case: str, compute: Compute) -> None:
     assert_same(trace(case, compute), trace(case, Compute()))
@@ -71,7 +65,6 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_give_the_same_features_and_gradients(fresh_compiler: None) -> None:
     images, _ = ToyImages().batch(np.arange(8), None)
@@ -99,7 +92,6 @@ def test_without_a_compiler_the_error_says_so(
         train(small_model(identities=6, parts=PARTS), ToyImages(), compute=Compute(compile=True))
 
 
-@pytest.mark.slow
 def test_a_captured_pass_is_replayed_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded on a processor, where a graph is the pass itself: what is recorded, and what not."""
     sizes: list[int] = []

@@ -61,7 +61,6 @@ def test_batches_are_the_same_for_any_number_of_loaders(images: TrainingImages) 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", LOADERS[:2])
 def test_a_list_left_early_does_not_affect_the_next_one(processes: int) -> None:
     images = ToyImages()
@@ -78,7 +77,6 @@ class Mistaken(ToyImages):
         raise MuvaError("shard-00000.parquet is damaged")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", LOADERS[:2])
 def test_an_error_in_a_loader_is_raised_unchanged(processes: int) -> None:
     images = Mistaken()
@@ -86,7 +84,6 @@ def test_an_error_in_a_loader_is_raised_unchanged(processes: int) -> None:
         list(Loader(images, processes=processes).batches(draws(images.labels, 1)))
 
 
-@pytest.mark.slow
 def test_a_bucket_is_asked_once_for_each_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,6 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_workers_with_micro_batches_give_the_result_of_one(tmp_path: Path) -> None:
     spawn(worker, (str(tmp_path),), nprocs=WORKERS)
     for rank in range(WORKERS):
@@ -272,7 +271,6 @@ def test_bytes_are_counted_while_they_live() -> None:
     assert (tensors.live, tensors.peak) == (0, 8000)
 
 
-@pytest.mark.slow
 def test_a_step_keeps_the_activations_of_only_one_micro_batch() -> None:
     peaks, largest = zip(*(peak_bytes(size) for size in (None, 24, 12, 6)), strict=True)
     assert largest == (48, 24, 12, 6)

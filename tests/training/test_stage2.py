@@ -341,7 +341,6 @@ def workers(workers_folder: Path) -> list[dict[torch.dtype, Outcome]]:
     return [torch.load(workers_folder / f"worker{rank}.pt") for rank in range(WORKERS)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["f64", "f32"]
 )
@@ -361,13 +360,11 @@ def test_two_workers_give_the_result_of_one(
                     torch.testing.assert_close(worker_weights[name], value, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.slow
 def test_all_workers_end_with_the_same_model(workers: list[dict[torch.dtype, Outcome]]) -> None:
     first, second = (of_worker[torch.float32][1] for of_worker in workers)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.slow
 def test_all_workers_stop_at_the_same_step_with_all_images_named(workers_folder: Path) -> None:
     _, images = model_and_images()
     batch = pk_batches(images.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)[1]

@@ -73,7 +73,6 @@ def torchscript_features(file: Path, batch: np.ndarray) -> np.ndarray:
         return torch.jit.load(f"{file}").float()(torch.from_numpy(batch)).numpy()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "suffix", "features_of"),
     [("onnx", ".onnx", onnx_features), ("torchscript", ".torchscript", torchscript_features)],
