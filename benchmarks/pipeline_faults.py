@@ -50,6 +50,8 @@ CLOSE = 1e-4
 """Tolerance of reported metrics, which two workers sum up in another order."""
 REMEDIES = ("the same command again", "repeat the command")
 """What the error of a submission without a result must say, one of them."""
+NOTICES = ("A node was lost", "MLflow is unavailable")
+"""How the messages begin that tell of an outage which a pipeline survives."""
 RECIPE = """
 name: outages
 seed: 0
@@ -75,7 +77,7 @@ class Outcome:
     exit_codes: list[int]
     """Exit codes of the submissions, in order."""
     said: str
-    """The error message of the first submission, or its last line."""
+    """What the first submission said of the outage: see `said_of_outage`."""
     apart: float | None
     """Largest difference of a reported metric from the run without faults; None: no report."""
     reused: int
@@ -122,7 +124,7 @@ def baseline_tables(outcomes: list[dict[str, Any]]) -> dict[str, Table]:
             "exit_codes": ", ".join(map(str, one["exit_codes"])),
             "reused": one["reused"],
             "computed": one["computed"],
-            "said": one["said"].replace("|", "\\|"),
+            "said": f"*{one['said']}*".replace("|", "\\|") if one["said"] else "",
             "goal": f"numbers at most {CLOSE:g} apart",
         }
         if one["apart"] is not None:
@@ -435,7 +437,7 @@ class Pipeline:
             outage=self._name,
             seconds=round(seconds, 1),
             exit_codes=[one.code for one in self._submissions],
-            said=self._submissions[0].last_line(),
+            said=said_of_outage(self._submissions[0].output()),
             apart=apart,
             reused=len(reused),
             computed=len(self._finished()) - len(self._there),
@@ -519,8 +521,7 @@ class Submission:
     def last_line(self) -> str:
         """Its error message, or the last line of its output."""
         lines = [line for line in self.output().splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("Error: ")]
-        return (errors or lines or [""])[-1]
+        return _error(lines) or (lines or [""])[-1]
 
     def report(self) -> dict[str, Any]:
         """The JSON that the command printed; empty if there is none."""
@@ -549,6 +550,21 @@ def _write_recipe(folder: Path) -> None:
     write_small_clip(folder / "clip")
     recipe = RECIPE.format(clip=folder / "clip", epochs=EPOCHS["stage2"])
     (folder / "outages.yaml").write_text(recipe)
+
+
+def said_of_outage(output: str) -> str:
+    """The error in the output of a submission, or else its first notice of an outage, or nothing.
+
+    Addresses, and the reasons that other programs gave, are left out: they differ between runs.
+    """
+    if error := _error(output.splitlines()):
+        return re.sub(r"https?://[^\s,;]+", "…", error.removeprefix("Error: "))
+    notice = re.search(f"({'|'.join(NOTICES)})[^:\\n]*(: the cluster has [^\\n]*)?", output)
+    return notice.group().strip() if notice else ""
+
+
+def _error(lines: Sequence[str]) -> str:
+    return ([line for line in lines if line.startswith("Error: ")] or [""])[-1]
 
 
 def _answers(url: str) -> bool:

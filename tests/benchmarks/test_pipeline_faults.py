@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.pipeline_faults import Service
+from benchmarks.pipeline_faults import Service, said_of_outage
 
 
 def test_a_service_is_lost_with_all_that_it_has_started_and_can_be_started_again(
@@ -42,3 +42,18 @@ def test_a_service_that_does_not_start_says_why_and_is_gone(tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match="no port is free"):
         service.start()
     service.kill()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("stage 2: done\nJob one: succeeded\n", ""),
+        ("A node was lost: the cluster has 1.\nJob: failed", "A node was lost: the cluster has 1."),
+        ("A node was lost: the cluster has 1.\nError: No node at http://a:1, repeat\nJob: failed",
+         "No node at …, repeat"),
+        ("(pid=3) MLflow is unavailable; later: refused\nJob: succeeded",
+         "MLflow is unavailable; later"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_an_outage_is_the_error_or_a_notice(output: str, said: str) -> None:
+    assert said_of_outage(output) == said
