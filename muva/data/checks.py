@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
+from muva.data.benchmarks.accounting import many_skipped, skipped_text
 from muva.data.images import decode_rgb
 from muva.data.records import JUNK_PID, SPLITS
 from muva.data.shards import Dataset
@@ -60,6 +61,8 @@ class DatasetReport:
     with_captions: int
     quarantined: list[dict[str, str]]
     """Images that could not be read when the data set was stored: `image_id` and `reason`."""
+    skipped: dict[str, int]
+    """Reason -> number of files that were skipped when the data set was stored."""
     duplicates: list[list[str]]
     """Groups of images with identical bytes, as `split/pid: image_id`."""
     warnings: list[str]
@@ -89,6 +92,7 @@ def check_dataset(dataset: Dataset) -> DatasetReport:
         with_boxes=int(np.count_nonzero(rows["has_boxes"].to_numpy())),
         with_captions=len(rows) - rows["caption"].null_count,
         quarantined=quarantined,
+        skipped=dataset.summary.skipped,
         duplicates=duplicates,
         warnings=_warnings(dataset, splits, len(duplicates), len(quarantined), without_match),
     )
@@ -182,6 +186,8 @@ def _warnings(
         warnings.append("cameras are unknown: in evaluation, a query only ignores its own image")
     if quarantined:
         warnings.append(f"{quarantined} images could not be read and were quarantined")
+    if many_skipped(dataset.summary.skipped):
+        warnings.append(skipped_text(dataset.summary.skipped))
     if duplicates:
         warnings.append(f"{duplicates} groups of images have the same content")
     if without_match:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,12 @@ def import_verb(
     print_result(
         {"artifact": result.artifact.uri, **result.summary},
         as_json=as_json,
-        text=f"{result.artifact.uri}\n{_format_counts(dataset)}",
+        text="\n".join(
+            [
+                result.artifact.uri,
+                *_format_counts(dataset, skipped=result.summary.get("skipped", {})),
+            ]
+        ),
     )
     _print_warnings(dataset)
 
@@ -273,6 +279,7 @@ def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None
     \b
     muva data show syn-station --sheet station.png
     """
+    from muva.data.benchmarks.accounting import skipped_text
     from muva.data.checks import check_dataset, sample_sheet
     from muva.data.shards import open_dataset
 
@@ -295,6 +302,7 @@ def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None
         f"{report.height.smallest} to {report.height.largest} high; "
         f"{report.with_boxes} with part boxes, {report.with_captions} with captions; "
         f"{len(report.quarantined)} quarantined, {len(report.duplicates)} duplicates",
+        *filter(None, [skipped_text(report.skipped)]),
     ]
     if sheet is not None:
         write_sheet(sheet, sample_sheet(dataset))
@@ -302,12 +310,14 @@ def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None
     print_result(dataclasses.asdict(report), as_json=as_json, text="\n".join(lines))
 
 
-def _format_counts(dataset: Dataset) -> str:
-    return "\n".join(
-        f"{split}: {counts['images']} images, {counts['identities']} identities, "
-        + (f"{counts['cameras']} cameras" if counts["cameras"] else "cameras unknown")
-        for split, counts in dataset.summary.splits.items()
-    )
+def _format_counts(dataset: Dataset, *, skipped: Mapping[str, int]) -> Iterator[str]:
+    from muva.data.benchmarks.accounting import skipped_text
+
+    for split, counts in dataset.summary.splits.items():
+        cameras = f"{counts['cameras']} cameras" if counts["cameras"] else "cameras unknown"
+        yield f"{split}: {counts['images']} images, {counts['identities']} identities, {cameras}"
+    if skipped:
+        yield skipped_text(skipped)
 
 
 def _print_warnings(dataset: Dataset) -> None:
@@ -321,7 +331,7 @@ def _print_warnings(dataset: Dataset) -> None:
         say(f"{dataset.name} differs from the published images: it is marked as altered.")
     if dataset.summary.quarantined:
         say(
-            f"{dataset.summary.quarantined} unreadable images were quarantined; "
+            f"{dataset.summary.quarantined} unreadable files or folders were quarantined; "
             f"`muva data check {dataset.name}` lists them."
         )
     if not dataset.summary.cameras_known:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
+from muva.data.benchmarks.accounting import account_for, skipped_text
 from muva.data.benchmarks.listing import contents, existing_folder, image_files, numbered
 from muva.data.records import SPLITS, Record, Split, first_per_camera
 from muva.errors import MuvaError, SettingsError
@@ -39,7 +40,12 @@ def read_folder(
     existing_folder(root, title="the image folder")
     files = list(image_files(root))
     if not files:
-        raise MuvaError(f"the image folder {root}: expected images, found {contents(root)}")
+        account = account_for(root, ())
+        found = [contents(root), skipped_text(account.skipped)]
+        found += [f"{entry['image_id']}: {entry['reason']}" for entry in account.unreadable[:3]]
+        raise MuvaError(
+            f"the image folder {root}: expected images, found {'; '.join(filter(None, found))}"
+        )
     names = [file.relative_to(root) for file in files]
     split_folders = _split_folders(root, names)
     pid_names = (
