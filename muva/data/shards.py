@@ -340,9 +340,10 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         ],
         f"{name}: boxes must be fractions, 0 <= x0 < x1 <= 1 and the same for y; found",
     )
-    train_pids = {r.pid for r in records if r.split == "train"}
+    train = {r.pid: r.image_id for r in records if r.split == "train"}
+    test = {r.pid: r.image_id for r in records if r.split != "train"}
     _reject(
-        sorted(map(str, train_pids & {r.pid for r in records if r.split != "train"})),
+        [f"{pid} ({train[pid]} and {test[pid]})" for pid in sorted(train.keys() & test.keys())],
         f"{name}: identities must not be in both train and query or gallery; found pids",
     )
 

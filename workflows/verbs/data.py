@@ -53,7 +53,9 @@ def data_verb() -> None:
 )
 @click.option("--layout", type=click.Choice(sorted(READERS)), help="How the images are organised.")
 @click.option(
-    "--pid-regex", help="For --layout folder: one group matches the person id in a file name."
+    "--pid-regex",
+    help="For --layout folder: one group matches the person id in a file name, or in the path "
+    "below the folder if the expression has a slash.",
 )
 @click.option("--camid-regex", help="For --layout folder: the same for the camera id.")
 @click.option(

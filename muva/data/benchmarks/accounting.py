@@ -7,11 +7,11 @@ therefore counts the files that it did not take.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from muva.data.benchmarks.listing import HIDDEN, SYSTEM, entries, printable
+from muva.data.benchmarks.listing import HIDDEN, SYSTEM, entries, printable, some
 from muva.data.plug_ins import PLUG_INS
 from muva.data.records import LazyImage, Record
 
@@ -104,18 +104,13 @@ def warnings(account: Account) -> list[str]:
         )
     if account.folders_lost:
         lines.append(
-            f"No file was taken from {_some(account.folders_lost)}. Are these people? Convert "
+            f"No file was taken from {some(account.folders_lost)}. Are these people? Convert "
             "their images, for example to PNG, or put them where the layout expects images."
         )
     if account.unreadable:
         names = [f"{entry['image_id']} ({entry['reason']})" for entry in account.unreadable]
-        lines.append(f"Images may be missing, because these cannot be opened: {_some(names)}.")
+        lines.append(f"Images may be missing, because these cannot be opened: {some(names)}.")
     return lines
-
-
-def _some(names: Collection[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(list(names)[:most]) + more
 
 
 def _plug_in(reason: str) -> str | None:

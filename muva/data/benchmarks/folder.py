@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from muva.data.benchmarks.accounting import account_for, skipped_text
-from muva.data.benchmarks.listing import contents, existing_folder, image_files, numbered
+from muva.data.benchmarks.listing import contents, existing_folder, image_files, numbered, some
 from muva.data.records import SPLITS, Record, Split, first_per_camera
 from muva.errors import MuvaError, SettingsError
 
 WholeSplit = Literal["train", "test"]
 """How to use images that have no split: all for training, or all for testing."""
+_CAMERA = re.compile(r"(cam|camera|kamera)[-_ ]?(\d{1,4}|[a-z])|c\d{1,2}", re.IGNORECASE)
+"""Names of folders that are cameras rather than people."""
 
 
 def read_folder(
@@ -30,12 +32,13 @@ def read_folder(
 ) -> Iterator[Record]:
     """Records of a folder.
 
-    The regular expressions are searched for in file names; their single group is the person or the
-    camera. Integers are kept as they are (-1 is junk); other names are numbered in sorted order.
-    Without `pid_regex`, the folder of an image is its person; without `camid_regex`, cameras are
-    unknown. If there are no split folders, `split` decides: "train" uses everything for training;
-    "test" (the default) makes the first image of each person and camera a query and all others
-    gallery. Raises MuvaError or SettingsError if images and options contradict each other.
+    The regular expressions are searched for in file names, or in paths below the folder if they
+    contain a slash; their single group is the person or the camera. Integers are kept as they are
+    (-1 is junk); other names are numbered in sorted order. Without `pid_regex`, the folder of an
+    image is its person; without `camid_regex`, cameras are unknown. If there are no split folders,
+    `split` decides: "train" uses everything for training; "test" (the default) makes the first
+    image of each person and camera a query and all others gallery. Raises MuvaError or
+    SettingsError if images and options contradict each other.
     """
     existing_folder(root, title="the image folder")
     files = list(image_files(root))
@@ -51,9 +54,9 @@ def read_folder(
     pid_names = (
         _folders_of_people(root, names, depth=1 if split_folders else 0)
         if pid_regex is None
-        else _matches(files, pid_regex, "pid_regex")
+        else _matches(names, pid_regex, "pid_regex")
     )
-    cameras = None if camid_regex is None else _matches(files, camid_regex, "camid_regex")
+    cameras = None if camid_regex is None else _matches(names, camid_regex, "camid_regex")
     pid_of = numbered(pid_names, first=0)
     camid_of = numbered(cameras or [], first=1)
     pids = [pid_of[name] for name in pid_names]
@@ -112,11 +115,48 @@ def _folders_of_people(root: Path, names: list[Path], *, depth: int) -> list[str
             "from file names, "
             r"for example with --pid-regex '^(\d+)_'"
         )
+    _check_levels(root, names, depth=depth)
     return [name.parts[depth] for name in names]
 
 
-def _matches(files: list[Path], expression: str, option: str) -> list[str]:
-    """The text that the expression's group matches in each file name."""
+def _check_levels(root: Path, names: list[Path], *, depth: int) -> None:
+    """Raise MuvaError if the folders that would be people are cameras, or hold all people."""
+    outer = sorted({name.parts[depth] for name in names})
+    inner: dict[str, set[str]] = {}  # folder within the folders that would be people -> these
+    for name in names:
+        if len(name.parts) > depth + 2:
+            inner.setdefault(name.parts[depth + 1], set()).add(name.parts[depth])
+    within = sorted(inner)
+    all_deeper = all(len(name.parts) > depth + 2 for name in names)
+    if within and all(map(_CAMERA.fullmatch, within)):
+        return  # the cameras are inside the people's folders
+    # A folder c1 with images in it may be a person; one with folders in it is a camera.
+    named = all(map(_CAMERA.fullmatch, outer)) and (all_deeper or "am" in outer[0].lower())
+    recur = sum(len(holders) > 1 for holders in inner.values()) * 2 >= len(within)
+    if not named and (
+        not all_deeper or len(outer) >= len(within) or (len(outer) > 1 and not recur)
+    ):
+        return
+    above = "[^/]+/" * depth
+    person = f"--pid-regex '^{above}[^/]+/([^/]+)/'"
+    camera = f"--camid-regex '^{above}([^/]+)/'"
+    if not all_deeper:
+        found = f"folders named like cameras, {some(outer)}, with images in them"
+        remedy = f"{camera}, and --pid-regex for the person in the file name"
+    elif named or len(outer) > 1:
+        found = f"{some(outer)}, which hold the folders {some(within)}"
+        remedy = f"{person} {camera} if those are cameras, and these are people"
+    else:
+        found = f"the single folder {outer[0]}, which holds the folders {some(within)}"
+        remedy = f"{person} if these are people"
+    raise MuvaError(
+        f"the image folder {root}: expected one folder per person, found {found}. Add {remedy}. If "
+        f"{outer[0]} is a person, add --pid-regex '^{above}([^/]+)/'"
+    )
+
+
+def _matches(names: list[Path], expression: str, option: str) -> list[str]:
+    """The text that the expression's group matches in each file name, or path if it has a slash."""
     try:
         pattern = re.compile(expression)
     except re.error as error:
@@ -127,13 +167,13 @@ def _matches(files: list[Path], expression: str, option: str) -> list[str]:
         raise SettingsError(
             f"{option} {expression!r}: expected one group in parentheses, found {pattern.groups}"
         )
-    found = [pattern.search(file.name) for file in files]
-    without = [
-        file.name for file, match in zip(files, found, strict=True) if not (match and match[1])
-    ]
+    whole_paths = "/" in expression
+    texts = [name.as_posix() if whole_paths else name.name for name in names]
+    found = [pattern.search(text) for text in texts]
+    without = [text for text, match in zip(texts, found, strict=True) if not (match and match[1])]
     if without:
         raise MuvaError(
-            f"{option} {expression!r} matches nothing in {len(without)} of {len(files)} file "
-            f"names, for example in {without[0]}"
+            f"{option} {expression!r} matches nothing in {len(without)} of {len(names)} "
+            f"{'paths' if whole_paths else 'file names'}, for example in {without[0]}"
         )
     return [match[1] for match in found if match]

@@ -207,9 +207,13 @@ def match_file_name(
 def contents(folder: Path, most: int = 6) -> str:
     """The first names in a folder, for error messages."""
     names = sorted(entry.name for entry in folder.iterdir())
-    if not names:
-        return "nothing"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return some(names, most) or "nothing"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first names and the number of others, for messages."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def suggest_folder(root: Path, *holds: str) -> str:

@@ -1,6 +1,7 @@
 """Readers: miniature trees in each layout are read correctly; others are rejected."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,98 @@ def test_a_folder_per_person_is_numbered_by_name(tmp_path):
         ("bob/1.png", "train", 1, None),
         ("bob/2.png", "train", 1, None),
     }
+
+
+NESTED = {f"cam0{camid}/person0{pid}": ["x.png"] for camid in (1, 2) for pid in (1, 2, 3, 4, 5, 6)}
+IN_SPLITS = {
+    f"{split}/{place}/person{pid}": ["x.png"]
+    for place in ("door", "hall")
+    for split, pid in (("train", 1), ("train", 2), ("query", 3), ("gallery", 3), ("gallery", 4))
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "found", "people"),
+    [
+        (NESTED, "train", "cam01, cam02, which hold the folders person01, person02, person03", 6),
+        ({f"train/{folder}": n for folder, n in NESTED.items()}, None, "cam01, cam02", 6),
+        (IN_SPLITS, None, "door, hall, which hold the folders person1, person2, person3", 4),
+        (
+            {
+                f"{day}/{pid}/{track}": ["x.png"]
+                for day in "ab"
+                for pid in (1, 2, 3)
+                for track in "pq"
+            },
+            "train",
+            "a, b, which hold the folders 1, 2, 3",
+            3,
+        ),
+        (
+            {"crops/1": ["x.png"], "crops/2": ["x.png"]},
+            "train",
+            "the single folder crops, which holds",
+            2,
+        ),
+    ],
+    ids=["cameras", "cameras in a split", "places in splits", "days and tracks", "outer folder"],
+)
+def test_folders_above_those_of_people_are_not_people(tmp_path, files, split, found, people):
+    tree(tmp_path, files)
+    options = {} if split is None else {"split": split}
+    with pytest.raises(MuvaError, match=found) as refused:
+        read_tree("folder", tmp_path, domain="d", options=options)
+    message = str(refused.value)
+    remedy, _, otherwise = message.partition("If ")
+    named = {
+        option.replace("-", "_"): expression
+        for option, expression in re.findall(r"--(\w+-regex) '(.+?)'", remedy)
+    }
+    assert ("camid_regex" in named) == ("single" not in found)
+    records = read_tree("folder", tmp_path, domain="d", options=options | named)
+    assert len({record.pid for record in records}) == people
+    if "camid_regex" in named:
+        assert len({record.camid for record in records}) == 2
+    (expression,) = re.findall(r"--pid-regex '(.+?)'", otherwise)
+    records = read_tree("folder", tmp_path, domain="d", options=options | {"pid_regex": expression})
+    assert len({record.pid for record in records}) == (1 if "single" in found else 2)
+
+
+def test_folders_of_cameras_with_images_in_them_are_not_people(tmp_path):
+    tree(tmp_path, {"Camera 1": ["0001.png", "0002.png"], "Camera 2": ["0001.png"]})
+    with pytest.raises(MuvaError, match="named like cameras, Camera 1, Camera 2, with images"):
+        read_tree("folder", tmp_path, domain="d")
+    options = {"pid_regex": r"(\d+)\.", "camid_regex": "^([^/]+)/", "split": "train"}
+    assert image_labels(read_tree("folder", tmp_path, domain="d", options=options)) == {
+        ("Camera 1/0001.png", "train", 1, 1),
+        ("Camera 1/0002.png", "train", 2, 1),
+        ("Camera 2/0001.png", "train", 1, 2),
+    }
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"1/cam1": ["a.png"], "1/cam2": ["a.png"], "2/cam1": ["a.png"]},
+        {"1/cam1": ["a.png"], "1/cam2": ["a.png"]},
+        {f"{pid}/{track}": ["a.png"] for pid in (1, 2, 3) for track in (1, 2, 3)},
+        {"1": ["a.png"], "2/x": ["a.png"], "2/y": ["a.png"], "2/z": ["a.png"]},
+        {"c1": ["a.png"], "c2": ["a.png"]},
+        {f"{pid}/{pid}{track}": ["a.png"] for pid in (1, 2) for track in "abc"},
+    ],
+)
+def test_folders_within_those_of_people_stay_part_of_them(tmp_path, files):
+    tree(tmp_path, files)
+    records = read_tree("folder", tmp_path, domain="d", options={"split": "train"})
+    assert {r.image_id.partition("/")[0] for r in records} == {f.partition("/")[0] for f in files}
+    for record in records:
+        assert record.pid == read_pid(record.image_id, files)
+
+
+def read_pid(image_id: str, files: dict) -> int:
+    names = sorted({folder.partition("/")[0] for folder in files})
+    own = image_id.partition("/")[0]
+    return int(own) if own.isdecimal() else names.index(own)
 
 
 def test_folders_named_by_numbers_keep_them_across_splits(tmp_path):
