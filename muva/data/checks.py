@@ -164,11 +164,14 @@ def _duplicates(rows: pa.Table) -> list[list[str]]:
 def _queries_without_match(rows: pa.Table) -> int:
     cameras: dict[int, set[int | None]] = defaultdict(set)
     queries: list[tuple[int, int | None]] = []
-    for row in rows.select(["split", "pid", "camid"]).to_pylist():
+    tested = rows.filter(pa.array(rows["split"].to_numpy() != "train"))
+    all_known = not tested["camid"].null_count
+    for row in tested.select(["split", "pid", "camid"]).to_pylist():
+        camid = row["camid"] if all_known else None
         if row["split"] == "gallery":
-            cameras[row["pid"]].add(row["camid"])
-        elif row["split"] == "query":
-            queries.append((row["pid"], row["camid"]))
+            cameras[row["pid"]].add(camid)
+        else:
+            queries.append((row["pid"], camid))
     return sum(
         not (cameras[pid] if camid is None else cameras[pid] - {camid}) for pid, camid in queries
     )
@@ -183,7 +186,11 @@ def _warnings(
 ) -> list[str]:
     warnings = []
     if not dataset.summary.cameras_known:
-        warnings.append("cameras are unknown: in evaluation, a query only ignores its own image")
+        some_known = any(split.cameras for split in splits.values())
+        warnings.append(
+            f"{'some cameras' if some_known else 'cameras'} are unknown: in evaluation, a query "
+            "only ignores its own image"
+        )
     if quarantined:
         warnings.append(f"{quarantined} images could not be read and were quarantined")
     if many_skipped(dataset.summary.skipped):

@@ -81,6 +81,7 @@ class DatasetSummary:
     splits: dict[str, dict[str, int]]
     """Split -> number of images, identities (junk excluded) and cameras (0 if unknown)."""
     cameras_known: bool
+    """Of all images. An evaluation ignores cameras unless all of its images have one."""
     has_boxes: bool
     shards: tuple[Shard, ...]
     skipped: dict[str, int] = field(default_factory=dict)
@@ -140,7 +141,7 @@ def write_shards(
         images=writer.counts.total(),
         quarantined=len(quarantine),
         splits=_split_counts(ordered, {q["image_id"] for q in quarantine}),
-        cameras_known=ordered[0].camid is not None,
+        cameras_known=all(record.camid is not None for record in ordered),
         has_boxes=any(record.boxes is not None for record in ordered),
         shards=tuple(writer.shards),
         skipped=dict(skipped or {}),
@@ -315,7 +316,7 @@ def _check(records: Sequence[Record], *, name: str) -> None:
             for r in records
             if r.camid is not None and r.camid < 0
         ],
-        f"{name}: camera ids must not be negative; found",
+        f"{name}: camera ids must not be negative (leave out unknown ones); found",
     )
     _reject(
         [
@@ -324,12 +325,6 @@ def _check(records: Sequence[Record], *, name: str) -> None:
             if r.pid > _LARGEST_PID or (r.camid or 0) > _LARGEST_CAMID
         ],
         f"{name}: pids must be below 2^63 and camera ids below 2^31; found",
-    )
-    _reject(
-        [r.image_id for r in records if r.camid is None]
-        if any(r.camid is not None for r in records)
-        else [],
-        f"{name}: camera ids must be given for all images or for none; missing for",
     )
     _reject(
         [

@@ -337,7 +337,11 @@ def _print_warnings(dataset: Dataset) -> None:
             f"`muva data check {dataset.name}` lists them."
         )
     if not dataset.summary.cameras_known:
-        say("Cameras are unknown: queries will ignore only their own image.")
+        some_known = any(counts["cameras"] for counts in dataset.summary.splits.values())
+        say(
+            f"{'Some cameras' if some_known else 'Cameras'} are unknown: queries will ignore only "
+            "their own image."
+        )
 
 
 @data_verb.command("forget")

@@ -7,12 +7,19 @@ Top-level folders named `train`, `query` and `gallery`, if there are any, define
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from muva.data.benchmarks.accounting import account_for, skipped_text
-from muva.data.benchmarks.listing import contents, existing_folder, image_files, numbered, some
+from muva.data.benchmarks.listing import (
+    contents,
+    existing_folder,
+    image_files,
+    numbered_cameras,
+    numbered_people,
+    some,
+)
 from muva.data.records import SPLITS, Record, Split, first_per_camera
 from muva.errors import MuvaError, SettingsError
 
@@ -35,10 +42,10 @@ def read_folder(
     The regular expressions are searched for in file names, or in paths below the folder if they
     contain a slash; their single group is the person or the camera. Integers are kept as they are
     (-1 is junk); other names are numbered in sorted order. Without `pid_regex`, the folder of an
-    image is its person; without `camid_regex`, cameras are unknown. If there are no split folders,
-    `split` decides: "train" uses everything for training; "test" (the default) makes the first
-    image of each person and camera a query and all others gallery. Raises MuvaError or
-    SettingsError if images and options contradict each other.
+    image is its person; without `camid_regex`, cameras are unknown, as they are where its group
+    matches nothing. If there are no split folders, `split` decides: "train" uses everything for
+    training; "test" (the default) makes the first image of each person and camera a query and all
+    others gallery. Raises MuvaError or SettingsError if images and options contradict each other.
     """
     existing_folder(root, title="the image folder")
     files = list(image_files(root))
@@ -54,13 +61,15 @@ def read_folder(
     pid_names = (
         _folders_of_people(root, names, depth=1 if split_folders else 0)
         if pid_regex is None
-        else _matches(names, pid_regex, "pid_regex")
+        else _people(names, pid_regex)
     )
-    cameras = None if camid_regex is None else _matches(names, camid_regex, "camid_regex")
-    pid_of = numbered(pid_names, first=0)
-    camid_of = numbered(cameras or [], first=1)
+    pid_of = numbered_people(pid_names)
     pids = [pid_of[name] for name in pid_names]
-    camids = [None] * len(files) if cameras is None else [camid_of[name] for name in cameras]
+    camids = (
+        [None] * len(files)
+        if camid_regex is None
+        else numbered_cameras(_matches(names, camid_regex, "camid_regex"))
+    )
     if split_folders and split is not None:
         raise SettingsError(
             f"the image folder {root} has the folders {', '.join(sorted(set(split_folders)))} for "
@@ -79,13 +88,18 @@ def read_folder(
 
 
 def whole_split(
-    split: WholeSplit | None, pids: list[int], camids: list[int] | list[None]
+    split: WholeSplit | None, pids: Sequence[int], camids: Sequence[int | None]
 ) -> list[Split]:
-    """The split of each image of a data set without splits; None means "test"."""
+    """The split of each image of a data set without splits; None means "test".
+
+    If the camera of any image is unknown, all are, as in an evaluation.
+    """
     if split is not None and split not in get_args(WholeSplit):
         raise SettingsError(f"split {split!r}: expected one of {', '.join(get_args(WholeSplit))}")
     if split == "train":
         return ["train"] * len(pids)
+    if None in camids:
+        camids = [None] * len(camids)
     return ["query" if first else "gallery" for first in first_per_camera(pids, camids)]
 
 
@@ -155,7 +169,19 @@ def _check_levels(root: Path, names: list[Path], *, depth: int) -> None:
     )
 
 
-def _matches(names: list[Path], expression: str, option: str) -> list[str]:
+def _people(names: list[Path], expression: str) -> list[str]:
+    """The person's name in each file name or path."""
+    found = _matches(names, expression, "pid_regex")
+    without = [name.as_posix() for name, person in zip(names, found, strict=True) if not person]
+    if without:
+        raise MuvaError(
+            f"pid_regex {expression!r} matches nothing with its group in {len(without)} of "
+            f"{len(names)} files, for example in {without[0]}"
+        )
+    return [person for person in found if person]
+
+
+def _matches(names: list[Path], expression: str, option: str) -> list[str | None]:
     """The text that the expression's group matches in each file name, or path if it has a slash."""
     try:
         pattern = re.compile(expression)
@@ -170,10 +196,15 @@ def _matches(names: list[Path], expression: str, option: str) -> list[str]:
     whole_paths = "/" in expression
     texts = [name.as_posix() if whole_paths else name.name for name in names]
     found = [pattern.search(text) for text in texts]
-    without = [text for text, match in zip(texts, found, strict=True) if not (match and match[1])]
+    without = [text for text, match in zip(texts, found, strict=True) if match is None]
     if without:
+        optional = (
+            ". If some cameras are unknown, let the expression match without its group, as in "
+            r"'(?:_c(\d))?\.'"
+        )
         raise MuvaError(
             f"{option} {expression!r} matches nothing in {len(without)} of {len(names)} "
             f"{'paths' if whole_paths else 'file names'}, for example in {without[0]}"
+            f"{optional if option == 'camid_regex' else ''}"
         )
-    return [match[1] for match in found if match]
+    return [match[1] for match in found if match is not None]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muva.data.plug_ins import PLUG_INS, missing_plug_in
+from muva.data.records import JUNK_PID
 from muva.errors import MuvaError, SettingsError
 
 IMAGE_SUFFIXES = frozenset(
@@ -19,6 +20,7 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """Endings of the formats for pictures that Pillow opens without a plug-in."""
+_INTEGER = re.compile(r"(-?[0-9]+)(?:\.0*)?")
 HIDDEN, SYSTEM = "hidden file", "system file"
 LOOP, SPECIAL = "link to a folder that contains it", "neither a file nor a folder"
 _SYSTEM_NAMES = frozenset(
@@ -232,13 +234,31 @@ def checked_option(name: str, value: str, choices: Iterable[str]) -> str:
     return value
 
 
+def numbered_people(names: Iterable[str]) -> Mapping[str, int]:
+    """The pid of each name: as `numbered` from 0, but -1 is junk, whatever the others are."""
+    distinct = set(names)
+    junk = {name for name in distinct if _integer(name) == JUNK_PID}
+    return {**numbered(distinct - junk, first=0), **dict.fromkeys(junk, JUNK_PID)}
+
+
+def numbered_cameras(names: Sequence[str | None]) -> list[int | None]:
+    """The camid of each image: as `numbered` from 1; None where the name is None or empty."""
+    camid_of = numbered(filter(None, names), first=1)
+    return [camid_of[name] if name else None for name in names]
+
+
 def numbered(names: Iterable[str], *, first: int) -> Mapping[str, int]:
-    """Numbers for names: their values if all are integers, else from `first` in sorted order."""
+    """Numbers for names: their values if all are integers, else from `first` in sorted order.
+
+    Integers may be written as floats, like 7.0, as pandas does where a column has empty cells.
+    """
     distinct = sorted(set(names))
-    if all(_is_whole(name) for name in distinct):
-        return {name: int(name) for name in distinct}
+    values = {name: value for name in distinct if (value := _integer(name)) is not None}
+    if len(values) == len(distinct):
+        return values
     return {name: number for number, name in enumerate(distinct, start=first)}
 
 
-def _is_whole(name: str) -> bool:
-    return name.removeprefix("-").isdecimal() and name.isascii()
+def _integer(name: str) -> int | None:
+    found = _INTEGER.fullmatch(name)
+    return None if found is None else int(found[1])

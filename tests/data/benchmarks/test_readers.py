@@ -298,9 +298,8 @@ def test_a_list_may_contain_only_paths_and_pids(tmp_path, form):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"file": "x"}, "expected the columns path and pid, found file"),
+        ({"file": "x"}, r"columns path and pid, found file\. The first line must be a header"),
         ({"path": "a", "pid": ""}, "pid is empty in row 1"),
-        ({"path": "a", "pid": 1, "camid": ""}, "camid is empty in row 1"),
         ({"path": "a", "pid": 1, "split": "val"}, "found 'val' in row 1"),
         ({"path": "a", "pid": 1, "legs_x0": 0.1}, "corners of a part, legs_y0 is missing"),
         (
@@ -318,12 +317,103 @@ def test_lists_that_cannot_be_read_are_explained(tmp_path, row, message):
         read_tree("manifest", listed(tmp_path, [row], "csv"), domain="d")
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_integral_floats_are_integers_and_empty_cameras_are_unknown(tmp_path, form):
+    rows = [
+        {"path": "a.jpg", "pid": 1.0, "camid": 2.0, "split": "query"},
+        {"path": "b.jpg", "pid": 1.0, "camid": None, "split": "gallery"},
+        {"path": "c.jpg", "pid": -1.0, "camid": 3.0, "split": "gallery"},
+    ]
+    if form == "parquet":
+        rows[1]["camid"] = float("nan")
+    file = listed(tmp_path, rows, form)
+    if form == "csv":
+        assert "b.jpg,1.0,,gallery" in file.read_text(), "as pandas writes it"
+    assert image_labels(read_tree("manifest", file, domain="d")) == {
+        ("a.jpg", "query", 1, 2),
+        ("b.jpg", "gallery", 1, None),
+        ("c.jpg", "gallery", -1, 3),
+    }
+
+
+def test_a_pid_that_is_not_a_number_is_empty(tmp_path):
+    rows = [{"path": "a.jpg", "pid": 1.0}, {"path": "b.jpg", "pid": float("nan")}]
+    with pytest.raises(MuvaError, match="pid is empty in row 2"):
+        read_tree("manifest", listed(tmp_path, rows, "parquet"), domain="d")
+
+
+def test_junk_stays_junk_among_names(tmp_path):
+    rows = [{"path": f"{pid}.jpg", "pid": pid} for pid in ("alice", "-1", "bob", "1.5")]
+    records = read_tree("manifest", listed(tmp_path, rows, "csv"), domain="d")
+    assert [record.pid for record in records] == [1, -1, 2, 0]
+
+
+def test_a_person_is_the_same_whether_written_as_an_integer_or_as_a_float(tmp_path):
+    tree(tmp_path, {"train": ["0007_a.png", "7.0_a.png", "12.50_a.png"]})
+    options = {"pid_regex": "^(.+)_"}
+    records = read_tree("folder", tmp_path, domain="d", options=options)
+    assert [record.pid for record in records] == [0, 1, 2], "12.50 is a name, so all are"
+    (tmp_path / "train" / "12.50_a.png").unlink()
+    records = read_tree("folder", tmp_path, domain="d", options=options)
+    assert [record.pid for record in records] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("path,pid,camid", "a b.jpg,7,3"),
+        ("path, pid, camid", "a b.jpg, 7, 3"),
+        ("Path,PID,CamID", "a b.jpg,7,3"),
+        ("path\tpid\tcamid", "a b.jpg\t7\t3"),
+        ("Path;Pid;Camid;note", "a b.jpg;7;3;x,y"),
+        ('"path"|"pid"|"camid"', '"a b.jpg"|7|3'),
+        ("A,a,path,pid,camid", "1,2,a b.jpg,7,3"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_lists_are_read_as_spreadsheets_write_them(tmp_path, header, row, encoding):
+    file = tmp_path / ("list.tsv" if "\t" in header else "list.csv")
+    file.write_bytes(f"{header}\r\n{row}\r\n".encode(encoding))
+    labels = image_labels(read_tree("manifest", file, domain="d", options={"split": "train"}))
+    assert labels == {("a b.jpg", "train", 7, 3)}
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_bytes("path,pid\n1.jpg,1\nJürgen.jpg,2\n".encode("latin-1"))
+    with pytest.raises(MuvaError, match=r"text in UTF-8, found other bytes in line 3.*iconv"):
+        read_tree("manifest", file, domain="d")
+    file.write_bytes("path,pid\n1.jpg,1\n".encode("utf-16-le"))
+    with pytest.raises(MuvaError, match="as in UTF-16 without a byte order mark"):
+        read_tree("manifest", file, domain="d")
+
+
+@pytest.mark.parametrize("header", ["path,pid,pid", "path,Pid,PID"])
+def test_a_column_that_is_repeated_is_refused(tmp_path, header):
+    file = tmp_path / "list.csv"
+    file.write_text(f"{header}\na.jpg,1,2\n")
+    with pytest.raises(MuvaError, match="found pid repeatedly"):
+        read_tree("manifest", file, domain="d")
+
+
+def test_some_cameras_of_a_folder_may_be_unknown(tmp_path):
+    tree(tmp_path, {".": ["1_c2.png", "1_.png", "2_c1.png"]})
+    options = {"pid_regex": r"^(\d+)_", "camid_regex": r"_(?:c(\d))?\."}
+    assert image_labels(read_tree("folder", tmp_path, domain="d", options=options)) == {
+        ("1_.png", "query", 1, None),
+        ("1_c2.png", "gallery", 1, 2),
+        ("2_c1.png", "query", 2, 1),
+    }
+    with pytest.raises(MuvaError, match=r"1 of 3 file names.*If some cameras are unknown"):
+        read_tree("folder", tmp_path, domain="d", options=options | {"camid_regex": r"_c(\d)"})
+
+
 def test_files_that_are_not_lists_are_rejected(tmp_path):
     (tmp_path / "list.txt").write_text("path,pid\n")
     (tmp_path / "list.parquet").write_text("path,pid\n")
     (tmp_path / "list.csv").write_bytes(b"")
     for name, message in {
-        "list.txt": r"ends in \.csv or \.parquet",
+        "list.txt": r"ends in \.csv, \.tsv or \.parquet",
         "list.parquet": "cannot be read",
         "list.csv": "cannot be read",
         "none.csv": "found nothing",
