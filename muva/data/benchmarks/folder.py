@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from muva.data.benchmarks.accounting import account_for, skipped_text
 from muva.data.benchmarks.listing import (
+    check_entries,
     contents,
     existing_folder,
     image_files,
@@ -108,6 +109,11 @@ def _split_folders(root: Path, names: list[Path]) -> list[Split] | None:
     split_of_folder: dict[str, Split] = {
         split: split for split in SPLITS if (root / split).is_dir()
     }
+    check_entries(
+        root,
+        [split for split in SPLITS if split in split_of_folder or (root / split).is_symlink()],
+        title="the image folder",
+    )
     if not split_of_folder:
         return None
     outside = [name for name in names if name.parts[0] not in split_of_folder]

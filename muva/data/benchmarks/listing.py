@@ -188,6 +188,9 @@ def check_entries(root: Path, parts: Sequence[str], *, title: str) -> None:
             f"{'a link that leads nowhere' if is_link else 'missing'}, found {contents(root)}. "
             f"{suggest_folder(root, *parts)}"
         )
+    for part in parts:
+        if (root / part).is_dir():
+            existing_folder(root / part, title=title)
 
 
 def match_file_name(

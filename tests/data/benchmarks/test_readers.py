@@ -1,6 +1,8 @@
 """Readers: miniature trees in each layout are read correctly; others are rejected."""
 
 import csv
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -61,6 +63,47 @@ def test_a_tree_that_is_not_market1501_is_rejected(tmp_path, spoil, message):
     root = spoil(tree(tmp_path / "town", MARKET))
     with pytest.raises(MuvaError, match=message):
         read_tree("market1501", root, domain="market1501")
+
+
+@pytest.mark.parametrize("layout", ["market1501", "cuhk03np"])
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (["query", "bounding_box_test"], {"query", "gallery"}),
+        (["bounding_box_train"], {"train"}),
+    ],
+)
+def test_a_tree_may_have_only_images_for_testing_or_for_training(tmp_path, layout, folders, splits):
+    within = "detected/" if layout == "cuhk03np" else ""
+    tree(tmp_path, {f"{within}{folder}": ["0001_c1_21.png"] for folder in folders})
+    records = read_tree(layout, tmp_path, domain="d")
+    assert {record.split for record in records} == splits
+
+
+@pytest.mark.parametrize(
+    ("layout", "train", "others"),
+    [
+        ("market1501", "bounding_box_train", ["query", "bounding_box_test"]),
+        ("folder", "train", ["query/1", "gallery/1"]),
+    ],
+)
+def test_a_split_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch, layout, train, others):
+    tree(tmp_path, {folder: ["0001_c1_21.png"] for folder in others})
+    (tmp_path / train).symlink_to(tmp_path / "not_mounted")
+    with pytest.raises(MuvaError, match=f"{train} is a link that leads nowhere"):
+        read_tree(layout, tmp_path, domain="d")
+    (tmp_path / train).unlink()
+    (tmp_path / train).mkdir()
+    scandir = os.scandir
+
+    def refusing(place):
+        if Path(place) == tmp_path / train:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # a test that runs as root is refused nothing
+    with pytest.raises(MuvaError, match=rf"{train}: expected a folder that can be read"):
+        read_tree(layout, tmp_path, domain="d")
 
 
 def test_a_synthetic_domain_in_market1501_layout_is_the_same_data_set(tmp_path):
