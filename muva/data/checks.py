@@ -79,7 +79,7 @@ def check_dataset(dataset: Dataset) -> DatasetReport:
     }
     quarantined = dataset.quarantine()
     duplicates = _duplicates(rows)
-    without_match = _queries_without_match(rows)
+    without_match = queries_without_match(rows)
     return DatasetReport(
         name=dataset.name,
         fingerprint=dataset.fingerprint,
@@ -161,7 +161,8 @@ def _duplicates(rows: pa.Table) -> list[list[str]]:
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
-def _queries_without_match(rows: pa.Table) -> int:
+def queries_without_match(rows: pa.Table) -> int:
+    """The number of queries without a match that counts; `rows` has split, pid and camid."""
     cameras: dict[int, set[int | None]] = defaultdict(set)
     queries: list[tuple[int, int | None]] = []
     tested = rows.filter(pa.array(rows["split"].to_numpy() != "train"))

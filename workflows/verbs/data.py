@@ -324,6 +324,7 @@ def _format_counts(dataset: Dataset, *, skipped: Mapping[str, int]) -> Iterator[
 
 def _print_warnings(dataset: Dataset) -> None:
     from muva.data.benchmarks import BENCHMARKS
+    from muva.data.checks import queries_without_match
 
     benchmark = BENCHMARKS.get(dataset.name)
     if benchmark is not None and "withdrawn" in benchmark.status:
@@ -342,6 +343,14 @@ def _print_warnings(dataset: Dataset) -> None:
             f"{'Some cameras' if some_known else 'Cameras'} are unknown: queries will ignore only "
             "their own image."
         )
+    if "query" in dataset.summary.splits:
+        rows = dataset.rows(["split", "pid", "camid"], splits=["query", "gallery"])
+        if without_match := queries_without_match(rows):
+            queries = dataset.summary.splits["query"]["images"]
+            say(
+                f"{without_match} of {queries} queries have no match in another camera: they are "
+                "left out of the metrics."
+            )
 
 
 @data_verb.command("forget")

@@ -93,7 +93,10 @@ def whole_split(
 ) -> list[Split]:
     """The split of each image of a data set without splits; None means "test".
 
-    If the camera of any image is unknown, all are, as in an evaluation.
+    For testing, the first image of each person and camera is a query and the others are gallery. A
+    person with a single image in each camera would have queries that match nothing, so the last of
+    these images is gallery. If the camera of any image is unknown, all are, as in an evaluation.
+    Raises MuvaError if that leaves no gallery.
     """
     if split is not None and split not in get_args(WholeSplit):
         raise SettingsError(f"split {split!r}: expected one of {', '.join(get_args(WholeSplit))}")
@@ -101,7 +104,23 @@ def whole_split(
         return ["train"] * len(pids)
     if None in camids:
         camids = [None] * len(camids)
-    return ["query" if first else "gallery" for first in first_per_camera(pids, camids)]
+    splits: list[Split] = [
+        "query" if first else "gallery" for first in first_per_camera(pids, camids)
+    ]
+    images: dict[int, list[int]] = {}
+    for index, pid in enumerate(pids):
+        images.setdefault(pid, []).append(index)
+    for indices in images.values():
+        if len(indices) > 1 and all(splits[index] == "query" for index in indices):
+            splits[indices[-1]] = "gallery"
+    if pids and "gallery" not in splits:
+        raise MuvaError(
+            f"{len(pids)} images of {len(images)} people cannot be divided into queries and "
+            "gallery: expected several images of some people, found one of each. If pids are "
+            "wrong, correct --pid-regex or the column pid; to use all images for training, add "
+            "--split train"
+        )
+    return splits
 
 
 def _split_folders(root: Path, names: list[Path]) -> list[Split] | None:

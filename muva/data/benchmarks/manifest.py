@@ -67,8 +67,8 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
             f"the list {root} has a column split; expected no option split in addition, found "
             f"{split!r}"
         )
-    splits = _splits(table, root) or whole_split(split, pids, camids)
     boxes = _boxes(table, root)
+    splits = _splits(table, root) or whole_split(split, pids, camids)
     captions = table["caption"].to_pylist() if "caption" in table.column_names else None
     if captions:
         captions = [None if caption is None else str(caption) for caption in captions]

@@ -264,6 +264,39 @@ def test_a_flat_folder_is_read_by_regular_expressions_and_split_for_testing(tmp_
     }
 
 
+SPARSE = [f"{pid:04}_c{camid}.png" for pid in range(1, 13) for camid in (1, 2)]
+REGEX = {"pid_regex": r"^(\d+)_", "camid_regex": r"_c(\d)"}
+
+
+@pytest.mark.parametrize("extra", [[], ["0001_c1_b.png"]])
+def test_with_one_image_in_each_camera_every_person_has_a_query_and_a_match(tmp_path, extra):
+    tree(tmp_path, {".": [*SPARSE, *extra]})
+    records = read_tree("folder", tmp_path, domain="d", options=REGEX)
+    gallery = {(r.pid, r.camid) for r in records if r.split == "gallery"}
+    queries = [(r.pid, r.camid) for r in records if r.split == "query"]
+    assert {pid for pid, _ in queries} == set(range(1, 13))
+    valid = [
+        (pid, camid)
+        for pid, camid in queries
+        if any(pid == of_gallery and camid != seen_by for of_gallery, seen_by in gallery)
+    ]
+    assert len(valid) == 12
+    assert len(queries) - len(valid) == len(extra), "a second image in a camera leaves its query"
+
+
+def test_the_last_of_several_cameras_is_the_gallery(tmp_path):
+    tree(tmp_path, {".": ["1_c1.png", "1_c2.png", "1_c3.png", "2_c1.png", "2_c1_b.png"]})
+    records = read_tree("folder", tmp_path, domain="d", options=REGEX)
+    assert [r.split for r in records] == ["query", "query", "gallery", "query", "gallery"]
+
+
+def test_images_of_which_none_shows_a_person_again_cannot_be_divided(tmp_path):
+    tree(tmp_path, {"1": ["a.png"], "2": ["a.png"]})
+    with pytest.raises(MuvaError, match=r"2 images of 2 people cannot be divided.*--split train"):
+        read_tree("folder", tmp_path, domain="d")
+    assert len(read_tree("folder", tmp_path, domain="d", options={"split": "train"})) == 2
+
+
 def test_without_cameras_the_first_image_of_a_person_is_a_query(tmp_path):
     tree(tmp_path, {"a": ["1.jpg", "2.jpg", "3.jpg"]})
     records = read_tree("folder", tmp_path, domain="d")

@@ -51,3 +51,16 @@ def test_files_that_were_not_taken_are_printed_and_kept(run: Run, tmp_path: Path
     assert report["skipped"] == {"ending .mp4": 7, "system file": 1}
     assert report["warnings"][2].startswith("8 files skipped")
     assert report["quarantined"][0]["image_id"] == "3"
+
+
+def test_a_test_set_with_one_image_per_camera_is_imported(run: Run, tmp_path: Path) -> None:
+    names = [f"{pid:04}_c{camid}.png" for pid in range(1, 5) for camid in (1, 2)]
+    root = tree(tmp_path / "sparse", {".": names})
+    words = ("--from", f"{root}", "--layout", "folder", "--pid-regex", r"^(\d+)_")
+    result, said = run("data", "import", "sparse", *words, "--camid-regex", r"_c(\d)")
+    assert "query: 4 images, 4 identities" in result
+    assert "gallery: 4 images, 4 identities" in result
+    assert "no match" not in said
+    tree(root, {".": ["0001_c1_b.png", "0009_c1.png"]})
+    _, said = run("data", "import", "sparse", *words, "--camid-regex", r"_c(\d)")
+    assert "2 of 6 queries have no match in another camera" in said
