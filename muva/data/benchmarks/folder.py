@@ -28,6 +28,13 @@ WholeSplit = Literal["train", "test"]
 """How to use images that have no split: all for training, or all for testing."""
 _CAMERA = re.compile(r"(cam|camera|kamera)[-_ ]?(\d{1,4}|[a-z])|c\d{1,2}", re.IGNORECASE)
 """Names of folders that are cameras rather than people."""
+_SPLIT_NAMES = frozenset(
+    {
+        *("train", "training", "query", "probe", "gallery"),
+        *("test", "testing", "val", "valid", "validation"),
+    }
+)
+"""Names of folders that are splits rather than people, in lower case."""
 
 
 def read_folder(
@@ -159,8 +166,14 @@ def _folders_of_people(root: Path, names: list[Path], *, depth: int) -> list[str
 
 
 def _check_levels(root: Path, names: list[Path], *, depth: int) -> None:
-    """Raise MuvaError if the folders that would be people are cameras, or hold all people."""
+    """Raise MuvaError if the folders that would be people are splits or cameras, or hold people."""
     outer = sorted({name.parts[depth] for name in names})
+    if depth == 0 and all(name.lower() in _SPLIT_NAMES for name in outer):
+        raise MuvaError(
+            f"the image folder {root}: expected one folder per person, or the folders "
+            f"{', '.join(SPLITS)}, found {some(outer)}. Give them these names, or import one of "
+            f"them, for example with --from {root / outer[0]}"
+        )
     inner: dict[str, set[str]] = {}  # folder within the folders that would be people -> these
     for name in names:
         if len(name.parts) > depth + 2:

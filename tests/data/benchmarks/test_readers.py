@@ -201,6 +201,12 @@ def test_folders_above_those_of_people_are_not_people(tmp_path, files, split, fo
     assert len({record.pid for record in records}) == (1 if "single" in found else 2)
 
 
+def test_folders_named_almost_like_splits_are_not_people(tmp_path):
+    tree(tmp_path, {"Train/1": ["a.png"], "Probe/2": ["a.png"], "Gallery/2": ["b.png"]})
+    with pytest.raises(MuvaError, match=r"train, query, gallery, found Gallery, Probe, Train\."):
+        read_tree("folder", tmp_path, domain="d", options={"split": "train"})
+
+
 def test_folders_of_cameras_with_images_in_them_are_not_people(tmp_path):
     tree(tmp_path, {"Camera 1": ["0001.png", "0002.png"], "Camera 2": ["0001.png"]})
     with pytest.raises(MuvaError, match="named like cameras, Camera 1, Camera 2, with images"):
