@@ -68,12 +68,14 @@ def import_benchmark(
     benchmark = BENCHMARKS[name]
     options = dict(benchmark.options)
     records = read_tree(benchmark.layout, root, domain=name, options=options)
+    account = account_for(root, sources(records))
     altered = not is_complete(benchmark, records)
     if altered and not accept_counts:
+        for line in warnings(account):
+            say(line)
         raise counts_differ(benchmark, records, where=str(root))
     trials = benchmark.trials(records, root) if benchmark.trials else None
     settings = {"benchmark": name, "altered": altered}
-    account = account_for(root, sources(records))
     if not altered:  # no image is missing, whatever else is in the folder
         account = dataclasses.replace(account, unreadable=[])
     return _import_records(

@@ -14,7 +14,7 @@ from muva.data.store import open_store
 from muva.errors import MuvaError
 from tests.data.benchmarks.trees import tree
 from workflows.session import Session
-from workflows.steps.import_data import import_tree
+from workflows.steps.import_data import import_benchmark, import_tree
 from workflows.steps.step import StepResult
 
 
@@ -88,3 +88,16 @@ def test_counts_follow_the_folder_and_the_address_follows_the_images(tmp_path: P
     second = imported(root, tmp_path / "home")
     assert second.artifact == first.artifact and not second.computed
     assert (first.summary["skipped"], second.summary["skipped"]) == ({}, {"ending .txt": 1})
+
+
+def test_an_incomplete_copy_of_a_public_data_set_names_what_cannot_be_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ("bounding_box_train", "query", "bounding_box_test")
+    root = tree(tmp_path / "market", {folder: ["0001_c1s1_000001_00.jpg"] for folder in folders})
+    (root / "query" / "0002_c1s1_000001_00.jpg").symlink_to(tmp_path / "not_mounted.jpg")
+    session = Session(home=tmp_path, store=open_store(tmp_path / "store"), tracking_uri=None)
+    with pytest.raises(MuvaError, match="expected the counts of the paper"):
+        import_benchmark(session, "market1501", root)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "query/0002_c1s1_000001_00.jpg (the link leads to" in said
