@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
+from muva.data.benchmarks.accounting import many_skipped, skipped_text
 from muva.data.images import decode_rgb
 from muva.data.records import JUNK_PID, SPLITS
 from muva.data.shards import Dataset
@@ -60,6 +61,8 @@ class DatasetReport:
     with_captions: int
     quarantined: list[dict[str, str]]
     """Images that could not be read when the data set was stored: `image_id` and `reason`."""
+    skipped: dict[str, int]
+    """Reason -> number of files that were skipped when the data set was stored."""
     duplicates: list[list[str]]
     """Groups of images with identical bytes, as `split/pid: image_id`."""
     warnings: list[str]
@@ -76,7 +79,7 @@ def check_dataset(dataset: Dataset) -> DatasetReport:
     }
     quarantined = dataset.quarantine()
     duplicates = _duplicates(rows)
-    without_match = _queries_without_match(rows)
+    without_match = queries_without_match(rows)
     return DatasetReport(
         name=dataset.name,
         fingerprint=dataset.fingerprint,
@@ -89,6 +92,7 @@ def check_dataset(dataset: Dataset) -> DatasetReport:
         with_boxes=int(np.count_nonzero(rows["has_boxes"].to_numpy())),
         with_captions=len(rows) - rows["caption"].null_count,
         quarantined=quarantined,
+        skipped=dataset.summary.skipped,
         duplicates=duplicates,
         warnings=_warnings(dataset, splits, len(duplicates), len(quarantined), without_match),
     )
@@ -157,14 +161,18 @@ def _duplicates(rows: pa.Table) -> list[list[str]]:
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
-def _queries_without_match(rows: pa.Table) -> int:
+def queries_without_match(rows: pa.Table) -> int:
+    """The number of queries without a match that counts; `rows` has split, pid and camid."""
     cameras: dict[int, set[int | None]] = defaultdict(set)
     queries: list[tuple[int, int | None]] = []
-    for row in rows.select(["split", "pid", "camid"]).to_pylist():
+    tested = rows.filter(pa.array(rows["split"].to_numpy() != "train"))
+    all_known = not tested["camid"].null_count
+    for row in tested.select(["split", "pid", "camid"]).to_pylist():
+        camid = row["camid"] if all_known else None
         if row["split"] == "gallery":
-            cameras[row["pid"]].add(row["camid"])
-        elif row["split"] == "query":
-            queries.append((row["pid"], row["camid"]))
+            cameras[row["pid"]].add(camid)
+        else:
+            queries.append((row["pid"], camid))
     return sum(
         not (cameras[pid] if camid is None else cameras[pid] - {camid}) for pid, camid in queries
     )
@@ -179,9 +187,15 @@ def _warnings(
 ) -> list[str]:
     warnings = []
     if not dataset.summary.cameras_known:
-        warnings.append("cameras are unknown: in evaluation, a query only ignores its own image")
+        some_known = any(split.cameras for split in splits.values())
+        warnings.append(
+            f"{'some cameras' if some_known else 'cameras'} are unknown: in evaluation, a query "
+            "only ignores its own image"
+        )
     if quarantined:
         warnings.append(f"{quarantined} images could not be read and were quarantined")
+    if many_skipped(dataset.summary.skipped):
+        warnings.append(skipped_text(dataset.summary.skipped))
     if duplicates:
         warnings.append(f"{duplicates} groups of images have the same content")
     if without_match:

@@ -46,7 +46,7 @@ class DatasetWithout:
         copied. Raises MuvaError if a split would be left empty.
         """
         records = [record for record in _records(self.dataset) if record.pid not in self._removed]
-        summary = write_shards(records, artifact=artifact)
+        summary = write_shards(records, artifact=artifact, skipped=self.dataset.summary.skipped)
         if trials := read_trials(self.dataset):
             remaining = {record.image_id for record in records}
             kept = [

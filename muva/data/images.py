@@ -9,12 +9,16 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from muva.data.plug_ins import register_plug_ins
 from muva.errors import MuvaError
 
 Interpolation = Literal["bicubic", "bilinear"]
 """Training images are resized bicubically, test images bilinearly (Sec. 4 of the method)."""
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+register_plug_ins()
 
 
 class UnreadableImageError(MuvaError):

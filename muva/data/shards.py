@@ -12,9 +12,9 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,15 @@ class DatasetSummary:
     """Hash of the content of all rows, independent of where they came from."""
     images: int
     quarantined: int
+    """Images, and the folders and links beside them, that cannot be read."""
     splits: dict[str, dict[str, int]]
     """Split -> number of images, identities (junk excluded) and cameras (0 if unknown)."""
     cameras_known: bool
+    """Of all images. An evaluation ignores cameras unless all of its images have one."""
     has_boxes: bool
     shards: tuple[Shard, ...]
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of files that the data set was found beside and that were not read."""
 
 
 def write_shards(
@@ -91,18 +95,29 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     shard_images: int = SHARD_IMAGES,
     quarantine_limit: float = QUARANTINE_LIMIT,
+    unreadable: Sequence[dict[str, str]] = (),
+    skipped: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetSummary:
     """Check and store all records, and return the summary; the caller commits the artifact.
 
-    Raises MuvaError if records contradict each other, or if too many images are unreadable: more
-    than the share `quarantine_limit`, and more than one in ten (at least one, at most five).
+    `unreadable` are folders and links without records that cannot be opened, with `image_id` and
+    `reason`; `skipped` are the numbers of other files by reason. Raises MuvaError if records
+    contradict each other, or if too much is unreadable: more than the share `quarantine_limit` of
+    the images, and more than one in ten (at least one, at most five).
     """
     ordered = sorted(records, key=lambda r: (SPLITS.index(r.split), r.pid, r.image_id))
     _check(ordered, name=artifact.name)
     allowed = max(quarantine_limit * len(ordered), min(5, max(1, len(ordered) // 10)))
     writer = _ShardWriter(artifact, shard_bytes, shard_images)
-    quarantine: list[dict[str, str]] = []
+    quarantine = list(unreadable)
+    if len(quarantine) > allowed:
+        raise MuvaError(
+            f"{artifact.name}: {len(quarantine)} folders and links cannot be opened (beside "
+            f"{len(ordered)} images, at most {int(allowed)} may be quarantined): "
+            f"{_examples(': '.join(entry.values()) for entry in quarantine)}. Check their "
+            "permissions, and where the links lead"
+        )
     for done, record in enumerate(ordered, start=1):
         try:
             writer.add(_row(record))
@@ -123,12 +138,13 @@ def write_shards(
     return DatasetSummary(
         domain=ordered[0].domain,
         fingerprint=writer.fingerprint.hexdigest()[:16],
-        images=len(ordered) - len(quarantine),
+        images=writer.counts.total(),
         quarantined=len(quarantine),
         splits=_split_counts(ordered, {q["image_id"] for q in quarantine}),
-        cameras_known=ordered[0].camid is not None,
+        cameras_known=all(record.camid is not None for record in ordered),
         has_boxes=any(record.boxes is not None for record in ordered),
         shards=tuple(writer.shards),
+        skipped=dict(skipped or {}),
     )
 
 
@@ -300,7 +316,7 @@ def _check(records: Sequence[Record], *, name: str) -> None:
             for r in records
             if r.camid is not None and r.camid < 0
         ],
-        f"{name}: camera ids must not be negative; found",
+        f"{name}: camera ids must not be negative (leave out unknown ones); found",
     )
     _reject(
         [
@@ -311,12 +327,6 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         f"{name}: pids must be below 2^63 and camera ids below 2^31; found",
     )
     _reject(
-        [r.image_id for r in records if r.camid is None]
-        if any(r.camid is not None for r in records)
-        else [],
-        f"{name}: camera ids must be given for all images or for none; missing for",
-    )
-    _reject(
         [
             f"{r.image_id} {box}"
             for r in records
@@ -325,9 +335,10 @@ def _check(records: Sequence[Record], *, name: str) -> None:
         ],
         f"{name}: boxes must be fractions, 0 <= x0 < x1 <= 1 and the same for y; found",
     )
-    train_pids = {r.pid for r in records if r.split == "train"}
+    train = {r.pid: r.image_id for r in records if r.split == "train"}
+    test = {r.pid: r.image_id for r in records if r.split != "train"}
     _reject(
-        sorted(map(str, train_pids & {r.pid for r in records if r.split != "train"})),
+        [f"{pid} ({train[pid]} and {test[pid]})" for pid in sorted(train.keys() & test.keys())],
         f"{name}: identities must not be in both train and query or gallery; found pids",
     )
 

@@ -85,6 +85,18 @@ def test_unknown_cameras_are_reported(tmp_path):
     assert "cameras are unknown" in report.warnings[0]
 
 
+def test_a_query_may_match_any_image_if_the_camera_of_one_is_unknown(tmp_path):
+    records = [
+        record("q/1", "query", 1, 1, flat((1, 0, 0))),
+        record("q/2", "query", 2, 1, flat((2, 0, 0))),
+        record("g/1", "gallery", 1, 1, flat((3, 0, 0))),
+        record("g/2", "gallery", 2, None, flat((4, 0, 0))),
+    ]
+    report = check_dataset(stored(tmp_path, records))
+    assert report.queries_without_match == 0, "an evaluation ignores cameras"
+    assert report.warnings[0].startswith("some cameras are unknown")
+
+
 def test_a_sample_sheet_shows_images_of_each_person(town):
     sheet = sample_sheet(town, people=10, images_each=3, height=32, width=16)
     shown = {colour for _, colour in sheet.getcolors(maxcolors=10_000) or []}

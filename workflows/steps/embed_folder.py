@@ -19,7 +19,8 @@ from PIL import Image
 import muva
 from muva.config import ModelConfig
 from muva.data.artifacts import Artifact
-from muva.data.benchmarks.listing import IMAGE_SUFFIXES, image_files
+from muva.data.benchmarks.accounting import Account, account_for, skipped_text
+from muva.data.benchmarks.listing import image_files
 from muva.data.images import UnreadableImageError, decode_rgb
 from muva.errors import MuvaError
 from muva.models import model_description
@@ -39,7 +40,9 @@ class Embedded:
 
     gallery: Gallery
     quarantined: list[dict[str, str]] = field(default_factory=list)
-    """Unreadable images: `image_id`, `reason`."""
+    """Unreadable images, and folders and links that cannot be opened: `image_id`, `reason`."""
+    account: Account = field(default_factory=Account)
+    """The files of a folder that were skipped."""
 
 
 def embed_folder(
@@ -48,21 +51,24 @@ def embed_folder(
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Embedded:
-    """Embed all image files below a folder, in order; unreadable ones are quarantined.
+    """Embed all image files below a folder, in order; what cannot be read is quarantined.
 
     There are no identity labels. `on_progress` is called with the number of finished images and of
     all images. Raises MuvaError if no image can be read.
     """
     files = list(image_files(folder))
+    account = account_for(folder, files)
     if not files:
+        found = [skipped_text(account.skipped)]
+        found += [": ".join(entry.values()) for entry in account.unreadable[:3]]
         raise MuvaError(
-            f"{folder}: expected image files in it or below it ({', '.join(sorted(IMAGE_SUFFIXES))}"
-            "), found none"
+            f"{folder}: expected image files in it or below it, found "
+            f"{'; '.join(filter(None, found)) or 'none'}"
         )
     bundle = muva.load(model.uri).to("cuda" if torch.cuda.is_available() else "cpu")
     features = allocate_or_memmap((len(files), bundle.feature_dim), np.float32)
     ids: list[str] = []
-    quarantined: list[dict[str, str]] = []
+    quarantined = list(account.unreadable)
     for first, images in _decoded(files):
         readable = []
         for file, image in zip(files[first : first + len(images)], images, strict=True):
@@ -77,7 +83,7 @@ def embed_folder(
     if not ids:
         raise MuvaError(
             f"{folder}: none of its {len(files)} images can be read; the first: "
-            f"{': '.join(quarantined[0].values())}"
+            f"{': '.join(quarantined[len(account.unreadable)].values())}"
         )
     return Embedded(
         gallery=Gallery(
@@ -89,6 +95,7 @@ def embed_folder(
             source=_source(model, folder=f"{folder.absolute()}"),
         ),
         quarantined=quarantined,
+        account=account,
     )
 
 

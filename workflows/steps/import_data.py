@@ -12,11 +12,12 @@ from muva.config import SyntheticConfig
 from muva.data import formats
 from muva.data.artifacts import Artifact, check_name, find_artifact, fingerprint
 from muva.data.benchmarks import BENCHMARKS, file_listing, read_tree
+from muva.data.benchmarks.accounting import Account, account_for, sources, warnings
 from muva.data.benchmarks.benchmark import Trial, counts_differ, is_complete
 from muva.data.records import Record
 from muva.errors import SettingsError
 from muva.synthetic import DOMAINS, RENDERER_VERSION
-from workflows.progress import track
+from workflows.progress import say, track
 from workflows.session import Session
 from workflows.steps.step import Step, StepResult, run_step
 
@@ -67,12 +68,19 @@ def import_benchmark(
     benchmark = BENCHMARKS[name]
     options = dict(benchmark.options)
     records = read_tree(benchmark.layout, root, domain=name, options=options)
+    account = account_for(root, sources(records))
     altered = not is_complete(benchmark, records)
     if altered and not accept_counts:
+        for line in warnings(account):
+            say(line)
         raise counts_differ(benchmark, records, where=str(root))
     trials = benchmark.trials(records, root) if benchmark.trials else None
     settings = {"benchmark": name, "altered": altered}
-    return _import_records(session, name, records, settings, trials=trials)
+    if not altered:  # no image is missing, whatever else is in the folder
+        account = dataclasses.replace(account, unreadable=[])
+    return _import_records(
+        session, name, records, settings, account=account, warn=altered, trials=trials
+    )
 
 
 def import_tree(
@@ -80,15 +88,17 @@ def import_tree(
 ) -> StepResult:
     """Import a folder of images in one of the layouts.
 
-    The address is a hash of the listing (names, sizes, times), so that an unchanged folder is not
-    read again.
+    The address is a hash of the listing of the images (names, sizes, times), so that an unchanged
+    folder is not read again. Files that are skipped are counted anew each time.
     """
     for taken, what in ((DOMAINS, "synthetic domain"), (BENCHMARKS, "public data set")):
         if name in taken:
             raise SettingsError(f"{name} is the name of a {what}: give your data set another name")
     check_name(name)
     records = read_tree(layout, root, domain=name, options=options)
-    return _import_records(session, name, records, {"layout": layout, "options": options})
+    account = account_for(root, sources(records))
+    settings = {"layout": layout, "options": options}
+    return _import_records(session, name, records, settings, account=account)
 
 
 def _import_records(
@@ -97,6 +107,8 @@ def _import_records(
     records: Sequence[Record],
     settings: dict[str, Any],
     *,
+    account: Account,
+    warn: bool = True,
     trials: Sequence[Trial] | None = None,
 ) -> StepResult:
     from muva.data.protocols import write_trials
@@ -109,12 +121,23 @@ def _import_records(
 
     def work(_: object) -> dict[str, Any]:
         with track(f"import {name}") as progress:
-            summary = write_shards(records, artifact=step.artifact, progress=progress.update)
+            summary = write_shards(
+                records,
+                artifact=step.artifact,
+                unreadable=account.unreadable,
+                skipped=account.skipped,
+                progress=progress.update,
+            )
         if trials is not None:
             write_trials(step.artifact, trials)
         return dataclasses.asdict(summary)
 
-    return run_step(step, session=session, work=work)
+    try:
+        result = run_step(step, session=session, work=work)
+    finally:  # skipped files may be why an import fails
+        for line in warnings(account) if warn else ():
+            say(line)
+    return dataclasses.replace(result, summary=result.summary | {"skipped": account.skipped})
 
 
 def _step(session: Session, name: str, settings: dict[str, Any]) -> Step:

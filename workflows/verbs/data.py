@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,9 @@ def data_verb() -> None:
 )
 @click.option("--layout", type=click.Choice(sorted(READERS)), help="How the images are organised.")
 @click.option(
-    "--pid-regex", help="For --layout folder: one group matches the person id in a file name."
+    "--pid-regex",
+    help="For --layout folder: one group matches the person id in a file name, or in the path "
+    "below the folder if the expression has a slash.",
 )
 @click.option("--camid-regex", help="For --layout folder: the same for the camera id.")
 @click.option(
@@ -135,7 +138,12 @@ def import_verb(
     print_result(
         {"artifact": result.artifact.uri, **result.summary},
         as_json=as_json,
-        text=f"{result.artifact.uri}\n{_format_counts(dataset)}",
+        text="\n".join(
+            [
+                result.artifact.uri,
+                *_format_counts(dataset, skipped=result.summary.get("skipped", {})),
+            ]
+        ),
     )
     _print_warnings(dataset)
 
@@ -273,6 +281,7 @@ def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None
     \b
     muva data show syn-station --sheet station.png
     """
+    from muva.data.benchmarks.accounting import skipped_text
     from muva.data.checks import check_dataset, sample_sheet
     from muva.data.shards import open_dataset
 
@@ -295,6 +304,7 @@ def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None
         f"{report.height.smallest} to {report.height.largest} high; "
         f"{report.with_boxes} with part boxes, {report.with_captions} with captions; "
         f"{len(report.quarantined)} quarantined, {len(report.duplicates)} duplicates",
+        *filter(None, [skipped_text(report.skipped)]),
     ]
     if sheet is not None:
         write_sheet(sheet, sample_sheet(dataset))
@@ -302,16 +312,19 @@ def show(name: str, sheet: Path | None, as_json: bool, session: Session) -> None
     print_result(dataclasses.asdict(report), as_json=as_json, text="\n".join(lines))
 
 
-def _format_counts(dataset: Dataset) -> str:
-    return "\n".join(
-        f"{split}: {counts['images']} images, {counts['identities']} identities, "
-        + (f"{counts['cameras']} cameras" if counts["cameras"] else "cameras unknown")
-        for split, counts in dataset.summary.splits.items()
-    )
+def _format_counts(dataset: Dataset, *, skipped: Mapping[str, int]) -> Iterator[str]:
+    from muva.data.benchmarks.accounting import skipped_text
+
+    for split, counts in dataset.summary.splits.items():
+        cameras = f"{counts['cameras']} cameras" if counts["cameras"] else "cameras unknown"
+        yield f"{split}: {counts['images']} images, {counts['identities']} identities, {cameras}"
+    if skipped:
+        yield skipped_text(skipped)
 
 
 def _print_warnings(dataset: Dataset) -> None:
     from muva.data.benchmarks import BENCHMARKS
+    from muva.data.checks import queries_without_match
 
     benchmark = BENCHMARKS.get(dataset.name)
     if benchmark is not None and "withdrawn" in benchmark.status:
@@ -321,11 +334,23 @@ def _print_warnings(dataset: Dataset) -> None:
         say(f"{dataset.name} differs from the published images: it is marked as altered.")
     if dataset.summary.quarantined:
         say(
-            f"{dataset.summary.quarantined} unreadable images were quarantined; "
+            f"{dataset.summary.quarantined} unreadable files or folders were quarantined; "
             f"`muva data check {dataset.name}` lists them."
         )
     if not dataset.summary.cameras_known:
-        say("Cameras are unknown: queries will ignore only their own image.")
+        some_known = any(counts["cameras"] for counts in dataset.summary.splits.values())
+        say(
+            f"{'Some cameras' if some_known else 'Cameras'} are unknown: queries will ignore only "
+            "their own image."
+        )
+    if "query" in dataset.summary.splits:
+        rows = dataset.rows(["split", "pid", "camid"], splits=["query", "gallery"])
+        if without_match := queries_without_match(rows):
+            queries = dataset.summary.splits["query"]["images"]
+            say(
+                f"{without_match} of {queries} queries have no match in another camera: they are "
+                "left out of the metrics."
+            )
 
 
 @data_verb.command("forget")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,13 +42,15 @@ def embed_verb(
     """Write the features of IMAGES, a folder or a data set in the store, to a file.
 
     The file contains ids and features, for a data set also pids, camids and splits, and the name of
-    the model. A folder is searched recursively; images that cannot be read are reported.
+    the model. A folder is searched recursively, also through links; what cannot be
+    read is reported, and files that are skipped are counted.
 
     \b
     muva embed crops --model muva --out crops.parquet
     muva embed market1501 --model muva --out market.parquet
     muva evaluate --features market.parquet
     """
+    from muva.data.benchmarks.accounting import skipped_text, warnings
     from muva.models import find_model
     from muva.retrieval.gallery import write_gallery
     from workflows.steps.embed_folder import embed_dataset, embed_folder
@@ -66,6 +69,8 @@ def embed_verb(
             embedded = embed_folder(folder, artifact, on_progress=progress.update)
     write_gallery(out, embedded.gallery)
     _report_quarantined(embedded)
+    for line in warnings(dataclasses.replace(embedded.account, unreadable=[])):
+        say(line)
     gallery = embedded.gallery
     result = {
         "features": f"{out}",
@@ -74,11 +79,14 @@ def embed_verb(
         "model": gallery.source.model,
         "people_known": gallery.pids is not None,
         "quarantined": embedded.quarantined,
+        "skipped": embedded.account.skipped,
     }
     text = (
         f"{out}: {len(gallery)} images, {gallery.source.feature_dim}-dimensional features\n"
         f"muva search --query IMAGE --gallery {out}"
     )
+    if embedded.account.skipped:
+        text += f"\n{skipped_text(embedded.account.skipped)}"
     if gallery.pids is not None:
         text += f"\nmuva evaluate --features {out}"
     print_result(result, as_json=as_json, text=text)
@@ -116,4 +124,4 @@ def _report_quarantined(embedded: Embedded) -> None:
     if more := len(embedded.quarantined) - len(lines):
         lines.append(f"and {more} more, which --json lists")
     if lines:
-        say("Skipped because they cannot be read:\n" + "\n".join(f"  {line}" for line in lines))
+        say("Left out because they cannot be read:\n" + "\n".join(f"  {line}" for line in lines))

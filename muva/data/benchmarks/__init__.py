@@ -8,7 +8,9 @@ an entry in `READERS`; a public data set also gets an entry in `BENCHMARKS`.
 from __future__ import annotations
 
 import inspect
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def file_listing(records: Iterable[Record]) -> list[tuple[Any, ...]]:
     """The annotations of each image with its file's size and modification time, sorted by image id.
 
     If the listing is unchanged, the data set is unchanged; no image has to be read. The size is -1
-    if the file does not exist.
+    if the file does not exist or cannot be reached.
     """
     listing = []
     for record in records:
@@ -100,9 +102,11 @@ def file_listing(records: Iterable[Record]) -> list[tuple[Any, ...]]:
         file = record.source.file if isinstance(record.source, LazyImage) else record.source
         if isinstance(file, bytes):
             size = len(file)
-        elif file.is_file():
-            found = file.stat()
-            size, changed = found.st_size, found.st_mtime_ns
+        else:
+            with suppress(OSError):  # storing the image will name the reason
+                found = file.stat()
+                if stat.S_ISREG(found.st_mode):
+                    size, changed = found.st_size, found.st_mtime_ns
         boxes = None if record.boxes is None else sorted(record.boxes.items())
         labels = (record.split, record.pid, record.camid, record.caption, boxes)
         listing.append((record.image_id, size, changed, *labels))

@@ -1,20 +1,23 @@
 """A list of images as CSV or Parquet: one row per image, columns identified by name.
 
-`path` (relative to the folder of the list) and `pid` are required. Optional columns are `camid`,
-`split` (train, query, gallery), `caption`, and exact boxes of the body parts (`head_x0`, `head_y0`,
-`head_x1`, `head_y1`, `upper_body_x0`, ..., `legs_y1`; as fractions of the image, empty if the part
-is out of sight). Other columns are ignored.
+`path` (relative to the folder of the list) and `pid` are required. Optional columns are `camid`
+(empty where the camera is unknown), `split` (train, query, gallery), `caption`, and exact boxes of
+the body parts (`head_x0`, `head_y0`, `head_x1`, `head_y1`, `upper_body_x0`, ..., `legs_y1`; as
+fractions of the image, empty if the part is out of sight). Other columns are ignored.
 """
 
 from __future__ import annotations
 
+import codecs
+import io
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.data.benchmarks.folder import WholeSplit, whole_split
-from muva.data.benchmarks.listing import numbered
+from muva.data.benchmarks.listing import numbered_cameras, numbered_people
 from muva.data.records import SPLITS, Box, Record, Split
 from muva.errors import MuvaError, SettingsError
 
@@ -22,14 +25,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CORNERS = ("x0", "y0", "x1", "y1")
+_DELIMITERS = (",", "\t", ";", "|")
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order mark -> encoding."""
 
 
 def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -> Iterator[Record]:
     """Records of a list; `root` is the path of the file.
 
-    Identities and cameras that are not integers are numbered in sorted order. Without a column
-    `split`, the option `split` decides as in `read_folder`. Raises MuvaError if the list is damaged
-    or incomplete.
+    Identities and cameras that are not integers are numbered in sorted order; integers may be
+    written as floats. Columns may be separated by commas, semicolons, tabs or bars, and neither the
+    case of their names nor spaces around them matter. Without a column `split`, the option `split`
+    decides as in `read_folder`. Raises MuvaError if the list is damaged or incomplete.
     """
     table = _table(root)
     repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
@@ -41,20 +54,21 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
     if missing:
         raise MuvaError(
             f"the list {root}: expected the columns path and pid, found "
-            f"{', '.join(table.column_names) or 'none'}"
+            f"{', '.join(table.column_names) or 'none'}. The first line must be a header such as "
+            "path,pid,camid"
         )
     paths = _texts(table, "path", root)
     pid_names = _texts(table, "pid", root)
-    pid_of = numbered(pid_names, first=0)
+    pid_of = numbered_people(pid_names)
     pids = [pid_of[name] for name in pid_names]
-    camids = _camids(table, root)
+    camids = _camids(table)
     if split is not None and "split" in table.column_names:
         raise SettingsError(
             f"the list {root} has a column split; expected no option split in addition, found "
             f"{split!r}"
         )
-    splits = _splits(table, root) or whole_split(split, pids, camids)
     boxes = _boxes(table, root)
+    splits = _splits(table, root) or whole_split(split, pids, camids)
     captions = table["caption"].to_pylist() if "caption" in table.column_names else None
     if captions:
         captions = [None if caption is None else str(caption) for caption in captions]
@@ -73,38 +87,105 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
 
 def _table(file: Path) -> pa.Table:
     import pyarrow as pa
-    import pyarrow.csv
     import pyarrow.parquet as pq
 
     if not file.is_file():
         found = "a folder" if file.is_dir() else "nothing"
         raise MuvaError(f"the list {file}: expected a CSV or Parquet file, found {found}")
-    if file.suffix.lower() not in (".csv", ".parquet"):
-        raise MuvaError(f"the list {file}: expected a name that ends in .csv or .parquet")
+    if file.suffix.lower() not in (".csv", ".tsv", ".parquet"):
+        raise MuvaError(f"the list {file}: expected a name that ends in .csv, .tsv or .parquet")
     try:
-        if file.suffix.lower() == ".parquet":
-            return pq.read_table(file)
-        # Read everything as text: 0002 and 2 are different names until `numbered` sees them all.
-        names = pyarrow.csv.open_csv(file).schema.names
-        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        return pyarrow.csv.read_csv(file, convert_options=options)
-    except pa.ArrowException as error:
+        table = pq.read_table(file) if file.suffix.lower() == ".parquet" else _csv_table(file)
+    except (pa.ArrowException, OSError) as error:
         raise MuvaError(f"the list {file} cannot be read: {error}") from error
+    return table.rename_columns(
+        [
+            _column_name(name) if _column_name(name) not in table.column_names else name
+            for name in table.column_names
+        ]
+    )
+
+
+def _csv_table(file: Path) -> pa.Table:
+    """The columns as text: 0002 and 2 are different names until `numbered` sees them all."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    text = _decoded(file)
+    header = next((line for line in io.StringIO(text) if line.strip()), "")
+    layout = pyarrow.csv.ParseOptions(delimiter=_delimiter(header))
+    encoded = pa.py_buffer(text.encode())
+    names = pyarrow.csv.open_csv(pa.BufferReader(encoded), parse_options=layout).schema.names
+    types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(encoded), parse_options=layout, convert_options=types
+    )
+    if all(name == name.strip() for name in names):
+        return table
+    columns = [  # the header is "path, pid", so the values are "a.jpg, 1"
+        pa.array([value.strip() for value in column.to_pylist()], pa.string())
+        for column in table.columns
+    ]
+    return pa.table(columns, names=table.column_names)
+
+
+def _decoded(file: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 if it starts with a byte order mark."""
+    encoded = file.read_bytes()
+    encoding = next((name for mark, name in _MARKS.items() if encoded.startswith(mark)), "utf-8")
+    try:
+        text = encoded.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = encoded.count(b"\n", 0, error.start) + 1
+        raise MuvaError(
+            f"the list {file}: expected text in UTF-8, found other bytes in line {line}. Save it "
+            "as UTF-8, or convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from error
+    if "\0" in text:
+        raise MuvaError(
+            f"the list {file}: expected text in UTF-8, found zero bytes, as in UTF-16 without a "
+            "byte order mark. Save it as UTF-8, or convert it, for example with "
+            "`iconv -f UTF-16LE -t UTF-8`"
+        )
+    return text
+
+
+def _delimiter(header: str) -> str:
+    """What separates the columns: whatever divides the header into path, pid and others."""
+    for delimiter in _DELIMITERS:
+        names = {_column_name(name.strip().strip('"')) for name in header.split(delimiter)}
+        if {"path", "pid"} <= names:
+            return delimiter
+    return _DELIMITERS[0]
+
+
+def _column_name(name: str) -> str:
+    """The name of a column as it would be written here, if only case and spaces differ."""
+    from muva.config import PARTS
+
+    boxes = {f"{part}_{corner}" for part in PARTS for corner in _CORNERS}
+    plain = name.strip().lower()
+    return plain if plain in {"path", "pid", "camid", "split", "caption", *boxes} else name
 
 
 def _texts(table: pa.Table, column: str, file: Path) -> list[str]:
-    values = ["" if value is None else str(value) for value in table[column].to_pylist()]
+    values = list(map(_text, table[column].to_pylist()))
     if "" in values:
         raise MuvaError(f"the list {file}: {column} is empty in row {values.index('') + 1}")
     return values
 
 
-def _camids(table: pa.Table, file: Path) -> list[int] | list[None]:
+def _text(value: object) -> str:
+    """A cell as text: integral floats as integers, and nothing for one that is empty."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else str(int(value) if value.is_integer() else value)
+    return "" if value is None else str(value)
+
+
+def _camids(table: pa.Table) -> Sequence[int | None]:
     if "camid" not in table.column_names:
         return [None] * len(table)
-    names = _texts(table, "camid", file)
-    camid_of = numbered(names, first=1)
-    return [camid_of[name] for name in names]
+    return numbered_cameras(list(map(_text, table["camid"].to_pylist())))
 
 
 def _splits(table: pa.Table, file: Path) -> list[Split] | None:

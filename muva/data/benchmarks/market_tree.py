@@ -8,12 +8,13 @@ layout omit the rest.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from muva.data.benchmarks.listing import check_entries, image_files
+from muva.data.benchmarks.listing import check_entries, existing_folder, image_files
 from muva.data.records import Record, Split
 from muva.errors import MuvaError
 
@@ -60,12 +61,14 @@ CUHK03NP_NAMES = FileNames(
 def read_market_tree(
     root: Path, *, domain: str, names: FileNames, within: str = "."
 ) -> Iterator[Record]:
-    """Records of the tree in the folder `within` of the root, with these file names."""
+    """Records of the tree in the folder `within` of the root, with these file names.
+
+    It may have training images alone, or query and gallery alone.
+    """
     folders: dict[str, Split] = {
         Path(within, folder).as_posix(): split for folder, split in _FOLDERS.items()
     }
-    check_entries(root, list(folders), title=names.title)
-    for folder, split in folders.items():
+    for folder in _expected(root, folders, title=names.title):
         for file in image_files(root / folder):
             name = names.pattern.match(file.name)
             if name is None:
@@ -76,11 +79,21 @@ def read_market_tree(
             yield Record(
                 domain=domain,
                 image_id=file.relative_to(root).as_posix(),
-                split=split,
+                split=folders[folder],
                 pid=int(name["pid"]),
                 camid=int(name["camid"]),
                 source=file,
             )
+
+
+def _expected(root: Path, folders: Mapping[str, Split], *, title: str) -> list[str]:
+    """The folders to read; MuvaError if there are none, or only one of query and gallery."""
+    existing_folder(root, title=title)
+    sets = [[f for f, s in folders.items() if (s == "train") == train] for train in (True, False)]
+    found = [one for one in sets if any(os.path.lexists(root / folder) for folder in one)]
+    expected = [folder for one in found or sets for folder in one]
+    check_entries(root, expected, title=title)
+    return expected
 
 
 def _hint(file_name: str, expected: FileNames) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from muva.data.benchmarks.benchmark import Benchmark, Counts
-from muva.data.benchmarks.listing import check_entries, checked_option, contents
+from muva.data.benchmarks.listing import check_entries, checked_option, contents, exists
 from muva.data.records import Record, Split
 from muva.errors import MuvaError
 
@@ -81,7 +81,7 @@ def read_msmt17(root: Path, *, domain: str, version: Version = "1") -> Iterator[
     for name, split in _LISTS.items():
         folder = train_folder if split == "train" else test_folder
         records += _listed(root, name, split, folder=folder, domain=domain)
-    missing = [record.image_id for record in records if not (root / record.image_id).is_file()]
+    missing = [record.image_id for record in records if not exists(root / record.image_id)]
     if missing:
         raise MuvaError(
             f"{title} at {root}: expected the {len(records)} files of its lists, found "

@@ -77,10 +77,14 @@ def test_a_folder_becomes_features_and_what_cannot_be_read_is_named(
     )  # the last stretch is a short one
     (crops / "cam1" / "0002b.jpg").write_bytes(b"no image")
     (crops / "notes.txt").write_text("no image either, and not called one")
+    (crops / "cam3").symlink_to(tmp_path / "not_mounted")
+    (crops / "cam2").rename(tmp_path / "elsewhere")
+    (crops / "cam2").symlink_to(tmp_path / "elsewhere")
     out = tmp_path / "crops.parquet"
     found = run("embed", f"{crops}", "--model", "mine", "--out", f"{out}")
     assert found["images"] == 8
-    assert [entry["image_id"] for entry in found["quarantined"]] == ["cam1/0002b.jpg"]
+    assert [entry["image_id"] for entry in found["quarantined"]] == ["cam3", "cam1/0002b.jpg"]
+    assert found["skipped"] == {"ending .txt": 1}
     table = pq.read_table(out)
     ids = table["ids"].to_pylist()
     assert ids == sorted(f"cam{camid}/{pid:04d}.png" for pid, camid in CROPS)
