@@ -37,6 +37,9 @@ INPUT, OUTPUT = "images", "features"
 OPSET = 18
 """Opset of the ONNX graphs, which every runtime of recent years supports."""
 
+DECODING = "RGB, upright by the EXIF orientation, without alpha, the upper 8 of 16 bits"
+"""How images become pixels, see `muva.data.images.as_rgb`."""
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 MAX_DIFFERENCE = 1e-4
@@ -253,6 +256,7 @@ def _description(
             "channels": "RGB",
         },
         "preprocessing": {
+            "decoding": DECODING,
             "height": height,
             "width": width,
             "interpolation": "bilinear",

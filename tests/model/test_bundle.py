@@ -88,6 +88,23 @@ def test_every_kind_of_image_gives_the_same_feature(folder: Path, tmp_path: Path
     assert bundle.embed([]).shape == (0, bundle.feature_dim)
 
 
+def test_a_rotated_or_deep_picture_gives_the_same_feature_as_a_file_and_as_a_pil_image(
+    folder: Path, tmp_path: Path
+) -> None:
+    bundle = load_bundle(folder)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is at the right
+    picture().save(tmp_path / "rotated.jpg", exif=exif)
+    deep = np.random.default_rng(2).integers(0, 65536, (60, 31), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name in ("rotated.jpg", "deep.png"):
+        image = Image.open(tmp_path / name)
+        by_path, as_image = bundle.embed([tmp_path / name, image])
+        np.testing.assert_allclose(by_path, as_image, atol=1e-6, err_msg=name)
+        as_before = bundle.embed([np.array(image.convert("RGB"))])[0]
+        assert np.abs(as_before - by_path).max() > 1e-3, name
+
+
 def test_pixels_may_be_bytes_or_fractions(folder: Path) -> None:
     bundle = load_bundle(folder)
     pixels = torch.randint(0, 256, (3, 3, *IMAGE_SIZE), dtype=torch.uint8)
