@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,16 @@ Interpolation = Literal["bicubic", "bilinear"]
 ImageLike = Image.Image | np.ndarray | bytes | bytearray | memoryview | Path | str
 """Everything that `as_rgb` turns into pixels; a `str` is a path."""
 
+MAX_PIXELS_IN_FLIGHT = 64_000_000
+"""How many pixels the threads of a process decode at a time, at some 10 bytes each."""
+
+SHOWN_SIDE = 1024
+"""The longest side of an image in a picture of people, which shows it much smaller."""
+
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _MAX_CHANNELS = 4
+_turn = threading.Condition()
+_pixels_in_flight = 0
 
 
 class UnreadableImageError(MuvaError):
@@ -39,22 +48,8 @@ def as_rgb(image: ImageLike) -> Image.Image:
 
     Raises MuvaError, which names the picture, if it cannot be read.
     """
-    try:
-        if isinstance(image, Image.Image):
-            with _damage_explained():
-                return _upright_rgb(image)
-        if isinstance(image, np.ndarray):
-            return _rgb_of_array(image)
-        if isinstance(image, bytes | bytearray | memoryview):
-            return decode_rgb(bytes(image))
-        if isinstance(image, Path | str):
-            return decode_rgb(Path(image).read_bytes())
-    except (UnreadableImageError, OSError, ValueError) as error:  # ValueError: an invalid path
-        raise MuvaError(f"{_described(image)}: {error}") from error
-    raise MuvaError(
-        f"an image of type {type(image).__name__}: expected a path, encoded bytes, an array of "
-        "uint8, or a PIL image"
-    )
+    with _errors_naming(image), _opened(image) as opened:
+        return _upright_rgb(opened)
 
 
 def decode_rgb(encoded: bytes) -> Image.Image:
@@ -62,9 +57,68 @@ def decode_rgb(encoded: bytes) -> Image.Image:
 
     Raises UnreadableImageError if the bytes are empty, truncated, too large, or not an image.
     """
+    with _opened(encoded) as opened:
+        return _upright_rgb(opened)
+
+
+def decode_to_show(encoded: bytes) -> Image.Image:
+    """Decode an image for a picture of people: photos are reduced, so that many fit into memory."""
+    image = decode_rgb(encoded)
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return image
+
+
+def resized_rgb(
+    image: ImageLike, *, height: int, width: int, interpolation: Interpolation
+) -> np.ndarray:
+    """A picture at a model's input size: `as_rgb`, then `resized`.
+
+    Threads wait while other threads hold `MAX_PIXELS_IN_FLIGHT`. Raises MuvaError like `as_rgb`.
+    """
+    with _errors_naming(image), _opened(image) as opened, _in_flight(opened):
+        return resized(
+            _upright_rgb(opened), height=height, width=width, interpolation=interpolation
+        )
+
+
+def decode_resized(
+    encoded: bytes, *, height: int, width: int, interpolation: Interpolation
+) -> np.ndarray:
+    """The same for encoded bytes; raises UnreadableImageError like `decode_rgb`."""
+    with _opened(encoded) as opened, _in_flight(opened):
+        return resized(
+            _upright_rgb(opened), height=height, width=width, interpolation=interpolation
+        )
+
+
+@contextmanager
+def _opened(image: ImageLike) -> Iterator[Image.Image]:
+    """A picture as a PIL image, whose pixels may not be decoded yet.
+
+    In the block, too, what Pillow raises for damaged images becomes an UnreadableImageError.
+    """
+    if isinstance(image, Image.Image):
+        with _damage_explained():
+            yield image
+    elif isinstance(image, np.ndarray):
+        yield _of_array(image)
+    elif isinstance(image, bytes | bytearray | memoryview):
+        with _damage_explained(), _identified(bytes(image)) as opened:
+            yield opened
+    elif isinstance(image, Path | str):
+        encoded = Path(image).read_bytes()
+        with _damage_explained(), _identified(encoded) as opened:
+            yield opened
+    else:
+        raise MuvaError(
+            f"an image of type {type(image).__name__}: expected a path, encoded bytes, an array of "
+            "uint8, or a PIL image"
+        )
+
+
+def _identified(encoded: bytes) -> Image.Image:
     try:
-        with _damage_explained(), Image.open(io.BytesIO(encoded)) as image:
-            return _upright_rgb(image)
+        return Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError as error:
         what = "empty file" if not encoded else "not an image in a format that Pillow reads"
         raise UnreadableImageError(what) from error
@@ -75,14 +129,38 @@ def _damage_explained() -> Iterator[None]:
     """Turn what Pillow raises for an image that it cannot load into an UnreadableImageError."""
     try:
         yield
-    except UnidentifiedImageError:
-        raise
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"too many pixels: {error}") from error
     # Depending on the format, Pillow's decoders raise any of these for damaged files.
     except (OSError, ValueError, SyntaxError, LookupError, EOFError, OverflowError,
             TypeError, AttributeError, struct.error) as error:  # fmt: skip
         raise UnreadableImageError(f"damaged or truncated: {error}") from error
+
+
+@contextmanager
+def _errors_naming(image: ImageLike) -> Iterator[None]:
+    try:
+        yield
+    except (UnreadableImageError, OSError, ValueError) as error:  # ValueError: an invalid path
+        raise MuvaError(f"{_described(image)}: {error}") from error
+
+
+@contextmanager
+def _in_flight(image: Image.Image) -> Iterator[None]:
+    """Wait until the pixels of an image fit into the limit; an image above it is alone."""
+    global _pixels_in_flight
+    pixels = image.width * image.height
+    with _turn:
+        _turn.wait_for(
+            lambda: not _pixels_in_flight or _pixels_in_flight + pixels <= MAX_PIXELS_IN_FLIGHT
+        )
+        _pixels_in_flight += pixels
+    try:
+        yield
+    finally:
+        with _turn:
+            _pixels_in_flight -= pixels
+            _turn.notify_all()
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -103,7 +181,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _rgb_of_array(pixels: np.ndarray) -> Image.Image:
+def _of_array(pixels: np.ndarray) -> Image.Image:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if (
         pixels.dtype not in (np.uint8, np.uint16)
@@ -117,7 +195,7 @@ def _rgb_of_array(pixels: np.ndarray) -> Image.Image:
         )
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert("RGB")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def _described(image: ImageLike) -> str:

@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 
 from muva.config import ModelConfig, PromptConfig
 from muva.data import formats
-from muva.data.images import ImageLike, as_rgb, resized
+from muva.data.images import ImageLike, resized_rgb
 from muva.errors import MuvaError
 from muva.model.bundle_description import DESCRIPTION, WEIGHTS, parse_description
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
@@ -76,6 +76,7 @@ class Embedder:
         bilinearly to the model's input size, as the authors do at test time.
 
         Args:
+            images: a batch at a time is taken from the sequence, which may read its images then.
             decoders: threads that decode and resize the next batch while the model computes, for
                 devices that would otherwise wait; 0: decode in the calling thread.
 
@@ -119,9 +120,9 @@ class Embedder:
         self, images: Sequence[ImageLike], batch_size: int, decoders: int
     ) -> Iterator[Tensor]:
         """(B, 3, H, W) uint8 each; with decoders, the next one is prepared in the background."""
-        batches = [
+        batches = (
             images[start : start + batch_size] for start in range(0, len(images), batch_size)
-        ]
+        )
         if not decoders:
             yield from map(self._resized, batches)
             return
@@ -140,7 +141,7 @@ class Embedder:
 
     def _resized_one(self, image: ImageLike) -> np.ndarray:
         size = {"height": self.image_height, "width": self.image_width}
-        return resized(as_rgb(image), **size, interpolation="bilinear")
+        return resized_rgb(image, **size, interpolation="bilinear")
 
 
 @dataclass(kw_only=True)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from muva.data.images import UnreadableImageError, as_rgb, decode_rgb
+import muva.data.images as images_module
+from muva.data.images import (
+    UnreadableImageError,
+    as_rgb,
+    decode_resized,
+    decode_rgb,
+    decode_to_show,
+    resized,
+    resized_rgb,
+)
 from muva.errors import MuvaError
 
 ORIENTATION = 0x0112
@@ -175,3 +186,61 @@ def test_a_truncated_picture_is_unreadable_in_every_form(tmp_path: Path) -> None
             as_rgb(image)
     with pytest.raises(UnreadableImageError, match="damaged or truncated"):
         decode_rgb(content)
+
+
+SIZE = {"height": 4, "width": 2, "interpolation": "bilinear"}
+
+
+def test_resizing_at_once_gives_the_pixels_of_decoding_and_then_resizing(tmp_path: Path) -> None:
+    for name, (form, image, _) in PICTURES.items():
+        (tmp_path / "picture").write_bytes(encoded(image, form))
+        expected = resized(as_rgb(tmp_path / "picture"), **SIZE)
+        for found in (
+            resized_rgb(tmp_path / "picture", **SIZE),
+            decode_resized((tmp_path / "picture").read_bytes(), **SIZE),
+        ):
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def test_threads_hold_no_more_pixels_than_the_limit_and_a_larger_image_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(images_module, "MAX_PIXELS_IN_FLIGHT", 250)
+    upright, held, lock = images_module._upright_rgb, [0, 0], threading.Lock()
+    most: list[tuple[int, int]] = []
+    together = threading.Barrier(2)
+
+    def watched(image: Image.Image) -> Image.Image:
+        pixels = image.width * image.height
+        with lock:
+            held[0] += pixels
+            held[1] += 1
+            most.append((held[0], held[1]))
+        if pixels == 100:
+            together.wait(timeout=60)  # two fit, and run at the same time
+        rgb = upright(image)
+        with lock:
+            held[0] -= pixels
+            held[1] -= 1
+        return rgb
+
+    monkeypatch.setattr(images_module, "_upright_rgb", watched)
+    small, large = np.zeros((10, 10, 3), np.uint8), np.zeros((20, 20, 3), np.uint8)
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda image: resized_rgb(image, **SIZE), [small] * 4 + [large] * 2))
+    assert max(pixels for pixels, _ in most if pixels < 400) == 200
+    assert {count for pixels, count in most if pixels >= 400} == {1}
+    assert images_module._pixels_in_flight == 0
+
+
+def test_an_image_that_cannot_be_read_gives_its_share_back() -> None:
+    with pytest.raises(UnreadableImageError, match="damaged"):
+        decode_resized(encoded(PICTURES["colour"][1], "PNG")[:60], **SIZE)
+    assert images_module._pixels_in_flight == 0
+
+
+def test_photos_are_shown_smaller_and_crops_as_they_are() -> None:
+    photo = Image.fromarray(np.zeros((1500, 3000, 3), np.uint8))
+    assert decode_to_show(encoded(photo, "PNG")).size == (1024, 512)
+    crop = decode_to_show(encoded(Image.fromarray(COLOURS), "PNG"))
+    np.testing.assert_array_equal(np.asarray(crop), COLOURS)
