@@ -132,6 +132,21 @@ def test_the_result_says_how_close_the_file_comes(
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 
+def test_no_file_is_replaced_without_the_option(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = home / "small.safetensors"
+    words = ("--format", "safetensors", "--out", f"{file}")
+    export(home, *words)
+    before = file.read_bytes()
+    file.write_text("of before")
+    export(home, *words, code=1)
+    assert "small.safetensors.json: exists already" in " ".join(capsys.readouterr().err.split())
+    assert file.read_text() == "of before"
+    export(home, *words, "--overwrite")
+    assert file.read_bytes() == before
+
+
 @pytest.mark.slow
 def test_the_example_in_the_documentation_gives_the_features_of_embed(
     home: Path, monkeypatch: pytest.MonkeyPatch
