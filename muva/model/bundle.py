@@ -68,6 +68,7 @@ class Embedder:
         batch_size: int = 64,
         precision: Precision = "fp32",
         decoders: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> Float[np.ndarray, " B F"]:
         """Features of unit length, float32, of images of any size.
 
@@ -79,15 +80,18 @@ class Embedder:
             images: a batch at a time is taken from the sequence, which may read its images then.
             decoders: threads that decode and resize the next batch while the model computes, for
                 devices that would otherwise wait; 0: decode in the calling thread.
+            progress: called with the number of finished images after each batch.
 
         Raises:
             MuvaError: an image cannot be read.
         """
-        features = [
-            self.embed_pixels(batch, precision=precision)
-            for batch in self._batches(images, batch_size, decoders)
-        ]
-        return np.concatenate([np.empty((0, self.feature_dim), np.float32), *features])
+        features = [np.empty((0, self.feature_dim), np.float32)]
+        done = 0
+        for batch in self._batches(images, batch_size, decoders):
+            features.append(self.embed_pixels(batch, precision=precision))
+            done += len(batch)
+            progress(done)
+        return np.concatenate(features)
 
     def pixels(self, images: Sequence[ImageLike]) -> Float[Tensor, " B 3 H W"]:
         """Images as `embed` takes them, resized and normalised for the model's modules."""

@@ -105,8 +105,10 @@ def test_images_are_taken_from_a_sequence_batch_by_batch(folder: Path, decoders:
             return [np.asarray(picture())] * len(range(5)[index])
 
     Reading.read = []
-    features = load_bundle(folder).embed(Reading(), batch_size=2, decoders=decoders)
-    assert features.shape[0] == 5
+    done: list[int] = []
+    bundle = load_bundle(folder)
+    features = bundle.embed(Reading(), batch_size=2, decoders=decoders, progress=done.append)
+    assert (len(features), done) == (5, [2, 4, 5])
     assert Reading.read == [slice(0, 2), slice(2, 4), slice(4, 6)]
 
 

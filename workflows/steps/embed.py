@@ -116,11 +116,12 @@ def embed(
         done = count - sum(len(part.rows) for part in missing)
         with ray_cluster(), track(step.title) as progress:
             queue = MessageQueue()
+            finished: dict[int, int] = {}
 
-            def show(embedded: int) -> None:
-                nonlocal done
-                done += embedded
-                progress.update(done, count)
+            def show(message: tuple[int, int]) -> None:
+                first, embedded = message
+                finished[first] = embedded  # a part whose node was lost starts again
+                progress.update(done + sum(finished.values()), count)
 
             run_tasks(
                 embed_part,

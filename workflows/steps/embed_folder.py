@@ -73,7 +73,11 @@ def embed_folder(
             else:
                 ids.append(image_id)
                 readable.append(image)
-        features[len(ids) - len(readable) : len(ids)] = bundle.embed(readable)
+        unreadable = len(images) - len(readable)
+        features[len(ids) - len(readable) : len(ids)] = bundle.embed(
+            readable,
+            progress=lambda done, before=first + unreadable: on_progress(before + done, len(files)),
+        )
         on_progress(first + len(images), len(files))
     if not ids:
         raise MuvaError(

@@ -26,12 +26,14 @@ def embed_part(
     artifact: Artifact,
     queue: MessageQueue,
 ) -> None:
-    """Embed and write one part."""
+    """Embed and write one part; the queue gets its first image and how many are embedded."""
     encoded = StoredImages(open_dataset(images.dataset), part.rows)
     embedder = open_embedder(model, config.image_height, config.image_width, config.stride)
     decoders = assigned_cpus() if embedder.device.type == "cuda" else 0
-    FeatureParts(artifact).write(part.first, embedder.embed(encoded, decoders=decoders))
-    queue.send(len(encoded))
+    features = embedder.embed(
+        encoded, decoders=decoders, progress=lambda done: queue.send((part.first, done))
+    )
+    FeatureParts(artifact).write(part.first, features)
 
 
 def some_features(model: str, config: ModelConfig, dataset: Artifact, count: int) -> np.ndarray:
