@@ -21,8 +21,9 @@ from torch import Tensor
 from benchmarks.baseline import cpu_model
 from benchmarks.memory import peak_memory_mb
 from muva.config import ExperimentConfig
+from muva.data.images import ImageLike
 from muva.data.training_images import flip_part_masks
-from muva.model.bundle import ImageLike, load_bundle, save_bundle
+from muva.model.bundle import load_bundle, save_bundle
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import resolve_precision
 from muva.training.loader import TrainingImages

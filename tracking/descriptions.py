@@ -37,9 +37,18 @@ def describe(
 
 
 def pipeline_description(
-    results: Mapping[str, Mapping[str, tuple[float, float]]], *, command: str
+    results: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    valid_queries: Mapping[str, str],
+    command: str,
 ) -> str:
-    """A pipeline's description: target -> method -> mAP and rank-1, as fractions."""
+    """A pipeline's description.
+
+    Args:
+        results: target -> method -> mAP and rank-1, as fractions.
+        valid_queries: target -> how many of its queries are valid, `24 of 24`.
+        command: the command that reproduces the run.
+    """
     methods: dict[str, dict[str, float]] = {}
     for target, found in results.items():
         for method, (mean_ap, rank1) in found.items():
@@ -48,6 +57,7 @@ def pipeline_description(
     return describe(
         "Re-identification in camera networks not seen in training, in per cent.",
         results=methods,
+        facts={f"valid queries of {target}": text for target, text in valid_queries.items()},
         command=command,
     )
 

@@ -42,7 +42,7 @@ def retrieval_metrics(
 
     Characters in the data set's name that MLflow does not accept become a dash.
     """
-    data_set = re.sub(r"[^\w.-]+", "-", data_set).lstrip(".") or "features"
+    data_set = _metric_group(data_set)
     metrics = {f"{data_set}/mAP": mean_ap}
     metrics |= {f"{data_set}/rank-{rank}": value for rank, value in sorted(cmc.items())}
     if mean_inp is not None:
@@ -51,10 +51,16 @@ def retrieval_metrics(
 
 
 def score_metrics(data_set: str, scores: Scores) -> dict[str, float]:
-    """The metrics of an evaluation, at the ranks that its settings name."""
-    return retrieval_metrics(
+    """The metrics of an evaluation, at the ranks that its settings name, and its queries."""
+    metrics = retrieval_metrics(
         data_set, mean_ap=scores.mean_ap, cmc=scores.cmc, mean_inp=scores.mean_inp
     )
+    counts = {"queries": scores.queries, "valid-queries": scores.valid_queries}
+    return metrics | grouped(_metric_group(data_set), counts)
+
+
+def _metric_group(data_set: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", data_set).lstrip(".") or "features"
 
 
 def grouped(group: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -19,8 +19,10 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
+from PIL import Image
 
 import muva
+from muva.data.images import ImageLike
 from muva.errors import MuvaError
 
 COLUMN, BUNDLE = "image", "bundle"
@@ -41,8 +43,9 @@ class ImagesToFeatures(PythonModel):
     ) -> np.ndarray:
         """Features (B, F) of unit length, float32, of a table's column `image`.
 
-        An image is a path, encoded bytes, encoded bytes in base64, or pixels (height, width, 3)
-        from 0 to 255, as an array or nested lists.
+        An image is a path, encoded bytes, encoded bytes in base64, a PIL image, or pixels (height,
+        width, 3) from 0 to 255, as an array or nested lists. They become pixels as in
+        `muva.data.images.as_rgb`.
 
         Raises:
             MlflowException: the input is invalid; a server responds with a client error.
@@ -57,11 +60,9 @@ class ImagesToFeatures(PythonModel):
             raise _invalid(str(error)) from error
 
 
-def as_image(row: int, value: Any) -> Path | bytes | np.ndarray:
+def as_image(row: int, value: Any) -> ImageLike:
     """Convert a cell of the table to an image for `Embedder.embed`."""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, Path):
+    if isinstance(value, bytes | bytearray | memoryview | Path | Image.Image):
         return value
     if isinstance(value, str):
         return _file(value) or _decoded(row, value)
@@ -87,11 +88,14 @@ def _decoded(row: int, text: str) -> bytes:
 
 
 def _pixels(row: int, value: Any) -> np.ndarray:
+    """Pixels as an array that `Embedder.embed` takes, or refuses if the shape is wrong."""
+    if isinstance(value, np.ndarray) and value.dtype in (np.uint8, np.uint16):
+        return value
     try:
         pixels = np.array(value.tolist() if isinstance(value, np.ndarray) else value)
     except ValueError:
         pixels = np.empty(0)
-    whole = pixels.dtype.kind in "iu" and pixels.ndim == 3 and pixels.shape[-1] == 3
+    whole = pixels.dtype.kind in "iu" and pixels.ndim in (2, 3)
     if not whole or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 255:
         raise _invalid(
             f"row {row}: expected a path, encoded bytes, base64, or integers from 0 to 255 of "

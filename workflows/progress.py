@@ -32,24 +32,41 @@ class Track:
         self._task = bar.add_task(label, total=None, note="") if bar else None
         self._logged_at = time.monotonic()
         self._started_at = self._logged_at
-        self._first: tuple[float, int] | None = None
+        self._first: tuple[float, float] | None = None
 
-    def update(self, done: int, total: int, note: str = "") -> None:
-        """Report that `done` of `total` units are finished; `note` is shown after the numbers."""
+    def update(
+        self,
+        done: int,
+        total: int,
+        note: str = "",
+        *,
+        finer: float | None = None,
+        paced: bool = True,
+    ) -> None:
+        """Report that `done` of `total` units are finished; `note` is shown after the numbers.
+
+        Args:
+            finer: the same with the finished part of further units, such as 3.4 of 5 epochs, from
+                which the time left follows; by default `done`.
+            paced: False for preparations, whose time says nothing about the pace of the units.
+        """
+        reached = done if finer is None else finer
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, note=note)
+            self._bar.update(self._task, completed=reached, total=total, note=note)
             return
         now = time.monotonic()
-        if self._first is None:  # units that were done before say nothing about the pace
-            self._first = now, done
+        if self._first is None and paced:  # what was done before says nothing about the pace
+            self._first = now, reached
         if now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
             elapsed_s = now - self._started_at
-            left = time_left(now - self._first[0], done - self._first[1], total - done)
+            left = ""
+            if self._first is not None:
+                left = time_left(now - self._first[0], reached - self._first[1], total - reached)
             say(f"{self._label}: {done} of {total} after {elapsed_s:.0f} s{left} {note}".rstrip())
 
 
-def time_left(seconds: float, done: int, remaining: int) -> str:
+def time_left(seconds: float, done: float, remaining: float) -> str:
     """The remaining time at the pace so far, as `, 38 s left`; empty while the pace is unknown."""
     if done <= 0 or remaining <= 0:
         return ""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -275,6 +275,30 @@ class Dataset:
             local_path = self.artifact.store.path(self.artifact.key(self.shards[index].key))
             self._files[index] = local_path
         return local_path
+
+
+class StoredImages(Sequence[bytes]):
+    """The encoded images of these rows of a data set, each read when it is accessed.
+
+    So that a consumer of one batch after another holds the files of one batch, not those of all.
+    """
+
+    def __init__(self, dataset: Dataset, rows: Sequence[int] | np.ndarray):
+        self._dataset, self._rows = dataset, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return self._dataset.read_images(self._rows[index])
+        return self._dataset.read_images([self._rows[index]])[0]
 
 
 def open_dataset(artifact: Artifact) -> Dataset:

@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
-MINUS_INFINITY = float("-inf")
+INFINITY, MINUS_INFINITY = float("inf"), float("-inf")
 
 
 def hard_gate(allowed: Bool[Tensor, " B R L"]) -> Float[Tensor, " B R L"]:
     """0 where a part and a patch may attend to each other, minus infinity elsewhere."""
-    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, MINUS_INFINITY)
+    blocked = ~allowed
+    return blocked.float().masked_fill(blocked, MINUS_INFINITY)
 
 
 def attention_bias(gate: Float[Tensor, " B R L"]) -> Float[Tensor, " B T T"]:
@@ -24,14 +25,17 @@ def attention_bias(gate: Float[Tensor, " B R L"]) -> Float[Tensor, " B T T"]:
     Every token may attend to the class token, so no softmax is over an empty set. The bias
     propagates gradients to the gate.
     """
-    batch, parts, patches = gate.shape
-    first_patch = 1 + parts
-    bias = gate.new_zeros(batch, first_patch + patches, first_patch + patches)
-    others = ~torch.eye(parts, dtype=torch.bool, device=gate.device)
-    bias[:, 1:first_patch, 1:first_patch].masked_fill_(others, MINUS_INFINITY)
-    bias[:, 1:first_patch, first_patch:] = gate
-    bias[:, first_patch:, 1:first_patch] = gate.mT
-    return bias
+    # No torch.zeros or torch.eye, here and in hard_gate: a traced graph would contain the device on
+    # which it was traced, and run on no other.
+    parts, patches = map(int, gate.shape[1:])  # constants of a model, unlike the batch size
+    zero = (gate[..., :1] > INFINITY).to(gate.dtype)
+    other_parts = [
+        pad(zero[:, part : part + 1], (part, parts - 1 - part), value=MINUS_INFINITY)
+        for part in range(parts)
+    ]
+    part_rows = torch.cat([zero, torch.cat(other_parts, dim=1), gate], dim=2)
+    leading_rows = pad(part_rows, (0, 0, 1, 0))
+    return torch.cat([leading_rows, pad(gate.mT, (1, patches))], dim=1)
 
 
 def run_block(

@@ -20,7 +20,6 @@ import numpy as np
 import open_clip
 import torch
 from jaxtyping import Bool, Float, Shaped
-from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -29,7 +28,7 @@ from torch.nn.functional import normalize
 
 from muva.config import ModelConfig, PromptConfig
 from muva.data import formats
-from muva.data.images import UnreadableImageError, decode_rgb, resized
+from muva.data.images import ImageLike, resized_rgb
 from muva.errors import MuvaError
 from muva.model.bundle_description import DESCRIPTION, WEIGHTS, parse_description
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
@@ -37,7 +36,6 @@ from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, exact_convolutions
 
 Encoder = Callable[[Tensor], Tensor]
-ImageLike = Image.Image | np.ndarray | bytes | Path | str
 
 
 @dataclass(kw_only=True)
@@ -70,24 +68,30 @@ class Embedder:
         batch_size: int = 64,
         precision: Precision = "fp32",
         decoders: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> Float[np.ndarray, " B F"]:
         """Features of unit length, float32, of images of any size.
 
-        An image is a PIL image, a uint8 array (height, width, 3), encoded bytes, or a path. It is
-        resized bilinearly to the model's input size, as the authors do at test time.
+        An image is a path, encoded bytes, a PIL image, or a uint8 array (height, width, 3); the
+        same picture gives the same feature in each of these forms, see `as_rgb`. It is resized
+        bilinearly to the model's input size, as the authors do at test time.
 
         Args:
+            images: a batch at a time is taken from the sequence, which may read its images then.
             decoders: threads that decode and resize the next batch while the model computes, for
                 devices that would otherwise wait; 0: decode in the calling thread.
+            progress: called with the number of finished images after each batch.
 
         Raises:
             MuvaError: an image cannot be read.
         """
-        features = [
-            self.embed_pixels(batch, precision=precision)
-            for batch in self._batches(images, batch_size, decoders)
-        ]
-        return np.concatenate([np.empty((0, self.feature_dim), np.float32), *features])
+        features = [np.empty((0, self.feature_dim), np.float32)]
+        done = 0
+        for batch in self._batches(images, batch_size, decoders):
+            features.append(self.embed_pixels(batch, precision=precision))
+            done += len(batch)
+            progress(done)
+        return np.concatenate(features)
 
     def pixels(self, images: Sequence[ImageLike]) -> Float[Tensor, " B 3 H W"]:
         """Images as `embed` takes them, resized and normalised for the model's modules."""
@@ -120,9 +124,9 @@ class Embedder:
         self, images: Sequence[ImageLike], batch_size: int, decoders: int
     ) -> Iterator[Tensor]:
         """(B, 3, H, W) uint8 each; with decoders, the next one is prepared in the background."""
-        batches = [
+        batches = (
             images[start : start + batch_size] for start in range(0, len(images), batch_size)
-        ]
+        )
         if not decoders:
             yield from map(self._resized, batches)
             return
@@ -141,7 +145,7 @@ class Embedder:
 
     def _resized_one(self, image: ImageLike) -> np.ndarray:
         size = {"height": self.image_height, "width": self.image_width}
-        return resized(_rgb(image), **size, interpolation="bilinear")
+        return resized_rgb(image, **size, interpolation="bilinear")
 
 
 @dataclass(kw_only=True)
@@ -294,19 +298,3 @@ def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
 
 def _stacked(pixels: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-
-
-def _rgb(image: ImageLike) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise MuvaError(
-                f"an image array of {image.dtype} {image.shape}: expected uint8 (height, width, 3)"
-            )
-        return Image.fromarray(image)
-    try:
-        return decode_rgb(image if isinstance(image, bytes) else Path(image).read_bytes())
-    except (UnreadableImageError, OSError) as error:
-        what = f"an image of {len(image)} bytes" if isinstance(image, bytes) else str(image)
-        raise MuvaError(f"{what}: {error}") from error

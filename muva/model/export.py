@@ -2,7 +2,7 @@
 
 The exported graph maps images to the features of `Embedder.embed`; text encoder, contexts and
 classifier are not exported. A JSON sidecar describes the preprocessing. Before a file is moved to
-its final name, it is loaded and compared with PyTorch on rendered people.
+its final name, it is loaded and compared with PyTorch on rendered people; then it is opened again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,9 +33,16 @@ from muva.model.export_formats import SUFFIXES, Form, InputFormat
 from muva.synthetic import DOMAINS, render
 
 SIDECAR_FORMAT = 1
+SIDECAR, WEIGHTS = ".json", ".data"
+"""Endings of the names of the sidecar, and of the weights of a large ONNX graph."""
+FURTHER = (".metadata.json",)
+"""Endings of further files that an earlier export may have written, for BoxMOT."""
 INPUT, OUTPUT = "images", "features"
 OPSET = 18
 """Opset of the ONNX graphs, which every runtime of recent years supports."""
+
+DECODING = "RGB, upright by the EXIF orientation, without alpha, the upper 8 of 16 bits"
+"""How images become pixels, see `muva.data.images.as_rgb`."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -58,6 +65,8 @@ class Exported:
 
     file: Path
     sidecar: Path
+    weights_files: tuple[Path, ...]
+    """The weights of an ONNX graph that are too large for its own file; keep them beside it."""
     largest_difference: float
     """Of any feature value from PyTorch's in float32."""
     least_cosine: float
@@ -124,40 +133,123 @@ def export(
     takes: InputFormat = "normalised",
     half: bool = False,
     beside: Mapping[str, Mapping[str, Any]] | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write a model's file and its sidecar `FILE.json`; on failure, neither.
+
+    An ONNX graph whose weights do not fit into one file has them in `FILE.data`, beside it.
 
     Args:
         model: the model's address, recorded in the sidecar.
         beside: further JSON files to write: suffix of the name -> content.
+        overwrite: replace the files of an earlier export; on failure, they stay.
 
     Raises:
         SettingsError: the settings cannot be combined.
-        MuvaError: a library is missing, or the file's features differ from PyTorch's.
+        MuvaError: a file exists, a library is missing, the file's features differ from PyTorch's,
+            or it cannot be opened in its final place.
     """
     _check_settings(file, form, takes)
+    sidecars: dict[str, Any] = {SIDECAR: {}, **(beside or {})}
+    if not overwrite:
+        check_absent(file, beside=beside or ())
     graph = RetrievalGraph(bundle, takes=takes, half=half)
     pixels = check_pixels(bundle)
+    images = _as_input(pixels, bundle, takes)
     expected = bundle.embed_pixels(pixels)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
-            made = Path(folder) / f"made{file.suffix}"
+            made = Path(folder, "new", file.name)  # a graph names the file of its weights
+            made.parent.mkdir()
             description = _description(bundle, form=form, model=model, takes=takes, half=half)
-            _WRITERS[form](graph, _as_input(pixels, bundle, takes), made, description)
-            found = _features_of(made, graph, _as_input(pixels, bundle, takes), form)
+            _WRITERS[form](graph, images, made, description)
+            found = _features_of(made, graph, images, form)
             compared = _compare(found, expected, half=half, what=f"{model} as {form}")
             description["check"] = {**compared, "images": len(pixels)}
-            description["sha256"] = hashlib.sha256(made.read_bytes()).hexdigest()
-            sidecars = {".json": description, **(beside or {})}
+            written = {one.name: _sha256(one) for one in sorted(made.parent.iterdir())}
+            description["sha256"] = written.pop(made.name)
+            description["weights_files"] = written
+            sidecars[SIDECAR] = description
             for ending, content in sidecars.items():
-                (Path(folder) / f"made{ending}").write_text(json.dumps(content, indent=2) + "\n")
-            for ending in sidecars:
-                (Path(folder) / f"made{ending}").replace(f"{file}{ending}")
-            made.replace(file)
+                Path(f"{made}{ending}").write_text(json.dumps(content, indent=2) + "\n")
+            with _in_place(made.parent, file, kept=Path(folder, "old")):
+                _check_opens(file, form=form, graph=graph, images=images, expected=found)
     except OSError as error:
         raise MuvaError(f"{file}: the export cannot be written: {error}") from error
-    return Exported(file=file, sidecar=Path(f"{file}.json"), images=len(pixels), **compared)
+    return Exported(
+        file=file,
+        sidecar=Path(f"{file}{SIDECAR}"),
+        weights_files=tuple(file.with_name(name) for name in written),
+        images=len(pixels),
+        **compared,
+    )
+
+
+def check_absent(file: Path, *, beside: Iterable[str] = ()) -> None:
+    """Raise MuvaError if a file that an export would write, or that belongs to one, exists."""
+    existing = [one for one in _companions(file, beside) if one.exists()]
+    if existing:
+        raise MuvaError(
+            f"{', '.join(map(str, existing))}: exists already. Choose another name, or replace the "
+            "files of the earlier export with --overwrite"
+        )
+
+
+def _companions(file: Path, beside: Iterable[str]) -> list[Path]:
+    """The files of an export by this name: the main one and all that can be beside it."""
+    endings = dict.fromkeys((WEIGHTS, SIDECAR, *FURTHER, *beside))
+    return [file, *(Path(f"{file}{ending}") for ending in endings)]
+
+
+@contextmanager
+def _in_place(made: Path, file: Path, *, kept: Path) -> Iterator[None]:
+    """Move all files of a folder beside `file`; if the block fails, the earlier ones return.
+
+    All files of an earlier export go, because those that are not replaced would describe this one
+    wrongly.
+    """
+    kept.mkdir()
+    moves = {one: file.with_name(one.name) for one in sorted(made.iterdir())}
+    names = {one.name for one in (*moves, *_companions(file, ()))}
+    try:
+        for name in sorted(names):
+            if file.with_name(name).exists():
+                file.with_name(name).replace(kept / name)
+        for one, place in moves.items():
+            one.replace(place)
+        yield
+    except BaseException:
+        for one, place in moves.items():
+            if not one.exists():  # it has been moved
+                place.unlink(missing_ok=True)
+        for one in sorted(kept.iterdir()):
+            one.replace(file.with_name(one.name))
+        raise
+
+
+def _check_opens(
+    file: Path, *, form: Form, graph: RetrievalGraph, images: Tensor, expected: np.ndarray
+) -> None:
+    """Check that a file opens where it is, and gives the features that it gave before."""
+    try:
+        with torch.inference_mode():
+            found = open_exported(file, form=form, graph=graph)(images)
+    except Exception as error:  # each runtime has errors of its own
+        raise MuvaError(
+            f"{file}: the export cannot be opened in its final place: {error}. Nothing was written"
+        ) from error
+    difference = float(np.abs(found - expected[: len(images)]).max())
+    if not difference <= MAX_DIFFERENCE:
+        raise MuvaError(
+            f"{file}: opened in its final place, the export's features differ by up to "
+            f"{difference:.2g} from those before it was moved. Nothing was written"
+        )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def check_pixels(bundle: Bundle, *, count: int = CHECKED_IMAGES) -> Tensor:
@@ -253,6 +345,7 @@ def _description(
             "channels": "RGB",
         },
         "preprocessing": {
+            "decoding": DECODING,
             "height": height,
             "width": width,
             "interpolation": "bilinear",

@@ -14,7 +14,7 @@ from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule
 from muva.retrieval.distances import even_slices
 from muva.retrieval.match_ranks import MatchRanks
-from muva.retrieval.results import CameraPair, Interval
+from muva.retrieval.results import MIN_IDENTITIES, CameraPair, Interval
 
 BOOTSTRAP_RESAMPLES, CONFIDENCE = 1000, 0.95
 """See Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Sec. 13.3."""
@@ -36,8 +36,9 @@ class RetrievalResult:
     first_match_rank: np.ndarray
     """(queries,) int64 from 1, 0 if a query has no match."""
     valid_queries: int
-    mean_ap_interval: Interval
-    rank1_interval: Interval
+    mean_ap_interval: Interval | None
+    """None with fewer than `MIN_IDENTITIES`, as is that of rank-1."""
+    rank1_interval: Interval | None
     camera_pairs: tuple[CameraPair, ...]
     """Sorted by query camera, then gallery camera; empty if cameras are unknown."""
 
@@ -76,9 +77,14 @@ def score(ranking: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> Ret
     )
 
 
-def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval:
-    """Confidence interval of the mean when whole groups are resampled; deterministic."""
-    _, group = np.unique(groups, return_inverse=True)
+def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval | None:
+    """Confidence interval of the mean when whole groups are resampled; deterministic.
+
+    None with fewer than `MIN_IDENTITIES` groups, from which it would be far too narrow.
+    """
+    distinct, group = np.unique(groups, return_inverse=True)
+    if len(distinct) < MIN_IDENTITIES:
+        return None
     sums, sizes = np.bincount(group, weights=values), np.bincount(group)
     rng = np.random.default_rng(0)
     uniform = np.full(len(sums), 1 / len(sums))

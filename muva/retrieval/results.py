@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MIN_IDENTITIES = 10
+"""Fewer identities give no interval: a bootstrap over a handful of groups is far too narrow, and
+over one it has no width (Cameron, Gelbach and Miller, Review of Economics and Statistics, 2008)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -48,7 +52,8 @@ class Scores:
     trials: int
     """Random splits that all scores are means over; 0: the data set's own split."""
     intervals: dict[str, Interval]
-    """95 % intervals of `mean_ap` and `rank1`, over the queries' identities; none with trials."""
+    """95 % intervals of `mean_ap` and `rank1`, over the identities of the valid queries; none with
+    trials, and none with fewer than `MIN_IDENTITIES`."""
     camera_pairs: tuple[CameraPair, ...]
     """None where cameras are unknown, and with trials."""
 
@@ -56,6 +61,27 @@ class Scores:
     def rank1(self) -> float:
         """Share of queries whose nearest image shows the same person."""
         return self.curve[1]
+
+    @property
+    def valid_of_all(self) -> str:
+        """How many queries are valid, for tables: `24 of 24`."""
+        return f"{self.valid_queries} of {self.queries}"
+
+    @property
+    def too_few_queries(self) -> str | None:
+        """Why the scores say little about the model; None where enough queries are valid."""
+        reasons = []
+        if 2 * self.valid_queries < self.queries:
+            reasons.append(
+                f"only {self.valid_of_all} queries are valid; the others have no match in the "
+                "gallery that counts under the camera rule, and are part of no score"
+            )
+        if not self.trials and not self.intervals:
+            reasons.append(
+                f"the valid queries show fewer than {MIN_IDENTITIES} people, too few for a "
+                "confidence interval"
+            )
+        return "; ".join(reasons) or None
 
     def as_json(self) -> dict[str, Any]:
         """The scores as plain data, for manifests and `--json`; ranks become strings."""
@@ -71,6 +97,8 @@ class Scores:
         known = {field.name: stored[field.name] for field in dataclasses.fields(cls)}
         for name in ("cmc", "curve"):
             known[name] = {int(rank): value for rank, value in known[name].items()}
-        known["intervals"] = {name: Interval(**one) for name, one in known["intervals"].items()}
+        intervals = {name: Interval(**one) for name, one in known["intervals"].items()}
+        # Earlier versions stored intervals of any number of identities.
+        known["intervals"] = intervals if known["valid_queries"] >= MIN_IDENTITIES else {}
         known["camera_pairs"] = tuple(CameraPair(**pair) for pair in known["camera_pairs"])
         return cls(**known)

@@ -31,6 +31,7 @@ def epoch_draws(
         images_per_identity=settings.images_per_identity,
         seed=seed,
         epoch=epoch,
+        stage="stage2",
     )
     flips = flip_draws(
         len(batches),
@@ -49,11 +50,12 @@ def pk_batches(
     images_per_identity: int,
     seed: int,
     epoch: int,
+    stage: str | None = None,
 ) -> list[Int[np.ndarray, " B"]]:
     """The batches of one epoch as indices into `labels`, with an identity's K images adjacent.
 
     For an identity with fewer than K images, K are drawn with replacement; a remainder smaller than
-    K is dropped.
+    K is dropped. `stage` is named in the message.
 
     Raises:
         MuvaError: there are fewer than P identities.
@@ -62,7 +64,12 @@ def pk_batches(
     groups = [
         _groups(indices, images_per_identity, rng) for indices in _indices_by_identity(labels)
     ]
-    check_batches(len(groups), batch_size=batch_size, images_per_identity=images_per_identity)
+    check_batches(
+        len(groups),
+        batch_size=batch_size,
+        images_per_identity=images_per_identity,
+        stage=stage,
+    )
     identities_per_batch = batch_size // images_per_identity
     left = np.array([len(group) for group in groups])
     batches = []
@@ -76,24 +83,33 @@ def pk_batches(
 
 
 def check_batches(
-    identities: int, *, batch_size: int, images_per_identity: int, world: int = 1
+    identities: int,
+    *,
+    batch_size: int,
+    images_per_identity: int,
+    world: int = 1,
+    stage: str | None = None,
 ) -> None:
     """Check that so many identities fill a batch and that `world` workers can share it.
+
+    Args:
+        stage: whose batches they are, for the message: `stage1` or `stage2`.
 
     Raises:
         MuvaError: they do not.
     """
+    setting = f"{stage}.batch_size" if stage else "batch_size"
     needed = batch_size // images_per_identity
     if identities < needed:
         raise MuvaError(
-            f"a batch of {batch_size} with {images_per_identity} images per identity needs "
-            f"{needed} identities, but the training images show only {identities}: lower "
-            f"batch_size or add sources"
+            f"{setting} is {batch_size}: with {images_per_identity} images per identity, a batch "
+            f"needs {needed} identities, but the training images show only {identities}. Lower "
+            f"{setting} to {identities * images_per_identity} or less, or add sources"
         )
     if needed % world:
         raise MuvaError(
-            f"{world} workers cannot share the {needed} identities of a batch equally: choose a "
-            f"number of workers that divides {needed}"
+            f"{world} workers cannot share the {needed} identities of a batch equally ({setting} "
+            f"is {batch_size}): choose a number of workers that divides {needed}"
         )
 
 
@@ -118,6 +134,7 @@ def rank_share(batch: np.ndarray, *, rank: int, world: int, images_per_identity:
         batch_size=len(batch),
         images_per_identity=images_per_identity,
         world=world,
+        stage="stage2",
     )
     share = len(batch) // world
     return batch[rank * share : (rank + 1) * share]

@@ -76,6 +76,7 @@ def learn_prompts(
     seed: int,
     identities: range | None = None,
     checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[EpochReport]:
     """Learn the contexts of `model`, on the model's device, yielding a report after each epoch.
 
@@ -84,6 +85,7 @@ def learn_prompts(
         identities: learn only these, a contiguous share (see `identity_shares`). The reported
             losses are their part of the batch's loss, to be summed over the shares.
         checkpoint: an earlier report's checkpoint of the same share; training resumes after it.
+        progress: called as `progress(done, total)` with the batches of an epoch.
 
     Raises:
         DivergedError: a loss is not finite; the error has a checkpoint for `repeat_prompt_loss`.
@@ -108,6 +110,7 @@ def learn_prompts(
             images_per_identity=settings.images_per_identity,
             seed=seed,
             epoch=epoch,
+            stage="stage1",
         )
         losses = []
         for step, batch in enumerate(batches, start=1):
@@ -131,6 +134,8 @@ def learn_prompts(
                 raise _diverged(loss.item(), checkpoint, remedies("stage1", settings.lr, precision))
             prompt_step(loss, optimiser)
             losses.append(loss.detach())
+            if progress:
+                progress(step, len(batches))
         model.contexts.data[share.start : share.stop] = contexts.detach()
         step_losses = tuple(torch.stack(losses).tolist()) if losses else ()
         yield EpochReport(

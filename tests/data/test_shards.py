@@ -11,7 +11,7 @@ from PIL import Image
 
 from muva.data.artifacts import Artifact
 from muva.data.records import Record
-from muva.data.shards import open_dataset, write_shards
+from muva.data.shards import StoredImages, open_dataset, write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
 
@@ -86,6 +86,9 @@ def test_images_are_read_back_unchanged_in_any_order(artifact):
     assert dataset.read_images([]) == []
     with pytest.raises(IndexError, match="rows 0 to 399"):
         dataset.read_images([400])
+    images = StoredImages(dataset, rows)
+    assert (len(images), images[3], list(images)) == (100, source[ids[rows[3]]], list(images[:]))
+    assert images[10:20] == dataset.read_images(rows[10:20])
 
 
 def test_a_shard_is_read_by_split(artifact):

@@ -21,7 +21,8 @@ from muva.config import Stage1Config, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
-from muva.model.bundle import pretrained_clip
+from muva.model.bundle import bundle_of_model, pretrained_clip
+from muva.model.export import check_pixels, export
 from muva.model.precision import resolve_precision
 from muva.training.compute import Compute
 from muva.training.stage1 import image_centroids, learn_prompts
@@ -231,3 +232,22 @@ def test_a_pipeline_runs_on_the_gpu_and_its_model_anywhere(
     bundle = muva.load(report.models["muva"])
     here = bundle.embed(images)
     np.testing.assert_allclose(bundle.to("cuda").embed(images), here, atol=1e-5)
+
+
+@pytest.mark.parametrize("gating", ["offline", "online"])
+def test_a_torchscript_export_runs_on_the_gpu_that_it_is_loaded_on(
+    gating: str, tmp_path: Path
+) -> None:
+    bundle = bundle_of_model(small_model(gating=gating).eval(), metadata={})
+    file = tmp_path / "model.torchscript"
+    export(bundle, file, form="torchscript", model="models/small", takes="chw")
+    pixels = check_pixels(bundle)
+    convolution = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    before, convolution.fp32_precision = convolution.fp32_precision, "ieee"
+    try:
+        with torch.inference_mode():
+            found = torch.jit.load(f"{file}", map_location="cuda")(pixels.to("cuda"))
+    finally:
+        convolution.fp32_precision = before
+    assert found.device.type == "cuda"
+    np.testing.assert_allclose(found.cpu().numpy(), bundle.embed_pixels(pixels), atol=1e-4)

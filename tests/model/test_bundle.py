@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -86,6 +88,45 @@ def test_every_kind_of_image_gives_the_same_feature(folder: Path, tmp_path: Path
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-6)
     assert np.array_equal(bundle.embed(images, batch_size=2, decoders=3), features)
     assert bundle.embed([]).shape == (0, bundle.feature_dim)
+
+
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_images_are_taken_from_a_sequence_batch_by_batch(folder: Path, decoders: int) -> None:
+    class Reading(Sequence[np.ndarray]):
+        read: ClassVar[list[slice]] = []
+
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: Any) -> Any:
+            if isinstance(index, int):  # the type checker of the tests looks at one
+                return np.asarray(picture())
+            self.read.append(index)
+            return [np.asarray(picture())] * len(range(5)[index])
+
+    Reading.read = []
+    done: list[int] = []
+    bundle = load_bundle(folder)
+    features = bundle.embed(Reading(), batch_size=2, decoders=decoders, progress=done.append)
+    assert (len(features), done) == (5, [2, 4, 5])
+    assert Reading.read == [slice(0, 2), slice(2, 4), slice(4, 6)]
+
+
+def test_a_rotated_or_deep_picture_gives_the_same_feature_as_a_file_and_as_a_pil_image(
+    folder: Path, tmp_path: Path
+) -> None:
+    bundle = load_bundle(folder)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is at the right
+    picture().save(tmp_path / "rotated.jpg", exif=exif)
+    deep = np.random.default_rng(2).integers(0, 65536, (60, 31), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name in ("rotated.jpg", "deep.png"):
+        image = Image.open(tmp_path / name)
+        by_path, as_image = bundle.embed([tmp_path / name, image])
+        np.testing.assert_allclose(by_path, as_image, atol=1e-6, err_msg=name)
+        as_before = bundle.embed([np.array(image.convert("RGB"))])[0]
+        assert np.abs(as_before - by_path).max() > 1e-3, name
 
 
 def test_pixels_may_be_bytes_or_fractions(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,29 @@ def test_a_graph_has_no_paths_of_the_machine_that_made_it(tmp_path: Path) -> Non
     assert json.loads(metadata["muva"])["feature_dim"] == 32
 
 
+def kinds(node: Any) -> set[str]:
+    """The kinds of a graph node's attributes: `t` for a tensor."""
+    return {node.kindOf(name) for name in node.attributeNames()}
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("takes", ["normalised", "hwc"])
+@pytest.mark.parametrize("gating", ["offline", "online"])
+def test_a_torchscript_graph_names_no_device_and_runs_where_it_is_loaded(
+    gating: str, takes: InputFormat, half: bool, tmp_path: Path
+) -> None:
+    bundle = bundle_of(gating=gating)
+    file = tmp_path / "model.torchscript"
+    export(bundle, file, form="torchscript", model="models/a", takes=takes, half=half)
+    module: Any = torch.jit.load(f"{file}")
+    constants = module.inlined_graph.findAllNodes("prim::Constant")
+    assert not [node for node in constants if f"{node.output().type()}" == "Device"]
+    assert 'value="cpu"' not in f"{module.inlined_graph}"
+    # A tensor without dimensions takes part in operations on any device, any other does not.
+    tensors = [node.t("value") for node in constants if "t" in kinds(node)]
+    assert all(tensor.dim() == 0 for tensor in tensors)
+
+
 def test_a_file_that_computes_something_else_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +199,7 @@ def test_a_file_that_computes_something_else_is_not_left_behind(
             form="torchscript",
             model="models/small-0123456789abcdef",
             takes="hwc",
+            overwrite=True,
         )
     assert file.read_text() == "of before"
     assert list(tmp_path.iterdir()) == [file]
@@ -214,3 +239,66 @@ def test_what_is_missing_is_named_with_what_installs_it(
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MuvaError, match=r"needs onnxscript, .* pip install onnxscript"):
         export(bundle_of(), tmp_path / "model.onnx", form="onnx", model="models/a")
+
+
+@pytest.mark.slow
+def test_the_second_file_of_a_large_graph_arrives_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD"
+    monkeypatch.setattr(program, 1)
+    bundle = bundle_of(parts=())
+    file = tmp_path / "large.onnx"
+    done = export(bundle, file, form="onnx", model="models/small-0123456789abcdef")
+    weights = tmp_path / "large.onnx.data"
+    assert done.weights_files == (weights,)
+    assert weights.stat().st_size > file.stat().st_size
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["large.onnx", "large.onnx.data", "large.onnx.json"]
+    sidecar = json.loads(Path(f"{file}.json").read_text())
+    assert sidecar["weights_files"] == {weights.name: sha256(weights.read_bytes()).hexdigest()}
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for one in (file, weights):
+        one.replace(moved / one.name)
+    images = people(2)
+    features = run(moved / file.name, "onnx", normalised(images), bundle.model)
+    np.testing.assert_allclose(features, bundle.embed(list(images)), atol=1e-4)
+
+
+def test_the_files_of_an_earlier_export_are_replaced_only_on_request(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    for ending in ("", ".data", ".json", ".metadata.json"):
+        earlier = Path(f"{file}{ending}")
+        earlier.write_text("of before")
+        with pytest.raises(MuvaError, match=r"exists already\. .* --overwrite"):
+            export(bundle_of(), file, form="safetensors", model="models/a")
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["of before"]
+        export(bundle_of(), file, form="safetensors", model="models/a", overwrite=True)
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == ["model.safetensors", "model.safetensors.json"]
+        assert b"of before" not in file.read_bytes()
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+def test_an_export_that_does_not_open_in_its_final_place_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    for ending in ("", ".json"):
+        Path(f"{file}{ending}").write_text(f"before{ending}")
+    opened = exporting.open_exported
+
+    def open_elsewhere(place: Path, **options: Any) -> Any:
+        if place == file:
+            raise RuntimeError("the weights are missing")
+        return opened(place, **options)
+
+    monkeypatch.setattr(exporting, "open_exported", open_elsewhere)
+    with pytest.raises(MuvaError, match="cannot be opened in its final place: the weights are mis"):
+        export(bundle_of(), file, form="safetensors", model="models/a", overwrite=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "model.safetensors": "before",
+        "model.safetensors.json": "before.json",
+    }

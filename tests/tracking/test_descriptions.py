@@ -35,11 +35,13 @@ def test_a_description_has_summary_results_and_command() -> None:
 def test_a_pipeline_compares_methods_on_each_target() -> None:
     text = pipeline_description(
         {"d": {"CLIP": (0.2, 0.3), "MUVA": (0.4, 0.5)}, "e": {"MUVA": (0.1, 0.2)}},
+        valid_queries={"d": "24 of 24", "e": "1 of 24"},
         command="muva run demo",
     )
     assert "| | d mAP | d rank-1 | e mAP | e rank-1 |" in text
     assert "| CLIP | 20.0 | 30.0 | – | – |" in text
     assert "| MUVA | **40.0** | **50.0** | **10.0** | **20.0** |" in text
+    assert "- **valid queries of e**: 1 of 24" in text
     assert "```bash\nmuva run demo\n```" in text
 
 

@@ -92,7 +92,10 @@ def test_identities_that_fill_no_batch_are_refused_before_loading() -> None:
         check_batches(15, batch_size=64, images_per_identity=4)
     with pytest.raises(MuvaError, match="3 workers cannot share the 16 identities"):
         check_batches(20, batch_size=64, images_per_identity=4, world=3)
-    with pytest.raises(MuvaError, match="32 workers cannot share the 16 identities of a batch"):
+    with pytest.raises(
+        MuvaError,
+        match=r"32 workers cannot share the 16 identities of a batch equally \(batch_size is 64",
+    ):
         check_batches(40, batch_size=64, images_per_identity=4, world=32)
 
 

@@ -153,3 +153,20 @@ def test_a_checkpoint_of_other_sources_is_refused() -> None:
         run(start()[0], centroids, labels, checkpoint=checkpoint, identities=range(2))
     with pytest.raises(MuvaError, match="not one of stage 1"):
         run(start()[0], centroids, labels, checkpoint={"epoch": 3})
+
+
+def test_progress_counts_the_batches_of_each_epoch() -> None:
+    model, centroids, labels = start()
+    calls: list[tuple[int, int]] = []
+    reports = learn_prompts(
+        model=model,
+        centroids=centroids,
+        labels=labels,
+        settings=SETTINGS,
+        seed=1,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    for report in reports:
+        batches = len(report.step_losses)
+        assert calls == [(number, batches) for number in range(1, batches + 1)]
+        calls.clear()

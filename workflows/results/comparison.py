@@ -65,6 +65,9 @@ class Comparison:
     reranked: bool
     mean_ap: float
     rank1: float
+    queries: int
+    valid_queries: int
+    """Queries with a match in the gallery, of all `queries`; the same for every seed."""
     published: Published | None
     """The paper's result for MUVA."""
     best: Published | None
@@ -117,6 +120,8 @@ def compare_results(results: Sequence[Result]) -> list[Comparison]:
                 reranked=reranked,
                 mean_ap=statistics.fmean(scores.mean_ap for scores in by_seed.values()),
                 rank1=statistics.fmean(scores.rank1 for scores in by_seed.values()),
+                queries=newest.scores.queries,
+                valid_queries=newest.scores.valid_queries,
                 published=next((one for one in published if one.method == PAPER), None),
                 best=max(
                     (one for one in published if one.mean_ap is not None),
@@ -261,6 +266,7 @@ COLUMNS = (
     "method",
     "checkpoint",
     "seeds",
+    "valid queries",
     "mAP",
     "rank-1",
     "published mAP",
@@ -282,6 +288,7 @@ def cells(one: Comparison) -> tuple[str, ...]:
         one.method + (", re-ranked" if one.reranked else ""),
         one.checkpoint,
         str(one.seeds),
+        f"{one.valid_queries} of {one.queries}",
         _per_cent(one.mean_ap),
         _per_cent(one.rank1),
         _per_cent(paper and paper.mean_ap),

@@ -59,9 +59,13 @@ class Difference:
     methods: tuple[str, str]
     mean_ap: tuple[float, float]
     rank1: tuple[float, float]
-    mean_ap_difference: Interval
-    """The 95 % confidence interval of a paired bootstrap over the people of the queries."""
-    rank1_difference: Interval
+    queries: int
+    valid_queries: int
+    """Queries with a match in the gallery on both sides, of all `queries`."""
+    mean_ap_difference: Interval | None
+    """The 95 % confidence interval of a paired bootstrap over the people of the valid queries; None
+    if they are too few."""
+    rank1_difference: Interval | None
     settings: Mapping[str, tuple[Any, Any]]
     """Settings that differ; None if a side does not have the setting."""
     gained: tuple[Flip, ...]
@@ -186,6 +190,8 @@ def _difference(one: Evaluation, other: Evaluation) -> Difference:
         methods=(one.method, other.method),
         mean_ap=(one.scores.mean_ap, other.scores.mean_ap),
         rank1=(one.scores.rank1, other.scores.rank1),
+        queries=len(valid),
+        valid_queries=int(valid.sum()),
         mean_ap_difference=bootstrap_interval((precisions[1] - precisions[0])[valid], pids[valid]),
         rank1_difference=bootstrap_interval(
             (correct[1].astype(float) - correct[0])[valid], pids[valid]

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from muva.data.images import decode_rgb
-from muva.data.shards import Dataset
+from muva.data.images import decode_to_show
+from muva.data.shards import Dataset, StoredImages
 from muva.errors import MuvaError
 from muva.grounding import quality
 from muva.grounding.labels import LabelSet
@@ -167,7 +167,7 @@ def _sheet(
     grid = labels.grid or FINE_GRID
     lowest = [np.nan_to_num(confidence[row], nan=1.0).min() for row in rows]
     return part_mask_sheet(
-        [decode_rgb(image) for image in dataset.read_images(rows)],
+        [decode_to_show(image) for image in StoredImages(dataset, rows)],
         {"labels": labels.masks_on_grid(grid, ids).numpy()},
         grid=grid,
         parts=labels.parts,

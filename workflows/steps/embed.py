@@ -12,7 +12,7 @@ from muva.config import ModelConfig
 from muva.data import formats
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.lineage import Role
-from muva.data.shards import open_dataset
+from muva.data.shards import StoredImages, open_dataset
 from muva.errors import MuvaError
 from workflows.progress import track
 from workflows.session import Session
@@ -56,11 +56,11 @@ class EvaluationSet:
         return query_gallery(rows) if self.held_out else rows
 
     def images(self, rows: np.ndarray) -> list[Image.Image]:
-        """The images in these rows of the data set."""
-        from muva.data.images import decode_rgb
+        """The images in these rows of the data set, to show them."""
+        from muva.data.images import decode_to_show
 
-        encoded = open_dataset(self.dataset).read_images(rows)
-        return [decode_rgb(image) for image in encoded]
+        encoded = StoredImages(open_dataset(self.dataset), rows)
+        return [decode_to_show(image) for image in encoded]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,11 +116,12 @@ def embed(
         done = count - sum(len(part.rows) for part in missing)
         with ray_cluster(), track(step.title) as progress:
             queue = MessageQueue()
+            finished: dict[int, int] = {}
 
-            def show(embedded: int) -> None:
-                nonlocal done
-                done += embedded
-                progress.update(done, count)
+            def show(message: tuple[int, int]) -> None:
+                first, embedded = message
+                finished[first] = embedded  # a part whose node was lost starts again
+                progress.update(done + sum(finished.values()), count)
 
             run_tasks(
                 embed_part,

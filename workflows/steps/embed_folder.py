@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 import muva
 from muva.config import ModelConfig
 from muva.data.artifacts import Artifact
 from muva.data.benchmarks.accounting import Account, account_for, skipped_text
 from muva.data.benchmarks.listing import image_files
-from muva.data.images import UnreadableImageError, decode_rgb
+from muva.data.images import UnreadableImageError, decode_resized
 from muva.errors import MuvaError
+from muva.model.bundle import Embedder
 from muva.models import model_description
 from muva.retrieval.features import allocate_or_memmap
 from muva.retrieval.gallery import EmbeddingSource, Gallery
@@ -31,7 +32,7 @@ from workflows.steps.embed import EvaluationSet, embed, features_step, image_lab
 from workflows.steps.rank import FeatureParts
 
 CHUNK_IMAGES = 256
-"""How many images of a folder are decoded at a time."""
+"""How many images of a folder are decoded and resized before they are embedded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def embed_folder(
     features = allocate_or_memmap((len(files), bundle.feature_dim), np.float32)
     ids: list[str] = []
     quarantined = list(account.unreadable)
-    for first, images in _decoded(files):
+    for first, images in _resized(files, bundle):
         readable = []
         for file, image in zip(files[first : first + len(images)], images, strict=True):
             image_id = file.relative_to(folder).as_posix()
@@ -78,7 +79,11 @@ def embed_folder(
             else:
                 ids.append(image_id)
                 readable.append(image)
-        features[len(ids) - len(readable) : len(ids)] = bundle.embed(readable)
+        unreadable = len(images) - len(readable)
+        features[len(ids) - len(readable) : len(ids)] = bundle.embed(
+            readable,
+            progress=lambda done, before=first + unreadable: on_progress(before + done, len(files)),
+        )
         on_progress(first + len(images), len(files))
     if not ids:
         raise MuvaError(
@@ -99,16 +104,27 @@ def embed_folder(
     )
 
 
-def _decoded(files: Sequence[Path]) -> Iterator[tuple[int, list[Image.Image | str]]]:
-    """Chunks of files: the index of the first, and their images or the reasons for failures."""
+def _resized(
+    files: Sequence[Path], model: Embedder
+) -> Iterator[tuple[int, list[np.ndarray | str]]]:
+    """Chunks of files: the index of the first, and their images or the reasons for failures.
+
+    The images have the model's input size: at their own, a few photos would fill the memory.
+    """
     with ThreadPoolExecutor() as threads:
         for first in range(0, len(files), CHUNK_IMAGES):
-            yield first, list(threads.map(_decode, files[first : first + CHUNK_IMAGES]))
+            chunk = files[first : first + CHUNK_IMAGES]
+            yield first, list(threads.map(_decode, chunk, repeat(model)))
 
 
-def _decode(file: Path) -> Image.Image | str:
+def _decode(file: Path, model: Embedder) -> np.ndarray | str:
     try:
-        return decode_rgb(file.read_bytes())
+        return decode_resized(
+            file.read_bytes(),
+            height=model.image_height,
+            width=model.image_width,
+            interpolation="bilinear",
+        )
     except OSError as error:
         return f"cannot be opened: {error.strerror or error}"
     except UnreadableImageError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import muva
 from muva.config import ModelConfig
 from muva.data.artifacts import Artifact
-from muva.data.shards import open_dataset
+from muva.data.shards import StoredImages, open_dataset
 from muva.model.bundle import Embedder, pretrained_clip
 from workflows.runtime.messages import MessageQueue
 from workflows.runtime.tasks import assigned_cpus
@@ -26,12 +26,14 @@ def embed_part(
     artifact: Artifact,
     queue: MessageQueue,
 ) -> None:
-    """Embed and write one part."""
-    encoded = open_dataset(images.dataset).read_images(part.rows)
+    """Embed and write one part; the queue gets its first image and how many are embedded."""
+    encoded = StoredImages(open_dataset(images.dataset), part.rows)
     embedder = open_embedder(model, config.image_height, config.image_width, config.stride)
     decoders = assigned_cpus() if embedder.device.type == "cuda" else 0
-    FeatureParts(artifact).write(part.first, embedder.embed(encoded, decoders=decoders))
-    queue.send(len(encoded))
+    features = embedder.embed(
+        encoded, decoders=decoders, progress=lambda done: queue.send((part.first, done))
+    )
+    FeatureParts(artifact).write(part.first, features)
 
 
 def some_features(model: str, config: ModelConfig, dataset: Artifact, count: int) -> np.ndarray:
@@ -39,7 +41,7 @@ def some_features(model: str, config: ModelConfig, dataset: Artifact, count: int
     rows = open_dataset(dataset).rows(["image_id"])["row"].to_numpy()
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     embedder = open_embedder(model, config.image_height, config.image_width, config.stride)
-    return embedder.embed(open_dataset(dataset).read_images(chosen))
+    return embedder.embed(StoredImages(open_dataset(dataset), chosen))
 
 
 @functools.lru_cache(maxsize=2)

@@ -34,7 +34,7 @@ from workflows.steps.encoder import SUMMARY, best
 from workflows.steps.mask_pictures import is_shown, masks_of
 from workflows.steps.prompts import learned_contexts
 from workflows.steps.training_inputs import TrainingInputs
-from workflows.steps.training_messages import progress_sender
+from workflows.steps.training_messages import BATCHES, progress_sender
 from workflows.steps.validation import Validator
 
 
@@ -96,7 +96,7 @@ def _train(task: EncoderTask) -> None:
             seed=inputs.config.seed,
             device=device,
             checkpoint=checkpoint,
-            progress=progress_sender(task.queue, "batches") if first else None,
+            progress=progress_sender(task.queue, BATCHES) if first else None,
             compute=task.compute,
         )
     for report in epochs:

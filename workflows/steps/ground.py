@@ -214,7 +214,7 @@ def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     """Some images with their part masks."""
     import numpy as np
 
-    from muva.data.images import decode_rgb
+    from muva.data.images import decode_to_show
     from muva.grounding.labels import open_labels
     from tracking.pictures import part_mask_sheet
 
@@ -228,7 +228,7 @@ def _sheet(dataset: Dataset, labels: Artifact) -> Image.Image:
     opened = open_labels(labels, dataset=dataset, shards=shards)
     masks = opened.masks_on_grid(SHOWN_GRID, [row["image_id"] for row in shown])
     return part_mask_sheet(
-        [decode_rgb(row["image"]) for row in shown],
+        [decode_to_show(row["image"]) for row in shown],
         {"pseudo-label": masks.numpy()},
         grid=SHOWN_GRID,
         parts=opened.parts,

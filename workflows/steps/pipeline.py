@@ -187,6 +187,9 @@ def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> 
                 }
                 for target, results in report.targets.items()
             },
+            valid_queries={
+                target: results[last].valid_of_all for target, results in report.targets.items()
+            },
             command=command(),
         )
     )
@@ -222,7 +225,12 @@ def as_data(report: PipelineReport) -> dict[str, Any]:
     return {
         "targets": {
             target: {
-                variant: {"mean_ap": scores.mean_ap, "rank1": scores.rank1}
+                variant: {
+                    "mean_ap": scores.mean_ap,
+                    "rank1": scores.rank1,
+                    "queries": scores.queries,
+                    "valid_queries": scores.valid_queries,
+                }
                 for variant, scores in results.items()
             }
             for target, results in report.targets.items()

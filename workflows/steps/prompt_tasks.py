@@ -42,6 +42,7 @@ from workflows.steps.prompts import CONTEXTS
 from workflows.steps.step import MetricLogger
 from workflows.steps.training_inputs import TrainingInputs
 from workflows.steps.training_messages import (
+    BATCHES,
     default_device,
     progress_sender,
     training_message_handler,
@@ -101,6 +102,8 @@ def learn_shares(
             raise save_diverged(artifact, error, made_from={"inputs": inputs.as_json()})
         if kind == "epochs":
             epochs.add(*content)
+        elif kind == BATCHES:
+            epochs.add_batches(content["share"], content["done"], content["total"])
         else:
             epochs.on_message(message)
 
@@ -178,6 +181,7 @@ def learn_share(
         seed=inputs.config.seed,
         identities=identities,
         checkpoint=checkpoint,
+        progress=progress_sender(queue, BATCHES, share=share.index),
     )
     saved_at, took = 0.0, 0.0
     try:
@@ -236,18 +240,40 @@ class _Epochs:
     """Combines the epochs of the shares, and reports those that all shares have finished."""
 
     def __init__(self, count: int, progress: Track, log_metrics: MetricLogger, epochs: int) -> None:
-        self.on_message = training_message_handler(progress, log_metrics, "stage1", epochs)
-        self._total = epochs
+        self.on_message = training_message_handler(
+            progress, log_metrics, "stage1", epochs, reached=self._reached
+        )
+        self._progress, self._total = progress, epochs
         self._histories: list[History] = [[] for _ in range(count)]
+        self._batches = [0.0] * count
+        """The finished fraction of the epoch that each share computes."""
         self._passed_on = 0
 
     def add(self, share: int, epochs: History) -> None:
         """Add finished epochs of a share; a lost share restarts from its last checkpoint."""
         self._histories[share][epochs[0]["epoch"] - 1 :] = epochs
+        self._batches[share] = 0.0
         together = _together(self._histories)
         if len(together) <= self._passed_on:
-            done = {"done": epochs[-1]["epoch"], "total": self._total}
-            self.on_message((f"share {share + 1} of {len(self._histories)}: epoch", done))
+            self._show(share, f"epoch {epochs[-1]['epoch']} of {self._total}")
         for epoch in together[self._passed_on :]:
             self.on_message(("epoch", epoch))
         self._passed_on = max(self._passed_on, len(together))
+
+    def add_batches(self, share: int, done: int, total: int) -> None:
+        """Show how far a share has come in its epoch."""
+        self._batches[share] = done / total
+        epoch = len(self._histories[share]) + 1
+        self._show(share, f"epoch {epoch} of {self._total}, {BATCHES} {done} of {total}")
+
+    def _show(self, share: int, note: str) -> None:
+        """Show the epochs that all shares have finished; the time left is that of all shares."""
+        count = len(self._histories)
+        if count > 1:
+            note = f"share {share + 1} of {count}: {note}"
+        self._progress.update(self._passed_on, self._total, note=note, finer=self._reached())
+
+    def _reached(self) -> float:
+        """The mean over the shares of their epochs, with the finished fraction of the next one."""
+        epochs = sum(map(len, self._histories)) + sum(self._batches)
+        return epochs / len(self._histories)

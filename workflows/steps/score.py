@@ -205,7 +205,14 @@ def scores_of(features: Features, config: EvaluationConfig, result: RetrievalRes
         cameras_known=features.camids is not None,
         reranked=config.rerank,
         trials=0,
-        intervals={"mean_ap": result.mean_ap_interval, "rank1": result.rank1_interval},
+        intervals={
+            name: interval
+            for name, interval in (
+                ("mean_ap", result.mean_ap_interval),
+                ("rank1", result.rank1_interval),
+            )
+            if interval is not None
+        },
         camera_pairs=result.camera_pairs,
     )
 

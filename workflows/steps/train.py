@@ -93,8 +93,9 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
     """Check, before a training on these sources starts, for errors with which it would end.
 
     Raises:
-        MuvaError: there are too few identities for a batch or to hold out, more workers than can
-            share a batch or fit on the cluster, parts without a phrase, or an unknown CLIP.
+        MuvaError: there is only one identity, or too few for a batch or to hold out, more workers
+            than can share a batch or fit on the cluster, parts without a phrase, or an unknown
+            CLIP.
     """
     from muva.data.sources import Sources
     from muva.model.checks import check_clip
@@ -113,17 +114,27 @@ def check_training(config: ExperimentConfig, sources: Sequence[Artifact], worker
                 f"{words_of(lacking[0])}'; remove it from model.parts; or import labels of it: "
                 "`muva masks import`, then --set grounding.expert=imported"
             )
-    with ray_cluster():
-        workers.check()
     divided = Sources.of(sources, config)
     divided.held_out()
     identities = divided.identities()
-    for stage, world in ((config.stage1, 1), (config.stage2, workers.count)):
+    if identities == 1:
+        names = ", ".join(source.name for source in sources)
+        raise MuvaError(
+            f"the training images of {names} show only one person: a model learns to tell people "
+            "apart, for which it takes at least two. Add a source; if the images show more people, "
+            "import them again with the options that say where the pid is (`muva data import "
+            "--help`)"
+        )
+    with ray_cluster():
+        workers.check()
+    stages = (("stage1", config.stage1, 1), ("stage2", config.stage2, workers.count))
+    for name, stage, world in stages:
         check_batches(
             identities,
             batch_size=stage.batch_size,
             images_per_identity=stage.images_per_identity,
             world=world,
+            stage=name,
         )
 
 

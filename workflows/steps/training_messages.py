@@ -20,6 +20,9 @@ OnValidated = Callable[[int, Mapping[str, float]], None]
 """Called with an epoch and its metrics on held-out sources."""
 OnMessage = Callable[[tuple[str, Any]], None]
 
+BATCHES = "batches"
+"""The kind of message that reports the finished batches of an epoch."""
+
 
 def training_message_handler(
     progress: Track,
@@ -27,8 +30,13 @@ def training_message_handler(
     stage: str,
     epochs: int,
     on_validated: OnValidated | None = None,
+    *,
+    reached: Callable[[], float] | None = None,
 ) -> OnMessage:
-    """A handler for the driver, which shows progress and logs epochs to MLflow."""
+    """A handler for the driver, which shows progress and logs epochs to MLflow.
+
+    `reached` tells how many epochs are finished in finer steps, where several tasks compute them.
+    """
     epoch = 0
 
     def on_message(message: tuple[str, Any]) -> None:
@@ -41,27 +49,37 @@ def training_message_handler(
         elif kind == "epoch":
             epoch = content["epoch"]
             log_metrics(grouped(stage, _metrics(content)), epoch)
-            progress.update(epoch, epochs, note=f"loss {content['loss']:.3f}")
+            finer = None if reached is None else reached()
+            progress.update(epoch, epochs, note=f"loss {content['loss']:.3f}", finer=finer)
         elif kind == "validation":
             log_metrics(_metrics(content), content["epoch"])
             if on_validated is not None:
                 on_validated(content["epoch"], _metrics(content))
         else:
             done, total = content["done"], content["total"]
-            progress.update(epoch, epochs, note=f"{kind} {done} of {total}")
+            note = f"{kind} {done} of {total}"
+            if kind == BATCHES:
+                progress.update(epoch, epochs, note=note, finer=epoch + done / total)
+            else:  # features, before the first epoch
+                progress.update(epoch, epochs, note=note, paced=False)
 
     return on_message
 
 
-def progress_sender(queue: MessageQueue, kind: str) -> Callable[[int, int], None]:
-    """A progress function that sends messages to the driver, at most one per second."""
+def progress_sender(
+    queue: MessageQueue, kind: str, *, share: int | None = None
+) -> Callable[[int, int], None]:
+    """A progress function that sends messages to the driver, at most one per second.
+
+    `share` is the index of the share of stage 1 that makes the progress.
+    """
     sent_at = 0.0
 
     def send(done: int, total: int) -> None:
         nonlocal sent_at
         if time.monotonic() - sent_at > 1:
             sent_at = time.monotonic()
-            queue.send((kind, {"done": done, "total": total}))
+            queue.send((kind, {"done": done, "total": total, "share": share}))
 
     return send
 

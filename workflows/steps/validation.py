@@ -19,6 +19,7 @@ import torch
 
 from muva.config import ExperimentConfig
 from muva.data.artifacts import Artifact
+from muva.data.shards import StoredImages
 from muva.data.store import MissingKeyError
 from muva.errors import MuvaError
 from muva.model.bundle import bundle_of_model
@@ -113,7 +114,7 @@ def _metrics(
     metrics: dict[str, float] = {}
     means = []
     for held_out in inputs.sources.held_out():
-        images = held_out.dataset.read_images(held_out.rows["row"].to_numpy())
+        images = StoredImages(held_out.dataset, held_out.rows["row"].to_numpy())
         labels = dataclasses.replace(image_labels(held_out.rows), features=embedder.embed(images))
         result = evaluate(**labels.retrieval_inputs(), ranks=SHOWN_RANKS)
         means.append(result.mean_ap)

@@ -149,14 +149,17 @@ SHOWN_FLIPS = 10
 
 def difference_text(difference: Difference, *, sides: Sequence[str]) -> str:
     """A difference as text: metrics, settings, queries."""
-    table = Table(title=f"On {difference.target}, per cent")
+    counts = f"{difference.valid_queries} of {difference.queries} queries are valid"
+    table = Table(title=f"On {difference.target}, per cent; {counts}")
     for column in ("", *sides, "difference", "95 %"):
         table.add_column(column, justify="right" if column else "left")
     for name, values, interval in (
         ("mAP", difference.mean_ap, difference.mean_ap_difference),
         ("rank-1", difference.rank1, difference.rank1_difference),
     ):
-        bounds = f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
+        bounds = "too few people"
+        if interval is not None:
+            bounds = f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
         table.add_row(
             name,
             *(f"{100 * value:.1f}" for value in values),

@@ -49,7 +49,7 @@ def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: S
     muva demo --set seed=1 --home runs-1
     """
     from muva.config import load_recipe, to_yaml
-    from workflows.results.tables import pipeline_table
+    from workflows.results.tables import pipeline_table, warn_of_few_queries
     from workflows.runtime.workers import Workers
     from workflows.steps.pipeline import as_data, recipe_run
     from workflows.tuning.report import trials_table
@@ -85,6 +85,8 @@ def demo_verb(recipe: str, overrides: tuple[str, ...], as_json: bool, session: S
     job_started_at = time.monotonic()
     _submit_evaluation(report.models["muva"], config, session)
     report.seconds["submit"] = round(time.monotonic() - job_started_at, 2)
+    for target, results in report.targets.items():
+        warn_of_few_queries(target, next(iter(results.values())))
     report.seconds["total"] = round(time.monotonic() - started_at, 2)
     content = as_data(report)
     if run is not None:

@@ -57,7 +57,7 @@ def evaluate_verb(
     muva evaluate --features features.parquet
     """
     from muva.config import load_recipe
-    from workflows.results.tables import evaluation_table
+    from workflows.results.tables import evaluation_table, warn_of_few_queries
     from workflows.steps.evaluate import evaluate_file
 
     config = load_recipe(recipe, overrides=overrides)
@@ -78,6 +78,7 @@ def evaluate_verb(
     for target, evaluation in evaluations.items():
         if not evaluation.scores.cameras_known:
             say(f"{target}: cameras are unknown, so queries ignored only their own image.")
+        warn_of_few_queries(target, evaluation.scores)
     scores_of = {target: evaluation.scores for target, evaluation in evaluations.items()}
     print_result(
         {target: evaluation.as_json() for target, evaluation in evaluations.items()},

@@ -59,6 +59,7 @@ def boxmot_metadata(height: int, width: int) -> dict[str, Any]:
     type=click.Choice(["hwc", "chw"]),
     help="For --with-preprocessing: channels last or first. [hwc]",
 )
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier export.")
 @click.option(
     "--for",
     "program",
@@ -74,26 +75,30 @@ def export_verb(
     half: bool,
     with_preprocessing: bool,
     layout: str | None,
+    overwrite: bool,
     program: str | None,
     as_json: bool,
     session: Session,
 ) -> None:
     """Write MODEL to a file, and beside it OUT.json, which describes the preprocessing of images.
 
-    The features of the exported model are compared with PyTorch's before the file is put in place.
-    Batches may have any size.
+    The features of the exported model are compared with PyTorch's before the file is put in place,
+    and it is opened again there. Batches may have any size. The weights of an ONNX graph above 1.5
+    GiB are in a second file, OUT.data. No file is replaced without --overwrite.
 
     \b
     muva export muva --format onnx --out muva.onnx
     muva export muva --format onnx --out muva-uint8.onnx --with-preprocessing
     muva export muva --format onnx --out muva-boxmot.onnx --for boxmot
     """
-    from muva.model.export import export
+    from muva.model.export import check_absent, export
     from muva.models import find_model
 
     input_format = _input_format(with_preprocessing, layout, program)
     if program == BOXMOT:
         _check_for_boxmot(form, out, half)
+    if not overwrite:
+        check_absent(out)
     artifact = find_model(session.store, model)
     bundle = muva.load(artifact.uri)
     beside = {}
@@ -108,11 +113,13 @@ def export_verb(
             takes=input_format,
             half=half,
             beside=beside,
+            overwrite=overwrite,
         )
-    size = exported.file.stat().st_size
+    size = sum(one.stat().st_size for one in (exported.file, *exported.weights_files))
     result = {
         "file": f"{exported.file}",
         "sidecar": f"{exported.sidecar}",
+        "weights_files": [f"{one}" for one in exported.weights_files],
         "model": artifact.uri,
         "bytes": size,
         "largest_difference": exported.largest_difference,
@@ -124,6 +131,9 @@ def export_verb(
         f"Features of {exported.images} rendered people differ from PyTorch's by up to "
         f"{exported.largest_difference:.1e} (lowest cosine similarity {exported.least_cosine:.6f})"
     )
+    if exported.weights_files:
+        weights = ", ".join(f"{one}" for one in exported.weights_files)
+        text += f"\nThe weights are in {weights}: keep it beside {exported.file.name}"
     print_result(result, as_json=as_json, text=text)
 
 

@@ -316,6 +316,7 @@ def import_verb(
     show_default=True,
     help="The grid of patches of the masks.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @json_option
 @session_options
 def export(
@@ -324,6 +325,7 @@ def export(
     expert: str | None,
     labels: str | None,
     grid: str,
+    overwrite: bool,
     as_json: bool,
     session: Session,
 ) -> None:
@@ -339,6 +341,10 @@ def export(
     from muva.grounding.release import by_base_name, write_release
     from workflows.steps.labels import choose_labels
 
+    if file.exists() and not overwrite:
+        raise MuvaError(
+            f"{file}: exists already. Choose another name, or replace it with --overwrite"
+        )
     data = open_dataset(find_artifact(session.store, "datasets", dataset))
     chosen = open_labels(choose_labels(session, data, expert=expert, labels=labels), dataset=data)
     ids_by_name = by_base_name(chosen.image_ids, dataset=data.name)

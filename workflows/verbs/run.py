@@ -64,7 +64,7 @@ def run_verb(
     muva run leave-one-out --target msmt17 --without dukemtmc
     """
     from muva.config import load_recipe, to_yaml
-    from workflows.results.tables import pipeline_table
+    from workflows.results.tables import pipeline_table, warn_of_few_queries
     from workflows.steps.pipeline import as_data, run_recipe
 
     if recipe in PROTOCOLS:
@@ -87,6 +87,8 @@ def run_verb(
         report = run_recipe(within, config)
         reports.append(as_data(report))
         tables.append(as_text(pipeline_table(config, report)))
+        for target, results in report.targets.items():
+            warn_of_few_queries(target, next(iter(results.values())))
     data = reports[0] if recipe not in PROTOCOLS else reports
     print_result(data, as_json=as_json, text="\n".join(tables))
 

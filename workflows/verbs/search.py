@@ -140,24 +140,25 @@ def _feature_of(query: str, address: str, gallery: Gallery, file: Path) -> np.nd
 
 def _images(gallery: Gallery, indices: Sequence[int], folder: Path | None) -> list[Image.Image]:
     """The gallery's images with these indices."""
-    from muva.data.images import decode_rgb
-    from muva.data.shards import open_dataset
+    from muva.data.images import decode_to_show
+    from muva.data.shards import StoredImages, open_dataset
 
     ids = [str(gallery.ids[index]) for index in indices]
     if folder is None and gallery.source.dataset is not None:
         dataset = open_dataset(open_artifact(gallery.source.dataset))
         table = dataset.rows(["image_id"])
         rows = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
-        return [decode_rgb(image) for image in dataset.read_images([rows[i] for i in ids])]
+        shown = StoredImages(dataset, [rows[i] for i in ids])
+        return [decode_to_show(image) for image in shown]
     root = folder or Path(gallery.source.folder or ".")
     return [_open_image(root / image_id) for image_id in ids]
 
 
 def _open_image(path: Path) -> Image.Image:
-    from muva.data.images import UnreadableImageError, decode_rgb
+    from muva.data.images import UnreadableImageError, decode_to_show
 
     try:
-        return decode_rgb(path.expanduser().read_bytes())
+        return decode_to_show(path.expanduser().read_bytes())
     except (OSError, UnreadableImageError) as error:
         raise MuvaError(
             f"the image {path} cannot be shown ({error}); name the folder of the gallery's images "

@@ -77,7 +77,10 @@ def scores(name: str) -> Scores:
     )
 
 
-def test_two_models_are_told_apart_query_by_query(session: Session) -> None:
+def test_two_models_are_told_apart_query_by_query(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muva.retrieval.metrics.MIN_IDENTITIES", 2)
     (found,) = differences_between(session, "plain", "better")
     assert found.target == "station"
     gain = np.mean(PRECISION["better"]) - np.mean(PRECISION["plain"])
@@ -85,6 +88,7 @@ def test_two_models_are_told_apart_query_by_query(session: Session) -> None:
     # Person 1 has the first three queries, person 2 the others: all draws of two people.
     change = np.subtract(PRECISION["better"], PRECISION["plain"]).reshape(2, 3).mean(axis=1)
     interval = found.mean_ap_difference
+    assert interval is not None
     assert interval.low == pytest.approx(change.min())
     assert interval.high == pytest.approx(change.max())
     assert found.settings == {"evaluation.rerank": (False, True)}
@@ -103,11 +107,14 @@ def test_runs_are_named_by_id_or_name_too(
         main(["compare", "evaluate plain", "evaluate better", "--json", *home])
     (row,) = json.loads(capsys.readouterr().out)
     assert row["methods"] == ["plain", "better"]
+    assert (row["valid_queries"], row["queries"], row["mean_ap_difference"]) == (6, 6, None)
     with pytest.raises(SystemExit):
         main(["compare", "plain", "better", *home])
     text = capsys.readouterr().out
     assert "Queries whose nearest image is now right: 2" in text
     assert "evaluation.rerank" in text
+    assert "On station, per cent; 6 of 6 queries are valid" in text
+    assert text.count("too few people") == 2
 
 
 def test_what_cannot_be_compared_is_said(session: Session) -> None:

@@ -24,7 +24,7 @@ def test_the_demo_ends_with_a_table_and_a_report(
     results = report["targets"]["syn-station"]
     assert set(results) == {"clip", "muva"}
     for found in results.values():
-        assert set(found) == {"mean_ap", "rank1"}
+        assert set(found) == {"mean_ap", "rank1", "queries", "valid_queries"}
     for words_of_the_table in ("CLIP (zero-shot)", "MUVA", "held-out mAP", "muva ui"):
         assert words_of_the_table in output
 

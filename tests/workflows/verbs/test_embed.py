@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 from PIL import Image
 
 import muva
+import muva.data.images as images_module
 from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
+from muva.model.bundle import Embedder
 from muva.models import store_bundle
 from muva.retrieval.features import read_features
 from muva.synthetic import render
@@ -95,6 +98,29 @@ def test_a_folder_becomes_features_and_what_cannot_be_read_is_named(
     assert recorded["model"] == found["model"]
     assert (recorded["image_height"], recorded["image_width"]) == (48, 24)
     assert (recorded["feature_dim"], recorded["folder"]) == (128, f"{crops}")
+
+
+def test_no_image_of_a_folder_is_held_at_its_own_size_while_others_are_embedded(
+    run: Run, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_size: list[weakref.ref[Image.Image]] = []
+    held = []
+    upright, embed = images_module._upright_rgb, Embedder.embed
+
+    def remembered(image: Image.Image) -> Image.Image:
+        rgb = upright(image)
+        full_size.append(weakref.ref(rgb))
+        return rgb
+
+    def counted(self: Embedder, images: Any, **options: Any) -> np.ndarray:
+        held.append((len(full_size), sum(image() is not None for image in full_size)))
+        return embed(self, images, **options)
+
+    monkeypatch.setattr(images_module, "_upright_rgb", remembered)
+    monkeypatch.setattr(Embedder, "embed", counted)
+    out = tmp_path / "crops.parquet"
+    run("embed", f"{crops}", "--model", "mine", "--out", f"{out}")
+    assert held == [(8, 0)]
 
 
 def test_a_data_set_becomes_features_that_evaluation_takes(

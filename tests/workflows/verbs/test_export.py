@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import muva
 from muva.data import formats
@@ -126,6 +129,40 @@ def test_the_result_says_how_close_the_file_comes(
     found = torch.jit.load(f"{file}")(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     expected = muva.load(output["model"]).embed(list(pixels))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+
+
+def test_no_file_is_replaced_without_the_option(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = home / "small.safetensors"
+    words = ("--format", "safetensors", "--out", f"{file}")
+    export(home, *words)
+    before = file.read_bytes()
+    file.write_text("of before")
+    export(home, *words, code=1)
+    assert "small.safetensors.json: exists already" in " ".join(capsys.readouterr().err.split())
+    assert file.read_text() == "of before"
+    export(home, *words, "--overwrite")
+    assert file.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_example_in_the_documentation_gives_the_features_of_embed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    export(home, "--format", "onnx", "--out", "muva.onnx")
+    picture = render("syn-station", pid=3, camid=1, index=0, height=96, width=48).image
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is at the right
+    Image.fromarray(picture).save("a.jpg", exif=exif)
+    page = Path(__file__).parents[3] / "docs" / "using-the-model.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    [example] = [block for block in blocks if "onnxruntime.InferenceSession" in block]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    expected = muva.load(home / "store" / "models" / NAME).embed(["a.jpg"])
+    np.testing.assert_allclose(names["features"], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,10 @@ def test_masks_travel_in_the_releases_form_and_back_as_they_are(
     session: Session, town: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "release.pkl"
-    masks(capsys, "export", town.name, str(file), "--grid", "8x4")
+    file.write_text("of before")
+    assert "exists already" in masks(capsys, "export", town.name, str(file), code=1)
+    assert file.read_text() == "of before"
+    masks(capsys, "export", town.name, str(file), "--grid", "8x4", "--overwrite")
     content = pickle.loads(file.read_bytes())
     assert content.keys() == {i.split("/")[-1] for i in image_ids(town)}
     content["of-another.jpg"] = next(iter(content.values()))

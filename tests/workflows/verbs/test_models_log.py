@@ -100,6 +100,7 @@ def test_every_form_of_an_image_gives_the_bundles_features(
         "data address": [f"data:image/png;base64,{text}" for text in texts],
         "arrays": pixels,
         "lists": [image.tolist() for image in pixels],
+        "PIL images": [Image.open(file) for file in people],
         "mixed": [f"{people[0]}", encoded[1], pixels[2].tolist()],
     }
     for form, images in forms.items():

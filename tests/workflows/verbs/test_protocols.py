@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def test_the_comparison_is_a_table_for_papers_and_for_spreadsheets(
     assert [row["target"] for row in rows] == ["cuhk03np-detected*", "msmt17*"]
     ours, paper = (float(rows[1][column]) for column in ("mAP", "published mAP"))
     assert paper == 27.6
+    assert re.fullmatch(r"\d+ of \d+", rows[1]["valid queries"])
     assert float(rows[1]["mAP difference"]) == pytest.approx(ours - paper, abs=0.11)
     muva("compare", "--form", "markdown", "--home", str(home))
     lines = capsys.readouterr().out.splitlines()

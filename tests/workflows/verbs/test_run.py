@@ -356,7 +356,16 @@ def test_a_training_that_cannot_end_well_is_refused_before_anything_is_grounded(
     linked_copy(smoke_store / "datasets", tmp_path / "store" / "datasets")
     session = dataclasses.replace(open_session(home=tmp_path), tracking_uri=None)
     cases: list[tuple[dict[str, object], int, str]] = [
-        ({"stage1.batch_size": 64}, 1, "16 identities, but the training images show only 12"),
+        (
+            {"stage1.batch_size": 64},
+            1,
+            r"stage1\.batch_size is 64: .* 16 identities, .* only 12\. Lower stage1\.batch_size",
+        ),
+        (
+            {"stage2.batch_size": 64},
+            1,
+            r"stage2\.batch_size is 64: .* Lower stage2\.batch_size to 48",
+        ),
         ({"stage2.batch_size": 12}, 2, "2 workers cannot share the 3 identities"),
         (
             {"model.parts": ["head", "bag", "shoes"]},
