@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from muva.errors import MuvaError
+from muva.proxies import carries_in_clear
 from workflows.runtime.authentication import AUTH_MODE, RAY, authorisation, ensure_token
 from workflows.runtime.local import HOST, OBJECT_STORE_BYTES, usable_port
 from workflows.runtime.quirks import HEAD_ENVIRONMENT, HEAD_PORTS
@@ -146,10 +147,15 @@ def start_head(*, outlives: bool = True) -> Head:
 
 
 def http_status(address: str, headers: dict[str, str] | None = None) -> int | None:
-    """The HTTP status of Ray's response, or None if nothing responds."""
-    request = urllib.request.Request(f"{address}/api/version", headers=headers or {})
+    """The HTTP status of Ray's response, or None if nothing responds.
+
+    Without https no proxy is used, which could read the token in the headers.
+    """
+    proxies = {} if carries_in_clear(address) else None
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        request = urllib.request.Request(f"{address}/api/version", headers=headers or {})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+        with opener.open(request, timeout=TIMEOUT_S) as response:
             return response.status
     except urllib.error.HTTPError as error:
         return error.code

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from muva.proxies import carries_in_clear
+
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
     from ray.util.placement_group import PlacementGroup
@@ -246,11 +248,18 @@ def client_with_timeouts(
 
     Ray's own passes no timeout to `requests`, so that it waits without limit for a head that is
     lost without refusing connections. Ray 2.60; ray-project/ray issue 43068 is about the same.
+
+    It also sends the token, unencrypted if the address is, to any proxy that the environment names;
+    this one uses a proxy only for https. Ray 2.60, seen with `http_proxy`.
     """
     from ray.job_submission import JobSubmissionClient
 
+    settings: dict[str, Any] = {"timeout": timeout_s}
+    if carries_in_clear(url):
+        settings["proxies"] = {"http": None, "all": None}
+
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
-            return super()._do_request(method, endpoint, **{"timeout": timeout_s, **arguments})
+            return super()._do_request(method, endpoint, **{**settings, **arguments})
 
     return Client(url, headers=headers)
