@@ -53,7 +53,7 @@ def server(status: int) -> Iterator[tuple[str, list[str]]]:
 
         do_POST = do_HEAD = do_CONNECT = do_GET  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -17,6 +17,7 @@ from workflows.jobs.cluster_settings import ClusterSettings, token_of
 from workflows.jobs.head import find_head, start_head
 from workflows.progress import console
 from workflows.runtime.authentication import authorisation, bearer
+from workflows.runtime.cluster_address import check_responds
 from workflows.runtime.quirks import client_environment, client_with_timeouts, quiet_about_requests
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def jobs_client(cluster: ClusterSettings) -> JobSubmissionClient:
 
     # Addresses from the environment have Ray's own meaning: HOST:PORT is not the dashboard's.
     url = cluster.address or address_of_environment() or find_head() or _start_head()
+    if "://" not in url:  # Ray asks the head for the dashboard, and waits for minutes if it is gone
+        check_responds(url)
     headers = token_header(cluster)
     with client_environment(token=bool(headers)):
         from ray.exceptions import AuthenticationError

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from muva.errors import MuvaError
 from muva.proxies import carries_in_clear
 
 if TYPE_CHECKING:
@@ -239,6 +240,26 @@ def client_environment(*, token: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def running_head() -> str:
+    """The address HOST:PORT that Ray would find for `RAY_ADDRESS=auto`, dead or alive.
+
+    `ray.init` itself does not end for minutes if that head is gone, and there is no public function
+    that finds it. Ray 2.60.
+
+    Raises:
+        MuvaError: Ray knows no head on this machine.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return canonicalize_bootstrap_address("auto") or ""
+    except ConnectionError as error:
+        raise MuvaError(
+            "RAY_ADDRESS=auto: no Ray cluster was found on this machine. Start one with `ray start "
+            "--head`, or unset RAY_ADDRESS to let each command start its own"
+        ) from error
 
 
 def client_with_timeouts(
