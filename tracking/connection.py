@@ -1,7 +1,6 @@
 """The tracking URI of MLflow: a SQLite file, a database server, or a tracking server.
 
-Only the driver creates a SQLite database: the first connection migrates its schema, and a second
-writer at that moment fails.
+Only drivers create a SQLite database; of several at once, one does, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
+from tracking.database import adopt_copy, one_at_a_time
 from tracking.redaction import redact
 from tracking.uris import absolute_uri, sqlite_file
 
@@ -108,15 +108,6 @@ def attached_client(tracking_uri: str) -> MlflowClient:
     return _client(tracking_uri)
 
 
-def artifact_location(tracking_uri: str, experiment: str) -> str | None:
-    """An experiment's artifact location, next to a SQLite database; None: the server decides."""
-    file = sqlite_file(tracking_uri)
-    if file is None:
-        return None
-    folder = re.sub(r"[^\w.-]+", "-", experiment)
-    return (file.parent / "mlartifacts" / folder).as_uri()
-
-
 @contextmanager
 def failures_explained(tracking_uri: str) -> Iterator[None]:
     """Turn MLflow's and the database's exceptions inside the block into a MuvaError."""
@@ -167,7 +158,12 @@ def _client(tracking_uri: str) -> MlflowClient:
     # Otherwise the first connection to a database logs dozens of migrations.
     for chatty in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=tracking_uri)
+    if tracking_uri.startswith("http"):
+        return MlflowClient(tracking_uri=tracking_uri)
+    with one_at_a_time(tracking_uri):
+        if (file := sqlite_file(tracking_uri)) is not None:
+            adopt_copy(file)
+        return MlflowClient(tracking_uri=tracking_uri)
 
 
 def _await_answer(server: str, within_s: float) -> None:
