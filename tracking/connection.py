@@ -23,6 +23,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
+from tracking.capabilities import has_logged_models
 from tracking.database import adopt_copy, one_at_a_time
 from tracking.redaction import redact
 from tracking.uris import absolute_uri, sqlite_file
@@ -61,8 +62,10 @@ def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
         ) from error
 
 
-def check_reachable(tracking_uri: str) -> None:
+def check_reachable(tracking_uri: str) -> bool:
     """Check the tracking URI without creating an experiment or a database.
+
+    Returns whether models can be recorded there: see `tracking.capabilities`.
 
     Raises:
         MuvaError: the server does not respond, or the database is not writable.
@@ -76,15 +79,15 @@ def check_reachable(tracking_uri: str) -> None:
                 f"MLflow's database {file}: {place} is not writable. Set another location with "
                 "--tracking-uri"
             )
-        return
+        return True
     with failures_explained(uri):
         if uri.startswith("http"):
             _check_answer(uri)
             _client(uri).search_experiments(max_results=1)
-            return
+            return has_logged_models(_client(uri))
         try:
             with create_engine(uri).connect():
-                return
+                return True
         except ImportError as error:
             raise MuvaError(
                 f"MLflow's database {redact(uri)}: {error}. Install the database driver, or run "

@@ -30,6 +30,7 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
+from tracking.capabilities import has_logged_models, warn_of_missing_models
 from tracking.connection import (
     attached_client,
     failures_explained,
@@ -38,6 +39,7 @@ from tracking.connection import (
 )
 from tracking.database import artifact_location
 from tracking.lineage import Context, UsedDataset, UsedModel, log_model
+from tracking.names import MODEL_TAG
 from tracking.privacy import people
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
 from tracking.redaction import redact
@@ -94,6 +96,7 @@ class Tracker:
         self._client = reached_client(self.tracking_uri, within_s=within_s)
         location = artifact_location(self.tracking_uri, experiment, home=home)
         self.experiment_id = self._experiment(experiment, location)
+        warn_of_missing_models(self._client)
         self._close_orphaned()
 
     def open(
@@ -211,6 +214,8 @@ class Run:
         dataset: UsedDataset | None = None,
     ) -> None:
         """Log metrics, optionally of a model on a data set; see the function `log_metrics`."""
+        if dataset is not None and not has_logged_models(self._client):
+            dataset = None  # such a server does not link metrics either
         _log_metrics(self._client, self.ref.run_id, values, step, model_id, dataset)
 
     def log_metrics_buffered(self, values: Mapping[str, float], step: int | None) -> None:
@@ -264,8 +269,14 @@ class Run:
         """Log data sets as inputs of the run; repeated calls have no effect."""
         self._client.log_inputs(self.ref.run_id, [one.as_input(context) for one in datasets])
 
-    def log_model(self, model: UsedModel, *, made: bool) -> str:
-        """Log a model as an output (`made`) or input; returns the id of its logged model."""
+    def log_model(self, model: UsedModel, *, made: bool) -> str | None:
+        """Log a model as an output (`made`) or input; returns the id of its logged model.
+
+        None where the server has no logged models: only a tag names the model then.
+        """
+        if not has_logged_models(self._client):
+            self.set_tags({MODEL_TAG: model.address})
+            return None
         return log_model(
             self._client,
             model,
