@@ -5,6 +5,7 @@ Only drivers create a SQLite database; of several at once, one does, and the oth
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.client
 import logging
@@ -33,12 +34,16 @@ _SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
 """Timeout of the health check of a tracking server, in seconds."""
 _ASKED_EVERY_S = 2.0
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
+def reached_client(
+    tracking_uri: str, *, within_s: float = 0.0, writes: bool = True
+) -> MlflowClient:
     """A client of a server that responds, or of a database; a SQLite database is created.
 
     within_s: how long to wait for a server that does not respond.
+    writes: whether the caller writes, for which the file of a SQLite database must be writable.
 
     Raises:
         MuvaError: the server does not respond, or the database cannot be opened.
@@ -49,11 +54,17 @@ def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
     file = sqlite_file(tracking_uri)
     try:
         if file is not None:
-            _check_file(file)
+            _check_file(file, writes=writes)
         else:
             _check_database(tracking_uri)
         return _client(tracking_uri)
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_ACCESS:
+            raise MuvaError(
+                f"MLflow's database {redact(tracking_uri)}: {error.strerror}. Expected a file in a "
+                "folder that this account can write to: set another folder with --home, or another "
+                "database with --tracking-uri"
+            ) from error
         reason = str(error).splitlines()[0]
         raise MuvaError(
             f"MLflow's database {redact(tracking_uri)} cannot be opened: {redact(reason)}. "
@@ -138,10 +149,10 @@ def _explained(tracking_uri: str, *kinds: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-def _check_file(file: Path) -> None:
+def _check_file(file: Path, *, writes: bool) -> None:
     """Raises OSError if the file cannot be a database: MLflow itself would retry for minutes."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+b") as database:
+    with file.open("a+b" if writes or not file.exists() else "rb") as database:
         database.seek(0)
         if database.read(len(_SQLITE_HEADER)) not in (b"", _SQLITE_HEADER):
             raise OSError("the file is not a SQLite database")
