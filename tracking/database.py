@@ -7,7 +7,6 @@ files into the original one.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import create_engine, text
 
+from muva.file_lock import locked
 from tracking.uris import sqlite_file
 
 ARTIFACTS = "mlartifacts"
@@ -46,7 +46,8 @@ def one_at_a_time(tracking_uri: str) -> Iterator[None]:
     """Let only one process at a time run the block for this database; the others wait."""
     file = sqlite_file(tracking_uri)
     if file is not None:
-        with _file_lock(file.with_name(f"{file.name}.lock")):
+        # A file of its own: on NFS, a lock of the database itself would be SQLite's.
+        with locked(file.with_name(f"{file.name}.lock")):
             yield
         return
     dialect = re.split(r"[:+]", tracking_uri, maxsplit=1)[0]
@@ -64,22 +65,6 @@ def one_at_a_time(tracking_uri: str) -> Iterator[None]:
                 connection.execute(text(release))
     finally:
         engine.dispose()
-
-
-@contextmanager
-def _file_lock(file: Path) -> Iterator[None]:
-    """Lock a file of its own: on NFS, a lock of the database itself would be SQLite's."""
-    try:
-        lock = file.open("w")
-    except OSError:  # a read-only folder, in which nothing can be created
-        yield
-        return
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            logging.getLogger(__name__).debug("%s cannot be locked", file)
-        yield
 
 
 def artifact_location(

@@ -53,8 +53,10 @@ def jobs_client(cluster: ClusterSettings, *, start: bool = True) -> JobSubmissio
             "one with --cluster or --address; `muva submit` starts a head"
         )
     url = url or _start_head()
-    if "://" not in url:  # Ray asks the head for the dashboard, and waits for minutes if it is gone
-        check_responds(url)
+    if "://" not in url and url != "auto":
+        # Ray asks the head for its dashboard, and waits for minutes if the head is gone.
+        variable = next(name for name in ADDRESS_VARIABLES if os.environ.get(name))
+        check_responds(url, variable=variable)
     headers = token_header(cluster)
     with client_environment(token=bool(headers)):
         from ray.exceptions import AuthenticationError

@@ -59,28 +59,28 @@ def _connected() -> Iterator[None]:
 def _initialised() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     folder = None
-    if address and address != "local":
-        check_responds(running_head() if address == "auto" else address)
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        if wanted := os.environ.get(WAIT_VARIABLE):
-            wait_for(resources(wanted))
-    else:
-        ensure_token()
-        quiet_about_tokens()
-        usable = node_resources()
-        folder = None if default_ray_folder_is_short() else new_ray_folder()
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=usable["num_cpus"],
-            object_store_memory=OBJECT_STORE_BYTES,
-            _memory=usable.get("memory"),
-            _temp_dir=folder,
-            **LOCAL_INIT,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
     try:
+        if address and address != "local":
+            check_responds(running_head() if address == "auto" else address)
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            if wanted := os.environ.get(WAIT_VARIABLE):
+                wait_for(resources(wanted))
+        else:
+            ensure_token()
+            quiet_about_tokens()
+            usable = node_resources()
+            folder = None if default_ray_folder_is_short() else new_ray_folder()
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=usable["num_cpus"],
+                object_store_memory=OBJECT_STORE_BYTES,
+                _memory=usable.get("memory"),
+                _temp_dir=folder,
+                **LOCAL_INIT,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         yield
     finally:
         ray.shutdown()

@@ -13,7 +13,7 @@ HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Sufficient for what the verbs pass through it: references, reports, small tables."""
 
-_RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.10"
+_RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 """The longest path of a socket below Ray's temporary folder. Ray 2.60."""
 _FOLDER_VARIABLE = "RAY_TMPDIR"
 _PREFIX = "muva-ray-"
