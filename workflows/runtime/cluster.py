@@ -29,6 +29,9 @@ from workflows.runtime.quirks import (
     stdout_kept_for_results,
 )
 
+_NEW = "local"
+"""Ray's own word for a cluster that this process starts."""
+
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
@@ -57,11 +60,12 @@ def _connected() -> Iterator[None]:
 
 @contextmanager
 def _initialised() -> Iterator[None]:
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or _NEW
+    if address != _NEW:
+        check_responds(running_head() if address == "auto" else address)
     folder = None
     try:
-        if address and address != "local":
-            check_responds(running_head() if address == "auto" else address)
+        if address != _NEW:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
             if wanted := os.environ.get(WAIT_VARIABLE):
                 wait_for(resources(wanted))
@@ -71,7 +75,7 @@ def _initialised() -> Iterator[None]:
             usable = node_resources()
             folder = None if default_ray_folder_is_short() else new_ray_folder()
             ray.init(
-                address="local",
+                address=_NEW,
                 include_dashboard=False,
                 num_cpus=usable["num_cpus"],
                 object_store_memory=OBJECT_STORE_BYTES,
