@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import http.client
+import importlib
 import logging
 import os
 import re
@@ -174,6 +175,7 @@ def _client(tracking_uri: str) -> MlflowClient:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if tracking_uri.startswith("http"):
         return MlflowClient(tracking_uri=tracking_uri)
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")  # seconds, before the lock
     with one_at_a_time(tracking_uri):
         if (file := sqlite_file(tracking_uri)) is not None:
             adopt_copy(file)

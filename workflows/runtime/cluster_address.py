@@ -1,4 +1,8 @@
-"""The address of a cluster that is gone, found out before Ray waits for it for many minutes."""
+"""The address of a cluster that is gone, found out before Ray waits for it.
+
+`ray.init` and the Jobs client retry for more than seven minutes, and no public setting bounds that.
+Ray 2.60.
+"""
 
 from __future__ import annotations
 

@@ -8,13 +8,12 @@ import socket
 from muva.errors import MuvaError
 from muva.short_folders import SOCKET_BYTES, private_short_folder
 from workflows.runtime.available import machine_memory_bytes, usable_cpus, usable_memory_bytes
+from workflows.runtime.quirks import RAY_SOCKET
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Sufficient for what the verbs pass through it: references, reports, small tables."""
 
-_RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-"""The longest path of a socket below Ray's temporary folder. Ray 2.60."""
 _FOLDER_VARIABLE = "RAY_TMPDIR"
 _PREFIX = "muva-ray-"
 _OVERHEAD_BYTES, _OVERHEAD_SHARE = 10**9, 0.25
@@ -24,7 +23,7 @@ _OVERHEAD_BYTES, _OVERHEAD_SHARE = 10**9, 0.25
 def node_resources() -> dict[str, int]:
     """What Ray may use of this machine, by the names of Ray's options.
 
-    Without `memory`, Ray takes what is free of the whole machine.
+    Ray itself counts all cores and the whole memory of the machine. Ray 2.60.
     """
     resources = {"num_cpus": usable_cpus()}
     usable = usable_memory_bytes()
@@ -37,7 +36,7 @@ def node_resources() -> dict[str, int]:
 def default_ray_folder_is_short() -> bool:
     """Whether Ray's sockets fit below the folder that Ray uses by default."""
     parent = os.environ.get(_FOLDER_VARIABLE) or os.environ.get("TMPDIR") or "/tmp"
-    return len(os.fsencode(parent)) + len(f"/ray{_RAY_SOCKET}") <= SOCKET_BYTES
+    return len(os.fsencode(parent)) + len(f"/ray{RAY_SOCKET}") <= SOCKET_BYTES
 
 
 def new_ray_folder() -> str:
@@ -51,10 +50,10 @@ def new_ray_folder() -> str:
     """
     chosen = os.environ.get(_FOLDER_VARIABLE)
     return private_short_folder(
-        len(_RAY_SOCKET),
+        len(RAY_SOCKET),
         prefix=_PREFIX,
         preferred=chosen or "/tmp",
-        only=chosen is not None,
+        only=bool(chosen),
         variable=_FOLDER_VARIABLE,
     )
 

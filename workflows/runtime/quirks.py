@@ -1,5 +1,9 @@
 """Workarounds for Ray, all of them, each with the version and the evidence that justify it.
 
+Longer ones have files of their own: `available` (Ray counts a whole machine), `cluster_address`
+(Ray waits for minutes for a head that is gone) and `train_storage` (Ray Train does not read
+`~/.aws/config`).
+
 Every new version of Ray is tested against this file, and what it has fixed is deleted. Nothing
 else in the project reaches into `ray._private` or sets `_system_config`. Ray is imported inside the
 functions, because it decides at its first import whether it uses tokens.
@@ -41,6 +45,13 @@ LOCAL_INIT: dict[str, Any] = {"_system_config": {_IDLE_SETTING: _IDLE_MS}}
 """Arguments of `ray.init` for a cluster that it starts."""
 HEAD_ENVIRONMENT = {f"RAY_{_IDLE_SETTING}": f"{_IDLE_MS}"}
 """The same setting for a head that `ray start` starts."""
+
+RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+"""The longest path that Ray adds to its temporary folder, for a socket.
+
+Below a folder with a longer path than sockets allow, Ray ends with a traceback; it uses TMPDIR,
+which is such a folder in many batch systems. Ray 2.60.
+"""
 
 HEAD_PORTS = (
     "--dashboard-agent-listen-port=0",

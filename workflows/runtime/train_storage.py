@@ -2,8 +2,9 @@
 
 Ray Train would open a bucket with Arrow's own S3 client, which reads environment variables but not
 the endpoint, region, keys and CA bundle in `~/.aws/config`: import and grounding worked there, and
-the training failed. `StoreFiles` shows a store as Arrow's file system instead, so that boto3 alone
-resolves these settings, in each process for itself; no key is sent to another process.
+the training failed (Ray 2.60, pyarrow 25). `StoreFiles` shows a store as Arrow's file system
+instead, so that boto3 alone resolves these settings, in each process for itself; no key is sent to
+another process.
 
 Ray Train's controller unpickles this, and should import no more than it needs.
 """
