@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         code = INTERRUPTED
     except Exception as error:
         code = 1
-        if isinstance(error, OSError) and (reason := _output_problem()):
-            _print_error(OutputError(reason), code=code)
+        if isinstance(error, OSError) and _is_of_output(error):
+            _print_error(OutputError(error.strerror or str(error)), code=code)
         else:  # a bug: print the traceback as Python does, without secrets
             trace = redact(traceback.format_exc())
             console.print(trace, markup=False, highlight=False, soft_wrap=True)
@@ -91,19 +91,22 @@ class OutputError(MuvaError):
         )
 
 
-def _output_problem() -> str | None:
-    """Why standard output takes nothing more, such as a full disk; None if it does.
+def _is_of_output(error: OSError) -> bool:
+    """Whether the error is that standard output takes nothing more, as on a full disk.
 
     What could not be written is discarded: Python would try again at its end, and complain.
     """
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     try:
-        sys.stdout.flush()
-    except OSError as error:
-        discarded = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(discarded, sys.stdout.fileno())
-        os.close(discarded)
-        return error.strerror or str(error)
-    return None
+        sys.stdout.flush()  # fails again, unless the text was too long to be buffered
+        if raised_in != click.echo.__code__.co_filename:
+            return False
+    except OSError:
+        pass
+    discarded = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(discarded, sys.stdout.fileno())
+    os.close(discarded)
+    return True
 
 
 def _print_error(error: MuvaError, *, code: int) -> int:

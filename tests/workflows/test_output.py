@@ -53,7 +53,7 @@ def _no_terminal(_: int) -> os.terminal_size:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("words", [["recipes"], ["recipes", "--json"], ["--help"]])
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "base", "--json"], ["--help"]])
 def test_a_result_that_cannot_be_written_is_one_line(words: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
