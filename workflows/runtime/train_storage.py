@@ -138,13 +138,11 @@ class StoreFiles(FileSystemHandler):
 
     def _info(self, path: str) -> FileInfo:
         key = path.strip("/")
-        if not key:
-            return _folder(key)
-        try:
+        if key and self._store.exists(key):
             return self._file(key)
-        except MissingKeyError:
-            is_folder = next(iter(self._store.list(f"{key}/")), None) is not None
-            return _folder(key) if is_folder else FileInfo(key, FileType.NotFound)
+        if not key or next(iter(self._store.list(f"{key}/")), None) is not None:
+            return _folder(key)
+        return FileInfo(key, FileType.NotFound)
 
     def _file(self, key: str) -> FileInfo:
         return FileInfo(key, FileType.File, size=self._store.size(key))
