@@ -54,8 +54,11 @@ class Disturber:
 
 
 @contextmanager
-def disturbed_server(upstream: str, disturber: Disturber) -> Iterator[str]:
-    """The address of a proxy for `upstream`, `http://HOST:PORT`, inside the `with` block."""
+def disturbed_server(upstream: str, disturber: Disturber, *, missing: str = "") -> Iterator[str]:
+    """The address of a proxy for `upstream`, `http://HOST:PORT`, inside the `with` block.
+
+    missing: requests whose path contains this get 404, as from a server without these endpoints.
+    """
     host = urlsplit(upstream).netloc
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,7 +67,9 @@ def disturbed_server(upstream: str, disturber: Disturber) -> Iterator[str]:
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             what = disturber.next()
-            if what in ("500", "503"):
+            if missing and missing in self.path:
+                what = "404"
+            if what in ("404", "500", "503"):
                 self.send_response(int(what))
                 self.send_header("Content-Length", "0")
                 self.end_headers()

@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from muva.lazy_names import names_on_first_use
+from muva.proxies import exempt_loopback
 
 if TYPE_CHECKING:
     from muva.models import load
 
 __all__ = ["load"]
 
+exempt_loopback()
 
 __getattr__ = names_on_first_use(__name__, {"load": "models"})

@@ -1,13 +1,14 @@
 """The tracking URI of MLflow: a SQLite file, a database server, or a tracking server.
 
-Only the driver creates a SQLite database: the first connection migrates its schema, and a second
-writer at that moment fails.
+Only drivers create a SQLite database; of several at once, one does, and the others wait for it.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.client
+import importlib
 import logging
 import os
 import re
@@ -24,6 +25,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
+from tracking.capabilities import has_logged_models
+from tracking.database import adopt_copy, one_at_a_time
 from tracking.redaction import redact
 from tracking.uris import absolute_uri, sqlite_file
 
@@ -32,12 +35,16 @@ _SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
 """Timeout of the health check of a tracking server, in seconds."""
 _ASKED_EVERY_S = 2.0
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
+def reached_client(
+    tracking_uri: str, *, within_s: float = 0.0, writes: bool = True
+) -> MlflowClient:
     """A client of a server that responds, or of a database; a SQLite database is created.
 
     within_s: how long to wait for a server that does not respond.
+    writes: whether the caller writes, for which the file of a SQLite database must be writable.
 
     Raises:
         MuvaError: the server does not respond, or the database cannot be opened.
@@ -48,11 +55,17 @@ def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
     file = sqlite_file(tracking_uri)
     try:
         if file is not None:
-            _check_file(file)
+            _check_file(file, writes=writes)
         else:
             _check_database(tracking_uri)
         return _client(tracking_uri)
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_ACCESS:
+            raise MuvaError(
+                f"MLflow's database {redact(tracking_uri)}: {error.strerror}. Expected a file in a "
+                "folder that this account can write to: set another folder with --home, or another "
+                "database with --tracking-uri"
+            ) from error
         reason = str(error).splitlines()[0]
         raise MuvaError(
             f"MLflow's database {redact(tracking_uri)} cannot be opened: {redact(reason)}. "
@@ -61,8 +74,10 @@ def reached_client(tracking_uri: str, *, within_s: float = 0.0) -> MlflowClient:
         ) from error
 
 
-def check_reachable(tracking_uri: str) -> None:
+def check_reachable(tracking_uri: str) -> bool:
     """Check the tracking URI without creating an experiment or a database.
+
+    Returns whether models can be recorded there: see `tracking.capabilities`.
 
     Raises:
         MuvaError: the server does not respond, or the database is not writable.
@@ -76,15 +91,15 @@ def check_reachable(tracking_uri: str) -> None:
                 f"MLflow's database {file}: {place} is not writable. Set another location with "
                 "--tracking-uri"
             )
-        return
+        return True
     with failures_explained(uri):
         if uri.startswith("http"):
             _check_answer(uri)
             _client(uri).search_experiments(max_results=1)
-            return
+            return has_logged_models(_client(uri))
         try:
             with create_engine(uri).connect():
-                return
+                return True
         except ImportError as error:
             raise MuvaError(
                 f"MLflow's database {redact(uri)}: {error}. Install the database driver, or run "
@@ -106,15 +121,6 @@ def attached_client(tracking_uri: str) -> MlflowClient:
             "(--tracking-uri http://HOST:PORT)."
         )
     return _client(tracking_uri)
-
-
-def artifact_location(tracking_uri: str, experiment: str) -> str | None:
-    """An experiment's artifact location, next to a SQLite database; None: the server decides."""
-    file = sqlite_file(tracking_uri)
-    if file is None:
-        return None
-    folder = re.sub(r"[^\w.-]+", "-", experiment)
-    return (file.parent / "mlartifacts" / folder).as_uri()
 
 
 @contextmanager
@@ -144,10 +150,10 @@ def _explained(tracking_uri: str, *kinds: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-def _check_file(file: Path) -> None:
+def _check_file(file: Path, *, writes: bool) -> None:
     """Raises OSError if the file cannot be a database: MLflow itself would retry for minutes."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+b") as database:
+    with file.open("a+b" if writes or not file.exists() else "rb") as database:
         database.seek(0)
         if database.read(len(_SQLITE_HEADER)) not in (b"", _SQLITE_HEADER):
             raise OSError("the file is not a SQLite database")
@@ -167,7 +173,13 @@ def _client(tracking_uri: str) -> MlflowClient:
     # Otherwise the first connection to a database logs dozens of migrations.
     for chatty in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=tracking_uri)
+    if tracking_uri.startswith("http"):
+        return MlflowClient(tracking_uri=tracking_uri)
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")  # seconds, before the lock
+    with one_at_a_time(tracking_uri):
+        if (file := sqlite_file(tracking_uri)) is not None:
+            adopt_copy(file)
+        return MlflowClient(tracking_uri=tracking_uri)
 
 
 def _await_answer(server: str, within_s: float) -> None:

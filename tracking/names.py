@@ -24,6 +24,9 @@ DATASETS_TAG = "muva.datasets"
 """Tag of a run that made an artifact, or began to: the names of the data sets that it is made from,
 separated by commas. It outlives the artifact."""
 
+MODEL_TAG = "muva.model"
+"""Tag of a run on a server without logged models: the address of the model that it made or used."""
+
 
 def experiment_name(protocol: str) -> str:
     """The experiment for the runs of a protocol, or of a single recipe."""

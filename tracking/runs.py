@@ -30,14 +30,16 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from muva.errors import MuvaError
+from tracking.capabilities import has_logged_models, warn_of_missing_models
 from tracking.connection import (
-    artifact_location,
     attached_client,
     failures_explained,
     reached_client,
     uploads_explained,
 )
+from tracking.database import artifact_location
 from tracking.lineage import Context, UsedDataset, UsedModel, log_model
+from tracking.names import MODEL_TAG
 from tracking.privacy import people
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
 from tracking.redaction import redact
@@ -71,20 +73,30 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".html")
 class Tracker:
     """The runs of one experiment."""
 
-    def __init__(self, tracking_uri: str, experiment: str, *, within_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment: str,
+        *,
+        within_s: float = 0.0,
+        home: Path | None = None,
+    ) -> None:
         """Open the experiment; create it, and a SQLite database, if it does not exist.
 
         Runs left open by dead processes on this machine are closed as failed.
 
         Args:
             within_s: how long to wait for a server that does not respond.
+            home: the folder for the files of runs in a database that is not a file of its own.
 
         Raises:
             MuvaError: the server does not respond, or MLflow does not support the tracking URI.
         """
         self.tracking_uri = absolute_uri(tracking_uri)
         self._client = reached_client(self.tracking_uri, within_s=within_s)
-        self.experiment_id = self._experiment(experiment)
+        location = artifact_location(self.tracking_uri, experiment, home=home)
+        self.experiment_id = self._experiment(experiment, location)
+        warn_of_missing_models(self._client)
         self._close_orphaned()
 
     def open(
@@ -139,13 +151,11 @@ class Tracker:
         }
         return {**shared, PARENT_TAG: parent.run_id}
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, location: str | None) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self._client.create_experiment(
-                    name, artifact_location=artifact_location(self.tracking_uri, name)
-                )
+                return self._client.create_experiment(name, artifact_location=location)
             except MlflowException:
                 # Another driver may have created it in the meantime; if not, raise the error.
                 found = self._client.get_experiment_by_name(name)
@@ -204,6 +214,8 @@ class Run:
         dataset: UsedDataset | None = None,
     ) -> None:
         """Log metrics, optionally of a model on a data set; see the function `log_metrics`."""
+        if dataset is not None and not has_logged_models(self._client):
+            dataset = None  # such a server does not link metrics either
         _log_metrics(self._client, self.ref.run_id, values, step, model_id, dataset)
 
     def log_metrics_buffered(self, values: Mapping[str, float], step: int | None) -> None:
@@ -257,8 +269,14 @@ class Run:
         """Log data sets as inputs of the run; repeated calls have no effect."""
         self._client.log_inputs(self.ref.run_id, [one.as_input(context) for one in datasets])
 
-    def log_model(self, model: UsedModel, *, made: bool) -> str:
-        """Log a model as an output (`made`) or input; returns the id of its logged model."""
+    def log_model(self, model: UsedModel, *, made: bool) -> str | None:
+        """Log a model as an output (`made`) or input; returns the id of its logged model.
+
+        None where the server has no logged models: only a tag names the model then.
+        """
+        if not has_logged_models(self._client):
+            self.set_tags({MODEL_TAG: model.address})
+            return None
         return log_model(
             self._client,
             model,

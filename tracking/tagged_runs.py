@@ -123,13 +123,20 @@ def _read_directly(
     if _WORKSPACES in os.environ:
         return None
     wanted = {"tag": tag, "value": value, "experiment": experiment}
-    try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
-            schema = database.execute("SELECT version_num FROM alembic_version").fetchall()
-            if {revision for (revision,) in schema} - _SCHEMAS or not schema:
-                return None
-            rows = database.execute(_QUERY, wanted).fetchall()
-    except sqlite3.Error:  # locked, damaged or something else: the client explains it
+    # In a folder that cannot be written to, SQLite cannot make the files that it needs beside a
+    # database in WAL mode, and reads it only if it is said not to change.
+    modes = ["mode=ro"] if os.access(file.parent, os.W_OK) else ["mode=ro", "mode=ro&immutable=1"]
+    for mode in modes:
+        try:
+            with closing(sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True)) as database:
+                schema = database.execute("SELECT version_num FROM alembic_version").fetchall()
+                if {revision for (revision,) in schema} - _SCHEMAS or not schema:
+                    return None
+                rows = database.execute(_QUERY, wanted).fetchall()
+                break
+        except sqlite3.Error:  # locked, damaged or something else: the client explains it
+            continue
+    else:
         return None
     runs: dict[str, TaggedRun] = {}
     tags: dict[str, dict[str, str]] = {}
@@ -148,7 +155,7 @@ def _ask_client(uri: str, tag: str, value: str | None, experiment: str | None) -
     from tracking.connection import failures_explained, reached_client
 
     with failures_explained(uri):
-        client = reached_client(uri)
+        client = reached_client(uri, writes=False)
         experiments = [
             found.experiment_id
             for found in client.search_experiments()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = muva.main(args=argv, prog_name="muva", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
@@ -68,10 +70,43 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         console.print("Interrupted. Finished work is kept: run the same command again to resume.")
         code = INTERRUPTED
-    except Exception:  # a bug: print the traceback as Python does, without secrets
-        console.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:
         code = 1
+        if isinstance(error, OSError) and _is_of_output(error):
+            _print_error(OutputError(error.strerror or str(error)), code=code)
+        else:  # a bug: print the traceback as Python does, without secrets
+            trace = redact(traceback.format_exc())
+            console.print(trace, markup=False, highlight=False, soft_wrap=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class OutputError(MuvaError):
+    """Standard output takes nothing more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The result cannot be written to standard output: {reason}. Expected a terminal, a "
+            "pipe or a file on a disk with free space. Finished work is kept: run the same command "
+            "again."
+        )
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether the error is that standard output takes nothing more, as on a full disk.
+
+    What could not be written is discarded: Python would try again at its end, and complain.
+    """
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    try:
+        sys.stdout.flush()  # fails again, unless the text was too long to be buffered
+        if raised_in != click.echo.__code__.co_filename:
+            return False
+    except OSError:
+        pass
+    discarded = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(discarded, sys.stdout.fileno())
+    os.close(discarded)
+    return True
 
 
 def _print_error(error: MuvaError, *, code: int) -> int:

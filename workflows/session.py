@@ -55,7 +55,7 @@ class Session:
         # once.
         within_s = SERVER_WAIT_S if self.parent is not None else 0.0
         with failures_explained(self.tracking_uri):
-            tracker = Tracker(self.tracking_uri, self.experiment, within_s=within_s)
+            tracker = Tracker(self.tracking_uri, self.experiment, within_s=within_s, home=self.home)
             with tracker.open(
                 name=name, key=key, parent=self.parent, params=params, tags=tags
             ) as run:

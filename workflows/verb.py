@@ -7,8 +7,10 @@ neither a help text nor a mistyped option should cost.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from muva.data.artifacts import Artifact
 
 T = TypeVar("T")
+
+TABLE_COLUMNS = 120
+"""The width of tables where there is no terminal."""
 
 
 def write_sheet(sheet: Path, picture: Image.Image) -> None:
@@ -133,10 +138,16 @@ def readable(artifacts: Iterable[Artifact], read: Callable[[Artifact], T]) -> li
 
 
 def as_text(table: Table) -> str:
-    """A table as plain text for standard output, with its title on one line above it."""
-    writer = Console(width=120, highlight=False)
+    """A table as plain text for standard output, with its title on one line above it.
+
+    It fits into the terminal, or into the width that COLUMNS says: long cells continue on the next
+    line of their row. In a file or a pipe it has `TABLE_COLUMNS`.
+    """
+    columns = shutil.get_terminal_size(fallback=(TABLE_COLUMNS, 0)).columns
+    writer = Console(width=columns, highlight=False)
     untitled = copy.copy(table)
     untitled.title = None
+    untitled.columns = [dataclasses.replace(one, overflow="fold") for one in table.columns]
     with writer.capture() as captured:
         if table.title:
             writer.print(table.title, markup=False, soft_wrap=True)

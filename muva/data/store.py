@@ -315,7 +315,7 @@ class S3Store:
     def sweep(self, *, older_than_s: float) -> int:
         """See `Store`. Only interrupted multipart uploads leave anything behind.
 
-        Libraries that emulate folders, Ray Train among them, also leave empty objects that are
+        Libraries that emulate folders, Arrow among them, also leave empty objects that are
         named like folders; these are deleted too.
         """
         removed = 0

@@ -6,6 +6,8 @@ epoch). So the batches and their order are the same for any number of processes.
 
 from __future__ import annotations
 
+import multiprocessing.util
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from muva.errors import MuvaError
+from muva.short_folders import short_folder
 
 Batch = tuple[Tensor, Tensor | None]
 """Normalised images (B, 3, H, W), and part masks (B, R, L) if the model has parts."""
@@ -29,6 +32,8 @@ _PRELOADED = ["torch", "pyarrow.parquet", "PIL.Image"]
 None of this project's: the fork server does not know where a Ray job has put its code, and would
 import another copy that happens to be installed.
 """
+_LOADER_SOCKET = "/pymp-12345678/listener-12345678"
+"""The path of multiprocessing's sockets below the temporary folder."""
 _PREFETCHED = 2
 """Batches that each process loads in advance."""
 
@@ -133,9 +138,26 @@ def _by_thread(make: Callable[..., Batch], draws: Sequence[Draw]) -> Iterator[Ba
 
 
 def _forkserver() -> Any:
+    _shorten_socket_paths()
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
+
+
+def _shorten_socket_paths() -> None:
+    """Let multiprocessing put its sockets into a folder with a short path.
+
+    It makes one folder per process, below TMPDIR, whose path may be too long. Python 3.14 looks for
+    a shorter one by itself (python/cpython issue 93852).
+    """
+    default = tempfile.gettempdir()
+    folder = short_folder(len(_LOADER_SOCKET), preferred=default, variable="TMPDIR")
+    if folder != default:
+        tempfile.tempdir = folder
+        try:
+            multiprocessing.util.get_temp_dir()
+        finally:
+            tempfile.tempdir = default
 
 
 def _unchanged(made: Any) -> Any:

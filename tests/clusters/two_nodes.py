@@ -72,7 +72,7 @@ def two_nodes(home: Path, environment: Mapping[str, str]) -> Iterator[TwoNodes]:
     tracking_uri = f"http://{HOST}:{ports['5000']}"
     inherited = {**os.environ, **environment, "RAY_AUTH_MODE": "token"}
     with ExitStack() as stack:
-        database = stack.enter_context(_postgres())
+        database = stack.enter_context(postgres())
         server_command = _server(server, inherited, database)
         processes = [stack.enter_context(_process(*server_command, home / "mlflow.log"))]
         for index, options in enumerate(nodes):
@@ -107,7 +107,7 @@ def _server(
 
 
 @contextmanager
-def _postgres() -> Iterator[str | None]:
+def postgres() -> Iterator[str | None]:
     """The address of a PostgreSQL database; None where PostgreSQL or its driver is missing."""
     programs = [shutil.which(name) for name in ("initdb", "pg_ctl", "createdb")]
     if not all(programs) or importlib.util.find_spec("psycopg") is None:

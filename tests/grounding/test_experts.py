@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from muva.errors import MuvaError
 from muva.grounding.expert import GroundingImage, RefusedImageError
 from muva.grounding.experts import EXPERTS, choose_expert
 from muva.grounding.experts.florence2 import Florence2Expert
+from muva.grounding.experts.pretrained import pin
 from muva.grounding.quality import iou
 from muva.synthetic import render
 from muva.synthetic.sensor import encode_jpeg
@@ -141,6 +143,64 @@ def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
         MuvaError, match=r"the hub does not respond .* network access and use --set"
     ):
         choose_expert(GroundingConfig(expert="grounding-dino"))
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def hub_with_status(status: int) -> Iterator[str]:
+    """A hub that answers every request with this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub's cache with one commit of a model."""
+    model = tmp_path / "models--florence-community--Florence-2-base"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(COMMIT)
+    (model / "snapshots" / COMMIT).mkdir(parents=True)
+    (model / "snapshots" / COMMIT / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", f"{tmp_path}")
+    return model
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, 503])
+def test_a_busy_hub_leads_to_the_cached_commit(
+    status: int, hub_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with hub_with_status(status) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+        assert pin("florence-community/Florence-2-base").revision == COMMIT
+        assert f"responds with status {status}" in caplog.text
+        assert f"the cached commit {COMMIT} is used" in caplog.text
+        with pytest.raises(MuvaError, match=f"status {status} .* the local cache is empty"):
+            pin("florence-community/Florence-2-large")
+
+
+def test_only_a_missing_model_is_a_wrong_name(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_with_status(404) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+        with pytest.raises(MuvaError, match=r"has no such model at revision main .* correct"):
+            pin("florence-community/Florence-2-base")
 
 
 def test_wrong_or_incomplete_weights_are_reported(checkpoints: Path, tmp_path: Path) -> None:

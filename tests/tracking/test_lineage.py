@@ -32,6 +32,7 @@ def evaluated(tracker: Tracker, model: UsedModel, mean_ap: float) -> str:
     with tracker.open(name=f"evaluate {model.name}", key=f"metrics/{model.name}") as run:
         run.log_datasets(STATION, context="evaluation")
         model_id = run.log_model(model, made=False)
+        assert model_id is not None
         run.log_metrics({"syn-station/mAP": mean_ap}, model_id=model_id, dataset=STATION)
     return model_id
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +132,31 @@ def test_sources_a_thousandfold_apart_and_people_seen_once() -> None:
     groups = 500 + 1 + 10
     share = np.isin(seen, np.arange(len(large))).mean()
     np.testing.assert_allclose(share, 500 / groups, atol=0.005)
+
+
+PROGRAM = """
+import numpy as np
+from muva.training.loader import Loader
+from tests.training.toy_images import ToyImages
+if __name__ == "__main__":
+    images = ToyImages()
+    loader = Loader(images, processes=1)
+    print(len(list(loader.batches([(np.arange(4), None)]))))
+"""
+
+
+@pytest.mark.slow
+def test_loaders_find_a_short_folder_where_that_of_a_batch_system_is_long(tmp_path: Path) -> None:
+    folder = tmp_path / "of_a_batch_system" / ("x" * (100 - len(str(tmp_path))))
+    folder.mkdir(parents=True)
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.stdout == "1\n", done.stderr

@@ -8,6 +8,7 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from muva.config import ExperimentConfig
@@ -129,7 +130,14 @@ def driver_checks(session: Session, config: ExperimentConfig | None) -> list[Che
     checks = list(store_checks(session, probe))
     store_works = checks[-1].state == "ok"
     files = weights_files(config) if config is not None else []
-    with ray_cluster():
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(ray_cluster())
+        except MuvaError as error:
+            if store_works:
+                session.store.delete(probe)
+            checks.insert(0, fail("cluster", "driver", str(error)))
+            return [*checks, *tracking_checks(session, nodes=1)]
         nodes = alive_nodes()
         if on_cluster:
             resources = f"{len(nodes)} nodes, {cpus()} cores, {gpus()} GPUs"

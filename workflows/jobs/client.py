@@ -17,6 +17,7 @@ from workflows.jobs.cluster_settings import ClusterSettings, token_of
 from workflows.jobs.head import find_head, start_head
 from workflows.progress import console
 from workflows.runtime.authentication import authorisation, bearer
+from workflows.runtime.cluster_address import check_responds
 from workflows.runtime.quirks import client_environment, client_with_timeouts, quiet_about_requests
 
 if TYPE_CHECKING:
@@ -30,19 +31,32 @@ _NOT_FOUND = "status code 404"
 _MAX_REASON_LENGTH = 300
 
 
-def jobs_client(cluster: ClusterSettings) -> JobSubmissionClient:
+def jobs_client(cluster: ClusterSettings, *, start: bool = True) -> JobSubmissionClient:
     """A client of a cluster's Jobs API that sends the token.
 
     Without an address, the cluster is that of `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else a
-    head on this machine, which is started if necessary.
+    head on this machine.
+
+    start: whether to start a head if there is none.
 
     Raises:
+        NoClusterError: no cluster is named, none runs on this machine, and none may be started.
         MuvaError: the cluster does not respond, or refuses the token.
     """
     import requests
 
     # Addresses from the environment have Ray's own meaning: HOST:PORT is not the dashboard's.
-    url = cluster.address or address_of_environment() or find_head() or _start_head()
+    url = cluster.address or address_of_environment() or find_head()
+    if url is None and not start:
+        raise NoClusterError(
+            "No Ray head of this account runs on this machine, and no other cluster is named. Name "
+            "one with --cluster or --address; `muva submit` starts a head"
+        )
+    url = url or _start_head()
+    if "://" not in url and url != "auto":
+        # Ray asks the head for its dashboard, and waits for minutes if the head is gone.
+        variable = next(name for name in ADDRESS_VARIABLES if os.environ.get(name))
+        check_responds(url, variable=variable)
     headers = token_header(cluster)
     with client_environment(token=bool(headers)):
         from ray.exceptions import AuthenticationError
@@ -62,6 +76,10 @@ def jobs_client(cluster: ClusterSettings) -> JobSubmissionClient:
                 "dashboard's address, by default http://HOST:8265. To start a cluster on this "
                 "machine, run `muva submit` without --address and --cluster."
             ) from error
+
+
+class NoClusterError(MuvaError):
+    """There is no cluster that could have jobs."""
 
 
 class ClusterUnavailableError(MuvaError):

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -27,8 +26,15 @@ from pathlib import Path
 import psutil
 
 from muva.errors import MuvaError
+from muva.proxies import carries_in_clear
 from workflows.runtime.authentication import AUTH_MODE, RAY, authorisation, ensure_token
-from workflows.runtime.local import HOST, OBJECT_STORE_BYTES, usable_port
+from workflows.runtime.local import (
+    HOST,
+    OBJECT_STORE_BYTES,
+    new_ray_folder,
+    node_resources,
+    usable_port,
+)
 from workflows.runtime.quirks import HEAD_ENVIRONMENT, HEAD_PORTS
 
 DEFAULT_ADDRESS = f"http://{HOST}:8265"
@@ -113,7 +119,9 @@ def start_head(*, outlives: bool = True) -> Head:
         f"--ray-client-server-port={usable_port(0)}",
         *HEAD_PORTS,
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={_temporary_folder()}",
+        *(f"--{name.replace('_', '-')}={value}" for name, value in node_resources().items()),
+        # Its own folder, because every `ray.init()` would join a head in Ray's default folder.
+        f"--temp-dir={new_ray_folder()}",
         "--disable-usage-stats",
     )
     record = _record()
@@ -146,23 +154,20 @@ def start_head(*, outlives: bool = True) -> Head:
 
 
 def http_status(address: str, headers: dict[str, str] | None = None) -> int | None:
-    """The HTTP status of Ray's response, or None if nothing responds."""
-    request = urllib.request.Request(f"{address}/api/version", headers=headers or {})
+    """The HTTP status of Ray's response, or None if nothing responds.
+
+    Without https no proxy is used, which could read the token in the headers.
+    """
+    proxies = {} if carries_in_clear(address) else None
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        request = urllib.request.Request(f"{address}/api/version", headers=headers or {})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+        with opener.open(request, timeout=TIMEOUT_S) as response:
             return response.status
     except urllib.error.HTTPError as error:
         return error.code
     except (OSError, ValueError):
         return None
-
-
-def _temporary_folder() -> str:
-    """A folder for the head alone: every `ray.init()` would join a head in Ray's default folder.
-
-    It is below Ray's temporary folder, not Python's, because the paths of sockets must be short.
-    """
-    return tempfile.mkdtemp(prefix="muva-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
 
 
 def _path_with_this_python() -> str:

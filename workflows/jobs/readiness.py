@@ -196,6 +196,7 @@ def store_check(where: str, uri: str, report: NodeReport) -> Check:
 
 def tracking_checks(session: Session, *, nodes: int) -> Iterator[Check]:
     """Check that MLflow responds to the driver, and that all nodes can use it."""
+    from tracking.capabilities import WITHOUT_LOGGED_MODELS
     from tracking.connection import check_reachable, sqlite_file
 
     uri = str(session.tracking_uri)
@@ -217,11 +218,14 @@ def tracking_checks(session: Session, *, nodes: int) -> Iterator[Check]:
         )
         return
     try:
-        check_reachable(uri)
+        recordable = check_reachable(uri)
     except MuvaError as error:
         yield fail("mlflow", "driver", str(error))
-    else:
+        return
+    if recordable:
         yield ok("mlflow", "driver", f"{shown} responds")
+    else:
+        yield note("mlflow", "driver", f"{shown} responds, but {WITHOUT_LOGGED_MODELS}")
 
 
 def recipe_checks(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from muva.errors import MuvaError
+from muva.file_lock import locked
 
 AUTH_MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
@@ -35,20 +36,23 @@ def bearer(token: str) -> dict[str, str]:
 def ensure_token() -> None:
     """Let Ray generate a token if there is none, without showing the one that Ray prints.
 
-    Only the owner may read Ray's token file, whichever program wrote it.
+    Only the owner may read Ray's token file, whichever program wrote it. Of several first commands
+    one generates the token: the clusters of the others could not use one that is replaced.
     """
     ours = Path.home() / ".ray" / "auth_token"
     if ours.is_file() and ours.stat().st_uid == os.getuid() and ours.stat().st_mode & 0o077:
         ours.chmod(0o600)
     if authorisation():
         return
-    subprocess.run(
-        [*RAY, "get-auth-token", "--generate"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        umask=0o077,
-        check=False,
-    )
+    with locked(ours.with_name("muva.lock")):
+        if not authorisation():  # another first command may have generated it meanwhile
+            subprocess.run(
+                [*RAY, "get-auth-token", "--generate"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                umask=0o077,
+                check=False,
+            )
     if not authorisation():
         raise MuvaError(
             f"No Ray token: expected one {TOKEN_PLACES}. Make one with `ray get-auth-token "

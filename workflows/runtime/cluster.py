@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,13 +14,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workflows.runtime.authentication import ensure_token
 from workflows.runtime.autoscaling import WAIT_VARIABLE, resources, wait_for
-from workflows.runtime.local import OBJECT_STORE_BYTES
+from workflows.runtime.cluster_address import check_responds
+from workflows.runtime.local import (
+    OBJECT_STORE_BYTES,
+    default_ray_folder_is_short,
+    new_ray_folder,
+    node_resources,
+)
 from workflows.runtime.on_demand import keep
 from workflows.runtime.quirks import (
     LOCAL_INIT,
     quiet_about_tokens,
+    running_head,
     stdout_kept_for_results,
 )
+
+_NEW = "local"
+"""Ray's own word for a cluster that this process starts."""
 
 
 @contextmanager
@@ -28,7 +39,11 @@ def ray_cluster() -> Iterator[None]:
 
     Uses the cluster that `RAY_ADDRESS` names (Ray sets it inside a submitted job), or the one that
     this process is connected to already; otherwise starts one on this machine, protected by Ray's
-    own token, and stops it at the end.
+    own token, and stops it at the end. That one has the cores and the memory that this process may
+    use: see `workflows.runtime.available`.
+
+    Raises:
+        MuvaError: no cluster responds at `RAY_ADDRESS`; Ray itself would wait for minutes.
     """
     if ray.is_initialized() or keep(_connected()):
         yield
@@ -45,25 +60,36 @@ def _connected() -> Iterator[None]:
 
 @contextmanager
 def _initialised() -> Iterator[None]:
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        if wanted := os.environ.get(WAIT_VARIABLE):
-            wait_for(resources(wanted))
-    else:
-        ensure_token()
-        quiet_about_tokens()
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **LOCAL_INIT,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    address = os.environ.get("RAY_ADDRESS") or _NEW
+    if address != _NEW:
+        check_responds(running_head() if address == "auto" else address)
+    folder = None
     try:
+        if address != _NEW:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            if wanted := os.environ.get(WAIT_VARIABLE):
+                wait_for(resources(wanted))
+        else:
+            ensure_token()
+            quiet_about_tokens()
+            usable = node_resources()
+            folder = None if default_ray_folder_is_short() else new_ray_folder()
+            ray.init(
+                address=_NEW,
+                include_dashboard=False,
+                num_cpus=usable["num_cpus"],
+                object_store_memory=OBJECT_STORE_BYTES,
+                _memory=usable.get("memory"),
+                _temp_dir=folder,
+                **LOCAL_INIT,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         yield
     finally:
         ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def on_the_drivers_node() -> Any:

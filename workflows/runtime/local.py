@@ -1,14 +1,61 @@
-"""Ports on 127.0.0.1 and shared memory, for Ray and the servers that are started here."""
+"""Ports, shared memory, cores and folders for Ray and the servers that are started here."""
 
 from __future__ import annotations
 
+import os
 import socket
 
 from muva.errors import MuvaError
+from muva.short_folders import SOCKET_BYTES, private_short_folder
+from workflows.runtime.available import machine_memory_bytes, usable_cpus, usable_memory_bytes
+from workflows.runtime.quirks import RAY_SOCKET
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Sufficient for what the verbs pass through it: references, reports, small tables."""
+
+_FOLDER_VARIABLE = "RAY_TMPDIR"
+_PREFIX = "muva-ray-"
+_OVERHEAD_BYTES, _OVERHEAD_SHARE = 10**9, 0.25
+"""What is left to the driver and to Ray's own processes, and at most this share of all memory."""
+
+
+def node_resources() -> dict[str, int]:
+    """What Ray may use of this machine, by the names of Ray's options.
+
+    Ray itself counts all cores and the whole memory of the machine. Ray 2.60.
+    """
+    resources = {"num_cpus": usable_cpus()}
+    usable = usable_memory_bytes()
+    if usable < machine_memory_bytes():
+        overhead = min(_OVERHEAD_BYTES, int(_OVERHEAD_SHARE * usable))
+        resources["memory"] = max(1, usable - overhead - OBJECT_STORE_BYTES)
+    return resources
+
+
+def default_ray_folder_is_short() -> bool:
+    """Whether Ray's sockets fit below the folder that Ray uses by default."""
+    parent = os.environ.get(_FOLDER_VARIABLE) or os.environ.get("TMPDIR") or "/tmp"
+    return len(os.fsencode(parent)) + len(f"/ray{RAY_SOCKET}") <= SOCKET_BYTES
+
+
+def new_ray_folder() -> str:
+    """A new folder for one Ray, of this user alone, with a path that is short enough for sockets.
+
+    It is in the folder that RAY_TMPDIR names, or in /tmp: the folders of batch systems, which
+    TMPDIR names, often have long paths.
+
+    Raises:
+        MuvaError: RAY_TMPDIR is too long, or no folder can be written to.
+    """
+    chosen = os.environ.get(_FOLDER_VARIABLE)
+    return private_short_folder(
+        len(RAY_SOCKET),
+        prefix=_PREFIX,
+        preferred=chosen or "/tmp",
+        only=bool(chosen),
+        variable=_FOLDER_VARIABLE,
+    )
 
 
 def usable_port(port: int) -> int:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workflows.runtime.available import usable_memory_bytes
+
 NEEDED = (
     "boto3",
     "click",
@@ -68,7 +70,7 @@ class NodeReport:
     packages: Mapping[str, str | None]
     """Name -> version, None if it is not installed."""
     memory_bytes: int
-    """Memory of the machine or its container."""
+    """Memory that the node's processes may use."""
     temporary_folder: str
     free_bytes: int
     """Free space on its disk."""
@@ -95,7 +97,7 @@ def node_report(store: str | None, probe: str, files: Sequence[str]) -> NodeRepo
         host=socket.gethostname(),
         python=platform.python_version(),
         packages=versions(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=usable_memory_bytes(),
         temporary_folder=folder,
         free_bytes=shutil.disk_usage(folder).free,
         gpus=gpus,
@@ -136,17 +138,6 @@ def _store_problem(uri: str, probe: str) -> str:
         if returned == content
         else f"{key}: the content that was read differs from what was written"
     )
-
-
-def _memory_bytes() -> int:
-    """The memory limit of the container if it has one, else the memory of the machine."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return min(machine, int(Path(file).read_text()))
-        except (OSError, ValueError):
-            continue
-    return machine
 
 
 def _gpus() -> list[Gpu]:

@@ -1,5 +1,9 @@
 """Workarounds for Ray, all of them, each with the version and the evidence that justify it.
 
+Longer ones have files of their own: `available` (Ray counts a whole machine), `cluster_address`
+(Ray waits for minutes for a head that is gone) and `train_storage` (Ray Train does not read
+`~/.aws/config`).
+
 Every new version of Ray is tested against this file, and what it has fixed is deleted. Nothing
 else in the project reaches into `ray._private` or sets `_system_config`. Ray is imported inside the
 functions, because it decides at its first import whether it uses tokens.
@@ -15,6 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from muva.errors import MuvaError
+from muva.proxies import carries_in_clear
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -38,6 +45,13 @@ LOCAL_INIT: dict[str, Any] = {"_system_config": {_IDLE_SETTING: _IDLE_MS}}
 """Arguments of `ray.init` for a cluster that it starts."""
 HEAD_ENVIRONMENT = {f"RAY_{_IDLE_SETTING}": f"{_IDLE_MS}"}
 """The same setting for a head that `ray start` starts."""
+
+RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+"""The longest path that Ray adds to its temporary folder, for a socket.
+
+Below a folder with a longer path than sockets allow, Ray ends with a traceback; it uses TMPDIR,
+which is such a folder in many batch systems. Ray 2.60.
+"""
 
 HEAD_PORTS = (
     "--dashboard-agent-listen-port=0",
@@ -239,6 +253,26 @@ def client_environment(*, token: bool) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def running_head() -> str:
+    """The address HOST:PORT that Ray would find for `RAY_ADDRESS=auto`, dead or alive.
+
+    `ray.init` itself does not end for minutes if that head is gone, and there is no public function
+    that finds it. Ray 2.60.
+
+    Raises:
+        MuvaError: Ray knows no head on this machine.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return canonicalize_bootstrap_address("auto") or ""
+    except ConnectionError as error:
+        raise MuvaError(
+            "RAY_ADDRESS=auto: no Ray cluster was found on this machine. Start one with `ray start "
+            "--head`, or unset RAY_ADDRESS to let each command start its own"
+        ) from error
+
+
 def client_with_timeouts(
     url: str, *, headers: dict[str, str], timeout_s: tuple[float, float]
 ) -> JobSubmissionClient:
@@ -246,11 +280,18 @@ def client_with_timeouts(
 
     Ray's own passes no timeout to `requests`, so that it waits without limit for a head that is
     lost without refusing connections. Ray 2.60; ray-project/ray issue 43068 is about the same.
+
+    It also sends the token, unencrypted if the address is, to any proxy that the environment names;
+    this one uses a proxy only for https. Ray 2.60, seen with `http_proxy`.
     """
     from ray.job_submission import JobSubmissionClient
 
+    settings: dict[str, Any] = {"timeout": timeout_s}
+    if carries_in_clear(url):
+        settings["proxies"] = {"http": None, "all": None}
+
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
-            return super()._do_request(method, endpoint, **{"timeout": timeout_s, **arguments})
+            return super()._do_request(method, endpoint, **{**settings, **arguments})
 
     return Client(url, headers=headers)

@@ -27,6 +27,7 @@ from workflows.runtime.capacity import CapacityMonitor
 from workflows.runtime.messages import POLL_S, MessageQueue
 from workflows.runtime.quirks import OUTSIDE_PLACEMENT_GROUPS, in_thread
 from workflows.runtime.tasks import MAX_RETRIES, run_tasks
+from workflows.runtime.train_storage import train_storage
 from workflows.runtime.workers import Workers
 
 _POINTER = "epoch.json"
@@ -81,6 +82,7 @@ class TrainGroup:
                 capacity=capacity,
             )
             return
+        path, filesystem = train_storage(self.storage)
         trainer = ray.train.torch.TorchTrainer(
             _run_in_group,
             train_loop_config={"call": ray.put((function, dict(task)))},
@@ -91,7 +93,8 @@ class TrainGroup:
             ),
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex,  # a new one for each attempt
-                storage_path=self.storage,
+                storage_path=path,
+                storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=MAX_RETRIES),
                 worker_runtime_env=workers.runtime_env,
             ),

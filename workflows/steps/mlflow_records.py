@@ -12,7 +12,9 @@ from muva.config import ExperimentConfig, differences, load_recipe
 from muva.data.artifacts import Artifact, artifact_at, open_artifact
 from muva.data.lineage import Node, Role, node_at
 from muva.data.shards import open_dataset
+from muva.errors import MuvaError
 from muva.models import model_description
+from tracking.redaction import redact
 from workflows.steps.embed import UNTRAINED
 
 if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
@@ -95,12 +97,22 @@ def training_of(model: Node) -> Node:
 
 
 def served_model(run: Run, model: Artifact) -> str:
-    """The id of the logged model in MLflow, with the files for loading and serving it."""
+    """The id of the logged model in MLflow, with the files for loading and serving it.
+
+    Raises:
+        MuvaError: the server has no logged models.
+    """
     from muva.models import BUNDLE, local_copy
     from tracking.models import add_files, has_files
 
     feature_dim = model_description(model)["feature_dim"]
     model_id = run.log_model(used_model(model.uri), made=False)
+    if model_id is None:
+        raise MuvaError(
+            f"MLflow at {redact(run.ref.tracking_uri)} has no logged models, with which models are "
+            "served and registered. Expected a server of MLflow 3 or newer: upgrade it, or name "
+            "another one with --tracking-uri"
+        )
     if not has_files(run, model_id):  # a bundle may be remote and large
         with local_copy(model, BUNDLE) as bundle:
             add_files(run, model_id, bundle, address=model.address, feature_dim=feature_dim)

@@ -43,10 +43,14 @@ def list_verb(cluster: ClusterSettings, as_json: bool) -> None:
     muva jobs list
     muva jobs list --cluster laptop --json
     """
-    from workflows.jobs.client import cluster_errors_explained, jobs_client
+    from workflows.jobs.client import NoClusterError, cluster_errors_explained, jobs_client
     from workflows.jobs.job_report import job_data
 
-    client = jobs_client(cluster)
+    try:
+        client = jobs_client(cluster, start=False)
+    except NoClusterError as error:
+        print_result([], as_json=as_json, text=f"No jobs: {error}.")
+        return
     with cluster_errors_explained(client):
         jobs = client.list_jobs()
     submitted = [job_data(details) for details in jobs if details.submission_id]
@@ -77,7 +81,7 @@ def logs_verb(cluster: ClusterSettings, follow: bool, as_json: bool, job: str) -
 
     if follow and as_json:
         raise click.UsageError("--follow and --json: expected only one of the two.")
-    client = jobs_client(cluster)
+    client = jobs_client(cluster, start=False)
     if follow:
         raise click.exceptions.Exit(follow_job(client, job))
     details = job_details(client, job)
@@ -100,7 +104,7 @@ def stop_verb(cluster: ClusterSettings, as_json: bool, job: str) -> None:
     from workflows.jobs.client import cluster_errors_explained, job_details, jobs_client
     from workflows.jobs.job_report import job_data
 
-    client = jobs_client(cluster)
+    client = jobs_client(cluster, start=False)
     was_running = not job_details(client, job).status.is_terminal()
     if was_running:
         with cluster_errors_explained(client):
@@ -135,7 +139,7 @@ def show_verb(cluster: ClusterSettings, tracking_uri: str | None, as_json: bool,
     from workflows.jobs.client import job_details, jobs_client
     from workflows.jobs.job_report import job_data, runs_of_job
 
-    data = job_data(job_details(jobs_client(cluster), job))
+    data = job_data(job_details(jobs_client(cluster, start=False), job))
     uri = tracking_uri or cluster.tracking_uri or data["tracking_uri"]
     runs, problem = runs_of_job(job, uri)
     data |= {"tracking_uri": uri and redact(uri), "runs": runs}

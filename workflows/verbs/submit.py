@@ -71,7 +71,7 @@ def submit_verb(
     if attach is not None:
         if command:
             raise click.UsageError("--attach follows an existing job: it takes no verb.")
-        raise click.exceptions.Exit(follow_job(jobs_client(cluster), attach))
+        raise click.exceptions.Exit(follow_job(jobs_client(cluster, start=False), attach))
     if not command or command[0] not in VERBS:
         problem = f"{command[0]} is not a verb" if command else "The verb is missing"
         raise click.UsageError(f"{problem}: expected one of {', '.join(VERBS)} after --")

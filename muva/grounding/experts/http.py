@@ -21,6 +21,7 @@ from typing import Literal, get_args
 from muva.errors import MuvaError
 from muva.grounding.answers import boxes_in_text, largest_box
 from muva.grounding.expert import QUESTION, Grounding, GroundingImage, RefusedImageError
+from muva.proxies import carries_in_clear
 
 URL_VARIABLE = "MUVA_EXPERT_URL"
 TOKEN_VARIABLE = "MUVA_EXPERT_TOKEN"
@@ -104,6 +105,8 @@ class HttpExpert:
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         if endpoint.token:
+            # Without https, a proxy from the environment could read the token.
+            self._session.trust_env = not carries_in_clear(endpoint.url)
             self._session.headers["Authorization"] = f"Bearer {endpoint.token}"
 
     def ground(

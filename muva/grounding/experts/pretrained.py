@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import platform
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ class Weights:
 def pin(location: str, revision: str = "") -> Weights:
     """The weights at a location, pinned to their current version.
 
-    The hub is queried for the commit unless `revision` is one already; without a network, the
+    The hub is queried for the commit unless `revision` is one already; if it does not say it, the
     newest copy in the local cache is used. Raises MuvaError if there is none.
     """
     folder = _folder(location)
@@ -185,31 +187,57 @@ def _processor(kind: Any, weights: Weights) -> Any:
 
 
 def _commit(location: str, revision: str) -> str:
+    """The current commit of a hub's model; the cached one if the hub does not say it now.
+
+    Only a 404 says that the hub has no such model. Busy hubs (429, 503), expired tokens (401) and
+    broken connections say nothing about it.
+    """
     from httpx2 import HTTPError  # used by huggingface_hub, which does not wrap its errors
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    status = None
     try:
         commit = HfApi().model_info(location, revision=revision, timeout=20).sha
         if commit:
             return commit
+        reason: Exception = ValueError("the hub returned no commit")
     except HfHubHTTPError as error:
-        raise MuvaError(
-            f"expert's weights {location}: not accessible on the hub at revision {revision} "
-            f"({error}). Is the name correct, and does HF_TOKEN grant access?"
-        ) from error
+        reason, status = error, error.response.status_code
+        if status == HTTPStatus.NOT_FOUND:
+            raise MuvaError(
+                f"expert's weights {location}: the hub has no such model at revision {revision} "
+                f"({_first_line(error)}). Is the name correct?"
+            ) from error
     except (HTTPError, OSError, ValueError) as error:
         reason = error
-    else:
-        reason = ValueError("the hub returned no commit")
+    problem = "does not respond" if status is None else f"responds with status {status}"
     try:
-        return Path(snapshot_download(location, revision=revision, local_files_only=True)).name
+        cached = Path(snapshot_download(location, revision=revision, local_files_only=True)).name
     except (LocalEntryNotFoundError, OSError, ValueError):
+        access = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        remedy = (
+            "Is the name correct, and does HF_TOKEN grant access?"
+            if access
+            else "Try again later, or download them on a machine with network access and use --set "
+            "grounding.checkpoint=FOLDER"
+        )
         raise MuvaError(
-            f"expert's weights {location}: the hub does not respond "
-            f"({str(reason).splitlines()[0]}), and the local cache is empty. Download them on a "
-            "machine with network access and use --set grounding.checkpoint=FOLDER"
+            f"expert's weights {location}: the hub {problem} ({_first_line(reason)}), and the "
+            f"local cache is empty. {remedy}"
         ) from reason
+    logging.getLogger(__name__).warning(
+        "expert's weights %s: the hub %s (%s); the cached commit %s is used.",
+        location,
+        problem,
+        _first_line(reason),
+        cached,
+    )
+    return cached
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _content_hash(folder: Path) -> str:

@@ -16,7 +16,9 @@ from muva.config import load_recipe
 from muva.errors import MuvaError, SettingsError
 from tests.clusters.fields import ROOT
 from workflows.jobs import readiness
+from workflows.jobs.checks import driver_checks
 from workflows.runtime.autoscaling import resources, wait_for
+from workflows.runtime.local import usable_port
 from workflows.runtime.node_checks import NEEDED, Gpu, NodeReport, node_report, versions
 from workflows.session import open_session
 from workflows.verbs.doctor import doctor_verb
@@ -176,3 +178,20 @@ def test_resources_are_waited_for(ray_session: None) -> None:
     assert resources("GPU=4, CPU=16") == {"GPU": 4, "CPU": 16}
     with pytest.raises(SettingsError, match="expected NAME=COUNT"):
         resources("GPU=no")
+
+
+def test_a_cluster_that_is_gone_is_a_failed_check_among_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("workflows.runtime.cluster_address.WITHIN_S", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{usable_port(0)}")
+    session = open_session(home=tmp_path)
+    checks = driver_checks(session, None)
+    assert [(check.what, check.state) for check in checks] == [
+        ("cluster", "fail"),
+        ("store", "ok"),
+        ("mlflow", "ok"),
+    ]
+    assert "no Ray cluster responds" in checks[0].said
+    assert list(session.store.list()) == []
