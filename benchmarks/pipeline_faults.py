@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ CLOSE = 1e-4
 REMEDIES = ("the same command again", "repeat the command")
 """What the error of a submission without a result must say, one of them."""
 NOTICES = ("A node was lost", "MLflow is unavailable")
-"""How the messages begin that tell of an outage which a pipeline survives."""
+"""The first words of the messages about an outage during which the pipeline continues."""
 RECIPE = """
 name: outages
 seed: 0
