@@ -6,6 +6,7 @@
 #   make coverage the tests, and which lines they run
 #   make check    format, lint, types, import contracts, tests: what must pass before a change lands
 #   make test-gpu the tests that need a GPU, which `make test` leaves out where there is none
+#   make test-slurm  the script of clusters/slurm on real Slurm; needs root, slurm-wlm and munge
 #   make test-browser  MLflow's pages as people see them, in Chromium
 #   make docs     the documentation as a site, in site/; a link that leads nowhere fails
 #   make bench    parity with the authors' numbers, and the speed of rendering
@@ -21,11 +22,11 @@ READY := .venv/.ready
 # The processes of a run compile what they import once, and not each for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo docs test test-fast coverage test-gpu test-browser check check-large format bench lock clean
+.PHONY: setup demo docs test test-fast coverage test-gpu test-slurm test-browser check check-large format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,14s/^# \{0,3\}//p' Makefile
+	@sed -n '3,15s/^# \{0,3\}//p' Makefile
 
 setup: $(READY)
 
@@ -49,13 +50,16 @@ test: setup
 	$(PYTEST)
 
 test-fast: setup
-	$(PYTEST) -m 'not cluster and not slow and not browser'
+	$(PYTEST) -m 'not cluster and not slow and not browser and not slurm'
 
 coverage: setup
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
 test-gpu: setup
 	$(BIN)/pytest tests/gpu
+
+test-slurm: setup
+	$(BIN)/pytest -m slurm -rs tests/clusters/test_slurm.py
 
 test-browser: setup
 	$(BIN)/pytest -m browser tests/browser

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from muva.data.store import MissingKeyError, Store, open_store
+from muva.data.store import MissingKeyError, Store, check_writable, open_store
 from muva.errors import MuvaError, SettingsError, closest
 
 KINDS = ("datasets", "labels", "prompts", "models", "features", "metrics", "studies", "trials")
@@ -164,7 +164,11 @@ class Artifact:
         """Note what is about to be computed, so that unfinished artifacts have a lineage as well.
 
         The parameters are those of `commit`.
+
+        Raises:
+            MuvaError: the store cannot be used, see `check_writable`.
         """
+        check_writable(self.store)
         note = {
             "format_version": format_version,
             "config": config,

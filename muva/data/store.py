@@ -16,7 +16,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +89,34 @@ def open_store(uri: str | Path) -> Store:
     return LocalStore(Path(text.removeprefix("file://")))
 
 
+def check_writable(store: Store) -> None:
+    """Check that values can be written to a store, and that the first writer of a key wins.
+
+    Called before work begins, once per process and store. Some file systems have no hard links, and
+    some servers that speak S3 refuse or ignore `If-None-Match`.
+
+    Raises:
+        MuvaError: something is missing; it says what, and what to choose instead.
+    """
+    _check_writable(store)
+
+
+@functools.cache
+def _check_writable(store: Store) -> None:  # a failure is not cached
+    probe = f".probe/{uuid.uuid4().hex}"
+    try:
+        first, second = store.create(probe, b"first"), store.create(probe, b"second")
+        if not first or second or store.read(probe) != b"first":
+            raise MuvaError(
+                f"store {store.uri}: the server does not honour If-None-Match (RFC 9110 13.1.2): "
+                "two commands would overwrite each other's artifacts. Choose a server that does, "
+                "such as Amazon S3, or a folder that all nodes share"
+            )
+    finally:
+        with suppress(MuvaError):  # the error of the check says more
+            store.delete(probe)
+
+
 class LocalStore:
     """A store in a local folder. The file system must support hard links, as all but FAT do."""
 
@@ -120,6 +148,14 @@ class LocalStore:
                 _move_into_place(temporary, self._file(key), os.link)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+                raise MuvaError(
+                    f"store {self.uri}: its file system has no hard links "
+                    f"({error.strerror or error}), which decide who of several writers was first. "
+                    "Choose a folder on another file system, or s3://bucket/prefix"
+                ) from error
             return True
 
     def exists(self, key: str) -> bool:
@@ -209,7 +245,7 @@ class LocalStore:
             remedy = (
                 "Does this account have permission to read it?"
                 if verb == "read"
-                else "Choose a folder that this account can write to, on a disk with hard links"
+                else "Choose a folder that this account can write to"
             )
             raise MuvaError(
                 f"store {self.uri}: cannot {verb} {key}: {error.strerror or error}. {remedy}"
@@ -399,6 +435,11 @@ _S3_REMEDIES = {
     ),
     "400": "Is AWS_REGION the region of the bucket, and is this machine's clock right?",
     "RequestTimeTooSkewed": "This machine's clock is wrong: synchronise it, for example by NTP",
+    **dict.fromkeys(
+        ("NotImplemented", "501"),
+        "The server lacks a function, perhaps If-None-Match. Choose one that has it, such as "
+        "Amazon S3, or a folder that all nodes share",
+    ),
     "SlowDown": "The service is limiting requests: run the same command again later",
 }
 
@@ -453,11 +494,17 @@ def _move_into_place(temporary: Path, target: Path, move: Callable[[Path, Path],
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # SMB and some FUSE file systems flush files, but no folders.
+        if error.errno not in _NOT_SUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 
 
 _MOVE_ATTEMPTS = 10
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+"""What file systems answer to an operation that they do not have (link(2), fsync(2))."""
 
 
 STALE_PARTIAL_S = 3600.0

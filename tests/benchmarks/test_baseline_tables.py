@@ -25,7 +25,7 @@ WAYS = ("product", "bare forward", "feature pass", "bare forward and backward", 
 FORM = {"images_per_s": RATE, "largest_difference": 0.0, "least_cosine": 1.0}
 STEP = {"prompts": 1e-9, "masks": 1e-8, "centroids": 1e-7, "statistics": 1e-6}
 TRAINING = {
-    "dtype": "float32", "workers": 2, "micro_batch": 3, "limit": 1e-4, "steps": [STEP, STEP],
+    "dtype": "float32", "workers": 2, "micro_batch": 3, "of_limit": 0.1, "steps": [STEP, STEP],
     "weights": 1e-6, "key_biases": 1e-4, "moved": 1e-3, "workers_alike": True,
 }  # fmt: skip
 ALONE = {"what": "training: who is on which row", "images": 1000, "seconds": 1.0, "peak_mb": 9.0}

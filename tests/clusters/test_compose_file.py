@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +89,22 @@ def test_the_rules_read_counters_that_the_code_has() -> None:
         for rule in group["rules"]:
             read |= set(re.findall(r"\bray_muva\w+", rule["expr"]))
     assert read == exported
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Prometheus")
+def test_prometheus_reads_its_settings_and_computes_what_the_rules_say(tmp_path: Path) -> None:
+    for source, name in (
+        (CLUSTERS / "prometheus-rules.yaml", "prometheus-rules.yaml"),
+        (CLUSTERS / "prometheus-rules.yaml", "rules.yaml"),  # as compose.yaml mounts it
+        (CLUSTERS / "prometheus.yaml", "prometheus.yaml"),
+        (Path(__file__).with_name("prometheus_rules_test.yaml"), "prometheus_rules_test.yaml"),
+    ):
+        shutil.copy(source, tmp_path / name)
+    for words in ("check config prometheus.yaml", "test rules prometheus_rules_test.yaml"):
+        done = subprocess.run(
+            ["promtool", *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_prometheus_looks_where_ray_tells_its_figures(compose: dict[str, Any]) -> None:

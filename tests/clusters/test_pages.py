@@ -104,20 +104,13 @@ def test_rays_options_in_the_cluster_files_exist() -> None:
         *(each["command"] for name, each in compose["services"].items() if name[0] in "hw"),
         (CLUSTERS / "slurm" / "muva.sbatch").read_text().replace("\\\n", " "),
     ]
-    starts = [
-        found
-        for line in lines
-        for found in re.findall(r"\bray (start|symmetric-run) +(--.*)", line)
-    ]
+    starts = [found for line in lines for found in re.findall(r"\bray start +(--.*)", line)]
     assert len(starts) == 5
-    for command, rest in starts:
-        words = rest.partition(" -- ")[0].split()
-        named = {word.partition("=")[0] for word in words if word.startswith("--")}
-        # What `symmetric-run` does not know it hands on to `start`.
-        known = {
-            o for each in {command, "start"} for p in cli.commands[each].params for o in p.opts
-        }
-        assert named <= known
+    known = {option for each in cli.commands["start"].params for option in each.opts}
+    for rest in starts:
+        assert {
+            word.partition("=")[0] for word in re.findall(r"(?<!\S)--[a-z-]+\S*", rest)
+        } <= known
 
 
 def test_mlflows_options_exist() -> None:

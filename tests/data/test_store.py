@@ -3,16 +3,26 @@
 import errno
 import os
 import pickle
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from benchmarks import disturbed_server as disturbed
 from benchmarks.disturbed_server import Disturber
 from muva.data import store as store_module
-from muva.data.store import LocalStore, MissingKeyError, S3Store, Store, open_store
+from muva.data.artifacts import Artifact
+from muva.data.store import (
+    LocalStore,
+    MissingKeyError,
+    S3Store,
+    Store,
+    check_writable,
+    open_store,
+)
 from muva.errors import MuvaError
 
 
@@ -180,6 +190,66 @@ def test_missing_credentials_are_reported(s3, monkeypatch):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     with pytest.raises(MuvaError, match="AWS_ACCESS_KEY_ID"):
         open_store(s3.uri).read("key")
+
+
+def test_a_file_system_without_hard_links_is_refused_before_the_work(tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(MuvaError, match=r"no hard links .*Choose a folder on another"):
+        Artifact(open_store(tmp_path), "models", "name", "0" * 16).start(
+            format_version=1, config={}, inputs={}
+        )
+    assert list(open_store(tmp_path).list()) == []
+
+
+def test_a_file_system_that_flushes_no_folders_is_sufficient(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    store = open_store(tmp_path)
+    check_writable(store)
+    store.write("key", b"value")
+    assert store.read("key") == b"value"
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        ("ignores", "does not honour If-None-Match"),
+        ("refuses", "cannot write .*The server lacks a function.*If-None-Match"),
+    ],
+)
+def test_a_server_without_conditional_writes_is_refused(s3, monkeypatch, server, message):
+    call = S3Store._call
+
+    def without(self: S3Store, operation: str, key: str, **arguments: object) -> object:
+        conditional = arguments.pop("IfNoneMatch", None) is not None
+        if conditional and server == "refuses":
+            response = {
+                "Error": {"Code": "NotImplemented", "Message": "A header is not implemented"},
+                "ResponseMetadata": {"HTTPStatusCode": 501},
+            }
+            raise ClientError(response, "PutObject")
+        return call(self, operation, key, **arguments)
+
+    monkeypatch.setattr(S3Store, "_call", without)
+    with pytest.raises(MuvaError, match=message):
+        check_writable(s3)
+    assert list(s3.list()) == []
+
+
+def test_a_store_is_checked_once(s3):
+    check_writable(s3)
+    s3.write("key", b"")
+    check_writable(S3Store(s3.uri))
+    assert list(s3.list()) == ["key"]
 
 
 def test_large_values_are_uploaded_in_parts_and_interrupted_uploads_are_swept(s3, monkeypatch):

@@ -79,8 +79,8 @@ def wait_for(wanted: Mapping[str, int], *, within_s: float | None = None) -> Non
                 lacking = ", ".join(f"{available.get(name, 0):g} {name}" for name in still)
                 raise MuvaError(
                     f"The cluster was asked for {shown}: found {lacking} after {within_s:.0f} s. "
-                    "Is there an autoscaler, and may it start so many nodes? `ray status` on "
-                    "the head tells"
+                    "Did Ray start on every node? Where an autoscaler starts them: may it start "
+                    "so many? `ray status` on the head tells"
                 )
             time.sleep(1.0)
     finally:

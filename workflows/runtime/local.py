@@ -33,6 +33,12 @@ def node_resources() -> dict[str, int]:
     return resources
 
 
+def ray_start_options() -> list[str]:
+    """The options of `ray start` for a node that is to have what `node_resources` counts."""
+    usable = {**node_resources(), "object_store_memory": OBJECT_STORE_BYTES}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in usable.items()]
+
+
 def default_ray_folder_is_short() -> bool:
     """Whether Ray's sockets fit below the folder that Ray uses by default."""
     parent = os.environ.get(_FOLDER_VARIABLE) or os.environ.get("TMPDIR") or "/tmp"
@@ -79,3 +85,7 @@ def _bound_port(port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((HOST, port))
         return probe.getsockname()[1]
+
+
+if __name__ == "__main__":  # for scripts that run `ray start` themselves
+    print(*ray_start_options())

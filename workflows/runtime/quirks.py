@@ -1,8 +1,8 @@
 """Workarounds for Ray, all of them, each with the version and the evidence that justify it.
 
 Longer ones have files of their own: `available` (Ray counts a whole machine), `cluster_address`
-(Ray waits for minutes for a head that is gone) and `train_storage` (Ray Train does not read
-`~/.aws/config`).
+(Ray waits for minutes for a head that is gone), `gloo` (the address of a node on Debian) and
+`train_storage` (Ray Train does not read `~/.aws/config`).
 
 Every new version of Ray is tested against this file, and what it has fixed is deleted. Nothing
 else in the project reaches into `ray._private` or sets `_system_config`. Ray is imported inside the

@@ -24,6 +24,7 @@ from ray.util import get_current_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from workflows.runtime.capacity import CapacityMonitor
+from workflows.runtime.gloo import NodeAddressConfig
 from workflows.runtime.messages import POLL_S, MessageQueue
 from workflows.runtime.quirks import OUTSIDE_PLACEMENT_GROUPS, in_thread
 from workflows.runtime.tasks import MAX_RETRIES, run_tasks
@@ -86,6 +87,7 @@ class TrainGroup:
         trainer = ray.train.torch.TorchTrainer(
             _run_in_group,
             train_loop_config={"call": ray.put((function, dict(task)))},
+            torch_config=NodeAddressConfig(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=workers.use_gpu,
