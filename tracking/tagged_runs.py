@@ -28,9 +28,9 @@ LOGGED_TAG = "muva.logged"
 """Set last of all, on a run in which everything of a finished step has been logged."""
 PARENT_TAG = "mlflow.parentRunId"
 
-_SCHEMAS = frozenset({"dc11669786a5"})
-"""Revisions of MLflow's schema on which the query below was compared with the client's results; the
-one of MLflow 3.17. With a newer schema the client is used, which is slower, until the revision is
+_SCHEMAS = frozenset({"dc11669786a5", "f4a9b2c7d1e6"})
+"""Revisions of MLflow's schema on which the query below was compared with the client's results: of
+MLflow 3.17 and 3.18. With a newer schema the client is used, which is slower, until the revision is
 added here: a test compares the two."""
 
 _WORKSPACES = "MLFLOW_ENABLE_WORKSPACES"
