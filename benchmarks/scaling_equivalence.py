@@ -13,7 +13,7 @@ The limits are derived in the same run, because rounding depends on the processo
 sizes are summed in another order, and the memory's temperature of 0.01 and Adam's first steps
 amplify the difference. One worker therefore also trains with its initial weights moved by one unit
 in the last place, up or down at random, several times; the limit of a difference is ten times the
-largest that this makes. A rounding in every product may do more than one at the beginning, and a
+largest that this makes, or ten units in the last place of the value itself if that is more. A rounding in every product may do more than one at the beginning, and a
 fault in the exchange between workers does much more.
 
 That PyTorch's float32 products themselves are of full precision is checked as well: their errors
@@ -125,7 +125,7 @@ class Comparison:
         found = [("weights", self.weights), *(pair for step in self.steps for pair in step.items())]
         limits = np.array([self.limits[name] for name, _ in found])
         differences = np.array([value for _, value in found])
-        # Where rounding changes nothing, nothing may change: the quotient is then infinite.
+        # Of a limit of zero, any difference is infinitely much.
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.where(differences == 0, 0.0, differences / limits).max())
 
@@ -222,12 +222,18 @@ def compare_all(
 
 
 def limits_from(rounded: Sequence[Trace], expected: Trace) -> dict[str, float]:
-    """The limits by name, from trainings whose initial weights were rounded."""
+    """The limits by name, from trainings whose initial weights were rounded.
+
+    A term that these hardly change may differ by the rounding of its own value.
+    """
     differences = [steps_and_weights(trace, expected) for trace in rounded]
-    return {
-        name: TIMES_ROUNDING * max(step[name] for steps, _ in differences for step in steps)
-        for name in expected.steps[0]
-    } | {"weights": TIMES_ROUNDING * max(weights for _, weights in differences)}
+    unit = max(torch.finfo(weight.dtype).eps for weight in expected.after.values())
+    limits = {"weights": TIMES_ROUNDING * max(weights for _, weights in differences)}
+    for name in expected.steps[0]:
+        changed = max(step[name] for steps, _ in differences for step in steps)
+        largest = max(float(step[name].abs().max()) for step in expected.steps)
+        limits[name] = TIMES_ROUNDING * max(changed, unit * largest)
+    return limits
 
 
 def steps_and_weights(found: Trace, expected: Trace) -> tuple[list[dict[str, float]], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 import uuid
@@ -23,6 +24,9 @@ pytest_plugins = ["tests.reporting"]
 
 # Small tensors gain nothing from more threads, and lose much where others use the cores too.
 torch.set_num_threads(1)
+
+# Tables are as wide as the terminal, and pytest-xdist says that its processes have one of 80.
+os.environ["COLUMNS"] = "120"
 
 RAY_STARTS = 4
 STARTED_TOO_SLOWLY = "The current node timed out during startup"

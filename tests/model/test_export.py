@@ -172,9 +172,10 @@ def test_a_torchscript_graph_names_no_device_and_runs_where_it_is_loaded(
     file = tmp_path / "model.torchscript"
     export(bundle, file, form="torchscript", model="models/a", takes=takes, half=half)
     module: Any = torch.jit.load(f"{file}")
-    constants = module.inlined_graph.findAllNodes("prim::Constant")
+    graph = module.inlined_graph  # its nodes are valid as long as it is
+    constants = graph.findAllNodes("prim::Constant")
     assert not [node for node in constants if f"{node.output().type()}" == "Device"]
-    assert 'value="cpu"' not in f"{module.inlined_graph}"
+    assert 'value="cpu"' not in f"{graph}"
     # A tensor without dimensions takes part in operations on any device, any other does not.
     tensors = [node.t("value") for node in constants if "t" in kinds(node)]
     assert all(tensor.dim() == 0 for tensor in tensors)
@@ -241,7 +242,6 @@ def test_what_is_missing_is_named_with_what_installs_it(
         export(bundle_of(), tmp_path / "model.onnx", form="onnx", model="models/a")
 
 
-@pytest.mark.slow
 def test_the_second_file_of_a_large_graph_arrives_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

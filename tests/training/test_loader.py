@@ -145,7 +145,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_loaders_find_a_short_folder_where_that_of_a_batch_system_is_long(tmp_path: Path) -> None:
     folder = tmp_path / "of_a_batch_system" / ("x" * (100 - len(str(tmp_path))))
     folder.mkdir(parents=True)

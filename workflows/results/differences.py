@@ -190,7 +190,7 @@ def _difference(one: Evaluation, other: Evaluation) -> Difference:
         methods=(one.method, other.method),
         mean_ap=(one.scores.mean_ap, other.scores.mean_ap),
         rank1=(one.scores.rank1, other.scores.rank1),
-        queries=len(valid),
+        queries=len(pids),
         valid_queries=int(valid.sum()),
         mean_ap_difference=bootstrap_interval((precisions[1] - precisions[0])[valid], pids[valid]),
         rank1_difference=bootstrap_interval(

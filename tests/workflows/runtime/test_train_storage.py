@@ -93,7 +93,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_two_workers_train_with_a_bucket_that_only_the_configuration_file_knows(
     configured: str, tmp_path: Path
 ) -> None:

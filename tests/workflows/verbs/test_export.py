@@ -146,7 +146,6 @@ def test_no_file_is_replaced_without_the_option(
     assert file.read_bytes() == before
 
 
-@pytest.mark.slow
 def test_the_example_in_the_documentation_gives_the_features_of_embed(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
