@@ -13,8 +13,9 @@ The limits are derived in the same run, because rounding depends on the processo
 sizes are summed in another order, and the memory's temperature of 0.01 and Adam's first steps
 amplify the difference. One worker therefore also trains with its initial weights moved by one unit
 in the last place, up or down at random, several times; the limit of a difference is ten times the
-largest that this makes, or ten units in the last place of the value itself if that is more. A rounding in every product may do more than one at the beginning, and a
-fault in the exchange between workers does much more.
+largest that this makes, or ten units in the last place of the value itself if that is more. A
+rounding in every product may do more than one at the beginning, and a fault in the exchange between
+workers does much more.
 
 That PyTorch's float32 products themselves are of full precision is checked as well: their errors
 must be within the bound of a sum of n products, n u / (1 - n u), with u half a unit in the last
