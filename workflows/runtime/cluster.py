@@ -26,6 +26,7 @@ from workflows.runtime.quirks import (
     LOCAL_INIT,
     quiet_about_tokens,
     running_head,
+    sigterm_kept,
     stdout_kept_for_results,
 )
 
@@ -66,7 +67,8 @@ def _initialised() -> Iterator[None]:
     folder = None
     try:
         if address != _NEW:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            with sigterm_kept():
+                ray.init(log_to_driver=False, logging_level=logging.WARNING)
             if wanted := os.environ.get(WAIT_VARIABLE):
                 wait_for(resources(wanted))
         else:
@@ -74,17 +76,18 @@ def _initialised() -> Iterator[None]:
             quiet_about_tokens()
             usable = node_resources()
             folder = None if default_ray_folder_is_short() else new_ray_folder()
-            ray.init(
-                address=_NEW,
-                include_dashboard=False,
-                num_cpus=usable["num_cpus"],
-                object_store_memory=OBJECT_STORE_BYTES,
-                _memory=usable.get("memory"),
-                _temp_dir=folder,
-                **LOCAL_INIT,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            with sigterm_kept():
+                ray.init(
+                    address=_NEW,
+                    include_dashboard=False,
+                    num_cpus=usable["num_cpus"],
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _memory=usable.get("memory"),
+                    _temp_dir=folder,
+                    **LOCAL_INIT,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
         yield
     finally:
         ray.shutdown()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -114,6 +115,21 @@ def stdout_kept_for_results() -> Iterator[None]:
     finally:
         if sys.stdout is redirected:
             sys.stdout = results
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Restore the handler of SIGTERM after the block, in which `ray.init` is called.
+
+    It replaces the handler by one that ends the process; on an existing cluster, it was aborted
+    with status 134 and a trace of C++, before any run in MLflow could be closed. Ray 2.60.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, Callable[[], Any]]:
