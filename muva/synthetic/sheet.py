@@ -58,13 +58,13 @@ def _block(domain: str, pids: range, height: int, width: int) -> Image.Image:
     title = f"{found.name}: {found.summary}"
     ImageDraw.Draw(block).text((2, 3), title, _INK, font=ImageFont.load_default(13))
     for column, pid in enumerate(pids):
-        for camid in range(1, found.cameras + 1):
-            shot = render(domain, pid=pid, camid=camid, index=0, height=height, width=width)
-            place = (column * width, _TITLE_PX + (camid - 1) * height)
-            block.paste(Image.fromarray(shot.image), place)
-        shot = render(domain, pid=pid, camid=1, index=0, height=height, width=width)
-        last = (column * width, _TITLE_PX + found.cameras * height)
-        block.paste(labelled(shot), last)
+        shots = [
+            render(domain, pid=pid, camid=camid, index=0, height=height, width=width)
+            for camid in range(1, found.cameras + 1)
+        ]
+        pictures = [*(Image.fromarray(shot.image) for shot in shots), labelled(shots[0])]
+        for row, picture in enumerate(pictures):
+            block.paste(picture, (column * width, _TITLE_PX + row * height))
     return block
 
 
