@@ -9,7 +9,7 @@ term (mean over the workers), of the memory's centroids and of the BN neck's run
 at the end, of the weights. With --check, the exit status is 1 if a difference exceeds its limit, or
 if the workers of a training do not end every step with bit-identical memories.
 
-The limits are derived in the same run, because rounding depends on the processor: products of other
+The limits are derived in the same run, because rounding depends on the CPU: products of other
 sizes are summed in another order, and the memory's temperature of 0.01 and Adam's first steps
 amplify the difference. One worker therefore also trains with its initial weights moved by one unit
 in the last place, up or down at random, several times; the limit of a difference is ten times the

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -144,15 +145,16 @@ def as_text(table: Table) -> str:
     line of their row. In a file or a pipe it has `TABLE_COLUMNS`.
     """
     columns = shutil.get_terminal_size(fallback=(TABLE_COLUMNS, 0)).columns
-    writer = Console(width=columns, highlight=False)
+    # Not standard output: the console writes to its file even while it captures.
+    text = io.StringIO()
+    writer = Console(file=text, width=columns, highlight=False)
     untitled = copy.copy(table)
     untitled.title = None
     untitled.columns = [dataclasses.replace(one, overflow="fold") for one in table.columns]
-    with writer.capture() as captured:
-        if table.title:
-            writer.print(table.title, markup=False, soft_wrap=True)
-        writer.print(untitled)
-    return captured.get().rstrip()
+    if table.title:
+        writer.print(table.title, markup=False, soft_wrap=True)
+    writer.print(untitled)
+    return text.getvalue().rstrip()
 
 
 def worker_options(verb: Callable[..., Any]) -> Callable[..., Any]:

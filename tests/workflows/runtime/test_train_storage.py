@@ -82,6 +82,8 @@ PROGRAM = """
 import sys
 from workflows.runtime.cluster import ray_cluster
 from workflows.runtime.messages import MessageQueue
+from workflows.runtime.train_group import TrainGroup, report_epoch
+from workflows.runtime.workers import Workers
 
 def train(_):
     report_epoch(1, {"loss": 0.5}, validate=False)
