@@ -11,16 +11,16 @@ import http.client
 import importlib
 import logging
 import os
-import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -35,6 +35,7 @@ _SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
 """Timeout of the health check of a tracking server, in seconds."""
 _ASKED_EVERY_S = 2.0
+_GATEWAY_ERRORS = (502, 503, 504)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -199,20 +200,29 @@ def _await_answer(server: str, within_s: float) -> None:
 
 
 def _check_answer(server: str) -> None:
-    """Check once: MLflow's own client would retry for minutes."""
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in {"1", "true"}:
-        return
-    address = re.sub(
-        r"//[^/@]*@", "//", server.rstrip("/")
-    )  # urllib does not accept credentials in a URL
+    """Check once: MLflow's own client would retry for minutes.
+
+    The request is MLflow's, so that certificates, credentials and proxies are those of its client.
+    """
     try:
-        with urllib.request.urlopen(f"{address}/health", timeout=_ANSWER_S):
-            return
-    except urllib.error.HTTPError:
-        return  # the server responds, though it may require authentication
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise MuvaError(
-            f"No MLflow server responds at {redact(server)} ({reason}). Start one with `muva ui` "
-            "or `mlflow server`, or set another tracking URI with --tracking-uri."
-        ) from error
+        response: requests.Response = http_request(  # MLflow declares no type
+            get_default_host_creds(server),
+            "/health",
+            "GET",
+            max_retries=0,
+            timeout=_ANSWER_S,
+            raise_on_status=False,
+        )
+    except (MlflowException, OSError, ValueError, http.client.HTTPException) as error:
+        raise _no_answer(server, str(error.__cause__ or error)) from error
+    if response.status_code in _GATEWAY_ERRORS:  # a proxy answers, not the server behind it
+        raise _no_answer(server, f"status {response.status_code} {response.reason}")
+    # Any other response is the server's, though it may require authentication.
+
+
+def _no_answer(server: str, reason: str) -> MuvaError:
+    return MuvaError(
+        f"No MLflow server responds at {redact(server)} ({redact(reason)[:_LONGEST_REASON]}). "
+        "Start one with `muva ui` or `mlflow server`, or set another tracking URI with "
+        "--tracking-uri."
+    )

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     # Stopping a job sends SIGTERM. Open runs must then be closed, as they are on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _check_home()
         code = muva.main(args=argv, prog_name="muva", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -78,6 +80,17 @@ def main(argv: list[str] | None = None) -> None:
             trace = redact(traceback.format_exc())
             console.print(trace, markup=False, highlight=False, soft_wrap=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_home() -> None:
+    """Ray, and much else, needs a home folder, which a user id without a name may not have."""
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise MuvaError(
+            f"User id {os.getuid()} has no home folder: set HOME to a folder that this account can "
+            "write to"
+        ) from error
 
 
 class OutputError(MuvaError):

@@ -91,7 +91,7 @@ def open_session(
 
     docs/on-disk.md says what is in that folder.
     """
-    folder = Path(home).absolute()
+    folder = Path(home).expanduser().absolute()
     return Session(
         home=folder,
         store=open_store(store or folder / "store"),

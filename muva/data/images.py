@@ -133,11 +133,11 @@ def _damage_explained() -> Iterator[None]:
     """Turn what Pillow raises for an image that it cannot load into an UnreadableImageError."""
     try:
         yield
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImageError(f"too many pixels: {error}") from error
     # Depending on the format, Pillow's decoders raise any of these for damaged files.
     except (OSError, ValueError, SyntaxError, LookupError, EOFError, OverflowError,
-            TypeError, AttributeError, struct.error) as error:  # fmt: skip
+            TypeError, AttributeError, RuntimeError, struct.error) as error:  # fmt: skip
         raise UnreadableImageError(f"damaged or truncated: {error}") from error
 
 

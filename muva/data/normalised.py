@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from muva.compiled import compiled
 
 Channels = tuple[float, float, float]
 
@@ -33,7 +34,7 @@ def _per_channel(values: Channels, like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device).view(3, 1, 1)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _look_up(pixels, levels, into):
     """Per image and channel: pixels (B, P, 3), levels (3, 256), into (B, 3, P)."""

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -72,6 +73,9 @@ class Store(Protocol):
         ...
 
 
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
 def open_store(uri: str | Path) -> Store:
     """The store at a local folder or at `s3://bucket/prefix`.
 
@@ -81,10 +85,10 @@ def open_store(uri: str | Path) -> Store:
     text = str(uri)
     if text.startswith("s3://"):
         return S3Store(text)
-    if "://" in text and not text.startswith("file://"):
+    scheme = _SCHEME.match(text)
+    if scheme and not text.startswith("file://"):
         raise SettingsError(
-            f"store {text}: expected a folder or s3://bucket/prefix, "
-            f"found the scheme {text.split('://')[0]}"
+            f"store {text}: expected a folder or s3://bucket/prefix, found the scheme {scheme[1]}"
         )
     return LocalStore(Path(text.removeprefix("file://")))
 
@@ -259,7 +263,7 @@ class S3Store:
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not self._bucket:
             raise SettingsError(f"store {uri}: expected s3://bucket/prefix, found no bucket")
-        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self._prefix = f"{checked_key(prefix.strip('/'))}/" if prefix.strip("/") else ""
         self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
         self._client: Any = None
 
@@ -379,11 +383,19 @@ class S3Store:
         if self._client is None:
             from boto3.session import Session
             from botocore.config import Config
+            from botocore.exceptions import InvalidRegionError
 
+            # Every SDK of AWS but boto3 reads this variable.
+            region = os.environ.get("AWS_REGION", "").strip() or None
             try:
-                self._client = Session().client(
+                self._client = Session(region_name=region).client(
                     "s3", config=Config(retries={"mode": "standard", "max_attempts": 8})
                 )
+            except InvalidRegionError as error:
+                raise MuvaError(
+                    f"store {self.uri}: {error} Expected AWS_REGION, AWS_DEFAULT_REGION or the "
+                    "region in ~/.aws/config to be one such as eu-central-1"
+                ) from error
             except ValueError as error:
                 raise MuvaError(
                     f"store {self.uri}: {error}: expected AWS_ENDPOINT_URL to be "

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 
+from muva.compiled import compiled
 
-@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+
+@compiled(fastmath={"reassoc", "contract"})
 @no_type_check
 def dot(one, other):
     """Dot product of two rows in float64; the order of summation depends only on their length."""
@@ -21,7 +22,7 @@ def dot(one, other):
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def squared_lengths(rows, out):
     """The squared length of each row in float64."""
@@ -29,7 +30,7 @@ def squared_lengths(rows, out):
         out[row] = dot(rows[row], rows[row])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def cosines(queries, query_scales, query_of_pair, galleries, gallery_scales, image_of_pair, out):
     """The cosine of each pair of a query and a gallery image."""
@@ -39,7 +40,7 @@ def cosines(queries, query_scales, query_of_pair, galleries, gallery_scales, ima
         out[pair] = dot(queries[query], galleries[image]) * scale
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def count_nearer(
     near,
@@ -92,7 +93,7 @@ def count_nearer(
                 nearer[position, cameras[column]] += 1
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _first_below(thresholds, first, last, value):
     """First index of a descending row whose threshold is below the value."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 
+from muva.compiled import compiled
 from muva.retrieval.counting import dot
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def keep_nearest(
     near,
@@ -63,7 +63,7 @@ def keep_nearest(
             lowest[row] = min(lowest[row], exact)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def merge_nearest(images, cosines, other_images, other_cosines):
     """Merges the nearest images of the same rows from elsewhere into these."""
@@ -74,7 +74,7 @@ def merge_nearest(images, cosines, other_images, other_cosines):
             )
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _insert(images, cosines, image, cosine):
     """Inserts an image at its rank, if it has one; ties are broken by index."""
@@ -90,7 +90,7 @@ def _insert(images, cosines, image, cosine):
         images[position], cosines[position] = image, cosine
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def row_jaccard_offsets(start, columns, values, column_start, rows, row_values, weight, out):
     """-weight x Jaccard distance between sparse rows and all columns of a CSC matrix."""
@@ -104,7 +104,7 @@ def row_jaccard_offsets(start, columns, values, column_start, rows, row_values, 
             out[row, column] = _jaccard_offset(overlaps[column], weight)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def pair_jaccard_offsets(
     one_start,
@@ -135,7 +135,7 @@ def pair_jaccard_offsets(
         out[pair] = _jaccard_offset(overlap, weight)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _jaccard_offset(overlap, weight):
     return -weight * (1 - overlap / (2 - overlap))

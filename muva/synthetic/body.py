@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numba
 import numpy as np
 
+from muva.compiled import compiled
 from muva.synthetic.arrays import Flags, Floats, Indices
 from muva.synthetic.mesh import vertex_normals
 from muva.synthetic.rotation import Matrix, between, by_vector, unit
@@ -235,7 +235,7 @@ def _relaxed_hands(bones: Mapping[str, int], joint: Callable[[str], Floats]) -> 
     return rotations
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _forward_kinematics(joints, parents, turns):
     """(J, 3, 4) transforms from bone positions (J, 3), parents (J,) and rotations (J, 3, 3)."""
     count = len(parents)
@@ -254,7 +254,7 @@ def _forward_kinematics(joints, parents, turns):
     return transforms
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _skin(rest, transforms, bones, weights):
     """Linear blend skinning: (V, 3) rest positions moved by the weighted mean of their bones."""
     moved = np.zeros_like(rest)

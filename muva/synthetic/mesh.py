@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 
-import numba
 import numpy as np
 
+from muva.compiled import compiled
 from muva.synthetic.arrays import Floats, Indices
 
 
@@ -136,7 +136,7 @@ def tube_faces(rings: int, around: int) -> Indices:
     return np.array(faces, np.int32)
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def vertex_normals(vertices, faces):
     """(V, 3) unit normals: the sum of the adjacent faces' normals, weighted by area."""
     normals = np.zeros_like(vertices)
@@ -161,7 +161,7 @@ def vertex_normals(vertices, faces):
     return normals
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def drape(vertices, base, normals, softness, clearance, edges, rounds):
     """Let cloth hang: smooth it along the normals only, so that prints and hems do not slide.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from muva.compiled import compiled
 
 FAR = 1e9
 """Depth of the background."""
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def rasterise(points, faces, keep, attributes, height, width, cull_back_faces):
     """Draw triangles (F, 3) with the corners `points` (V, 3): x and y in pixels, and depth.
 

@@ -132,10 +132,13 @@ def test_a_verb_runs_on_two_nodes_and_its_log_ends_with_the_result(slurm: Slurm)
     assert "exit code 0" in out, slurm.logs()
     log = slurm.log()
     assert "Starting Ray on 2 node(s); its output is in muva-1-ray.log" in log
-    assert "2 workers" in log, log
+    assert "Waiting until the cluster has 2 slurm_node" in log
     # Ray's own output is elsewhere, and nothing follows the result.
+    assert log.splitlines()[-1].startswith("Compute features with muva.load"), log
     assert not re.search("raylet|Ray runtime started|srun", log), log
-    assert "Ray runtime started" in (slurm.folder / "jobs" / "muva-1-ray.log").read_text()
+    of_ray = (slurm.folder / "jobs" / "muva-1-ray.log").read_text()
+    assert re.search("^0: .*Ray runtime started", of_ray, re.MULTILINE), of_ray
+    assert re.search("^1: .*Ray runtime started", of_ray, re.MULTILINE), of_ray
     assert left_behind(out) == {"node1": "", "node2": ""}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -244,3 +245,22 @@ def test_photos_are_shown_smaller_and_crops_as_they_are() -> None:
     assert decode_to_show(encoded(photo, "PNG")).size == (1024, 512)
     crop = decode_to_show(encoded(Image.fromarray(COLOURS), "PNG"))
     np.testing.assert_array_equal(np.asarray(crop), COLOURS)
+
+
+def test_an_image_of_a_kind_that_pillow_has_not_implemented_is_unreadable() -> None:
+    stored = io.BytesIO()
+    Image.new("RGB", (4, 8)).save(stored, "DDS")
+    encoded = bytearray(stored.getvalue())
+    encoded[80:84] = (0).to_bytes(4, "little")  # the flags of the pixel format
+    with pytest.raises(UnreadableImageError, match="damaged or truncated: Unknown pixel format"):
+        decode_rgb(bytes(encoded))
+
+
+def test_a_warning_that_is_an_error_names_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    stored = io.BytesIO()
+    Image.new("RGB", (5, 6)).save(stored, "PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UnreadableImageError, match="too many pixels"):
+            decode_rgb(stored.getvalue())

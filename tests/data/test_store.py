@@ -330,3 +330,26 @@ def test_errors_of_the_service_come_with_a_remedy(s3, code, remedy):
         stub.add_client_error("put_object", service_error_code=code, http_status_code=403)
         with pytest.raises(MuvaError, match=remedy):
             s3.create("key", b"")
+
+
+@pytest.mark.parametrize("uri", ["s3:/bucket/x", "file:/tmp/x", "gs://bucket/x", "S3://bucket/x"])
+def test_an_address_of_another_kind_is_not_taken_for_a_folder(uri):
+    with pytest.raises(MuvaError, match=r"expected a folder or s3://.* found the scheme"):
+        open_store(uri)
+
+
+@pytest.mark.parametrize("prefix", ["a//b", "a/../b", "./a"])
+def test_a_prefix_that_is_no_path_is_refused_before_anything_is_stored(prefix):
+    with pytest.raises(MuvaError, match="is not a key"):
+        open_store(f"s3://bucket/{prefix}")
+
+
+def test_the_region_is_taken_from_the_variable_that_all_sdks_but_boto3_read(s3, monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_REGION", " eu-central-1 ")
+    assert S3Store(s3.uri)._s3_client().meta.region_name == "eu-central-1"
+    monkeypatch.delenv("AWS_REGION")
+    assert S3Store(s3.uri)._s3_client().meta.region_name == "us-east-1"
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us_east_1")
+    with pytest.raises(MuvaError, match=r"us_east_1.*Expected AWS_REGION"):
+        S3Store(s3.uri).read("key")

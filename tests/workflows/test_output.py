@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from rich.table import Table
@@ -17,6 +18,7 @@ from tests.workflows.commands import COMMAND
 from tracking.connection import reached_client
 from tracking.names import ARTIFACT_TAG
 from tracking.runs import Tracker
+from workflows.cli import main
 from workflows.verb import TABLE_COLUMNS, as_text
 
 ADDRESS = "models/a-name-that-is-rather-long-0123456789abcdef"
@@ -122,3 +124,16 @@ def test_a_database_that_cannot_be_written_to_is_not_to_be_migrated(
     with pytest.raises(MuvaError, match="can write to") as refused:
         reached_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert "upgrade" not in str(refused.value)
+
+
+def test_an_account_without_a_home_folder_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def homeless() -> NoReturn:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "list"])
+    assert stop.value.code == 1
+    assert "has no home folder: set HOME" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.jobs.cluster_settings import ClusterSettings, token_of
-from workflows.jobs.head import find_head, start_head
+from workflows.jobs.head import find_head, start_head, starting_one_at_a_time
 from workflows.progress import console
 from workflows.runtime.authentication import authorisation, bearer
 from workflows.runtime.cluster_address import check_responds
@@ -47,12 +47,14 @@ def jobs_client(cluster: ClusterSettings, *, start: bool = True) -> JobSubmissio
 
     # Addresses from the environment have Ray's own meaning: HOST:PORT is not the dashboard's.
     url = cluster.address or address_of_environment() or find_head()
-    if url is None and not start:
+    if url is None and start:
+        with starting_one_at_a_time():
+            url = find_head() or _start_head()
+    if url is None:
         raise NoClusterError(
             "No Ray head of this account runs on this machine, and no other cluster is named. Name "
             "one with --cluster or --address; `muva submit` starts a head"
         )
-    url = url or _start_head()
     if "://" not in url and url != "auto":
         # Ray asks the head for its dashboard, and waits for minutes if the head is gone.
         variable = next(name for name in ADDRESS_VARIABLES if os.environ.get(name))
@@ -147,8 +149,18 @@ def job_details(client: JobSubmissionClient, job: str) -> JobDetails:
 
 
 def address_of_environment() -> str | None:
-    """The address of the cluster that Ray's own environment variables name."""
-    return next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), None)
+    """The address of the cluster that Ray's own environment variables name.
+
+    `local`, Ray's word for a cluster that the process starts itself, names none.
+    """
+    named = (os.environ.get(variable) for variable in ADDRESS_VARIABLES)
+    return next((address for address in named if address and address != "local"), None)
+
+
+def dashboard_of_environment() -> str | None:
+    """The address of a dashboard that Ray's own environment variables name; None for a head's."""
+    api, address = (os.environ.get(variable, "") for variable in ADDRESS_VARIABLES)
+    return api or (address if address.startswith(("http://", "https://")) else None)
 
 
 def _start_head() -> str:

@@ -8,6 +8,7 @@ stored nowhere else.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -19,15 +20,18 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from muva.errors import MuvaError
+from muva.file_lock import locked
 from muva.proxies import carries_in_clear
+from tracking.redaction import redact
 from workflows.runtime.authentication import AUTH_MODE, RAY, authorisation, ensure_token
+from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE
 from workflows.runtime.local import (
     HOST,
     OBJECT_STORE_BYTES,
@@ -38,6 +42,11 @@ from workflows.runtime.local import (
 from workflows.runtime.quirks import HEAD_ENVIRONMENT, HEAD_PORTS
 
 DEFAULT_ADDRESS = f"http://{HOST}:8265"
+PASSED_VARIABLES = (
+    *("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI", "MUVA_PEOPLE"),
+    WAIT_LIMIT_VARIABLE,
+)
+"""Environment variables that jobs get with their values where they are submitted."""
 START_S = 90.0
 TIMEOUT_S = 5.0
 
@@ -131,7 +140,7 @@ def start_head(*, outlives: bool = True) -> Head:
         process = subprocess.Popen(
             [*RAY, "start", "--head", "--block", *options],
             env={
-                **os.environ,
+                **_environment_of_head(),
                 AUTH_MODE: "token",
                 "PATH": _path_with_this_python(),
                 **HEAD_ENVIRONMENT,
@@ -149,7 +158,9 @@ def start_head(*, outlives: bool = True) -> Head:
             raise MuvaError(f"Ray did not start on this machine. The end of {log_file}:\n{last}")
         time.sleep(0.3)
     if outlives:
-        record.write_text(json.dumps(asdict(head)))
+        written = record.with_suffix(".new")
+        written.write_text(json.dumps(asdict(head)))
+        written.replace(record)
     return head
 
 
@@ -166,13 +177,32 @@ def http_status(address: str, headers: dict[str, str] | None = None) -> int | No
             return response.status
     except urllib.error.HTTPError as error:
         return error.code
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # the last: no server of HTTP
         return None
+
+
+def _environment_of_head() -> dict[str, str]:
+    """The environment without what each job gets from the command that submits it.
+
+    Jobs inherit the head's environment: a variable that a later command does not set would have the
+    value that it had when the head was started. Values with secrets are not sent with jobs, and so
+    have to be the head's.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in PASSED_VARIABLES or redact(value) != value
+    }
 
 
 def _path_with_this_python() -> str:
     """PATH with this environment first, so that jobs that run `python` use it unactivated."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def starting_one_at_a_time() -> AbstractContextManager[None]:
+    """A block that one command of this account at a time runs, to find a head or start one."""
+    return locked(_record().with_suffix(".lock"))
 
 
 def _record() -> Path:
@@ -183,5 +213,5 @@ def _record() -> Path:
 def _recorded_address() -> str | None:
     try:
         return json.loads(_record().read_text())["address"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -17,7 +17,7 @@ from muva.synthetic import DOMAINS
 from tracking.redaction import redact
 from tracking.source import JOB_VARIABLE
 from workflows.jobs.shipping import LOCK, code_folder
-from workflows.runtime.node_checks import NEEDED, NodeReport
+from workflows.runtime.node_checks import NEEDED, PLUG_INS, NodeReport
 from workflows.session import Session
 
 State = Literal["ok", "note", "fail"]
@@ -96,13 +96,25 @@ def _locked_versions() -> dict[str, str]:
 
 
 def version_agreement(reports: dict[str, NodeReport]) -> Iterator[Check]:
-    """Check that all nodes have the same versions, on which results and pickles depend."""
+    """Check that all nodes have the same versions, on which results and pickles depend.
+
+    Plug-ins of Pillow are optional, but a data set in their formats is read on every node.
+    """
     for name in NEEDED:
         versions = {report.packages.get(name) for report in reports.values()} - {None}
         if len(versions) > 1:
             shown = ", ".join(f"{node} {each.packages[name]}" for node, each in reports.items())
             yield fail(
                 "packages", "nodes", f"{name} differs: {shown}. Install the same version everywhere"
+            )
+    for name in PLUG_INS:
+        without = [node for node, each in reports.items() if each.plug_ins.get(name) is None]
+        if 0 < len(without) < len(reports):
+            yield fail(
+                "packages",
+                "nodes",
+                f"{name} is missing on {', '.join(without)}, which cannot read the formats that "
+                "the others read with it: install it everywhere",
             )
 
 

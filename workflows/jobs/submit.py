@@ -19,19 +19,13 @@ from tracking.source import COMMIT_VARIABLE, JOB_LINK_VARIABLE, JOB_VARIABLE, co
 from workflows.jobs.client import address_of_environment, cluster_errors_explained, jobs_client
 from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.jobs.follow import follow_job
+from workflows.jobs.head import PASSED_VARIABLES
 from workflows.jobs.shipping import code_fingerprint, code_folder, ship
 from workflows.progress import say
-from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE, WAIT_VARIABLE
+from workflows.runtime.autoscaling import WAIT_VARIABLE
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
-
-
-PASSED_VARIABLES = (
-    *("MUVA_HOME", "MUVA_STORE", "MLFLOW_TRACKING_URI", "MUVA_PEOPLE"),
-    WAIT_LIMIT_VARIABLE,
-)
-"""Environment variables that jobs get with their values on this machine."""
 
 
 COMMAND, COMMIT, KEY, ATTEMPT, TRACKING = (
@@ -214,7 +208,7 @@ def _tracking_uri(argv: Sequence[str], variables: Mapping[str, str], *, upload: 
     if uri := _option_value(argv, "--tracking-uri") or variables.get("MLFLOW_TRACKING_URI"):
         return uri
     home = _option_value(argv, "--home") or variables.get("MUVA_HOME") or "runs"
-    return None if upload else f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+    return None if upload else f"sqlite:///{Path(home).expanduser().absolute() / 'mlflow.db'}"
 
 
 def _option_value(argv: Sequence[str], option: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -68,14 +69,23 @@ def usable_port(port: int) -> int:
     """The port if nothing on this machine listens on it; for 0, a free one.
 
     Raises:
-        MuvaError: the port is in use.
+        MuvaError: the port is in use, or cannot be opened by this account or on this machine.
     """
     try:
         return _bound_port(port)
     except OSError as error:
+        if port and error.errno == errno.EADDRINUSE:
+            raise MuvaError(
+                f"Port {port} of {HOST} is in use ({error.strerror}). Choose another one, for "
+                f"example --port {_bound_port(0)}, or end the program that listens there."
+            ) from error
+        remedy = (
+            "Choose a port above 1023, which every account may use, or 0 for a free one"
+            if error.errno == errno.EACCES
+            else "Expected this machine's loopback interface to be up, with that address"
+        )
         raise MuvaError(
-            f"Port {port} of {HOST} is in use ({error.strerror}). Choose another one, for example "
-            f"--port {_bound_port(0)}, or end the program that listens there."
+            f"Port {port} of {HOST} cannot be opened: {error.strerror or error}. {remedy}."
         ) from error
 
 

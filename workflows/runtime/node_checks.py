@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ NEEDED = (
     "transformers",
 )
 """The dependencies in `pyproject.toml`."""
+PLUG_INS = ("pillow-heif", "pillow-jxl-plugin")
+"""Optional packages with which Pillow opens further formats; see `muva.data.plug_ins`."""
 
 _SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 _SMI_S = 20.0
@@ -69,6 +71,8 @@ class NodeReport:
     python: str
     packages: Mapping[str, str | None]
     """Name -> version, None if it is not installed."""
+    plug_ins: Mapping[str, str | None] = field(default_factory=dict)
+    """The same for `PLUG_INS`."""
     memory_bytes: int
     """Memory that the node's processes may use."""
     temporary_folder: str
@@ -97,6 +101,7 @@ def node_report(store: str | None, probe: str, files: Sequence[str]) -> NodeRepo
         host=socket.gethostname(),
         python=platform.python_version(),
         packages=versions(),
+        plug_ins={name: _version(name) for name in PLUG_INS},
         memory_bytes=usable_memory_bytes(),
         temporary_folder=folder,
         free_bytes=shutil.disk_usage(folder).free,
@@ -109,13 +114,14 @@ def node_report(store: str | None, probe: str, files: Sequence[str]) -> NodeRepo
 
 def versions() -> dict[str, str | None]:
     """The installed versions of the packages that are needed."""
-    found: dict[str, str | None] = {}
-    for name in NEEDED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: _version(name) for name in NEEDED}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _store_problem(uri: str, probe: str) -> str:

@@ -60,12 +60,12 @@ def doctor_verb(
         local_version_checks,
         remote_cluster_checks,
     )
-    from workflows.jobs.client import ADDRESS_VARIABLES
+    from workflows.jobs.client import dashboard_of_environment
 
     if overrides and recipe is None:
         raise click.UsageError("--set changes a setting of a recipe: name it with --recipe")
     config = load_recipe(recipe, overrides=overrides) if recipe is not None else None
-    address = cluster.address or os.environ.get(ADDRESS_VARIABLES[0])
+    address = cluster.address or dashboard_of_environment()
     if address and JOB_VARIABLE not in os.environ:
         command = _job_command(context, recipe, overrides)
         checks = [*local_version_checks(), *remote_cluster_checks(cluster, address, command)]

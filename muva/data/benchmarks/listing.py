@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """Endings of the formats for pictures that Pillow opens without a plug-in."""
-_INTEGER = re.compile(r"(-?[0-9]+)(?:\.0*)?")
+_INTEGER = re.compile(r"(-?[0-9]+)(?:\.0*|,0)?")
 HIDDEN, SYSTEM = "hidden file", "system file"
 LOOP, SPECIAL = "link to a folder that contains it", "neither a file nor a folder"
 _SYSTEM_NAMES = frozenset(
@@ -253,7 +253,8 @@ def numbered_cameras(names: Sequence[str | None]) -> list[int | None]:
 def numbered(names: Iterable[str], *, first: int) -> Mapping[str, int]:
     """Numbers for names: their values if all are integers, else from `first` in sorted order.
 
-    Integers may be written as floats, like 7.0, as pandas does where a column has empty cells.
+    Integers may be written as floats, like 7.0 (or 7,0, with a decimal comma), as pandas does where
+    a column has empty cells.
     """
     distinct = sorted(set(names))
     values = {name: value for name in distinct if (value := _integer(name)) is not None}

@@ -12,7 +12,7 @@ import codecs
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Byte order mark -> encoding."""
+_MISSING = frozenset({"nan", "NaN", "NAN", "NA", "<NA>", "N/A", "n/a", "null", "NULL", "None"})
+"""What pandas, R and databases write for a missing value, where a cell is not left empty."""
 
 
 def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -> Iterator[Record]:
@@ -58,7 +60,7 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
             "path,pid,camid"
         )
     paths = _texts(table, "path", root)
-    pid_names = _texts(table, "pid", root)
+    pid_names = _texts(table, "pid", root, text=_label)
     pid_of = numbered_people(pid_names)
     pids = [pid_of[name] for name in pid_names]
     camids = _camids(table)
@@ -69,9 +71,9 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
         )
     boxes = _boxes(table, root)
     splits = _splits(table, root) or whole_split(split, pids, camids)
-    captions = table["caption"].to_pylist() if "caption" in table.column_names else None
-    if captions:
-        captions = [None if caption is None else str(caption) for caption in captions]
+    captions = None
+    if "caption" in table.column_names:
+        captions = [_text(caption) or None for caption in table["caption"].to_pylist()]
     for index, path in enumerate(paths):
         yield Record(
             domain=domain,
@@ -168,13 +170,6 @@ def _column_name(name: str) -> str:
     return plain if plain in {"path", "pid", "camid", "split", "caption", *boxes} else name
 
 
-def _texts(table: pa.Table, column: str, file: Path) -> list[str]:
-    values = list(map(_text, table[column].to_pylist()))
-    if "" in values:
-        raise MuvaError(f"the list {file}: {column} is empty in row {values.index('') + 1}")
-    return values
-
-
 def _text(value: object) -> str:
     """A cell as text: integral floats as integers, and nothing for one that is empty."""
     if isinstance(value, float):
@@ -182,17 +177,32 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def _label(value: object) -> str:
+    """A pid, camera, split or corner as text; what stands for a missing value in tables is none."""
+    text = _text(value).strip()
+    return "" if text in _MISSING else text
+
+
+def _texts(
+    table: pa.Table, column: str, file: Path, *, text: Callable[[object], str] = _text
+) -> list[str]:
+    values = list(map(text, table[column].to_pylist()))
+    if "" in values:
+        raise MuvaError(f"the list {file}: {column} is empty in row {values.index('') + 1}")
+    return values
+
+
 def _camids(table: pa.Table) -> Sequence[int | None]:
     if "camid" not in table.column_names:
         return [None] * len(table)
-    return numbered_cameras(list(map(_text, table["camid"].to_pylist())))
+    return numbered_cameras(list(map(_label, table["camid"].to_pylist())))
 
 
 def _splits(table: pa.Table, file: Path) -> list[Split] | None:
     if "split" not in table.column_names:
         return None
     split_of_name: dict[str, Split] = {split: split for split in SPLITS}
-    names = _texts(table, "split", file)
+    names = _texts(table, "split", file, text=_label)
     for row, name in enumerate(names, start=1):
         if name not in split_of_name:
             raise MuvaError(
@@ -225,11 +235,12 @@ def _boxes(table: pa.Table, file: Path) -> list[Mapping[str, Box | None]] | None
 
 
 def _box(values: tuple[Any, ...], file: Path, part: str, row: int) -> Box | None:
-    if all(value in (None, "") for value in values):
+    texts = [_label(value).replace(",", ".") for value in values]  # perhaps a decimal comma
+    if not any(texts):
         return None
     try:
-        x0, y0, x1, y1 = (float(value) for value in values)
-    except (TypeError, ValueError):
+        x0, y0, x1, y1 = map(float, texts)
+    except ValueError:
         x0, y0, x1, y1 = 1.0, 1.0, 0.0, 0.0
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         raise MuvaError(

@@ -424,6 +424,56 @@ def test_a_pid_that_is_not_a_number_is_empty(tmp_path):
         read_tree("manifest", listed(tmp_path, rows, "parquet"), domain="d")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,pid,camid,split\na.jpg, 7, 1,query\nb.jpg,7 ,,gallery\nc.jpg, -1,2 , gallery\n",
+        "path,pid,camid,split\na.jpg,7,1,query\nb.jpg,7,nan,gallery\nc.jpg,-1,2,gallery\n",
+        "path;pid;camid;split\na.jpg;7,0;1,0;query\nb.jpg;7,0;NA;gallery\nc.jpg;-1,0;2,0;gallery\n",
+    ],
+)
+def test_blanks_missing_values_and_decimal_commas_make_no_other_people(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    assert image_labels(read_tree("manifest", tmp_path / "list.csv", domain="d")) == {
+        ("a.jpg", "query", 7, 1),
+        ("b.jpg", "gallery", 7, None),
+        ("c.jpg", "gallery", -1, 2),
+    }
+
+
+@pytest.mark.parametrize("text", ["nan", " ", "NULL"])
+def test_a_text_that_stands_for_a_missing_pid_is_no_person(tmp_path, text):
+    (tmp_path / "list.csv").write_text(f"path,pid\na.jpg,1\nb.jpg,{text}\n")
+    with pytest.raises(MuvaError, match="pid is empty in row 2"):
+        read_tree("manifest", tmp_path / "list.csv", domain="d")
+
+
+def test_thousands_are_not_cut_off(tmp_path):
+    (tmp_path / "list.csv").write_text("path;pid\na.jpg;1,000\nb.jpg;1\n")
+    options = {"split": "train"}
+    records = read_tree("manifest", tmp_path / "list.csv", domain="d", options=options)
+    assert len({record.pid for record in records}) == 2
+
+
+def test_boxes_may_have_decimal_commas_and_captions_and_boxes_may_be_missing(tmp_path):
+    corners = ("head_x0", "head_y0", "head_x1", "head_y1")
+    (tmp_path / "list.csv").write_text(
+        f"path;pid;split;caption;{';'.join(corners)}\n"
+        "a.jpg;7;query;a man;0,1;0,2;0,5;0,3\nb.jpg;7;gallery;;NaN;NaN;NaN;NaN\n"
+    )
+    missing = [None, float("nan")]
+    table = {"path": ["a.jpg", "b.jpg"], "pid": [7, 7], "split": ["query", "gallery"]}
+    table |= {
+        name: [value, missing[1]] for name, value in zip(corners, (0.1, 0.2, 0.5, 0.3), strict=True)
+    }
+    pq.write_table(pa.table({**table, "caption": missing}), tmp_path / "list.parquet")
+    for suffix, captions in ((".csv", ["a man", None]), (".parquet", [None, None])):
+        records = read_tree("manifest", tmp_path / f"list{suffix}", domain="d")
+        heads = [record.boxes["head"] for record in records]
+        assert heads == [(0.1, 0.2, 0.5, 0.3), None]
+        assert [record.caption for record in records] == captions
+
+
 def test_junk_stays_junk_among_names(tmp_path):
     rows = [{"path": f"{pid}.jpg", "pid": pid} for pid in ("alice", "-1", "bob", "1.5")]
     records = read_tree("manifest", listed(tmp_path, rows, "csv"), domain="d")

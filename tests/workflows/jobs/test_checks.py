@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from muva.config import load_recipe
+from muva.data import plug_ins
 from muva.errors import MuvaError, SettingsError
 from tests.clusters.fields import ROOT
 from workflows.jobs import readiness
 from workflows.jobs.checks import driver_checks
 from workflows.runtime.autoscaling import resources, wait_for
 from workflows.runtime.local import usable_port
-from workflows.runtime.node_checks import NEEDED, Gpu, NodeReport, node_report, versions
+from workflows.runtime.node_checks import NEEDED, PLUG_INS, Gpu, NodeReport, node_report, versions
 from workflows.session import open_session
 from workflows.verbs.doctor import doctor_verb
 
@@ -74,6 +75,15 @@ def test_versions_are_compared_with_the_lock_and_with_each_other() -> None:
     (differs,) = readiness.version_agreement({"a": report(), "b": other})
     assert "numpy differs: a " in differs.said
     assert not list(readiness.version_agreement({"a": report(), "b": report()}))
+
+
+def test_plug_ins_are_installed_everywhere_or_nowhere() -> None:
+    assert set(PLUG_INS) == set(plug_ins.PLUG_INS.values())
+    with_it, without = report(plug_ins={"pillow-heif": "1.1"}), report()
+    (differs,) = readiness.version_agreement({"a": with_it, "b": without})
+    assert differs.state == "fail"
+    assert "pillow-heif is missing on b" in differs.said
+    assert not list(readiness.version_agreement({"a": with_it, "b": with_it}))
 
 
 def test_a_full_disk_and_missing_weights_fail() -> None:
