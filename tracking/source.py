@@ -25,6 +25,7 @@ JOB_LINK_TAG = "muva.ray_job_link"
 _CODE = Path(__file__).resolve().parent.parent
 _HOST_TAG = "muva.host"
 _PROCESS_TAG = "muva.process"
+_NAMESPACE_TAG = "muva.process_namespace"
 
 
 def source_tags() -> dict[str, str]:
@@ -35,6 +36,7 @@ def source_tags() -> dict[str, str]:
         "mlflow.source.name": command(),
         _HOST_TAG: socket.gethostname(),
         _PROCESS_TAG: str(os.getpid()),
+        _NAMESPACE_TAG: _pid_namespace(),
     }
     revision = commit()
     if revision:
@@ -79,9 +81,15 @@ def commit() -> str | None:
 
 
 def opened_by_dead_process(tags: dict[str, str]) -> bool:
-    """Whether the run with these tags was opened on this machine by a process that has ended."""
+    """Whether the run with these tags was opened on this machine by a process that has ended.
+
+    Containers may have the host's name, but number their processes on their own: nothing is known
+    about those of another namespace.
+    """
     process = tags.get(_PROCESS_TAG, "")
     if tags.get(_HOST_TAG) != socket.gethostname() or not process.isdigit():
+        return False
+    if tags.get(_NAMESPACE_TAG, _pid_namespace()) != _pid_namespace():
         return False
     try:
         os.kill(int(process), 0)
@@ -90,6 +98,14 @@ def opened_by_dead_process(tags: dict[str, str]) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def _pid_namespace() -> str:
+    """The namespace in which process ids are unique (pid_namespaces(7)); empty if unknown."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _git(*arguments: str) -> str | None:

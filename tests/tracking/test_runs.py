@@ -24,6 +24,7 @@ from muva.config import ModelConfig
 from muva.errors import MuvaError
 from tracking.connection import failures_explained
 from tracking.runs import RunRef, Tracker, log_metrics, runs_with_tag
+from tracking.source import opened_by_dead_process, source_tags
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,20 @@ def test_a_bug_leaves_its_traceback(tracker: Tracker, client: MlflowClient) -> N
         _ = 1 // 0
     file = client.download_artifacts(run.ref.run_id, "failure.txt")
     assert "_ = 1 // 0" in Path(file).read_text()
+
+
+def test_nothing_is_known_of_a_process_in_another_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("os.getpid", lambda: 2**22 + 1)  # above any process id of Linux
+        here = source_tags()
+        elsewhere.setattr("tracking.source._pid_namespace", lambda: "pid:[1]")
+        in_container = source_tags()
+    assert opened_by_dead_process(here)
+    assert not opened_by_dead_process(in_container)
+    without = {tag: value for tag, value in here.items() if "namespace" not in tag}
+    assert opened_by_dead_process(without), "as earlier versions recorded it"
 
 
 def test_a_run_whose_process_was_killed_is_marked_failed_by_the_next_one(
