@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.data.store import Store, open_store
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 
 if TYPE_CHECKING:
     from tracking.runs import Run, RunRef
@@ -90,8 +90,16 @@ def open_session(
     """A session whose store and runs are under `home` unless other places are given.
 
     docs/on-disk.md says what is in that folder.
+
+    Raises:
+        SettingsError: the path of the home cannot be part of a database's URL.
     """
     folder = Path(home).expanduser().absolute()
+    if tracking_uri is None and "?" in str(folder):
+        raise SettingsError(
+            f"home {folder}: expected a path without a question mark, after which a database's URL "
+            "has options. Choose another one with --home, or name the database with --tracking-uri"
+        )
     return Session(
         home=folder,
         store=open_store(store or folder / "store"),

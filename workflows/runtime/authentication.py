@@ -20,11 +20,21 @@ TOKEN_PLACES = f"in {TOKEN}, in the file that {TOKEN_PATH} names, or in ~/.ray/a
 
 
 def authorisation() -> dict[str, str]:
-    """The header that carries the token; empty without one."""
+    """The header that carries the token; empty without one.
+
+    Raises:
+        MuvaError: there is a file for it that cannot be read.
+    """
     token = os.environ.get(TOKEN, "").strip()
     file = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
-    if not token and file.is_file():
-        token = file.read_text().strip()
+    try:
+        if not token and file.is_file():
+            token = file.read_text().strip()
+    except OSError as error:
+        raise MuvaError(
+            f"Ray's token file {file} cannot be read: {error.strerror}. Expected one that this "
+            f"account may read: correct its permissions, or {TOKEN_PATH}"
+        ) from error
     return bearer(token) if token else {}
 
 
@@ -54,7 +64,11 @@ def ensure_token() -> None:
                 check=False,
             )
     if not authorisation():
-        raise MuvaError(
-            f"No Ray token: expected one {TOKEN_PLACES}. Make one with `ray get-auth-token "
-            "--generate`."
+        folder = next(parent for parent in ours.parents if parent.exists())
+        remedy = (
+            "Make one with `ray get-auth-token --generate`"
+            if os.access(folder, os.W_OK)
+            else f"This account cannot write to {folder}: set HOME to a folder to which it can, or "
+            f"{TOKEN} to a long random secret"
         )
+        raise MuvaError(f"No Ray token: expected one {TOKEN_PLACES}. {remedy}.")
