@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
@@ -205,7 +204,7 @@ def _check_answer(server: str) -> None:
     The request is MLflow's, so that certificates, credentials and proxies are those of its client.
     """
     try:
-        response: requests.Response = http_request(  # MLflow declares no type
+        response = http_request(
             get_default_host_creds(server),
             "/health",
             "GET",
@@ -215,6 +214,7 @@ def _check_answer(server: str) -> None:
         )
     except (MlflowException, OSError, ValueError, http.client.HTTPException) as error:
         raise _no_answer(server, str(error.__cause__ or error)) from error
+    assert response is not None  # MLflow declares no type
     if response.status_code in _GATEWAY_ERRORS:  # a proxy answers, not the server behind it
         raise _no_answer(server, f"status {response.status_code} {response.reason}")
     # Any other response is the server's, though it may require authentication.

@@ -32,7 +32,7 @@ def server(status: int, certificate: Path | None = None) -> Iterator[str]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
