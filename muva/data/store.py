@@ -73,7 +73,8 @@ class Store(Protocol):
         ...
 
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_SCHEME = re.compile(r".*?(?=://)|[A-Za-z][A-Za-z0-9+.-]+(?=:/)")
+"""Of a URI, also of one that has lost a slash."""
 
 
 def open_store(uri: str | Path) -> Store:
@@ -88,7 +89,7 @@ def open_store(uri: str | Path) -> Store:
     scheme = _SCHEME.match(text)
     if scheme and not text.startswith("file://"):
         raise SettingsError(
-            f"store {text}: expected a folder or s3://bucket/prefix, found the scheme {scheme[1]}"
+            f"store {text}: expected a folder or s3://bucket/prefix, found the scheme {scheme[0]}"
         )
     return LocalStore(Path(text.removeprefix("file://")))
 

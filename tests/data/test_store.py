@@ -332,7 +332,9 @@ def test_errors_of_the_service_come_with_a_remedy(s3, code, remedy):
             s3.create("key", b"")
 
 
-@pytest.mark.parametrize("uri", ["s3:/bucket/x", "file:/tmp/x", "gs://bucket/x", "S3://bucket/x"])
+@pytest.mark.parametrize(
+    "uri", ["s3:/bucket/x", "file:/tmp/x", "gs://b/x", "S3://bucket/x", " s3://b/x"]
+)
 def test_an_address_of_another_kind_is_not_taken_for_a_folder(uri):
     with pytest.raises(MuvaError, match=r"expected a folder or s3://.* found the scheme"):
         open_store(uri)

@@ -85,7 +85,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_proxy_without_a_server_behind_it_is_told_at_once(status: int) -> None:
+def test_a_proxy_without_a_server_behind_it_fails_at_once(status: int) -> None:
     began = time.monotonic()
     with server(status) as address, pytest.raises(MuvaError, match=f"responds.*status {status}"):
         reached_client(address)

@@ -126,7 +126,7 @@ def test_a_database_that_cannot_be_written_to_is_not_to_be_migrated(
     assert "upgrade" not in str(refused.value)
 
 
-def test_an_account_without_a_home_folder_is_told_so(
+def test_without_a_home_folder_the_error_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def homeless() -> NoReturn:

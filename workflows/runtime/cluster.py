@@ -67,8 +67,7 @@ def _initialised() -> Iterator[None]:
     folder = None
     try:
         if address != _NEW:
-            with sigterm_kept():
-                ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            _init()
             if wanted := os.environ.get(WAIT_VARIABLE):
                 wait_for(resources(wanted))
         else:
@@ -76,23 +75,25 @@ def _initialised() -> Iterator[None]:
             quiet_about_tokens()
             usable = node_resources()
             folder = None if default_ray_folder_is_short() else new_ray_folder()
-            with sigterm_kept():
-                ray.init(
-                    address=_NEW,
-                    include_dashboard=False,
-                    num_cpus=usable["num_cpus"],
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _memory=usable.get("memory"),
-                    _temp_dir=folder,
-                    **LOCAL_INIT,
-                    log_to_driver=False,
-                    logging_level=logging.WARNING,
-                )
+            _init(
+                address=_NEW,
+                include_dashboard=False,
+                num_cpus=usable["num_cpus"],
+                object_store_memory=OBJECT_STORE_BYTES,
+                _memory=usable.get("memory"),
+                _temp_dir=folder,
+                **LOCAL_INIT,
+            )
         yield
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _init(**options: Any) -> None:
+    with sigterm_kept():
+        ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def on_the_drivers_node() -> Any:
