@@ -174,12 +174,20 @@ def _client(tracking_uri: str) -> MlflowClient:
     for chatty in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if tracking_uri.startswith("http"):
-        return MlflowClient(tracking_uri=tracking_uri)
+        return _client_of(tracking_uri)
     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")  # seconds, before the lock
     with one_at_a_time(tracking_uri):
         if (file := sqlite_file(tracking_uri)) is not None:
             adopt_copy(file)
-        return MlflowClient(tracking_uri=tracking_uri)
+        return _client_of(tracking_uri)
+
+
+def _client_of(tracking_uri: str) -> MlflowClient:
+    """A client whose registry is that of the same server, whatever MLFLOW_REGISTRY_URI names.
+
+    A model version refers to a logged model, which another server does not have.
+    """
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
 def _await_answer(server: str, within_s: float) -> None:

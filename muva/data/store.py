@@ -420,13 +420,12 @@ class S3Store:
             code = error.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "404"):
                 raise MissingKeyError(f"store {self.uri}: there is no {key}") from error
-            remedy = _S3_REMEDIES.get(code, "")
-            raise MuvaError(f"store {self.uri}: cannot {verb} {key}: {error}. {remedy}") from error
+            what, remedy = f"{verb} {key}".rstrip(), _S3_REMEDIES.get(code, "")
+            raise MuvaError(f"store {self.uri}: cannot {what}: {error}. {remedy}") from error
         except (BotoCoreError, Boto3Error) as error:
+            what = f"{verb} {key}".rstrip()
             raise MuvaError(
-                f"store {self.uri}: cannot {verb} {key}: {error}. Are AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION and, for servers other than "
-                "Amazon S3, AWS_ENDPOINT_URL set?"
+                f"store {self.uri}: cannot {what}: {str(error).rstrip('.')}. {_remedy_of(error)}"
             ) from error
         except OSError as error:
             raise MuvaError(
@@ -455,6 +454,28 @@ _S3_REMEDIES = {
     ),
     "SlowDown": "The service is limiting requests: run the same command again later",
 }
+
+
+def _remedy_of(error: Exception) -> str:
+    """What to do about an error that occurred before the service answered."""
+    from botocore import exceptions as errors
+
+    if isinstance(error, errors.SSLError):
+        return (
+            "Expected AWS_CA_BUNDLE, or ca_bundle in ~/.aws/config, to be a file with the "
+            "certificate of the authority that signed the server's"
+        )
+    if isinstance(error, errors.ParamValidationError):
+        return "Expected s3://BUCKET/PREFIX with the name of an existing bucket"
+    if isinstance(error, errors.ConnectionError | errors.HTTPClientError):
+        return (
+            "Is the service reachable from this machine, and are AWS_ENDPOINT_URL, for servers "
+            "other than Amazon S3, and AWS_REGION right?"
+        )
+    return (
+        "Are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION and, for "
+        "servers other than Amazon S3, AWS_ENDPOINT_URL set?"
+    )
 
 
 @functools.cache

@@ -192,6 +192,20 @@ def test_missing_credentials_are_reported(s3, monkeypatch):
         open_store(s3.uri).read("key")
 
 
+def test_a_certificate_that_cannot_be_checked_is_not_blamed_on_the_keys(s3, monkeypatch):
+    with_tls = os.environ["AWS_ENDPOINT_URL"].replace("http:", "https:")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", with_tls)
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)  # between retries
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/nonexistent.pem")
+    with pytest.raises(MuvaError, match=r"cannot list: SSL.*Expected AWS_CA_BUNDLE"):
+        list(s3.list())
+
+
+def test_a_name_that_no_bucket_can_have_is_reported():
+    with pytest.raises(MuvaError, match=r"(?i)bucket name.*Expected s3://BUCKET/PREFIX"):
+        list(open_store("s3://my bucket!/people").list())
+
+
 def test_a_file_system_without_hard_links_is_refused_before_the_work(tmp_path, monkeypatch):
     def refused(*_: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from mlflow import MlflowClient
 
 from muva.errors import MuvaError
 from tracking.connection import reached_client
@@ -96,6 +97,18 @@ def test_a_proxy_without_a_server_behind_it_fails_at_once(status: int) -> None:
 def test_any_other_response_is_that_of_a_server(status: int) -> None:
     with server(status) as address:
         reached_client(address)
+
+
+def test_models_are_registered_where_the_runs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    client = reached_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.create_registered_model("muva")
+    assert {file.name for file in tmp_path.glob("*.db")} == {"mlflow.db"}
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    same = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert same.get_registered_model("muva").name == "muva"
 
 
 def test_certificates_are_those_of_mlflows_own_settings(

@@ -47,6 +47,8 @@ PASSED_VARIABLES = (
     WAIT_LIMIT_VARIABLE,
 )
 """Environment variables that jobs get with their values where they are submitted."""
+_READ_BY_JOBS = ("AWS_", "HF_", "MLFLOW_", "MUVA_")
+"""Prefixes of the variables that verbs and their libraries read: credentials, addresses."""
 START_S = 90.0
 TIMEOUT_S = 5.0
 
@@ -68,7 +70,8 @@ def find_head() -> str | None:
     runs it, and if it refuses requests without the token and accepts them with it: on a shared
     machine another user may listen on the port, who must not get the token.
     """
-    for address in (_recorded_address(), DEFAULT_ADDRESS):
+    recorded = _recorded_head()
+    for address in (recorded and recorded.address, DEFAULT_ADDRESS):
         if address is None or not _belongs_to_this_user(address):
             continue
         if http_status(address) == 401 and http_status(address, authorisation()) == 200:
@@ -188,11 +191,30 @@ def _environment_of_head() -> dict[str, str]:
     value that it had when the head was started. Values with secrets are not sent with jobs, and so
     have to be the head's.
     """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in PASSED_VARIABLES or redact(value) != value
-    }
+    return {name: value for name, value in os.environ.items() if not _is_passed(name)}
+
+
+def stale_variables(address: str) -> tuple[list[str], int]:
+    """Names of variables that have other values in this machine's head, and its process id.
+
+    Jobs get the head's values: those of the command that started it. Only variables that a command
+    reads are compared. Empty for any other cluster, and where the system does not tell.
+    """
+    head = _recorded_head()
+    if head is None or head.address != address:
+        return [], 0
+    try:
+        theirs = psutil.Process(head.pid).environ()
+    except psutil.Error:
+        return [], 0
+    names = {name for name in {*theirs, *os.environ} if name.startswith(_READ_BY_JOBS)}
+    own = (name for name in names if not _is_passed(name))
+    return sorted(name for name in own if theirs.get(name) != os.environ.get(name)), head.pid
+
+
+def _is_passed(name: str) -> bool:
+    value = os.environ.get(name, "")
+    return name in PASSED_VARIABLES and redact(value) == value
 
 
 def _path_with_this_python() -> str:
@@ -210,8 +232,9 @@ def _record() -> Path:
     return Path.home() / ".muva" / f"ray-head-{socket.gethostname()}.json"
 
 
-def _recorded_address() -> str | None:
+def _recorded_head() -> Head | None:
     try:
-        return json.loads(_record().read_text())["address"]
+        written = json.loads(_record().read_text())
+        return Head(address=str(written["address"]), pid=int(written["pid"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

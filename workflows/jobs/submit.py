@@ -19,7 +19,7 @@ from tracking.source import COMMIT_VARIABLE, JOB_LINK_VARIABLE, JOB_VARIABLE, co
 from workflows.jobs.client import address_of_environment, cluster_errors_explained, jobs_client
 from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.jobs.follow import follow_job
-from workflows.jobs.head import PASSED_VARIABLES
+from workflows.jobs.head import PASSED_VARIABLES, stale_variables
 from workflows.jobs.shipping import code_fingerprint, code_folder, ship
 from workflows.progress import say
 from workflows.runtime.autoscaling import WAIT_VARIABLE
@@ -87,6 +87,7 @@ def submit_job(
     if upload is None:
         upload = bool(cluster.address or address_of_environment())
     client = jobs_client(cluster)
+    _warn_of_stale_variables(client)
     variables = _job_variables(cluster)
     key = _key(argv, variables, upload=upload)
     job, attempt, earlier = _next_job(client, f"muva-{argv[0]}-{key}")
@@ -174,6 +175,16 @@ def _submit(
                 f"{redact(str(error))}"
             ) from error
     return True
+
+
+def _warn_of_stale_variables(client: JobSubmissionClient) -> None:
+    names, head = stale_variables(client.get_address())
+    if names:
+        say(
+            f"The Ray head on this machine was started with other values of {', '.join(names)}, "
+            "and jobs get those. To submit with the present ones, stop it first, which ends its "
+            f"jobs: kill {head}"
+        )
 
 
 def _job_variables(cluster: ClusterSettings) -> dict[str, str]:

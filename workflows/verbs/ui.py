@@ -23,6 +23,20 @@ from workflows.verb import home_option, json_option, print_result, tracking_opti
 
 START_S = 90.0
 STOP_S = 10.0
+OTHER_SERVERS = (
+    *("MLFLOW_HOST", "MLFLOW_PORT", "MLFLOW_WORKERS", "MLFLOW_GUNICORN_OPTS"),
+    *("MLFLOW_UVICORN_OPTS", "MLFLOW_STATIC_PREFIX", "MLFLOW_EXPOSE_PROMETHEUS"),
+    *("MLFLOW_SERVE_ARTIFACTS", "MLFLOW_ARTIFACTS_ONLY", "MLFLOW_ARTIFACTS_DESTINATION"),
+    *("MLFLOW_DEFAULT_ARTIFACT_ROOT", "MLFLOW_TRACE_ARCHIVAL_CONFIG"),
+    *("MLFLOW_BACKEND_STORE_URI", "MLFLOW_READ_REPLICA_BACKEND_STORE_URI"),
+    *("MLFLOW_REGISTRY_STORE_URI", "MLFLOW_WORKSPACE_STORE_URI"),
+    *("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"),
+    *("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "MLFLOW_SERVER_X_FRAME_OPTIONS"),
+)
+"""The variables of the options of `mlflow server`.
+
+They are meant for another server: here they would change what is served, and to whom.
+"""
 
 
 @click.command("ui")
@@ -88,7 +102,7 @@ def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subpro
         where = (f"--host={HOST}", f"--port={port}", "--workers=1")
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *where],
-            env={**os.environ, **_server_environment(tracking_uri, file)},
+            env=_server_environment(tracking_uri, file),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -102,7 +116,8 @@ def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subpro
 
 def _server_environment(tracking_uri: str, file: Path | None) -> dict[str, str]:
     """Settings as environment variables: arguments would show a database's password to others."""
-    settings = {
+    settings = {name: value for name, value in os.environ.items() if name not in OTHER_SERVERS}
+    settings |= {
         "MLFLOW_BACKEND_STORE_URI": tracking_uri,
         # No helper processes for evaluations by language models.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

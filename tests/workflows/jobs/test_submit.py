@@ -28,7 +28,7 @@ from workflows.jobs import follow
 from workflows.jobs.client import job_details, jobs_client
 from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.jobs.follow import follow_job
-from workflows.jobs.head import Head, find_head, start_head
+from workflows.jobs.head import Head, find_head, stale_variables, start_head
 from workflows.jobs.shipping import code_folder, ship
 from workflows.jobs.submit import submit_and_follow, submit_job
 from workflows.runtime.authentication import authorisation
@@ -106,6 +106,16 @@ def test_who_listens_as_another_user_is_asked_nothing(
     monkeypatch.setattr("os.getuid", lambda: -1)
     assert find_head() is None
     assert asked == []
+
+
+def test_variables_that_jobs_get_from_the_head_with_other_values_are_named(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stale_variables(head.address) == ([], head.pid)
+    monkeypatch.setenv("AWS_PROFILE", "people")
+    monkeypatch.setenv("MUVA_STORE", "/each/job/gets/its/own")
+    assert stale_variables(head.address) == (["AWS_PROFILE"], head.pid)
+    assert stale_variables("http://another.example.org:8265") == ([], 0)
 
 
 def test_a_head_that_takes_another_token_is_not_ours(

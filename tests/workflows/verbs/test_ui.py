@@ -1,5 +1,6 @@
 """`muva ui` as people run it: a process of its own, MLflow's real server, a browser's requests."""
 
+import os
 import re
 import signal
 import socket
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from mlflow.cli import server as server_command
 
 from muva.errors import MuvaError
 from tests.workflows.commands import PATIENCE_S, heeding_ctrl_c
 from tracking.runs import RunRef, Tracker
 from tracking.ui import run_link
 from workflows.runtime.local import usable_port
-from workflows.verbs.ui import ui_verb
+from workflows.verbs.ui import OTHER_SERVERS, ui_verb
 
 TRAINING_VIEW = "workflowType=machine_learning"
 
@@ -39,10 +41,15 @@ def run(home: Path) -> RunRef:
 
 @pytest.fixture(scope="module")
 def server(home: Path, run: RunRef) -> Iterator[tuple[str, list[str]]]:
-    """The address that the verb printed, and all that it printed."""
+    """The address that the verb printed, and all that it printed.
+
+    Its environment has settings that are meant for another server.
+    """
+    meant_for_another = {"MLFLOW_STATIC_PREFIX": "/mlflow", "MLFLOW_ARTIFACTS_ONLY": "true"}
     command = [sys.executable, "-m", "workflows.cli", "ui", "--home", str(home), "--port", "0"]
     process = subprocess.Popen(
         command,
+        env={**os.environ, **meant_for_another},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -114,6 +121,10 @@ def test_a_port_in_use_is_named_with_a_free_one(home: Path, run: RunRef) -> None
     )
     assert message is not None
     assert usable_port(int(message.group(1))) == int(message.group(1))
+
+
+def test_no_variable_of_another_server_reaches_this_one() -> None:
+    assert {option.envvar for option in server_command.params if option.envvar} <= {*OTHER_SERVERS}
 
 
 def test_without_runs_it_says_how_to_make_some(tmp_path: Path) -> None:
