@@ -225,6 +225,13 @@ def _check_answer(server: str) -> None:
     assert response is not None  # MLflow declares no type
     if response.status_code in _GATEWAY_ERRORS:  # a proxy answers, not the server behind it
         raise _no_answer(server, f"status {response.status_code} {response.reason}")
+    if response.ok and response.text.lstrip().startswith("<"):
+        raise MuvaError(
+            f"{redact(server)} is not an MLflow server: it responds with a web page, perhaps that "
+            "of a login or a proxy. Expected an address that programs can use, with the "
+            "credentials that MLflow reads: MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
     # Any other response is the server's, though it may require authentication.
 
 

@@ -14,7 +14,7 @@ import click
 from muva.errors import MuvaError, SettingsError
 from tracking.redaction import redact
 from workflows.exit_codes import INTERRUPTED
-from workflows.progress import console
+from workflows.progress import console, say
 from workflows.verbs import VERBS
 
 
@@ -77,8 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(error, OSError) and _is_of_output(error):
             _print_error(OutputError(error.strerror or str(error)), code=code)
         else:  # a bug: print the traceback as Python does, without secrets
-            trace = redact(traceback.format_exc())
-            console.print(trace, markup=False, highlight=False, soft_wrap=True)
+            say(redact(traceback.format_exc()))
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -124,7 +123,7 @@ def _is_of_output(error: OSError) -> bool:
 
 def _print_error(error: MuvaError, *, code: int) -> int:
     console.print("Error:", style="bold red", end=" ")
-    console.print(str(error), markup=False, soft_wrap=True)
+    say(str(error))
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 
 LOG_EVERY_S = 5.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 console = Console(stderr=True, highlight=False)
 """Status messages go to standard error, results to standard output."""
@@ -76,7 +78,15 @@ def time_left(seconds: float, done: float, remaining: float) -> str:
 
 def say(text: str) -> None:
     """Prints a status message line by line, without interpreting markup in it."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes, except for newlines and tabs.
+
+    File names can contain sequences that change a terminal's colours, title or clipboard.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
 @contextmanager

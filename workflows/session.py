@@ -61,6 +61,20 @@ class Session:
             ) as run:
                 yield run
 
+    def check_tracking(self) -> None:
+        """Check that MLflow is available, before work whose run is opened only afterwards.
+
+        Raises:
+            MuvaError: it is not. Within a pipeline, whose own run is open, it is waited for later.
+        """
+        if self.tracking_uri is None or self.parent is not None:
+            return
+        from tracking.connection import failures_explained, reached_client
+        from tracking.uris import absolute_uri
+
+        with failures_explained(self.tracking_uri):
+            reached_client(absolute_uri(self.tracking_uri))
+
     def has_logged(self, key: str) -> bool:
         """Whether the run with this key, under the parent, is completely logged.
 

@@ -24,14 +24,15 @@ from tracking.connection import reached_client
 
 
 @contextmanager
-def server(status: int, certificate: Path | None = None) -> Iterator[str]:
+def server(status: int, certificate: Path | None = None, page: bytes = b"") -> Iterator[str]:
     """A server that answers everything with one status, over TLS if it has a certificate."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(page)))
             self.end_headers()
+            self.wfile.write(page)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -96,6 +97,15 @@ def test_a_proxy_without_a_server_behind_it_fails_at_once(status: int) -> None:
 @pytest.mark.parametrize("status", [200, 401, 404])
 def test_any_other_response_is_that_of_a_server(status: int) -> None:
     with server(status) as address:
+        reached_client(address)
+
+
+def test_a_web_page_is_not_that_of_a_server() -> None:
+    page = b"\n<!DOCTYPE html><html><body>Please sign in</body></html>"
+    with (
+        server(200, page=page) as address,
+        pytest.raises(MuvaError, match=r"is not an MLflow server.*MLFLOW_TRACKING_TOKEN"),
+    ):
         reached_client(address)
 
 

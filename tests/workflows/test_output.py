@@ -19,7 +19,8 @@ from tracking.connection import reached_client
 from tracking.names import ARTIFACT_TAG
 from tracking.runs import Tracker
 from workflows.cli import main
-from workflows.verb import TABLE_COLUMNS, as_text
+from workflows.progress import say
+from workflows.verb import TABLE_COLUMNS, as_text, print_result
 
 ADDRESS = "models/a-name-that-is-rather-long-0123456789abcdef"
 
@@ -48,6 +49,17 @@ def test_a_table_in_a_file_has_a_fixed_width(monkeypatch: pytest.MonkeyPatch) ->
     wide = Table("text")
     wide.add_row("word " * 60)
     assert max(map(len, as_text(wide).splitlines())) == TABLE_COLUMNS
+
+
+def test_names_of_files_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "p1/\x1b]0;title\a\x9b31m\tü.jpg"
+    shown = "p1/\\x1b]0;title\\x07\\x9b31m\tü.jpg\n"
+    print_result({}, as_json=False, text=name)
+    assert capsys.readouterr().out == shown
+    print_result(name, as_json=True, text="")
+    assert capsys.readouterr().out.isascii()
+    say(name)
+    assert capsys.readouterr().err.expandtabs() == shown.expandtabs()
 
 
 def _no_terminal(_: int) -> os.terminal_size:

@@ -40,7 +40,7 @@ def import_synthetic(
     """Render the missing domains, one Ray task per domain; domain -> its data set."""
     steps = {domain: synthetic_step(session, domain, config) for domain in domains}
     missing = [domain for domain in domains if steps[domain].manifest() is None]
-    rendered = dict(zip(missing, _render(steps, missing, config), strict=True))
+    rendered = dict(zip(missing, _render(session, steps, missing, config), strict=True))
     return {
         domain: run_step(
             step,
@@ -169,10 +169,11 @@ class _Rendered:
 
 
 def _render(
-    steps: dict[str, Step], domains: Sequence[str], config: SyntheticConfig
+    session: Session, steps: dict[str, Step], domains: Sequence[str], config: SyntheticConfig
 ) -> list[_Rendered]:
     if not domains:
         return []
+    session.check_tracking()  # rendering comes before the runs are opened
     from workflows.runtime.cluster import ray_cluster
     from workflows.runtime.messages import MessageQueue
     from workflows.runtime.tasks import run_tasks

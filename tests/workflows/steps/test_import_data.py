@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from muva.config import SyntheticConfig
 from muva.data.store import open_store
 from muva.errors import MuvaError
 from tests.data.benchmarks.trees import tree
-from workflows.session import Session
-from workflows.steps.import_data import import_benchmark, import_tree
+from workflows.runtime.local import usable_port
+from workflows.session import Session, open_session
+from workflows.steps.import_data import import_benchmark, import_synthetic, import_tree
 from workflows.steps.step import StepResult
 
 
@@ -101,3 +103,13 @@ def test_an_incomplete_copy_of_a_public_data_set_names_what_cannot_be_opened(
         import_benchmark(session, "market1501", root)
     said = " ".join(capsys.readouterr().err.split())
     assert "query/0002_c1s1_000001_00.jpg (the link leads to" in said
+
+
+def test_people_are_not_rendered_while_mlflow_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.runtime.cluster.ray_cluster", lambda: pytest.fail("began"))
+    address = f"http://127.0.0.1:{usable_port(0)}"
+    session = open_session(home=tmp_path, tracking_uri=address)
+    with pytest.raises(MuvaError, match="No MLflow server responds"):
+        import_synthetic(session, ["syn-station"], SyntheticConfig())
