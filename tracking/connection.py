@@ -18,6 +18,13 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    CUSTOMER_UNAUTHORIZED,
+    ENDPOINT_NOT_FOUND,
+    PERMISSION_DENIED,
+    UNAUTHENTICATED,
+    ErrorCode,
+)
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy import create_engine
@@ -34,6 +41,8 @@ _SQLITE_HEADER = b"SQLite format 3\0"
 _ANSWER_S = 10.0
 """Timeout of the health check of a tracking server, in seconds."""
 _ASKED_EVERY_S = 2.0
+_NO_CREDENTIALS = [ErrorCode.Name(one) for one in (CUSTOMER_UNAUTHORIZED, UNAUTHENTICATED)]
+_NO_PERMISSION, _NO_ENDPOINT = map(ErrorCode.Name, (PERMISSION_DENIED, ENDPOINT_NOT_FOUND))
 _GATEWAY_ERRORS = (502, 503, 504)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -145,9 +154,22 @@ def _explained(tracking_uri: str, *kinds: type[Exception]) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MuvaError(
             f"MLflow at {redact(tracking_uri)} failed: {redact(reason)[:_LONGEST_REASON]}. "
-            "Expected the MLflow server or database to keep responding. Finished work is kept; run "
-            "the same command again to resume."
+            f"{_remedy_of(error)} Finished work is kept; run the same command again to resume."
         ) from error
+
+
+def _remedy_of(error: Exception) -> str:
+    code = error.error_code if isinstance(error, MlflowException) else ""
+    if code in _NO_CREDENTIALS:
+        return (
+            "Expected this server's credentials in MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or in MLFLOW_TRACKING_TOKEN."
+        )
+    if code == _NO_PERMISSION:
+        return "Expected an account that may write to this experiment: ask who runs the server."
+    if code == _NO_ENDPOINT:
+        return "Expected a tracking URI with the server's path, such as https://HOST/mlflow."
+    return "Expected the MLflow server or database to keep responding."
 
 
 def _check_file(file: Path, *, writes: bool) -> None:

@@ -69,11 +69,9 @@ class Session:
         """
         if self.tracking_uri is None or self.parent is not None:
             return
-        from tracking.connection import failures_explained, reached_client
-        from tracking.uris import absolute_uri
+        from tracking.connection import check_reachable
 
-        with failures_explained(self.tracking_uri):
-            reached_client(absolute_uri(self.tracking_uri))
+        check_reachable(self.tracking_uri)
 
     def has_logged(self, key: str) -> bool:
         """Whether the run with this key, under the parent, is completely logged.

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from mlflow import MlflowClient
 
 from muva.errors import MuvaError
-from tracking.connection import reached_client
+from tracking.connection import check_reachable, reached_client
 
 
 @contextmanager
@@ -33,6 +33,9 @@ def server(status: int, certificate: Path | None = None, page: bytes = b"") -> I
             self.send_header("Content-Length", str(len(page)))
             self.end_headers()
             self.wfile.write(page)
+
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -98,6 +101,20 @@ def test_a_proxy_without_a_server_behind_it_fails_at_once(status: int) -> None:
 def test_any_other_response_is_that_of_a_server(status: int) -> None:
     with server(status) as address:
         reached_client(address)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (401, "credentials in MLFLOW_TRACKING_USERNAME"),
+        (403, "an account that may write"),
+        (404, "a tracking URI with the server's path"),
+        (400, "keep responding"),
+    ],
+)
+def test_what_a_server_refuses_comes_with_a_remedy(status: int, remedy: str) -> None:
+    with server(status) as address, pytest.raises(MuvaError, match=f"{status}.*{remedy}"):
+        check_reachable(address)
 
 
 def test_a_web_page_is_not_that_of_a_server() -> None:

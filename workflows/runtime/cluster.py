@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from muva.errors import MuvaError
+from tracking.redaction import redact
 from workflows.runtime.authentication import ensure_token
 from workflows.runtime.autoscaling import WAIT_VARIABLE, resources, wait_for
 from workflows.runtime.cluster_address import check_responds
 from workflows.runtime.local import (
     OBJECT_STORE_BYTES,
-    default_ray_folder_is_short,
+    default_ray_folder,
     new_ray_folder,
     node_resources,
 )
@@ -30,6 +33,7 @@ from workflows.runtime.quirks import (
     stdout_kept_for_results,
 )
 
+_OPEN_FILES = 1024
 _NEW = "local"
 """Ray's own word for a cluster that this process starts."""
 
@@ -74,7 +78,7 @@ def _initialised() -> Iterator[None]:
             ensure_token()
             quiet_about_tokens()
             usable = node_resources()
-            folder = None if default_ray_folder_is_short() else new_ray_folder()
+            folder = None if default_ray_folder() else new_ray_folder()
             _init(
                 address=_NEW,
                 include_dashboard=False,
@@ -92,8 +96,24 @@ def _initialised() -> Iterator[None]:
 
 
 def _init(**options: Any) -> None:
-    with sigterm_kept():
-        ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
+    """Raises MuvaError: those of Ray are of many kinds, and name no remedy."""
+    try:
+        with sigterm_kept():
+            ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:
+        reason = redact(str(error).strip().rstrip(".") or type(error).__name__)
+        if options.get("address") != _NEW:
+            raise MuvaError(
+                f"The Ray cluster at {redact(os.environ['RAY_ADDRESS'])} cannot be joined: "
+                f"{reason}. Expected the same versions of Ray and Python there as here, and its "
+                "token. Unset RAY_ADDRESS to let the command start Ray itself."
+            ) from error
+        folder = options["_temp_dir"] or default_ray_folder()
+        raise MuvaError(
+            f"Ray did not start on this machine: {reason}. Expected space in {folder}, where its "
+            f"logs are, and in /dev/shm, and at least {_OPEN_FILES} open files, of which this "
+            f"process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} (`ulimit -n`)."
+        ) from error
 
 
 def on_the_drivers_node() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 from muva.errors import MuvaError
 from muva.short_folders import SOCKET_BYTES, private_short_folder
@@ -40,10 +41,16 @@ def ray_start_options() -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in usable.items()]
 
 
-def default_ray_folder_is_short() -> bool:
-    """Whether Ray's sockets fit below the folder that Ray uses by default."""
+def default_ray_folder() -> str | None:
+    """The folder that Ray uses by default, or None if it cannot.
+
+    Either its sockets do not fit below it, or another account has created it for itself.
+    """
     parent = os.environ.get(_FOLDER_VARIABLE) or os.environ.get("TMPDIR") or "/tmp"
-    return len(os.fsencode(parent)) + len(f"/ray{RAY_SOCKET}") <= SOCKET_BYTES
+    folder = Path(parent) / "ray"
+    is_short = len(os.fsencode(folder)) + len(RAY_SOCKET) <= SOCKET_BYTES
+    writable = os.access(folder if folder.exists() else parent, os.W_OK | os.X_OK)
+    return str(folder) if is_short and writable else None
 
 
 def new_ray_folder() -> str:

@@ -21,7 +21,7 @@ from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.runtime import cluster_address
 from workflows.runtime.cluster import ray_cluster
 from workflows.runtime.cluster_address import check_responds
-from workflows.runtime.local import default_ray_folder_is_short, new_ray_folder, usable_port
+from workflows.runtime.local import default_ray_folder, new_ray_folder, usable_port
 
 START = """
 import json, os, sys
@@ -66,7 +66,7 @@ def test_a_short_private_folder_is_found(
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(long_folder))
-    assert not default_ray_folder_is_short()
+    assert not default_ray_folder()
     folder = Path(new_ray_folder())
     try:
         assert folder.parent == Path("/tmp")
@@ -74,7 +74,7 @@ def test_a_short_private_folder_is_found(
     finally:
         folder.rmdir()
     monkeypatch.setenv("TMPDIR", "/tmp")
-    assert default_ray_folder_is_short()
+    assert default_ray_folder()
 
 
 def test_a_long_folder_that_was_chosen_for_ray_is_named(
@@ -83,6 +83,37 @@ def test_a_long_folder_that_was_chosen_for_ray_is_named(
     monkeypatch.setenv("RAY_TMPDIR", str(long_folder))
     with pytest.raises(MuvaError, match=r"RAY_TMPDIR=.*whose path has at most"):
         new_ray_folder()
+
+
+def test_a_folder_of_another_account_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert default_ray_folder() == "/tmp/ray"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert default_ray_folder() is None
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("", r"Ray did not start on this machine: no space\. Expected .*/ray,.*`ulimit -n`"),
+        ("h:1", r"The Ray cluster at h:1 cannot be joined: no space\..*RAY_ADDRESS"),
+    ],
+)
+def test_what_ray_itself_fails_at_comes_with_a_remedy(
+    address: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError("no space.\n")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("workflows.runtime.cluster.check_responds", lambda address: None)
+    with pytest.raises(MuvaError, match=message), ray_cluster():
+        pass
 
 
 @contextmanager
