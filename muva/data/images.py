@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from muva.data.plug_ins import register_plug_ins
+from muva.data.records import encoded_file
 from muva.errors import MuvaError
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -110,7 +111,7 @@ def _opened(image: ImageLike) -> Iterator[Image.Image]:
         with _damage_explained(), _identified(bytes(image)) as opened:
             yield opened
     elif isinstance(image, Path | str):
-        encoded = Path(image).read_bytes()
+        encoded = encoded_file(Path(image))
         with _damage_explained(), _identified(encoded) as opened:
             yield opened
     else:

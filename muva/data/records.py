@@ -6,6 +6,7 @@ stores the images. Creating a record opens no file: its image is a path or encod
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ Split = Literal["train", "query", "gallery"]
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of the image's width and height; x1 and y1 exclusive."""
 
+MAX_FILE_BYTES = 2**30
+"""More than any image has that can be decoded: Pillow accepts 89 million pixels."""
 SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
 JUNK_PID = -1
 """The identity of junk images in the gallery, which count neither as a match nor as an error."""
@@ -54,7 +57,23 @@ class Record:
         """The encoded image. Raises OSError if it cannot be read."""
         if isinstance(self.source, bytes):
             return self.source
-        return self.source.read_bytes() if isinstance(self.source, Path) else self.source.encoded()
+        if isinstance(self.source, Path):
+            return encoded_file(self.source)
+        return self.source.encoded()
+
+
+def encoded_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises OSError if it cannot be read, or if it is too large for an image that could be decoded.
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise OSError(
+            errno.EFBIG, f"{size / 2**30:.1f} GiB are too many for an image: damaged?", str(path)
+        )
+    # Files of the kernel seem to be empty, and reading some of them never ends.
+    return path.read_bytes() if size else b""
 
 
 def first_per_camera(pids: Sequence[int], camids: Sequence[int | None]) -> list[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -232,6 +233,22 @@ def test_threads_hold_no_more_pixels_than_the_limit_and_a_larger_image_is_alone(
     assert max(pixels for pixels, _ in most if pixels < 400) == 200
     assert {count for pixels, count in most if pixels >= 400} == {1}
     assert images_module._pixels_in_flight == 0
+
+
+def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "damaged.jpg"
+    file.touch()
+    os.truncate(file, 3 * 2**30)  # sparse: it takes no space
+    with pytest.raises(MuvaError, match=r"damaged\.jpg.*3\.0 GiB are too many for an image"):
+        as_rgb(file)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
+def test_a_file_of_the_kernel_is_empty(tmp_path: Path) -> None:
+    link = tmp_path / "kernel.jpg"
+    link.symlink_to("/proc/self/mem")  # reading it fails; reading others never ends
+    with pytest.raises(MuvaError, match="empty file"):
+        as_rgb(link)
 
 
 def test_an_image_that_cannot_be_read_gives_its_share_back() -> None:

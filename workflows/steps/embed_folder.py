@@ -22,6 +22,7 @@ from muva.data.artifacts import Artifact
 from muva.data.benchmarks.accounting import Account, account_for, skipped_text
 from muva.data.benchmarks.listing import image_files
 from muva.data.images import UnreadableImageError, decode_resized
+from muva.data.records import encoded_file
 from muva.errors import MuvaError
 from muva.model.bundle import Embedder
 from muva.models import model_description
@@ -120,7 +121,7 @@ def _resized(
 def _decode(file: Path, model: Embedder) -> np.ndarray | str:
     try:
         return decode_resized(
-            file.read_bytes(),
+            encoded_file(file),
             height=model.image_height,
             width=model.image_width,
             interpolation="bilinear",

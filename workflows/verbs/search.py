@@ -156,9 +156,10 @@ def _images(gallery: Gallery, indices: Sequence[int], folder: Path | None) -> li
 
 def _open_image(path: Path) -> Image.Image:
     from muva.data.images import UnreadableImageError, decode_to_show
+    from muva.data.records import encoded_file
 
     try:
-        return decode_to_show(path.expanduser().read_bytes())
+        return decode_to_show(encoded_file(path.expanduser()))
     except (OSError, UnreadableImageError) as error:
         raise MuvaError(
             f"the image {path} cannot be shown ({error}); name the folder of the gallery's images "

@@ -162,7 +162,7 @@ def _folders_of_people(root: Path, names: list[Path], *, depth: int) -> list[str
             r"for example with --pid-regex '^(\d+)_'"
         )
     _check_levels(root, names, depth=depth)
-    return [name.parts[depth] for name in names]
+    return [name.parts[depth].strip() for name in names]
 
 
 def _check_levels(root: Path, names: list[Path], *, depth: int) -> None:
@@ -245,4 +245,4 @@ def _matches(names: list[Path], expression: str, option: str) -> list[str | None
             f"{'paths' if whole_paths else 'file names'}, for example in {without[0]}"
             f"{optional if option == 'camid_regex' else ''}"
         )
-    return [match[1] for match in found if match is not None]
+    return [match[1] and match[1].strip() for match in found if match is not None]

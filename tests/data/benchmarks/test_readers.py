@@ -441,6 +441,14 @@ def test_blanks_missing_values_and_decimal_commas_make_no_other_people(tmp_path,
     }
 
 
+def test_blanks_around_the_names_of_folders_make_no_other_people(tree, tmp_path):
+    root = tree(tmp_path / "people", {" -1": ["c1.png"], "7 ": ["c1.png"], "9": ["c2.png"]})
+    options = {"camid_regex": r"/c([^.]+)"}
+    (root / "9" / "c2.png").rename(root / "9" / "c2 .png")
+    records = read_tree("folder", root, domain="d", options=options | {"split": "train"})
+    assert {(record.pid, record.camid) for record in records} == {(-1, 1), (7, 1), (9, 2)}
+
+
 @pytest.mark.parametrize("text", ["nan", " ", "NULL"])
 def test_a_text_that_stands_for_a_missing_pid_is_no_person(tmp_path, text):
     (tmp_path / "list.csv").write_text(f"path,pid\na.jpg,1\nb.jpg,{text}\n")
