@@ -27,6 +27,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+from requests import HTTPError
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -160,6 +161,8 @@ def _explained(tracking_uri: str, *kinds: type[Exception]) -> Iterator[None]:
 
 def _remedy_of(error: Exception) -> str:
     code = error.error_code if isinstance(error, MlflowException) else ""
+    if isinstance(error, HTTPError) and getattr(error.response, "status_code", 0) in (401, 403):
+        return "Expected an account that may upload files to this experiment."
     if code in _NO_CREDENTIALS:
         return (
             "Expected this server's credentials in MLFLOW_TRACKING_USERNAME and "

@@ -95,8 +95,9 @@ def inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " 
     invalid = ~torch.isfinite(norms)
     if invalid.any():
         raise MuvaError(
-            f"{name}: {int(invalid.sum())} of {len(features)} rows contain NaN or infinity, "
-            f"the first is row {int(invalid.nonzero()[0])}. Was the model's training stable?"
+            f"{name}: {int(invalid.sum())} of {len(features)} rows contain NaN, infinity or "
+            f"numbers whose squares are too large, the first is row {int(invalid.nonzero()[0])}. "
+            "Was the training stable of the model that computed them?"
         )
     return 1 / norms.clamp(min=1e-12)
 

@@ -185,10 +185,9 @@ def _file_format(path: Path) -> str:
 
 
 def _from_npz(path: Path) -> dict[str, np.ndarray]:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("expected an archive of named arrays, found a single array")
-    with archive as arrays:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("expected an archive of named arrays, as numpy.savez writes it")
+    with np.load(path, allow_pickle=False) as arrays:
         names = [name for name in (*_REQUIRED, *_OPTIONAL) if name in arrays]
         return {n: _map_or_read_member(path, n) if n == "features" else arrays[n] for n in names}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -249,6 +251,18 @@ def test_a_file_of_the_kernel_is_empty(tmp_path: Path) -> None:
     link.symlink_to("/proc/self/mem")  # reading it fails; reading others never ends
     with pytest.raises(MuvaError, match="empty file"):
         as_rgb(link)
+
+
+def test_damaged_metadata_is_nothing_to_warn_of(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(file, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(file) as opened:
+        opened.getexif()
+    program = f"from muva.data.images import as_rgb; as_rgb({str(file)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == ""
 
 
 def test_an_image_that_cannot_be_read_gives_its_share_back() -> None:

@@ -132,7 +132,7 @@ def test_files_that_are_not_features_are_rejected(tmp_path):
     holes = pa.table({"features": [[1.0], [2.0]], "ids": ["a", "b"], "pids": [1, None]})
     pq.write_table(holes, tmp_path / "holes.parquet")
     for name, message in {
-        "f.npz": "cannot be read",
+        "f.npz": "expected an archive of named arrays",
         "f.parquet": "cannot be read",
         "pickle.npz": "features contains objects, which are never loaded",
         "pickled-ids.npz": "allow_pickle=False",

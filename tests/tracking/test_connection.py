@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from mlflow import MlflowClient
+from requests import Response
 
 from muva.errors import MuvaError
-from tracking.connection import check_reachable, reached_client
+from tracking.connection import check_reachable, reached_client, uploads_explained
 
 
 @contextmanager
@@ -115,6 +116,13 @@ def test_any_other_response_is_that_of_a_server(status: int) -> None:
 def test_what_a_server_refuses_comes_with_a_remedy(status: int, remedy: str) -> None:
     with server(status) as address, pytest.raises(MuvaError, match=f"{status}.*{remedy}"):
         check_reachable(address)
+
+
+def test_a_server_that_refuses_uploads_asks_for_another_account() -> None:
+    response = Response()
+    response.status_code = 403
+    with pytest.raises(MuvaError, match="upload files"), uploads_explained("http://host"):
+        response.raise_for_status()
 
 
 def test_a_web_page_is_not_that_of_a_server() -> None:
