@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a verb and exits: 0 on success, 1 on failure, 2 on wrong usage or settings, 130 if
     interrupted.
     """
+    _replace_closed_streams()
     # Stopping a job sends SIGTERM. Open runs must then be closed, as they are on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -79,6 +80,31 @@ def main(argv: list[str] | None = None) -> None:
         else:  # a bug: print the traceback as Python does, without secrets
             say(redact(traceback.format_exc()))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _replace_closed_streams() -> None:
+    """Discard what is written to a standard stream that the caller has closed (`>&-`).
+
+    Python has no object for it then, and a file that is opened later could get its descriptor.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        null = Path(os.devnull).open("r" if number == 0 else "w")  # noqa: SIM115
+        # Processes that are started here are to inherit it: they have the same problem.
+        if null.fileno() == number:
+            os.set_inheritable(number, True)
+        elif not _is_open(number):
+            os.dup2(null.fileno(), number)
+        setattr(sys, name, null)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _check_home() -> None:

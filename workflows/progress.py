@@ -78,10 +78,10 @@ def time_left(seconds: float, done: float, remaining: float) -> str:
 
 def say(text: str) -> None:
     """Prints a status message line by line, without interpreting markup in it."""
-    console.print(printable(text), markup=False, soft_wrap=True)
+    console.print(escaped(text), markup=False, soft_wrap=True)
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """The text with control characters as escapes, except for newlines and tabs.
 
     File names can contain sequences that change a terminal's colours, title or clipboard.

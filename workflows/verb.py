@@ -22,7 +22,7 @@ from rich.table import Table
 
 from muva.config import ExecutionConfig
 from muva.errors import MuvaError, SettingsError
-from workflows.progress import printable, say
+from workflows.progress import escaped, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,7 +124,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 def print_result(result: object, *, as_json: bool, text: str) -> None:
     """Print a verb's result on standard output, as JSON or as text."""
-    click.echo(json.dumps(result, indent=2, default=str) if as_json else printable(text))
+    click.echo(json.dumps(result, indent=2, default=str) if as_json else escaped(text))
 
 
 def readable(artifacts: Iterable[Artifact], read: Callable[[Artifact], T]) -> list[T]:

@@ -85,6 +85,19 @@ def test_a_result_that_cannot_be_written_is_one_line(words: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_failure(closed: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "recipes", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("demo" in done.stdout) == (">&-" not in closed.split())
+
+
 WITHOUT_PRIVILEGES = (
     "setpriv",
     "--bounding-set=-dac_override,-dac_read_search",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,11 @@ def _check_encoding(file: Path) -> None:
     try:
         str(file).encode()
     except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() != "utf-8":
+            raise MuvaError(
+                f"{str(file)!a}: file names are read as {sys.getfilesystemencoding()}, which this "
+                "one is not. Set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+            ) from error
         raise MuvaError(
             f"{str(file)!a}: expected a file name in UTF-8, found other bytes. Rename the "
             "file, for example with `convmv`"

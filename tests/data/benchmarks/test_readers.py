@@ -441,6 +441,13 @@ def test_blanks_missing_values_and_decimal_commas_make_no_other_people(tmp_path,
     }
 
 
+def test_a_locale_without_utf_8_is_not_blamed_on_the_names_of_files(tree, tmp_path, monkeypatch):
+    root = tree(tmp_path / "people", {"1": ["\udcff.png"]})
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(MuvaError, match=r"read as ascii.*PYTHONUTF8=1"):
+        read_tree("folder", root, domain="d", options={"split": "train"})
+
+
 def test_blanks_around_the_names_of_folders_make_no_other_people(tree, tmp_path):
     root = tree(tmp_path / "people", {" -1": ["c1.png"], "7 ": ["c1.png"], "9": ["c2.png"]})
     options = {"camid_regex": r"/c([^.]+)"}
