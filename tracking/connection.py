@@ -195,9 +195,10 @@ def _check_database(tracking_uri: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _client(tracking_uri: str) -> MlflowClient:
-    # Otherwise the first connection to a database logs dozens of migrations.
-    for chatty in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # The first connection to a database logs dozens of migrations, and each failure a traceback,
+    # although it is raised as well.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if tracking_uri.startswith("http"):
         return _client_of(tracking_uri)
     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")  # seconds, before the lock

@@ -7,7 +7,6 @@ used, not MLflow's global active run, because a process may write to two runs at
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import re
@@ -64,6 +63,7 @@ _DESCRIPTION_TAG = "mlflow.note.content"
 _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
 _FIGURE_DPI = 150
+_PAUSE_PER_ATTEMPT = 9.0
 _FAILURES = (MuvaError, MlflowException, SQLAlchemyError, OSError)
 """The exceptions raised when MLflow is unavailable."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".html")
@@ -202,6 +202,7 @@ class Run:
         self.ref = ref
         self.is_logged = is_logged
         self._client = client
+        self._retry_at = 0.0
         self._buffered: list[Callable[[], None]] = []
         self._buffered_system_metrics: list[Metric] = []
 
@@ -231,16 +232,30 @@ class Run:
 
     def _buffer(self, write: Callable[[], None]) -> None:
         self._buffered.append(write)
+        error = self._attempt(self._flush)
+        if error is not None and len(self._buffered) == 1:
+            logging.getLogger(__name__).warning(
+                "MLflow is unavailable; metrics are buffered and written later: %s",
+                _first_line(error),
+            )
+
+    def _attempt(self, flush: Callable[[], None]) -> Exception | None:
+        """Write what is buffered, unless an attempt has just failed; returns why it failed.
+
+        A failing attempt can take minutes, in which the work waits for it: attempts are at most a
+        tenth of the time.
+        """
+        began = time.monotonic()
+        if began < self._retry_at:
+            return None
         try:
             reached_client(self.ref.tracking_uri)  # checks the server once, without waiting for it
-            self._flush()
+            flush()
         except _FAILURES as error:
-            if len(self._buffered) == 1:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logging.getLogger(__name__).warning(
-                    "MLflow is unavailable; metrics are buffered and written later: %s",
-                    redact(reason),
-                )
+            ended = time.monotonic()
+            self._retry_at = ended + _PAUSE_PER_ATTEMPT * (ended - began)
+            return error
+        return None
 
     def _flush(self) -> None:
         while self._buffered:
@@ -256,9 +271,7 @@ class Run:
         self._buffered_system_metrics += [
             Metric(f"system/{key}", value, now, step) for key, value in values.items()
         ]
-        with contextlib.suppress(*_FAILURES):
-            reached_client(self.ref.tracking_uri)
-            self._flush_system_metrics()
+        self._attempt(self._flush_system_metrics)
 
     def _flush_system_metrics(self) -> None:
         while batch := self._buffered_system_metrics[:_METRICS_A_BATCH]:
@@ -372,7 +385,7 @@ class Run:
         except _FAILURES as failure:
             # The original error matters more than failing to log it.
             logging.getLogger(__name__).warning(
-                "The failure could not be logged to MLflow: %s", redact(str(failure))
+                "The failure could not be logged to MLflow: %s", _first_line(failure)
             )
 
     def _fail(self, error: BaseException) -> None:
@@ -385,6 +398,10 @@ class Run:
         else:
             self.finish("FAILED", reason=f"{type(error).__name__}: {error}")
             self.log_text("failure.txt", "".join(traceback.format_exception(error)))
+
+
+def _first_line(error: Exception) -> str:
+    return redact((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = None) -> None:

@@ -244,8 +244,9 @@ class LocalStore:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise MuvaError(
                     f"store {self.uri}: the disk is full, so {key} was not written. Partial "
-                    "results are not used. Free some space (`muva store gc` lists what can be "
-                    "deleted) or choose another store, then run the same command again"
+                    "results are not used. Free some space, or inodes if `df -i` says that none "
+                    "are left (`muva store gc` lists what can be deleted), or choose another "
+                    "store, then run the same command again"
                 ) from error
             remedy = (
                 "Does this account have permission to read it?"

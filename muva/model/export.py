@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import tempfile
@@ -392,7 +393,10 @@ def _write_torchscript(
 ) -> None:
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         traced: Any = torch.jit.trace(graph, (images,), check_trace=False)
-        traced.save(f"{file}", _extra_files={"muva.json": json.dumps(description)})
+        # Into memory, because torch ends the whole process if a disk is full.
+        stored = io.BytesIO()
+        torch.jit.save(traced, stored, _extra_files={"muva.json": json.dumps(description)})
+    file.write_bytes(stored.getbuffer())
 
 
 def _write_safetensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -179,6 +180,21 @@ def test_a_torchscript_graph_names_no_device_and_runs_where_it_is_loaded(
     # A tensor without dimensions takes part in operations on any device, any other does not.
     tensors = [node.t("value") for node in constants if "t" in kinds(node)]
     assert all(tensor.dim() == 0 for tensor in tensors)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript", "safetensors"])
+def test_a_disk_that_takes_no_more_is_reported_and_nothing_is_left(
+    form: Form, tmp_path: Path
+) -> None:
+    bundle = bundle_of()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(MuvaError, match="the export cannot be written"):
+            export(bundle, tmp_path / f"model{SUFFIX[form]}", form=form, model="models/a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_computes_something_else_is_not_left_behind(

@@ -20,6 +20,31 @@ from workflows.steps.step import MetricLogger
 from workflows.verbs.ui import mlflow_server
 
 
+def test_work_does_not_wait_for_each_failing_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run = Tracker(database, "muva/demo").open(name="stage 2", key="stage 2")
+    attempts: list[float] = []
+    clock = [0.0]
+
+    def locked(_: str) -> None:
+        attempts.append(clock[0])
+        clock[0] += 20.0
+        raise OSError("database is locked")
+
+    monkeypatch.setattr("tracking.runs.time.monotonic", lambda: clock[0])
+    with monkeypatch.context() as while_locked:
+        while_locked.setattr("tracking.runs.reached_client", locked)
+        for epoch in range(50):
+            run.log_metrics_buffered({"loss": 1.0}, epoch)
+            run.log_system_metrics({"cpu_utilization_percentage": 50.0}, epoch)
+            clock[0] += 5.0
+    assert attempts == [0.0, 200.0]
+    run.finish()
+    assert len(MlflowClient(database).get_metric_history(run.ref.run_id, "loss")) == 50
+
+
 def test_an_outage_loses_no_metric_and_a_step_waits_for_its_end_but_a_first_run_does_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

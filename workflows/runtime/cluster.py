@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from muva.errors import MuvaError
 from tracking.redaction import redact
+from workflows.progress import say
 from workflows.runtime.authentication import ensure_token
 from workflows.runtime.autoscaling import WAIT_VARIABLE, resources, wait_for
 from workflows.runtime.cluster_address import check_responds
@@ -98,8 +99,7 @@ def _initialised() -> Iterator[None]:
 def _init(**options: Any) -> None:
     """Raises MuvaError: those of Ray are of many kinds, and name no remedy."""
     try:
-        with sigterm_kept():
-            ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
+        _init_twice(**options)
     except Exception as error:
         reason = redact(str(error).strip().rstrip(".") or type(error).__name__)
         if options.get("address") != _NEW:
@@ -111,9 +111,25 @@ def _init(**options: Any) -> None:
         folder = options["_temp_dir"] or default_ray_folder()
         raise MuvaError(
             f"Ray did not start on this machine: {reason}. Expected space in {folder}, where its "
-            f"logs are, and in /dev/shm, and at least {_OPEN_FILES} open files, of which this "
-            f"process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} (`ulimit -n`)."
+            f"logs are, and in /dev/shm, at least {_OPEN_FILES} open files, of which this process "
+            f"may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} (`ulimit -n`), and a "
+            "machine that is not overloaded."
         ) from error
+
+
+def _init_twice(**options: Any) -> None:
+    """`ray.init`, and again if Ray's processes did not start within Ray's half a minute."""
+    for last in (False, True):
+        try:
+            with sigterm_kept():
+                ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
+            return
+        except Exception as error:
+            starts = options.get("address") == _NEW
+            if last or not starts or "timed out" not in str(error).lower():
+                raise
+            say("Ray did not start in time; this machine may be busy. Trying once more …")
+            ray.shutdown()
 
 
 def on_the_drivers_node() -> Any:

@@ -114,6 +114,7 @@ def evaluate_file(session: Session, file: Path, config: ExperimentConfig) -> Eva
     from workflows.steps.score import score_features, scores_of
 
     features = read_features(file)
+    session.check_tracking()  # ranking comes before the run is opened
     with track(f"rank for {len(features.queries)} queries of {file.name}") as progress:
         result = score_features(features, config.evaluation, progress=progress.update)
     scores = scores_of(features, config.evaluation, result)

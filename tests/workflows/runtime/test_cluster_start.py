@@ -116,6 +116,22 @@ def test_what_ray_itself_fails_at_comes_with_a_remedy(
         pass
 
 
+def test_a_start_that_timed_out_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[object] = []
+
+    def init(**_: object) -> None:
+        attempts.append(None)
+        if len(attempts) == 1:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with ray_cluster():
+        assert len(attempts) == 2
+
+
 @contextmanager
 def listener(answer: bytes) -> Iterator[str]:
     """A server that answers every connection with these bytes; its address."""
