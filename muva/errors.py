@@ -19,8 +19,10 @@ class SettingsError(MuvaError):
 
 
 def closest(word: str, known: Iterable[str], *, most: int = 8) -> str:
-    """For error messages: `closest: a, b`, the known words most similar to this one."""
+    """For error messages: `closest: a, b`, the known words most similar to this one, if any."""
     known = list(known)
+    if not known:
+        return "there are none yet"
     near = difflib.get_close_matches(word, known, n=3) or known[:most]
     return f"closest: {', '.join(near)}"
 

@@ -101,6 +101,9 @@ def check_reachable(tracking_uri: str) -> bool:
                 f"MLflow's database {file}: {place} is not writable. Set another location with "
                 "--tracking-uri"
             )
+        if file.exists() and file.stat().st_size:
+            with failures_explained(uri):
+                reached_client(uri).search_experiments(max_results=1)
         return True
     with failures_explained(uri):
         if uri.startswith("http"):

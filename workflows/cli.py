@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     # Stopping a job sends SIGTERM. Open runs must then be closed, as they are on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _check_arguments(sys.argv[1:] if argv is None else argv)
         _check_home()
         code = muva.main(args=argv, prog_name="muva", standalone_mode=False)
         sys.stdout.flush()
@@ -105,6 +108,16 @@ def _is_open(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _check_arguments(argv: list[str]) -> None:
+    """An empty argument, such as an unset variable of the shell, would be the current folder."""
+    for before, word in pairwise(("muva", *argv)):
+        if not word or re.fullmatch(r"--[a-z-]+=", word):
+            place = word or f"after {redact(before)}"
+            raise click.UsageError(
+                f"An argument is empty, {place}. Is a variable of the shell not set?"
+            )
 
 
 def _check_home() -> None:

@@ -288,7 +288,8 @@ def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
     if hashlib.sha256(stored).hexdigest() != sha256:
         raise MuvaError(
             f"model bundle {folder}: {WEIGHTS} is damaged (its SHA-256 differs from the one in "
-            f"{DESCRIPTION}); copy the bundle again"
+            f"{DESCRIPTION}); copy the bundle again. If it is in a store, delete the folder of "
+            "its model there, and run the command that made it again"
         )
     try:
         return load(stored)

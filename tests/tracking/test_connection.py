@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import shutil
+import sqlite3
 import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -144,6 +146,20 @@ def test_models_are_registered_where_the_runs_are(
     monkeypatch.delenv("MLFLOW_REGISTRY_URI")
     same = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert same.get_registered_model("muva").name == "muva"
+
+
+def test_a_database_of_a_newer_version_is_found_by_the_check(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    address = f"sqlite:///{file}"
+    assert check_reachable(address)
+    assert not file.exists(), "the check creates nothing"
+    copy = tmp_path / "newer.db"
+    reached_client(address)
+    shutil.copy(file, copy)
+    with closing(sqlite3.connect(copy)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    with pytest.raises(MuvaError, match=r"out-of-date.*another one with --tracking-uri"):
+        check_reachable(f"sqlite:///{copy}")
 
 
 def test_certificates_are_those_of_mlflows_own_settings(

@@ -20,6 +20,8 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
             (*IMPORT, "people", "--split", "train"),
             "expected no option split in addition, found 'train'",
         ),
+        ((*IMPORT, ""), "An argument is empty, after --from. Is a variable"),
+        (("store", "list", "--home="), "An argument is empty, --home="),
         (("data", "import", "a b", *IMPORT[3:], "people"), "name 'a b': expected letters"),
         (("ground", "mine", "--set", "grounding=null", "--set", "model.parts=[]"), "no expert"),
         (("ground", "mine", "--parts", "shoes"), "--phrases shoes='the shoes'"),

@@ -110,7 +110,7 @@ def submit_job(
             entrypoint = f"python -m workflows.cli {command_line}"
         else:
             runtime_env = {}
-            python = f"{shlex.quote(sys.executable)} -m workflows.cli"
+            python = f"{shlex.quote(sys.executable)} -P -m workflows.cli"
             entrypoint = f"cd {shlex.quote(str(Path.cwd()))} && exec {python} {command_line}"
             environment["PYTHONPATH"] = _path_with(code_folder())
         started = _submit(

@@ -13,7 +13,7 @@ from muva.file_lock import locked
 AUTH_MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
+RAY = (sys.executable, "-P", "-m", "ray.scripts.scripts")
 
 
 TOKEN_PLACES = f"in {TOKEN}, in the file that {TOKEN_PATH} names, or in ~/.ray/auth_token"

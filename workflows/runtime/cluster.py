@@ -28,6 +28,7 @@ from workflows.runtime.local import (
 from workflows.runtime.on_demand import keep
 from workflows.runtime.quirks import (
     LOCAL_INIT,
+    job_config,
     quiet_about_tokens,
     running_head,
     sigterm_kept,
@@ -122,7 +123,12 @@ def _init_twice(**options: Any) -> None:
     for last in (False, True):
         try:
             with sigterm_kept():
-                ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
+                ray.init(
+                    **options,
+                    job_config=job_config(),
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
             return
         except Exception as error:
             starts = options.get("address") == _NEW

@@ -17,14 +17,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.errors import MuvaError
 from muva.proxies import carries_in_clear
 
 if TYPE_CHECKING:
+    from ray.job_config import JobConfig
     from ray.job_submission import JobSubmissionClient
     from ray.util.placement_group import PlacementGroup
 
@@ -117,6 +119,26 @@ def stdout_kept_for_results() -> Iterator[None]:
             sys.stdout = results
 
 
+class _OwnCode(list):
+    """The folders that a job's workers search first for modules: that of this code alone.
+
+    Ray adds the driver's current folder, in which a `random.py` or a folder `muva` of the user's
+    would be imported instead of the real ones. Ray 2.60 (ray/_private/worker.py, `connect`).
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        super().extend([str(Path(__file__).parents[2])] if folders else [])
+
+
+def job_config() -> JobConfig:
+    """The `job_config` of `ray.init` for workers that import nothing from the current folder."""
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _OwnCode()
+    return config
+
+
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
     """Restore the handler of SIGTERM after the block, in which `ray.init` is called.
@@ -127,6 +149,8 @@ def sigterm_kept() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as ended:  # by Ray's handler
+        raise KeyboardInterrupt from ended
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

@@ -88,6 +88,7 @@ def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subpro
     Raises:
         MuvaError: the database does not exist, the port is in use, or the server does not start.
     """
+    from tracking.connection import reached_client
     from tracking.uris import sqlite_file
     from workflows.runtime.local import HOST, usable_port
 
@@ -97,6 +98,7 @@ def mlflow_server(tracking_uri: str, *, port: int) -> Iterator[tuple[str, subpro
             f"No runs at {file}: expected the MLflow database that the first run creates. Start "
             "with `make demo`, or name another place with --home or --tracking-uri."
         )
+    reached_client(tracking_uri, writes=False)
     port = usable_port(port)
     with tempfile.TemporaryFile() as log:
         where = (f"--host={HOST}", f"--port={port}", "--workers=1")
@@ -119,6 +121,7 @@ def _server_environment(tracking_uri: str, file: Path | None) -> dict[str, str]:
     settings = {name: value for name, value in os.environ.items() if name not in OTHER_SERVERS}
     settings |= {
         "MLFLOW_BACKEND_STORE_URI": tracking_uri,
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the current folder
         # No helper processes for evaluations by language models.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

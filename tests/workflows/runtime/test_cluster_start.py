@@ -43,14 +43,19 @@ def long_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_ray_starts_where_tmpdir_is_long_and_counts_the_cores_of_this_process(
+def test_ray_starts_where_tmpdir_is_long_and_modules_are_in_the_way_and_counts_own_cores(
     long_folder: Path, tmp_path: Path
 ) -> None:
     program = tmp_path / "start.py"
     program.write_text(START)
+    modules = tmp_path / "modules"
+    for name in ("muva.py", "random.py", "workflows/__init__.py"):
+        (modules / name).parent.mkdir(parents=True, exist_ok=True)
+        (modules / name).write_text("raise SystemExit('imported from the current folder')")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_TMPDIR"}
     done = subprocess.run(
         [sys.executable, str(program)],
+        cwd=modules,
         env={**environment, "TMPDIR": str(long_folder)},
         capture_output=True,
         text=True,
