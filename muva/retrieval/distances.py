@@ -97,7 +97,7 @@ def inverse_norms(features: Float[Tensor, "M D"], name: str) -> Float[Tensor, " 
         raise MuvaError(
             f"{name}: {int(invalid.sum())} of {len(features)} rows contain NaN, infinity or "
             f"numbers whose squares are too large, the first is row {int(invalid.nonzero()[0])}. "
-            "Was the training stable of the model that computed them?"
+            "Was the training of the model that computed them stable?"
         )
     return 1 / norms.clamp(min=1e-12)
 
