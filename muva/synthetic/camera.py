@@ -5,7 +5,7 @@ World axes: metres, z up. The camera is at (0, 0, height) and looks along +y, pi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
@@ -57,19 +57,24 @@ class Window:
     top: float
     scale: float
     """Pixels per unit of the image plane."""
+    stretch: float = 1.0
+    """How much wider the image is than it would be with square pixels."""
 
     def pixels(self, projected: Floats) -> Floats:
         """Projected points (N, 3) to x and y in pixels, and depth."""
         corner = np.array([self.left, self.top, 0], np.float32)
-        return (projected - corner) * np.array([self.scale, self.scale, 1], np.float32)
+        return (projected - corner) * np.array(
+            [self.scale * self.stretch, self.scale, 1], np.float32
+        )
 
     def plane(self, columns: Floats, rows: Floats) -> tuple[Floats, Floats]:
         """Positions of pixel centres on the image plane."""
-        return self.left + (columns + 0.5) / self.scale, self.top + (rows + 0.5) / self.scale
+        across = self.left + (columns + 0.5) / (self.scale * self.stretch)
+        return across, self.top + (rows + 0.5) / self.scale
 
     def coarser(self, factor: int) -> Window:
         """The same rectangle with pixels that are `factor` times as large."""
-        return Window(left=self.left, top=self.top, scale=self.scale / factor)
+        return replace(self, scale=self.scale / factor)
 
 
 def draw_camera(view: View, camid: int, rng: Generator) -> Camera:
@@ -85,12 +90,25 @@ def draw_camera(view: View, camid: int, rng: Generator) -> Camera:
     )
 
 
-def frame(mesh: Mesh, projected: Floats, rng: Generator, *, height: int, width: int) -> Window:
-    """The crop that a person detector would return: not quite centred, with some margin."""
+def frame(
+    mesh: Mesh,
+    projected: Floats,
+    rng: Generator,
+    *,
+    height: int,
+    width: int,
+    loosely: bool = False,
+) -> Window:
+    """The crop that a person detector would return: not quite centred, with some margin.
+
+    loosely: as real detectors and annotators do: tight, shifted, of any shape, or cut off.
+    """
     shown = np.zeros(len(projected), bool)
     shown[mesh.faces[(mesh.keep[mesh.faces] > 0).all(axis=1)]] = True
     low = projected[shown, :2].min(axis=0)
     high = projected[shown, :2].max(axis=0)
+    if loosely:
+        return _loose_window(low, high, rng, height=height, width=width)
     scale = height / ((high[1] - low[1]) * rng.uniform(1.03, 1.18))
     plane_width, plane_height = width / scale, height / scale
     middle = (low + high) / 2
@@ -98,4 +116,38 @@ def frame(mesh: Mesh, projected: Floats, rng: Generator, *, height: int, width: 
         left=float(middle[0] + (rng.normal(0, 0.035) - 0.5) * plane_width),
         top=float(middle[1] + (rng.normal(0, 0.02) - 0.5) * plane_height),
         scale=float(scale),
+    )
+
+
+_CUT_OFF = 0.16
+"""Share of loose crops that miss a part of the person."""
+
+
+def _loose_window(
+    low: Floats, high: Floats, rng: Generator, *, height: int, width: int
+) -> Window:
+    extent_x, extent_y = high - low
+    margins = rng.normal(0.03, 0.045, 4) * (extent_y * np.array([0.6, 1, 0.6, 1]))
+    left, top = low[0] - margins[0], low[1] - margins[1]
+    right, bottom = high[0] + margins[2], high[1] + margins[3]
+    if rng.random() < _CUT_OFF:
+        side, share = int(rng.integers(4)), rng.uniform(0.08, 0.42)
+        if side in (0, 1):  # mostly the legs, as behind cars, desks and the edge of the image
+            bottom -= share * extent_y
+        elif side == 2:
+            top += 0.35 * share * extent_y
+        elif rng.random() < 0.5:
+            left += 0.7 * share * extent_x
+        else:
+            right -= 0.7 * share * extent_x
+    tall = max(bottom - top, 0.3 * extent_y)
+    wide = right - left
+    # Narrow people get a box of at least a usual shape; the rest is stretched to the image's.
+    aspect = max(wide / tall, rng.uniform(0.3, 0.52))
+    middle = (left + right) / 2
+    return Window(
+        left=float(middle - aspect * tall / 2),
+        top=float(top),
+        scale=float(height / tall),
+        stretch=float(width / height / aspect),
     )

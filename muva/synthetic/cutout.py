@@ -50,7 +50,9 @@ def cut_out(
     mesh = _place(draw_figure(person, walk, rng), walk, site, rng)
     projected = site.camera.project(mesh.vertices)
     rows, columns = height * _SUPERSAMPLING, width * _SUPERSAMPLING
-    window = frame(mesh, projected, rng, height=rows, width=columns)
+    window = frame(
+        mesh, projected, rng, height=rows, width=columns, loosely=person.fabric is not None
+    )
     face_at, depth, attributes = rasterise(
         window.pixels(projected), mesh.faces, mesh.keep, mesh.attributes, rows, columns, True
     )

@@ -88,6 +88,8 @@ class Domain:
     occluded: float
     """Share of images in which something occludes the person."""
     cameras: int = 4
+    open_world: bool = False
+    """Whether it is a network of `world`, with its fabrics, places and optics."""
 
 
 _MALL = Domain(
@@ -304,6 +306,11 @@ _BY_NAME = DOMAINS | VARIED
 
 def find_domain(name: str) -> Domain:
     """The domain of this name; MuvaError if there is none."""
+    if name.startswith("syn-world"):
+        from muva.synthetic.world import is_world, network
+
+        if is_world(name):
+            return network(name)
     try:
         return _BY_NAME[name]
     except KeyError:

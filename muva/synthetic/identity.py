@@ -15,6 +15,7 @@ from numpy.random import Generator
 from muva.synthetic.arrays import Floats
 from muva.synthetic.body import Phenotype, shipped_bodies
 from muva.synthetic.domain import Domain, Wardrobe, find_domain
+from muva.synthetic.fabric import Fabric, draw_fabric
 from muva.synthetic.palette import CLOTH, HAIR, RGB, SKIN
 from muva.synthetic.seeds import generator
 
@@ -93,6 +94,8 @@ class Identity:
     cap: bool
     colours: Colours
     details: Details
+    fabric: Fabric | None = None
+    """In the open world, instead of `pattern`."""
 
     @property
     def female(self) -> bool:
@@ -126,8 +129,14 @@ def identity(domain: str, pid: int) -> Identity:
     settings = find_domain(domain)
     model = double_of(domain, pid)
     if model is None:
-        return _draw(settings, generator("identity", domain, pid))
-    return _double(identity(domain, model), settings, generator("identity", domain, pid))
+        person = _draw(settings, generator("identity", domain, pid))
+    else:
+        person = _double(identity(domain, model), settings, generator("identity", domain, pid))
+        if person.fabric is not None and person.pattern == identity(domain, model).pattern:
+            return person  # the same fabric, and other cuts
+    if not settings.open_world:
+        return person
+    return _in_fabric(person, settings, generator("fabric", domain, pid))
 
 
 def double_of(domain: str, pid: int) -> int | None:
@@ -140,7 +149,17 @@ def double_of(domain: str, pid: int) -> int | None:
 @lru_cache(maxsize=256)
 def stranger(domain: str, camid: int, number: int) -> Identity:
     """A passer-by, who has no pid."""
-    return _draw(find_domain(domain), generator("stranger", domain, camid, number))
+    settings, rng = find_domain(domain), generator("stranger", domain, camid, number)
+    person = _draw(settings, rng)
+    return _in_fabric(person, settings, rng) if settings.open_world else person
+
+
+def _in_fabric(person: Identity, domain: Domain, rng: Generator) -> Identity:
+    shades = person.colours.shades
+    others = rng.choice(domain.wardrobe.top_colours, int(rng.integers(1, 4)))
+    accents = [shades["accent"], *(_shade(rng, CLOTH[str(name)]) for name in others)]
+    fabric = draw_fabric(shades["top"], accents, shades["bottom"], rng)
+    return replace(person, fabric=fabric)
 
 
 def _draw(domain: Domain, rng: Generator) -> Identity:

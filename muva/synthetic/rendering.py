@@ -21,7 +21,6 @@ from muva.synthetic.domain import find_domain
 from muva.synthetic.figure import draw_walk
 from muva.synthetic.identity import identity
 from muva.synthetic.seeds import generator
-from muva.synthetic.sensor import expose
 from muva.synthetic.site import site
 from muva.synthetic.surface import NO_PART, PART_VALUES
 
@@ -74,7 +73,7 @@ def render(
 
     rng = generator("sensor", domain, pid, camid, index)
     return SyntheticImage(
-        image=expose(light, place.sensor, rng),
+        image=place.expose(light, rng),
         part_map=part_map,
         boxes=part_boxes(part_map),
         caption=caption(person),

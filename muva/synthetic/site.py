@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from muva.errors import MuvaError
 from muva.synthetic import backdrop, ground
 from muva.synthetic.arrays import Floats, Levels
 from muva.synthetic.camera import Camera, Window, draw_camera
-from muva.synthetic.domain import find_domain
+from muva.synthetic.domain import Domain, find_domain
 from muva.synthetic.light import Light, ShadowMap, draw_light
 from muva.synthetic.seeds import generator
-from muva.synthetic.sensor import Sensor, draw_sensor
+from muva.synthetic.optics import Optics, draw_optics, photograph
+from muva.synthetic.places import paint_paving, paint_place
+from muva.synthetic.sensor import Sensor, draw_sensor, expose
 
 _BEYOND = 1e9
 """Distance of the ground for a ray that does not hit it."""
@@ -27,10 +30,16 @@ class Site:
 
     camera: Camera
     light: Light
-    sensor: Sensor
+    sensor: Sensor | Optics
     ground: Levels
     backdrop: Levels
     backdrop_distance_m: float
+
+    def expose(self, light: Floats, rng: Generator) -> Levels:
+        """(H, W, 3) uint8: the image that the camera delivers of light (H, W, 3)."""
+        if isinstance(self.sensor, Optics):
+            return photograph(light, self.sensor, rng)
+        return expose(light, self.sensor, rng)
 
     def background(self, window: Window, shadow: ShadowMap, *, height: int, width: int) -> Floats:
         """(H, W, 3) light from ground and backdrop, with the shadow of the person."""
@@ -80,6 +89,8 @@ def site(domain: str, camid: int) -> Site:
     if not 1 <= camid <= settings.cameras:
         raise MuvaError(f"{domain}: expected a camera from 1 to {settings.cameras}, found {camid}")
     rng = generator("site", domain, camid)
+    if settings.open_world:
+        return _place(settings, camid, rng)
     return Site(
         camera=draw_camera(settings.view, camid, rng),
         light=draw_light(settings.light, rng),
@@ -87,6 +98,20 @@ def site(domain: str, camid: int) -> Site:
         ground=ground.paint_ground(settings.scene.ground, rng),
         backdrop=backdrop.paint_backdrop(settings.scene.backdrop, rng),
         backdrop_distance_m=rng.uniform(*settings.scene.backdrop_distance_m),
+    )
+
+
+def _place(settings: Domain, camid: int, rng: Generator) -> Site:
+    """A camera of the open world."""
+    indoors = settings.scene.backdrop == "indoors"
+    camera = draw_camera(settings.view, camid, rng)
+    return Site(
+        camera=replace(camera, heading_deg=rng.uniform(0, 360)),
+        light=draw_light(settings.light, rng),
+        sensor=draw_optics(rng),
+        ground=paint_paving(rng),
+        backdrop=paint_place(rng, indoors=indoors),
+        backdrop_distance_m=max(settings.view.distance_m) + rng.uniform(0.5, 12),
     )
 
 

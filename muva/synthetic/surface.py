@@ -10,6 +10,7 @@ from muva.config import PARTS
 from muva.synthetic.arrays import Flags, Floats, Indices, Levels
 from muva.synthetic.body import Landmarks
 from muva.synthetic.clothes import TOPS
+from muva.synthetic.fabric import Fabric, look_up
 from muva.synthetic.identity import Colour, Identity
 from muva.synthetic.mesh import Material
 
@@ -124,7 +125,13 @@ def _top(points: Points, person: Identity, marks: Landmarks) -> Floats:
     colours = _patterned(points, person, marks)
     x, y, z = points.canonical.T
     on_trunk = points.arm < 0.5
-    if TOPS[person.top].opens:
+    if person.fabric is not None:
+        if TOPS[person.top].opens and person.fabric.opening_m:
+            wedge = person.fabric.opening_m * (0.6 + np.clip((z - marks.hip) / 0.5, 0, 1))
+            opening = on_trunk & (y < -0.02) & (np.abs(x) < wedge)
+            below_neck = marks.neck + 0.02 - z[opening]
+            colours[opening] = look_up(person.fabric.inner, x[opening], below_neck)
+    elif TOPS[person.top].opens:
         shows_inside = person.details.open_front or person.top == "blazer"
         half_width = np.full(len(x), 0.012)
         if shows_inside:  # a wedge, widest at the neck
@@ -140,6 +147,8 @@ def _top(points: Points, person: Identity, marks: Landmarks) -> Floats:
 
 def _patterned(points: Points, person: Identity, marks: Landmarks) -> Floats:
     """The pattern of a top or a dress; on the sleeves, it follows the arm."""
+    if person.fabric is not None:
+        return _fabric(points, person.fabric, marks)
     details = person.details
     colours = _plain(points, person.colours.shades["top"])
     accent = person.colours.shades["accent"].astype(np.float32)
@@ -167,8 +176,26 @@ def _patterned(points: Points, person: Identity, marks: Landmarks) -> Floats:
     return colours
 
 
+def _fabric(points: Points, fabric: Fabric, marks: Landmarks) -> Floats:
+    x, y, z = points.canonical.T
+    below_neck = marks.neck + 0.02 - z
+    in_front = (y < 0)[:, None]
+    trunk = np.where(
+        in_front, look_up(fabric.front, x, below_neck), look_up(fabric.back, -x, below_neck)
+    )
+    sleeves = look_up(fabric.sleeves, 2 * y, 0.55 * points.sleeve)
+    return np.where((points.arm > 0.5)[:, None], sleeves, trunk)
+
+
+def _lower(points: Points, person: Identity, marks: Landmarks) -> Floats:
+    if person.fabric is None:
+        return _plain(points, person.colours.shades["bottom"])
+    x, _, z = points.canonical.T
+    return look_up(person.fabric.lower, x, marks.hip + 0.14 - z)
+
+
 def _trousers(points: Points, person: Identity, marks: Landmarks) -> Floats:
-    colours = _plain(points, person.colours.shades["bottom"])
+    colours = _lower(points, person, marks)
     if person.bottom == "jeans":  # faded on the thighs
         _, y, z = points.canonical.T
         fading = 0.18 * np.exp(-(((z - marks.knee - 0.2) / 0.13) ** 2)) * (y < 0)
@@ -179,7 +206,7 @@ def _trousers(points: Points, person: Identity, marks: Landmarks) -> Floats:
 def _skirt(points: Points, person: Identity, marks: Landmarks) -> Floats:
     if person.in_one_piece:
         return _patterned(points, person, marks)
-    return _plain(points, person.colours.shades["bottom"])
+    return _lower(points, person, marks)
 
 
 def _shoes(points: Points, person: Identity, marks: Landmarks) -> Floats:
