@@ -143,7 +143,7 @@ def _loose_window(
     tall = max(bottom - top, 0.3 * extent_y)
     wide = right - left
     # Narrow people get a box of at least a usual shape; the rest is stretched to the image's.
-    aspect = max(wide / tall, rng.uniform(0.3, 0.52))
+    aspect = max(wide / tall, rng.uniform(0.36, 0.52))
     middle = (left + right) / 2
     return Window(
         left=float(middle - aspect * tall / 2),

@@ -29,10 +29,12 @@ _SHARPENING_REACH_PX = (0.8, 2.2)
 class Optics:
     """Everything between the light and the image of one camera."""
 
-    exposure: float
-    """A factor on the light; above 1, bright surfaces are clipped."""
+    grey: float
+    """The level, 0 to 1, to which automatic exposure brings the mean of an image."""
+    metering: float
+    """How completely it does: 0 not at all, 1 completely."""
     exposure_change: float
-    """Standard deviation of its logarithm from image to image: clouds, automatic exposure."""
+    """Standard deviation of the logarithm of the exposure from image to image."""
     balance: Floats
     """(3,) gains of red, green and blue."""
     balance_change: float
@@ -57,23 +59,24 @@ class Optics:
 
 def draw_optics(rng: Generator) -> Optics:
     """Any camera."""
-    temperature, tint = rng.normal(0, 0.055), rng.normal(0, 0.02)
+    temperature, tint = rng.normal(0.01, 0.06), rng.normal(-0.015, 0.03)
     quality = int(rng.uniform(30, 88))
     return Optics(
-        exposure=float(np.exp(rng.normal(0.0, 0.22))),
-        exposure_change=rng.uniform(0.03, 0.16),
+        grey=float(np.clip(rng.normal(0.355, 0.09), 0.17, 0.62)),
+        metering=rng.uniform(0.3, 0.9),
+        exposure_change=rng.uniform(0.03, 0.14),
         balance=np.exp([temperature, tint, -temperature]).astype(np.float32),
         balance_change=rng.uniform(0.005, 0.035),
         shoulder=rng.uniform(0, 0.35),
         gamma=rng.uniform(0.8, 1.2),
-        contrast=rng.uniform(0.95, 1.55),
-        black=rng.uniform(-0.05, 0.05),
-        saturation=rng.uniform(0.45, 1.15),
+        contrast=rng.uniform(0.75, 1.3),
+        black=rng.uniform(-0.09, 0.035),
+        saturation=rng.uniform(0.18, 1.05),
         native_height_px=float(np.exp(rng.uniform(np.log(90), np.log(256)))),
-        blur_px=rng.uniform(0.2, 1.1),
-        sharpening=max(0.0, rng.uniform(-0.3, 2.4)),
+        blur_px=rng.uniform(0.2, 1.5),
+        sharpening=max(0.0, rng.uniform(-0.4, 1.8)),
         sharpening_reach_px=rng.uniform(*_SHARPENING_REACH_PX),
-        noise=rng.uniform(0.5, 7) * rng.uniform(0.3, 1),
+        noise=rng.uniform(0.5, 6) * rng.uniform(0.2, 1),
         jpeg_quality=(quality, quality + 10),
     )
 
@@ -115,7 +118,8 @@ def _focused(picture: Floats, optics: Optics, rng: Generator, height: int) -> Fl
 
 def _toned(picture: Floats, optics: Optics, rng: Generator) -> Floats:
     """Exposure, white balance, tone curve and saturation; clipped to 0..1."""
-    exposure = optics.exposure * np.exp(rng.normal(0, optics.exposure_change))
+    exposure = (optics.grey / max(1e-3, float(picture.mean()))) ** optics.metering
+    exposure *= np.exp(rng.normal(0, optics.exposure_change))
     balance = optics.balance * np.exp(rng.normal(0, optics.balance_change, 3)).astype(np.float32)
     picture = picture * (np.float32(exposure) * balance)
     picture = picture * np.float32(1 + optics.shoulder) / (1 + np.float32(optics.shoulder) * picture)
