@@ -14,9 +14,11 @@ from numpy.random import Generator
 
 from muva.synthetic.arrays import Floats
 from muva.synthetic.cutout import cut_out
+from muva.synthetic.domain import find_domain
 from muva.synthetic.figure import draw_walk
 from muva.synthetic.identity import stranger
 from muva.synthetic.light import Light
+from muva.synthetic.props import thing_in_front
 from muva.synthetic.seeds import generator
 from muva.synthetic.site import site
 
@@ -49,6 +51,8 @@ def occluder(domain: str, camid: int, rng: Generator, *, height: int, width: int
         down = rng.uniform(0, 0.12)
         return _passer_by(domain, camid, rng, _IN_FRONT_SCALE, down, height=height, width=width)
     light = site(domain, camid).light
+    if find_domain(domain).open_world:
+        return thing_in_front(light, rng, height=height, width=width)
     thing = _box if rng.random() < 0.5 else _pole
     return thing(light, rng, height=height, width=width)
 

@@ -17,6 +17,8 @@ from muva.synthetic.mesh import Mesh, join
 _STANDING = 0.15
 """Share of walks in which the person stands nearly still."""
 _ON_THE_PHONE = 0.07
+_PUSHING = 0.06
+"""Share of walks in the open world."""
 _LOOKING_AT_PHONE_DEG = 14.0
 
 
@@ -29,6 +31,8 @@ class Walk:
     arm_spread_deg: float
     phone_side: int
     """1 left, -1 right, 0 for none."""
+    pushes: bool = False
+    """Whether the person pushes a bicycle, a pram or a trolley; only in the open world."""
     heading_deg: float
     """Deviation from the direction in which people pass this camera."""
 
@@ -41,6 +45,7 @@ def draw_walk(person: Identity, rng: Generator) -> Walk:
         arm_spread_deg=rng.uniform(6, 11) + arm_spread_deg(person),
         phone_side=int(rng.choice([-1, 1])) if rng.random() < _ON_THE_PHONE else 0,
         heading_deg=rng.normal(0, 22),
+        pushes=person.fabric is not None and rng.random() < _PUSHING,
     )
 
 

@@ -19,6 +19,8 @@ from muva.synthetic.sensor import REFERENCE_HEIGHT_PX, decode_jpeg, encode_jpeg
 
 _MID_GREY = 0.42
 """Where a contrast curve leaves a value as it is."""
+_STRONG_CAST = 0.15
+"""Share of cameras with a white balance that is far off."""
 _MOTION_BLURRED = 0.08
 """Share of images with motion blur."""
 _SHARPENING_REACH_PX = (0.8, 2.2)
@@ -59,7 +61,8 @@ class Optics:
 
 def draw_optics(rng: Generator) -> Optics:
     """Any camera."""
-    temperature, tint = rng.normal(0.01, 0.06), rng.normal(-0.015, 0.03)
+    strong = 3.2 if rng.random() < _STRONG_CAST else 1.0
+    temperature, tint = rng.normal(0.01, 0.05 * strong), rng.normal(-0.015, 0.025 * strong)
     quality = int(rng.uniform(30, 88))
     return Optics(
         grey=float(np.clip(rng.normal(0.355, 0.09), 0.17, 0.62)),

@@ -25,7 +25,7 @@ _FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TR
 
 def paint_place(rng: Generator, *, indoors: bool) -> Levels:
     """(HEIGHT, WIDTH, 3) RGB albedo of a random backdrop."""
-    wall = _paint(rng, 70, 215)
+    wall = _paint(rng, 45, 200)
     painting = canvas(rng, HEIGHT, WIDTH, tuple(wall), mottling=rng.uniform(3, 10))
     kinds = _INDOORS if indoors else _OUTDOORS
     chosen = [kinds[int(i)] for i in rng.permutation(len(kinds))[: int(rng.integers(3, 6))]]
@@ -45,7 +45,7 @@ def paint_place(rng: Generator, *, indoors: bool) -> Levels:
 
 def paint_paving(rng: Generator) -> Levels:
     """(1024, 1024, 3) RGB albedo of a random ground."""
-    base = rng.uniform(70, 190) * np.exp(rng.normal(0, 0.035, 3))
+    base = rng.uniform(45, 185) * np.exp(rng.normal(0, 0.035, 3))
     painting = canvas(rng, _GROUND_SIZE, _GROUND_SIZE, tuple(base), mottling=rng.uniform(4, 12))
     painting += rng.normal(0, rng.uniform(2, 9), (_GROUND_SIZE, _GROUND_SIZE, 1)).astype(np.float32)
     _PAVINGS[int(rng.integers(len(_PAVINGS)))](painting, rng)

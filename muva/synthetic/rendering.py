@@ -20,6 +20,7 @@ from muva.synthetic.cutout import cut_out
 from muva.synthetic.domain import find_domain
 from muva.synthetic.figure import draw_walk
 from muva.synthetic.identity import identity
+from muva.synthetic.props import pushed
 from muva.synthetic.seeds import generator
 from muva.synthetic.site import site
 from muva.synthetic.surface import NO_PART, PART_VALUES
@@ -70,6 +71,11 @@ def render(
         in_front = occluder(domain, camid, rng, height=height, width=width)
         light = _over(light, in_front)
         part_map = np.where(in_front[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
+
+    if walk.pushes:
+        thing = pushed(place.light, generator("pushed", domain, pid), height=height, width=width)
+        light = _over(light, thing)
+        part_map = np.where(thing[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
 
     rng = generator("sensor", domain, pid, camid, index)
     return SyntheticImage(

@@ -104,15 +104,20 @@ def site(domain: str, camid: int) -> Site:
 def _place(settings: Domain, camid: int, rng: Generator) -> Site:
     """A camera of the open world."""
     indoors = settings.scene.backdrop == "indoors"
+    dark = rng.uniform(0.35, 1.1)
     camera = draw_camera(settings.view, camid, rng)
     return Site(
         camera=replace(camera, heading_deg=rng.uniform(0, 360)),
         light=draw_light(settings.light, rng),
         sensor=draw_optics(rng),
-        ground=paint_paving(rng),
-        backdrop=paint_place(rng, indoors=indoors),
+        ground=_darkened(paint_paving(rng), dark * rng.uniform(0.8, 1.2)),
+        backdrop=_darkened(paint_place(rng, indoors=indoors), dark),
         backdrop_distance_m=max(settings.view.distance_m) + rng.uniform(0.5, 12),
     )
+
+
+def _darkened(texture: Levels, factor: float) -> Levels:
+    return np.clip(texture * np.float32(factor), 0, 255).astype(np.uint8)
 
 
 def _look_up(texture: Levels, columns: Floats, rows: Floats) -> Levels:
