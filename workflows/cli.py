@@ -17,6 +17,7 @@ from muva.errors import MuvaError, SettingsError
 from tracking.redaction import redact
 from workflows.exit_codes import INTERRUPTED
 from workflows.progress import console, say
+from workflows.runtime.lost_processes import lost_process
 from workflows.verbs import VERBS
 
 
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         code = 1
         if isinstance(error, OSError) and _is_of_output(error):
             _print_error(OutputError(error.strerror or str(error)), code=code)
+        elif lost := lost_process(error):
+            _print_error(lost, code=code)
         else:  # a bug: print the traceback as Python does, without secrets
             say(redact(traceback.format_exc()))
     sys.exit(code if isinstance(code, int) else 0)
