@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from muva.errors import MuvaError
 from tracking.redaction import redact
@@ -13,16 +14,16 @@ def lost_process(error: BaseException) -> MuvaError | None:
 
     Ray is not imported here: without it, there is no such error.
     """
-    exceptions = sys.modules.get("ray.exceptions")
+    exceptions: Any = sys.modules.get("ray.exceptions")
     if exceptions is None:
         return None
-    if isinstance(error, exceptions.RayTaskError):
-        error = error.cause
-    if not isinstance(error, exceptions.RayError):
+    cause = getattr(error, "cause", error) if isinstance(error, exceptions.RayTaskError) else error
+    if not isinstance(cause, exceptions.RayError):
         return None
-    reason = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    kind = type(cause).__name__
+    reason = (redact(str(cause)).strip().splitlines() or [kind])[0].rstrip(".")
     return MuvaError(
-        f"Ray lost a process that the work needs: {reason} ({type(error).__name__}). Expected its "
+        f"Ray lost a process that the work needs: {reason} ({kind}). Expected its "
         "processes to keep running: the system may have ended one for lack of memory, which its "
         "log says (`dmesg`). Finished work is kept; run the same command again to resume."
     )
