@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _check_arguments(sys.argv[1:] if argv is None else argv)
-        _check_home()
+        _check_folders()
         code = muva.main(args=argv, prog_name="muva", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -123,8 +123,18 @@ def _check_arguments(argv: list[str]) -> None:
             )
 
 
-def _check_home() -> None:
-    """Ray, and much else, needs a home folder, which a user id without a name may not have."""
+def _check_folders() -> None:
+    """Much needs a current folder, and a home folder, which a user id without a name may not have.
+
+    Without the first, torch says that its own files cannot be loaded.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise MuvaError(
+            f"The current folder cannot be opened ({error.strerror}): it may have been deleted. "
+            "Change to another folder, for example with `cd`"
+        ) from error
     try:
         Path.home()
     except RuntimeError as error:
