@@ -71,6 +71,18 @@ def _locked_file(file: Path, on_wait: Callable[[str], None]) -> IO[str] | None:
         lock.close()  # the process before has deleted the file that this one waited for
 
 
+def holders(folder: Path) -> dict[str, str]:
+    """The files in a folder that `alone` holds at the moment -> the processes that hold them."""
+    held = {}
+    for file in sorted(folder.glob("*")):
+        with suppress(OSError), file.open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held[file.name] = lock.read()
+    return held
+
+
 def _is_at(file: Path, opened: IO[str]) -> bool:
     try:
         return os.path.samestat(os.fstat(opened.fileno()), file.stat())

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.lineage import Inputs, inputs_on_disk, node_at
 from muva.data.store import Store
-from muva.file_lock import alone
+from muva.errors import MuvaError
+from muva.file_lock import alone, holders
 from tracking.names import ARTIFACT_TAG, DATASETS_TAG
 from workflows.progress import say
 from workflows.session import Session
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
 
 NAMED_BY_USERS = ("datasets", "models")
 """Kinds whose names users give: a name refers to the artifact last requested under it."""
+_LOCKS = "locks"
+"""The folder of a home with a file for each step that is being computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +187,19 @@ def found_step(artifact: Artifact, *, format_version: int) -> StepResult:
     return StepResult(artifact=artifact, summary=manifest["summary"], seconds=0.0, computed=False)
 
 
+def check_idle(session: Session) -> None:
+    """Check that no other command in this home computes a step, before artifacts are deleted.
+
+    Raises:
+        MuvaError: one does.
+    """
+    for name, process in holders(session.home / _LOCKS).items():
+        raise MuvaError(
+            f"Nothing was deleted: another command (process {process}) is computing {name} in "
+            f"{session.home}, and may use what would be deleted. Wait for its end, or stop it"
+        )
+
+
 def _claim(step: Step, session: Session) -> AbstractContextManager[None]:
     """A block during which no other trial, and no other command in this home, computes the step."""
     address = step.artifact.address
@@ -192,7 +208,7 @@ def _claim(step: Step, session: Session) -> AbstractContextManager[None]:
     if session.tracking_uri is None:
         return nullcontext()
     return alone(
-        session.home / "locks" / address.replace("/", "-"),
+        session.home / _LOCKS / address.replace("/", "-"),
         on_wait=lambda process: say(
             f"{step.title}: another command (process {process}) is computing it; waiting for that …"
         ),
