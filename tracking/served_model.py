@@ -79,6 +79,8 @@ def _file(text: str) -> Path | None:
 
 
 def _decoded(row: int, text: str) -> bytes:
+    if len(text) < _LONGEST_PATH and "\0" not in text and Path(text).is_dir():
+        raise _invalid(f"row {row}: {text!r} is a folder: expected the path of an image")
     try:
         return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
     except (binascii.Error, ValueError) as error:

@@ -17,6 +17,7 @@ from muva.errors import MuvaError, SettingsError
 from tracking.redaction import redact
 from workflows.exit_codes import INTERRUPTED
 from workflows.progress import console, say
+from workflows.runtime.lost_processes import lost_process
 from workflows.verbs import VERBS
 
 
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _check_arguments(sys.argv[1:] if argv is None else argv)
-        _check_home()
+        _check_folders()
         code = muva.main(args=argv, prog_name="muva", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         code = 1
         if isinstance(error, OSError) and _is_of_output(error):
             _print_error(OutputError(error.strerror or str(error)), code=code)
+        elif lost := lost_process(error):
+            _print_error(lost, code=code)
         else:  # a bug: print the traceback as Python does, without secrets
             say(redact(traceback.format_exc()))
     sys.exit(code if isinstance(code, int) else 0)
@@ -120,8 +123,18 @@ def _check_arguments(argv: list[str]) -> None:
             )
 
 
-def _check_home() -> None:
-    """Ray, and much else, needs a home folder, which a user id without a name may not have."""
+def _check_folders() -> None:
+    """Much needs a current folder, and a home folder, which a user id without a name may not have.
+
+    Without the first, torch says that its own files cannot be loaded.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise MuvaError(
+            f"The current folder cannot be opened ({error.strerror}): it may have been deleted. "
+            "Change to another folder, for example with `cd`"
+        ) from error
     try:
         Path.home()
     except RuntimeError as error:

@@ -68,6 +68,18 @@ def test_a_command_that_cannot_be_meant_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_current_folder_that_was_deleted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(SystemExit, match="1"):
+        main(["recipes"])
+    assert "The current folder cannot be opened" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "verb",
     [

@@ -35,6 +35,8 @@ from workflows.runtime.autoscaling import WAIT_LIMIT_VARIABLE
 from workflows.runtime.local import (
     HOST,
     OBJECT_STORE_BYTES,
+    check_processes,
+    delete_ray_folder,
     new_ray_folder,
     node_resources,
     usable_port,
@@ -61,6 +63,8 @@ class Head:
     """The address of its dashboard and Jobs API."""
     pid: int
     """Ending this process ends all processes of the head."""
+    folder: str = ""
+    """Ray's folder, with the logs of jobs; the next start of a head deletes it."""
 
 
 def find_head() -> str | None:
@@ -108,6 +112,7 @@ def temporary_head() -> Iterator[str]:
     finally:
         os.kill(head.pid, signal.SIGTERM)
         os.waitpid(head.pid, 0)
+        delete_ray_folder(head.folder)
 
 
 def start_head(*, outlives: bool = True) -> Head:
@@ -122,7 +127,10 @@ def start_head(*, outlives: bool = True) -> Head:
     Raises:
         MuvaError: Ray does not start; the message contains Ray's last output.
     """
+    check_processes()
     ensure_token()
+    _delete_folder_of_dead_head()
+    folder = new_ray_folder()
     port = usable_port(0)
     options = (
         f"--dashboard-host={HOST}",
@@ -133,7 +141,7 @@ def start_head(*, outlives: bool = True) -> Head:
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         *(f"--{name.replace('_', '-')}={value}" for name, value in node_resources().items()),
         # Its own folder, because every `ray.init()` would join a head in Ray's default folder.
-        f"--temp-dir={new_ray_folder()}",
+        f"--temp-dir={folder}",
         "--disable-usage-stats",
     )
     record = _record()
@@ -152,11 +160,12 @@ def start_head(*, outlives: bool = True) -> Head:
             stderr=subprocess.STDOUT,
             start_new_session=outlives,
         )
-    head = Head(address=f"http://{HOST}:{port}", pid=process.pid)
+    head = Head(address=f"http://{HOST}:{port}", pid=process.pid, folder=folder)
     deadline = time.monotonic() + START_S
     while http_status(head.address, authorisation()) != 200:
         if process.poll() is not None or time.monotonic() > deadline:
             process.terminate()
+            delete_ray_folder(folder)
             last = "\n".join(log_file.read_text(errors="replace").strip().splitlines()[-5:])
             raise MuvaError(f"Ray did not start on this machine. The end of {log_file}:\n{last}")
         time.sleep(0.3)
@@ -192,6 +201,12 @@ def _environment_of_head() -> dict[str, str]:
     have to be the head's.
     """
     return {name: value for name, value in os.environ.items() if not _is_passed(name)}
+
+
+def _delete_folder_of_dead_head() -> None:
+    head = _recorded_head()
+    if head is not None and head.folder and not psutil.pid_exists(head.pid):
+        delete_ray_folder(head.folder)
 
 
 def stale_variables(address: str) -> tuple[list[str], int]:
@@ -235,6 +250,10 @@ def _record() -> Path:
 def _recorded_head() -> Head | None:
     try:
         written = json.loads(_record().read_text())
-        return Head(address=str(written["address"]), pid=int(written["pid"]))
+        return Head(
+            address=str(written["address"]),
+            pid=int(written["pid"]),
+            folder=str(written.get("folder", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -9,6 +9,7 @@ imported, because nodes are checked before anything else is known about them.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,6 +37,20 @@ def usable_memory_bytes(
     variables = os.environ if environment is None else environment
     limits = [*_memory_limits(root), *_slurm_memory(variables)]
     return min([machine_memory_bytes(), *(one for one in limits if one >= _SMALLEST_LIMIT_BYTES)])
+
+
+def usable_processes(root: Path = Path("/")) -> int | None:
+    """How many processes and threads this user, or this container, may have; None: any number."""
+    limits = [
+        int(limit)
+        for controller in ("", "pids")
+        for folder in _groups(root, controller)
+        if (limit := _read(folder / "pids.max")).isdigit()
+    ]
+    own, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if own != resource.RLIM_INFINITY and os.geteuid() != 0:  # root is exempt
+        limits.append(own)
+    return min(limits, default=None)
 
 
 def machine_memory_bytes() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +20,9 @@ from workflows.runtime.autoscaling import WAIT_VARIABLE, resources, wait_for
 from workflows.runtime.cluster_address import check_responds
 from workflows.runtime.local import (
     OBJECT_STORE_BYTES,
+    check_processes,
     default_ray_folder,
+    delete_ray_folder,
     new_ray_folder,
     node_resources,
 )
@@ -77,6 +78,7 @@ def _initialised() -> Iterator[None]:
             if wanted := os.environ.get(WAIT_VARIABLE):
                 wait_for(resources(wanted))
         else:
+            check_processes()
             ensure_token()
             quiet_about_tokens()
             usable = node_resources()
@@ -94,7 +96,7 @@ def _initialised() -> Iterator[None]:
     finally:
         ray.shutdown()
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_ray_folder(folder)
 
 
 def _init(**options: Any) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 from pathlib import Path
 
 from muva.errors import MuvaError
 from muva.short_folders import SOCKET_BYTES, private_short_folder
-from workflows.runtime.available import machine_memory_bytes, usable_cpus, usable_memory_bytes
+from workflows.runtime.available import (
+    machine_memory_bytes,
+    usable_cpus,
+    usable_memory_bytes,
+    usable_processes,
+)
 from workflows.runtime.quirks import RAY_SOCKET
 
 HOST = "127.0.0.1"
@@ -17,7 +23,9 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 """Sufficient for what the verbs pass through it: references, reports, small tables."""
 
 _FOLDER_VARIABLE = "RAY_TMPDIR"
-_PREFIX = "muva-ray-"
+_PREFIX, _WITHIN = "muva-ray-", "r"
+_PROCESSES = 300
+"""The processes and threads of a Ray on two cores with two workers."""
 _OVERHEAD_BYTES, _OVERHEAD_SHARE = 10**9, 0.25
 """What is left to the driver and to Ray's own processes, and at most this share of all memory."""
 
@@ -33,6 +41,20 @@ def node_resources() -> dict[str, int]:
         overhead = min(_OVERHEAD_BYTES, int(_OVERHEAD_SHARE * usable))
         resources["memory"] = max(1, usable - overhead - OBJECT_STORE_BYTES)
     return resources
+
+
+def check_processes() -> None:
+    """Check that Ray's processes and threads are allowed: Ray itself is aborted where they are not.
+
+    Raises:
+        MuvaError: fewer are allowed than a small Ray has.
+    """
+    allowed = usable_processes()
+    if allowed is not None and allowed < _PROCESSES:
+        raise MuvaError(
+            f"This account or container may have {allowed} processes and threads, and Ray needs "
+            f"{_PROCESSES} or more. Raise the limit: `ulimit -u`, or the container's pids limit"
+        )
 
 
 def ray_start_options() -> list[str]:
@@ -57,19 +79,28 @@ def new_ray_folder() -> str:
     """A new folder for one Ray, of this user alone, with a path that is short enough for sockets.
 
     It is in the folder that RAY_TMPDIR names, or in /tmp: the folders of batch systems, which
-    TMPDIR names, often have long paths.
+    TMPDIR names, often have long paths. Its parent is private, because Ray lets everyone write to
+    its own folder; `delete_ray_folder` deletes both.
 
     Raises:
         MuvaError: RAY_TMPDIR is too long, or no folder can be written to.
     """
     chosen = os.environ.get(_FOLDER_VARIABLE)
-    return private_short_folder(
-        len(RAY_SOCKET),
+    private = private_short_folder(
+        len(f"/{_WITHIN}{RAY_SOCKET}"),
         prefix=_PREFIX,
         preferred=chosen or "/tmp",
         only=bool(chosen),
         variable=_FOLDER_VARIABLE,
     )
+    return f"{private}/{_WITHIN}"
+
+
+def delete_ray_folder(folder: str) -> None:
+    """Delete a folder of `new_ray_folder`; any other is left alone."""
+    private = Path(folder).parent
+    if Path(folder).name == _WITHIN and private.name.startswith(_PREFIX):
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def usable_port(port: int) -> int:

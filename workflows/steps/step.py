@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.lineage import Inputs, inputs_on_disk, node_at
 from muva.data.store import Store
+from muva.errors import MuvaError
+from muva.file_lock import alone, holders
 from tracking.names import ARTIFACT_TAG, DATASETS_TAG
 from workflows.progress import say
 from workflows.session import Session
@@ -28,6 +30,8 @@ if TYPE_CHECKING:  # MLflow takes a second and 80 MB, and workers never need it
 
 NAMED_BY_USERS = ("datasets", "models")
 """Kinds whose names users give: a name refers to the artifact last requested under it."""
+_LOCKS = "locks"
+"""The folder of a home with a file for each step that is being computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +150,9 @@ def run_step(
     """
     artifact, shared = step.artifact, session.shared
     manifest = step.manifest()
-    waits = manifest is None and shared is not None
     started_at = time.monotonic() - spent_s
-    with shared.claim(artifact.address) if waits and shared else nullcontext():
-        if waits:  # another process may have made it while this one was waiting for the claim
+    with _claim(step, session) if manifest is None else nullcontext():
+        if manifest is None:  # another process may have made it while this one was waiting
             manifest = step.manifest()
         if manifest is not None:
             say(f"{step.title}: exists, {artifact.address}")
@@ -182,6 +185,34 @@ def found_step(artifact: Artifact, *, format_version: int) -> StepResult:
     manifest = artifact.manifest(format_version=format_version)
     assert manifest is not None, artifact.address
     return StepResult(artifact=artifact, summary=manifest["summary"], seconds=0.0, computed=False)
+
+
+def check_idle(session: Session) -> None:
+    """Check that no other command in this home computes a step, before artifacts are deleted.
+
+    Raises:
+        MuvaError: one does.
+    """
+    for name, process in holders(session.home / _LOCKS).items():
+        raise MuvaError(
+            f"Nothing was deleted: another command (process {process}) is computing {name} in "
+            f"{session.home}, and may use what would be deleted. Wait for its end, or stop it"
+        )
+
+
+def _claim(step: Step, session: Session) -> AbstractContextManager[None]:
+    """A block during which no other trial, and no other command in this home, computes the step."""
+    address = step.artifact.address
+    if session.shared is not None:
+        return session.shared.claim(address)
+    if session.tracking_uri is None:
+        return nullcontext()
+    return alone(
+        session.home / _LOCKS / address.replace("/", "-"),
+        on_wait=lambda process: say(
+            f"{step.title}: another command (process {process}) is computing it; waiting for that …"
+        ),
+    )
 
 
 def _run_of(step: Step, session: Session) -> Any:

@@ -376,19 +376,21 @@ def forget_verb(
 
     Only one version of the data set changes: the latest, or the one whose address is given. The
     output lists the other versions, in which pids may differ. Unfinished artifacts of NAME are
-    deleted too, so nothing else may run on this store meanwhile. Models that were trained on the
-    person, and pictures in MLflow and HOME/reports, are kept and listed. Delete copies in the
-    caches of other machines yourself.
+    deleted too, so nothing else may run on this store meanwhile: commands in the same home are
+    noticed, others are not. Models that were trained on the person, and pictures in MLflow and
+    HOME/reports, are kept and listed. Delete copies in the caches of other machines yourself.
 
     \b
     muva data forget mine --pid 17          list the person's images and what would be deleted
     muva data forget mine --image 0017_c2_3.jpg --yes
     """
     from workflows.steps.forget import forget, what_to_forget
+    from workflows.steps.step import check_idle
 
     if not pids and not images:
         raise click.UsageError("no person is given: expected --pid PID or --image IMAGE_ID")
     if yes:
+        check_idle(session)
         report, remaining = forget(session, name, pids, images)
     else:
         report, remaining = what_to_forget(session, name, pids, images), None

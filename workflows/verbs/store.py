@@ -25,6 +25,7 @@ from muva.data.store import STALE_PARTIAL_S
 from muva.errors import MuvaError
 from tracking.redaction import redact
 from workflows.progress import say
+from workflows.steps.step import check_idle
 from workflows.verb import as_text, json_option, print_result, session_options
 
 if TYPE_CHECKING:
@@ -78,12 +79,15 @@ def gc(yes: bool, allow_all: bool, as_json: bool, session: Session) -> None:
     """Delete artifacts that no run uses.
 
     A run uses its artifacts until it is deleted in MLflow. Unfinished and damaged artifacts and the
-    remains of interrupted writes are deleted too, so nothing else may run on this store meanwhile.
+    remains of interrupted writes are deleted too, so nothing else may run on this store meanwhile:
+    commands in the same home are noticed, others are not.
 
     \b
     muva store gc          list what would be deleted
     muva store gc --yes
     """
+    if yes:
+        check_idle(session)
     users = _users(session)
     artifacts = list_artifacts(session.store)
     if artifacts and not allow_all and not any(one.address in users for one in artifacts):

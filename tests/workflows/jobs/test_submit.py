@@ -28,10 +28,17 @@ from workflows.jobs import follow
 from workflows.jobs.client import job_details, jobs_client
 from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.jobs.follow import follow_job
-from workflows.jobs.head import Head, find_head, stale_variables, start_head
+from workflows.jobs.head import (
+    Head,
+    _delete_folder_of_dead_head,
+    find_head,
+    stale_variables,
+    start_head,
+)
 from workflows.jobs.shipping import code_folder, ship
 from workflows.jobs.submit import submit_and_follow, submit_job
 from workflows.runtime.authentication import authorisation
+from workflows.runtime.local import new_ray_folder
 from workflows.verbs.jobs import jobs_verb
 from workflows.verbs.submit import submit_verb
 
@@ -106,6 +113,20 @@ def test_who_listens_as_another_user_is_asked_nothing(
     monkeypatch.setattr("os.getuid", lambda: -1)
     assert find_head() is None
     assert asked == []
+
+
+def test_the_folder_of_a_dead_head_is_deleted_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    folder, record = Path(new_ray_folder()), tmp_path / ".muva" / "ray-head.json"
+    record.parent.mkdir()
+    monkeypatch.setattr("workflows.jobs.head._record", lambda: record)
+    for pid, is_kept in ((os.getpid(), True), (2**22 + 1, False)):  # the second cannot exist
+        record.write_text(json.dumps({"address": "http://h", "pid": pid, "folder": f"{folder}"}))
+        _delete_folder_of_dead_head()
+        assert folder.parent.exists() == is_kept
 
 
 def test_variables_that_jobs_get_from_the_head_with_other_values_are_named(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from muva.errors import MuvaError
 from workflows.runtime.available import (
     machine_memory_bytes,
     usable_cpus,
     usable_memory_bytes,
+    usable_processes,
 )
-from workflows.runtime.local import OBJECT_STORE_BYTES, node_resources
+from workflows.runtime.local import OBJECT_STORE_BYTES, check_processes, node_resources
 
 MEBIBYTE = 2**20
 
@@ -96,6 +99,33 @@ def test_slurms_allocation_counts_on_its_nodes(
     assert usable_cpus(tmp_path, on_node) == cores
     assert usable_memory_bytes(tmp_path, on_node) == mebibytes * MEBIBYTE
     assert usable_cpus(tmp_path, variables) == 16, "a shell of salloc on the login node"
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "usable"),
+    [
+        (V2, resource.RLIM_INFINITY, None),
+        ({**V2, "sys/fs/cgroup/system.slice/job_7/pids.max": "max"}, 4096, 4096),
+        ({**V2, "sys/fs/cgroup/system.slice/pids.max": "100"}, 4096, 100),
+        ({"proc/self/cgroup": "5:pids:/a", "sys/fs/cgroup/pids/a/pids.max": "40"}, 4096, 40),
+    ],
+)
+def test_processes_are_limited_by_the_account_and_by_control_groups(
+    files: Mapping[str, str],
+    own: int,
+    usable: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (own, own))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert usable_processes(tree(tmp_path, files)) == usable
+
+
+def test_ray_is_not_started_where_it_would_be_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.runtime.local.usable_processes", lambda: 40)
+    with pytest.raises(MuvaError, match=r"may have 40 processes.*`ulimit -u`"):
+        check_processes()
 
 
 def test_affinity_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

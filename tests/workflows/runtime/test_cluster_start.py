@@ -21,7 +21,12 @@ from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.runtime import cluster_address
 from workflows.runtime.cluster import ray_cluster
 from workflows.runtime.cluster_address import check_responds
-from workflows.runtime.local import default_ray_folder, new_ray_folder, usable_port
+from workflows.runtime.local import (
+    default_ray_folder,
+    delete_ray_folder,
+    new_ray_folder,
+    usable_port,
+)
 
 START = """
 import json, os, sys
@@ -74,10 +79,14 @@ def test_a_short_private_folder_is_found(
     assert not default_ray_folder()
     folder = Path(new_ray_folder())
     try:
-        assert folder.parent == Path("/tmp")
-        assert folder.stat().st_mode & 0o077 == 0
+        assert folder.parent.parent == Path("/tmp")
+        folder.mkdir(mode=0o777)  # as Ray does
+        assert folder.parent.stat().st_mode & 0o077 == 0
     finally:
-        folder.rmdir()
+        delete_ray_folder(f"{folder}")
+    assert not folder.parent.exists()
+    delete_ray_folder(f"{long_folder}")
+    assert long_folder.exists(), "a folder of somebody else"
     monkeypatch.setenv("TMPDIR", "/tmp")
     assert default_ray_folder()
 

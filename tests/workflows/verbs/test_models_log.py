@@ -113,6 +113,7 @@ def test_every_form_of_an_image_gives_the_bundles_features(
     ("image", "explanation"),
     [
         ("nowhere.jpg", "row 1: 'nowhere.jpg' is neither an existing file nor a base64-"),
+        ("/tmp", "row 1: '/tmp' is a folder"),
         (b"no image", "an image of 8 bytes"),
         (base64.b64encode(b"no image").decode(), "an image of 8 bytes"),
         (None, "row 1: expected a path, encoded bytes, base64"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,29 @@ def muva(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
         main([*words, "--json"])
     assert stop.value.code == 0
     return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "words", [("store", "gc", "--yes"), ("data", "forget", "people", "--pid", "1", "--yes")]
+)
+def test_nothing_is_deleted_while_another_command_computes(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = open_session(home=tmp_path)
+    people = dataset(tmp_path / "store", "people", [1]).artifact
+    make(session, "models", "muva", inputs={Role.SOURCE: [people]})
+    kept = sorted(session.store.list())
+
+    def work(_: object) -> dict[str, Any]:
+        with pytest.raises(SystemExit, match="1"):
+            main([*words, "--home", f"{tmp_path}"])
+        return {}
+
+    run_step(declared(session, "models", "other", {}), session=session, work=work)
+    assert f"another command (process {os.getpid()}) is computing models-other-" in (
+        capsys.readouterr().err
+    )
+    assert set(kept) <= set(session.store.list())
 
 
 def test_gc_keeps_what_a_run_uses_and_what_that_was_made_from(
