@@ -14,7 +14,7 @@ from muva.lazy_names import names_on_first_use
 from muva.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, RENDERER_VERSION, VARIED, Domain
 
 if TYPE_CHECKING:
-    from muva.synthetic.people import synthetic_records, test_records
+    from muva.synthetic.people import image_count, synthetic_records, test_records
     from muva.synthetic.rendering import SyntheticImage, render
 
 __all__ = [
@@ -25,7 +25,10 @@ __all__ = [
     "VARIED",
     "Domain",
     "SyntheticImage",
+    "image_count",
+    "is_synthetic",
     "render",
+    "renderer_version",
     "synthetic_records",
     "test_records",
 ]
@@ -34,8 +37,31 @@ __getattr__ = names_on_first_use(
     __name__,
     {
         "SyntheticImage": "rendering",
+        "image_count": "people",
         "render": "rendering",
         "synthetic_records": "people",
         "test_records": "people",
     },
 )
+
+
+def is_synthetic(name: str) -> bool:
+    """Whether a data set of this name is rendered: a named domain, or networks of the open world."""
+    return name in DOMAINS or bool(_networks_of(name))
+
+
+def renderer_version(name: str) -> int:
+    """The version of the images of a synthetic data set, which is part of its address."""
+    if not _networks_of(name):
+        return RENDERER_VERSION
+    from muva.synthetic.world import WORLD_VERSION
+
+    return WORLD_VERSION
+
+
+def _networks_of(name: str) -> tuple[str, ...]:
+    if not name.startswith("syn-world-"):
+        return ()  # without the imports of the open world
+    from muva.synthetic.world import networks_of
+
+    return networks_of(name)

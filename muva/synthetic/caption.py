@@ -55,6 +55,8 @@ def _hair(person: Identity) -> str:
 def _upper(person: Identity) -> str:
     names = person.colours.names
     garment = f"{names['top']} {'dress' if person.in_one_piece else person.top}"
+    if person.fabric is not None:
+        return f"{garment} with {person.fabric.words}" if person.fabric.words else garment
     accent = names["accent"]
     match person.pattern:
         case "solid":

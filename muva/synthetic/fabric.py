@@ -7,7 +7,7 @@ that prints stay as crisp as the image allows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -39,17 +39,30 @@ class Fabric:
     """Half the width of that opening at the hem; 0 if the jacket is closed."""
     lower: Picture
     """Trousers or a skirt: row 0 is at the waist."""
+    words: str
+    """For captions: what is on the upper garment, such as `white stripes and a red print`."""
 
 
-def draw_fabric(base: Floats, accents: list[Floats], lower: Floats, rng: Generator) -> Fabric:
-    """The fabric of a person with these colours (RGB, 0 to 255)."""
-    accents = [np.asarray(accent, np.float32) for accent in accents]
+def draw_fabric(
+    base: Floats, accents: Sequence[tuple[str, Floats]], lower: Floats, rng: Generator
+) -> Fabric:
+    """The fabric of a person with these colours (RGB, 0 to 255); accents have names too."""
+    names = [name for name, _ in accents]
+    accents_of = [np.asarray(shade, np.float32) for _, shade in accents]
+    return _draw(base, names, accents_of, lower, rng)
+
+
+def _draw(
+    base: Floats, names: list[str], accents: list[Floats], lower: Floats, rng: Generator
+) -> Fabric:
     weave = _WEAVES[int(rng.choice(len(_WEAVES), p=_WEAVE_SHARES))]
+    words = [f"{names[0]} {_WORDS[weave]}"] if weave in _WORDS else []
     front = _cloth(base)
     weave(front, accents, rng)
     back = front.copy()
     if rng.random() < 0.5:
         _graphic(front, accents, rng, size=rng.uniform(0.25, 1.0))
+        words.append("a print")
     if rng.random() < 0.25:
         _graphic(back, accents, rng, size=rng.uniform(0.4, 1.0))
     if rng.random() < 0.25:
@@ -57,6 +70,7 @@ def draw_fabric(base: Floats, accents: list[Floats], lower: Floats, rng: Generat
     sleeves = front.copy() if weave is not _nothing else _cloth(base)
     if rng.random() < 0.3:
         sleeves[:] = accents[0]
+        words.append(f"{names[0]} sleeves")
     if rng.random() < 0.3:
         _bands(sleeves, accents, rng)
     inner = _cloth(accents[-1])
@@ -74,6 +88,7 @@ def draw_fabric(base: Floats, accents: list[Floats], lower: Floats, rng: Generat
         inner=inner,
         opening_m=rng.uniform(0.02, 0.13) if rng.random() < 0.6 else 0.0,
         lower=legs,
+        words=" and ".join(words),
     )
 
 
@@ -202,3 +217,11 @@ def _closure(cloth: Picture, accents: list[Floats], rng: Generator) -> None:
 _Weave = Callable[[Picture, list[Floats], Generator], None]
 _WEAVES: tuple[_Weave, ...] = (_nothing, _stripes, _bands, _checks, _dots, _patches, _panels)
 _WEAVE_SHARES = (0.46, 0.14, 0.08, 0.1, 0.04, 0.09, 0.09)
+_WORDS: Mapping[_Weave, str] = {
+    _stripes: "stripes",
+    _bands: "bands",
+    _checks: "checks",
+    _dots: "dots",
+    _patches: "patches",
+    _panels: "panels",
+}

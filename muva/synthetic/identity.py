@@ -157,7 +157,10 @@ def stranger(domain: str, camid: int, number: int) -> Identity:
 def _in_fabric(person: Identity, domain: Domain, rng: Generator) -> Identity:
     shades = person.colours.shades
     others = rng.choice(domain.wardrobe.top_colours, int(rng.integers(1, 4)))
-    accents = [shades["accent"], *(_shade(rng, CLOTH[str(name)]) for name in others)]
+    accents = [
+        (person.colours.names["accent"], shades["accent"]),
+        *((str(name), _shade(rng, CLOTH[str(name)])) for name in others),
+    ]
     fabric = draw_fabric(shades["top"], accents, shades["bottom"], rng)
     return replace(person, fabric=fabric)
 

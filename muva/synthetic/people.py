@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 from muva.data.records import Record, Split
@@ -10,6 +11,7 @@ from muva.errors import MuvaError
 from muva.synthetic.domain import find_domain
 from muva.synthetic.rendering import render
 from muva.synthetic.sensor import encode_jpeg
+from muva.synthetic.world import networks_of
 
 _QUALITY = 95
 """JPEG quality of the stored files; the camera's own compression is already part of the pixels."""
@@ -41,18 +43,19 @@ def synthetic_records(
             f"{domain}: expected at least two images per camera (one query, one gallery), "
             f"found {images_per_camera}"
         )
-    people = train_people + test_people
-    total = people * find_domain(domain).cameras * images_per_camera
+    total = image_count(
+        domain,
+        train_people=train_people,
+        test_people=test_people,
+        images_per_camera=images_per_camera,
+    )
+    people = [*_people(domain, train_people + test_people)]
     records = chain(
         _records(
-            domain, range(1, train_people + 1), ("train", "train"), images_per_camera, height, width
+            domain, people[:train_people], ("train", "train"), images_per_camera, height, width
         ),
-        test_records(
-            domain,
-            pids=range(train_people + 1, people + 1),
-            images_per_camera=images_per_camera,
-            height=height,
-            width=width,
+        _records(
+            domain, people[train_people:], ("query", "gallery"), images_per_camera, height, width
         ),
     )
     for done, record in enumerate(records, start=1):
@@ -61,38 +64,74 @@ def synthetic_records(
             progress(done, total)
 
 
+def image_count(
+    domain: str, *, train_people: int, test_people: int, images_per_camera: int
+) -> int:
+    """How many images a data set has."""
+    people = _people(domain, train_people + test_people)
+    return sum(find_domain(one.network).cameras for one in people) * images_per_camera
+
+
 def test_records(
     domain: str, *, pids: Iterable[int], images_per_camera: int, height: int, width: int
 ) -> Iterator[Record]:
     """Queries and gallery of these people only, as in `synthetic_records`."""
-    return _records(domain, pids, ("query", "gallery"), images_per_camera, height, width)
+    people = (_Person(network=domain, number=pid, pid=pid, camids_from=1) for pid in pids)
+    return _records(domain, people, ("query", "gallery"), images_per_camera, height, width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Person:
+    """A person of a data set, which may have the people of several networks."""
+
+    network: str
+    number: int
+    """The pid within the network."""
+    pid: int
+    camids_from: int
+    """The camid, in the data set, of the network's first camera."""
+
+
+def _people(domain: str, count: int) -> Iterator[_Person]:
+    """The people of a data set; those of the open world are shared out among its networks."""
+    networks = networks_of(domain) or (domain,)
+    pid, camids_from = 1, 1
+    for number, network in enumerate(networks, start=1):
+        last = count * number // len(networks)
+        for own in range(1, last - pid + 2):
+            yield _Person(network=network, number=own, pid=pid, camids_from=camids_from)
+            pid += 1
+        camids_from += find_domain(network).cameras
 
 
 def _records(
     domain: str,
-    pids: Iterable[int],
+    people: Iterable[_Person],
     splits: tuple[Split, Split],
     images_per_camera: int,
     height: int,
     width: int,
 ) -> Iterator[Record]:
     """`splits` are those of image 0 of each camera, and of the others."""
-    for pid in pids:
-        for camid in range(1, find_domain(domain).cameras + 1):
+    for person in people:
+        for camera in range(1, find_domain(person.network).cameras + 1):
             for index in range(images_per_camera):
                 split = splits[min(index, 1)]
-                yield _record(domain, split, pid, camid, index, height=height, width=width)
+                yield _record(domain, split, person, camera, index, height=height, width=width)
 
 
 def _record(
-    domain: str, split: Split, pid: int, camid: int, index: int, *, height: int, width: int
+    domain: str, split: Split, person: _Person, camera: int, index: int, *, height: int, width: int
 ) -> Record:
-    shot = render(domain, pid=pid, camid=camid, index=index, height=height, width=width)
+    shot = render(
+        person.network, pid=person.number, camid=camera, index=index, height=height, width=width
+    )
+    camid = person.camids_from + camera - 1
     return Record(
         domain=domain,
-        image_id=f"{split}/{pid:04d}_c{camid}_{index:02d}.jpg",
+        image_id=f"{split}/{person.pid:04d}_c{camid}_{index:02d}.jpg",
         split=split,
-        pid=pid,
+        pid=person.pid,
         camid=camid,
         source=encode_jpeg(shot.image, quality=_QUALITY),
         boxes=shot.boxes,

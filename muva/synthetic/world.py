@@ -20,6 +20,7 @@ from muva.synthetic.seeds import generator
 WORLD = "syn-world"
 """The name of the open world; network 7 is `syn-world-0007`."""
 _NAME = re.compile(rf"{WORLD}-([0-9]{{4,}})")
+_RANGE = re.compile(rf"{WORLD}-([0-9]+)-([0-9]+)")
 
 _NEUTRAL = ("black", "black", "black", "dark grey", "grey", "navy", "white", "beige", "brown")
 _WARM_TOPS = ("t-shirt", "t-shirt", "tank top", "shirt", "t-shirt", "blazer")
@@ -37,9 +38,24 @@ _NO_SENSOR = Imaging(
 """Cameras of the open world have `optics` instead."""
 
 
+WORLD_VERSION = 1
+"""Incremented whenever an image of the open world changes."""
+
+
 def is_world(name: str) -> bool:
     """Whether this is the name of a network of the open world."""
     return _NAME.fullmatch(name) is not None
+
+
+def networks_of(name: str) -> tuple[str, ...]:
+    """The networks of a data set: `syn-world-0-19` has the first twenty.
+
+    Empty if the name is not that of a data set of the open world.
+    """
+    found = _RANGE.fullmatch(name)
+    if found is None:
+        return ()
+    return tuple(network_name(n) for n in range(int(found[1]), int(found[2]) + 1))
 
 
 def network_name(number: int) -> str:

@@ -13,7 +13,7 @@ from muva.data.artifacts import find_artifact
 from muva.data.store import check_writable
 from muva.errors import MuvaError
 from muva.grounding.experts import BYTES_PER_PARAMETER, EXPERTS
-from muva.synthetic import DOMAINS
+from muva.synthetic import is_synthetic
 from tracking.redaction import redact
 from tracking.source import JOB_VARIABLE
 from workflows.jobs.shipping import LOCK, code_folder
@@ -248,7 +248,7 @@ def recipe_checks(
 
 
 def _dataset_check(session: Session, name: str) -> Check:
-    if name in DOMAINS:
+    if is_synthetic(name):
         return ok("data", name, "synthetic: rendered when needed")
     try:
         artifact = find_artifact(session.store, "datasets", name)

@@ -16,7 +16,7 @@ from muva.data.benchmarks.accounting import Account, account_for, sources, warni
 from muva.data.benchmarks.benchmark import Trial, counts_differ, is_complete
 from muva.data.records import Record
 from muva.errors import SettingsError
-from muva.synthetic import DOMAINS, RENDERER_VERSION
+from muva.synthetic import image_count, is_synthetic, renderer_version
 from workflows.progress import say, track
 from workflows.session import Session
 from workflows.steps.step import Step, StepResult, run_step
@@ -29,7 +29,7 @@ def datasets_of(
     session: Session, names: Sequence[str], config: SyntheticConfig
 ) -> dict[str, StepResult]:
     """The data sets with these names; synthetic ones are rendered if missing."""
-    synthetic = [name for name in names if name in DOMAINS]
+    synthetic = [name for name in names if is_synthetic(name)]
     rendered = import_synthetic(session, synthetic, config) if synthetic else {}
     return {name: rendered.get(name) or _imported(session, name) for name in names}
 
@@ -54,7 +54,7 @@ def import_synthetic(
 
 def synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> Step:
     """Declare the data set of a synthetic domain."""
-    settings = {"domain": domain, "renderer": RENDERER_VERSION, **config.model_dump(mode="json")}
+    settings = {"domain": domain, "renderer": renderer_version(domain), **config.model_dump(mode="json")}
     return _step(session, domain, settings)
 
 
@@ -91,8 +91,11 @@ def import_tree(
     The address is a hash of the listing of the images (names, sizes, times), so that an unchanged
     folder is not read again. Files that are skipped are counted anew each time.
     """
-    for taken, what in ((DOMAINS, "synthetic domain"), (BENCHMARKS, "public data set")):
-        if name in taken:
+    for taken, what in (
+        (is_synthetic(name), "synthetic data set"),
+        (name in BENCHMARKS, "public data set"),
+    ):
+        if taken:
             raise SettingsError(f"{name} is the name of a {what}: give your data set another name")
     check_name(name)
     records = read_tree(layout, root, domain=name, options=options)
@@ -180,9 +183,15 @@ def _render(
 
     with ray_cluster(), track(f"render {', '.join(domains)}") as progress:
         queue = MessageQueue()
-        people = config.train_people + config.test_people
-        cameras = sum(DOMAINS[domain].cameras for domain in domains)
-        total = people * cameras * config.images_per_camera
+        total = sum(
+            image_count(
+                domain,
+                train_people=config.train_people,
+                test_people=config.test_people,
+                images_per_camera=config.images_per_camera,
+            )
+            for domain in domains
+        )
         done = dict.fromkeys(domains, 0)
 
         def show(message: tuple[str, int]) -> None:

@@ -99,7 +99,7 @@ def import_verb(
     from muva.config import load_recipe
     from muva.data.benchmarks import BENCHMARKS
     from muva.data.shards import open_dataset
-    from muva.synthetic import DOMAINS
+    from muva.synthetic import DOMAINS, is_synthetic
     from workflows.steps.import_data import import_benchmark, import_synthetic, import_tree
 
     layout_options = {"pid_regex": pid_regex, "camid_regex": camid_regex, "split": split}
@@ -124,7 +124,7 @@ def import_verb(
                 f"{BENCHMARKS[name].title}, which is available from {BENCHMARKS[name].source}"
             )
         result = import_benchmark(session, name, root, accept_counts=accept_counts)
-    elif name in DOMAINS and root is None:
+    elif is_synthetic(name) and root is None:
         config = load_recipe(recipe, overrides=overrides).synthetic
         result = import_synthetic(session, [name], config)[name]
     elif root is None or layout is None:
