@@ -1,0 +1,111 @@
+"""The open world: networks are functions of their numbers, and their labels are exact."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from benchmarks.picture_statistics import compared, image_statistics, percentiles
+from muva.synthetic import image_count, is_synthetic, render, synthetic_records
+from muva.synthetic.domain import find_domain
+from muva.synthetic.identity import double_of, identity
+from muva.synthetic.rendering import part_boxes
+from muva.synthetic.site import site
+from muva.synthetic.world import network, network_name, networks_of
+
+NETWORKS = [network_name(number) for number in (0, 1, 7)]
+
+
+def digest(name: str, pid: int, camid: int, index: int = 0) -> str:
+    shot = render(name, pid=pid, camid=camid, index=index, height=128, width=64)
+    return hashlib.sha256(shot.image.tobytes() + shot.part_map.tobytes()).hexdigest()
+
+
+def test_a_network_is_a_function_of_its_number() -> None:
+    keys = [(name, pid, camid) for name in NETWORKS for pid in (1, 2) for camid in (1, 3)]
+    first = [digest(*key) for key in keys]
+    for cache in (network, site, identity):
+        cache.cache_clear()
+    assert [digest(*key) for key in reversed(keys)] == first[::-1]
+    assert len(set(first)) == len(first)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_labels_are_those_of_the_part_map(name: str) -> None:
+    for camid in (1, 2, 3, 4):
+        shot = render(name, pid=3, camid=camid, index=0, height=128, width=64)
+        assert shot.boxes == part_boxes(shot.part_map)
+        assert shot.image.shape == (128, 64, 3)
+
+
+def test_networks_differ_in_clothes_cameras_and_places() -> None:
+    domains = [find_domain(name) for name in map(network_name, range(40))]
+    assert len({f"{domain.wardrobe}" for domain in domains}) == 40
+    assert {domain.cameras for domain in domains} == {4, 5, 6, 7, 8}
+    assert {domain.scene.backdrop for domain in domains} == {"indoors", "outdoors"}
+
+
+def test_a_double_wears_the_same_colours() -> None:
+    name = network_name(3)
+    doubles = [pid for pid in range(2, 80, 2) if double_of(name, pid)]
+    assert doubles
+    for pid in doubles:
+        person, model = identity(name, pid), identity(name, pid - 1)
+        np.testing.assert_array_equal(person.colours.shades["top"], model.colours.shades["top"])
+        assert person != model
+
+
+def test_a_data_set_has_the_people_and_cameras_of_its_networks() -> None:
+    name = "syn-world-4-6"
+    assert networks_of(name) == tuple(map(network_name, (4, 5, 6)))
+    records = list(
+        synthetic_records(
+            name, train_people=4, test_people=2, images_per_camera=2, height=32, width=16
+        )
+    )
+    assert len(records) == image_count(
+        name, train_people=4, test_people=2, images_per_camera=2
+    )
+    assert {record.pid for record in records} == {1, 2, 3, 4, 5, 6}
+    assert {record.pid for record in records if record.split == "train"} == {1, 2, 3, 4}
+    assert len({record.image_id for record in records}) == len(records)
+    cameras = [find_domain(network).cameras for network in networks_of(name)]
+    seen = {pid: {record.camid for record in records if record.pid == pid} for pid in (1, 3, 5)}
+    assert seen[1] == set(range(1, cameras[0] + 1))
+    assert seen[3] == set(range(cameras[0] + 1, sum(cameras[:2]) + 1))
+    assert seen[5] == set(range(sum(cameras[:2]) + 1, sum(cameras) + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("syn-world-0-19", True),
+        ("syn-mall", True),
+        ("syn-world", False),
+        ("syn-world-5-4", False),
+        ("syn-world-x-4", False),
+    ],
+)
+def test_names_of_synthetic_data_sets(name: str, known: bool) -> None:
+    assert is_synthetic(name) == known
+
+
+def test_statistics_of_plain_pictures() -> None:
+    grey = np.full((128, 64, 3), 128, np.uint8)
+    found = image_statistics(grey)
+    assert found["L"] == pytest.approx(53.6, abs=0.1)
+    assert found["sharp"] == found["noise"] == found["Lstd"] == 0
+    halves = grey.copy()
+    halves[:, :32] = 255
+    found = image_statistics(halves)
+    assert found["clip_hi"] == 0.5
+    assert found["sharp"] > 10
+
+
+def test_a_real_camera_that_is_not_covered_is_named() -> None:
+    world = percentiles([{"L": float(value)} for value in range(101)])
+    (row,) = compared(world, {"one": {"L": [0, 10, 20, 30, 40]}, "two": {"L": [0, 2, 20, 96, 99]}})
+    assert row["outside"] == ["two"]
+    assert not row["covered"]
