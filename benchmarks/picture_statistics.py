@@ -54,7 +54,9 @@ def main() -> int:
     )
     real = json.loads(REAL.read_text())["groups"]
     rows = compared(world, real)
-    print("| statistic | open world, 5 to 95 % | real cameras, 25 to 75 % | covered |\n|---|---|---|---|")
+    print(
+        "| statistic | open world, 5 to 95 % | real cameras, 25 to 75 % | covered |\n|---|---|---|---|"
+    )
     for row in rows:
         covered = "yes" if row["covered"] else f"no: {', '.join(row['outside'])}"
         print(f"| {row['statistic']} | {row['world']} | {row['real']} | {covered} |")
@@ -81,9 +83,7 @@ def world_images(networks: int, people: int) -> Iterator[Levels]:
         name = network_name(number)
         for camid in range(1, find_domain(name).cameras + 1):
             for pid in range(1, people + 1):
-                yield render(
-                    name, pid=pid, camid=camid, index=0, height=HEIGHT, width=WIDTH
-                ).image
+                yield render(name, pid=pid, camid=camid, index=0, height=HEIGHT, width=WIDTH).image
 
 
 def image_statistics(image: Levels) -> Statistics:

@@ -123,9 +123,7 @@ _CUT_OFF = 0.16
 """Share of loose crops that miss a part of the person."""
 
 
-def _loose_window(
-    low: Floats, high: Floats, rng: Generator, *, height: int, width: int
-) -> Window:
+def _loose_window(low: Floats, high: Floats, rng: Generator, *, height: int, width: int) -> Window:
     extent_x, extent_y = high - low
     margins = rng.normal(0.03, 0.045, 4) * (extent_y * np.array([0.6, 1, 0.6, 1]))
     left, top = low[0] - margins[0], low[1] - margins[1]

@@ -19,7 +19,7 @@ from muva.synthetic.sensor import REFERENCE_HEIGHT_PX, decode_jpeg, encode_jpeg
 
 _MID_GREY = 0.42
 """Where a contrast curve leaves a value as it is."""
-_STRONG_CAST = 0.15
+_STRONG_CAST = 0.25
 """Share of cameras with a white balance that is far off."""
 _MOTION_BLURRED = 0.08
 """Share of images with motion blur."""
@@ -61,20 +61,23 @@ class Optics:
 
 def draw_optics(rng: Generator) -> Optics:
     """Any camera."""
-    strong = 3.2 if rng.random() < _STRONG_CAST else 1.0
-    temperature, tint = rng.normal(0.01, 0.05 * strong), rng.normal(-0.015, 0.025 * strong)
+    strong = 3.6 if rng.random() < _STRONG_CAST else 1.0
+    temperature, tint = (
+        rng.normal(0.015, 0.045 * strong),
+        rng.normal(-0.018 * strong, 0.024 * strong),
+    )
     quality = int(rng.uniform(30, 88))
     return Optics(
-        grey=float(np.clip(rng.normal(0.355, 0.09), 0.17, 0.62)),
+        grey=float(np.clip(rng.normal(0.385, 0.095), 0.17, 0.65)),
         metering=rng.uniform(0.3, 0.9),
         exposure_change=rng.uniform(0.03, 0.14),
         balance=np.exp([temperature, tint, -temperature]).astype(np.float32),
         balance_change=rng.uniform(0.005, 0.035),
         shoulder=rng.uniform(0, 0.35),
         gamma=rng.uniform(0.8, 1.2),
-        contrast=rng.uniform(0.75, 1.3),
+        contrast=rng.uniform(0.85, 1.4),
         black=rng.uniform(-0.09, 0.035),
-        saturation=rng.uniform(0.18, 1.05),
+        saturation=rng.uniform(0.1, 1.0),
         native_height_px=float(np.exp(rng.uniform(np.log(90), np.log(256)))),
         blur_px=rng.uniform(0.2, 1.5),
         sharpening=max(0.0, rng.uniform(-0.4, 1.8)),
@@ -125,9 +128,13 @@ def _toned(picture: Floats, optics: Optics, rng: Generator) -> Floats:
     exposure *= np.exp(rng.normal(0, optics.exposure_change))
     balance = optics.balance * np.exp(rng.normal(0, optics.balance_change, 3)).astype(np.float32)
     picture = picture * (np.float32(exposure) * balance)
-    picture = picture * np.float32(1 + optics.shoulder) / (1 + np.float32(optics.shoulder) * picture)
+    picture = (
+        picture * np.float32(1 + optics.shoulder) / (1 + np.float32(optics.shoulder) * picture)
+    )
     picture = np.clip(picture, 0, 1) ** np.float32(optics.gamma)
-    picture = (picture - np.float32(_MID_GREY)) * np.float32(optics.contrast) + np.float32(_MID_GREY)
+    picture = (picture - np.float32(_MID_GREY)) * np.float32(optics.contrast) + np.float32(
+        _MID_GREY
+    )
     picture = (picture - np.float32(optics.black)) / np.float32(1 - optics.black)
     grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
     picture = grey[..., None] + (picture - grey[..., None]) * np.float32(optics.saturation)
@@ -144,6 +151,8 @@ def _noisy(picture: Floats, optics: Optics, rng: Generator) -> Floats:
 def _sharpened(picture: Floats, optics: Optics, height: int) -> Floats:
     if optics.sharpening <= 0:
         return picture
-    reach = max(0.5, optics.sharpening_reach_px * min(height, picture.shape[0]) / REFERENCE_HEIGHT_PX)
+    reach = max(
+        0.5, optics.sharpening_reach_px * min(height, picture.shape[0]) / REFERENCE_HEIGHT_PX
+    )
     smooth = cv2.GaussianBlur(picture, (0, 0), reach)
     return picture + np.float32(optics.sharpening) * (picture - smooth)

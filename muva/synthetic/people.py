@@ -64,9 +64,7 @@ def synthetic_records(
             progress(done, total)
 
 
-def image_count(
-    domain: str, *, train_people: int, test_people: int, images_per_camera: int
-) -> int:
+def image_count(domain: str, *, train_people: int, test_people: int, images_per_camera: int) -> int:
     """How many images a data set has."""
     people = _people(domain, train_people + test_people)
     return sum(find_domain(one.network).cameras for one in people) * images_per_camera

@@ -106,7 +106,9 @@ def _courses(painting: Canvas, rng: Generator, left: int, right: int) -> None:
         shift = wide // 2 if offset and row % 2 else 0
         for x in range(left - shift, right, wide):
             shade = colour * rng.uniform(0.85, 1.12)
-            rectangle(painting, max(x, left) + 1, y + 1, min(x + wide, right) - 1, y + tall - 1, shade)
+            rectangle(
+                painting, max(x, left) + 1, y + 1, min(x + wide, right) - 1, y + tall - 1, shade
+            )
         rectangle(painting, left, y, right, y, joint)
 
 
@@ -147,7 +149,9 @@ def _shelves(painting: Canvas, rng: Generator, left: int, right: int) -> None:
         while x < right:
             wide = rng.uniform(4, 18)
             top = y + pitch * rng.uniform(0.1, 0.5)
-            rectangle(painting, x, top, min(x + wide, right) - 1, y + pitch - 3, _paint(rng, 15, 245))
+            rectangle(
+                painting, x, top, min(x + wide, right) - 1, y + pitch - 3, _paint(rng, 15, 245)
+            )
             x += wide
         rectangle(painting, left, y + pitch - 3, right, y + pitch - 1, (60, 58, 56))
 
@@ -248,7 +252,14 @@ def bicycle(painting: Canvas, x: float, floor: float, radius: float, colour) -> 
     for right in (0.0, 2.9):
         cv2.circle(painting, at(right, 1), int(radius), dark, max(1, thick), cv2.LINE_AA)
     rear, front, pedals, seat, head = (0.0, 1.0), (2.9, 1.0), (1.2, 0.95), (0.95, 2.1), (2.55, 2.2)
-    for a, b in ((rear, pedals), (rear, seat), (pedals, seat), (pedals, head), (seat, head), (front, head)):
+    for a, b in (
+        (rear, pedals),
+        (rear, seat),
+        (pedals, seat),
+        (pedals, head),
+        (seat, head),
+        (front, head),
+    ):
         cv2.line(painting, at(*a), at(*b), rgb, thick + 1, cv2.LINE_AA)
     cv2.line(painting, at(0.6, 2.3), at(1.25, 2.3), dark, thick + 2, cv2.LINE_AA)
     cv2.line(painting, at(2.3, 2.5), at(2.8, 2.4), dark, thick + 1, cv2.LINE_AA)
@@ -266,7 +277,9 @@ def _figure(painting: Canvas, rng: Generator) -> None:
     floor = HEIGHT - 3
     head = floor - tall
     for side in (-1, 1):
-        rectangle(painting, x + 6 * side - 4, floor - 0.48 * tall, x + 6 * side + 3, floor, _cloth(rng))
+        rectangle(
+            painting, x + 6 * side - 4, floor - 0.48 * tall, x + 6 * side + 3, floor, _cloth(rng)
+        )
     rectangle(painting, x - 11, head + 13, x + 11, floor - 0.44 * tall, _cloth(rng))
     disc(painting, x, head + 6, 6, rng.choice([(220, 180, 150), (150, 105, 80), (90, 60, 45)]))
     dome(painting, x, head + 4, 6, 6, _paint(rng, 15, 90))

@@ -15,6 +15,7 @@ from muva.synthetic.arrays import Floats
 from muva.synthetic.light import Light
 from muva.synthetic.places import bicycle
 
+
 def thing_in_front(light: Light, rng: Generator, *, height: int, width: int) -> Floats:
     """(H, W, 4) premultiplied layer of a random thing, as `crowd.occluder` returns."""
     return _drawn(_THINGS[int(rng.integers(len(_THINGS)))], light, rng, height=height, width=width)
@@ -59,18 +60,34 @@ def _bicycle(drawing: Floats, rng: Generator) -> None:
 def _pram(drawing: Floats, rng: Generator) -> None:
     x, floor, colour = rng.uniform(10, 90), rng.uniform(235, 260), _rgba(rng, 15, 140)
     cv2.ellipse(drawing, (int(x), int(floor - 62)), (34, 30), 0, 150, 360, colour, -1, cv2.LINE_AA)
-    cv2.rectangle(drawing, (int(x - 30), int(floor - 62)), (int(x + 32), int(floor - 34)), colour, -1)
+    cv2.rectangle(
+        drawing, (int(x - 30), int(floor - 62)), (int(x + 32), int(floor - 34)), colour, -1
+    )
     for wheel in (-24, 24):
         cv2.circle(drawing, (int(x + wheel), int(floor - 12)), 12, (20, 20, 22, 1), 3, cv2.LINE_AA)
-    cv2.line(drawing, (int(x + 30), int(floor - 60)), (int(x + 58), int(floor - 100)), (40, 40, 42, 1), 3)
+    cv2.line(
+        drawing, (int(x + 30), int(floor - 60)), (int(x + 58), int(floor - 100)), (40, 40, 42, 1), 3
+    )
 
 
 def _trolley(drawing: Floats, rng: Generator) -> None:
     x, floor, colour = rng.uniform(0, 80), rng.uniform(236, 258), _rgba(rng, 90, 200)
     for row in range(0, 60, 9):
-        cv2.line(drawing, (int(x), int(floor - 90 + row)), (int(x + 62), int(floor - 86 + row)), colour, 1)
+        cv2.line(
+            drawing,
+            (int(x), int(floor - 90 + row)),
+            (int(x + 62), int(floor - 86 + row)),
+            colour,
+            1,
+        )
     for column in range(0, 66, 8):
-        cv2.line(drawing, (int(x + column), int(floor - 90)), (int(x + column), int(floor - 30)), colour, 1)
+        cv2.line(
+            drawing,
+            (int(x + column), int(floor - 90)),
+            (int(x + column), int(floor - 30)),
+            colour,
+            1,
+        )
     for wheel in (6, 56):
         cv2.circle(drawing, (int(x + wheel), int(floor - 8)), 7, (25, 25, 25, 1), -1)
 
@@ -78,7 +95,9 @@ def _trolley(drawing: Floats, rng: Generator) -> None:
 def _car(drawing: Floats, rng: Generator) -> None:
     """The roof and bonnet of a parked car, which hides the legs."""
     top, colour = int(rng.uniform(150, 215)), _rgba(rng)
-    points = np.array([[-10, 256], [-10, top + 24], [rng.uniform(5, 40), top], [138, top + 6], [138, 256]])
+    points = np.array(
+        [[-10, 256], [-10, top + 24], [rng.uniform(5, 40), top], [138, top + 6], [138, 256]]
+    )
     cv2.fillPoly(drawing, [points.astype(np.int32)], colour)
     glass = tuple(0.3 * channel for channel in colour[:3])
     cv2.rectangle(drawing, (44, top + 6), (126, top + 24), (*glass, 1.0), -1)
@@ -105,7 +124,9 @@ def _desk(drawing: Floats, rng: Generator) -> None:
             place = (int(rng.uniform(left, right)), int(rng.uniform(top - 6, 256)))
             cv2.circle(drawing, place, int(rng.integers(2, 8)), leaf, -1)
     else:
-        cv2.rectangle(drawing, (left, top), (right, top + 5), (*(1.25 * c for c in colour[:3]), 1.0), -1)
+        cv2.rectangle(
+            drawing, (left, top), (right, top + 5), (*(1.25 * c for c in colour[:3]), 1.0), -1
+        )
 
 
 def _post(drawing: Floats, rng: Generator) -> None:
@@ -120,7 +141,9 @@ def _bag_of_others(drawing: Floats, rng: Generator) -> None:
     """The shoulder, arm or bag of somebody who is close to the camera."""
     x = rng.choice([rng.uniform(-25, 10), rng.uniform(118, 150)])
     axes = (int(rng.uniform(18, 42)), int(rng.uniform(50, 130)))
-    cv2.ellipse(drawing, (int(x), int(rng.uniform(120, 250))), axes, 0, 0, 360, _rgba(rng), -1, cv2.LINE_AA)
+    cv2.ellipse(
+        drawing, (int(x), int(rng.uniform(120, 250))), axes, 0, 0, 360, _rgba(rng), -1, cv2.LINE_AA
+    )
 
 
 _THINGS: tuple[Callable[[Floats, Generator], None], ...] = (

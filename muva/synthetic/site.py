@@ -15,9 +15,9 @@ from muva.synthetic.arrays import Floats, Levels
 from muva.synthetic.camera import Camera, Window, draw_camera
 from muva.synthetic.domain import Domain, find_domain
 from muva.synthetic.light import Light, ShadowMap, draw_light
-from muva.synthetic.seeds import generator
 from muva.synthetic.optics import Optics, draw_optics, photograph
 from muva.synthetic.places import paint_paving, paint_place
+from muva.synthetic.seeds import generator
 from muva.synthetic.sensor import Sensor, draw_sensor, expose
 
 _BEYOND = 1e9
@@ -104,7 +104,7 @@ def site(domain: str, camid: int) -> Site:
 def _place(settings: Domain, camid: int, rng: Generator) -> Site:
     """A camera of the open world."""
     indoors = settings.scene.backdrop == "indoors"
-    dark = rng.uniform(0.35, 1.1)
+    dark = rng.uniform(0.45, 1.15)
     camera = draw_camera(settings.view, camid, rng)
     return Site(
         camera=replace(camera, heading_deg=rng.uniform(0, 360)),

@@ -95,7 +95,7 @@ def _wardrobe(rng: Generator) -> Wardrobe:
         bottoms += ["shorts", "shorts"]
     bright = rng.choice(list(CLOTH), 7, replace=False)
     return Wardrobe(
-        tops=tuple(rng.choice(tops, 5)) + (str(rng.choice(list(TOPS))),),
+        tops=(*map(str, rng.choice(tops, 5)), str(rng.choice(list(TOPS)))),
         bottoms=tuple(b for b in bottoms if b in BOTTOM_EASE_M),
         top_colours=tuple(map(str, (*rng.choice(_NEUTRAL, 8), *bright))),
         bottom_colours=tuple(

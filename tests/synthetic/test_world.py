@@ -65,9 +65,7 @@ def test_a_data_set_has_the_people_and_cameras_of_its_networks() -> None:
             name, train_people=4, test_people=2, images_per_camera=2, height=32, width=16
         )
     )
-    assert len(records) == image_count(
-        name, train_people=4, test_people=2, images_per_camera=2
-    )
+    assert len(records) == image_count(name, train_people=4, test_people=2, images_per_camera=2)
     assert {record.pid for record in records} == {1, 2, 3, 4, 5, 6}
     assert {record.pid for record in records if record.split == "train"} == {1, 2, 3, 4}
     assert len({record.image_id for record in records}) == len(records)

@@ -54,7 +54,11 @@ def import_synthetic(
 
 def synthetic_step(session: Session, domain: str, config: SyntheticConfig) -> Step:
     """Declare the data set of a synthetic domain."""
-    settings = {"domain": domain, "renderer": renderer_version(domain), **config.model_dump(mode="json")}
+    settings = {
+        "domain": domain,
+        "renderer": renderer_version(domain),
+        **config.model_dump(mode="json"),
+    }
     return _step(session, domain, settings)
 
 
