@@ -78,8 +78,11 @@ class Slurm:
         return done.stdout
 
     def logs(self) -> str:
-        """What the jobs and Ray have written."""
-        files = sorted((self.folder / "jobs").glob("muva-*.log"))
+        """What the jobs, Ray and Slurm have written."""
+        files = [
+            *sorted((self.folder / "jobs").glob("muva-*.log")),
+            *sorted((self.folder / "slurm" / "log").glob("slurm*")),
+        ]
         return "\n".join(f"--- {file.name}\n{file.read_text()}" for file in files)
 
     def log(self, job: int = 1) -> str:
@@ -188,7 +191,9 @@ def test_a_training_that_is_told_to_end_is_queued_again_and_resumes(slurm: Slurm
     assert len(states) == 2, out
     assert "KILLED" in states[0] and "RUNNING" not in states[0], states
     assert "FINISHED" in states[1] and "RUNNING" not in states[1], states
-    assert {"JobState=COMPLETED", "Restarts=1", "ExitCode=0:0"} <= set(out.splitlines()), out
+    assert {"JobState=COMPLETED", "Restarts=1", "ExitCode=0:0"} <= set(out.splitlines()), (
+        f"{out}\n{slurm.logs()}"
+    )
     # Prompts, and what there was of stage 2, were not computed again.
     assert "exists, prompts/" in log, log
     assert left_behind(out) == {"node1": ""}
