@@ -168,6 +168,8 @@ def test_the_exit_code_of_the_verb_is_that_of_the_job(slurm: Slurm) -> None:
 
 
 def test_a_training_that_is_told_to_end_is_queued_again_and_resumes(slurm: Slurm) -> None:
+    # Slurm itself waits for two minutes before it starts a job again. In the second in which the
+    # job was revoked, slurmd refuses to ("already killed, do not launch"): times are whole seconds.
     out = slurm.run(
         1,
         f"""
@@ -177,6 +179,7 @@ def test_a_training_that_is_told_to_end_is_queued_again_and_resumes(slurm: Slurm
         scancel --batch --signal=TERM 1
         {until('grep "queued again" muva-1.log')}
         {RUN_STATES}
+        sleep 2
         {until("scontrol update jobid=1 starttime=now")}
         while squeue -h -j 1 | grep -q .; do sleep 0.5; done
         scontrol show job 1 | grep -oP '(JobState|Restarts|ExitCode)=\\S+'
