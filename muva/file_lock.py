@@ -17,10 +17,8 @@ def locked(file: Path) -> Iterator[None]:
     Where no lock can be had, in a read-only folder or on a file system without locks, the block
     runs without one. The system releases the lock of a process that is killed.
     """
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = file.open("w")
-    except OSError:
+    lock = _opened(file)
+    if lock is None:
         yield
         return
     with lock:
@@ -46,12 +44,7 @@ def alone(file: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
 
 def _locked_file(file: Path, on_wait: Callable[[str], None]) -> IO[str] | None:
     waits = False
-    while True:
-        try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = file.open("a+")
-        except OSError:
-            return None
+    while (lock := _opened(file)) is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -69,6 +62,15 @@ def _locked_file(file: Path, on_wait: Callable[[str], None]) -> IO[str] | None:
             lock.flush()
             return lock
         lock.close()  # the process before has deleted the file that this one waited for
+    return None
+
+
+def _opened(file: Path) -> IO[str] | None:
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return file.open("a+")
+    except OSError:
+        return None
 
 
 def holders(folder: Path) -> dict[str, str]:

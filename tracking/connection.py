@@ -34,7 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from muva.errors import MuvaError
 from tracking.capabilities import has_logged_models
 from tracking.database import adopt_copy, one_at_a_time
-from tracking.redaction import redact
+from tracking.redaction import first_line, redact
 from tracking.uris import absolute_uri, sqlite_file
 
 _LONGEST_REASON = 300
@@ -76,9 +76,8 @@ def reached_client(
                 "folder that this account can write to: set another folder with --home, or another "
                 "database with --tracking-uri"
             ) from error
-        reason = str(error).splitlines()[0]
         raise MuvaError(
-            f"MLflow's database {redact(tracking_uri)} cannot be opened: {redact(reason)}. "
+            f"MLflow's database {redact(tracking_uri)} cannot be opened: {first_line(error)}. "
             "Expected a writable database of this MLflow version: set another one with "
             "--tracking-uri, or migrate an older one with `mlflow db upgrade`."
         ) from error
@@ -155,9 +154,8 @@ def _explained(tracking_uri: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MuvaError(
-            f"MLflow at {redact(tracking_uri)} failed: {redact(reason)[:_LONGEST_REASON]}. "
+            f"MLflow at {redact(tracking_uri)} failed: {first_line(error)[:_LONGEST_REASON]}. "
             f"{_remedy_of(error)} Finished work is kept; run the same command again to resume."
         ) from error
 

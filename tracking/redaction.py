@@ -53,3 +53,8 @@ def redact(text: str) -> str:
 def names_secret(name: str) -> bool:
     """Whether a name is that of a secret: true for `ray.auth_token`, false for `tokens`."""
     return _NAME.search(name) is not None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, redacted; the name of its class if there is none."""
+    return (redact(str(error)).strip().splitlines() or [type(error).__name__])[0]

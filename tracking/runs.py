@@ -41,7 +41,7 @@ from tracking.lineage import Context, UsedDataset, UsedModel, log_model
 from tracking.names import MODEL_TAG
 from tracking.privacy import people
 from tracking.recordable import recordable_params, recordable_settings, recordable_tags
-from tracking.redaction import redact
+from tracking.redaction import first_line, redact
 from tracking.source import opened_by_dead_process, source_tags
 from tracking.tagged_runs import (
     KEY_TAG,
@@ -236,7 +236,7 @@ class Run:
         if error is not None and len(self._buffered) == 1:
             logging.getLogger(__name__).warning(
                 "MLflow is unavailable; metrics are buffered and written later: %s",
-                _first_line(error),
+                first_line(error),
             )
 
     def _attempt(self, flush: Callable[[], None]) -> Exception | None:
@@ -385,7 +385,7 @@ class Run:
         except _FAILURES as failure:
             # The original error matters more than failing to log it.
             logging.getLogger(__name__).warning(
-                "The failure could not be logged to MLflow: %s", _first_line(failure)
+                "The failure could not be logged to MLflow: %s", first_line(failure)
             )
 
     def _fail(self, error: BaseException) -> None:
@@ -398,10 +398,6 @@ class Run:
         else:
             self.finish("FAILED", reason=f"{type(error).__name__}: {error}")
             self.log_text("failure.txt", "".join(traceback.format_exception(error)))
-
-
-def _first_line(error: Exception) -> str:
-    return redact((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def log_metrics(ref: RunRef, values: Mapping[str, float], *, step: int | None = None) -> None:

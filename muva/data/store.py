@@ -415,16 +415,16 @@ class S3Store:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
+        what = f"{verb} {key}".rstrip()
         try:
             yield
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "404"):
                 raise MissingKeyError(f"store {self.uri}: there is no {key}") from error
-            what, remedy = f"{verb} {key}".rstrip(), _S3_REMEDIES.get(code, "")
+            remedy = _S3_REMEDIES.get(code, "")
             raise MuvaError(f"store {self.uri}: cannot {what}: {error}. {remedy}") from error
         except (BotoCoreError, Boto3Error) as error:
-            what = f"{verb} {key}".rstrip()
             raise MuvaError(
                 f"store {self.uri}: cannot {what}: {str(error).rstrip('.')}. {_remedy_of(error)}"
             ) from error

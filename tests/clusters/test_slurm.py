@@ -78,8 +78,11 @@ class Slurm:
         return done.stdout
 
     def logs(self) -> str:
-        """What the jobs and Ray have written."""
-        files = sorted((self.folder / "jobs").glob("muva-*.log"))
+        """What the jobs, Ray and Slurm have written."""
+        files = [
+            *sorted((self.folder / "jobs").glob("muva-*.log")),
+            *sorted((self.folder / "slurm" / "log").glob("slurm*")),
+        ]
         return "\n".join(f"--- {file.name}\n{file.read_text()}" for file in files)
 
     def log(self, job: int = 1) -> str:
@@ -165,6 +168,8 @@ def test_the_exit_code_of_the_verb_is_that_of_the_job(slurm: Slurm) -> None:
 
 
 def test_a_training_that_is_told_to_end_is_queued_again_and_resumes(slurm: Slurm) -> None:
+    # Slurm itself waits for two minutes before it starts a job again. In the second in which the
+    # job was revoked, slurmd refuses to ("already killed, do not launch"): times are whole seconds.
     out = slurm.run(
         1,
         f"""
@@ -174,6 +179,7 @@ def test_a_training_that_is_told_to_end_is_queued_again_and_resumes(slurm: Slurm
         scancel --batch --signal=TERM 1
         {until('grep "queued again" muva-1.log')}
         {RUN_STATES}
+        sleep 2
         {until("scontrol update jobid=1 starttime=now")}
         while squeue -h -j 1 | grep -q .; do sleep 0.5; done
         scontrol show job 1 | grep -oP '(JobState|Restarts|ExitCode)=\\S+'
@@ -188,7 +194,9 @@ def test_a_training_that_is_told_to_end_is_queued_again_and_resumes(slurm: Slurm
     assert len(states) == 2, out
     assert "KILLED" in states[0] and "RUNNING" not in states[0], states
     assert "FINISHED" in states[1] and "RUNNING" not in states[1], states
-    assert {"JobState=COMPLETED", "Restarts=1", "ExitCode=0:0"} <= set(out.splitlines()), out
+    assert {"JobState=COMPLETED", "Restarts=1", "ExitCode=0:0"} <= set(out.splitlines()), (
+        f"{out}\n{slurm.logs()}"
+    )
     # Prompts, and what there was of stage 2, were not computed again.
     assert "exists, prompts/" in log, log
     assert left_behind(out) == {"node1": ""}

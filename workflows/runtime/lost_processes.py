@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from muva.errors import MuvaError
-from tracking.redaction import redact
+from tracking.redaction import first_line
 
 
 def lost_process(error: BaseException) -> MuvaError | None:
@@ -20,10 +20,9 @@ def lost_process(error: BaseException) -> MuvaError | None:
     cause = getattr(error, "cause", error) if isinstance(error, exceptions.RayTaskError) else error
     if not isinstance(cause, exceptions.RayError):
         return None
-    kind = type(cause).__name__
-    reason = (redact(str(cause)).strip().splitlines() or [kind])[0].rstrip(".")
+    reason = first_line(cause).rstrip(".")
     return MuvaError(
-        f"Ray lost a process that the work needs: {reason} ({kind}). Expected its "
+        f"Ray lost a process that the work needs: {reason} ({type(cause).__name__}). Expected its "
         "processes to keep running: the system may have ended one for lack of memory, which its "
         "log says (`dmesg`). Finished work is kept; run the same command again to resume."
     )
