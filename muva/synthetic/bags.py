@@ -25,6 +25,8 @@ def bag_layers(body: PosedBody, person: Identity) -> list[Layer]:
             return [_handbag(body, person)]
         case "suitcase":
             return _suitcase(body, person)
+        case "shoulder bag":
+            return [_shoulder_bag(body, person)]
         case _:
             return []
 
@@ -51,6 +53,25 @@ def _handbag(body: PosedBody, person: Identity) -> Layer:
     hand = _hand(body, person.bag_side)
     place = hand + np.array([0.01 * person.bag_side, 0, -0.13], np.float32)
     return _box(place, (0.055, 0.15, 0.12))
+
+
+def _shoulder_bag(body: PosedBody, person: Identity) -> Layer:
+    """At the hip, on a strap across the trunk, which is painted on the clothes."""
+    shape, faces = superellipsoid(_BOX)
+    hip = body.joint(f"upperleg01.{'L' if person.bag_side > 0 else 'R'}")
+    place = hip + np.array([0.13 * person.bag_side, 0, 0.03], np.float32)
+    points = shape * np.array((0.05, 0.14, 0.11), np.float32) + place
+    return solid(Material.BAG, points, faces, canonical=shape)
+
+
+def umbrella_layer(body: PosedBody, side: int) -> Layer:
+    """An open umbrella above the head, held up by the hand of that side."""
+    shape, faces = superellipsoid(1.0)
+    dome = shape * np.array((0.52, 0.52, 0.2), np.float32)
+    dome[:, 2] = np.where(shape[:, 2] < 0, -0.12 * np.abs(shape[:, 2]), dome[:, 2])
+    crown = float(body.vertices[:, 2].max())
+    place = np.array([0.12 * side, -0.12, crown + 0.16], np.float32)
+    return solid(Material.UMBRELLA, dome + place, faces, canonical=shape)
 
 
 def _suitcase(body: PosedBody, person: Identity) -> list[Layer]:

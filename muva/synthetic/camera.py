@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from muva.synthetic.arrays import Floats
 from muva.synthetic.domain import View
-from muva.synthetic.mesh import Mesh
+from muva.synthetic.mesh import Material, Mesh
 
 _HEADINGS_DEG = (0, 180, 90, 270, 45, 135)
 """The first camera sees people from the front, the second from behind, the others from the
@@ -72,6 +72,10 @@ class Window:
         across = self.left + (columns + 0.5) / (self.scale * self.stretch)
         return across, self.top + (rows + 0.5) / self.scale
 
+    def horizon(self, camera: Camera) -> float:
+        """The row of the horizon, which may be outside the image."""
+        return float((-np.tan(camera.pitch_rad) - self.top) * self.scale)
+
     def coarser(self, factor: int) -> Window:
         """The same rectangle with pixels that are `factor` times as large."""
         return replace(self, scale=self.scale / factor)
@@ -104,7 +108,8 @@ def frame(
     loosely: as real detectors and annotators do: tight, shifted, of any shape, or cut off.
     """
     shown = np.zeros(len(projected), bool)
-    shown[mesh.faces[(mesh.keep[mesh.faces] > 0).all(axis=1)]] = True
+    framed = (mesh.keep[mesh.faces] > 0).all(axis=1) & (mesh.materials != Material.UMBRELLA)
+    shown[mesh.faces[framed]] = True
     low = projected[shown, :2].min(axis=0)
     high = projected[shown, :2].max(axis=0)
     if loosely:

@@ -9,17 +9,22 @@ from muva.synthetic.palette import CLOTH, HAIR
 _MEAN_STATURE_M = {True: 1.63, False: 1.75}  # by `female`
 _STATURE_STEP_M = 0.06
 _SLIM, _STOUT = 0.38, 0.66
+_BOOTS_M = 0.1
+"""Shoes that reach this far above the ankle are boots."""
 
 
 def caption(person: Identity) -> str:
     """For example `a tall slim woman with long black hair, wearing a red coat, ..`."""
     sentence = f"{_article(_person(person))} with {_hair(person)}"
+    if person.beard:
+        sentence += ", a beard"
     if person.cap:
-        sentence += ", a cap"
+        sentence += f", {_article(person.headwear or 'cap')}"
     sentence += f", wearing {_article(_upper(person))}"
     if not person.in_one_piece:
         sentence += f", {person.colours.names['bottom']} {person.bottom}"
-    sentence += f" and {person.colours.names['shoes']} shoes"
+    shoes = "boots" if person.boots_m > _BOOTS_M else "shoes"
+    sentence += f" and {person.colours.names['shoes']} {shoes}"
     if person.bag != "none":
         bag = f"{person.colours.names['bag']} {person.bag}"
         sentence += f", carrying {_article(bag)}"
@@ -47,6 +52,8 @@ def _hair(person: Identity) -> str:
     style, colour = person.hair_style, person.colours.names["hair"]
     if style == "bald":
         return "a bald head"
+    if style in ("bob", "afro"):
+        return f"{_article(colour)} {style}"
     if style in ("bun", "ponytail"):
         return f"{colour} hair in a {style}"
     return f"{style} {colour} hair"

@@ -79,7 +79,7 @@ def skin_layer(body: PosedBody) -> Layer:
 
 def garment_layers(body: PosedBody, person: Identity) -> list[Layer]:
     """All garments between neck and soles."""
-    layers = [_shoes(body), _top(body, person)]
+    layers = [_shoes(body, person), _top(body, person)]
     if not person.in_skirts:
         layers.append(_trousers(body, person))
     else:
@@ -119,11 +119,15 @@ def _trousers(body: PosedBody, person: Identity) -> Layer:
     return over_body(body, Material.TROUSERS, cloth, vertex_normals(cloth, bodies.faces), keep)
 
 
-def _shoes(body: PosedBody) -> Layer:
+def _shoes(body: PosedBody, person: Identity) -> Layer:
     marks, z = body.bodies.landmarks, body.bodies.template[:, 2]
     sole = z < marks.sole + 0.03
-    cloth = body.vertices + body.normals * (0.012 + 0.006 * sole)[:, None]
-    return over_body(body, Material.SHOE, cloth, body.normals, marks.ankle + 0.01 - z)
+    thickness = 0.012 + 0.006 * sole
+    if person.boots_m:
+        thickness = thickness + 0.024 * (z > marks.ankle)  # over the trousers
+    cloth = body.vertices + body.normals * thickness[:, None]
+    top = marks.ankle + 0.01 + person.boots_m
+    return over_body(body, Material.SHOE, cloth, body.normals, top - z)
 
 
 def _top(body: PosedBody, person: Identity) -> Layer:

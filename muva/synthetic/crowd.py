@@ -6,6 +6,7 @@ number) and are cached, which saves time and never changes an image.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import cv2
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from muva.synthetic.arrays import Floats
+from muva.synthetic.camera import Window
 from muva.synthetic.cutout import cut_out
 from muva.synthetic.domain import find_domain
 from muva.synthetic.figure import draw_walk
@@ -25,6 +27,10 @@ from muva.synthetic.site import site
 STRANGERS = 10
 """Number of different passers-by per camera."""
 
+_COUNTS_BEHIND, _COUNT_SHARES = (0, 1, 2, 3, 5), (0.35, 0.3, 0.2, 0.1, 0.05)
+"""How many people are in the background in the open world."""
+_FEET = 0.95
+"""Where the feet are in a stranger's cut-out, as a share of its height."""
 _BEHIND_SHARE = 0.35
 """Share of images with a passer-by in the background."""
 _BEHIND_SCALE, _IN_FRONT_SCALE = (0.5, 0.85), (0.95, 1.2)
@@ -43,6 +49,27 @@ def passer_by_behind(
         return None
     down = 0.1
     return _passer_by(domain, camid, rng, _BEHIND_SCALE, down, height=height, width=width)
+
+
+def people_behind(
+    domain: str, camid: int, window: Window, rng: Generator, *, height: int, width: int
+) -> Iterator[Floats]:
+    """(H, W, 4) layers of people of the open world in the background, the farthest first.
+
+    They stand on the same ground as the person, at any distance up to five times as far.
+    """
+    count = int(rng.choice(_COUNTS_BEHIND, p=_COUNT_SHARES))
+    horizon = window.horizon(site(domain, camid).camera)
+    for scale in np.sort(np.exp(rng.uniform(np.log(0.2), np.log(0.9), count))):
+        layer = _stranger(domain, camid, int(rng.integers(STRANGERS)), height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        layer = cv2.resize(layer, size, interpolation=cv2.INTER_AREA)
+        if rng.random() < 0.5:
+            layer = layer[:, ::-1]
+        feet = horizon + scale * (_FEET * height - horizon)
+        across = rng.uniform(-0.1, 1.1) * width - size[0] / 2
+        moved = np.array([[1, 0, across], [0, 1, feet - _FEET * size[1]]])
+        yield cv2.warpAffine(layer, moved, (width, height), flags=cv2.INTER_LINEAR)
 
 
 def occluder(domain: str, camid: int, rng: Generator, *, height: int, width: int) -> Floats:

@@ -16,14 +16,17 @@ from muva.synthetic.identity import Identity
 from muva.synthetic.light import ShadowMap, cast_shadow
 from muva.synthetic.mesh import Material, Mesh
 from muva.synthetic.raster import rasterise
-from muva.synthetic.rotation import about_z
+from muva.synthetic.rotation import Matrix, about_z
 from muva.synthetic.site import Site
-from muva.synthetic.surface import Points, surface_colours, surface_parts
+from muva.synthetic.surface import NO_PART, Points, surface_colours, surface_parts
+from muva.synthetic.vehicle import vehicle_layers
 
 _SUPERSAMPLING = 2
 """Rays per pixel along each axis."""
 _MAX_LATERAL_OFFSET_M = 2.2
 """Maximum distance of people from the camera's axis."""
+_HIP_SHARE = 0.6
+"""Height of a rider's hip above the ground, as a share of the stature."""
 _WRINKLES = {Material.TOP: 0.13, Material.TROUSERS: 0.13, Material.SKIRT: 0.04}
 _OTHER_WRINKLES = 0.02
 """How far wrinkles tilt the normals of cloth, and of everything else."""
@@ -44,15 +47,22 @@ class Cutout:
 
 
 def cut_out(
-    person: Identity, walk: Walk, site: Site, rng: Generator, *, height: int, width: int
+    person: Identity,
+    walk: Walk,
+    site: Site,
+    rng: Generator,
+    *,
+    height: int,
+    width: int,
+    loosely: bool = False,
 ) -> Cutout:
-    """The person at one moment of `walk`, framed and lit."""
-    mesh = _place(draw_figure(person, walk, rng), walk, site, rng)
+    """The person at one moment of `walk`, framed (see `camera.frame`) and lit."""
+    figure = draw_figure(person, walk, rng)
+    turn, place = _placed(walk, site, rng)
+    mesh = _moved(figure, turn, place)
     projected = site.camera.project(mesh.vertices)
     rows, columns = height * _SUPERSAMPLING, width * _SUPERSAMPLING
-    window = frame(
-        mesh, projected, rng, height=rows, width=columns, loosely=person.fabric is not None
-    )
+    window = frame(mesh, projected, rng, height=rows, width=columns, loosely=loosely)
     face_at, depth, attributes = rasterise(
         window.pixels(projected), mesh.faces, mesh.keep, mesh.attributes, rows, columns, True
     )
@@ -67,25 +77,51 @@ def cut_out(
     layer = np.zeros((rows, columns, 4), np.float32)
     layer[hit, :3] = surface_colours(points, person, marks) * light
     layer[hit, 3] = 1
+    part_map = _part_map(hit, points, marks)
+    if walk.rides:
+
+        def project(points: Floats) -> Floats:
+            return window.pixels(site.camera.project(points @ turn.T + place))
+
+        far, near = vehicle_layers(
+            project,
+            float(projected[:, 2].mean()),
+            site.light,
+            rng,
+            hip_m=_HIP_SHARE * person.phenotype.stature_m,
+            height=rows,
+            width=columns,
+        )
+        layer = over(over(far, layer), near)
+        part_map[near[::_SUPERSAMPLING, ::_SUPERSAMPLING, 3] > 0.5] = NO_PART
     return Cutout(
         layer=cv2.resize(layer, (width, height), interpolation=cv2.INTER_AREA),
-        part_map=_part_map(hit, points, marks),
+        part_map=part_map,
         window=window.coarser(_SUPERSAMPLING),
         shadow=shadow,
     )
 
 
-def _place(mesh: Mesh, walk: Walk, site: Site, rng: Generator) -> Mesh:
-    """Turn the figure to its heading and place it in front of the camera."""
+def over(below: Floats, above: Floats) -> Floats:
+    """Composite a premultiplied layer (H, W, 4) over an image (H, W, 3) or another layer."""
+    return below * (1 - above[..., 3:]) + above[..., : below.shape[2]]
+
+
+def _placed(walk: Walk, site: Site, rng: Generator) -> tuple[Matrix, Floats]:
+    """The rotation to the figure's heading, and where it is in front of the camera."""
     turn = about_z(site.camera.heading_deg + walk.heading_deg)
     place = (
         rng.uniform(-_MAX_LATERAL_OFFSET_M, _MAX_LATERAL_OFFSET_M),
         rng.uniform(*site.camera.distance_m),
         0,
     )
+    return turn, np.array(place, np.float32)
+
+
+def _moved(mesh: Mesh, turn: Matrix, place: Floats) -> Mesh:
     attributes = mesh.attributes.copy()
     attributes[:, :3] = attributes[:, :3] @ turn.T
-    vertices = mesh.vertices @ turn.T + np.array(place, np.float32)
+    vertices = mesh.vertices @ turn.T + place
     return replace(mesh, vertices=vertices, attributes=attributes)
 
 

@@ -44,6 +44,12 @@ class Posture:
     """The hand that carries a bag, 0 for none."""
     head_tilt_deg: tuple[float, float, float]
     """About x (nodding), y (leaning), z (turning)."""
+    reaching: bool = False
+    """Whether both hands are on a handlebar in front."""
+    riding: bool = False
+    """Whether the person sits on a saddle, with the feet on pedals."""
+    raised_side: int = 0
+    """The hand that holds an umbrella, 0 for none."""
 
 
 def joint_rotations(bodies: Bodies, row: int, posture: Posture) -> dict[int, Matrix]:
@@ -60,6 +66,13 @@ def joint_rotations(bodies: Bodies, row: int, posture: Posture) -> dict[int, Mat
 def _leg(side: str, posture: Posture, weight: float) -> dict[str, Matrix]:
     phase = posture.phase + _START_OF_CYCLE[side]
     amplitude = posture.amplitude
+    if posture.riding:
+        up = np.cos(2 * np.pi * phase)
+        return {
+            f"upperleg01.{side}": about_x(-(52 + 24 * up)) @ about_y(SIDES[side] * 3),
+            f"lowerleg01.{side}": about_x(62 + 38 * up),
+            f"foot.{side}": about_x(-8.0),
+        }
     standing = 1 - min(amplitude, 1)
     # The legs are apart in the rest pose: bring them together, but less for stout bodies.
     adduction = 6.5 - 5 * max(0, weight - 0.5) - 2.5 * standing
@@ -116,7 +129,11 @@ def _arm_directions(side: str, posture: Posture, weight: float) -> tuple[Vector,
     forward = 19 * swing - 3 * posture.amplitude
     outward = posture.arm_spread_deg + 8 * max(0, weight - 0.45)
     forearm_outward = outward * (0.7 if posture.loose_clothes else 0.25)
-    if carries:
+    if posture.reaching and not carries:
+        forward, elbow, forearm_outward = 34.0, 38.0, -4.0
+    elif posture.raised_side == sign:
+        forward, elbow, forearm_outward = 20.0, 110.0, -6.0
+    elif carries:
         elbow = 6.0
     elif posture.phone_side == sign:
         forward, elbow, forearm_outward = 22.0, 92.0, -18.0
@@ -142,8 +159,9 @@ def _across(vector: Vector, axis: Vector) -> Vector:
 def _trunk(posture: Posture) -> dict[str, Matrix]:
     turn = posture.amplitude * np.cos(2 * np.pi * posture.phase)
     nod, lean, look = posture.head_tilt_deg
+    bend = 1.5 + 2.5 * posture.amplitude + (14 if posture.riding else 0)
     return {
-        "spine05": by_vector(np.radians([1.5 + 2.5 * posture.amplitude, 0, 3 * turn])),
+        "spine05": by_vector(np.radians([bend, 0, 3 * turn])),
         "spine01": by_vector(np.radians([0, 0, -8 * turn])),
         "head": by_vector(np.radians([nod, lean, look + 5 * turn])),
     }

@@ -16,23 +16,62 @@ _HANGING_HAIR: dict[str, tuple[float, float, Triple]] = {
     "long": (0.085, -0.185, (0.085, 0.05, 0.16)),
     "ponytail": (0.115, -0.16, (0.032, 0.035, 0.13)),
     "bun": (0.11, -0.04, (0.045, 0.045, 0.045)),
+    "bob": (0.045, -0.13, (0.098, 0.075, 0.085)),
+    "afro": (0.02, -0.065, (0.125, 0.12, 0.105)),
 }
 _ELLIPSOID, _BOX = 1.0, 0.4
+_HIDE_HAIR = ("hood", "headscarf")
 
 
 def hair_layers(body: PosedBody, person: Identity) -> list[Layer]:
     """Hair, and the cap over it."""
     layers: list[Layer] = []
     crown = float(body.bodies.rest[body.row][:, 2].max()) - float(body.joint("head")[2])
-    if person.cap:
+    if person.headwear:
+        layers += _headwear(body, person.headwear, crown)
+    elif person.cap:
         layers += [_cap(body), _peak(body, crown)]
-    if person.hair_style != "bald":
+    if person.hair_style != "bald" and person.headwear not in _HIDE_HAIR:
         layers.append(_scalp(body))
-    if person.hair_style in _HANGING_HAIR:
+    if person.hair_style in _HANGING_HAIR and person.headwear not in _HIDE_HAIR:
         behind, below, size = _HANGING_HAIR[person.hair_style]
         place = (0.0, behind, crown + below)
         layers.append(_on_head(body, Material.HAIR, _ELLIPSOID, place, size))
     return layers
+
+
+def _headwear(body: PosedBody, kind: str, crown: float) -> list[Layer]:
+    """What people of the open world wear on their heads."""
+    match kind:
+        case "cap":
+            return [_cap(body), _peak(body, crown)]
+        case "beanie":
+            return [_covering(body, below_crown_m=0.10, thickness_m=0.024)]
+        case "brimmed hat":
+            brim = _on_head(
+                body, Material.CAP, _ELLIPSOID, (0, -0.01, crown - 0.075), (0.16, 0.18, 0.012)
+            )
+            return [_covering(body, below_crown_m=0.09, thickness_m=0.034), brim]
+        case _:  # a hood or a headscarf
+            return [_wrap(body)]
+
+
+def _covering(body: PosedBody, *, below_crown_m: float, thickness_m: float) -> Layer:
+    bodies, marks = body.bodies, body.bodies.landmarks
+    keep = np.where(bodies.head > 0.3, bodies.template[:, 2] - (marks.crown - below_crown_m), -1)
+    shell = body.vertices + body.normals * thickness_m
+    return over_body(body, Material.CAP, shell, body.normals, keep)
+
+
+def _wrap(body: PosedBody) -> Layer:
+    """Covers the head and the neck but not the face."""
+    bodies, marks = body.bodies, body.bodies.landmarks
+    x, y, z = bodies.template.T
+    off_face = np.maximum(np.abs(x) - 0.058, y - (marks.face_y + 0.07))
+    keep = np.maximum(off_face, np.abs(z - (marks.crown - 0.125)) - 0.085)
+    keep = np.where((bodies.head > 0.1) & (z > marks.neck - 0.02), keep, -1)
+    shell = body.vertices + body.normals * 0.024
+    return over_body(body, Material.CAP, shell, body.normals, keep)
 
 
 def _scalp(body: PosedBody) -> Layer:

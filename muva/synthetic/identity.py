@@ -41,6 +41,8 @@ _PLAIN_PATTERNS = ("solid", "solid", "checks")
 _BAG_COLOURS = ("black", "brown", "navy", "red", "grey", "teal", "olive")
 _SHOE_COLOURS = ("black", "white", "brown", "grey", "red")
 _CAP_COLOURS = ("black", "navy", "red", "beige")
+_MENS_HATS = ("cap", "cap", "cap", "beanie", "beanie", "brimmed hat", "hood")
+_WOMENS_HATS = ("cap", "beanie", "brimmed hat", "hood", "headscarf", "headscarf")
 _INNER_COLOURS = ("white", "grey", "black", "light blue")
 _WOMENS_HAIR = ("long", "long", "ponytail", "bun", "short")
 _MENS_HAIR = ("short",) * 7 + ("bald",) * 2 + ("long",)
@@ -95,7 +97,12 @@ class Identity:
     colours: Colours
     details: Details
     fabric: Fabric | None = None
-    """In the open world, instead of `pattern`."""
+    """In the open world, instead of `pattern`. The following are of the open world too."""
+    headwear: str = ""
+    """`` for none, or a kind of hat, which `cap` then means."""
+    beard: bool = False
+    boots_m: float = 0.0
+    """Height of the shoes above the ankle."""
 
     @property
     def female(self) -> bool:
@@ -132,10 +139,11 @@ def identity(domain: str, pid: int) -> Identity:
         person = _draw(settings, generator("identity", domain, pid))
     else:
         person = _double(identity(domain, model), settings, generator("identity", domain, pid))
-        if person.fabric is not None and person.pattern == identity(domain, model).pattern:
-            return person  # the same fabric, and other cuts
     if not settings.open_world:
         return person
+    person = _of_the_world(person, generator("world's person", domain, pid))
+    if person.fabric is not None and person.pattern == identity(domain, pid - 1).pattern:
+        return person  # the same fabric, and other cuts
     return _in_fabric(person, settings, generator("fabric", domain, pid))
 
 
@@ -151,7 +159,27 @@ def stranger(domain: str, camid: int, number: int) -> Identity:
     """A passer-by, who has no pid."""
     settings, rng = find_domain(domain), generator("stranger", domain, camid, number)
     person = _draw(settings, rng)
-    return _in_fabric(person, settings, rng) if settings.open_world else person
+    if not settings.open_world:
+        return person
+    return _in_fabric(_of_the_world(person, rng), settings, rng)
+
+
+def _of_the_world(person: Identity, rng: Generator) -> Identity:
+    """The same person with hats, hair, beards and shoes that only the open world has."""
+    style = person.hair_style
+    hats = _WOMENS_HATS if person.female else _MENS_HATS
+    if person.female and style in ("long", "short") and rng.random() < 0.4:
+        style = "bob"
+    if person.colours.names["hair"] in ("black", "dark brown") and rng.random() < 0.05:
+        style = "afro"
+    grown = not person.female and person.phenotype.age_years >= 20
+    return replace(
+        person,
+        hair_style=style,
+        headwear=_choose(rng, hats) if person.cap else "",
+        beard=grown and bool(rng.random() < 0.2),
+        boots_m=rng.uniform(0.05, 0.28) if rng.random() < 0.12 else 0.0,
+    )
 
 
 def _in_fabric(person: Identity, domain: Domain, rng: Generator) -> Identity:

@@ -23,6 +23,7 @@ class Material(IntEnum):
     BAG = 5
     SKIRT = 6
     CAP = 7
+    UMBRELLA = 8
 
 
 @dataclass(frozen=True, kw_only=True)

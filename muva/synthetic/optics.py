@@ -64,7 +64,7 @@ def draw_optics(rng: Generator) -> Optics:
     strong = 3.6 if rng.random() < _STRONG_CAST else 1.0
     temperature, tint = (
         rng.normal(0.015, 0.045 * strong),
-        rng.normal(-0.018 * strong, 0.024 * strong),
+        rng.normal(-0.02 * strong, 0.026 * strong),
     )
     quality = int(rng.uniform(30, 88))
     return Optics(

@@ -13,10 +13,10 @@ import numpy as np
 from muva.config import PARTS
 from muva.data.records import Box
 from muva.errors import MuvaError
-from muva.synthetic.arrays import Floats, Levels
+from muva.synthetic.arrays import Levels
 from muva.synthetic.caption import caption
-from muva.synthetic.crowd import occluder, passer_by_behind
-from muva.synthetic.cutout import cut_out
+from muva.synthetic.crowd import occluder, passer_by_behind, people_behind
+from muva.synthetic.cutout import cut_out, over
 from muva.synthetic.domain import find_domain
 from muva.synthetic.figure import draw_walk
 from muva.synthetic.identity import identity
@@ -58,23 +58,28 @@ def render(
     walk = draw_walk(person, generator("walk", domain, pid, camid, track))
 
     rng = generator("moment", domain, pid, camid, index)
-    cutout = cut_out(person, walk, place, rng, height=height, width=width)
+    open_world = find_domain(domain).open_world
+    cutout = cut_out(person, walk, place, rng, height=height, width=width, loosely=open_world)
     light = place.background(cutout.window, cutout.shadow, height=height, width=width)
     part_map = cutout.part_map
 
     rng = generator("surroundings", domain, pid, camid, index)
-    behind = passer_by_behind(domain, camid, rng, height=height, width=width)
-    if behind is not None:
-        light = _over(light, behind)
-    light = _over(light, cutout.layer)
+    if open_world:
+        for layer in people_behind(domain, camid, cutout.window, rng, height=height, width=width):
+            light = over(light, layer)
+    else:
+        behind = passer_by_behind(domain, camid, rng, height=height, width=width)
+        if behind is not None:
+            light = over(light, behind)
+    light = over(light, cutout.layer)
     if rng.random() < find_domain(domain).occluded:
         in_front = occluder(domain, camid, rng, height=height, width=width)
-        light = _over(light, in_front)
+        light = over(light, in_front)
         part_map = np.where(in_front[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
 
     if walk.pushes:
         thing = pushed(place.light, generator("pushed", domain, pid), height=height, width=width)
-        light = _over(light, thing)
+        light = over(light, thing)
         part_map = np.where(thing[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
 
     rng = generator("sensor", domain, pid, camid, index)
@@ -106,11 +111,6 @@ def part_boxes(part_map: Levels) -> dict[str, Box | None]:
                 float((rows[-1] + 1) / height),
             )
     return boxes
-
-
-def _over(below: Floats, above: Floats) -> Floats:
-    """Composite a layer (H, W, 4) over an image (H, W, 3)."""
-    return below * (1 - above[..., 3:]) + above[..., :3]
 
 
 def _check(domain: str, *, pid: int, camid: int, index: int, height: int, width: int) -> None:

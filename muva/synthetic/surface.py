@@ -32,6 +32,7 @@ _PART_OF_MATERIAL: dict[Material, int] = {
     Material.BAG: NO_PART,
     Material.SKIRT: _LEGS,
     Material.CAP: _HEAD,
+    Material.UMBRELLA: NO_PART,
 }
 _PART_TABLE = np.array([_PART_OF_MATERIAL[material] for material in Material], np.uint8)
 
@@ -87,6 +88,7 @@ def surface_colours(points: Points, person: Identity, marks: Landmarks) -> Float
         if chosen.any():
             colours[chosen] = paint(_select(points, chosen), person, marks)
     colours[points.material == Material.CAP] = shades["cap"]
+    colours[points.material == Material.UMBRELLA] = shades["accent"]
     return colours
 
 
@@ -117,6 +119,9 @@ def _skin(points: Points, person: Identity, marks: Landmarks) -> Floats:
     colours[face & eyes] = _EYE_COLOUR
     colours[face & brows] = shades["hair"] * 0.8
     colours[face & mouth] = shades["skin"] * (0.8, 0.55, 0.55)
+    if person.beard:
+        bearded = face & (below_crown > 0.165) & (z > marks.neck + 0.03) & ~mouth
+        colours[bearded] = shades["hair"]
     return colours
 
 
@@ -142,6 +147,9 @@ def _top(points: Points, person: Identity, marks: Landmarks) -> Floats:
         near_strap = np.abs(np.abs(x) - _STRAP_X_M) < _STRAP_HALF_WIDTH_M
         straps = on_trunk & (y < 0.03) & near_strap & (z > marks.hip + 0.22)
         colours[straps] = shades["bag"] * 0.9
+    elif person.bag == "shoulder bag":
+        diagonal = person.bag_side * x + 0.42 * (z - marks.neck) + 0.12
+        colours[on_trunk & (np.abs(diagonal) < 0.022)] = shades["bag"] * 0.8
     return colours
 
 
@@ -212,6 +220,8 @@ def _skirt(points: Points, person: Identity, marks: Landmarks) -> Floats:
 def _shoes(points: Points, person: Identity, marks: Landmarks) -> Floats:
     shade = person.colours.shades["shoes"]
     colours = _plain(points, shade)
+    if person.boots_m:
+        return colours
     sole = points.canonical[:, 2] < marks.sole + 0.022
     colours[sole] = shade * 0.5 + 60 if shade.mean() < 150 else shade * 0.8
     return colours

@@ -103,10 +103,11 @@ def _wardrobe(rng: Generator) -> Wardrobe:
         ),
         bags={
             "backpack": rng.uniform(0.1, 0.4),
-            "handbag": rng.uniform(0.1, 0.35),
-            "suitcase": rng.uniform(0, 0.1),
+            "handbag": rng.uniform(0.05, 0.25),
+            "shoulder bag": rng.uniform(0.05, 0.2),
+            "suitcase": rng.uniform(0, 0.08),
         },
-        caps=rng.uniform(0.03, 0.3),
+        caps=rng.uniform(0.05, 0.4),
     )
 
 
