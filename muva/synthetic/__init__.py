@@ -11,7 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from muva.lazy_names import names_on_first_use
-from muva.synthetic.domain import BENCHMARK, DOMAINS, PRETRAINING, RENDERER_VERSION, VARIED, Domain
+from muva.synthetic.domain import (
+    BENCHMARK,
+    DOMAINS,
+    PRETRAINING,
+    REAL_LOOK,
+    RENDERER_VERSION,
+    VARIED,
+    Domain,
+)
 
 if TYPE_CHECKING:
     from muva.synthetic.people import image_count, synthetic_records, test_records
@@ -21,6 +29,7 @@ __all__ = [
     "BENCHMARK",
     "DOMAINS",
     "PRETRAINING",
+    "REAL_LOOK",
     "RENDERER_VERSION",
     "VARIED",
     "Domain",

@@ -1,6 +1,6 @@
-"""The six camera networks: what people wear, the light, the scene, and the cameras.
+"""The named camera networks: what people wear, the light, the scene, and the cameras.
 
-Two of them are only for pre-training; four form the benchmark.
+Two of them are only for pre-training; four form the benchmark; two look like real cameras.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class Domain:
     cameras: int = 4
     open_world: bool = False
     """Whether it is a network of `world`, with its fabrics, places and optics."""
+    typical: bool = False
+    """Whether those optics are of typical cameras only, not of any."""
 
 
 _MALL = Domain(
@@ -262,13 +264,75 @@ _AIRPORT = Domain(
     occluded=0.3,
 )
 
+ANY_SENSOR = Imaging(
+    gain=(1, 1, 1),
+    saturation=1,
+    gamma=1,
+    native_height_px=(256, 256),
+    blur_px=(0, 0),
+    noise=(0, 0),
+    jpeg_quality=(90, 95),
+)
+"""Networks of the open world have `optics` instead."""
+
+_PLAZA = Domain(
+    name="syn-plaza",
+    summary="a square between buildings: daylight, parked bicycles, people of all seasons",
+    wardrobe=Wardrobe(
+        tops=("t-shirt", "t-shirt", "shirt", "hoodie", "jacket", "sweater"),
+        bottoms=("jeans", "jeans", "trousers", "shorts", "skirt", "dress", "leggings"),
+        top_colours=(
+            *("black", "black", "white", "white", "grey", "navy", "dark grey"),
+            *("red", "light blue", "pink", "green", "purple", "yellow"),
+        ),
+        bottom_colours=("black", "dark grey", "navy", "denim", "beige", "khaki", "white"),
+        bags={"backpack": 0.3, "handbag": 0.15, "shoulder bag": 0.15},
+        caps=0.12,
+    ),
+    light=Lighting(ambient=(0.78, 0.80, 0.82), sun=(0.42, 0.41, 0.38), sun_elevation_deg=(30, 75)),
+    view=View(height_m=(2.2, 4.2), distance_m=(4, 10)),
+    scene=Scene(ground="", backdrop="outdoors", backdrop_distance_m=(10, 22)),
+    sensor=ANY_SENSOR,
+    occluded=0.2,
+    open_world=True,
+    typical=True,
+)
+
+_ARCADE = Domain(
+    name="syn-arcade",
+    summary="a shopping arcade: lamps, shelves and shop windows, coats and shopping bags",
+    wardrobe=Wardrobe(
+        tops=("coat", "jacket", "puffer jacket", "sweater", "shirt", "blazer"),
+        bottoms=("jeans", "trousers", "trousers", "leggings", "skirt", "dress"),
+        top_colours=(
+            *("black", "black", "dark grey", "navy", "brown", "beige", "grey"),
+            *("dark red", "olive", "white", "teal", "blue", "orange"),
+        ),
+        bottom_colours=("black", "black", "dark grey", "denim", "navy", "brown"),
+        bags={"handbag": 0.3, "backpack": 0.2, "shoulder bag": 0.1, "suitcase": 0.03},
+        caps=0.15,
+    ),
+    light=Lighting(ambient=(0.80, 0.78, 0.74), sun=(0.50, 0.48, 0.45), sun_elevation_deg=(60, 88)),
+    view=View(height_m=(2.0, 3.2), distance_m=(4, 9)),
+    scene=Scene(ground="", backdrop="indoors", backdrop_distance_m=(8, 14)),
+    sensor=ANY_SENSOR,
+    occluded=0.25,
+    open_world=True,
+    typical=True,
+)
+
 PRETRAINING: tuple[str, ...] = (_MALL.name, _CAMPUS.name)
 """The domains that the tiny CLIP was pre-trained on; no benchmark uses them."""
 
 BENCHMARK: tuple[str, ...] = (_BOULEVARD.name, _STATION.name, _HARBOUR.name, _AIRPORT.name)
 
+REAL_LOOK: tuple[str, ...] = (_PLAZA.name, _ARCADE.name)
+"""Domains whose pictures are like those of real cameras, for tests only; nothing is trained on
+them. They are made as networks of the open world are, from names of their own."""
+
 DOMAINS: dict[str, Domain] = {
-    domain.name: domain for domain in (_MALL, _CAMPUS, _BOULEVARD, _STATION, _HARBOUR, _AIRPORT)
+    domain.name: domain
+    for domain in (_MALL, _CAMPUS, _BOULEVARD, _STATION, _HARBOUR, _AIRPORT, _PLAZA, _ARCADE)
 }
 
 

@@ -60,7 +60,7 @@ def _draw(
     front = _cloth(base)
     weave(front, accents, rng)
     back = front.copy()
-    if rng.random() < 0.5:
+    if rng.random() < 0.42:
         _graphic(front, accents, rng, size=rng.uniform(0.25, 1.0))
         words.append("a print")
     if rng.random() < 0.25:
@@ -79,7 +79,7 @@ def _draw(
     if rng.random() < 0.4:
         _graphic(inner, accents, rng, size=rng.uniform(0.3, 0.9))
     legs = _cloth(lower)
-    if rng.random() < 0.22:
+    if rng.random() < 0.12:
         _WEAVES[int(rng.integers(1, len(_WEAVES)))](legs, [0.75 * np.float32(lower), *accents], rng)
     return Fabric(
         front=front,
@@ -216,7 +216,7 @@ def _closure(cloth: Picture, accents: list[Floats], rng: Generator) -> None:
 
 _Weave = Callable[[Picture, list[Floats], Generator], None]
 _WEAVES: tuple[_Weave, ...] = (_nothing, _stripes, _bands, _checks, _dots, _patches, _panels)
-_WEAVE_SHARES = (0.46, 0.14, 0.08, 0.1, 0.04, 0.09, 0.09)
+_WEAVE_SHARES = (0.56, 0.12, 0.07, 0.08, 0.03, 0.06, 0.08)
 _WORDS: Mapping[_Weave, str] = {
     _stripes: "stripes",
     _bands: "bands",

@@ -141,7 +141,7 @@ def identity(domain: str, pid: int) -> Identity:
         person = _double(identity(domain, model), settings, generator("identity", domain, pid))
     if not settings.open_world:
         return person
-    person = _of_the_world(person, generator("world's person", domain, pid))
+    person = _of_the_world(person, settings, generator("world's person", domain, pid))
     if person.fabric is not None and person.pattern == identity(domain, pid - 1).pattern:
         return person  # the same fabric, and other cuts
     return _in_fabric(person, settings, generator("fabric", domain, pid))
@@ -161,10 +161,10 @@ def stranger(domain: str, camid: int, number: int) -> Identity:
     person = _draw(settings, rng)
     if not settings.open_world:
         return person
-    return _in_fabric(_of_the_world(person, rng), settings, rng)
+    return _in_fabric(_of_the_world(person, settings, rng), settings, rng)
 
 
-def _of_the_world(person: Identity, rng: Generator) -> Identity:
+def _of_the_world(person: Identity, domain: Domain, rng: Generator) -> Identity:
     """The same person with hats, hair, beards and shoes that only the open world has."""
     style = person.hair_style
     hats = _WOMENS_HATS if person.female else _MENS_HATS
@@ -172,10 +172,13 @@ def _of_the_world(person: Identity, rng: Generator) -> Identity:
         style = "bob"
     if person.colours.names["hair"] in ("black", "dark brown") and rng.random() < 0.05:
         style = "afro"
+    hat = CLOTH[_choose(rng, domain.wardrobe.top_colours)]
+    colours = replace(person.colours, shades=person.colours.shades | {"cap": _shade(rng, hat)})
     grown = not person.female and person.phenotype.age_years >= 20
     return replace(
         person,
         hair_style=style,
+        colours=colours,
         headwear=_choose(rng, hats) if person.cap else "",
         beard=grown and bool(rng.random() < 0.2),
         boots_m=rng.uniform(0.05, 0.28) if rng.random() < 0.12 else 0.0,

@@ -48,6 +48,8 @@ class Optics:
     """Slope of the tone curve at mid grey."""
     black: float
     """The level that becomes black; negative for a veil of stray light."""
+    floor: float
+    """The darkest level that occurs, 0 to 1: that of video whose range nothing expands."""
     saturation: float
     native_height_px: float
     blur_px: float
@@ -57,6 +59,31 @@ class Optics:
     noise: float
     """Standard deviation of the noise, in levels of 0..255."""
     jpeg_quality: tuple[int, int]
+
+
+def typical_optics(rng: Generator) -> Optics:
+    """A camera like those of surveillance networks: exposed well, with little cast."""
+    temperature, tint = rng.normal(0.02, 0.02), rng.normal(-0.015, 0.012)
+    quality = int(rng.uniform(55, 88))
+    return Optics(
+        grey=rng.uniform(0.28, 0.38),
+        metering=rng.uniform(0.75, 0.95),
+        exposure_change=rng.uniform(0.04, 0.1),
+        balance=np.exp([temperature, tint, -temperature]).astype(np.float32),
+        balance_change=rng.uniform(0.01, 0.03),
+        shoulder=rng.uniform(0.05, 0.3),
+        gamma=rng.uniform(0.9, 1.1),
+        contrast=rng.uniform(1.2, 1.5),
+        black=rng.uniform(-0.09, -0.03),
+        floor=rng.uniform(0.062, 0.085),
+        saturation=rng.uniform(0.35, 0.75),
+        native_height_px=rng.uniform(110, 200),
+        blur_px=rng.uniform(0.5, 1.1),
+        sharpening=rng.uniform(0.1, 0.9),
+        sharpening_reach_px=rng.uniform(*_SHARPENING_REACH_PX),
+        noise=rng.uniform(0.2, 1.2),
+        jpeg_quality=(quality, quality + 10),
+    )
 
 
 def draw_optics(rng: Generator) -> Optics:
@@ -77,6 +104,7 @@ def draw_optics(rng: Generator) -> Optics:
         gamma=rng.uniform(0.8, 1.2),
         contrast=rng.uniform(0.85, 1.4),
         black=rng.uniform(-0.09, 0.035),
+        floor=max(0.0, rng.uniform(-0.06, 0.1)),
         saturation=rng.uniform(0.1, 1.0),
         native_height_px=float(np.exp(rng.uniform(np.log(90), np.log(256)))),
         blur_px=rng.uniform(0.2, 1.5),
@@ -94,7 +122,8 @@ def photograph(light: Floats, optics: Optics, rng: Generator) -> Levels:
     picture = _toned(picture, optics, rng)
     picture = _noisy(picture, optics, rng)
     picture = _sharpened(picture, optics, height)
-    levels = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    span = np.float32(255 * (1 - optics.floor))
+    levels = (np.clip(picture, 0, 1) * span + (255.5 - span)).astype(np.uint8)
     levels = decode_jpeg(encode_jpeg(levels, quality=int(rng.integers(*optics.jpeg_quality))))
     if levels.shape[0] != height:
         levels = cv2.resize(levels, (width, height), interpolation=cv2.INTER_CUBIC)

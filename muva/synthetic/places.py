@@ -43,17 +43,21 @@ def paint_place(rng: Generator, *, indoors: bool) -> Levels:
     return finished(painting)
 
 
-def paint_paving(rng: Generator) -> Levels:
+def paint_paving(rng: Generator, *, indoors: bool) -> Levels:
     """(1024, 1024, 3) RGB albedo of a random ground."""
     base = rng.uniform(45, 185) * np.exp(rng.normal(0, 0.035, 3))
     painting = canvas(rng, _GROUND_SIZE, _GROUND_SIZE, tuple(base), mottling=rng.uniform(4, 12))
     painting += rng.normal(0, rng.uniform(2, 9), (_GROUND_SIZE, _GROUND_SIZE, 1)).astype(np.float32)
-    _PAVINGS[int(rng.integers(len(_PAVINGS)))](painting, rng)
+    kinds = _FLOORS if indoors else _PAVINGS
+    kinds[int(rng.integers(len(kinds)))](painting, rng)
     if rng.random() < 0.5:
         _markings(painting, rng)
+    _edges(painting, rng)
     for _ in range(int(rng.integers(0, 12))):  # manholes, stains, leaves
         x, y = rng.uniform(0, _GROUND_SIZE, 2)
         disc(painting, x, y, rng.uniform(4, 34), painting[int(y), int(x)] * rng.uniform(0.6, 1.15))
+    if rng.random() < (0.25 if indoors else 0.6):
+        _shade(painting, rng)
     return finished(painting)
 
 
@@ -172,13 +176,19 @@ def _bars(painting: Canvas, rng: Generator, left: int, right: int) -> None:
 
 
 def _foliage(painting: Canvas, rng: Generator, left: int, right: int) -> None:
+    """Leaves with gaps, within a ragged outline."""
+    left, right = max(0, left), min(WIDTH, right)
+    if right <= left:
+        return
     green = np.array([70, 92, 52]) * rng.uniform(0.55, 1.35) + rng.normal(0, 12, 3)
-    top = rng.uniform(-40, HEIGHT - 90)
-    count = int((right - left) * (HEIGHT - top) / 90)
-    xs, ys = rng.uniform(left, right, count), rng.uniform(max(0, top), HEIGHT, count)
-    sizes, shades = rng.uniform(1.5, 8, count), rng.uniform(0.35, 1.75, count)
-    for x, y, size, shade in zip(xs, ys, sizes, shades, strict=True):
-        disc(painting, x, y, size, np.clip(green * shade, 3, 250))
+    top = max(0, int(rng.uniform(-40, HEIGHT - 90)))
+    size = (HEIGHT - top, right - left)
+    leaves = noise(rng, *size, octaves=int(rng.integers(2, 4)))
+    outline = noise(rng, *size, octaves=6) + np.linspace(-0.6, 2.2, size[0])[:, None]
+    shade = np.clip(1 + rng.uniform(0.25, 0.6) * leaves, 0.25, 2.0)[..., None]
+    shown = (outline > 0) & (leaves > -rng.uniform(0.8, 2.0))
+    place = painting[top:, left:right]
+    place[shown] = np.clip(green * shade, 3, 250)[shown]
 
 
 def _panels(painting: Canvas, rng: Generator, left: int, right: int) -> None:
@@ -329,6 +339,28 @@ def _plain(painting: Canvas, rng: Generator) -> None:
     painting[rows % int(rng.uniform(150, 600)) < 3] *= rng.uniform(0.6, 0.85)
 
 
+def _edges(painting: Canvas, rng: Generator) -> None:
+    """Kerbs, gutters, mats, and stretches of another ground."""
+    for _ in range(int(rng.integers(0, 4))):
+        start, wide = int(rng.uniform(0, _GROUND_SIZE)), int(rng.uniform(20, 260))
+        colour, kerb = _paint(rng, 40, 200), _paint(rng, 40, 220)
+        across = rng.random() < 0.5
+        for low, high, paint in (
+            (start, start + wide, colour),
+            (max(0, start - int(rng.uniform(3, 10))), start + 1, kerb),
+        ):
+            stretch = painting[low:high] if across else painting[:, low:high]
+            stretch += paint.astype(np.float32) - stretch.mean(axis=(0, 1))
+
+
+def _shade(painting: Canvas, rng: Generator) -> None:
+    """Shadows of trees or buildings, or the pools of light of lamps."""
+    octaves = int(rng.integers(5, 9))
+    shape = noise(rng, _GROUND_SIZE, _GROUND_SIZE, octaves=octaves)
+    soft = 1 / (1 + np.exp(-rng.uniform(2, 12) * (shape + rng.uniform(-0.6, 0.6))))
+    painting *= (1 - rng.uniform(0.3, 0.65) * soft)[..., None].astype(np.float32)
+
+
 def _markings(painting: Canvas, rng: Generator) -> None:
     """Lines, crossings, tactile paving, kerbs."""
     paint = np.array([215, 212, 205]) if rng.random() < 0.6 else _paint(rng, 60, 230)
@@ -348,6 +380,9 @@ _OUTDOORS: tuple[_Element, ...] = (
 _INDOORS: tuple[_Element, ...] = (_courses, _shop, _shop, _shelves, _shelves, _panels, _bars)
 _THINGS: tuple[Callable[[Canvas, Generator], None], ...] = (
     *(_sign, _sign, _car, _parked_bicycle, _bin, _figure, _figure, _figure),
+)
+_FLOORS: tuple[Callable[[Canvas, Generator], None], ...] = (
+    *(_grid, _grid, _grid, _stones, _boards, _plain),
 )
 _PAVINGS: tuple[Callable[[Canvas, Generator], None], ...] = (
     *(_grid, _grid, _grid, _stones, _lawn, _boards, _plain),

@@ -15,7 +15,7 @@ from muva.synthetic.arrays import Floats, Levels
 from muva.synthetic.camera import Camera, Window, draw_camera
 from muva.synthetic.domain import Domain, find_domain
 from muva.synthetic.light import Light, ShadowMap, draw_light
-from muva.synthetic.optics import Optics, draw_optics, photograph
+from muva.synthetic.optics import Optics, draw_optics, photograph, typical_optics
 from muva.synthetic.places import paint_paving, paint_place
 from muva.synthetic.seeds import generator
 from muva.synthetic.sensor import Sensor, draw_sensor, expose
@@ -104,13 +104,14 @@ def site(domain: str, camid: int) -> Site:
 def _place(settings: Domain, camid: int, rng: Generator) -> Site:
     """A camera of the open world."""
     indoors = settings.scene.backdrop == "indoors"
-    dark = rng.uniform(0.45, 1.15)
+    dark = rng.uniform(0.75, 1.0) if settings.typical else rng.uniform(0.45, 1.15)
+    relief = rng.uniform(0.85, 1.05) if settings.typical else rng.uniform(0.8, 1.2)
     camera = draw_camera(settings.view, camid, rng)
     return Site(
         camera=replace(camera, heading_deg=rng.uniform(0, 360)),
         light=draw_light(settings.light, rng),
-        sensor=draw_optics(rng),
-        ground=_darkened(paint_paving(rng), dark * rng.uniform(0.8, 1.2)),
+        sensor=typical_optics(rng) if settings.typical else draw_optics(rng),
+        ground=_darkened(paint_paving(rng, indoors=indoors), dark * relief),
         backdrop=_darkened(paint_place(rng, indoors=indoors), dark),
         backdrop_distance_m=max(settings.view.distance_m) + rng.uniform(0.5, 12),
     )

@@ -13,7 +13,7 @@ from functools import lru_cache
 from numpy.random import Generator
 
 from muva.synthetic.clothes import BOTTOM_EASE_M, TOPS
-from muva.synthetic.domain import Domain, Imaging, Lighting, Scene, View, Wardrobe
+from muva.synthetic.domain import ANY_SENSOR, Domain, Lighting, Scene, View, Wardrobe
 from muva.synthetic.palette import CLOTH
 from muva.synthetic.seeds import generator
 
@@ -26,18 +26,6 @@ _NEUTRAL = ("black", "black", "black", "dark grey", "grey", "navy", "white", "be
 _WARM_TOPS = ("t-shirt", "t-shirt", "tank top", "shirt", "t-shirt", "blazer")
 _MILD_TOPS = ("t-shirt", "shirt", "hoodie", "sweater", "jacket", "blazer")
 _COLD_TOPS = ("coat", "puffer jacket", "jacket", "hoodie", "sweater", "jacket")
-_NO_SENSOR = Imaging(
-    gain=(1, 1, 1),
-    saturation=1,
-    gamma=1,
-    native_height_px=(256, 256),
-    blur_px=(0, 0),
-    noise=(0, 0),
-    jpeg_quality=(90, 95),
-)
-"""Cameras of the open world have `optics` instead."""
-
-
 WORLD_VERSION = 1
 """Incremented whenever an image of the open world changes."""
 
@@ -80,7 +68,7 @@ def network(name: str) -> Domain:
         scene=Scene(
             ground="", backdrop="indoors" if indoors else "outdoors", backdrop_distance_m=(4, 26)
         ),
-        sensor=_NO_SENSOR,
+        sensor=ANY_SENSOR,
         occluded=rng.uniform(0.1, 0.4),
         cameras=int(rng.integers(4, 9)),
         open_world=True,
