@@ -298,9 +298,9 @@ _PLAZA = Domain(
     typical=True,
 )
 
-_ARCADE = Domain(
-    name="syn-arcade",
-    summary="a shopping arcade: lamps, shelves and shop windows, coats and shopping bags",
+_CONCOURSE = Domain(
+    name="syn-concourse",
+    summary="a concourse: lamps, shelves and shop windows, coats and handbags",
     wardrobe=Wardrobe(
         tops=("coat", "jacket", "puffer jacket", "sweater", "shirt", "blazer"),
         bottoms=("jeans", "trousers", "trousers", "leggings", "skirt", "dress"),
@@ -326,13 +326,13 @@ PRETRAINING: tuple[str, ...] = (_MALL.name, _CAMPUS.name)
 
 BENCHMARK: tuple[str, ...] = (_BOULEVARD.name, _STATION.name, _HARBOUR.name, _AIRPORT.name)
 
-REAL_LOOK: tuple[str, ...] = (_PLAZA.name, _ARCADE.name)
+REAL_LOOK: tuple[str, ...] = (_PLAZA.name, _CONCOURSE.name)
 """Domains whose pictures are like those of real cameras, for tests only; nothing is trained on
 them. They are made as networks of the open world are, from names of their own."""
 
 DOMAINS: dict[str, Domain] = {
     domain.name: domain
-    for domain in (_MALL, _CAMPUS, _BOULEVARD, _STATION, _HARBOUR, _AIRPORT, _PLAZA, _ARCADE)
+    for domain in (_MALL, _CAMPUS, _BOULEVARD, _STATION, _HARBOUR, _AIRPORT, _PLAZA, _CONCOURSE)
 }
 
 

@@ -104,7 +104,7 @@ def site(domain: str, camid: int) -> Site:
 def _place(settings: Domain, camid: int, rng: Generator) -> Site:
     """A camera of the open world."""
     indoors = settings.scene.backdrop == "indoors"
-    dark = rng.uniform(0.75, 1.0) if settings.typical else rng.uniform(0.45, 1.15)
+    dark = rng.uniform(0.62, 0.88) if settings.typical else rng.uniform(0.45, 1.15)
     relief = rng.uniform(0.85, 1.05) if settings.typical else rng.uniform(0.8, 1.2)
     camera = draw_camera(settings.view, camid, rng)
     return Site(
