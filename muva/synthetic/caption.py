@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from muva.synthetic.clothes import BOTTOM_EASE_M, TOPS
 from muva.synthetic.domain import DOMAINS
 from muva.synthetic.identity import Identity
 from muva.synthetic.palette import CLOTH, HAIR
@@ -85,12 +86,12 @@ def _article(noun: str) -> str:
 
 def vocabulary_texts() -> list[str]:
     """Short texts that together contain every word that may occur in a caption of any domain."""
-    garments = {name for domain in DOMAINS.values() for name in domain.wardrobe.tops}
-    garments |= {name for domain in DOMAINS.values() for name in domain.wardrobe.bottoms}
     bags = {name for domain in DOMAINS.values() for name in domain.wardrobe.bags}
     return [
         "a an tall medium-height short slim average-build stout elderly woman man girl boy person",
-        "with long hair in a ponytail, a bun, a bald head, a cap, wearing and shoes, carrying",
-        "horizontal vertical stripes, checks, logo, two-tone",
-        *sorted({*CLOTH, *HAIR} | garments | bags),
+        "with long hair in a ponytail, a bun, a bob, an afro, a bald head, a beard, wearing and",
+        "shoes, boots, carrying, a cap, a beanie, a brimmed hat, a hood, a headscarf",
+        "horizontal vertical stripes, checks, logo, two-tone, bands, dots, patches, panels, sleeves",
+        "a print",
+        *sorted({*CLOTH, *HAIR, *TOPS, *BOTTOM_EASE_M} | bags),
     ]

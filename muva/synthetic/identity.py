@@ -130,21 +130,31 @@ class Identity:
         return self.bag_side if self.bag in ("handbag", "suitcase") else 0
 
 
-@lru_cache(maxsize=4096)
 def identity(domain: str, pid: int) -> Identity:
     """Person `pid` (from 1) of a domain."""
+    cached = _in_open_world if find_domain(domain).open_world else _in_domain
+    return cached(domain, pid)
+
+
+@lru_cache(maxsize=128)  # a fabric takes 0.7 MB
+def _in_open_world(domain: str, pid: int) -> Identity:
+    settings = find_domain(domain)
+    person = _in_domain(domain, pid)
+    person = _of_the_world(person, settings, generator("world's person", domain, pid))
+    model = double_of(domain, pid)
+    if model is not None and person.pattern == identity(domain, model).pattern:
+        fabric = identity(domain, model).fabric  # the same fabric, and other cuts
+        return replace(person, fabric=fabric)
+    return _in_fabric(person, settings, generator("fabric", domain, pid))
+
+
+@lru_cache(maxsize=4096)
+def _in_domain(domain: str, pid: int) -> Identity:
     settings = find_domain(domain)
     model = double_of(domain, pid)
     if model is None:
-        person = _draw(settings, generator("identity", domain, pid))
-    else:
-        person = _double(identity(domain, model), settings, generator("identity", domain, pid))
-    if not settings.open_world:
-        return person
-    person = _of_the_world(person, settings, generator("world's person", domain, pid))
-    if person.fabric is not None and person.pattern == identity(domain, pid - 1).pattern:
-        return person  # the same fabric, and other cuts
-    return _in_fabric(person, settings, generator("fabric", domain, pid))
+        return _draw(settings, generator("identity", domain, pid))
+    return _double(_in_domain(domain, model), settings, generator("identity", domain, pid))
 
 
 def double_of(domain: str, pid: int) -> int | None:
@@ -154,7 +164,7 @@ def double_of(domain: str, pid: int) -> int | None:
     return pid - 1
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def stranger(domain: str, camid: int, number: int) -> Identity:
     """A passer-by, who has no pid."""
     settings, rng = find_domain(domain), generator("stranger", domain, camid, number)

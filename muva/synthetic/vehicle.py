@@ -72,17 +72,21 @@ def _bicycle(rng: Generator, hip_m: float) -> list[Tube]:
         (rear, saddle),
         (pedals, saddle),
         (pedals, head),
-        (saddle - (0, 0, 0.08), head - (0, 0, 0.08)),
-        (front, head + (0, 0, 0.06)),
+        (saddle + _at(up=-0.08), head + _at(up=-0.08)),
+        (front, head + _at(up=0.06)),
     ):
         tubes.append((np.stack([start, end]), 0.035, frame))
-    grip = head + (0, 0.05, 0.1)
-    tubes.append((np.stack([grip - (0.27, 0, 0), grip + (0.27, 0, 0)]), 0.035, metal))
+    grip = head + _at(back=0.05, up=0.1)
+    tubes.append((np.stack([grip + _at(left=-0.27), grip + _at(left=0.27)]), 0.035, metal))
     if rng.random() < 0.35:
-        corner = head + (0, -0.16, 0)
-        level = corner - (0, 0, 0.1)
-        tubes.append((np.stack([level - (0.15, 0, 0), level + (0.15, 0, 0)]), 0.24, metal * 0.8))
+        basket = head + _at(back=-0.16, up=-0.1)
+        ends = np.stack([basket + _at(left=-0.15), basket + _at(left=0.15)])
+        tubes.append((ends, 0.24, metal * 0.8))
     return tubes
+
+
+def _at(*, left: float = 0.0, back: float = 0.0, up: float = 0.0) -> Floats:
+    return np.array([left, back, up])
 
 
 def _circle(centre: Floats, radius: float) -> Floats:
