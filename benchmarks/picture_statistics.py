@@ -1,4 +1,4 @@
-"""Whether synthetic pictures are like those of real cameras: `python -m benchmarks.picture_statistics`.
+"""Are synthetic pictures like real ones? `python -m benchmarks.picture_statistics`.
 
 Computes percentiles of simple statistics over the images of the open world and of other synthetic
 domains, and compares them with those of real cameras in `real_statistics.json`: six cameras of a
@@ -54,9 +54,8 @@ def main() -> int:
     )
     real = json.loads(REAL.read_text())["groups"]
     rows = compared(world, real)
-    print(
-        "| statistic | open world, 5 to 95 % | real cameras, 25 to 75 % | covered |\n|---|---|---|---|"
-    )
+    print("| statistic | open world, 5 to 95 % | real cameras, 25 to 75 % | covered |")
+    print("|---|---|---|---|")
     for row in rows:
         covered = "yes" if row["covered"] else f"no: {', '.join(row['outside'])}"
         print(f"| {row['statistic']} | {row['world']} | {row['real']} | {covered} |")

@@ -55,7 +55,7 @@ __getattr__ = names_on_first_use(
 
 
 def is_synthetic(name: str) -> bool:
-    """Whether a data set of this name is rendered: a named domain, or networks of the open world."""
+    """Whether a data set of this name is rendered: a domain, or networks of the open world."""
     return name in DOMAINS or bool(_networks_of(name))
 
 

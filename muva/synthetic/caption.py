@@ -91,7 +91,7 @@ def vocabulary_texts() -> list[str]:
         "a an tall medium-height short slim average-build stout elderly woman man girl boy person",
         "with long hair in a ponytail, a bun, a bob, an afro, a bald head, a beard, wearing and",
         "shoes, boots, carrying, a cap, a beanie, a brimmed hat, a hood, a headscarf",
-        "horizontal vertical stripes, checks, logo, two-tone, bands, dots, patches, panels, sleeves",
-        "a print",
+        "horizontal vertical stripes, checks, logo, two-tone, bands, dots, patches, panels",
+        "sleeves, a print",
         *sorted({*CLOTH, *HAIR, *TOPS, *BOTTOM_EASE_M} | bags),
     ]

@@ -75,12 +75,16 @@ def _draw(
         _bands(sleeves, accents, rng)
     inner = _cloth(accents[-1])
     if rng.random() < 0.5:
-        _WEAVES[int(rng.integers(len(_WEAVES)))](inner, accents[:-1] + [np.float32(base)], rng)
+        _WEAVES[int(rng.integers(len(_WEAVES)))](
+            inner, [*accents[:-1], np.asarray(base, np.float32)], rng
+        )
     if rng.random() < 0.4:
         _graphic(inner, accents, rng, size=rng.uniform(0.3, 0.9))
     legs = _cloth(lower)
     if rng.random() < 0.12:
-        _WEAVES[int(rng.integers(1, len(_WEAVES)))](legs, [0.75 * np.float32(lower), *accents], rng)
+        _WEAVES[int(rng.integers(1, len(_WEAVES)))](
+            legs, [0.75 * np.asarray(lower, np.float32), *accents], rng
+        )
     return Fabric(
         front=front,
         back=back,

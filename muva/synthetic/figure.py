@@ -21,6 +21,8 @@ _STANDING = 0.15
 _ON_THE_PHONE = 0.07
 _PUSHING, _RIDING, _UMBRELLA = 0.05, 0.07, 0.03
 """Shares of walks in the open world."""
+_OTHER_WAY = 0.35
+"""Share of walks in the open world that go the other way."""
 _LOOKING_AT_PHONE_DEG = 14.0
 
 
@@ -57,7 +59,9 @@ def draw_walk(person: Identity, rng: Generator) -> Walk:
 
 
 def _other_walk(walk: Walk, rng: Generator) -> Walk:
-    """What else people do in the open world than walk and stand."""
+    """What else people do in the open world than walk and stand; they come and go."""
+    if rng.random() < _OTHER_WAY:
+        walk = replace(walk, heading_deg=walk.heading_deg + 180)
     draw = rng.random()
     if draw < _PUSHING:
         return replace(walk, pushes=True)

@@ -1,4 +1,4 @@
-"""Optics of the open world: what the lens, the sensor, the processing and the codec of any camera do.
+"""Optics of the open world: what lens, sensor, processing and codec of any camera do.
 
 The sensors of the six named domains (`sensor`) are soft and have one colour cast each. Those here
 cover what cameras in use deliver: over- and underexposure with clipped highlights and crushed
