@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -98,12 +99,12 @@ SIZES = {
         steps=4000,
     ),
     "small": Size(
-        vision_width=192,
-        vision_layers=8,
+        vision_width=256,
+        vision_layers=5,
         text_width=128,
         text_layers=3,
-        embed_dim=192,
-        steps=8000,
+        embed_dim=256,
+        steps=6000,
     ),
 }
 
@@ -142,7 +143,12 @@ def main() -> None:
     for domain, result in results.items():
         print(f"{domain:15s} rank-1 {result.cmc[1]:.3f}  mAP {result.mean_ap:.3f}")
     card = model_card(
-        arguments.size, results, crowd=crowd, parameters=parameters, steps=steps, shipped=shipped
+        arguments.size,
+        results,
+        crowd=crowd,
+        parameters=parameters,
+        steps=steps,
+        tokens=len(shipped.token_embedding.weight),
     )
     (arguments.out / "README.md").write_text(card)
     shutil.rmtree(arguments.out / "checkpoints", ignore_errors=True)
@@ -236,7 +242,9 @@ def pretrain(
         if checkpoints and (step % CHECKPOINT_EVERY == 0 or step == steps):
             _save(checkpoints, clip, optimiser, step)
         accuracy = (logits.argmax(dim=1) == own.repeat(2)).float().mean()
-        yield StepReport(step, float(caption_loss), float(image_loss), float(accuracy))
+        yield StepReport(
+            step, float(caption_loss.detach()), float(image_loss.detach()), float(accuracy)
+        )
     clip.eval()
 
 
@@ -258,10 +266,8 @@ def draw_batch(
     people = draw_people(crowd, rng)
     views = np.stack([rng.permutation(crowd.images.shape[1])[:2] for _ in people], axis=1)
     levels = np.concatenate([crowd.images[people, view] for view in views])
-    mean, std = (torch.tensor(channels)[:, None, None] for channels in normalisation(clip))
-    pixels = torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
     texts = [phrase(crowd.captions[person], rng) for person in people]
-    return (varied(pixels, rng) - mean) / std, open_clip.tokenize(texts)
+    return _normalised(varied(_unit(levels), rng), clip), open_clip.tokenize(texts)
 
 
 def draw_people(crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
@@ -361,9 +367,17 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def to_pixels(images: NDArray[np.uint8], clip: open_clip.CLIP) -> Tensor:
     """Convert pixels (B, H, W, 3) to images (B, 3, H, W) with the CLIP's normalisation."""
+    return _normalised(_unit(images), clip)
+
+
+def _unit(images: NDArray[np.uint8]) -> Tensor:
+    """Images (B, 3, H, W) with values 0 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def _normalised(pixels: Tensor, clip: open_clip.CLIP) -> Tensor:
     mean, std = (torch.tensor(channels)[:, None, None] for channels in normalisation(clip))
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
-    return (pixels / 255 - mean) / std
+    return (pixels - mean) / std
 
 
 def zero_shot(clip: open_clip.CLIP, domain: str, *, pids: Iterable[int]) -> RetrievalResult:
@@ -393,45 +407,48 @@ def zero_shot(clip: open_clip.CLIP, domain: str, *, pids: Iterable[int]) -> Retr
 
 
 def model_card(
+    name: str,
     results: Mapping[str, RetrievalResult],
     *,
-    people: People,
+    crowd: Crowd,
     parameters: int,
+    steps: int,
     tokens: int,
-    arguments: argparse.Namespace,
-    seconds: float,
 ) -> str:
     """The README of the model's folder."""
     rows = "\n".join(
-        f"| {domain} | {'people unseen' if domain in PRETRAINING else 'domain unseen'} "
-        f"| {100 * result.cmc[1]:.1f} | {100 * result.mean_ap:.1f} |"
+        f"| {domain} | {100 * result.cmc[1]:.1f} | {100 * result.mean_ap:.1f} |"
         for domain, result in results.items()
     )
-    count, views = people.images.shape[:2]
-    return f"""# The tiny CLIP
+    size = SIZES[name]
+    people, views = crowd.images.shape[:2]
+    networks = len(np.unique(crowd.networks))
+    batch = BATCH_NETWORKS * BATCH_PEOPLE
+    return f"""# The {name} CLIP
 
-A CLIP of {parameters / 1e6:.2f} M parameters in OpenAI's layout, small enough to fine-tune on a
-laptop. It has the architecture of the real one and is used in the demo, the tests and the
-benchmarks on synthetic people. It was trained only on rendered pedestrians; the setting
-`model.clip` replaces it, for example by `ViT-B-16` with OpenAI's weights.
+A CLIP of {parameters / 1e6:.2f} M parameters in OpenAI's layout, {_PURPOSE[name]} It was trained
+only on rendered pedestrians; the setting `model.clip` replaces it, for example by `ViT-B-16` with
+OpenAI's weights.
 
-- Image encoder: {HEIGHT} x {WIDTH} pixels, patch 8, width 128, 4 layers, 2 heads; mean and std 0.5.
-- Text encoder: width 64, 3 layers, 1 head, context 77; CLIP's tokeniser, of whose vocabulary the
-  {tokens} tokens in use are stored. Embedding 64; QuickGELU. Weights are stored in float16.
-- Trained contrastively on {count * views:,} images of {count:,} people of
-  {" and ".join(PRETRAINING)} with captions of their attributes: {arguments.steps:,} steps of
-  {BATCH} different people, AdamW, peak rate {PEAK_LR:g}, weight decay {WEIGHT_DECAY:g}; flips,
-  exposure and white balance vary. No image of a benchmark domain was seen.
-- Made in {seconds / 60:.0f} minutes by
-  `python -m muva.pretraining.clip --out muva/model/tiny {_settings(arguments)}`.
+- Image encoder: {HEIGHT} x {WIDTH} pixels, patch 8, width {size.vision_width},
+  {size.vision_layers} layers, {size.vision_width // 64} heads; mean and std 0.5.
+- Text encoder: width {size.text_width}, {size.text_layers} layers, {size.text_width // 64} head(s),
+  context 77; CLIP's tokeniser, of whose vocabulary the {tokens} tokens in use are stored. Embedding
+  {size.embed_dim}; QuickGELU. Weights are stored in float16.
+- Trained contrastively on {people * views:,} images of {people:,} people in {networks} networks of
+  the open world (`syn-world-0-{networks - 1}`), with captions of their attributes: {steps:,} steps
+  of two images each of {batch} people from {BATCH_NETWORKS} networks, {100 * KEPT_PATCHES:.0f} % of
+  the patches, AdamW, peak rate {PEAK_LR:g}, weight decay {WEIGHT_DECAY:g}; framing, light, colour
+  and sharpness vary. No image of a named domain was seen.
+- Made by `python -m muva.pretraining.clip {name} --out muva/model/{name} --people FOLDER`.
 
 ## Zero-shot retrieval
 
 `python -m benchmarks.zero_shot`: the projected class token without training, {TEST_PEOPLE} people,
 per camera one query and {IMAGES_PER_CAMERA - 1} gallery image, across cameras, in per cent.
 
-| domain | | rank-1 | mAP |
-|---|---|---|---|
+| domain | rank-1 | mAP |
+|---|---|---|
 {rows}
 
 ## Limits
@@ -439,6 +456,12 @@ per camera one query and {IMAGES_PER_CAMERA - 1} gallery image, across cameras, 
 It has seen only people from one renderer, so its results say little about CLIP or real images.
 Words of prompts and domain contexts that occur in no caption have untrained rows in the vocabulary.
 """
+
+
+_PURPOSE = {
+    "tiny": "small enough to fine-tune on a laptop: for the demo, the tests and the benchmarks.",
+    "small": "the start of the model that is shipped.",
+}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from muva.synthetic import (
     BENCHMARK,
     DOMAINS,
     PRETRAINING,
+    REAL_LOOK,
     VARIED,
     SyntheticImage,
     render,
@@ -138,7 +139,7 @@ def test_domains_look_different():
 def test_pretraining_and_benchmark_domains_do_not_overlap():
     assert len(PRETRAINING) == 2 and len(BENCHMARK) == 4
     assert set(PRETRAINING).isdisjoint(BENCHMARK)
-    assert set(DOMAINS) == {*PRETRAINING, *BENCHMARK}
+    assert set(DOMAINS) == {*PRETRAINING, *BENCHMARK, *REAL_LOOK}
     assert all(domain.cameras >= 4 for domain in DOMAINS.values())
 
 
