@@ -48,7 +48,7 @@ from muva.synthetic.caption import vocabulary_texts
 from muva.synthetic.sensor import decode_jpeg
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
 
-NETWORKS, PEOPLE, VIEWS = 240, 30, 6
+NETWORKS, PEOPLE, VIEWS = 240, 24, 6
 """Networks of the open world, people of each, and images of each person."""
 BATCH_NETWORKS, BATCH_PEOPLE = 8, 16
 """A batch has so many networks, and two images of so many people of each."""
@@ -148,7 +148,7 @@ def main() -> None:
         crowd=crowd,
         parameters=parameters,
         steps=steps,
-        tokens=len(shipped.token_embedding.weight),
+        tokens=len(vocabulary(crowd)),
     )
     (arguments.out / "README.md").write_text(card)
     shutil.rmtree(arguments.out / "checkpoints", ignore_errors=True)
@@ -176,7 +176,7 @@ def untrained(size: str, crowd: Crowd, *, seed: int) -> open_clip.CLIP:
     """A CLIP of this size with the vocabulary of all captions and prompts."""
     shape = SIZES[size]
     return new_clip(
-        token_ids=token_ids_in([*vocabulary_texts(), *PROMPT_WORDS, *crowd.captions]),
+        token_ids=vocabulary(crowd),
         seed=seed,
         image_size=crowd.images.shape[2:4],
         vision_width=shape.vision_width,
@@ -185,6 +185,11 @@ def untrained(size: str, crowd: Crowd, *, seed: int) -> open_clip.CLIP:
         text_layers=shape.text_layers,
         embed_dim=shape.embed_dim,
     )
+
+
+def vocabulary(crowd: Crowd) -> list[int]:
+    """The token ids of all captions and prompts."""
+    return token_ids_in([*vocabulary_texts(), *PROMPT_WORDS, *crowd.captions])
 
 
 @dataclass(frozen=True)

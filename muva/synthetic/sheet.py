@@ -1,13 +1,14 @@
-"""The contact sheet: `python -m muva.synthetic.sheet --out FILE.png`.
+"""Contact sheets: `python -m muva.synthetic.sheet --out FILE.png`.
 
-One block per domain: people from left to right, cameras from top to bottom, and below them the part
-maps and boxes of the first camera. People with even pids may be doubles of the person on their
-left.
+One block per domain, or per network of the open world: people from left to right, up to four
+cameras from top to bottom, and below them the part maps and boxes of the first camera. People with
+even pids may be doubles of the person on their left.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from muva.synthetic.rendering import SyntheticImage, render
 from muva.synthetic.surface import PART_VALUES
 
 PART_COLOURS = {"head": (255, 220, 60), "upper_body": (60, 160, 255), "legs": (90, 220, 90)}
-_COLUMNS = 2
+_COLUMNS, _CAMERAS = 2, 4
 _GAP_PX, _TITLE_PX = 8, 22
 _PAPER, _INK, _BOX = (255, 255, 255), (30, 30, 30), (255, 255, 255)
 _PALETTE = 256
@@ -30,20 +31,27 @@ def main() -> None:
     """Draw the sheet of all domains."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
+    parser.add_argument(
+        "--domains", nargs="+", default=list(DOMAINS), help="also networks, such as syn-world-0007"
+    )
     parser.add_argument("--people", type=int, default=6)
     parser.add_argument("--first", type=int, default=1, help="pid of the first person")
     parser.add_argument("--height", type=int, default=192)
     arguments = parser.parse_args()
     pids = range(arguments.first, arguments.first + arguments.people)
-    sheet = contact_sheet(pids, height=arguments.height, width=arguments.height // 2)
+    sheet = contact_sheet(
+        pids, domains=arguments.domains, height=arguments.height, width=arguments.height // 2
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     _with_palette(sheet).save(arguments.out, optimize=True)
     print(f"{arguments.out}: {sheet.width} x {sheet.height}")
 
 
-def contact_sheet(pids: range, *, height: int, width: int) -> Image.Image:
-    """All domains in two columns."""
-    blocks = [_block(domain, pids, height, width) for domain in DOMAINS]
+def contact_sheet(
+    pids: range, *, height: int, width: int, domains: Sequence[str] = tuple(DOMAINS)
+) -> Image.Image:
+    """The domains in two columns."""
+    blocks = [_block(domain, pids, height, width) for domain in domains]
     rows = -(-len(blocks) // _COLUMNS)
     step_x, step_y = blocks[0].width + _GAP_PX, blocks[0].height + _GAP_PX
     sheet = Image.new("RGB", (_COLUMNS * step_x - _GAP_PX, rows * step_y - _GAP_PX), _PAPER)
@@ -54,13 +62,14 @@ def contact_sheet(pids: range, *, height: int, width: int) -> Image.Image:
 
 def _block(domain: str, pids: range, height: int, width: int) -> Image.Image:
     found = find_domain(domain)
-    block = Image.new("RGB", (len(pids) * width, _TITLE_PX + (found.cameras + 1) * height), _PAPER)
+    rows = min(found.cameras, _CAMERAS) + 1
+    block = Image.new("RGB", (len(pids) * width, _TITLE_PX + rows * height), _PAPER)
     title = f"{found.name}: {found.summary}"
     ImageDraw.Draw(block).text((2, 3), title, _INK, font=ImageFont.load_default(13))
     for column, pid in enumerate(pids):
         shots = [
             render(domain, pid=pid, camid=camid, index=0, height=height, width=width)
-            for camid in range(1, found.cameras + 1)
+            for camid in range(1, rows)
         ]
         pictures = [*(Image.fromarray(shot.image) for shot in shots), labelled(shots[0])]
         for row, picture in enumerate(pictures):

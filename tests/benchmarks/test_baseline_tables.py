@@ -121,6 +121,15 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
         {},
     ),
+    "picture_statistics": (
+        {
+            "rows": [{"statistic": "L", "world": "1 to 2", "real": "1 to 2", "covered": True}],
+            "looks": [
+                {"statistic": "L", "real": "1 to 2", "syn-plaza": 1.5, "syn-concourse": 1.2}
+            ],
+        },
+        {},
+    ),
     "pipeline_faults": (
         [
             {
@@ -138,7 +147,14 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
         {},
     ),
-    "render": ({"start_up_s": 2.0, "images_per_s_and_core": {"256 x 128": {"syn-mall": 29.0}}}, {}),
+    "render": (
+        {
+            "start_up_s": 2.0,
+            "images_per_s_and_core": {"256 x 128": {"syn-mall": 29.0}},
+            "world": 43.0,
+        },
+        {},
+    ),
     "retrieval": (
         {
             name: {

@@ -12,6 +12,9 @@ from muva.synthetic import DOMAINS
 def test_check_compares_with_the_goal(monkeypatch, tmp_path, capsys, goal, code):
     file = tmp_path / "figures.json"
     monkeypatch.setattr(benchmark, "GOALS", {(32, 16): goal})
+    monkeypatch.setattr(benchmark, "WORLD_GOAL", goal)
+    monkeypatch.setattr(benchmark, "WORLD_NETWORKS", 1)
+    monkeypatch.setattr(benchmark, "WORLD_PEOPLE", 2)
     monkeypatch.setattr(benchmark, "DOMAINS", {"syn-campus": DOMAINS["syn-campus"]})
     monkeypatch.setattr("sys.argv", ["render", "--people", "1", "--check", "--json", str(file)])
     assert benchmark.main() == code

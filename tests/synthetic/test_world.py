@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks.picture_statistics import compared, image_statistics, percentiles
-from muva.synthetic import image_count, is_synthetic, render, synthetic_records
+from benchmarks.picture_statistics import compared, image_statistics, located, percentiles
+from muva.synthetic import (
+    BENCHMARK,
+    PRETRAINING,
+    REAL_LOOK,
+    image_count,
+    is_synthetic,
+    render,
+    synthetic_records,
+)
+from muva.synthetic.caption import caption
+from muva.synthetic.crowd import people_behind
+from muva.synthetic.cutout import Cutout, cut_out
 from muva.synthetic.domain import find_domain
-from muva.synthetic.identity import _in_domain, _in_open_world, double_of, identity
+from muva.synthetic.figure import Walk
+from muva.synthetic.identity import Identity, _in_domain, _in_open_world, double_of, identity
 from muva.synthetic.rendering import part_boxes
+from muva.synthetic.seeds import generator
 from muva.synthetic.site import site
+from muva.synthetic.surface import NO_PART
 from muva.synthetic.world import network, network_name, networks_of
 
 NETWORKS = [network_name(number) for number in (0, 1, 7)]
@@ -100,6 +115,97 @@ def test_statistics_of_plain_pictures() -> None:
     found = image_statistics(halves)
     assert found["clip_hi"] == 0.5
     assert found["sharp"] > 10
+
+
+def people_of(networks: int) -> list[Identity]:
+    return [
+        identity(network_name(number), pid) for number in range(networks) for pid in range(1, 13)
+    ]
+
+
+def test_people_wear_and_carry_what_the_named_domains_do_not_have() -> None:
+    people = people_of(25)
+    assert {person.headwear for person in people} == {
+        *("", "cap", "beanie", "brimmed hat", "hood", "headscarf")
+    }
+    assert all(bool(person.headwear) == person.cap for person in people)
+    assert {"bob", "afro"} < {person.hair_style for person in people}
+    assert "shoulder bag" in {person.bag for person in people}
+    assert any(person.boots_m > 0 for person in people)
+    bearded = [person for person in people if person.beard]
+    assert bearded and not any(person.female for person in bearded)
+    named = [identity("syn-mall", pid) for pid in range(1, 60)]
+    assert not any(person.headwear or person.beard or person.boots_m for person in named)
+
+
+def test_captions_name_what_can_be_seen() -> None:
+    for person in people_of(4):
+        text = caption(person)
+        assert not person.headwear or person.headwear in text
+        assert ("a beard" in text) == person.beard
+        assert ("boots" in text) == (person.boots_m > 0.1)
+
+
+@pytest.mark.parametrize("what", ["rides", "umbrella_side", "pushes"])
+def test_what_is_ridden_or_carried_is_drawn_and_is_no_part_of_the_person(what: str) -> None:
+    name, camid = network_name(0), 1
+    person, place = identity(name, 1), site(name, 1)
+    plain = Walk(amplitude=1.0, arm_spread_deg=8, phone_side=0, heading_deg=70)
+    walk = replace(plain, **{what: 1})
+
+    def cutout(walk: Walk) -> Cutout:
+        return cut_out(person, walk, place, generator("a test", name, camid), height=128, width=64)
+
+    with_it, without = cutout(walk), cutout(plain)
+    assert not np.array_equal(with_it.layer, without.layer)
+    if what == "rides":  # the vehicle covers more than the person, and lifts the feet
+        covered = with_it.layer[..., 3] > 0.5
+        assert (covered & (with_it.part_map == NO_PART)).sum() > 40
+    assert set(np.unique(with_it.part_map)) <= {0, 1, 2, 3}
+
+
+def test_people_behind_stand_on_the_ground_and_shrink_with_distance() -> None:
+    low = (name for name in map(network_name, range(99)) if find_domain(name).view.height_m[1] < 2)
+    name = next(low)
+    place = site(name, 1)
+    window = cut_out(
+        identity(name, 1),
+        Walk(amplitude=0.0, arm_spread_deg=8, phone_side=0, heading_deg=0),
+        place,
+        generator("a test", name),
+        height=128,
+        width=64,
+    ).window
+    heights = []
+    for number in range(40):
+        rng = generator("people behind", number)
+        for layer in people_behind(name, 1, window, rng, height=128, width=64):
+            rows = np.flatnonzero((layer[..., 3] > 0.5).any(axis=1))
+            if len(rows) and rows[0] > 0 and rows[-1] < 127:
+                heights.append((int(rows[-1]), int(rows[-1] - rows[0])))
+    assert len(heights) > 8
+    feet, tall = np.array(sorted(heights)).T
+    assert np.corrcoef(feet, tall)[0, 1] > 0.8  # whoever is lower in the image is nearer
+
+
+@pytest.mark.parametrize("name", REAL_LOOK)
+def test_domains_with_the_look_of_real_cameras_are_data_sets(name: str) -> None:
+    assert is_synthetic(name)
+    records = list(
+        synthetic_records(
+            name, train_people=0, test_people=2, images_per_camera=2, height=32, width=16
+        )
+    )
+    assert len(records) == 2 * 2 * find_domain(name).cameras
+    assert name not in {*BENCHMARK, *PRETRAINING}
+
+
+def test_a_domain_whose_median_is_not_that_of_real_cameras_is_named() -> None:
+    real = {"one": {"L": [0, 10, 20, 30, 40]}, "two": {"L": [0, 25, 30, 35, 50]}}
+    medians = {"near": {"L": [0, 0, 34, 99, 99]}, "far": {"L": [0, 10, 36, 40, 50]}}
+    (row,) = located(medians, real)
+    assert row["outside"] == ["far"]
+    assert row["real"] == "10 to 35"
 
 
 def test_a_real_camera_that_is_not_covered_is_named() -> None:
