@@ -74,7 +74,7 @@ def export_verb(
     muva export muva --format onnx --out muva-ultralytics.onnx --for ultralytics
     """
     from muva.model.export import check_absent, export
-    from muva.models import find_model
+    from workflows.steps.named_model import named_model
 
     input_format = _input_format(with_preprocessing, layout, program)
     rules = PROGRAMS[program] if program else None
@@ -82,7 +82,7 @@ def export_verb(
         check_for_program(rules, form=form, file=f"{out}", half=half)
     if not overwrite:
         check_absent(out)
-    artifact = find_model(session.store, model)
+    artifact = named_model(session, model)
     bundle = muva.load(artifact.uri)
     with track(f"export {artifact.name} as {form}, and compare"):
         exported = export(
