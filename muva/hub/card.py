@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -110,9 +111,9 @@ def _metadata(
 
 
 def _summary(description: Mapping[str, Any]) -> str:
-    parts = description["model"]["parts"]
-    named = " and ".join(part.replace("_", " ") for part in parts)
-    attention = f" It has a part token for each of {named}." if parts else ""
+    parts = [part.replace("_", " ") for part in description["model"]["parts"]]
+    named = " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+    attention = f" It attends to the whole person and to {named}." if parts else ""
     return (
         "A model for person re-identification across cameras. It maps an image of a person to "
         f"{description['feature_dim']} numbers of unit length; the cosine similarity of two images "
@@ -138,11 +139,13 @@ def _model(settings: Mapping[str, Any], feature_dim: int) -> str:
     rows = {
         "input": f"{settings['image_height']} x {settings['image_width']} pixels (height x width)",
         "mean, std": f"{_numbers(settings['mean'])}; {_numbers(settings['std'])}",
-        "initialised from CLIP": settings["clip"],
+        "initialised from CLIP": PurePath(settings["clip"]).name,
         "parts": ", ".join(settings["parts"]) or "none",
         "feature": f"{feature_dim} numbers",
     }
-    return "## Model\n\n" + _table(("", ""), [(key, f"{value}") for key, value in rows.items()])
+    return "## Model\n\n" + _table(
+        ("setting", "value"), [(key, f"{value}") for key, value in rows.items()]
+    )
 
 
 def _training(metadata: Mapping[str, Any]) -> str:
@@ -169,9 +172,7 @@ def _results(results: Results) -> str:
         (target, *(f"{100 * scores[key]:.1f}" if key in scores else "" for key in shown))
         for target, scores in results.items()
     ]
-    return "## Results\n\nIn per cent, computed by `muva evaluate`.\n\n" + _table(
-        ("target", *shown), rows
-    )
+    return "## Results\n\nIn per cent.\n\n" + _table(("target", *shown), rows)
 
 
 def _licence(licence: str | None, sources: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.lineage import Lineage, Role
 from muva.data.store import Store
@@ -20,7 +21,9 @@ def scores_of_model(store: Store, model: Artifact) -> dict[str, dict[str, float]
     for node in lineage.complete("metrics"):
         features = node.inputs.get(Role.FEATURES, ())
         models = [one for given in features for one in lineage.inputs(given, Role.MODEL)]
-        if node.manifest is None or models != [model.address] or node.facts.get("held_out"):
+        if node.manifest is None or node.manifest["format_version"] != formats.METRICS:
+            continue
+        if models != [model.address] or node.facts.get("held_out"):
             continue
         scores, target = Scores.from_json(node.manifest["summary"]), node.facts["target"]
         if scores.reranked or node.manifest["created"] < newest.get(target, ""):

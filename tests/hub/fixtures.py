@@ -1,4 +1,4 @@
-"""A hub, and a cache of its own, for every test."""
+"""A small hub on 127.0.0.1 and a cache of its own, for the tests that ask for them."""
 
 from __future__ import annotations
 
