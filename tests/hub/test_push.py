@@ -161,14 +161,12 @@ def card_of(folder: Path, **settings: Any) -> str:
 
 def test_the_hubs_own_library_reads_the_card(folder: Path) -> None:
     card = ModelCard(card_of(folder, licence="cc-by-nc-4.0", results=RESULTS))
-    data = card.data
+    data: Any = card.data
     assert (data.license, data.library_name) == ("cc-by-nc-4.0", "muva")
     assert data.pipeline_tag == "image-feature-extraction"
-    assert data.tags is not None
     assert "person-reidentification" in data.tags
     assert data.datasets == ["market1501", "mine"]
     assert data.metrics == ["mAP", "rank-1"]
-    assert data.eval_results is not None
     scores = {one.metric_type: (one.dataset_name, one.metric_value) for one in data.eval_results}
     assert scores == {"mAP": ("msmt17", 0.25), "rank-1": ("msmt17", 0.5)}
     assert f'muva.load("hf://{NAME}")' in card.text

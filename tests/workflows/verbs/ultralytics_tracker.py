@@ -4,6 +4,8 @@ Run in an environment of its own, which has Ultralytics and not muva: its licenc
 `python ultralytics_tracker.py TRACKER_YAML FRAMES.npz RESULTS.npz`
 """
 
+# pyright: reportMissingImports=false
+
 import sys
 
 import numpy as np
