@@ -33,8 +33,8 @@ class HubAddress:
 
     @property
     def name(self) -> str:
-        """The repository's name without its owner's."""
-        return self.repository.partition("/")[2]
+        """ORG--NAME, as huggingface_hub names its folders: a name for a copy of the model."""
+        return self.repository.replace("/", "--")
 
     @property
     def is_commit(self) -> bool:

@@ -77,8 +77,9 @@ def download_bundle(address: HubAddress, *, cache: Path | None = None) -> HubSna
             raise _with_cached(refusal(error, address), snapshot) from error
         if snapshot is None:
             raise MuvaError(
-                f"{address.uri}: {reason}, and the local cache has no copy. Try again later, or "
-                "copy the bundle from a machine that has it and name its folder"
+                f"{address.uri}: {reason}, and the local cache has no copy. Try again once the "
+                "hub is available, or copy the bundle from a machine that has it and name its "
+                "folder"
             ) from error
         logging.getLogger(__name__).warning(
             "%s: %s; the cached commit %s is used", address.uri, reason, snapshot.commit
@@ -101,7 +102,7 @@ def _check_files(address: HubAddress, files: Collection[str]) -> None:
     found = ", ".join(sorted(files)[:_NAMED]) or "no files"
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     raise MuvaError(
-        f"{address.uri}: this repository holds no model bundle: expected {' and '.join(FILES)}, "
+        f"{address.uri}: this repository is not a model bundle: expected {' and '.join(FILES)}, "
         f"found {found}{more}. A bundle is pushed with `muva models push`; weights of another "
         "program can be downloaded and imported with `muva models import`"
     )

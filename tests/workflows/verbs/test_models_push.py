@@ -89,7 +89,7 @@ def test_a_pushed_model_is_used_by_its_address_on_the_hub(hub: Hub, home: Path, 
     embedded = run("embed", f"{crops}", "--model", f"hf://{NAME}", "--out", f"{there}")
     # What used it is recorded: the copy in the store, which names the commit.
     copied = open_artifact(embedded["model"])
-    assert (copied.store.uri, copied.name) == (f"{home / 'store'}", "people")
+    assert (copied.store.uri, copied.name) == (f"{home / 'store'}", "team--people")
     assert muva.load(copied.uri).metadata["hub"] == {
         "repository": NAME,
         "commit": pushed["commit"],
