@@ -8,6 +8,7 @@
 #   make test-gpu the tests that need a GPU, which `make test` leaves out where there is none
 #   make test-slurm  the script of clusters/slurm on real Slurm; needs root, slurm-wlm and munge
 #   make test-browser  MLflow's pages as people see them, in Chromium
+#   make test-ultralytics  an exported model in Ultralytics' trackers, in .venv-ultralytics
 #   make docs     the documentation as a site, in site/; a link that leads nowhere fails
 #   make bench    parity with the authors' numbers, and the speed of rendering
 #   make check-large  the paper's recipe at full size for a few steps: minutes, and gigabytes
@@ -22,11 +23,11 @@ READY := .venv/.ready
 # The processes of a run compile what they import once, and not each for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo docs test test-fast coverage test-gpu test-slurm test-browser check check-large format bench lock clean
+.PHONY: setup demo docs test test-fast coverage test-gpu test-slurm test-browser test-ultralytics check check-large format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,15s/^# \{0,3\}//p' Makefile
+	@sed -n '3,16s/^# \{0,3\}//p' Makefile
 
 setup: $(READY)
 
@@ -50,7 +51,7 @@ test: setup
 	$(PYTEST)
 
 test-fast: setup
-	$(PYTEST) -m 'not cluster and not slow and not browser and not slurm'
+	$(PYTEST) -m 'not cluster and not slow and not browser and not slurm and not ultralytics'
 
 coverage: setup
 	$(PYTEST) --cov --cov-report=term:skip-covered
@@ -63,6 +64,17 @@ test-slurm: setup
 
 test-browser: setup
 	$(BIN)/pytest -m browser tests/browser
+
+# Ultralytics is AGPL-3.0: no part of the project imports it, and its environment lacks muva.
+test-ultralytics: setup .venv-ultralytics/.ready
+	$(BIN)/pytest -m ultralytics tests/workflows/verbs/test_export_ultralytics.py
+
+.venv-ultralytics/.ready: requirements.lock
+	$(PYTHON) -m venv --clear .venv-ultralytics
+	.venv-ultralytics/bin/pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--constraint requirements.lock ultralytics==8.4.190 lap==0.5.13 onnx onnxruntime
+	@touch $@
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -94,4 +106,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv runs .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-ultralytics runs .ruff_cache .pytest_cache .import_linter_cache

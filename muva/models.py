@@ -1,4 +1,4 @@
-"""Finds, loads and stores model bundles, in an artifact store or in a folder.
+"""Finds, loads and stores model bundles: in an artifact store, in a folder, or on the hub.
 
 Importing torch and open_clip takes seconds, so only what loads or stores weights imports them.
 """
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from muva.data import formats
 from muva.data.artifacts import Artifact, find_artifact, open_artifact
 from muva.data.store import Store
-from muva.errors import MuvaError
-from muva.model.bundle_description import DESCRIPTION, parse_description
+from muva.errors import MuvaError, SettingsError
+from muva.hub.address import SCHEME, HubAddress, is_hub_uri, parse_hub_address
+from muva.model.bundle_description import DESCRIPTION, HUB, parse_description
 
 if TYPE_CHECKING:
     from muva.model.bundle import Bundle
@@ -28,18 +29,33 @@ IMPORTED = "imported"
 """Key in a bundle's metadata: the file of another program that the model was imported from."""
 
 
-def load(uri: str | Path) -> Bundle:
+def load(
+    uri: str | Path, *, revision: str | None = None, cache: str | Path | None = None
+) -> Bundle:
     """Load a trained model: `load(uri).embed(images)`.
 
     Args:
-        uri: the folder of a bundle, or a model artifact, `<store>/models/<name>-<fingerprint>`,
-            whose store is a folder or `s3://bucket/prefix`.
+        uri: the folder of a bundle; a model artifact, `<store>/models/<name>-<fingerprint>`, whose
+            store is a folder or `s3://bucket/prefix`; or a model on the Hugging Face Hub,
+            `hf://ORG/NAME` or `hf://ORG/NAME@REVISION`. A private one needs HF_TOKEN or
+            `hf auth login`.
+        revision: of a model on the hub: a branch, a tag or a commit. [main]
+        cache: the folder for downloads from the hub. [that of HF_HUB_CACHE]
+
+    The metadata of a model from the hub names the commit. If the hub is unavailable, the commit in
+    the cache is used, with a warning.
 
     Raises:
         MuvaError: there is no finished model at this address, or it is damaged.
     """
     from muva.model.bundle import load_bundle
 
+    if is_hub_uri(uri):
+        return _load_from_hub(parse_hub_address(str(uri), revision=revision), cache)
+    if revision is not None or cache is not None:
+        raise SettingsError(
+            f"{uri}: revision and cache apply to models on the hub: expected {SCHEME}ORG/NAME"
+        )
     if (Path(uri) / DESCRIPTION).is_file():
         return load_bundle(Path(uri))
     artifact = open_artifact(str(uri))
@@ -53,6 +69,22 @@ def load(uri: str | Path) -> Bundle:
             return load_bundle(folder)
         except MuvaError as error:  # its message names the local copy
             raise MuvaError(f"{artifact.uri}: {str(error).replace(f'{folder}', BUNDLE)}") from error
+
+
+def _load_from_hub(address: HubAddress, cache: str | Path | None) -> Bundle:
+    from muva.hub.download import download_bundle
+    from muva.model.bundle import load_bundle
+
+    snapshot = download_bundle(address, cache=Path(cache) if cache is not None else None)
+    try:
+        bundle = load_bundle(snapshot.folder)
+    except MuvaError as error:  # its message names the folder in the cache
+        raise MuvaError(
+            f"{snapshot.uri}: {error}. If the file is damaged, delete this folder of the cache and "
+            "load the model again"
+        ) from error
+    bundle.metadata = {**bundle.metadata, HUB: snapshot.provenance}
+    return bundle
 
 
 def find_model(store: Store, reference: str) -> Artifact:

@@ -20,7 +20,7 @@ from tests.reporting import recorded
 from tests.selection import needs_cluster
 from tests.shared import linked_copy, made_once, shared_folder
 
-pytest_plugins = ["tests.reporting"]
+pytest_plugins = ["tests.reporting", "tests.hub.fixtures"]
 
 # Small tensors gain nothing from more threads, and lose much where others use the cores too.
 torch.set_num_threads(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from muva.config import ModelConfig, PromptConfig
 from muva.data import formats
 from muva.data.images import ImageLike, resized_rgb
 from muva.errors import MuvaError
+from muva.hub.card import Results
+from muva.hub.upload import Pushed, push_bundle
 from muva.model.bundle_description import DESCRIPTION, WEIGHTS, parse_description
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
 from muva.model.muva_model import MuvaModel, build_model
@@ -173,6 +176,35 @@ class Bundle(Embedder):
     def attention(self, images: Sequence[ImageLike]) -> Float[np.ndarray, " B G L"]:
         """Attention of the class token and each part token to the patches in the last block."""
         return self.model.image_encoder.attention(self.pixels(images)).cpu().numpy()
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | None = None,
+        licence: str | None = None,
+        results: Results | None = None,
+    ) -> Pushed:
+        """Push weights, configuration and a card to the Hugging Face Hub, in one commit.
+
+        Nothing is committed if the hub has the same content already. The arguments and errors are
+        those of `push_bundle`; the result's `uri`, `hf://ORG/NAME@COMMIT`, is for `muva.load`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            save_bundle(self.model, Path(folder), metadata=self.metadata)
+            return push_bundle(
+                Path(folder),
+                repository,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+                token=token,
+                licence=licence,
+                results=results,
+            )
 
 
 def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) -> None:

@@ -10,6 +10,8 @@ from muva.data import formats
 from muva.errors import MuvaError
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
+HUB = "hub"
+"""Key in a bundle's metadata: the repository and the commit on the hub that it was loaded from."""
 
 
 def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:

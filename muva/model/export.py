@@ -117,6 +117,8 @@ def _scale_and_shift(
         given_mean, given_std = np.zeros(3), np.full(3, 1 / 255)
     elif takes == "imagenet":
         given_mean, given_std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
+    elif takes == "unit":
+        given_mean, given_std = np.zeros(3), np.ones(3)
     scale, shift = given_std / own_std, (given_mean - own_mean) / own_std
     return _per_channel(scale), _per_channel(shift)
 
@@ -134,6 +136,7 @@ def export(
     takes: InputFormat = "normalised",
     half: bool = False,
     beside: Mapping[str, Mapping[str, Any]] | None = None,
+    properties: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a model's file and its sidecar `FILE.json`; on failure, neither.
@@ -143,6 +146,7 @@ def export(
     Args:
         model: the model's address, recorded in the sidecar.
         beside: further JSON files to write: suffix of the name -> content.
+        properties: further entries of the metadata of an ONNX file.
         overwrite: replace the files of an earlier export; on failure, they stay.
 
     Raises:
@@ -164,6 +168,8 @@ def export(
             made = Path(folder, "new", file.name)  # a graph names the file of its weights
             made.parent.mkdir()
             description = _description(bundle, form=form, model=model, takes=takes, half=half)
+            if properties:
+                description["properties"] = dict(properties)
             _WRITERS[form](graph, images, made, description)
             found = _features_of(made, graph, images, form)
             compared = _compare(found, expected, half=half, what=f"{model} as {form}")
@@ -295,6 +301,8 @@ def _as_input(pixels: Tensor, bundle: Bundle, takes: InputFormat) -> Tensor:
         return pixels
     if takes == "hwc":
         return pixels.permute(0, 2, 3, 1).contiguous()
+    if takes == "unit":
+        return pixels.float() / 255
     statistics = (IMAGENET_MEAN, IMAGENET_STD) if takes == "imagenet" else (bundle.mean, bundle.std)
     mean, std = map(_per_channel, statistics)
     return (pixels.float() / 255 - mean) / std
@@ -333,6 +341,8 @@ def _description(
     statistics: dict[str, Any] = {"mean": list(bundle.mean), "std": list(bundle.std)}
     if takes == "imagenet":
         statistics = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    elif takes == "unit":
+        statistics = {"mean": [0.0] * 3, "std": [1.0] * 3}
     in_graph = takes in ("hwc", "chw")
     return {
         "format_version": SIDECAR_FORMAT,
@@ -385,6 +395,7 @@ def _write_onnx(
         for node in program.model.graph:  # they contain file paths of the exporting machine
             node.metadata_props.clear()
         program.model.metadata_props["muva"] = json.dumps(description)
+        program.model.metadata_props.update(description.get("properties", {}))
         program.save(file)
 
 

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 Form = Literal["onnx", "torchscript", "safetensors"]
-InputFormat = Literal["normalised", "hwc", "chw", "imagenet"]
+InputFormat = Literal["normalised", "hwc", "chw", "imagenet", "unit"]
 """The input of a graph: RGB images of the model's size, in batches of any length.
 
 `normalised`: float32 (3, H, W), normalised with the model's own mean and std. `hwc` and `chw`:
 uint8 (H, W, 3) or (3, H, W), as decoded. `imagenet`: float32 (3, H, W), normalised with ImageNet's
-mean and std, as BoxMOT does for every model.
+mean and std, as BoxMOT does for every model. `unit`: float32 (3, H, W), from 0 to 1, as Ultralytics
+gives them to every model.
 """
 
 SUFFIXES: Mapping[Form, tuple[str, ...]] = {

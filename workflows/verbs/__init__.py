@@ -6,7 +6,7 @@ VERBS = {
     "experts": "List the grounding models and their licences",
     "ground": "Create part pseudo-labels for a data set",
     "masks": "Report on, refine, import and export part pseudo-labels",
-    "models": "Import checkpoints from other programs, list models, log one to MLflow",
+    "models": "Import, list and show models; log one to MLflow, push one to the hub",
     "train": "Train prompts and image encoder on source domains",
     "evaluate": "Evaluate a model or a file of features on target domains",
     "embed": "Compute the features of the images of a folder or a data set",

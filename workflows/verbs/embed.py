@@ -51,15 +51,15 @@ def embed_verb(
     muva evaluate --features market.parquet
     """
     from muva.data.benchmarks.accounting import skipped_text, warnings
-    from muva.models import find_model
     from muva.retrieval.gallery import write_gallery
     from workflows.steps.embed_folder import embed_dataset, embed_folder
+    from workflows.steps.named_model import named_model
 
     _check_out(out)
     folder = _folder(images)
     if folder is not None and split is not None:
         raise click.UsageError(f"--split is for data sets; {images} is a folder.")
-    artifact = find_model(session.store, model)
+    artifact = named_model(session, model)
     if folder is None:
         dataset = _dataset(session, images)
         train = split == "train" or (split is None and _has_only_training_images(dataset))

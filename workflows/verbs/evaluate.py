@@ -92,17 +92,18 @@ def _evaluate_model(
 ) -> tuple[dict[str, Evaluation], str]:
     from muva.config.schema import ModelConfig
     from muva.model.checks import check_clip
-    from muva.models import find_model, model_description
+    from muva.models import model_description
     from workflows.runtime.on_demand import cluster_on_demand
     from workflows.steps.embed import UNTRAINED
     from workflows.steps.evaluate import evaluate_on
     from workflows.steps.import_data import datasets_of
+    from workflows.steps.named_model import named_model
 
     uri, name = model, UNTRAINED.rstrip(":")
     if model.startswith(UNTRAINED):
         check_clip(model.removeprefix(UNTRAINED))
     else:
-        artifact = find_model(session.store, model)
+        artifact = named_model(session, model)
         uri, name = artifact.uri, artifact.name
         description = model_description(artifact)
         config = config.model_copy(

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import muva
-from muva.errors import SettingsError
 from muva.model.export_formats import SUFFIXES
+from muva.model.export_programs import PROGRAMS, check_for_program
 from workflows.progress import track
 from workflows.verb import json_option, print_result, session_options
 
 if TYPE_CHECKING:
     from muva.model.export_formats import Form, InputFormat
     from workflows.session import Session
-
-BOXMOT = "boxmot"
-_BOXMOT_SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript"}
-"""BoxMOT recognises formats by these suffixes alone."""
-
-
-def boxmot_metadata(height: int, width: int) -> dict[str, Any]:
-    """The contents of `FILE.metadata.json`, from which BoxMOT 25 reads the size of its crops.
-
-    Without it, BoxMOT assumes 256 x 128 for TorchScript. With a model's name in it, BoxMOT guesses
-    none.
-    """
-    return {
-        "schema_version": 1,
-        "model_name": "muva",
-        "preprocess": "resize",
-        "model_kwargs_schema_version": 1,
-        "model_kwargs": {"img_size": [height, width]},
-    }
 
 
 @click.command("export")
@@ -63,8 +44,8 @@ def boxmot_metadata(height: int, width: int) -> dict[str, Any]:
 @click.option(
     "--for",
     "program",
-    type=click.Choice([BOXMOT]),
-    help="Expect images as this program normalises them.",
+    type=click.Choice(list(PROGRAMS)),
+    help="Take images as this program prepares them, in the form that it loads.",
 )
 @json_option
 @session_options
@@ -90,20 +71,19 @@ def export_verb(
     muva export muva --format onnx --out muva.onnx
     muva export muva --format onnx --out muva-uint8.onnx --with-preprocessing
     muva export muva --format onnx --out muva-boxmot.onnx --for boxmot
+    muva export muva --format onnx --out muva-ultralytics.onnx --for ultralytics
     """
     from muva.model.export import check_absent, export
-    from muva.models import find_model
+    from workflows.steps.named_model import named_model
 
     input_format = _input_format(with_preprocessing, layout, program)
-    if program == BOXMOT:
-        _check_for_boxmot(form, out, half)
+    rules = PROGRAMS[program] if program else None
+    if rules is not None:
+        check_for_program(rules, form=form, file=f"{out}", half=half)
     if not overwrite:
         check_absent(out)
-    artifact = find_model(session.store, model)
+    artifact = named_model(session, model)
     bundle = muva.load(artifact.uri)
-    beside = {}
-    if program == BOXMOT:
-        beside = {".metadata.json": boxmot_metadata(bundle.image_height, bundle.image_width)}
     with track(f"export {artifact.name} as {form}, and compare"):
         exported = export(
             bundle,
@@ -112,7 +92,8 @@ def export_verb(
             model=artifact.address,
             takes=input_format,
             half=half,
-            beside=beside,
+            beside=rules.beside(bundle.image_height, bundle.image_width) if rules else None,
+            properties=rules.properties if rules else None,
             overwrite=overwrite,
         )
     size = sum(one.stat().st_size for one in (exported.file, *exported.weights_files))
@@ -145,23 +126,8 @@ def _input_format(with_preprocessing: bool, layout: str | None, program: str | N
         )
     if layout and not with_preprocessing:
         raise click.UsageError("--layout applies only to --with-preprocessing.")
-    if program == BOXMOT:
-        return "imagenet"
+    if program:
+        return PROGRAMS[program].takes
     if not with_preprocessing:
         return "normalised"
     return "chw" if layout == "chw" else "hwc"
-
-
-def _check_for_boxmot(form: Form, out: Path, half: bool) -> None:
-    expected = _BOXMOT_SUFFIXES.get(form)
-    if expected is None or out.suffix != expected:
-        raise SettingsError(
-            f"--format {form} --out {out}: expected onnx and a name that ends in .onnx, or "
-            "torchscript and a name that ends in .torchscript, because BoxMOT recognises formats "
-            "by their suffix"
-        )
-    if half and form == "torchscript":
-        raise SettingsError(
-            "--half: BoxMOT converts a whole TorchScript file to one precision, which breaks this "
-            "model's masks; expected --format onnx for half precision"
-        )

@@ -1,4 +1,4 @@
-"""`muva models`: imports checkpoints from other programs, lists models, logs them to MLflow.
+"""`muva models`: imports, lists and shows models, logs them to MLflow, pushes them to the hub.
 
 An imported model is an artifact like a trained one: it can be evaluated, fine-tuned and loaded in
 the same ways. Its address depends on the file's bytes and on the settings it was imported with.
@@ -17,8 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from muva.data.artifacts import Artifact, check_name, list_artifacts
+from muva.hub.address import SCHEME
+from muva.model.bundle_description import HUB
 from muva.model.foreign import AUTO, FORMS
 from tracking.redaction import redact
+from workflows.progress import track
 from workflows.verb import (
     as_text,
     json_option,
@@ -37,11 +40,12 @@ ACTIVATIONS = {"quick-gelu": True, "gelu": False}
 
 @click.group("models")
 def models_verb() -> None:
-    """Import checkpoints from other programs, list and show models, log one to MLflow.
+    """Import checkpoints from other programs; list and show models; log or push one.
 
     \b
     muva models import ViT-B-16_60.pth --name clip-reid
     muva models list
+    muva models push muva ORG/NAME
     """
 
 
@@ -160,10 +164,10 @@ def epoch_verb(model: str, epoch: int, as_json: bool, session: Session) -> None:
     \b
     muva models epoch muva 10
     """
-    from muva.models import find_model
     from workflows.steps.encoder import model_of_epoch
+    from workflows.steps.named_model import named_model
 
-    result = model_of_epoch(session, find_model(session.store, model), epoch)
+    result = model_of_epoch(session, named_model(session, model), epoch)
     uri = result.artifact.uri
     print_result({"model": uri, **result.summary}, as_json=as_json, text=uri)
 
@@ -183,11 +187,12 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
     muva models log muva
     mlflow models serve -m models:/m-… --env-manager local --host 127.0.0.1 --port 5001
     """
-    from muva.models import find_model, model_description
+    from muva.models import model_description
     from tracking.names import ARTIFACT_TAG
     from workflows.steps.mlflow_records import served_model
+    from workflows.steps.named_model import named_model
 
-    artifact = find_model(session.store, model)
+    artifact = named_model(session, model)
     settings = model_description(artifact)["model"]
     key = f"log {artifact.address}"
     with session.run(f"log model {artifact.name}", key=key, params=settings) as run:
@@ -203,6 +208,71 @@ def log_verb(model: str, as_json: bool, session: Session) -> None:
     )
 
 
+@models_verb.command("push")
+@click.argument("model")
+@click.argument("repository", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Create the repository as a private one.")
+@click.option("--revision", help="The branch to push to; it is created if necessary. [main]")
+@click.option("--message", help="The commit's message.")
+@click.option(
+    "--licence", metavar="ID", help="The weights' licence, as the hub names it: apache-2.0."
+)
+@json_option
+@session_options
+def push_verb(
+    model: str,
+    repository: str,
+    private: bool,
+    revision: str | None,
+    message: str | None,
+    licence: str | None,
+    as_json: bool,
+    session: Session,
+) -> None:
+    """Push MODEL to ORG/NAME on the Hugging Face Hub: weights, configuration and a card.
+
+    The repository is created if there is none. The token is that of HF_TOKEN or `hf auth login`,
+    and needs write access. The card shows the scores of MODEL that are in the store. Nothing is
+    committed if the hub has the same content already.
+
+    \b
+    muva models push muva my-team/muva-market --private
+    muva models push muva my-team/muva-market --revision v2 --licence cc-by-nc-4.0
+    muva embed crops --model hf://my-team/muva-market --out crops.parquet
+    """
+    import dataclasses
+
+    from muva.hub.address import parse_hub_address
+    from muva.hub.upload import push_bundle
+    from muva.models import BUNDLE, local_copy, model_description
+    from workflows.results.model_scores import scores_of_model
+    from workflows.steps.named_model import named_model
+
+    address = parse_hub_address(repository, revision=revision)
+    artifact = named_model(session, model)
+    model_description(artifact)  # before anything is created on the hub
+    with local_copy(artifact, BUNDLE) as folder, track(f"push {artifact.name} to {address.uri}"):
+        pushed = push_bundle(
+            folder,
+            address.repository,
+            private=private or None,
+            revision=address.revision,
+            commit_message=message,
+            licence=licence,
+            results=scores_of_model(session.store, artifact),
+        )
+    text = [pushed.uri, pushed.url]
+    if not pushed.changed:
+        text.append("Nothing was committed: the hub has this content already")
+    if pushed.card_kept:
+        text.append("The card was edited on the hub, and stays as it is")
+    print_result(
+        {"model": artifact.uri, **dataclasses.asdict(pushed)},
+        as_json=as_json,
+        text="\n".join(text),
+    )
+
+
 @models_verb.command()
 @click.argument("model")
 @json_option
@@ -215,9 +285,10 @@ def show(model: str, as_json: bool, session: Session) -> None:
     \b
     muva models show clip-reid
     """
-    from muva.models import IMPORTED, find_model
+    from muva.models import IMPORTED
+    from workflows.steps.named_model import named_model
 
-    artifact = find_model(session.store, model)
+    artifact = named_model(session, model)
     data = _model_data(artifact)
     imported = data["metadata"].get(IMPORTED)
     table = Table("setting", "value")
@@ -244,6 +315,9 @@ def _model_data(artifact: Artifact) -> dict[str, Any]:
     imported = metadata.get(IMPORTED)
     sources = ", ".join(metadata.get("source_names", ()))
     made_from = f"{imported['file']} ({imported['form']})" if imported else sources
+    if hub := metadata.get(HUB):
+        pinned = f"{SCHEME}{hub['repository']}@{hub['commit']}"
+        made_from = f"{made_from} ({pinned})" if made_from else pinned
     return {
         "address": artifact.address,
         "uri": artifact.uri,

@@ -31,10 +31,10 @@ def promote_verb(model: str, name: str, as_json: bool, session: Session) -> None
     muva promote muva-chosen
     muva promote muva-chosen --as people-of-our-station
     """
-    from muva.models import find_model
     from workflows.results.promotion import promote
+    from workflows.steps.named_model import named_model
 
-    versions = promote(session, find_model(session.store, model), name=name)
+    versions = promote(session, named_model(session, model), name=name)
     lines = [
         f"{alias}: version {one['number']}, {one['address']}, held-out mAP {100 * one['value']:.1f}"
         for alias, one in versions.items()

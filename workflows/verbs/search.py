@@ -102,9 +102,10 @@ def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> s
     Raises:
         MuvaError: another model computed the gallery's features.
     """
-    from muva.models import find_model, model_description
+    from muva.models import model_description
+    from workflows.steps.named_model import named_model
 
-    artifact = find_model(session.store, model)
+    artifact = named_model(session, model)
     if model_description(artifact)["sha256"] != gallery.source.weights:
         raise MuvaError(
             f"{file}: its features were computed by {gallery.source.model}, not by {artifact.uri}. "

@@ -93,11 +93,12 @@ def train_verb(
     """
     from muva.config import ModelConfig, load_recipe
     from muva.model.muva_model import check_same_settings
-    from muva.models import find_model, model_description
+    from muva.models import model_description
     from workflows.runtime.on_demand import cluster_on_demand
     from workflows.runtime.workers import Workers
     from workflows.steps.ground import ground, labels_of
     from workflows.steps.import_data import datasets_of
+    from workflows.steps.named_model import named_model
     from workflows.steps.train import check_training, declare_training, train
 
     config = load_recipe(recipe, overrides=overrides)
@@ -105,7 +106,7 @@ def train_verb(
     if not names:
         raise click.UsageError("--sources is missing: on which data sets should it train?")
     config = config.model_copy(update={"sources": names, "targets": ()})
-    start = find_model(session.store, init) if init else None
+    start = named_model(session, init) if init else None
     if start is not None:
         settings = ModelConfig.model_validate(model_description(start)["model"])
         check_same_settings(config.model, settings)

@@ -1,0 +1,204 @@
+"""The card of a model on the hub: its README, with the metadata that the hub's pages use.
+
+It says what a bundle's description knows, and nothing that depends on when or where it was written:
+the same bundle gives the same card. https://huggingface.co/docs/hub/model-cards has the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from muva.data.benchmarks import BENCHMARKS
+
+CARD = "README.md"
+Results = Mapping[str, Mapping[str, float]]
+"""Target -> scores under MLflow's names, `mAP`, `rank-1`, …, as fractions."""
+
+TAGS = (
+    "person-reidentification",
+    "domain-generalization",
+    "image-retrieval",
+    "clip",
+    "safetensors",
+)
+PIPELINE = "image-feature-extraction"
+_SHOWN = ("rank-1", "mAP", "mINP")
+_MARK = re.compile(r"<!-- muva models push: (?P<sha256>[0-9a-f]{64}) -->\n\Z")
+_LIMITS = """\
+## Limits
+
+Features of a person are personal data, as is the image that they are made from. The model compares
+the appearance of people across cameras; it does not know who they are, and it was not made for
+decisions about people. Results on other cameras than those that it was evaluated on may differ."""
+
+
+def model_card(
+    description: Mapping[str, Any],
+    repository: str,
+    *,
+    licence: str | None = None,
+    results: Results | None = None,
+) -> str:
+    """The README of a repository that holds a bundle with this description (`bundle.json`).
+
+    Args:
+        repository: ORG/NAME.
+        licence: that of the weights, by its identifier on the hub, such as `apache-2.0`; None: the
+            card says that none is stated.
+        results: scores to show; the hub's page shows them too.
+    """
+    name = repository.partition("/")[2]
+    sections = [
+        f"# {name}\n\n{_summary(description)}",
+        _use(repository),
+        _model(description["model"], description["feature_dim"]),
+        _training(description["metadata"]),
+        _results(results or {}),
+        _licence(licence, _sources(description["metadata"])),
+        _LIMITS,
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    metadata = _metadata(description, name, licence=licence, results=results or {})
+    stored = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    text = f"---\n{stored}---\n\n{body}\n\n"
+    return f"{text}<!-- muva models push: {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_unedited(card: str) -> bool:
+    """Whether `model_card` wrote this text and nobody has changed it since."""
+    mark = _MARK.search(card)
+    if mark is None:
+        return False
+    return hashlib.sha256(card[: mark.start()].encode()).hexdigest() == mark["sha256"]
+
+
+def _metadata(
+    description: Mapping[str, Any], name: str, *, licence: str | None, results: Results
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        **({"license": licence} if licence else {}),
+        "library_name": "muva",
+        "pipeline_tag": PIPELINE,
+        "tags": list(TAGS),
+    }
+    if sources := _sources(description["metadata"]):
+        metadata["datasets"] = list(sources)
+    if results:
+        metadata["metrics"] = sorted({metric for scores in results.values() for metric in scores})
+        metadata["model-index"] = [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": PIPELINE, "name": "Person re-identification"},
+                        "dataset": {"type": target, "name": target},
+                        "metrics": [
+                            {"type": metric, "name": metric, "value": round(value, 4)}
+                            for metric, value in scores.items()
+                        ],
+                    }
+                    for target, scores in results.items()
+                ],
+            }
+        ]
+    return metadata
+
+
+def _summary(description: Mapping[str, Any]) -> str:
+    parts = [part.replace("_", " ") for part in description["model"]["parts"]]
+    named = " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+    attention = f" It attends to the whole person and to {named}." if parts else ""
+    return (
+        "A model for person re-identification across cameras. It maps an image of a person to "
+        f"{description['feature_dim']} numbers of unit length; the cosine similarity of two images "
+        f"is high if they show the same person.{attention}"
+    )
+
+
+def _use(repository: str) -> str:
+    return f"""\
+## Use
+
+```python
+import muva
+
+features = muva.load("hf://{repository}").embed(["a.jpg", "b.jpg"])
+```
+
+`hf://{repository}@REVISION` pins a branch, a tag or a commit, and the command line takes the same
+address: `muva embed FOLDER --model hf://{repository} --out features.parquet`."""
+
+
+def _model(settings: Mapping[str, Any], feature_dim: int) -> str:
+    rows = {
+        "input": f"{settings['image_height']} x {settings['image_width']} pixels (height x width)",
+        "mean, std": f"{_numbers(settings['mean'])}; {_numbers(settings['std'])}",
+        "initialised from CLIP": PurePath(settings["clip"]).name,
+        "parts": ", ".join(settings["parts"]) or "none",
+        "feature": f"{feature_dim} numbers",
+    }
+    return "## Model\n\n" + _table(
+        ("setting", "value"), [(key, f"{value}") for key, value in rows.items()]
+    )
+
+
+def _training(metadata: Mapping[str, Any]) -> str:
+    sources, imported = _sources(metadata), metadata.get("imported")
+    lines = []
+    if sources:
+        lines.append(f"Trained on {', '.join(sources)}.")
+    if imported:
+        lines.append(
+            f"Imported from `{imported['file']}` ({imported['form']}, SHA-256 "
+            f"{imported['sha256'][:16]}…), which another program wrote."
+        )
+    if epoch := metadata.get("epoch"):
+        lines.append(f"The weights are those after epoch {epoch}.")
+    lines.append("`bundle.json` has all settings and the SHA-256 of the weights.")
+    return "## Training\n\n" + "\n".join(lines)
+
+
+def _results(results: Results) -> str:
+    if not results:
+        return ""
+    shown = [metric for metric in _SHOWN if any(metric in one for one in results.values())]
+    rows = [
+        (target, *(f"{100 * scores[key]:.1f}" if key in scores else "" for key in shown))
+        for target, scores in results.items()
+    ]
+    return "## Results\n\nIn per cent.\n\n" + _table(("target", *shown), rows)
+
+
+def _licence(licence: str | None, sources: Sequence[str]) -> str:
+    lines = ["## Licence", ""]
+    lines.append(
+        f"Of these weights: {licence}."
+        if licence
+        else "None was stated for these weights when they were pushed."
+    )
+    terms = [(name, BENCHMARKS[name].licence) for name in sources if name in BENCHMARKS]
+    if terms:
+        lines += ["The data sets have terms of their own, which may extend to the weights:", ""]
+        lines.append(_table(("data set", "licence"), terms))
+    return "\n".join(lines)
+
+
+def _sources(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(metadata.get("source_names", ()))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
