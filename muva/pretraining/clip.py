@@ -50,7 +50,7 @@ from muva.training.checkpoints import load_checkpoint, save_checkpoint
 
 NETWORKS, PEOPLE, VIEWS = 240, 24, 6
 """Networks of the open world, people of each, and images of each person."""
-BATCH_NETWORKS, BATCH_PEOPLE = 8, 16
+BATCH_NETWORKS, BATCH_PEOPLE = 4, 16
 """A batch has so many networks, and two images of so many people of each."""
 KEPT_PATCHES = 0.5
 """Share of the patches that an image is encoded from in training."""
@@ -96,7 +96,7 @@ SIZES = {
         text_width=64,
         text_layers=3,
         embed_dim=64,
-        steps=4000,
+        steps=6000,
     ),
     "small": Size(
         vision_width=256,
