@@ -47,6 +47,7 @@ from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import NoiseImages, best_device, device_name
 from muva.config import ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
+from muva.data.draw import Draw
 from muva.model.clip import build_clip, vision_tower
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
@@ -198,7 +199,7 @@ class Held:
         noise = NoiseImages(config, identities=-(-batch // each), each=each, grid=grid)
         self.labels = noise.labels[:batch]
         self.image_ids = noise.image_ids[:batch]
-        pixels, masks = noise.batch(np.arange(batch), None)
+        pixels, masks = noise.batch(Draw(np.arange(batch)))
         self.pixels = pixels.to(device)
         self.masks = None if masks is None else masks.to(device)
 

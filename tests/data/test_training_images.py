@@ -13,6 +13,7 @@ from PIL import Image
 
 from muva.data import formats
 from muva.data.artifacts import Artifact
+from muva.data.draw import Draw
 from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.data.normalised import normalised_levels, normalised_pixels
 from muva.data.protocols import pool, query_gallery
@@ -108,14 +109,14 @@ def test_batches_are_the_requested_images_whatever_is_cached(sources, cache_imag
     indices = np.array([14, 0, 3, 14, 7])
     seeds = [92, 30, 70, 92, 31]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.25, 1.0)))
-    first, _ = images.batch(indices, None)
+    first, _ = images.batch(Draw(indices))
     for _ in range(2):
-        pixels, masks = images.batch(indices, None)
+        pixels, masks = images.batch(Draw(indices))
         assert masks is None and pixels.dtype == torch.float32
         for image, seed in zip(pixels, seeds, strict=True):
             expected = (expected_image(seed, **size) - mean) / std
             torch.testing.assert_close(image.double(), expected, atol=1e-6, rtol=0)
-    assert torch.equal(images.batch(indices, None)[0], first)
+    assert torch.equal(images.batch(Draw(indices))[0], first)
 
 
 def test_pickled_training_images_give_the_same_batches(sources):
@@ -125,8 +126,8 @@ def test_pickled_training_images_give_the_same_batches(sources):
         sources, height=16, width=8, mean=HALF, std=HALF, part_masks=masks, grid=grid
     )
     travelled = pickle.loads(pickle.dumps(images))
-    indices, flips = np.array([2, 9, 2, 14]), torch.tensor([True, False, False, True])
-    unpickled, original = travelled.batch(indices, flips), images.batch(indices, flips)
+    draw = Draw(np.array([2, 9, 2, 14]), np.array([True, False, False, True]))
+    unpickled, original = travelled.batch(draw), images.batch(draw)
     torch.testing.assert_close(unpickled, original, rtol=0, atol=0)
     assert len(images.image_ids) == 15 and not travelled.image_ids
 
@@ -143,8 +144,8 @@ def test_an_image_is_decoded_once_for_all_processes(sources, monkeypatch):
         images = TrainingImages.open(
             sources, height=18, width=10, mean=HALF, std=HALF, part_masks=None, grid=(1, 1)
         )
-        images.batch(np.array([3, 4, 3]), None)
-        images.batch(np.array([4, 5]), None)
+        images.batch(Draw(np.array([3, 4, 3])))
+        images.batch(Draw(np.array([4, 5])))
     assert len(decoded) == 3
 
 
@@ -164,8 +165,8 @@ def test_a_flip_mirrors_image_and_masks_together(sources):
         sources, height=16, width=8, mean=HALF, std=HALF, part_masks=masks, grid=grid
     )
     indices = np.array([2, 2, 11])
-    plain, plain_masks = images.batch(indices, torch.tensor([False, False, False]))
-    flipped, flipped_masks = images.batch(indices, torch.tensor([True, False, True]))
+    plain, plain_masks = images.batch(Draw(indices, np.array([False, False, False])))
+    flipped, flipped_masks = images.batch(Draw(indices, np.array([True, False, True])))
     assert plain_masks is not None and flipped_masks is not None
     assert torch.equal(plain_masks, masks[indices])
     for i in (0, 2):

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from muva.config import Stage2Config
+from muva.data.draw import Draw
 from muva.data.store import LocalStore
 from muva.data.training_images import TrainingImages
 from muva.errors import MuvaError
-from muva.training.loader import Draw, Loader
+from muva.training.loader import Loader
 from muva.training.sampler import flip_draws, pk_batches
 from tests.data.test_training_images import HALF, dataset
 from tests.training.toy_images import ToyImages
@@ -45,11 +46,11 @@ def images(tmp_path: Path) -> TrainingImages:
 def draws(labels: np.ndarray, epoch: int) -> list[Draw]:
     batches = pk_batches(labels, batch_size=4, images_per_identity=2, seed=1, epoch=epoch)
     flips = flip_draws(len(batches), 4, probability=0.5, seed=1, epoch=epoch)
-    return [(batch, torch.from_numpy(flip)) for batch, flip in zip(batches, flips, strict=True)]
+    return [Draw(batch, flip) for batch, flip in zip(batches, flips, strict=True)]
 
 
 def test_batches_are_the_same_for_any_number_of_loaders(images: TrainingImages) -> None:
-    lists = [[(np.arange(at, at + 5), None) for at in (0, 5, 10)]]
+    lists = [[Draw(np.arange(at, at + 5)) for at in (0, 5, 10)]]
     lists += [draws(images.labels, epoch) for epoch in (1, 2)]
     state = torch.get_rng_state()
     found: list[list[Tensor]] = []
@@ -72,11 +73,11 @@ def test_a_list_left_early_does_not_affect_the_next_one(processes: int) -> None:
     following = draws(images.labels, 2)
     made = list(loader.batches(following))
     for (pixels, _), draw in zip(made, following, strict=True):
-        assert torch.equal(pixels, images.batch(*draw)[0])
+        assert torch.equal(pixels, images.batch(draw)[0])
 
 
 class Mistaken(ToyImages):
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         raise MuvaError("shard-00000.parquet is damaged")
 
 
@@ -136,12 +137,13 @@ def test_sources_a_thousandfold_apart_and_people_seen_once() -> None:
 
 PROGRAM = """
 import numpy as np
+from muva.data.draw import Draw
 from muva.training.loader import Loader
 from tests.training.toy_images import ToyImages
 if __name__ == "__main__":
     images = ToyImages()
     loader = Loader(images, processes=1)
-    print(len(list(loader.batches([(np.arange(4), None)]))))
+    print(len(list(loader.batches([Draw(np.arange(4))]))))
 """
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from muva.config import PARTS, Stage2Config
+from muva.data.draw import Draw
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel
 from muva.training.centroids import dataset_centroids
@@ -193,7 +194,7 @@ def run_steps(model: MuvaModel, images: ToyImages, *, steps: int) -> dict[str, T
     batches = pk_batches(images.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)
     flips = flip_draws(len(batches), 8, probability=0.5, seed=5, epoch=1)
     for batch, flip in list(zip(batches, flips, strict=True))[:steps]:
-        pixels, masks = images.batch(batch, torch.from_numpy(flip))
+        pixels, masks = images.batch(Draw(batch, flip))
         training_step(
             model.train(),
             images=pixels,
@@ -229,10 +230,10 @@ def test_a_step_is_repeated_as_it_was() -> None:
 class SpoiltImages(ToyImages):
     """Every image of the second batch is broken."""
 
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        images, masks = super().batch(indices, flips)
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        images, masks = super().batch(draw)
         second = pk_batches(self.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)[1]
-        spoilt = flips is not None and np.isin(indices, second).all()
+        spoilt = draw.flips is not None and np.isin(draw.indices, second).all()
         return images * (torch.nan if spoilt else 1.0), masks
 
 
@@ -265,7 +266,7 @@ def test_an_epoch_that_ends_with_non_finite_weights_is_refused(
 def test_a_gradient_that_overflows_in_half_precision_is_no_divergence() -> None:
     model, images = model_and_images()
     settings = Stage2Config(**{**SETTINGS, "epochs": 1})
-    pixels, masks = images.batch(np.arange(8), None)
+    pixels, masks = images.batch(Draw(np.arange(8)))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
     model.contexts.requires_grad_(False)
     before = model.classifier.weight.detach().clone()

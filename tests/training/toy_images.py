@@ -6,10 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muva.config import AugmentationConfig
+from muva.data.draw import Draw
 from tests.model.small import IMAGE_SIZE, PATCH
 
 
 class ToyImages:
+    augmentation = AugmentationConfig()
+
     def __init__(
         self,
         *,
@@ -28,10 +32,11 @@ class ToyImages:
         shape = (len(self.labels), parts, self.rows * self.columns)
         self.part_masks = torch.rand(shape, generator=generator) < 0.4 if parts else None
 
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        images = self.images[indices].clone()
-        masks = None if self.part_masks is None else self.part_masks[indices].clone()
-        if flips is not None:
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        images = self.images[draw.indices].clone()
+        masks = None if self.part_masks is None else self.part_masks[draw.indices].clone()
+        if draw.flips is not None:
+            flips = torch.from_numpy(draw.flips)
             images[flips] = images[flips].flip(-1)
             if masks is not None:
                 grid = masks[flips].unflatten(-1, (self.rows, self.columns))
