@@ -45,7 +45,7 @@ from benchmarks.baseline import (
 from benchmarks.memory import peak_memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import NoiseImages, best_device, device_name
-from muva.config import ExperimentConfig, load_recipe, with_settings
+from muva.config import AugmentationConfig, ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
 from muva.data.draw import Draw
 from muva.model.clip import build_clip, vision_tower
@@ -192,6 +192,8 @@ def settings_here() -> list[str]:
 class Held:
     """A batch of noise on the device, so that only the model is timed."""
 
+    augmentation = AugmentationConfig()
+
     def __init__(
         self, config: ExperimentConfig, batch: int, grid: tuple[int, int], device: torch.device
     ):
@@ -203,9 +205,9 @@ class Held:
         self.pixels = pixels.to(device)
         self.masks = None if masks is None else masks.to(device)
 
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """See `muva.training.loader.TrainingImages`."""
-        rows = torch.from_numpy(indices).to(self.pixels.device)
+        rows = torch.from_numpy(draw.indices).to(self.pixels.device)
         return self.pixels[rows], None if self.masks is None else self.masks[rows]
 
 

@@ -191,7 +191,7 @@ class GroundingConfig(Section):
     """The unit of the boxes that the model behind `http` returns."""
     requests_per_second: Positive | None = None
     """Limit for the requests of each actor to the model behind `http`."""
-    phrases: dict[str, str] = Field(dict(PHRASES), min_length=1)
+    phrases: dict[str, str] = Field(default=dict(PHRASES), min_length=1)
     """Part -> what the expert is asked for. In an experiment, the paper's parts that the model has
     and that have no phrase here get the paper's phrases."""
     rules: tuple[BoxRule, ...] = ()
@@ -246,7 +246,7 @@ class TuneConfig(Section):
     """A search over settings, validated on source domains that are held out in turn."""
 
     space: str | dict[str, Any] = Field(
-        {
+        default={
             "model.gating": ["offline", "online"],
             "stage2.mask_loss": ["bce+dice", "mse"],
             "prompts.template": ["universal", "part-agnostic"],

@@ -140,8 +140,10 @@ def _degrade(pixels: Pixels, draws: AugmentationDraws) -> None:
 def _compressed(image: np.ndarray, quality: int) -> np.ndarray:
     """An RGB image (H, W, 3) after JPEG with chroma at half the resolution."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
 def _erase(pixels: Pixels, draws: AugmentationDraws, seeds: Int[np.ndarray, " B"]) -> None:

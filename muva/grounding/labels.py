@@ -220,7 +220,7 @@ class LabelSet:
             if differs.any():
                 raise MuvaError(
                     f"{self.artifact.uri}: the imported masks of {int(differs.sum())} of "
-                    f"{len(image_ids)} images are no rectangles, for example of "
+                    f"{len(image_ids)} images are not rectangles, for example of "
                     f"{image_ids[int(differs.nonzero()[0])]}, so that they cannot be moved by "
                     "pixels as boxes can. Set augmentation.pad=0, or ground the data set"
                 )

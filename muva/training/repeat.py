@@ -49,8 +49,8 @@ def repeat_step(
     seeds = checkpoint.get("seeds")
     if not isinstance(seeds, Tensor) and images.augmentation.result_settings():
         raise MuvaError(
-            "this checkpoint lacks the seeds of the images' augmentation, because the training that "
-            "saved it had none: repeat the step with the settings of that training"
+            "this checkpoint lacks the seeds of the images' augmentation, because the training "
+            "that saved it had none: repeat the step with the settings of that training"
         )
     epoch = restore_stage2(model, optimiser, scaler, checkpoint)
     set_learning_rate(optimiser, stage2_lr(epoch, settings))
