@@ -12,41 +12,40 @@ import pytest
 import torch
 from torch import Tensor
 
-from muva.config import Stage2Config
+from muva.config import AugmentationConfig, Stage2Config
 from muva.data.draw import Draw
 from muva.data.store import LocalStore
 from muva.data.training_images import TrainingImages
 from muva.errors import MuvaError
 from muva.training.loader import Loader
-from muva.training.sampler import flip_draws, pk_batches
-from tests.data.test_training_images import HALF, dataset
+from muva.training.sampler import epoch_draws, pk_batches
+from tests.data.test_training_images import augmented_images, dataset
 from tests.training.toy_images import ToyImages
 
 LOADERS = (0, 1, 2)
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> TrainingImages:
+EVERYTHING = AugmentationConfig(
+    pad=3, jitter=0.5, gamma=1.5, cast=0.2, grey=0.2, blur=0.5, low_resolution=0.5, sharpen=0.5,
+    jpeg=0.5, erase=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(params=[AugmentationConfig(), EVERYTHING], ids=["plain", "augmented"])
+def images(tmp_path: Path, request: pytest.FixtureRequest) -> TrainingImages:
     """Some of which are kept decoded."""
     sources = [dataset(tmp_path, "town", [7, 3]), dataset(tmp_path, "city", [3, 5, 9])]
-    masks = torch.rand(15, 3, 8, generator=torch.Generator().manual_seed(0)) > 0.5
-    return TrainingImages.open(
+    return augmented_images(
         sources,
-        height=16,
-        width=8,
-        mean=HALF,
-        std=HALF,
-        part_masks=masks,
-        grid=(4, 2),
+        request.param,
         cache_bytes=7 * 16 * 8 * 3,
         cache_folder=tmp_path / "node",
     )
 
 
 def draws(labels: np.ndarray, epoch: int) -> list[Draw]:
-    batches = pk_batches(labels, batch_size=4, images_per_identity=2, seed=1, epoch=epoch)
-    flips = flip_draws(len(batches), 4, probability=0.5, seed=1, epoch=epoch)
-    return [Draw(batch, flip) for batch, flip in zip(batches, flips, strict=True)]
+    settings = Stage2Config(batch_size=4, images_per_identity=2)
+    return epoch_draws(labels, settings, seed=1, epoch=epoch)
 
 
 def test_batches_are_the_same_for_any_number_of_loaders(images: TrainingImages) -> None:
@@ -63,6 +62,11 @@ def test_batches_are_the_same_for_any_number_of_loaders(images: TrainingImages) 
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(others, found[0], strict=True))
     assert torch.equal(torch.get_rng_state(), state)
+    plain = [images.batch(Draw(draw.indices, draw.flips))[0] for draw in draws(images.labels, 2)]
+    differ = any(
+        not torch.equal(a, b) for a, b in zip(found[0][-2 * len(plain) :: 2], plain, strict=True)
+    )
+    assert differ == (images.augmentation == EVERYTHING)
 
 
 @pytest.mark.parametrize("processes", LOADERS[:2])

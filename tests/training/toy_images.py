@@ -1,4 +1,7 @@
-"""Training images for tests: noise around a pattern per identity, in memory."""
+"""Training images for tests: noise around a pattern per identity, in memory.
+
+The seed of a draw changes an image a little, so that wrong seeds change the losses.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from tests.model.small import IMAGE_SIZE, PATCH
 
 
 class ToyImages:
-    augmentation = AugmentationConfig()
-
     def __init__(
         self,
         *,
@@ -22,6 +23,7 @@ class ToyImages:
         parts: int = 3,
         dtype: torch.dtype = torch.float32,
     ):
+        self.augmentation = AugmentationConfig()
         generator = torch.Generator().manual_seed(7)
         self.labels = np.repeat(np.arange(identities), images_each)
         self.image_ids = [f"toy/{row:04d}" for row in range(len(self.labels))]
@@ -35,6 +37,9 @@ class ToyImages:
     def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         images = self.images[draw.indices].clone()
         masks = None if self.part_masks is None else self.part_masks[draw.indices].clone()
+        if draw.seeds is not None:
+            for image, seed in zip(images, draw.seeds.tolist(), strict=True):
+                image += 0.2 * torch.rand(3, 1, 1, generator=torch.Generator().manual_seed(seed))
         if draw.flips is not None:
             flips = torch.from_numpy(draw.flips)
             images[flips] = images[flips].flip(-1)
