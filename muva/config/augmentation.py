@@ -89,11 +89,11 @@ class AugmentationConfig(Section):
         return ends
 
     @model_validator(mode="after")
-    def _jitter_changes_something(self) -> Self:
+    def _jitter_has_an_effect(self) -> Self:
         if self.jitter and not any(getattr(self, name) for name in STRENGTHS["jitter"]):
             raise ValueError(
                 f"jitter is {self.jitter}, but brightness, contrast, saturation and hue are all 0, "
-                "so that it would change nothing: raise one of them, or set jitter=0"
+                "so that it would have no effect: raise one of them, or set jitter=0"
             )
         return self
 

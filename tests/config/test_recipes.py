@@ -123,7 +123,7 @@ def test_an_override_changes_one_setting() -> None:
         ("augmentation.erase_area=[0.1, 1]", "augmentation.erase_area.1: should be less than 1"),
         (
             "augmentation={jitter: 0.5, brightness: 0, contrast: 0, saturation: 0, hue: 0}",
-            "would change nothing: raise one of them, or set jitter=0",
+            "would have no effect: raise one of them, or set jitter=0",
         ),
         ("stage2.lr", "expected section.key=value"),
         ("stage2.lr=[", "the value is not valid YAML"),
