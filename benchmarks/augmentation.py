@@ -157,7 +157,7 @@ def by_torchvision(image: Tensor, draws: AugmentationDraws, number: int) -> Tens
     ):
         if factor != neutral:
             image = change(image, factor)
-    if draws.saturation_left[number] == 0:
+    if draws.grey[number]:
         image = functional.rgb_to_grayscale(image, 3)
     if draws.blur_sigma[number]:
         sigma = draws.blur_sigma[number]

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from muva.config.section import Fraction, Positive, Section
 
-Side = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Quality = Annotated[int, Field(ge=1, le=100)]
 
 STRENGTHS: dict[str, tuple[str, ...]] = {
@@ -60,7 +60,7 @@ class AugmentationConfig(Section):
     """Its standard deviation in pixels, from the least to the most."""
     low_resolution: Fraction = 0.0
     """Probability of being reduced in size and enlarged again, with JPEG artefacts in between."""
-    low_resolution_scale: Side = 0.5
+    low_resolution_scale: Share = 0.5
     """The smallest scale; scales are drawn uniformly from it to 1."""
     sharpen: Fraction = 0.0
     """Probability of an unsharp mask of one pixel, which leaves halos at edges as cameras do."""
@@ -72,7 +72,7 @@ class AugmentationConfig(Section):
     """The quality from the least to the most, as libjpeg counts it, from 1 to 100."""
     erase: Fraction = 0.0
     """Probability of a rectangle of noise, which is random erasing (Zhong et al., AAAI 2020)."""
-    erase_area: tuple[Side, Side] = (0.02, 0.4)
+    erase_area: tuple[Share, Share] = (0.02, 0.4)
     """The rectangle's share of the image's area, from the least to the most."""
     erase_aspect: tuple[Positive, Positive] = (0.3, 3.33)
     """The rectangle's height divided by its width, from the least to the most."""

@@ -33,13 +33,12 @@ def augmented(
 ) -> tuple[Pixels, Int[np.ndarray, "B 2"]]:
     """Augmented copies of RGB images, and by how many pixels each has moved to the right and down.
 
-    What happens to an image depends on its seed alone, an integer from 0. The same
-    seed gives the same bytes; another version of OpenCV, or another kind of CPU, may round a level
-    differently.
+    What happens to an image depends on its seed alone, an integer from 0. The same seed gives the
+    same bytes; another version of OpenCV, or another kind of CPU, may round a level differently.
     """
     height, width = pixels.shape[1:3]
     draws = draw_augmentations(seeds, settings, height=height, width=width)
-    altered = _shifted(pixels, draws.shift)
+    altered = _shifted(pixels, draws.shift)  # a copy, which the others change in place
     if settings.gamma > 1 or settings.cast > 0:
         _map_levels(altered, draws)
     _change_colours(altered, draws)
@@ -75,7 +74,7 @@ def _map_levels(pixels: Pixels, draws: AugmentationDraws) -> None:
 
 def _change_colours(pixels: Pixels, draws: AugmentationDraws) -> None:
     """Jitter and greyscale: a matrix for each image, and an offset that all channels share."""
-    changed = (draws.jitter != (1, 1, 1, 0)).any(axis=1) | (draws.saturation_left != 1)
+    changed = (draws.jitter != (1, 1, 1, 0)).any(axis=1) | draws.grey
     numbers = np.flatnonzero(changed)
     if not len(numbers):
         return
@@ -83,9 +82,7 @@ def _change_colours(pixels: Pixels, draws: AugmentationDraws) -> None:
     means = np.array([cv2.mean(pixels[number])[:3] for number in numbers])
     offsets = (1 - contrast) * brightness * (means @ LUMA)
     matrices = (brightness * contrast)[:, None, None] * (
-        _desaturation(draws.saturation_left[numbers])
-        @ hue_rotation(hue)
-        @ _desaturation(saturation)
+        _desaturation(1.0 - draws.grey[numbers]) @ hue_rotation(hue) @ _desaturation(saturation)
     )
     # Neither rotation nor desaturation changes a grey, so that the offset is added at the end.
     columns = np.broadcast_to(offsets[:, None, None], (len(numbers), 3, 1))

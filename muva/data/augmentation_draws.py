@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from muva.config import AugmentationConfig
 
@@ -46,8 +46,8 @@ class AugmentationDraws:
     """Factor of each channel."""
     jitter: Float[np.ndarray, "B 4"]
     """Factors of brightness, contrast and saturation, and the rotation of hue in turns."""
-    saturation_left: Float[np.ndarray, " B"]
-    """0 for an image that loses all colour, else 1."""
+    grey: Bool[np.ndarray, " B"]
+    """Whether the image loses all colour."""
     blur_sigma: Float[np.ndarray, " B"]
     """Standard deviation in pixels; 0: no blur."""
     scale: Float[np.ndarray, " B"]
@@ -74,7 +74,7 @@ def draw_augmentations(
         gamma=settings.gamma ** (2 * numbers["gamma"][:, 0] - 1),
         gain=1 + settings.cast * (2 * numbers["cast"] - 1),
         jitter=_jitter(numbers["jitter"], settings),
-        saturation_left=1.0 - _happens(numbers["grey"], settings.grey),
+        grey=_happens(numbers["grey"], settings.grey),
         blur_sigma=_strength(numbers["blur"], settings.blur, settings.blur_sigma, without=0.0),
         scale=_strength(
             numbers["low_resolution"],

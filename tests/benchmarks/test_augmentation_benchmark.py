@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_every_augmentation_is_measured() -> None:
 def test_torchvision_does_nearly_the_same(name: str) -> None:
     pixels = benchmark._people(32, 16)[:8]
     seeds = np.arange(8)
-    changes = {name: benchmark._always(name)}
+    changes: dict[str, Any] = {name: benchmark._always(name)}
     if name == "pad":
         changes = {"pad": 5}
     if name == "jitter":

@@ -71,12 +71,12 @@ def with_levels(image: np.ndarray, gamma: float, gain: np.ndarray) -> np.ndarray
     return result
 
 
-def recoloured(image: np.ndarray, jitter: np.ndarray, saturation_left: float) -> np.ndarray:
+def recoloured(image: np.ndarray, jitter: np.ndarray, *, to_grey: bool) -> np.ndarray:
     brightness, contrast, saturation, turns = jitter
     colours = image.astype(float) * brightness
     mean = sum(w * colours[..., c].mean() for c, w in enumerate((0.299, 0.587, 0.114)))
     colours = mean + contrast * (colours - mean)
-    for factor in (saturation, None, saturation_left):
+    for factor in (saturation, None, 0.0 if to_grey else 1.0):
         grey = colours @ [0.299, 0.587, 0.114]
         if factor is None:
             i = colours @ [0.596, -0.274, -0.322]
@@ -131,7 +131,7 @@ def naive(image: np.ndarray, draws: AugmentationDraws, number: int, pad: int) ->
     """All but random erasing."""
     image = moved(image, draws.shift[number], pad)
     image = with_levels(image, draws.gamma[number], draws.gain[number])
-    image = recoloured(image, draws.jitter[number], draws.saturation_left[number])
+    image = recoloured(image, draws.jitter[number], to_grey=bool(draws.grey[number]))
     if draws.blur_sigma[number]:
         image = blurred(image, draws.blur_sigma[number])
     if draws.scale[number] < 1:
@@ -245,7 +245,7 @@ def test_what_is_drawn_stays_in_its_range_and_happens_as_often_as_its_probabilit
     assert (deviations > [0.14, 0.14, 0.09, 0.09]).all()
     often = {
         "jitter": (draws.jitter != [1, 1, 1, 0]).any(axis=1),
-        "grey": draws.saturation_left == 0,
+        "grey": draws.grey,
         "blur": draws.blur_sigma > 0,
         "low_resolution": draws.scale < 1,
         "sharpen": draws.sharpening > 0,
@@ -299,8 +299,9 @@ def test_each_setting_changes_pixels(setting: str) -> None:
     changes = {setting: {**ON, **STRONGER}[setting]}
     for switch, strengths in STRENGTHS.items():
         if setting in strengths:
-            before = AugmentationConfig(**{switch: 1.0})
-            changes[switch] = 1.0
+            always: dict[str, Any] = {switch: 1.0}
+            before = AugmentationConfig(**always)
+            changes |= always
     some, others = (augmented(pixels, seeds, s)[0] for s in (before, AugmentationConfig(**changes)))
     assert (some != others).any()
 

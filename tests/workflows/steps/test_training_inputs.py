@@ -5,11 +5,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from muva.config import PARTS, AugmentationConfig, load_recipe
 from muva.data.draw import Draw
@@ -55,7 +55,7 @@ def opened(inputs: TrainingInputs, *, predicts_masks: bool = True) -> TrainingIm
     return inputs.open(predicts_masks=predicts_masks)[1]
 
 
-def centres() -> dict[str, Tensor]:
+def centres() -> dict[str, Any]:
     return {
         "row_centres": patch_centres(64, patch=8, stride=8),
         "column_centres": patch_centres(32, patch=8, stride=8),
