@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -241,7 +242,7 @@ def waiting(pooled: Pool, folder: Path) -> dict[str, float]:
 
 
 def _opened(pooled: Pool, folder: Path, *, kept: bool) -> TrainingImages:
-    limit = {} if kept else {"cache_bytes": 0}
+    limit: dict[str, Any] = {} if kept else {"cache_bytes": 0}
     return TrainingImages(
         pooled,
         **SIZE,

@@ -95,7 +95,7 @@ def test_the_seed_of_an_augmentation_depends_on_epoch_image_and_how_often_it_cam
     assert len(set(by_place.values())) == 8, "an image that comes again is augmented in another way"
     assert min(by_place.values()) >= 0
     # Neither the other images of an epoch nor their order matter.
-    alone = augmentation_seeds([np.array([0, 4]), np.array([3]), np.array([4])], seed=3, epoch=2)
+    alone = augmentation_seeds([np.array([0, 4]), np.array([3, 4])], seed=3, epoch=2)
     assert np.concatenate(alone).tolist() == [
         by_place[0, 0], by_place[4, 0], by_place[3, 0], by_place[4, 1]
     ]  # fmt: skip
