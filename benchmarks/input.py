@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,13 +37,14 @@ from benchmarks.baseline import (
 from benchmarks.grounding_speed import crowd, shots
 from benchmarks.memory import again_and_again, memory_mb
 from muva.config import ModelConfig, PromptConfig, Stage2Config
+from muva.data.draw import Draw
 from muva.data.images import decode_rgb, resized
 from muva.data.protocols import Pool, pool
 from muva.data.training_images import TrainingImages
 from muva.model.clip import load_clip
 from muva.model.muva_model import build_model
 from muva.training.compute import Compute
-from muva.training.loader import Draw, Loader
+from muva.training.loader import Loader
 from muva.training.sampler import flip_draws, pk_batches
 from muva.training.stage2 import train_image_encoder
 
@@ -240,7 +242,7 @@ def waiting(pooled: Pool, folder: Path) -> dict[str, float]:
 
 
 def _opened(pooled: Pool, folder: Path, *, kept: bool) -> TrainingImages:
-    limit = {} if kept else {"cache_bytes": 0}
+    limit: dict[str, Any] = {} if kept else {"cache_bytes": 0}
     return TrainingImages(
         pooled,
         **SIZE,
@@ -254,8 +256,9 @@ def _opened(pooled: Pool, folder: Path, *, kept: bool) -> TrainingImages:
 
 
 def _in_order(images: TrainingImages) -> list[Draw]:
-    return [(np.arange(at, min(at + BATCH, len(images))), None)
-            for at in range(0, len(images), BATCH)]  # fmt: skip
+    return [
+        Draw(np.arange(at, min(at + BATCH, len(images)))) for at in range(0, len(images), BATCH)
+    ]
 
 
 def _sampled(images: TrainingImages, *, epoch: int = 1) -> list[Draw]:
@@ -263,7 +266,7 @@ def _sampled(images: TrainingImages, *, epoch: int = 1) -> list[Draw]:
         images.labels, batch_size=BATCH, images_per_identity=EACH, seed=0, epoch=epoch
     )
     flips = flip_draws(len(batches), BATCH, probability=0.5, seed=0, epoch=epoch)
-    return [(batch, torch.from_numpy(flip)) for batch, flip in zip(batches, flips, strict=True)]
+    return [Draw(batch, flip) for batch, flip in zip(batches, flips, strict=True)]
 
 
 def _drain(loader: Loader, draws: Sequence[Draw]) -> int:

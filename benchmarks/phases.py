@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.baseline import cpu_model
 from benchmarks.memory import peak_memory_mb
-from muva.config import ExperimentConfig
+from muva.config import AugmentationConfig, ExperimentConfig
+from muva.data.draw import Draw
 from muva.data.images import ImageLike
 from muva.data.training_images import flip_part_masks
 from muva.model.bundle import load_bundle, save_bundle
@@ -248,6 +249,8 @@ def measured(device: torch.device) -> Iterator[Pace]:
 class NoiseImages:
     """Training images for measurements: noise, with part masks in three bands."""
 
+    augmentation = AugmentationConfig()
+
     def __init__(
         self, config: ExperimentConfig, *, identities: int, each: int, grid: tuple[int, int]
     ):
@@ -262,14 +265,15 @@ class NoiseImages:
             rows = band == torch.arange(parts)[:, None]
             self._masks = rows[:, :, None].expand(-1, -1, grid[1]).flatten(1)
 
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """See `muva.training.loader.TrainingImages`."""
-        rng = np.random.default_rng(int(indices[0]))
-        pixels = rng.standard_normal((len(indices), 3, *self._size), np.float32)
+        rng = np.random.default_rng(int(draw.indices[0]))
+        pixels = rng.standard_normal((len(draw), 3, *self._size), np.float32)
         if self._masks is None:
             return torch.from_numpy(pixels), None
-        masks = self._masks.expand(len(indices), -1, -1)
-        if flips is not None:
+        masks = self._masks.expand(len(draw), -1, -1)
+        if draw.flips is not None:
+            flips = torch.from_numpy(draw.flips)
             masks = torch.where(
                 flips[:, None, None], flip_part_masks(masks, grid=self._grid), masks
             )

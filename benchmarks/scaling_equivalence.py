@@ -42,7 +42,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.baseline import Row, Table, benchmark_parser, exit_code, write_results
-from muva.config import ModelConfig, PromptConfig, Stage2Config
+from muva.config import AugmentationConfig, ModelConfig, PromptConfig, Stage2Config
+from muva.data.draw import Draw
 from muva.data.training_images import flip_part_masks
 from muva.model.clip import new_clip, token_ids_in
 from muva.model.distributed import mean_over_workers
@@ -405,6 +406,8 @@ class Noise:
     Unlike the cheaper noise of `benchmarks.phases`, every index has a different image.
     """
 
+    augmentation = AugmentationConfig()
+
     def __init__(self, dtype: torch.dtype):
         generator = torch.Generator().manual_seed(SEED)
         self.labels = np.repeat(np.arange(IDENTITIES), IMAGES_EACH)
@@ -417,10 +420,11 @@ class Noise:
         shape = (len(self.labels), len(MODEL.parts), self._grid[0] * self._grid[1])
         self._masks = torch.rand(shape, generator=generator) < 0.4
 
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """See `muva.training.loader.TrainingImages`."""
-        images, masks = self._images[indices], self._masks[indices]
-        if flips is not None:
+        images, masks = self._images[draw.indices], self._masks[draw.indices]
+        if draw.flips is not None:
+            flips = torch.from_numpy(draw.flips)
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
             mirrored = flip_part_masks(masks, grid=self._grid)
             masks = torch.where(flips[:, None, None], mirrored, masks)

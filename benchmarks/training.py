@@ -45,8 +45,9 @@ from benchmarks.baseline import (
 from benchmarks.memory import peak_memory_mb
 from benchmarks.openai_files import VIT_B_16, openai_state_dict, random_clip
 from benchmarks.phases import NoiseImages, best_device, device_name
-from muva.config import ExperimentConfig, load_recipe, with_settings
+from muva.config import AugmentationConfig, ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
+from muva.data.draw import Draw
 from muva.model.clip import build_clip, vision_tower
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
@@ -191,6 +192,8 @@ def settings_here() -> list[str]:
 class Held:
     """A batch of noise on the device, so that only the model is timed."""
 
+    augmentation = AugmentationConfig()
+
     def __init__(
         self, config: ExperimentConfig, batch: int, grid: tuple[int, int], device: torch.device
     ):
@@ -198,13 +201,13 @@ class Held:
         noise = NoiseImages(config, identities=-(-batch // each), each=each, grid=grid)
         self.labels = noise.labels[:batch]
         self.image_ids = noise.image_ids[:batch]
-        pixels, masks = noise.batch(np.arange(batch), None)
+        pixels, masks = noise.batch(Draw(np.arange(batch)))
         self.pixels = pixels.to(device)
         self.masks = None if masks is None else masks.to(device)
 
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """See `muva.training.loader.TrainingImages`."""
-        rows = torch.from_numpy(indices).to(self.pixels.device)
+        rows = torch.from_numpy(draw.indices).to(self.pixels.device)
         return self.pixels[rows], None if self.masks is None else self.masks[rows]
 
 

@@ -111,34 +111,19 @@ def test_the_example_of_a_loss_equals_a_naive_loop(example: ModuleType) -> None:
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("example", ["muva/training/sampler.py"], indirect=True)
-def test_the_example_of_a_draw_depends_on_seed_and_epoch_alone(example: ModuleType) -> None:
-    first, again, later = (
-        example.erasing_draws(50, 64, probability=0.3, seed=0, epoch=epoch) for epoch in (1, 1, 2)
-    )
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, later)
-    assert (first >= 0).all()
-    assert (first <= 1).all()
-    erased = first.any(axis=-1)
-    assert erased.mean() == pytest.approx(0.3, abs=0.05)
-    x0, y0, x1, y1 = np.moveaxis(first[erased], -1, 0)
-    assert (x0 < x1).all()
-    assert (y0 < y1).all()
-
-
-@pytest.mark.parametrize("example", ["muva/data/training_images.py"], indirect=True)
-def test_the_example_of_an_augmentation_equals_a_naive_loop(example: ModuleType) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 4, 3), dtype=np.uint8)
-    untouched = pixels.copy()
-    erased = example.erase_boxes(pixels, np.array([[0.25, 0.5, 0.75, 1.0], [0, 0, 0, 0]]))
-    for y in range(8):
-        for x in range(4):
-            inside = 1 <= x < 3 and y >= 4
-            expected = pixels[0].mean(axis=(0, 1)).astype(np.uint8) if inside else pixels[0, y, x]
-            assert np.array_equal(erased[0, y, x], expected)
-    assert np.array_equal(erased[1], pixels[1])
-    assert np.array_equal(pixels, untouched)
+@pytest.mark.parametrize("example", ["muva/data/augmentation.py"], indirect=True)
+def test_the_example_of_an_augmentation_adds_noise_that_depends_on_the_seed_alone(
+    example: ModuleType,
+) -> None:
+    pixels = np.full((3, 64, 32, 3), 100, np.uint8)
+    noisy = example.add_noise(pixels, np.array([5.0, 0.0, 9.0]), np.array([7, 8, 9]))
+    assert noisy[0].std() == pytest.approx(5, rel=0.1)
+    assert noisy[2].std() == pytest.approx(9, rel=0.1)
+    assert noisy[[0, 2]].mean() == pytest.approx(100, abs=0.5)
+    assert np.array_equal(noisy[1], pixels[1])
+    alone = example.add_noise(pixels[:1], np.array([9.0]), np.array([9]))
+    assert np.array_equal(alone[0], noisy[2])
+    assert (pixels == 100).all()
 
 
 @pytest.mark.parametrize("example", ["muva/retrieval/metrics.py"], indirect=True)

@@ -1,5 +1,6 @@
 """The settings of an experiment: sections, recipes that set them, and search spaces."""
 
+from muva.config.augmentation import AugmentationConfig
 from muva.config.parts import PARTS, PHRASES, Part, check_part, words_of
 from muva.config.recipes import (
     differences,
@@ -13,24 +14,24 @@ from muva.config.recipes import (
 )
 from muva.config.schema import (
     BoxRule,
-    Count,
     EvaluationConfig,
     ExecutionConfig,
     ExperimentConfig,
     GroundingConfig,
     ModelConfig,
     PromptConfig,
-    Section,
     Stage1Config,
     Stage2Config,
     SyntheticConfig,
     TuneConfig,
     patch_size,
 )
+from muva.config.section import Count, Section
 
 __all__ = [
     "PARTS",
     "PHRASES",
+    "AugmentationConfig",
     "BoxRule",
     "Count",
     "EvaluationConfig",

@@ -11,33 +11,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
+from muva.config.augmentation import AugmentationConfig
 from muva.config.parts import PARTS, PHRASES, Part, check_part, in_order, with_papers_phrases
+from muva.config.section import Count, Fraction, Positive, Section
 from muva.errors import did_you_mean
 
 BoxRule = Literal[
     "drop-whole-image", "drop-tiny", "drop-disordered", "drop-duplicates", "cut-overlap"
 ]
 """Rules that drop or correct boxes; see `muva.grounding.rules`."""
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A group of settings: immutable, with defaults, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def result_settings(self) -> dict[str, Any]:
-        """The settings that decide a result, as plain data: what fingerprints are made of."""
-        return self.model_dump(mode="json")
 
 
 class ModelConfig(Section):
@@ -203,7 +191,7 @@ class GroundingConfig(Section):
     """The unit of the boxes that the model behind `http` returns."""
     requests_per_second: Positive | None = None
     """Limit for the requests of each actor to the model behind `http`."""
-    phrases: Annotated[dict[str, str], Field(min_length=1)] = dict(PHRASES)
+    phrases: dict[str, str] = Field(default=dict(PHRASES), min_length=1)
     """Part -> what the expert is asked for. In an experiment, the paper's parts that the model has
     and that have no phrase here get the paper's phrases."""
     rules: tuple[BoxRule, ...] = ()
@@ -257,11 +245,13 @@ class ValidationConfig(Section):
 class TuneConfig(Section):
     """A search over settings, validated on source domains that are held out in turn."""
 
-    space: str | dict[str, Any] = {
-        "model.gating": ["offline", "online"],
-        "stage2.mask_loss": ["bce+dice", "mse"],
-        "prompts.template": ["universal", "part-agnostic"],
-    }
+    space: str | dict[str, Any] = Field(
+        default={
+            "model.gating": ["offline", "online"],
+            "stage2.mask_loss": ["bce+dice", "mse"],
+            "prompts.template": ["universal", "part-agnostic"],
+        }
+    )
     """A shipped space, a YAML file, or dotted setting -> values; see `muva.config.search_space`."""
     trials: Count = 4
     concurrent_trials: Count | None = None
@@ -349,6 +339,8 @@ class ExperimentConfig(Section):
     prompts: PromptConfig = PromptConfig()
     stage1: Stage1Config = Stage1Config()
     stage2: Stage2Config = Stage2Config()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """None by default, as in the paper, which only flips images."""
     validation: ValidationConfig | None = None
     """None, as in the paper: train on all sources and use the last epoch."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -356,8 +348,9 @@ class ExperimentConfig(Section):
     execution: ExecutionConfig = ExecutionConfig()
 
     def result_settings(self) -> dict[str, Any]:
-        """All settings but those of `execution`."""
-        return self.model_dump(mode="json", exclude={"execution"})
+        """All settings but those of `execution`, and of `augmentation` only those in effect."""
+        settings = self.model_dump(mode="json", exclude={"execution", "augmentation"})
+        return settings | self.augmentation.as_section()
 
     @model_validator(mode="before")
     @classmethod
@@ -403,6 +396,13 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"validation.domain is {held_out}: expected one of at least two sources, found "
                 f"sources {', '.join(self.sources) or 'none'}; a target never chooses a model"
+            )
+        most = min(self.model.image_height, self.model.image_width) // 2
+        if self.augmentation.pad > most:
+            raise ValueError(
+                f"augmentation.pad is {self.augmentation.pad}, which could move most of an image "
+                f"of {self.model.image_height} x {self.model.image_width} out of the frame: "
+                f"expected at most {most} pixels, half of the shorter side"
             )
         if self.train_on == "all" and twice:
             raise ValueError(

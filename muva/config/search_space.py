@@ -20,11 +20,12 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from muva.config import Count, ExperimentConfig, Section, patch_size, with_settings
+from muva.config.augmentation import STRENGTHS
 from muva.errors import SettingsError
 from muva.model.checks import check_clip, check_part_tokens, patch_grid
 
 SPACES = Path(__file__).parent / "spaces"
-SEARCHED = ("grounding", "model", "prompts", "stage1", "stage2")
+SEARCHED = ("grounding", "model", "prompts", "stage1", "stage2", "augmentation")
 """Sections whose settings can be searched: those that affect a trial's training."""
 
 
@@ -450,6 +451,11 @@ _NEEDS: dict[str, list[Rule]] = {
     "stage2.mask_weight": [_PARTS],
     "stage2.dice_weight": [_PARTS, ("stage2.mask_loss", "bce+dice".__eq__, "is bce+dice")],
     "stage2.predictor_lr_factor": [_PARTS],
+    **{
+        f"augmentation.{strength}": [(f"augmentation.{switch}", bool, "is above 0")]
+        for switch, strengths in STRENGTHS.items()
+        for strength in strengths
+    },
 }
 """Section or setting -> the conditions under which a training uses it."""
 
@@ -487,7 +493,8 @@ def _possible(
     found = known.get(other)
     if found is None:
         return [_setting_of(config, other)]
-    values = list(found.values.values) if isinstance(found.values, Choice) else []
+    # Of a range its upper end, because a lower end of 0, which would be off, is hardly ever drawn.
+    values = list(found.values.values) if isinstance(found.values, Choice) else [found.values.high]
     return [*values, _setting_of(config, other)] if found.when else values
 
 

@@ -200,6 +200,32 @@ class LabelSet:
             )
         return torch.from_numpy(self._masks[indices])
 
+    def boxes_of_masks(
+        self,
+        image_ids: Sequence[str],
+        *,
+        row_centres: Float[Tensor, " rows"],
+        column_centres: Float[Tensor, " columns"],
+        parts: Sequence[str] | None = None,
+    ) -> tuple[Float[Tensor, "M R 4"], Bool[Tensor, "M R"]]:
+        """The boxes from which `part_masks` makes what `masks` returns, and whether each was found.
+
+        Raises MuvaError if the masks were imported and not all of them are rectangles.
+        """
+        boxes, found = self.boxes(image_ids, parts=parts)
+        if self._masks is not None:
+            centres = {"row_centres": row_centres, "column_centres": column_centres}
+            masks = self.masks(image_ids, **centres, parts=parts)
+            differs = (part_masks(boxes, found, **centres) != masks).flatten(1).any(dim=1)
+            if differs.any():
+                raise MuvaError(
+                    f"{self.artifact.uri}: the imported masks of {int(differs.sum())} of "
+                    f"{len(image_ids)} images are not rectangles, for example of "
+                    f"{image_ids[int(differs.nonzero()[0])]}, so that they cannot be moved by "
+                    "pixels as boxes can. Set augmentation.pad=0, or ground the data set"
+                )
+        return boxes, found
+
     def masks_on_grid(
         self,
         grid: tuple[int, int],

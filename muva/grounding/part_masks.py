@@ -5,8 +5,10 @@ Boxes are stored and masks are derived from them, so that one label set serves e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -36,6 +38,34 @@ def part_masks(
     empty = ~masks.flatten(2).any(dim=2)
     masks = torch.where(empty[..., None, None], nearest, masks)
     return masks.flatten(2) & found.unsqueeze(-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BoxMasks:
+    """Derives the part masks of images whose content has moved within its frame, from M boxes."""
+
+    boxes: Float[Tensor, "M R 4"]
+    found: Bool[Tensor, "M R"]
+    row_centres: Float[Tensor, " rows"]
+    column_centres: Float[Tensor, " columns"]
+
+    def __call__(
+        self, indices: Int[Tensor, " B"], shift: Float[Tensor, "B 2"]
+    ) -> Bool[Tensor, "B R L"]:
+        """The masks of these images after moving to the right and down by fractions of the image.
+
+        A box is cut where it leaves the image. A part whose box leaves it completely counts as not
+        found.
+        """
+        moved = self.boxes[indices].double() + shift.double().repeat(1, 2).unsqueeze(1)
+        cut = moved.clamp(0, 1)
+        visible = (cut[..., :2] < cut[..., 2:]).all(dim=-1)
+        return part_masks(
+            cut,
+            self.found[indices] & visible,
+            row_centres=self.row_centres,
+            column_centres=self.column_centres,
+        )
 
 
 def patch_centres(size: int, *, patch: int, stride: int) -> Float[Tensor, " patches"]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from muva.data.draw import Draw
 from muva.model.distributed import rank, world_size
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast
@@ -52,7 +53,7 @@ def dataset_centroids(
     size = compute.images_per_pass(batch_size)
     labels = torch.as_tensor(images.labels, device=device)
     share = np.array_split(np.arange(len(labels)), world_size())[rank()]
-    batches = [(share[at : at + size], None) for at in range(0, len(share), size)]
+    batches = [Draw(share[at : at + size]) for at in range(0, len(share), size)]
     dtype = model.classifier.weight.dtype
     sums = torch.zeros(model.identities, model.feature_dim, device=device, dtype=dtype)
     finite = torch.ones(len(labels), device=device, dtype=torch.int8)
@@ -63,7 +64,7 @@ def dataset_centroids(
             masks = None if part_masks is None else part_masks.to(device)
             encoded = model.encode_images(compute.pixels(pixels, device), masks)
         feature = normalize(model.neck(encoded.feature)) if necked else encoded.feature
-        rows = torch.as_tensor(batches[done][0], device=device)
+        rows = torch.as_tensor(batches[done].indices, device=device)
         sums.index_add_(0, labels[rows], feature.to(dtype))
         finite[rows] = feature.isfinite().all(dim=1).to(finite.dtype)
         if progress:

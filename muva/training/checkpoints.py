@@ -47,14 +47,18 @@ def recorded_settings(settings: Settings) -> dict[str, str]:
 def check_settings(checkpoint: Checkpoint, settings: Settings) -> None:
     """Compare the settings that a checkpoint records with those of this training.
 
-    A checkpoint that records no settings is accepted.
+    A checkpoint that records no settings is accepted. A setting that it does not record is newer
+    than the checkpoint, and had its default.
 
     Raises:
         MuvaError: the checkpoint was trained with different settings; the message names them.
     """
     if SETTINGS not in checkpoint:
         return
-    theirs = dict(flat(json.loads(str(checkpoint[SETTINGS]))))
+    defaults = {
+        name: type(section)() for name, section in settings.items() if isinstance(section, Section)
+    }
+    theirs = {**dict(flat(_plain(defaults))), **dict(flat(json.loads(str(checkpoint[SETTINGS]))))}
     changed = [
         f"{name} is {value}, but {theirs[name]} in the checkpoint"
         for name, value in flat(_plain(settings))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from muva.config import Stage2Config
+from muva.data.draw import Draw
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import resolve_precision
 from muva.training.divergence import DivergedError, format_losses, is_finite, remedies
 from muva.training.losses import Stage2Losses
-from muva.training.sampler import BatchDraw
 from muva.training.stage2_checkpoint import neck_statistics, stage2_checkpoint
 from muva.training.visual_memory import VisualMemory
 
@@ -29,7 +29,7 @@ class Guard:
         optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         memory: VisualMemory,
-        draws: Sequence[BatchDraw],
+        draws: Sequence[Draw],
         image_ids: Sequence[str],
         settings: Stage2Config,
         epoch: int,
@@ -54,8 +54,8 @@ class Guard:
         if is_finite(losses.total):
             return
         settings, device = self._settings, losses.total.device
-        indices, flips = self._draws[self._step - 1]
-        image_ids = [self._image_ids[int(index)] for index in indices]
+        draw = self._draws[self._step - 1]
+        image_ids = [self._image_ids[int(index)] for index in draw.indices]
         precision = resolve_precision(settings.precision, device)
         raise DivergedError(
             f"stage 2 diverged in epoch {self._epoch}, step {self._step} of {len(self._draws)}: "
@@ -68,8 +68,9 @@ class Guard:
                 **{f"model/{name}": value.cpu() for name, value in self._neck.items()},
                 "step": self._step,
                 "memory": self._memory.centroids.detach().to("cpu", copy=True),
-                "indices": torch.from_numpy(indices),
-                "flips": torch.from_numpy(flips),
+                "indices": torch.from_numpy(draw.indices),
+                "flips": torch.from_numpy(draw.flips),
+                "seeds": torch.from_numpy(draw.seeds),
                 "image_ids": json.dumps(image_ids),
             },
         )

@@ -1,7 +1,7 @@
 """Loads batches ahead of time, in a thread or in worker processes.
 
-The content of a batch depends only on its indices and flips, which the training draws from (seed,
-epoch). So the batches and their order are the same for any number of processes.
+The content of a batch depends only on its draw, which the training makes from (seed, epoch). So the
+batches and their order are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from muva.config import AugmentationConfig
+from muva.data.draw import Draw
 from muva.errors import MuvaError
 from muva.short_folders import short_folder
 
 Batch = tuple[Tensor, Tensor | None]
 """Normalised images (B, 3, H, W), and part masks (B, R, L) if the model has parts."""
-Draw = tuple[np.ndarray, Tensor | None]
-"""Indices of a batch's images (B,), and which of them are flipped (B,)."""
 
 _PRELOADED = ["torch", "pyarrow.parquet", "PIL.Image"]
 """Modules that the fork server imports once for all loader processes.
@@ -52,8 +52,13 @@ class TrainingImages(Protocol):
         """The M unique names of the images, used in error messages."""
         ...
 
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
-        """Normalised images (B, 3, H, W) and part masks (B, R, L), flipped where `flips` says."""
+    @property
+    def augmentation(self) -> AugmentationConfig:
+        """What is done to images whose draw has seeds."""
+        ...
+
+    def batch(self, draw: Draw) -> Batch:
+        """Normalised images (B, 3, H, W) and part masks (B, R, L), altered as the draw says."""
         ...
 
 
@@ -61,7 +66,7 @@ class TrainingImages(Protocol):
 class CompactImages(Protocol):
     """Training images that can be sent between processes in a compact form."""
 
-    def uint8_batch(self, indices: np.ndarray, flips: Tensor | None) -> Batch:
+    def uint8_batch(self, draw: Draw) -> Batch:
         """Images and part masks as `batch` gives them, the images in that form."""
         ...
 
@@ -126,12 +131,12 @@ class Loader:
         return self._images.normalise(pixels.to(self._device, non_blocking=True)), masks
 
 
-def _by_thread(make: Callable[..., Batch], draws: Sequence[Draw]) -> Iterator[Batch]:
+def _by_thread(make: Callable[[Draw], Batch], draws: Sequence[Draw]) -> Iterator[Batch]:
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = [pool.submit(make, *draw) for draw in draws[:1]]
+        coming = [pool.submit(make, draw) for draw in draws[:1]]
         for following in draws[1:]:
             ready = coming.pop().result()
-            coming.append(pool.submit(make, *following))
+            coming.append(pool.submit(make, following))
             yield ready
         for last in coming:
             yield last.result()
@@ -175,7 +180,7 @@ class _DrawnBatches(Dataset[Batch | MuvaError]):
 
     def __getitem__(self, draw: Draw) -> Batch | MuvaError:
         try:
-            return self._make(*draw)
+            return self._make(draw)
         except MuvaError as mistake:
             return mistake
 

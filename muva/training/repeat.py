@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from muva.config import Stage2Config
+from muva.data.draw import Draw
 from muva.errors import MuvaError
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import resolve_precision
@@ -30,7 +31,8 @@ def repeat_step(
     workers. The precision in `settings` may differ from that of the training.
 
     Raises:
-        MuvaError: the checkpoint is not one of a diverged step.
+        MuvaError: the checkpoint is not one of a diverged step, or was saved without the seeds that
+            these images' augmentation needs.
     """
     model.to(device).contexts.requires_grad_(False)
     precision = resolve_precision(settings.precision, device)
@@ -44,9 +46,18 @@ def repeat_step(
             "this checkpoint is not one of a diverged step: it lacks indices, flips or memory; "
             "expected one that a diverged training saved"
         )
+    seeds = checkpoint.get("seeds")
+    if not isinstance(seeds, Tensor) and images.augmentation.result_settings():
+        raise MuvaError(
+            "this checkpoint lacks the seeds of the images' augmentation, because the training "
+            "that saved it had none: repeat the step with the settings of that training"
+        )
     epoch = restore_stage2(model, optimiser, scaler, checkpoint)
     set_learning_rate(optimiser, stage2_lr(epoch, settings))
-    pixels, masks = images.batch(indices.numpy(), flips)
+    draw = Draw(
+        indices.numpy(), flips.numpy(), seeds.numpy() if isinstance(seeds, Tensor) else None
+    )
+    pixels, masks = images.batch(draw)
     return training_step(
         model.train(),
         images=pixels.to(device),

@@ -11,20 +11,17 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from muva.config import Stage2Config
+from muva.data.draw import Draw
 from muva.errors import MuvaError
 
-IMAGES, FLIPS = 0, 1
+IMAGES, FLIPS, AUGMENTATION = 0, 1, 2
 """Independent streams of random numbers within an epoch."""
-
-
-BatchDraw = tuple[np.ndarray, np.ndarray]
-"""Indices of a batch's images (B,), and which of them are flipped (B,)."""
 
 
 def epoch_draws(
     labels: Int[np.ndarray, " M"], settings: Stage2Config, *, seed: int, epoch: int
-) -> list[BatchDraw]:
-    """The global batches of one epoch of stage 2, and their flips."""
+) -> list[Draw]:
+    """The global batches of one epoch of stage 2, with their flips and augmentation seeds."""
     batches = pk_batches(
         labels,
         batch_size=settings.batch_size,
@@ -40,7 +37,8 @@ def epoch_draws(
         seed=seed,
         epoch=epoch,
     )
-    return list(zip(batches, flips, strict=True))
+    seeds = augmentation_seeds(batches, seed=seed, epoch=epoch)
+    return [Draw(*draw) for draw in zip(batches, flips, seeds, strict=True)]
 
 
 def pk_batches(
@@ -121,6 +119,27 @@ def flip_draws(
     return rng.random((batches, batch_size)) < probability
 
 
+def augmentation_seeds(
+    batches: Sequence[Int[np.ndarray, " B"]], *, seed: int, epoch: int
+) -> list[Int[np.ndarray, " B"]]:
+    """A seed from 0 for each image of an epoch's batches, for its augmentation.
+
+    It depends on (seed, epoch), on the image, and on how many times the epoch has drawn that image
+    before: a person with fewer than K images has the same image several times in a batch.
+    """
+    if not batches:
+        return []
+    drawn = np.concatenate(batches)
+    times = _times_before(drawn)
+    seeds = np.empty(len(drawn), np.int64)
+    for time in range(int(times.max()) + 1):
+        rng = np.random.default_rng([seed, epoch, AUGMENTATION, time])
+        by_image = rng.integers(np.iinfo(np.int64).max, size=int(drawn.max()) + 1)
+        now = times == time
+        seeds[now] = by_image[drawn[now]]
+    return np.split(seeds, np.cumsum([len(batch) for batch in batches])[:-1])
+
+
 def rank_share(batch: np.ndarray, *, rank: int, world: int, images_per_identity: int) -> np.ndarray:
     """One worker's share of a batch, made of whole identities.
 
@@ -144,6 +163,15 @@ def _indices_by_identity(labels: np.ndarray) -> Sequence[np.ndarray]:
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order])) + 1
     return np.split(order, starts) if len(order) else []
+
+
+def _times_before(values: np.ndarray) -> np.ndarray:
+    """For each value, how many equal ones stand before it."""
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    times = np.empty(len(values), np.int64)
+    times[order] = np.arange(len(values)) - np.searchsorted(ascending, ascending)
+    return times
 
 
 def _groups(indices: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from muva.config import Stage2Config
+from muva.data.draw import Draw
 from muva.model.distributed import gather_batch, mean_over_workers, rank, world_size
 from muva.model.muva_model import MuvaModel, TrainingOutputs
 from muva.model.precision import Precision, autocast, resolve_precision
@@ -29,7 +30,7 @@ from muva.training.loader import Loader, TrainingImages
 from muva.training.losses import Stage2Losses, stage2_losses
 from muva.training.optimisers import set_learning_rate, stage2_lr, stage2_optimiser
 from muva.training.report import Checkpoint, EpochReport
-from muva.training.sampler import BatchDraw, epoch_draws, rank_share
+from muva.training.sampler import epoch_draws, rank_share
 from muva.training.stage2_checkpoint import restore_stage2, stage2_checkpoint, stage2_tensors
 from muva.training.visual_memory import VisualMemory, new_memory
 
@@ -82,7 +83,12 @@ def _epochs(
     after_step: AfterStep | None,
 ) -> Iterator[EpochReport]:
     precision = resolve_precision(settings.precision, device)
-    sections = {"stage2": settings, "model": model.config, "seed": seed}
+    sections = {
+        "stage2": settings,
+        "augmentation": images.augmentation,
+        "model": model.config,
+        "seed": seed,
+    }
     if checkpoint is not None:
         check_settings(checkpoint, sections)
     model.to(device).contexts.requires_grad_(False)
@@ -133,7 +139,7 @@ def _epochs(
         )
         ours = [_rank_share(draw, settings) for draw in draws]
         batches = zip(ours, loader.batches(ours), strict=True)
-        for number, ((indices, _), (pixels, masks)) in enumerate(batches, start=1):
+        for number, (draw, (pixels, masks)) in enumerate(batches, start=1):
             guard.before_step()
             with explain_out_of_memory(
                 compute,
@@ -144,7 +150,7 @@ def _epochs(
                 _, losses = training_step(
                     trained,
                     images=compute.pixels(pixels, device),
-                    labels=torch.as_tensor(images.labels[indices], device=device),
+                    labels=torch.as_tensor(images.labels[draw.indices], device=device),
                     part_masks=None if masks is None else masks.to(device, non_blocking=True),
                     prototypes=prototypes,
                     memory=memory,
@@ -270,18 +276,15 @@ def training_step(
     return outputs, losses
 
 
-def _rank_share(draw: BatchDraw, settings: Stage2Config) -> tuple[np.ndarray, Tensor]:
+def _rank_share(draw: Draw, settings: Stage2Config) -> Draw:
     """This worker's share of a batch."""
-    indices, flips = (
-        rank_share(
-            values,
-            rank=rank(),
-            world=world_size(),
-            images_per_identity=settings.images_per_identity,
-        )
-        for values in draw
+    positions = rank_share(
+        np.arange(len(draw)),
+        rank=rank(),
+        world=world_size(),
+        images_per_identity=settings.images_per_identity,
     )
-    return indices, torch.as_tensor(flips)
+    return draw.take(positions)
 
 
 class _Counter:

@@ -1,7 +1,7 @@
 """Checkpoints of stage 2: weights, BN statistics, Adam's moments and the gradient scaler.
 
-Everything else follows from (seed, epoch): batches, flips and learning rates. The memory is rebuilt
-at the start of each epoch.
+Everything else follows from (seed, epoch): batches, flips, augmentation and learning rates. The
+memory is rebuilt at the start of each epoch.
 """
 
 from collections.abc import Mapping

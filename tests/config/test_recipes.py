@@ -29,6 +29,7 @@ def test_defaults_are_the_papers() -> None:
     assert (config.stage1.lr, config.stage2.lr) == (3.5e-4, 5e-6)
     assert (config.model.image_height, config.model.image_width) == (256, 128)
     assert config.model.parts == ("head", "upper_body", "legs")
+    assert config.augmentation.result_settings() == {}
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -111,6 +112,19 @@ def test_an_override_changes_one_setting() -> None:
         ("variants=[]", "variants: "),
         ("variants=[clip, clip]", "variants has duplicates: clip, clip"),
         ("sources=[a, b, a]", "sources has duplicates"),
+        ("augmentation.gama=2", "did you mean augmentation.gamma?"),
+        ("augmentation.jpeg=2", "augmentation.jpeg: should be less than or equal to 1, found 2"),
+        ("augmentation.gamma=0.5", "augmentation.gamma: should be greater than or equal to 1"),
+        ("augmentation.pad=-1", "augmentation.pad: should be greater than or equal to 0, found -1"),
+        ("augmentation.pad=65", "augmentation.pad is 65, which could move most of an image of 256"),
+        ("augmentation.pad=65", "expected at most 64 pixels, half of the shorter side"),
+        ("augmentation.jpeg_quality=[90, 30]", "the least value before the most, as in [30, 90]"),
+        ("augmentation.blur_sigma=[0, 1]", "augmentation.blur_sigma.0: should be greater than 0"),
+        ("augmentation.erase_area=[0.1, 1]", "augmentation.erase_area.1: should be less than 1"),
+        (
+            "augmentation={jitter: 0.5, brightness: 0, contrast: 0, saturation: 0, hue: 0}",
+            "would have no effect: raise one of them, or set jitter=0",
+        ),
         ("stage2.lr", "expected section.key=value"),
         ("stage2.lr=[", "the value is not valid YAML"),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from muva.config import ExperimentConfig, load_recipe, with_settings
+from muva.config.augmentation import STRENGTHS
 from muva.config.search_space import Choice, Range, shipped_spaces, space_for
 from muva.errors import SettingsError
 
@@ -34,6 +35,28 @@ def test_the_space_of_masks_searches_the_masks(demo: ExperimentConfig) -> None:
     everything = {one.name for one in space_for("all", demo).settings}
     assert settings.keys() < everything
     assert {"prompts.template", "stage2.lr", "stage2.memory_momentum"} < everything
+
+
+def test_the_space_of_augmentation_belongs_to_all_and_may_switch_everything_off(
+    demo: ExperimentConfig,
+) -> None:
+    space = space_for("augmentation", demo)
+    values = {one.name: one.values for one in space.settings}
+    assert {f"augmentation.{switch}" for switch in STRENGTHS} <= values.keys()
+    assert values["augmentation.pad"] == Choice(values=(0, 5)), "in patches of the tiny CLIP"
+    assert values.keys() < {one.name for one in space_for("all", demo).settings}
+    off = {name: choice.values[0] for name, choice in values.items() if isinstance(choice, Choice)}
+    switched_off = with_settings(demo, {name: off[name] for name in values}, where="test")
+    assert switched_off.augmentation.result_settings() == {}
+
+
+def test_a_strength_is_searched_only_where_its_augmentation_is_on(demo: ExperimentConfig) -> None:
+    jpeg = {"range": [0.0, 0.5]}
+    assert space_for({"augmentation.jpeg": jpeg, "augmentation.jpeg_quality": [[5, 9]]}, demo)
+    with pytest.raises(SettingsError, match=r"used only if augmentation\.jpeg is above 0, found 0"):
+        space_for({"augmentation.jpeg_quality": [[5, 9], [30, 90]]}, demo)
+    with pytest.raises(SettingsError, match=r"Add the condition when: {augmentation\.jpeg: 0\.2}"):
+        space_for({"augmentation.jpeg": [0, 0.2], "augmentation.jpeg_quality": [[5, 9]]}, demo)
 
 
 def test_a_setting_is_searched_only_if_its_condition_holds(demo: ExperimentConfig) -> None:

@@ -11,8 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from muva.config import AugmentationConfig
 from muva.data import formats
 from muva.data.artifacts import Artifact
+from muva.data.augmentation import augmented
+from muva.data.draw import Draw
 from muva.data.images import UnreadableImageError, decode_rgb, resized
 from muva.data.normalised import normalised_levels, normalised_pixels
 from muva.data.protocols import pool, query_gallery
@@ -21,6 +24,7 @@ from muva.data.shards import Dataset, open_dataset, write_shards
 from muva.data.store import open_store
 from muva.data.training_images import TrainingImages, flip_part_masks
 from muva.errors import MuvaError
+from muva.grounding.part_masks import BoxMasks, part_masks, patch_centres
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -108,14 +112,14 @@ def test_batches_are_the_requested_images_whatever_is_cached(sources, cache_imag
     indices = np.array([14, 0, 3, 14, 7])
     seeds = [92, 30, 70, 92, 31]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.25, 1.0)))
-    first, _ = images.batch(indices, None)
+    first, _ = images.batch(Draw(indices))
     for _ in range(2):
-        pixels, masks = images.batch(indices, None)
+        pixels, masks = images.batch(Draw(indices))
         assert masks is None and pixels.dtype == torch.float32
         for image, seed in zip(pixels, seeds, strict=True):
             expected = (expected_image(seed, **size) - mean) / std
             torch.testing.assert_close(image.double(), expected, atol=1e-6, rtol=0)
-    assert torch.equal(images.batch(indices, None)[0], first)
+    assert torch.equal(images.batch(Draw(indices))[0], first)
 
 
 def test_pickled_training_images_give_the_same_batches(sources):
@@ -125,8 +129,8 @@ def test_pickled_training_images_give_the_same_batches(sources):
         sources, height=16, width=8, mean=HALF, std=HALF, part_masks=masks, grid=grid
     )
     travelled = pickle.loads(pickle.dumps(images))
-    indices, flips = np.array([2, 9, 2, 14]), torch.tensor([True, False, False, True])
-    unpickled, original = travelled.batch(indices, flips), images.batch(indices, flips)
+    draw = Draw(np.array([2, 9, 2, 14]), np.array([True, False, False, True]))
+    unpickled, original = travelled.batch(draw), images.batch(draw)
     torch.testing.assert_close(unpickled, original, rtol=0, atol=0)
     assert len(images.image_ids) == 15 and not travelled.image_ids
 
@@ -143,8 +147,8 @@ def test_an_image_is_decoded_once_for_all_processes(sources, monkeypatch):
         images = TrainingImages.open(
             sources, height=18, width=10, mean=HALF, std=HALF, part_masks=None, grid=(1, 1)
         )
-        images.batch(np.array([3, 4, 3]), None)
-        images.batch(np.array([4, 5]), None)
+        images.batch(Draw(np.array([3, 4, 3])))
+        images.batch(Draw(np.array([4, 5])))
     assert len(decoded) == 3
 
 
@@ -164,8 +168,8 @@ def test_a_flip_mirrors_image_and_masks_together(sources):
         sources, height=16, width=8, mean=HALF, std=HALF, part_masks=masks, grid=grid
     )
     indices = np.array([2, 2, 11])
-    plain, plain_masks = images.batch(indices, torch.tensor([False, False, False]))
-    flipped, flipped_masks = images.batch(indices, torch.tensor([True, False, True]))
+    plain, plain_masks = images.batch(Draw(indices, np.array([False, False, False])))
+    flipped, flipped_masks = images.batch(Draw(indices, np.array([True, False, True])))
     assert plain_masks is not None and flipped_masks is not None
     assert torch.equal(plain_masks, masks[indices])
     for i in (0, 2):
@@ -174,6 +178,85 @@ def test_a_flip_mirrors_image_and_masks_together(sources):
         assert torch.equal(flipped_masks[i].view(3, *grid), by_patch.flip(-1))
     assert torch.equal(flipped[1], plain[1]) and torch.equal(flipped_masks[1], plain_masks[1])
     assert torch.equal(flip_part_masks(flip_part_masks(masks, grid=grid), grid=grid), masks)
+
+
+SIZE: dict[str, Any] = {"height": 16, "width": 8}
+CENTRES = {
+    "row_centres": patch_centres(16, patch=4, stride=4),
+    "column_centres": patch_centres(8, patch=4, stride=4),
+}
+
+
+def augmented_images(sources, augmentation: AugmentationConfig, **changed: Any) -> TrainingImages:
+    """Images of 16 x 8 with boxes of three parts, and masks of 4 x 2 patches."""
+    corners = torch.rand(15, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    boxes = torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1)
+    found = torch.rand(15, 3, generator=torch.Generator().manual_seed(1)) > 0.2
+    settings = {
+        "part_masks": part_masks(boxes, found, **CENTRES),
+        "moved_masks": BoxMasks(boxes=boxes, found=found, **CENTRES),
+        "grid": (4, 2),
+        "augmentation": augmentation,
+        **changed,
+    }
+    return TrainingImages.open(sources, **SIZE, mean=HALF, std=HALF, **settings)
+
+
+def test_an_augmented_image_has_the_mask_of_its_moved_boxes_and_is_flipped_with_it(sources):
+    everything = AugmentationConfig(pad=4, jitter=1, gamma=1.5, erase=0.5, jpeg=0.5)
+    images = augmented_images(sources, everything)
+    indices = np.array([2, 9, 2, 14, 7, 9])
+    seeds = np.array([5, 6, 7, 8, 9, 6])
+    flips = np.array([True, False, False, True, False, True])
+    pixels, masks = images.uint8_batch(Draw(indices, flips, seeds))
+    plain, _ = images.uint8_batch(Draw(indices))
+    changed, shift = augmented(plain.numpy(), seeds, everything)
+    assert masks is not None and shift.any(axis=1).all()
+    boxes = images._moved_masks.boxes.double()  # type: ignore[union-attr]
+    for number, index in enumerate(indices):
+        dx, dy = shift[number] / (8, 16)
+        moved = boxes[index] + torch.tensor([dx, dy, dx, dy])
+        frame = moved.clamp(0, 1)
+        inside = (frame[:, 0] < frame[:, 2]) & (frame[:, 1] < frame[:, 3])
+        found = images._moved_masks.found[index] & inside  # type: ignore[union-attr]
+        mask = part_masks(frame[None], found[None], **CENTRES)[0].view(3, 4, 2)
+        image = torch.from_numpy(changed[number])
+        if flips[number]:
+            mask, image = mask.flip(-1), image.flip(1)
+        assert torch.equal(masks[number].view(3, 4, 2), mask)
+        assert torch.equal(pixels[number], image)
+    assert not torch.equal(masks[1], flip_part_masks(masks[5], grid=(4, 2))) or flips[5]
+
+
+def test_without_seeds_or_without_augmentation_a_batch_has_the_same_bytes_as_before(sources):
+    off, on = (
+        augmented_images(sources, settings)
+        for settings in (AugmentationConfig(), AugmentationConfig(pad=3, cast=0.5, blur=1))
+    )
+    indices, seeds = np.array([2, 9, 2, 14]), np.arange(4)
+    flips = np.array([True, False, True, False])
+    expected = torch.stack([expected_image(seed, **SIZE) for seed in (32, 50, 32, 92)]) * 2 - 1
+    expected[flips] = expected[flips].flip(-1)
+    for images, draw in (
+        (off, Draw(indices, flips)),
+        (off, Draw(indices, flips, seeds)),
+        (on, Draw(indices, flips)),
+    ):
+        pixels, masks = images.batch(draw)
+        assert masks is not None and images.part_masks is not None
+        torch.testing.assert_close(pixels.double(), expected, atol=1e-6, rtol=0)
+        assert torch.equal(masks[1], images.part_masks[9])
+    changed, _ = on.batch(Draw(indices, flips, seeds))
+    assert (changed.double() - expected).abs().amax(dim=(1, 2, 3)).min() > 0.1
+
+
+def test_colours_alone_need_no_boxes_but_a_crop_does(sources):
+    augmented_images(sources, AugmentationConfig(grey=1), moved_masks=None)
+    augmented_images(sources, AugmentationConfig(pad=2), part_masks=None, moved_masks=None)
+    with pytest.raises(
+        MuvaError, match=r"augmentation\.pad is 2, .*expected moved_masks, or pad=0"
+    ):
+        augmented_images(sources, AugmentationConfig(pad=2), moved_masks=None)
 
 
 def test_masks_of_another_grid_or_number_are_rejected(sources):

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 import muva
 from muva.config import Stage1Config, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
+from muva.data.draw import Draw
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError
 from muva.model.bundle import bundle_of_model, pretrained_clip
@@ -87,7 +88,7 @@ def test_stage_1_learns_what_the_processor_learns() -> None:
 
 def test_float32_is_float32(small_clip: Path) -> None:
     """Not the ten bits that a GPU multiplies by where it is allowed to."""
-    images, _ = ToyImages(dtype=torch.float64).batch(np.arange(8), None)
+    images, _ = ToyImages(dtype=torch.float64).batch(Draw(np.arange(8)))
     model = small_model(identities=6, parts=PARTS).eval()
     with torch.no_grad():
         exact = model.double().retrieval_features(images)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muva.data.training_images import flip_part_masks
-from muva.grounding.part_masks import part_masks, patch_centres
+from muva.grounding.part_masks import BoxMasks, part_masks, patch_centres
 
 
 @st.composite
@@ -88,3 +88,53 @@ def test_parts_and_images_are_masked_each_by_its_own_box():
     masks = part_masks(boxes, found, row_centres=centres, column_centres=centres)
     t, f = True, False
     assert masks.tolist() == [[[t, t, f, f], [f, f, f, f]], [[f, t, f, t], [t, f, t, f]]]
+
+
+def naive_mask(box, grid):
+    """The rule by a loop; no patch where nothing of the box is in the image."""
+    x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) for edge in box)
+    rows, columns = (side.tolist() for side in grid)
+    mask = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    if x0 >= x1 or y0 >= y1:
+        return mask
+    for i, y in enumerate(rows):
+        for j, x in enumerate(columns):
+            mask[i, j] = x0 <= x < x1 and y0 <= y < y1
+    if not mask.any():
+        i = min(range(len(rows)), key=lambda i: abs(rows[i] - (y0 + y1) / 2))
+        j = min(range(len(columns)), key=lambda j: abs(columns[j] - (x0 + x1) / 2))
+        mask[i, j] = True
+    return mask
+
+
+shift = st.floats(-1, 1, width=32)
+
+
+@settings(deadline=None, max_examples=300)
+@given(boxes_(), grids(), shift, shift)
+def test_the_mask_of_a_moved_image_is_that_of_the_moved_box_cut_at_the_frame(box, grid, dx, dy):
+    boxes = torch.tensor([(0, 0, 1, 1), box], dtype=torch.float64).unsqueeze(1)
+    moved = BoxMasks(
+        boxes=boxes,
+        found=torch.tensor([[True], [True]]),
+        row_centres=grid[0],
+        column_centres=grid[1],
+    )
+    mask = moved(torch.tensor([1]), torch.tensor([[dx, dy]], dtype=torch.float64))
+    x0, y0, x1, y1 = box
+    expected = naive_mask((x0 + dx, y0 + dy, x1 + dx, y1 + dy), grid)
+    assert torch.equal(mask.view(expected.shape), expected)
+
+
+def test_an_image_that_stays_keeps_its_masks_and_a_part_that_leaves_it_is_not_found():
+    grid = patch_centres(64, patch=16, stride=16), patch_centres(32, patch=16, stride=16)
+    boxes = torch.tensor([[(0.1, 0.0, 0.9, 0.25), (0.0, 0.5, 1.0, 1.0)]])
+    found = torch.tensor([[True, True]])
+    centres = {"row_centres": grid[0], "column_centres": grid[1]}
+    moved = BoxMasks(boxes=boxes, found=found, **centres)
+    stays, leaves = moved(torch.tensor([0, 0]), torch.tensor([[0.0, 0.0], [0.0, -0.25]]))
+    assert torch.equal(stays, part_masks(boxes, found, **centres)[0])
+    assert not leaves[0].any(), "the head ends where the frame begins"
+    assert leaves[1].view(4, 2).any(dim=1).tolist() == [False, True, True, False]
+    not_found = BoxMasks(boxes=boxes, found=~found, **centres)
+    assert not not_found(torch.tensor([0]), torch.zeros(1, 2)).any()

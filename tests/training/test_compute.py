@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
 from muva.config import Stage2Config
+from muva.data.draw import Draw
 from muva.errors import MuvaError
 from muva.model.image_encoder import ImageFeatures, call_directly
 from muva.model.muva_model import MuvaModel
@@ -67,7 +68,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_give_the_same_features_and_gradients(fresh_compiler: None) -> None:
-    images, _ = ToyImages().batch(np.arange(8), None)
+    images, _ = ToyImages().batch(Draw(np.arange(8)))
     found: list[list[Tensor]] = []
     for compute in (Compute(), Compute(compile=True)):
         model = small_model(identities=6, parts=PARTS, vision_layers=1)

@@ -12,44 +12,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from muva.config import Stage2Config
+from muva.config import AugmentationConfig, Stage2Config
+from muva.data.draw import Draw
 from muva.data.store import LocalStore
 from muva.data.training_images import TrainingImages
 from muva.errors import MuvaError
-from muva.training.loader import Draw, Loader
-from muva.training.sampler import flip_draws, pk_batches
-from tests.data.test_training_images import HALF, dataset
+from muva.training.loader import Loader
+from muva.training.sampler import epoch_draws, pk_batches
+from tests.data.test_training_images import augmented_images, dataset
 from tests.training.toy_images import ToyImages
 
 LOADERS = (0, 1, 2)
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> TrainingImages:
+EVERYTHING = AugmentationConfig(
+    pad=3, jitter=0.5, gamma=1.5, cast=0.2, grey=0.2, blur=0.5, low_resolution=0.5, sharpen=0.5,
+    jpeg=0.5, erase=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(params=[AugmentationConfig(), EVERYTHING], ids=["plain", "augmented"])
+def images(tmp_path: Path, request: pytest.FixtureRequest) -> TrainingImages:
     """Some of which are kept decoded."""
     sources = [dataset(tmp_path, "town", [7, 3]), dataset(tmp_path, "city", [3, 5, 9])]
-    masks = torch.rand(15, 3, 8, generator=torch.Generator().manual_seed(0)) > 0.5
-    return TrainingImages.open(
+    return augmented_images(
         sources,
-        height=16,
-        width=8,
-        mean=HALF,
-        std=HALF,
-        part_masks=masks,
-        grid=(4, 2),
+        request.param,
         cache_bytes=7 * 16 * 8 * 3,
         cache_folder=tmp_path / "node",
     )
 
 
 def draws(labels: np.ndarray, epoch: int) -> list[Draw]:
-    batches = pk_batches(labels, batch_size=4, images_per_identity=2, seed=1, epoch=epoch)
-    flips = flip_draws(len(batches), 4, probability=0.5, seed=1, epoch=epoch)
-    return [(batch, torch.from_numpy(flip)) for batch, flip in zip(batches, flips, strict=True)]
+    settings = Stage2Config(batch_size=4, images_per_identity=2)
+    return epoch_draws(labels, settings, seed=1, epoch=epoch)
 
 
 def test_batches_are_the_same_for_any_number_of_loaders(images: TrainingImages) -> None:
-    lists = [[(np.arange(at, at + 5), None) for at in (0, 5, 10)]]
+    lists = [[Draw(np.arange(at, at + 5)) for at in (0, 5, 10)]]
     lists += [draws(images.labels, epoch) for epoch in (1, 2)]
     state = torch.get_rng_state()
     found: list[list[Tensor]] = []
@@ -62,6 +62,11 @@ def test_batches_are_the_same_for_any_number_of_loaders(images: TrainingImages) 
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(others, found[0], strict=True))
     assert torch.equal(torch.get_rng_state(), state)
+    plain = [images.batch(Draw(draw.indices, draw.flips))[0] for draw in draws(images.labels, 2)]
+    differ = any(
+        not torch.equal(a, b) for a, b in zip(found[0][-2 * len(plain) :: 2], plain, strict=True)
+    )
+    assert differ == (images.augmentation == EVERYTHING)
 
 
 @pytest.mark.parametrize("processes", LOADERS[:2])
@@ -72,11 +77,11 @@ def test_a_list_left_early_does_not_affect_the_next_one(processes: int) -> None:
     following = draws(images.labels, 2)
     made = list(loader.batches(following))
     for (pixels, _), draw in zip(made, following, strict=True):
-        assert torch.equal(pixels, images.batch(*draw)[0])
+        assert torch.equal(pixels, images.batch(draw)[0])
 
 
 class Mistaken(ToyImages):
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         raise MuvaError("shard-00000.parquet is damaged")
 
 
@@ -136,12 +141,13 @@ def test_sources_a_thousandfold_apart_and_people_seen_once() -> None:
 
 PROGRAM = """
 import numpy as np
+from muva.data.draw import Draw
 from muva.training.loader import Loader
 from tests.training.toy_images import ToyImages
 if __name__ == "__main__":
     images = ToyImages()
     loader = Loader(images, processes=1)
-    print(len(list(loader.batches([(np.arange(4), None)]))))
+    print(len(list(loader.batches([Draw(np.arange(4))]))))
 """
 
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from muva.config import Stage2Config
+from muva.data.draw import Draw
 from muva.model.distributed import mean_over_workers
 from muva.model.muva_model import MuvaModel
 from muva.training.compute import Compute
@@ -153,7 +154,7 @@ def one_step(
 ) -> None:
     """A step on all toy images, from a memory of their pixels."""
     images = ToyImages(images_each=images_each, dtype=model.classifier.weight.dtype)
-    pixels, masks = images.batch(np.arange(len(images.labels)), None)
+    pixels, masks = images.batch(Draw(np.arange(len(images.labels))))
     labels = torch.as_tensor(images.labels)
     start = normalize(images.images.flatten(1)[:, : model.feature_dim])
     memory = new_memory(identity_centroids(start, labels, 6), SETTINGS)

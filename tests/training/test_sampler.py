@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muva.config import Stage2Config
 from muva.errors import MuvaError
-from muva.training.sampler import check_batches, flip_draws, pk_batches, rank_share
+from muva.training.sampler import (
+    augmentation_seeds,
+    check_batches,
+    epoch_draws,
+    flip_draws,
+    pk_batches,
+    rank_share,
+)
 
 LABELS = np.repeat([0, 1, 2, 3, 4], [9, 4, 2, 5, 1])
 
@@ -72,6 +80,44 @@ def test_flips_come_with_their_probability() -> None:
     assert abs(draws.mean() - 0.3) < 0.01
     assert not flip_draws(9, 64, probability=0.0, seed=0, epoch=1).any()
     assert flip_draws(9, 64, probability=1.0, seed=0, epoch=1).all()
+
+
+def test_the_seed_of_an_augmentation_depends_on_epoch_image_and_how_often_it_came_before() -> None:
+    batches = [np.array([4, 7, 4, 0]), np.array([4, 9, 0, 3])]
+    seeds = augmentation_seeds(batches, seed=3, epoch=2)
+    assert [len(these) for these in seeds] == [4, 4]
+    by_place = {
+        (int(image), int((np.concatenate(batches)[:place] == image).sum())): int(seed)
+        for place, (image, seed) in enumerate(
+            zip(np.concatenate(batches), np.concatenate(seeds), strict=True)
+        )
+    }
+    assert len(set(by_place.values())) == 8, "an image that comes again is augmented in another way"
+    assert min(by_place.values()) >= 0
+    # Neither the other images of an epoch nor their order matter.
+    alone = augmentation_seeds([np.array([0, 4]), np.array([3, 4])], seed=3, epoch=2)
+    assert np.concatenate(alone).tolist() == [
+        by_place[0, 0], by_place[4, 0], by_place[3, 0], by_place[4, 1]
+    ]  # fmt: skip
+    for other in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 3}):
+        assert not np.isin(np.concatenate(augmentation_seeds(batches, **other)), seeds[0]).any()
+    assert augmentation_seeds([], seed=3, epoch=2) == []
+
+
+def test_an_epoch_draws_batches_flips_and_seeds_that_its_workers_share_by_position() -> None:
+    settings = Stage2Config(batch_size=8, images_per_identity=4)
+    draws = epoch_draws(LABELS, settings, seed=3, epoch=1)
+    seeds = augmentation_seeds(batches_of(), seed=3, epoch=1)
+    flips = flip_draws(len(draws), 8, probability=0.5, seed=3, epoch=1)
+    for number, (draw, batch) in enumerate(zip(draws, batches_of(), strict=True)):
+        np.testing.assert_array_equal(draw.indices, batch)
+        np.testing.assert_array_equal(draw.flips, flips[number])
+        np.testing.assert_array_equal(draw.seeds, seeds[number])
+        second = draw.take(np.arange(4, 8))
+        assert len(second) == 4
+        np.testing.assert_array_equal(second.indices, batch[4:])
+        np.testing.assert_array_equal(second.flips, flips[number][4:])
+        np.testing.assert_array_equal(second.seeds, seeds[number][4:])
 
 
 def test_the_workers_shares_of_a_batch_make_the_batch_in_order() -> None:

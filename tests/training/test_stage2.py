@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from muva.config import PARTS, Stage2Config
+from muva.config import PARTS, AugmentationConfig, Stage2Config
+from muva.data.draw import Draw
+from muva.data.training_images import TrainingImages
 from muva.errors import MuvaError
+from muva.grounding.part_masks import BoxMasks, patch_centres
 from muva.model.muva_model import MuvaModel
 from muva.training.centroids import dataset_centroids
 from muva.training.checkpoints import load_checkpoint, save_checkpoint
@@ -19,13 +23,14 @@ from muva.training.divergence import DivergedError, is_finite
 from muva.training.optimisers import set_learning_rate, stage2_optimiser, trained_parameters
 from muva.training.repeat import repeat_step
 from muva.training.report import EpochReport
-from muva.training.sampler import flip_draws, pk_batches
+from muva.training.sampler import augmentation_seeds, flip_draws, pk_batches
 from muva.training.stage2 import (
     train_image_encoder,
     training_step,
     visual_memory,
 )
-from tests.model.small import small_model
+from tests.data.test_training_images import dataset
+from tests.model.small import IMAGE_SIZE, PATCH, small_model
 from tests.training.toy_images import ToyImages
 
 CPU = torch.device("cpu")
@@ -50,7 +55,12 @@ def model_and_images(
 
 
 def run(
-    model: MuvaModel, images: ToyImages, *, checkpoint: Any = None, seed: int = 5, **changed: Any
+    model: MuvaModel,
+    images: ToyImages | TrainingImages,
+    *,
+    checkpoint: Any = None,
+    seed: int = 5,
+    **changed: Any,
 ) -> list[EpochReport]:
     settings = Stage2Config(**{**SETTINGS, **changed})
     return list(
@@ -125,6 +135,70 @@ def test_resuming_gives_what_an_uninterrupted_run_gives_bit_for_bit(tmp_path: Pa
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+EVERYTHING = AugmentationConfig(
+    pad=4, jitter=0.5, gamma=1.5, cast=0.2, grey=0.2, blur=0.5, low_resolution=0.5, sharpen=0.5,
+    jpeg=0.5, erase=0.5,
+)  # fmt: skip
+
+
+def real_images(folder: Path, augmentation: AugmentationConfig) -> TrainingImages:
+    """Images of six people in files, with boxes of three parts."""
+    height, width = IMAGE_SIZE
+    rows, columns = (patch_centres(side, patch=PATCH, stride=PATCH) for side in IMAGE_SIZE)
+    bands = [(0.1, 0.0, 0.9, 0.3), (0.0, 0.2, 1.0, 0.6), (0.2, 0.5, 0.8, 1.0)]
+    boxes = BoxMasks(
+        boxes=torch.tensor(bands).expand(18, 3, 4),
+        found=torch.ones(18, 3, dtype=torch.bool),
+        row_centres=rows,
+        column_centres=columns,
+    )
+    return TrainingImages.open(
+        [dataset(folder, "town", [1, 2, 3, 4, 5, 6])],
+        height=height,
+        width=width,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        part_masks=boxes(torch.arange(18), torch.zeros(18, 2)),
+        moved_masks=boxes,
+        grid=(len(rows), len(columns)),
+        augmentation=augmentation,
+        cache_folder=folder / "node",
+    )
+
+
+def test_an_augmented_training_resumes_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    images = real_images(tmp_path, EVERYTHING)
+    whole = run(model_and_images()[0], images)
+    none = real_images(tmp_path / "plain", AugmentationConfig())
+    plain = run(model_and_images()[0], none, epochs=1)
+    assert step_losses(whole)[0] != step_losses(plain)[0]
+    loop = train_image_encoder(
+        model=model_and_images()[0],
+        images=images,
+        settings=Stage2Config(**SETTINGS),
+        seed=5,
+        device=CPU,
+    )
+    save_checkpoint(tmp_path / "first", next(loop).checkpoint())
+    checkpoint = load_checkpoint(tmp_path / "first")
+    rest = run(model_and_images()[0], images, checkpoint=checkpoint)
+    assert [r.step_losses for r in rest] == [r.step_losses for r in whole[1:]]
+
+
+def test_a_checkpoint_of_other_or_no_augmentation_is_refused(tmp_path: Path) -> None:
+    model, images = model_and_images()
+    (report,) = run(model, images, epochs=1)
+    without = dict(report.checkpoint())
+    recorded = json.loads(str(without["settings"]))
+    assert recorded.pop("augmentation")["jpeg"] == 0
+    older = {**without, "settings": json.dumps(recorded)}
+    run(model, images, epochs=1, checkpoint=older)
+    images.augmentation = AugmentationConfig(jpeg=0.5)
+    for checkpoint in (without, older):
+        with pytest.raises(MuvaError, match=r"augmentation\.jpeg is 0\.5, but 0\.0 in the check"):
+            run(model, images, epochs=1, checkpoint=checkpoint)
+
+
 def test_a_checkpoint_of_other_settings_is_refused() -> None:
     model, images = model_and_images()
     (report,) = run(model, images, epochs=1)
@@ -192,8 +266,9 @@ def run_steps(model: MuvaModel, images: ToyImages, *, steps: int) -> dict[str, T
     set_learning_rate(optimiser, settings.lr)
     batches = pk_batches(images.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)
     flips = flip_draws(len(batches), 8, probability=0.5, seed=5, epoch=1)
-    for batch, flip in list(zip(batches, flips, strict=True))[:steps]:
-        pixels, masks = images.batch(batch, torch.from_numpy(flip))
+    seeds = augmentation_seeds(batches, seed=5, epoch=1)
+    for batch, flip, seed in list(zip(batches, flips, seeds, strict=True))[:steps]:
+        pixels, masks = images.batch(Draw(batch, flip, seed))
         training_step(
             model.train(),
             images=pixels,
@@ -226,13 +301,24 @@ def test_a_step_is_repeated_as_it_was() -> None:
     assert losses.total.item() == report.step_losses[1]
 
 
+def test_a_step_that_was_saved_without_seeds_is_repeated_only_without_augmentation() -> None:
+    model, images = model_and_images()
+    checkpoint = {k: v for k, v in diverged(model, images).checkpoint().items() if k != "seeds"}
+    settings = Stage2Config(**{**SETTINGS, **FLIES_APART})
+    again: dict[str, Any] = {"settings": settings, "device": CPU, "checkpoint": checkpoint}
+    repeat_step(model=model_and_images()[0], images=images, **again)
+    images.augmentation = AugmentationConfig(pad=2)
+    with pytest.raises(MuvaError, match="lacks the seeds of the images' augmentation"):
+        repeat_step(model=model_and_images()[0], images=images, **again)
+
+
 class SpoiltImages(ToyImages):
     """Every image of the second batch is broken."""
 
-    def batch(self, indices: np.ndarray, flips: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        images, masks = super().batch(indices, flips)
+    def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        images, masks = super().batch(draw)
         second = pk_batches(self.labels, batch_size=8, images_per_identity=2, seed=5, epoch=1)[1]
-        spoilt = flips is not None and np.isin(indices, second).all()
+        spoilt = draw.flips is not None and np.isin(draw.indices, second).all()
         return images * (torch.nan if spoilt else 1.0), masks
 
 
@@ -265,7 +351,7 @@ def test_an_epoch_that_ends_with_non_finite_weights_is_refused(
 def test_a_gradient_that_overflows_in_half_precision_is_no_divergence() -> None:
     model, images = model_and_images()
     settings = Stage2Config(**{**SETTINGS, "epochs": 1})
-    pixels, masks = images.batch(np.arange(8), None)
+    pixels, masks = images.batch(Draw(np.arange(8)))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
     model.contexts.requires_grad_(False)
     before = model.classifier.weight.detach().clone()

@@ -54,6 +54,7 @@ def encoder_step(
         "model": config.model.model_dump(mode="json"),
         "stage2": config.stage2.model_dump(mode="json"),
         "seed": config.seed,
+        **config.augmentation.as_section(),
     }
     if inputs.init is not None:
         settings["start"] = START_FORMAT

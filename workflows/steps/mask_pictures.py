@@ -47,11 +47,13 @@ def masks_of(
     """The masks that a model predicts, without changing it; None if it has no parts."""
     import torch
 
+    from muva.data.draw import Draw
+
     if not model.config.parts:
         return None
     count = len(images)
     chosen = np.unique(np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(int))
-    pixels, expert = images.uint8_batch(chosen, None)
+    pixels, expert = images.uint8_batch(Draw(chosen))
     assert expert is not None
     was_training = model.training
     model.eval()

@@ -6,12 +6,11 @@ It cannot reach the images of a target: see `muva.data.sources`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muva.config import ExperimentConfig, ModelConfig
-from muva.config.schema import ExecutionConfig
+from muva.config import AugmentationConfig, ExecutionConfig, ExperimentConfig, ModelConfig
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.lineage import Role
 from muva.data.sources import Sources
@@ -21,6 +20,8 @@ if TYPE_CHECKING:  # a driver of finished steps opens no inputs and needs no PyT
 
     from muva.data.protocols import Pool
     from muva.data.training_images import TrainingImages
+    from muva.grounding.labels import LabelSet
+    from muva.grounding.part_masks import BoxMasks
     from muva.model.muva_model import MuvaModel
 
 
@@ -88,14 +89,15 @@ class TrainingInputs:
     def open(self, *, predicts_masks: bool) -> tuple[MuvaModel, TrainingImages]:
         """A new model for the identities of the sources, and their images with part masks.
 
-        Stage 1 predicts no masks: its model has the predictor's default settings.
+        Stage 1 predicts no masks: its model has the predictor's default settings, and its images
+        are not augmented.
         """
         import muva
         from muva.data.training_images import TrainingImages
 
-        model = self.config.model
+        model, augmentation = self.config.model, self.config.augmentation
         if not predicts_masks:
-            model = without_mask_settings(model)
+            model, augmentation = without_mask_settings(model), AugmentationConfig()
         pooled = self.sources.pool()
         fresh = self.fresh_model(identities=len(pooled.identities), model=model)
         if self.init is not None:
@@ -106,16 +108,21 @@ class TrainingInputs:
             fresh.start_from(
                 start.model, mask_predictor=predicts_masks, classifier=known and predicts_masks
             )
+        masks = moved_masks = None
+        if model.parts:
+            patch = fresh.clip_shape.patch
+            masks = self._part_masks(pooled, model, patch)
+            moved_masks = self._box_masks(pooled, model, patch) if augmentation.pad else None
         images = TrainingImages(
             pooled,
             height=model.image_height,
             width=model.image_width,
             mean=model.mean,
             std=model.std,
-            part_masks=self._part_masks(pooled, model, fresh.clip_shape.patch)
-            if model.parts
-            else None,
+            part_masks=masks,
             grid=fresh.grid,
+            augmentation=augmentation,
+            moved_masks=moved_masks,
         )
         return fresh, images
 
@@ -145,23 +152,45 @@ class TrainingInputs:
         """The pooled images' masks on the model's patch grid (M, R, L)."""
         import torch
 
-        from muva.grounding.labels import open_labels
-        from muva.grounding.part_masks import patch_centres
+        centres = _patch_centres(model, patch)
+        return torch.cat(
+            [
+                labels.masks(image_ids, **centres, parts=model.parts)
+                for labels, image_ids in self._labels(pooled)
+            ]
+        )
 
-        rows = patch_centres(model.image_height, patch=patch, stride=model.stride)
-        columns = patch_centres(model.image_width, patch=patch, stride=model.stride)
-        masks = []
+    def _box_masks(self, pooled: Pool, model: ModelConfig, patch: int) -> BoxMasks:
+        """The same for images that move within their frame."""
+        import torch
+
+        from muva.grounding.part_masks import BoxMasks
+
+        centres = _patch_centres(model, patch)
+        found = [
+            labels.boxes_of_masks(image_ids, **centres, parts=model.parts)
+            for labels, image_ids in self._labels(pooled)
+        ]
+        boxes, was_found = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+        return BoxMasks(boxes=boxes, found=was_found, **centres)
+
+    def _labels(self, pooled: Pool) -> Iterator[tuple[LabelSet, list[str]]]:
+        """The labels of each source, and the ids of its pooled images."""
+        from muva.grounding.labels import open_labels
+
         for dataset, uri in zip(pooled.datasets, self.labels, strict=True):
             labels = open_labels(open_artifact(uri), dataset=dataset)
-            masks.append(
-                labels.masks(
-                    pooled.image_ids_of(dataset),
-                    row_centres=rows,
-                    column_centres=columns,
-                    parts=model.parts,
-                )
-            )
-        return torch.cat(masks)
+            yield labels, pooled.image_ids_of(dataset)
+
+
+def _patch_centres(model: ModelConfig, patch: int) -> dict[str, torch.Tensor]:
+    """The centres of the model's patches, as arguments of functions that make masks."""
+    from muva.grounding.part_masks import patch_centres
+
+    return {
+        "row_centres": patch_centres(model.image_height, patch=patch, stride=model.stride),
+        "column_centres": patch_centres(model.image_width, patch=patch, stride=model.stride),
+    }
 
 
 def knows_the_same(

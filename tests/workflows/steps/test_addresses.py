@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from muva.config import ExperimentConfig, load_recipe
+from muva.config import ExperimentConfig, load_recipe, with_overrides
+from muva.config.augmentation import STRENGTHS
 from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.lineage import Role
@@ -57,8 +58,11 @@ def config() -> ExperimentConfig:
 @pytest.fixture
 def declared(
     config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], dict[str, Artifact]]:
-    """Declares one step of each kind, on data sets of the same content each time."""
+) -> Callable[..., dict[str, Artifact]]:
+    """Declares one step of each kind, on data sets of the same content each time.
+
+    It takes overrides of the settings.
+    """
 
     def refuse(step: Step, **_: object) -> None:
         raise _DeclaredError(step)
@@ -70,12 +74,13 @@ def declared(
         monkeypatch.setattr(module, "run_step", refuse)
     monkeypatch.setattr(evaluate, "embed", nothing)
 
-    def declare() -> dict[str, Artifact]:
+    def declare(*overrides: str) -> dict[str, Artifact]:
         folder = tmp_path / f"formats-{len(list(tmp_path.iterdir()))}"
         session = Session(home=folder, store=open_store(folder), tracking_uri=None)
         town, city = (dataset(folder, name, [1, 2, 3]).artifact for name in config.sources)
         village = dataset(folder, "village", [1, 2, 3], split="query").artifact
-        return _artifacts(session, config, town, city, village)
+        changed = with_overrides(config, overrides, where="test")
+        return _artifacts(session, changed, town, city, village)
 
     return declare
 
@@ -164,6 +169,34 @@ def test_a_new_format_version_gives_new_addresses_to_what_depends_on_it_alone(
     after = _addresses(declared())
     assert {name for name, address in after.items() if address != before[name]} == (
         DEPENDS_ON[version]
+    )
+
+
+SWITCHES = {"pad": 4, "gamma": 1.5, "cast": 0.1}
+
+
+@pytest.mark.parametrize("setting", STRENGTHS)
+def test_augmentation_gives_new_addresses_to_stage_2_and_what_follows(
+    setting: str, declared: Callable[..., dict[str, Artifact]]
+) -> None:
+    before = _addresses(declared())
+    after = _addresses(declared(f"augmentation.{setting}={SWITCHES.get(setting, 0.5)}"))
+    assert {name for name, address in after.items() if address != before[name]} == {
+        *OF_A_MODEL, "model without parts", "study", "trial"
+    }  # fmt: skip
+
+
+def test_addresses_are_those_from_before_augmentation_existed_while_it_is_off(
+    declared: Callable[..., dict[str, Artifact]], config: ExperimentConfig
+) -> None:
+    off = _addresses(declared())
+    # What an augmentation that is off would do changes nothing.
+    assert _addresses(declared("augmentation={jpeg_quality: [1, 2], hue: 0.5}")) == off
+    assert "augmentation" not in config.result_settings()
+    on = with_overrides(config, ["augmentation={jpeg: 0.5, pad: 0}"], where="test")
+    assert on.result_settings()["augmentation"] == {"jpeg": 0.5, "jpeg_quality": [30, 90]}
+    assert {k: v for k, v in on.result_settings().items() if k != "augmentation"} == (
+        config.result_settings()
     )
 
 

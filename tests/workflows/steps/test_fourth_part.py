@@ -19,6 +19,7 @@ from PIL import Image
 
 import muva
 from muva.config import PARTS, ExperimentConfig, load_recipe
+from muva.data.draw import Draw
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.errors import MuvaError, SettingsError
@@ -171,7 +172,7 @@ def test_a_training_gets_the_masks_of_imported_labels_of_four_parts(
     inputs = TrainingInputs.of(config, sources=sources, labels=imported)
     model, images = inputs.open(predicts_masks=True)
     assert model.config.parts == parts
-    _, masks = images.batch(np.array([0]), None)
+    _, masks = images.batch(Draw(np.array([0])))
     assert masks is not None
     rows = masks[0].unflatten(1, model.grid).any(dim=2).int()
     first = rows.argmax(dim=1).tolist()

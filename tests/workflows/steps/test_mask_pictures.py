@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from muva.data.draw import Draw
 from muva.data.training_images import TrainingImages
 from tests.data.test_training_images import HALF, dataset
 from tests.model.small import IMAGE_SIZE, small_model
@@ -44,7 +45,7 @@ def test_the_masks_are_those_of_the_model_as_it_is(tmp_path) -> None:
         assert value.equal(before[name]), name
     chosen = [0, 1, 3, 5]
     np.testing.assert_array_equal(found.expert, expert[chosen].numpy())
-    pixels, _ = images.batch(np.array(chosen), None)
+    pixels, _ = images.batch(Draw(np.array(chosen)))
     with torch.no_grad():
         encoded = model.eval().encode_images(pixels)
     assert encoded.mask_probabilities is not None
