@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import baseline, tables
+from benchmarks.augmentation import TITLES, TOGETHER
 from benchmarks.baseline import median_of, save_baseline
 
 PARTS = {"head": 0.8, "upper_body": 0.7, "legs": 0.6}
@@ -39,6 +40,15 @@ GROUNDED = {
 STUDIED = {"default": {"by_seed": SEEDS}, "best": {"by_seed": SEEDS}, "gain": 0.01}
 
 RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "augmentation": (
+        {
+            f"{height} x {height // 2}": {
+                title: {"ours": RATE, "torchvision": RATE} for title in (*TITLES.values(), TOGETHER)
+            }
+            for height in (128, 256)
+        },
+        {},
+    ),
     "browsing": ({"a trial, last tenth": RATE, "page: a run": 0.01}, {}),
     "colour_histogram": (
         {"syn-station": {"across": SCORES, "rank1_by_camera": [0.1] * 4, "within": SCORES}},

@@ -31,11 +31,14 @@ def test_a_double_wears_the_same_colours_in_another_cut(domain):
     for pid, model in doubles(domain):
         person, other = identity(domain, pid), identity(domain, model)
         assert person.colours.names == other.colours.names
+        hats_differ = DOMAINS[domain].open_world
         for name, shade in person.colours.shades.items():
-            np.testing.assert_array_equal(shade, other.colours.shades[name])
+            if name != "cap" or not hats_differ:
+                np.testing.assert_array_equal(shade, other.colours.shades[name])
         assert person.female == other.female
         cuts = ("top", "bottom", "pattern", "bag", "hair_style", "cap")
-        assert sum(getattr(person, cut) != getattr(other, cut) for cut in cuts) == 2
+        differ = sum(getattr(person, cut) != getattr(other, cut) for cut in cuts)
+        assert differ >= 2 if hats_differ else differ == 2
         assert caption(person) != caption(other)
 
 
