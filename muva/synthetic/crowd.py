@@ -24,7 +24,7 @@ from muva.synthetic.props import thing_in_front
 from muva.synthetic.seeds import generator
 from muva.synthetic.site import site
 
-STRANGERS = 10
+STRANGERS, STRANGERS_IN_OPEN_WORLD = 10, 6
 """Number of different passers-by per camera."""
 
 _COUNTS_BEHIND, _COUNT_SHARES = (0, 1, 2, 3, 5), (0.35, 0.3, 0.2, 0.1, 0.05)
@@ -61,7 +61,8 @@ def people_behind(
     count = int(rng.choice(_COUNTS_BEHIND, p=_COUNT_SHARES))
     horizon = window.horizon(site(domain, camid).camera)
     for scale in np.sort(np.exp(rng.uniform(np.log(0.2), np.log(0.9), count))):
-        layer = _stranger(domain, camid, int(rng.integers(STRANGERS)), height, width)
+        number = int(rng.integers(STRANGERS_IN_OPEN_WORLD))
+        layer = _stranger(domain, camid, number, height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         layer = cv2.resize(layer, size, interpolation=cv2.INTER_AREA)
         if rng.random() < 0.5:
@@ -95,7 +96,8 @@ def _passer_by(
     width: int,
 ) -> Floats:
     """The cut-out of a stranger, scaled, perhaps mirrored, shifted sideways and down."""
-    layer = _stranger(domain, camid, int(rng.integers(STRANGERS)), height, width)
+    known = STRANGERS_IN_OPEN_WORLD if find_domain(domain).open_world else STRANGERS
+    layer = _stranger(domain, camid, int(rng.integers(known)), height, width)
     scale, mirrored = rng.uniform(*scales), rng.random() < 0.5
     offset = rng.choice([-1, 1]) * rng.uniform(*_OFFSET)
     # Scale about the image's middle, then shift; mirrored by a negative scale in x.

@@ -1,7 +1,7 @@
 """Places of the open world: grounds and backdrops full of edges, each composed from a seed.
 
-The sizes are those of `ground` and `backdrop`: a ground repeats every 16 metres, a backdrop is 32
-metres wide and 6.7 metres high. Unlike those of the six named domains, they are not blurred.
+A ground repeats every 8 metres, a backdrop is 32 metres wide and 6.7 metres high. Unlike those of
+the first six named domains, they are not blurred.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from muva.synthetic.arrays import Floats, Levels
 from muva.synthetic.backdrop import HEIGHT, WIDTH
 from muva.synthetic.texture import Canvas, canvas, disc, dome, finished, noise, rectangle
 
-_GROUND_SIZE = 1024
+_GROUND_SIZE = 512
 _VIVID = 0.14
 """Share of paints that are not muted."""
 _LETTERS = "ABCDEFGHIKLMNOPRSTUVXYZ0123456789&"
@@ -44,7 +44,7 @@ def paint_place(rng: Generator, *, indoors: bool) -> Levels:
 
 
 def paint_paving(rng: Generator, *, indoors: bool) -> Levels:
-    """(1024, 1024, 3) RGB albedo of a random ground."""
+    """(512, 512, 3) RGB albedo of a random ground."""
     base = rng.uniform(45, 185) * np.exp(rng.normal(0, 0.035, 3))
     painting = canvas(rng, _GROUND_SIZE, _GROUND_SIZE, tuple(base), mottling=rng.uniform(4, 12))
     painting += rng.normal(0, rng.uniform(2, 9), (_GROUND_SIZE, _GROUND_SIZE, 1)).astype(np.float32)
