@@ -215,8 +215,8 @@ class GroundingConfig(Section):
 class SyntheticConfig(Section):
     """Number of synthetic people in a domain, and the size of their images."""
 
-    train_people: Count = 100
-    test_people: Count = 100
+    train_people: Annotated[int, Field(ge=0)] = 100
+    test_people: Annotated[int, Field(ge=0)] = 100
     images_per_camera: Annotated[int, Field(ge=2)] = 2
     height: Count = 128
     width: Count = 64

@@ -160,7 +160,7 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "render": (
         {
             "start_up_s": 2.0,
-            "images_per_s_and_core": {"256 x 128": {"syn-mall": 29.0}},
+            "images_per_s_and_core": {"128 x 64": {"syn-mall": 29.0}},
             "world": 43.0,
         },
         {},

@@ -95,6 +95,7 @@ def import_verb(
     muva data import mine --from crops --layout folder --pid-regex '^(\\d+)_' --split train
     muva data import mine --from people.csv --layout manifest
     muva data import syn-station --set synthetic.train_people=20
+    muva data import syn-world-0-49 --set synthetic.train_people=1000
     """
     from muva.config import load_recipe
     from muva.data.benchmarks import BENCHMARKS
@@ -130,7 +131,8 @@ def import_verb(
     elif root is None or layout is None:
         raise click.UsageError(
             f"--from and --layout are missing: where is {name}, and how are its images organised? "
-            f"Only synthetic domains need neither: {', '.join(DOMAINS)}."
+            f"Only synthetic data sets need neither: {', '.join(DOMAINS)}, and syn-world-A-B, the "
+            "networks A to B of the open world."
         )
     else:
         result = import_tree(session, name, root, layout=layout, options=options)
