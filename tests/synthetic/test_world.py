@@ -117,14 +117,14 @@ def test_statistics_of_plain_pictures() -> None:
     assert found["sharp"] > 10
 
 
-def people_of(networks: int) -> list[Identity]:
+def crowd_of(networks: int) -> list[Identity]:
     return [
         identity(network_name(number), pid) for number in range(networks) for pid in range(1, 13)
     ]
 
 
 def test_people_wear_and_carry_what_the_named_domains_do_not_have() -> None:
-    people = people_of(25)
+    people = crowd_of(25)
     assert {person.headwear for person in people} == {
         *("", "cap", "beanie", "brimmed hat", "hood", "headscarf")
     }
@@ -139,7 +139,7 @@ def test_people_wear_and_carry_what_the_named_domains_do_not_have() -> None:
 
 
 def test_captions_name_what_can_be_seen() -> None:
-    for person in people_of(4):
+    for person in crowd_of(4):
         text = caption(person)
         assert not person.headwear or person.headwear in text
         assert ("a beard" in text) == person.beard

@@ -32,7 +32,7 @@ IMPORT = ("data", "import", "mine", "--layout", "folder", "--from")
         (("models", "import", "a.pth", "--name", "a", "--grid", "4"), "expected ROWSxCOLUMNS"),
         (("train", "--sources", "mine", "--name", "a b"), "name 'a b': expected letters"),
         (("run", "demo", "--set", "name=a b"), "name: String should match pattern"),
-        (("tune", "base"), "expected one of all, masks, prompts"),
+        (("tune", "base"), "expected one of all, augmentation, masks, prompts"),
         (("tune", "--recipe", "base"), "expected a section tune, found none, or a SPACE"),
         (("tune", "masks"), "expected two sources or more, found 0"),
         (("tune", "masks", "--recipe", "demo", "--objective", "median"), "no trial reports it"),

@@ -23,6 +23,7 @@ NEEDED = (
     "boto3",
     "click",
     "h5py",
+    "huggingface_hub",
     "jaxtyping",
     "matplotlib",
     "mlflow",
