@@ -81,7 +81,9 @@ def refusal(error: BaseException, address: HubAddress, *, writing: bool = False)
             if get_token()
             else f"Please {LOG_IN}"
         )
-        return MuvaError(f"{uri}: the hub accepts no missing, wrong or expired token. {remedy}")
+        return MuvaError(
+            f"{uri}: the hub rejects the token: it is missing, wrong or expired. {remedy}"
+        )
     if status == HTTPStatus.FORBIDDEN:
         needed = "write access" if writing else "access"
         return MuvaError(

@@ -125,7 +125,7 @@ def test_a_token_can_be_given_and_is_never_shown(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     caplog.set_level(logging.DEBUG)
-    with pytest.raises(MuvaError, match="accepts no missing, wrong or expired token"):
+    with pytest.raises(MuvaError, match="rejects the token: it is missing, wrong or expired"):
         bundle.push_to_hub(NAME)
     with pytest.raises(MuvaError, match=r"Expected one with write access to team/people") as one:
         bundle.push_to_hub(NAME, token=READER)
