@@ -31,9 +31,11 @@ def hair_layers(body: PosedBody, person: Identity) -> list[Layer]:
         layers += _headwear(body, person.headwear, crown)
     elif person.cap:
         layers += [_cap(body), _peak(body, crown)]
-    if person.hair_style != "bald" and person.headwear not in _HIDE_HAIR:
+    if person.headwear in _HIDE_HAIR:
+        return layers
+    if person.hair_style != "bald":
         layers.append(_scalp(body))
-    if person.hair_style in _HANGING_HAIR and person.headwear not in _HIDE_HAIR:
+    if person.hair_style in _HANGING_HAIR:
         behind, below, size = _HANGING_HAIR[person.hair_style]
         place = (0.0, behind, crown + below)
         layers.append(_on_head(body, Material.HAIR, _ELLIPSOID, place, size))

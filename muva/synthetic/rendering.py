@@ -13,7 +13,7 @@ import numpy as np
 from muva.config import PARTS
 from muva.data.records import Box
 from muva.errors import MuvaError
-from muva.synthetic.arrays import Levels
+from muva.synthetic.arrays import Floats, Levels
 from muva.synthetic.caption import caption
 from muva.synthetic.crowd import occluder, passer_by_behind, people_behind
 from muva.synthetic.cutout import cut_out, over
@@ -74,13 +74,11 @@ def render(
     light = over(light, cutout.layer)
     if rng.random() < find_domain(domain).occluded:
         in_front = occluder(domain, camid, rng, height=height, width=width)
-        light = over(light, in_front)
-        part_map = np.where(in_front[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
+        light, part_map = over(light, in_front), _hidden(part_map, in_front)
 
     if walk.pushes:
         thing = pushed(place.light, generator("pushed", domain, pid), height=height, width=width)
-        light = over(light, thing)
-        part_map = np.where(thing[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
+        light, part_map = over(light, thing), _hidden(part_map, thing)
 
     rng = generator("sensor", domain, pid, camid, index)
     return SyntheticImage(
@@ -111,6 +109,11 @@ def part_boxes(part_map: Levels) -> dict[str, Box | None]:
                 float((rows[-1] + 1) / height),
             )
     return boxes
+
+
+def _hidden(part_map: Levels, in_front: Floats) -> Levels:
+    """The part map (H, W) without what a layer (H, W, 4) covers."""
+    return np.where(in_front[..., 3] > 0.5, NO_PART, part_map).astype(np.uint8)
 
 
 def _check(domain: str, *, pid: int, camid: int, index: int, height: int, width: int) -> None:
