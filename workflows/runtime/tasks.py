@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from muva.errors import MuvaError
+from muva.memory import freed_memory_kept
 from workflows.runtime.capacity import CapacityMonitor
 from workflows.runtime.messages import POLL_S, MessageQueue
 from workflows.runtime.quirks import OUTSIDE_PLACEMENT_GROUPS
@@ -126,7 +127,8 @@ def _run(function: Callable[..., Any], threads: int | None, *arguments: Any) -> 
 
         # Set in every task, because Ray may reuse a process of another task.
         torch.set_num_threads(threads)
-    return function(*arguments)
+    with freed_memory_kept():
+        return function(*arguments)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ray.train.v2.api.reported_checkpoint import ReportedCheckpointStatus
 from ray.util import get_current_placement_group
 from ray.util.placement_group import PlacementGroup
 
+from muva.memory import freed_memory_kept
 from workflows.runtime.capacity import CapacityMonitor
 from workflows.runtime.gloo import NodeAddressConfig
 from workflows.runtime.messages import POLL_S, MessageQueue
@@ -138,7 +139,8 @@ def _run_in_group(config: Mapping[str, ray.ObjectRef]) -> None:
     imports of the function and of the task, which take seconds.
     """
     function, task = ray.get(config["call"])
-    function(task)
+    with freed_memory_kept():
+        function(task)
 
 
 def _run_alone(function: Callable[[Any], None], task: dict[str, Any]) -> None:
