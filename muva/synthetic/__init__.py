@@ -22,7 +22,7 @@ from muva.synthetic.domain import (
 )
 
 if TYPE_CHECKING:
-    from muva.synthetic.people import image_count, synthetic_records, test_records
+    from muva.synthetic.people import image_count, networks_in, synthetic_records, test_records
     from muva.synthetic.rendering import SyntheticImage, render
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "SyntheticImage",
     "image_count",
     "is_synthetic",
+    "networks_in",
     "render",
     "renderer_version",
     "synthetic_records",
@@ -47,6 +48,7 @@ __getattr__ = names_on_first_use(
     {
         "SyntheticImage": "rendering",
         "image_count": "people",
+        "networks_in": "people",
         "render": "rendering",
         "synthetic_records": "people",
         "test_records": "people",

@@ -25,12 +25,14 @@ def synthetic_records(
     images_per_camera: int,
     height: int,
     width: int,
+    network: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Record]:
     """Render a data set: the first identities are for training, the following ones for testing.
 
     For each test identity, image 0 of each camera is a query and the others are gallery. `image_id`
-    has the form `query/0012_c3_00.jpg`. `progress` is called with (images done, images in total).
+    has the form `query/0012_c3_00.jpg`. With `network`, one of `networks_in(domain)`, only its
+    share of the data set is rendered. `progress` is called with (images done, images in total).
     Raises MuvaError if there are no people, or too few images per camera.
     """
     if min(train_people, test_people) < 0 or train_people + test_people == 0:
@@ -43,25 +45,27 @@ def synthetic_records(
             f"{domain}: expected at least two images per camera (one query, one gallery), "
             f"found {images_per_camera}"
         )
-    total = image_count(
-        domain,
-        train_people=train_people,
-        test_people=test_people,
-        images_per_camera=images_per_camera,
-    )
-    people = [*_people(domain, train_people + test_people)]
+    people = [
+        person
+        for person in _people(domain, train_people + test_people)
+        if network in (None, person.network)
+    ]
+    total = sum(find_domain(person.network).cameras for person in people) * images_per_camera
+    training = [person for person in people if person.pid <= train_people]
+    testing = people[len(training) :]
     records = chain(
-        _records(
-            domain, people[:train_people], ("train", "train"), images_per_camera, height, width
-        ),
-        _records(
-            domain, people[train_people:], ("query", "gallery"), images_per_camera, height, width
-        ),
+        _records(domain, training, ("train", "train"), images_per_camera, height, width),
+        _records(domain, testing, ("query", "gallery"), images_per_camera, height, width),
     )
     for done, record in enumerate(records, start=1):
         yield record
         if progress is not None:
             progress(done, total)
+
+
+def networks_in(domain: str) -> tuple[str, ...]:
+    """The camera networks of a data set: several in one of the open world, otherwise itself."""
+    return networks_of(domain) or (domain,)
 
 
 def image_count(domain: str, *, train_people: int, test_people: int, images_per_camera: int) -> int:
@@ -92,7 +96,7 @@ class _Person:
 
 def _people(domain: str, count: int) -> Iterator[_Person]:
     """The people of a data set; those of the open world are shared out among its networks."""
-    networks = networks_of(domain) or (domain,)
+    networks = networks_in(domain)
     pid, camids_from = 1, 1
     for number, network in enumerate(networks, start=1):
         last = count * number // len(networks)

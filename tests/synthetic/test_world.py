@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from benchmarks.picture_statistics import compared, image_statistics, located, percentiles
+from muva.config import SyntheticConfig
 from muva.synthetic import (
     BENCHMARK,
     PRETRAINING,
     REAL_LOOK,
     image_count,
     is_synthetic,
+    networks_in,
     render,
     synthetic_records,
 )
@@ -89,6 +91,20 @@ def test_a_data_set_has_the_people_and_cameras_of_its_networks() -> None:
     assert seen[1] == set(range(1, cameras[0] + 1))
     assert seen[3] == set(range(cameras[0] + 1, sum(cameras[:2]) + 1))
     assert seen[5] == set(range(sum(cameras[:2]) + 1, sum(cameras) + 1))
+
+
+def test_a_data_set_is_that_of_its_networks_together() -> None:
+    people = SyntheticConfig(train_people=4, test_people=3, height=32, width=16).model_dump()
+    name = "syn-world-4-6"
+    whole = {one.image_id: one for one in synthetic_records(name, **people)}
+    shares = [
+        record
+        for network in networks_in(name)
+        for record in synthetic_records(name, **people, network=network)
+    ]
+    assert len(shares) == len(whole)
+    assert {one.image_id: one for one in shares} == whole
+    assert networks_in("syn-mall") == ("syn-mall",)
 
 
 @pytest.mark.parametrize(

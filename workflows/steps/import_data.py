@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from muva.data.benchmarks.accounting import Account, account_for, sources, warni
 from muva.data.benchmarks.benchmark import Trial, counts_differ, is_complete
 from muva.data.records import Record
 from muva.errors import SettingsError
-from muva.synthetic import image_count, is_synthetic, renderer_version
+from muva.synthetic import image_count, is_synthetic, networks_in, renderer_version
 from workflows.progress import say, track
 from workflows.session import Session
 from workflows.steps.step import Step, StepResult, run_step
@@ -37,10 +38,10 @@ def datasets_of(
 def import_synthetic(
     session: Session, domains: Sequence[str], config: SyntheticConfig
 ) -> dict[str, StepResult]:
-    """Render the missing domains, one Ray task per domain; domain -> its data set."""
+    """Render the missing domains, one Ray task per camera network; domain -> its data set."""
     steps = {domain: synthetic_step(session, domain, config) for domain in domains}
     missing = [domain for domain in domains if steps[domain].manifest() is None]
-    rendered = dict(zip(missing, _render(session, steps, missing, config), strict=True))
+    rendered = _render(session, steps, missing, config)
     return {
         domain: run_step(
             step,
@@ -173,18 +174,20 @@ class _Rendered:
 
     summary: dict[str, Any]
     seconds: float
+    """What its tasks took together."""
 
 
 def _render(
     session: Session, steps: dict[str, Step], domains: Sequence[str], config: SyntheticConfig
-) -> list[_Rendered]:
+) -> dict[str, _Rendered]:
     if not domains:
-        return []
+        return {}
     session.check_tracking()  # rendering comes before the runs are opened
     from workflows.runtime.cluster import ray_cluster
     from workflows.runtime.messages import MessageQueue
     from workflows.runtime.tasks import run_tasks
 
+    calls = [(domain, network, config) for domain in domains for network in networks_in(domain)]
     with ray_cluster(), track(f"render {', '.join(domains)}") as progress:
         queue = MessageQueue()
         total = sum(
@@ -196,27 +199,55 @@ def _render(
             )
             for domain in domains
         )
-        done = dict.fromkeys(domains, 0)
+        done: dict[tuple[str, str], int] = {}
 
-        def show(message: tuple[str, int]) -> None:
-            domain, images = message
-            done[domain] = images
+        def show(message: tuple[tuple[str, str], int]) -> None:
+            network, images = message
+            done[network] = images
             progress.update(sum(done.values()), total)
 
-        calls = [(steps[domain].artifact, config, queue) for domain in domains]
-        return run_tasks(_render_domain, calls, threads=None, queue=queue, on_message=show)
+        found = run_tasks(
+            _render_network,
+            [(*call, queue) for call in calls],
+            threads=None,
+            queue=queue,
+            on_message=show,
+        )
+    shares: dict[str, list[_Share]] = {domain: [] for domain in domains}
+    for (domain, *_), share in zip(calls, found, strict=True):
+        shares[domain].append(share)
+    return {domain: _written(steps[domain].artifact, of) for domain, of in shares.items()}
 
 
-def _render_domain(artifact: Artifact, config: SyntheticConfig, queue: MessageQueue) -> _Rendered:
-    from muva.data.shards import write_shards
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What a task has rendered: the records of one network of a domain."""
+
+    records: list[Record]
+    seconds: float
+
+
+def _render_network(
+    domain: str, network: str, config: SyntheticConfig, queue: MessageQueue
+) -> _Share:
     from muva.synthetic import synthetic_records
 
     started_at = time.monotonic()
 
     def show(done: int, total: int) -> None:
         if done % 32 == 0 or done == total:
-            queue.send((artifact.name, done))
+            queue.send(((domain, network), done))
 
-    records = synthetic_records(artifact.name, **config.model_dump(), progress=show)
+    settings = config.model_dump()
+    records = [*synthetic_records(domain, network=network, **settings, progress=show)]
+    return _Share(records=records, seconds=time.monotonic() - started_at)
+
+
+def _written(artifact: Artifact, shares: Sequence[_Share]) -> _Rendered:
+    from muva.data.shards import write_shards
+
+    started_at = time.monotonic()
+    records = chain.from_iterable(share.records for share in shares)
     summary = dataclasses.asdict(write_shards(records, artifact=artifact))
-    return _Rendered(summary=summary, seconds=time.monotonic() - started_at)
+    rendering = sum(share.seconds for share in shares)
+    return _Rendered(summary=summary, seconds=rendering + time.monotonic() - started_at)

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from muva.config import SyntheticConfig
+from muva.data.artifacts import Artifact
+from muva.data.shards import write_shards
 from muva.data.store import open_store
 from muva.errors import MuvaError
+from muva.synthetic import synthetic_records
 from tests.data.benchmarks.trees import tree
 from workflows.runtime.local import usable_port
 from workflows.session import Session, open_session
@@ -113,3 +116,16 @@ def test_people_are_not_rendered_while_mlflow_is_unavailable(
     session = open_session(home=tmp_path, tracking_uri=address)
     with pytest.raises(MuvaError, match="No MLflow server responds"):
         import_synthetic(session, ["syn-station"], SyntheticConfig())
+
+
+def test_networks_rendered_by_a_task_each_are_the_data_set_of_one_process(
+    ray_session: None, tmp_path: Path
+) -> None:
+    session = Session(home=tmp_path, store=open_store(tmp_path / "store"), tracking_uri=None)
+    people = SyntheticConfig(train_people=4, test_people=2, height=32, width=16)
+    name = "syn-world-4-6"
+    found = import_synthetic(session, [name], people)[name]
+    alone = Artifact(open_store(tmp_path / "alone"), "datasets", name, f"{0:016x}")
+    summary = write_shards(synthetic_records(name, **people.model_dump()), artifact=alone)
+    assert found.summary["images"] == summary.images > 40
+    assert found.summary["fingerprint"] == summary.fingerprint
