@@ -1,4 +1,4 @@
-"""The card of a model on the hub: its README, with the metadata that the hub's pages use.
+"""The card of a model: its README on the hub or in a folder, with the metadata of the hub's pages.
 
 It says what a bundle's description knows, and nothing that depends on when or where it was written:
 the same bundle gives the same card. https://huggingface.co/docs/hub/model-cards has the keys.
@@ -15,6 +15,9 @@ from typing import Any
 import yaml
 
 from muva.data.benchmarks import BENCHMARKS
+from muva.hub.address import is_hub_uri
+from muva.model.bundle_description import trained_people
+from muva.synthetic import is_synthetic
 
 CARD = "README.md"
 Results = Mapping[str, Mapping[str, float]]
@@ -33,35 +36,49 @@ _MARK = re.compile(r"<!-- muva models push: (?P<sha256>[0-9a-f]{64}) -->\n\Z")
 _LIMITS = """\
 ## Limits
 
-Features of a person are personal data, as is the image that they are made from. The model compares
-the appearance of people across cameras; it does not know who they are, and it was not made for
-decisions about people. Results on other cameras than those that it was evaluated on may differ."""
+The model compares the appearance of people, mostly of their clothes: it confuses people who are
+dressed alike, and does not recognise a person in other clothes. Results on other cameras than those
+that it was evaluated on may differ; measure them on images of your own before you rely on it."""
+_RENDERED_LIMITS = """
+It has never seen a photograph. How well it recognises real people is not what the table above says,
+which is of rendered people as well."""
+_MUST_NOT = """\
+## What it must not be used for
+
+- **Identifying people**, or deciding anything about one: whether to stop, admit, charge, hire or
+  watch a person. A high similarity is no evidence of identity.
+- **Following people without a legal basis.** Features of a person are personal data, as is the
+  image that they are made from, and many laws (in the EU, the GDPR and the AI Act) restrict or
+  forbid recognising people at a distance.
+- **Guessing attributes** such as origin, religion, health or emotion from the features."""
 
 
 def model_card(
     description: Mapping[str, Any],
-    repository: str,
+    address: str,
     *,
     licence: str | None = None,
     results: Results | None = None,
 ) -> str:
-    """The README of a repository that holds a bundle with this description (`bundle.json`).
+    """The README of a repository or folder that holds a bundle with this description.
 
     Args:
-        repository: ORG/NAME.
+        address: what `muva.load` opens: `hf://ORG/NAME`, or the name of the folder.
         licence: that of the weights, by its identifier on the hub, such as `apache-2.0`; None: the
             card says that none is stated.
         results: scores to show; the hub's page shows them too.
     """
-    name = repository.partition("/")[2]
+    name = address.rpartition("/")[2]
+    rendered = _all_rendered(_sources(description["metadata"]))
     sections = [
         f"# {name}\n\n{_summary(description)}",
-        _use(repository),
+        _use(address),
         _model(description["model"], description["feature_dim"]),
-        _training(description["metadata"]),
+        _training(description),
         _results(results or {}),
         _licence(licence, _sources(description["metadata"])),
-        _LIMITS,
+        _LIMITS + (_RENDERED_LIMITS if rendered else ""),
+        _MUST_NOT,
     ]
     body = "\n\n".join(section for section in sections if section)
     metadata = _metadata(description, name, licence=licence, results=results or {})
@@ -121,18 +138,18 @@ def _summary(description: Mapping[str, Any]) -> str:
     )
 
 
-def _use(repository: str) -> str:
+def _use(address: str) -> str:
+    pinned = f"`{address}@REVISION` pins a branch, a tag or a commit. " * is_hub_uri(address)
     return f"""\
 ## Use
 
 ```python
 import muva
 
-features = muva.load("hf://{repository}").embed(["a.jpg", "b.jpg"])
+features = muva.load("{address}").embed(["a.jpg", "b.jpg"])
 ```
 
-`hf://{repository}@REVISION` pins a branch, a tag or a commit, and the command line takes the same
-address: `muva embed FOLDER --model hf://{repository} --out features.parquet`."""
+{pinned}On the command line: `muva embed FOLDER --model {address} --out features.parquet`."""
 
 
 def _model(settings: Mapping[str, Any], feature_dim: int) -> str:
@@ -148,11 +165,19 @@ def _model(settings: Mapping[str, Any], feature_dim: int) -> str:
     )
 
 
-def _training(metadata: Mapping[str, Any]) -> str:
+def _training(description: Mapping[str, Any]) -> str:
+    metadata = description["metadata"]
     sources, imported = _sources(metadata), metadata.get("imported")
     lines = []
     if sources:
-        lines.append(f"Trained on {', '.join(sources)}.")
+        people = trained_people(description)
+        count = f" with {people:,} people" if people else ""
+        lines.append(f"Trained on {', '.join(sources)}{count}.")
+    if _all_rendered(sources):
+        lines.append(
+            "All of these people are rendered by a program: no image of a real person was used, "
+            "and there is nobody whose consent or rights the weights depend on."
+        )
     if imported:
         lines.append(
             f"Imported from `{imported['file']}` ({imported['form']}, SHA-256 "
@@ -187,6 +212,10 @@ def _licence(licence: str | None, sources: Sequence[str]) -> str:
         lines += ["The data sets have terms of their own, which may extend to the weights:", ""]
         lines.append(_table(("data set", "licence"), terms))
     return "\n".join(lines)
+
+
+def _all_rendered(sources: Sequence[str]) -> bool:
+    return bool(sources) and all(map(is_synthetic, sources))
 
 
 def _sources(metadata: Mapping[str, Any]) -> tuple[str, ...]:

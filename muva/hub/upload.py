@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muva.errors import MuvaError, SettingsError
-from muva.hub.address import DEFAULT_BRANCH, HubAddress, parse_hub_address
+from muva.hub.address import DEFAULT_BRANCH, SCHEME, HubAddress, parse_hub_address
 from muva.hub.card import CARD, Results, is_unedited, model_card
 from muva.hub.failures import refusal, unavailable_reason
 from muva.model.bundle_description import DESCRIPTION, HUB, WEIGHTS, parse_description
@@ -83,7 +83,12 @@ def push_bundle(
             DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
         }
         if not keeps:
-            card = model_card(description, address.repository, licence=licence, results=results)
+            card = model_card(
+                description,
+                f"{SCHEME}{address.repository}",
+                licence=licence,
+                results=results,
+            )
             files[CARD] = card.encode()
         commit, url = _committed(api, address, files, commit_message)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:

@@ -31,9 +31,14 @@ from muva.config import ModelConfig, PromptConfig
 from muva.data import formats
 from muva.data.images import ImageLike, resized_rgb
 from muva.errors import MuvaError
-from muva.hub.card import Results
+from muva.hub.card import CARD, Results, is_unedited, model_card
 from muva.hub.upload import Pushed, push_bundle
-from muva.model.bundle_description import DESCRIPTION, WEIGHTS, parse_description
+from muva.model.bundle_description import (
+    DESCRIPTION,
+    TRAINING_IDENTITIES,
+    WEIGHTS,
+    parse_description,
+)
 from muva.model.clip import ClipShape, empty_clip, image_size_of, load_clip, normalisation
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, exact_convolutions
@@ -206,25 +211,89 @@ class Bundle(Embedder):
                 results=results,
             )
 
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        compact: bool = False,
+        licence: str | None = None,
+        results: Results | None = None,
+    ) -> None:
+        """Write weights, configuration and a card to a folder, which `muva.load` opens.
 
-def save_bundle(model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any]) -> None:
-    """Write a model and its description; `metadata` is JSON, such as the model's provenance."""
+        A bundle that is already there is replaced; a card that somebody has edited stays.
+
+        Args:
+            compact: half-precision weights, and neither prompts nor classes of the training
+                identities. Features stay the same but for rounding. A training can start from such
+                a model as from any other, but takes no classes from it.
+            licence: see `model_card`.
+            results: see `model_card`.
+
+        Raises:
+            MuvaError: the folder holds other files.
+        """
+        folder = Path(folder)
+        _check_replaceable(folder)
+        save_bundle(self.model, folder, metadata=self.metadata, compact=compact)
+        card = folder / CARD
+        if card.exists() and not is_unedited(card.read_text(encoding="utf-8")):
+            return
+        description = _read_description(folder)
+        text = model_card(description, folder.absolute().name, licence=licence, results=results)
+        card.write_text(text, encoding="utf-8")
+
+
+def save_bundle(
+    model: MuvaModel, folder: Path, *, metadata: Mapping[str, Any], compact: bool = False
+) -> None:
+    """Write a model and its description; `metadata` is JSON, such as the model's provenance.
+
+    `compact`: see `Bundle.save`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    stored = save(tensors)
+    tensors, prompts, identities = model.state_dict(), model.prompt_config, model.identities
+    if compact:
+        tensors, identities = _compact_weights(model), 0
+        prompts = prompts.model_copy(update={"domain_context": "", "domain_contexts": {}})
+        trained = metadata.get(TRAINING_IDENTITIES, model.identities)
+        metadata = {**metadata, TRAINING_IDENTITIES: trained}
+    stored = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     description = {
         "format_version": formats.BUNDLE,
         "sha256": hashlib.sha256(stored).hexdigest(),
         "clip": asdict(model.clip_shape),
         "model": model.config.model_dump(mode="json"),
-        "prompts": model.prompt_config.model_dump(mode="json"),
-        "identities": model.identities,
-        **({"domains": model.domains} if model.prompt_config.differ_by_domain else {}),
+        "prompts": prompts.model_dump(mode="json"),
+        "identities": identities,
+        **({"domains": model.domains} if prompts.differ_by_domain else {}),
         "feature_dim": model.feature_dim,
         "metadata": dict(metadata),
     }
     (folder / WEIGHTS).write_bytes(stored)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _compact_weights(model: MuvaModel) -> dict[str, Tensor]:
+    """The state dict without what belongs to identities, and with parameters in float16."""
+    parameters = {name for name, _ in model.named_parameters()}
+    tensors = {
+        name: value.half() if name in parameters else value
+        for name, value in model.state_dict().items()
+    }
+    for name in ("contexts", "classifier.weight"):
+        tensors[name] = tensors[name][:0]
+    return tensors
+
+
+def _check_replaceable(folder: Path) -> None:
+    others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others -= {WEIGHTS, DESCRIPTION, CARD}
+    if others:
+        raise MuvaError(
+            f"{folder} holds {sorted(others)[0]}, which belongs to no bundle: expected a new or "
+            "empty folder, or one with an earlier bundle"
+        )
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -12,6 +12,13 @@ from muva.errors import MuvaError
 WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
 HUB = "hub"
 """Key in a bundle's metadata: the repository and the commit on the hub that it was loaded from."""
+TRAINING_IDENTITIES = "training_identities"
+"""Key in the metadata of a compact bundle: how many identities the model was trained on."""
+
+
+def trained_people(description: Mapping[str, Any]) -> int:
+    """How many people a model was trained on, as its description says; 0: it does not say."""
+    return description["metadata"].get(TRAINING_IDENTITIES, description["identities"])
 
 
 def parse_description(stored: bytes, *, where: str) -> Mapping[str, Any]:

@@ -156,7 +156,7 @@ def test_no_damaged_bundle_is_pushed(hub: Hub, folder: Path) -> None:
 
 def card_of(folder: Path, **settings: Any) -> str:
     description = json.loads((folder / "bundle.json").read_text())
-    return model_card(description, NAME, **settings)
+    return model_card(description, f"hf://{NAME}", **settings)
 
 
 def test_the_hubs_own_library_reads_the_card(folder: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_card_claims_nothing_that_is_unknown(tmp_path: Path) -> None:
 
 def test_a_card_names_the_terms_of_public_data_sets(folder: Path) -> None:
     card = card_of(folder)
-    assert "Trained on market1501, mine." in card
+    assert "Trained on market1501, mine with 4 people." in card
     assert "| market1501 | " in card
     assert "| mine | " not in card  # nothing is known about it
 

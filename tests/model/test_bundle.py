@@ -69,6 +69,66 @@ def test_prompts_that_differ_by_domain_are_those_that_were_saved(tmp_path: Path)
     assert not torch.equal(night, other)
 
 
+def test_a_compact_bundle_is_small_and_has_the_same_features(folder: Path) -> None:
+    whole, compact = load_bundle(folder), folder.parent / "compact"
+    whole.save(compact, compact=True)
+    saved = load_bundle(compact)
+    cosine = (whole.embed([picture()]) * saved.embed([picture()])).sum()
+    assert cosine > 0.9999
+    sizes = [(each / "model.safetensors").stat().st_size for each in (compact, folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert (saved.model.identities, len(saved.model.classifier.weight)) == (0, 0)
+    assert saved.metadata == {**METADATA, "training_identities": 4}
+    assert "with 4 people" not in (compact / "README.md").read_text()  # the sources have no names
+    saved.save(folder.parent / "again", compact=True)
+    for file in compact.iterdir():
+        if file.name != "README.md":  # which has the folder's name
+            assert (folder.parent / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_training_starts_from_a_compact_bundle(folder: Path) -> None:
+    compact = folder.parent / "compact"
+    load_bundle(folder).save(compact, compact=True)
+    fresh = small_model(identities=7, gating="online", mask_max_value=5.0)
+    fresh.start_from(load_bundle(compact).model)
+    expected = load_bundle(folder).model.image_encoder.state_dict()
+    for name, value in fresh.image_encoder.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_compact_bundle_keeps_no_prompts_of_domains(tmp_path: Path) -> None:
+    prompts = PromptConfig(domain_contexts={"a": "taken at night"})
+    model = build_model(
+        *(small_clip(),),
+        model=small_config(),
+        prompts=prompts,
+        identities=2,
+        seed=0,
+        domains=["a", "b"],
+    )
+    save_bundle(model.eval(), tmp_path / "bundle", metadata=METADATA, compact=True)
+    assert load_bundle(tmp_path / "bundle").model.identities == 0
+
+
+def test_a_saved_bundle_replaces_an_earlier_one_but_neither_other_files_nor_an_edited_card(
+    folder: Path,
+) -> None:
+    bundle, saved = load_bundle(folder), folder.parent / "saved"
+    results = {"syn-station": {"mAP": 0.5, "rank-1": 0.25}}
+    bundle.save(saved, licence="apache-2.0", results=results)
+    card = (saved / "README.md").read_text()
+    assert "| syn-station | 25.0 | 50.0 |" in card
+    assert 'muva.load("saved")' in card
+    bundle.save(saved)
+    assert "syn-station" not in (saved / "README.md").read_text()
+    (saved / "README.md").write_text("mine")
+    bundle.save(saved, licence="apache-2.0")
+    assert (saved / "README.md").read_text() == "mine"
+    (saved / "notes.txt").write_text("mine too")
+    with pytest.raises(MuvaError, match=r"holds notes\.txt, which belongs to no bundle"):
+        bundle.save(saved)
+
+
 def test_every_kind_of_image_gives_the_same_feature(folder: Path, tmp_path: Path) -> None:
     bundle = load_bundle(folder)
     stream = BytesIO()

@@ -1,64 +1,102 @@
-"""The model that a command names: in the store, at another address, or on the Hugging Face Hub.
+"""The model that a command names: in the store, in a folder, or on the Hugging Face Hub.
 
-A model on the hub is copied into the store, once per commit, as an artifact like any other. Ray's
-workers then read it from the store, however many they are: they need neither the hub nor a token.
+A model outside the store is copied into it, once per version, as an artifact like any other. Ray's
+workers then read it from the store, however many they are: they need neither the hub nor a token,
+nor the folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from muva.data import formats
-from muva.data.artifacts import Artifact
+from muva.data.artifacts import Artifact, check_name
 from muva.hub.address import is_hub_uri, parse_hub_address
-from muva.hub.download import HubSnapshot, download_bundle
+from muva.hub.download import download_bundle
 from muva.model.bundle_description import DESCRIPTION, HUB, WEIGHTS, parse_description
 from muva.models import BUNDLE, find_model
 from workflows.progress import track
 from workflows.session import Session
 from workflows.steps.step import Step, run_step
 
+_FOLDER = "bundle"
+"""Key in the settings of a copy of a folder: the SHA-256 of `bundle.json`, which holds that of the
+weights."""
+
 
 def named_model(session: Session, reference: str) -> Artifact:
-    """The model of a name, an address in the store, a URI, or `hf://ORG/NAME[@REVISION]`.
+    """The model of a name, an address in the store, a URI, a bundle's folder, or `hf://ORG/NAME`.
+
+    A folder is given with a slash, as `./NAME`; without one, it is a name in the store.
 
     Raises:
         MuvaError: there is none, or the hub does not give it; see `download_bundle`.
     """
-    if not is_hub_uri(reference):
+    if is_hub_uri(reference):
+        snapshot = download_bundle(parse_hub_address(reference))
+        return _copied(
+            session,
+            snapshot.folder,
+            name=snapshot.address.name,
+            origin=snapshot.uri,
+            settings={HUB: {"repository": snapshot.address.repository, "commit": snapshot.commit}},
+            provenance={
+                key: value for key, value in snapshot.provenance.items() if key != "revision"
+            },
+        )
+    folder = Path(reference).expanduser()
+    if "/" not in reference or not (folder / DESCRIPTION).is_file():
         return find_model(session.store, reference)
-    return _copied(session, download_bundle(parse_hub_address(reference)))
+    stored = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+    return _copied(
+        session,
+        folder,
+        name=check_name(folder.resolve().name),
+        origin=reference,
+        settings={_FOLDER: stored},
+    )
 
 
-def _copied(session: Session, snapshot: HubSnapshot) -> Artifact:
-    """The copy of a bundle in the store, whose address follows from repository and commit."""
+def _copied(
+    session: Session,
+    folder: Path,
+    *,
+    name: str,
+    origin: str,
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """The copy of a bundle in the store, whose address follows from these settings."""
     step = Step(
-        title=f"copy {snapshot.uri} into the store",
+        title=f"copy {origin} into the store",
         store=session.store,
         kind="models",
-        name=snapshot.address.name,
+        name=name,
         format_version=formats.BUNDLE,
-        settings={HUB: {"repository": snapshot.address.repository, "commit": snapshot.commit}},
+        settings=dict(settings),
     )
 
     def work(_: object) -> dict[str, Any]:
         with track(step.title):
-            return _write(step.artifact, snapshot)
+            return _write(step.artifact, folder, origin, provenance)
 
     # Nothing is computed, so there is no run to log.
     untracked = dataclasses.replace(session, tracking_uri=None)
     return run_step(step, session=untracked, work=work).artifact
 
 
-def _write(artifact: Artifact, snapshot: HubSnapshot) -> dict[str, Any]:
-    description = dict(
-        parse_description((snapshot.folder / DESCRIPTION).read_bytes(), where=snapshot.uri)
-    )
-    origin = {key: value for key, value in snapshot.provenance.items() if key != "revision"}
-    description["metadata"] = {**description["metadata"], HUB: origin}
+def _write(
+    artifact: Artifact, folder: Path, origin: str, provenance: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    description = dict(parse_description((folder / DESCRIPTION).read_bytes(), where=origin))
+    if provenance is not None:
+        description["metadata"] = {**description["metadata"], HUB: dict(provenance)}
     stored = json.dumps(description, indent=2) + "\n"
     artifact.store.write(artifact.key(BUNDLE, DESCRIPTION), stored.encode())
-    artifact.store.write(artifact.key(BUNDLE, WEIGHTS), (snapshot.folder / WEIGHTS).read_bytes())
+    artifact.store.write(artifact.key(BUNDLE, WEIGHTS), (folder / WEIGHTS).read_bytes())
     return {key: description[key] for key in ("identities", "feature_dim")}

@@ -1,4 +1,4 @@
-"""`muva models`: imports, lists and shows models, logs them to MLflow, pushes them to the hub.
+"""`muva models`: imports, lists and shows models, logs, saves and pushes them.
 
 An imported model is an artifact like a trained one: it can be evaluated, fine-tuned and loaded in
 the same ways. Its address depends on the file's bytes and on the settings it was imported with.
@@ -40,11 +40,12 @@ ACTIVATIONS = {"quick-gelu": True, "gelu": False}
 
 @click.group("models")
 def models_verb() -> None:
-    """Import checkpoints from other programs; list and show models; log or push one.
+    """Import checkpoints from other programs; list and show models; log, save or push one.
 
     \b
     muva models import ViT-B-16_60.pth --name clip-reid
     muva models list
+    muva models save muva FOLDER
     muva models push muva ORG/NAME
     """
 
@@ -270,6 +271,50 @@ def push_verb(
         {"model": artifact.uri, **dataclasses.asdict(pushed)},
         as_json=as_json,
         text="\n".join(text),
+    )
+
+
+@models_verb.command("save")
+@click.argument("model")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Half-precision weights, without the prompts and classes of the training identities.",
+)
+@click.option("--licence", metavar="ID", help="The weights' licence, for the card: apache-2.0.")
+@json_option
+@session_options
+def save_verb(
+    model: str, folder: Path, compact: bool, licence: str | None, as_json: bool, session: Session
+) -> None:
+    """Save MODEL as a FOLDER of its own: weights, configuration and a card.
+
+    Such a folder can be copied anywhere; `muva.load` opens it, and every command takes it as a
+    model if it is given with a slash, as ./FOLDER. The card shows the scores of MODEL that are in
+    the store. A bundle that is already in FOLDER is replaced.
+
+    \b
+    muva models save muva muva-market --compact --licence cc-by-nc-4.0
+    muva embed crops --model ./muva-market --out crops.parquet
+    """
+    import muva
+    from workflows.results.model_scores import scores_of_model
+    from workflows.steps.named_model import named_model
+
+    artifact = named_model(session, model)
+    with track(f"save {artifact.name} to {folder}"):
+        muva.load(artifact.uri).save(
+            folder,
+            compact=compact,
+            licence=licence,
+            results=scores_of_model(session.store, artifact),
+        )
+    written = sum(file.stat().st_size for file in folder.iterdir())
+    print_result(
+        {"model": artifact.uri, "folder": f"{folder}", "bytes": written},
+        as_json=as_json,
+        text=f"{folder}: {written / 1e6:.1f} MB",
     )
 
 

@@ -1,4 +1,4 @@
-"""`muva models push`, and verbs that take a model from the hub, by the command line."""
+"""`muva models push` and `save`, and verbs that take a model from the hub or a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -144,6 +146,26 @@ def test_the_card_shows_the_newest_scores_of_this_model_alone(
         ("msmt17", "rank-1"): 0.5,
         ("msmt17", "mINP"): 0.125,
     }
+
+
+def test_a_saved_folder_is_a_model(home: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home.parent)
+    evaluation(home, "msmt17", of=f"models/mine-{0:016x}")
+    saved = run("models", "save", "mine", "saved", "--compact", "--licence", "apache-2.0")
+    files = [*(home.parent / "saved").iterdir()]
+    assert saved["bytes"] == sum(file.stat().st_size for file in files)
+    card = (home.parent / "saved" / "README.md").read_text()
+    assert "| msmt17 | 50.0 | 25.0 | 12.5 |" in card
+    assert "Of these weights: apache-2.0." in card
+
+    crops, here, there = home.parent / "crops", home / "here.parquet", home / "there.parquet"
+    run("embed", f"{crops}", "--model", "mine", "--out", f"{here}")
+    embedded = run("embed", f"{crops}", "--model", "./saved", "--out", f"{there}")
+    copied = open_artifact(embedded["model"])
+    assert (copied.store.uri, copied.name) == (f"{home / 'store'}", "saved")
+    features = [np.stack(pq.read_table(file)["features"].to_pylist()) for file in (here, there)]
+    assert (features[0] * features[1]).sum(axis=1).min() > 0.9999
+    assert "no models 'saved-not'" in run("models", "show", "saved-not", code=1)
 
 
 def test_nothing_is_created_for_a_model_that_does_not_exist(hub: Hub, run: Run) -> None:
