@@ -44,14 +44,14 @@ def main() -> int:
                 expert: evaluate_variants(
                     session,
                     arguments.recipe,
-                    target,
+                    [target],
                     arguments.seeds,
                     {
                         "variants": ["muva"],
                         "grounding.expert": expert,
                         "execution.cpus_per_worker": arguments.cpus_per_worker,
                     },
-                )
+                )[target]
                 for expert in experts
             }
             for name, key in (("mAP", "mean_ap"), ("rank-1", "rank1")):

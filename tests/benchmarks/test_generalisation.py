@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.generalisation import Figures, not_improved, print_table
+from benchmarks.generalisation import Figures, not_improved, parts_do_not_help, print_table
 
 FIGURES: Figures = {
     "syn-station": {"clip": [0.1] * 3, "global_only": [0.2, 0.3, 0.4], "muva": [0.3, 0.5, 0.4]},
@@ -36,6 +36,14 @@ def test_two_experts_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_model_that_did_not_improve_is_named() -> None:
     assert not_improved(FIGURES) == ["global-only on syn-airport"]
+
+
+def test_parts_that_gain_too_little_are_named() -> None:
+    assert parts_do_not_help(FIGURES) == []
+    worse = FIGURES | {"syn-station": FIGURES["syn-station"] | {"muva": [0.2, 0.1, 0.1]}}
+    assert parts_do_not_help(worse) == ["MUVA below global-only on syn-station"]
+    little = {"syn-station": FIGURES["syn-station"] | {"muva": [0.3, 0.3, 0.36]}}
+    assert parts_do_not_help(little) == ["MUVA gains +2.0 mAP on average, goal +3.0"]
 
 
 def test_one_seed_has_no_deviation(capsys: pytest.CaptureFixture[str]) -> None:
