@@ -13,6 +13,7 @@ from muva.config.recipes import (
     with_settings,
 )
 from muva.config.schema import (
+    SHIPPED_CLIPS,
     BoxRule,
     EvaluationConfig,
     ExecutionConfig,
@@ -31,6 +32,7 @@ from muva.config.section import Count, Section
 __all__ = [
     "PARTS",
     "PHRASES",
+    "SHIPPED_CLIPS",
     "AugmentationConfig",
     "BoxRule",
     "Count",

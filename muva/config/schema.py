@@ -28,12 +28,17 @@ BoxRule = Literal[
 """Rules that drop or correct boxes; see `muva.grounding.rules`."""
 
 
+SHIPPED_CLIPS = ("tiny", "small")
+"""The CLIPs that come with the package, with patches of eight pixels."""
+
+
 class ModelConfig(Section):
     """The image encoder (Sec. 3.2 to 3.4 of the paper)."""
 
     clip: str = "ViT-B-16"
-    """`tiny` (shipped), an open_clip name with OpenAI's weights, `NAME:TAG` for other weights of
-    open_clip, `hf-hub:ORG/NAME`, the path of an OpenAI checkpoint, or `NAME:PATH` for others."""
+    """`tiny` or `small` (shipped), an open_clip name with OpenAI's weights, `NAME:TAG` for other
+    weights of open_clip, `hf-hub:ORG/NAME`, the path of an OpenAI checkpoint, or `NAME:PATH` for
+    others."""
     image_height: Count = 256
     image_width: Count = 128
     stride: Count = 16
@@ -81,7 +86,7 @@ class ModelConfig(Section):
 
 def patch_size(clip: str) -> int | None:
     """A CLIP's patch size in pixels, if its name says it (`tiny`, `ViT-B-16:openai`), else None."""
-    if clip == "tiny":
+    if clip in SHIPPED_CLIPS:
         return 8
     named = re.fullmatch(r"ViT-\w+-(\d+)(-quickgelu|-\d+)?(:.+)?", clip)
     return int(named.group(1)) if named else None

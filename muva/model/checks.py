@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from muva.config import ModelConfig
+from muva.config import SHIPPED_CLIPS, ModelConfig
 from muva.errors import SettingsError
 
 
@@ -14,7 +14,7 @@ def check_clip(name: str) -> None:
     Raises:
         SettingsError: the name is unknown.
     """
-    if name != "tiny" and not (name and Path(name).expanduser().exists()):
+    if name not in SHIPPED_CLIPS and not (name and Path(name).expanduser().exists()):
         from muva.model.clip import open_clip_name
 
         open_clip_name(name)

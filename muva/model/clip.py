@@ -20,13 +20,14 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from muva.config import SHIPPED_CLIPS
 from muva.errors import MuvaError, SettingsError
 from muva.model.checks import patch_grid
 from muva.model.position_embedding import resize_position_embedding
 from muva.model.state_dicts import read_state_dict
 
-TINY = Path(__file__).parent / "tiny"
-"""The folder of the small CLIP shipped with muva: `model.safetensors` and `config.json`."""
+CLIP_FOLDERS = {name: Path(__file__).parent / name for name in SHIPPED_CLIPS}
+"""The folders of the CLIPs shipped with muva: `model.safetensors` and `config.json` in each."""
 
 HUB = "hf-hub:"
 
@@ -114,12 +115,13 @@ def token_ids_in(texts: Iterable[str]) -> list[int]:
 def load_clip(name: str, *, image_size: tuple[int, int], stride: int) -> open_clip.CLIP:
     """Load a CLIP, with its position embeddings resized for images of `image_size` (height, width).
 
-    `name` is one of: `tiny`; an open_clip name (OpenAI's weights) or `NAME:TAG`; `hf-hub:ORG/NAME`;
-    a file of OpenAI's weights (safetensors, torch, TorchScript); `NAME:FILE` for weights of others,
-    because a weights file records neither the activation nor the number of heads; or a folder that
-    `save_clip` wrote. `normalisation` returns the mean and std that the CLIP was trained with.
+    `name` is one of: `tiny` or `small`, which are shipped; an open_clip name (OpenAI's weights) or
+    `NAME:TAG`; `hf-hub:ORG/NAME`; a file of OpenAI's weights (safetensors, torch, TorchScript);
+    `NAME:FILE` for weights of others, because a weights file records neither the activation nor the
+    number of heads; or a folder that `save_clip` wrote. `normalisation` returns the mean and std
+    that the CLIP was trained with.
     """
-    path = TINY if name == "tiny" else Path(name).expanduser()
+    path = CLIP_FOLDERS.get(name) or Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, image_size=image_size, stride=stride)
     if path.is_file():
@@ -436,7 +438,8 @@ def open_clip_name(name: str) -> tuple[str, str]:
     if open_clip.get_model_config(architecture) is None:
         raise SettingsError(
             f"CLIP {name!r} is neither a file, a folder nor a name that open_clip knows: expected "
-            f"`tiny`, a path, or a name such as ViT-B-16 (open_clip.list_models() lists them)"
+            "`tiny`, `small`, a path, or a name such as ViT-B-16 (open_clip.list_models() lists "
+            "them)"
         )
     _shape_of_config(architecture)
     tags = open_clip.list_pretrained_tags_by_model(architecture)

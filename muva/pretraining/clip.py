@@ -1,22 +1,27 @@
-"""Pre-train the tiny CLIP shipped with muva: `python -m muva.pretraining.clip --out FOLDER`.
+"""Pre-train the CLIPs shipped with muva: `python -m muva.pretraining.clip small --out FOLDER`.
 
-A small CLIP with the architecture of the real one, which runs on a laptop. It is trained by
-contrastive learning (Radford et al. 2021, Sec. 2.3) on rendered people and captions of their
-attributes, using only the pre-training domains, and then evaluated on people and domains that it
-has not seen. Writes `model.safetensors`, `config.json` and a model card. The same seed and number
-of threads give the same weights.
+A CLIP with the architecture of the real one, which runs on a laptop: `tiny` for the demo and the
+tests, `small` for better features. Both are trained contrastively (Radford et al. 2021, Sec. 2.3)
+on rendered people of the open world and captions of their attributes, and between images of a
+person from two cameras (NT-Xent, Chen et al. 2020, Sec. 2.1); half of the patches are dropped (Li
+et al. 2023, FLIP). A batch holds people of a few networks, so that neither light nor place tells
+them apart. Writes `model.safetensors`, `config.json` and a model card with zero-shot results.
+
+The same command continues an interrupted training. The same seed and number of threads give the
+same weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import shutil
+import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -25,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from muva.memory import freed_memory_kept
 from muva.model.attention import run_block, transformer_blocks
 from muva.model.clip import (
     load_clip,
@@ -36,28 +42,37 @@ from muva.model.clip import (
 )
 from muva.model.precision import autocast, resolve_precision
 from muva.model.text_encoder import encode_text
-from muva.pretraining.options import pretraining_options
+from muva.pretraining.crowd import HEIGHT, WIDTH, Crowd, rendered_crowd
+from muva.pretraining.variation import varied
 from muva.retrieval import RetrievalResult, evaluate
-from muva.synthetic import DOMAINS, PRETRAINING, render, test_records
-from muva.synthetic.caption import caption, vocabulary_texts
-from muva.synthetic.identity import identity
+from muva.synthetic import DOMAINS, PRETRAINING, test_records
+from muva.synthetic.caption import vocabulary_texts
 from muva.synthetic.sensor import decode_jpeg
+from muva.training.checkpoints import load_checkpoint, save_checkpoint
 
-HEIGHT, WIDTH = 128, 64
-IMAGES_PER_CAMERA = 2
-PEOPLE_PER_TASK = 25
+NETWORKS, PEOPLE, VIEWS = 400, 24, 6
+"""Networks of the open world, people of each, and images of each person."""
+BATCH_NETWORKS, BATCH_PEOPLE = 4, 16
+"""A batch has so many networks, and two images of so many people of each."""
+KEPT_PATCHES = 0.5
+"""Share of the patches that an image is encoded from in training."""
 
-PEOPLE, STEPS = 2000, 2000
-"""Number of people in both domains together."""
-
-BATCH = 128
-"""Images per step, each of a different person, so that captions within a batch differ."""
-PEAK_LR, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.05
+PEAK_LR, WEIGHT_DECAY, WARMUP = 5e-4, 0.05, 0.1
+BETAS = (0.9, 0.98)
+"""Decay rates of AdamW's moments, as CLIP was trained with (Radford et al. 2021, Table 18)."""
 GRADIENT_NORM = 1.0
 LARGEST_LOGIT_SCALE = math.log(100)
+IMAGE_TEMPERATURE = 0.1
+"""Temperature of the loss between images; the one between images and captions is learned."""
+CHECKPOINT_EVERY = 100
 
+EVALUATED_AT_ONCE = 128
 TRAIN_PEOPLE = TEST_PEOPLE = 100
-"""The split of the benchmark domains; zero-shot evaluation uses people after the first ones."""
+"""The split of the named domains: the first people are for training, the next ones for testing."""
+SEEN_BY_TINY = 1000
+"""The first people of `syn-mall` and `syn-campus`, on whom the shipped tiny CLIP was trained."""
+IMAGES_PER_CAMERA = 2
+"""Zero-shot evaluation: one query and one gallery image per camera, across cameras."""
 
 PROMPT_WORDS = (
     "A photo of a * * * * person, head of a person, upper body of a person, legs of a person",
@@ -65,132 +80,240 @@ PROMPT_WORDS = (
     "in spring, in summer, in autumn, in winter, in the rain, in snow, in sunlight, under lamps",
     "in a shopping mall, on a campus, on a boulevard, at a station, at a harbour, in an airport",
     "from a high camera, from the front, from behind, from the side, blurred, dark, bright",
+    "on a plaza, in a concourse, in the world, taken by a camera, in a square, on a street",
 )
 """Texts of prompts and domain contexts whose words are part of the vocabulary."""
 
 
-@dataclass(frozen=True)
-class People:
-    """Images and captions of P people, V views of each."""
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The dimensions of a CLIP, and how long it is trained."""
 
-    images: NDArray[np.uint8]
-    """(P, V, H, W, 3)"""
-    captions: list[str]
+    vision_width: int
+    vision_layers: int
+    text_width: int
+    text_layers: int
+    embed_dim: int
+    steps: int
+
+
+SIZES = {
+    "tiny": Size(
+        vision_width=128,
+        vision_layers=4,
+        text_width=64,
+        text_layers=3,
+        embed_dim=64,
+        steps=3000,
+    ),
+    "small": Size(
+        vision_width=256,
+        vision_layers=5,
+        text_width=128,
+        text_layers=3,
+        embed_dim=256,
+        steps=5000,
+    ),
+}
 
 
 def main() -> None:
-    """Pre-train, evaluate and save."""
-    arguments = pretraining_options(__doc__, people=PEOPLE, steps=STEPS)
+    """Render, pre-train, evaluate and save."""
+    arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-
-    started = time.perf_counter()
-    per_domain = arguments.people // len(PRETRAINING)
-    people = render_people(per_domain, processes=arguments.threads)
-    print(
-        f"{people.images.shape[0]} people rendered in {time.perf_counter() - started:.0f} s",
-        flush=True,
+    size = SIZES[arguments.size]
+    steps = arguments.steps or size.steps
+    crowd = rendered_crowd(
+        range(arguments.networks),
+        people=PEOPLE,
+        views=VIEWS,
+        folder=arguments.people,
+        processes=arguments.threads,
+        progress=lambda done, total: print(f"network {done}/{total} rendered", flush=True),
     )
-
-    token_ids = token_ids_in([*vocabulary_texts(), *PROMPT_WORDS, *people.captions])
-    clip = new_clip(token_ids=token_ids, seed=arguments.seed, image_size=(HEIGHT, WIDTH))
+    clip = untrained(arguments.size, crowd, seed=arguments.seed)
     parameters = sum(parameter.numel() for parameter in clip.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, {len(token_ids)} tokens")
-    for report in pretrain(clip, people, steps=arguments.steps, seed=arguments.seed):
-        if report.step % 20 == 0 or report.step == arguments.steps:
-            print(
-                f"step {report.step}/{arguments.steps}  loss {report.loss:.3f}  "
-                f"accuracy {report.accuracy:.2f}  {time.perf_counter() - started:.0f} s",
-                flush=True,
-            )
-
-    save_clip(clip, arguments.out, name="tiny")
+    print(f"{parameters / 1e6:.2f} M parameters, {len(crowd.captions):,} people")
+    started = time.perf_counter()
+    checkpoints = arguments.out / "checkpoints"
+    with freed_memory_kept():
+        for report in pretrain(
+            clip, crowd, steps=steps, seed=arguments.seed, checkpoints=checkpoints
+        ):
+            if report.step % 20 == 0 or report.step == steps:
+                print(
+                    f"step {report.step}/{steps}  captions {report.caption_loss:.3f}  images "
+                    f"{report.image_loss:.3f}  accuracy {report.accuracy:.2f}  "
+                    f"{time.perf_counter() - started:.0f} s",
+                    flush=True,
+                )
+    save_clip(clip, arguments.out, name=arguments.size)
     shipped = load_clip(str(arguments.out), image_size=(HEIGHT, WIDTH), stride=8)
-    results = {
-        domain: zero_shot(shipped, domain, pids=unseen_people(domain, pretrained_on=per_domain))
-        for domain in DOMAINS
-    }
+    results = {domain: unseen(class_tokens(shipped), domain) for domain in DOMAINS}
     for domain, result in results.items():
         print(f"{domain:15s} rank-1 {result.cmc[1]:.3f}  mAP {result.mean_ap:.3f}")
-    seconds = time.perf_counter() - started
     card = model_card(
+        arguments.size,
         results,
-        people=people,
+        crowd=crowd,
         parameters=parameters,
-        tokens=len(token_ids),
-        arguments=arguments,
-        seconds=seconds,
+        steps=steps,
+        tokens=len(vocabulary(crowd)),
     )
     (arguments.out / "README.md").write_text(card)
-    print(f"{arguments.out} written after {seconds:.0f} s")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    print(f"{arguments.out} written")
 
 
-def render_people(people_per_domain: int, *, processes: int) -> People:
-    """Render the first people of each pre-training domain, seen by all its cameras."""
-    people = [(domain, pid) for domain in PRETRAINING for pid in range(1, people_per_domain + 1)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        views = list(pool.map(_views, *zip(*people, strict=True), chunksize=PEOPLE_PER_TASK))
-    return People(np.stack(views), [caption(identity(domain, pid)) for domain, pid in people])
-
-
-def _views(domain: str, pid: int) -> NDArray[np.uint8]:
-    return np.stack(
-        [
-            render(domain, pid=pid, camid=camid, index=index, height=HEIGHT, width=WIDTH).image
-            for camid in range(1, DOMAINS[domain].cameras + 1)
-            for index in range(IMAGES_PER_CAMERA)
-        ]
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("size", choices=SIZES, help="which CLIP")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--people", type=Path, required=True, help="folder in which rendered people are kept"
     )
+    parser.add_argument("--networks", type=int, default=NETWORKS)
+    parser.add_argument("--steps", type=int, help="default: that of the size")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def untrained(size: str, crowd: Crowd, *, seed: int) -> open_clip.CLIP:
+    """A CLIP of this size with the vocabulary of all captions and prompts."""
+    shape = SIZES[size]
+    return new_clip(
+        token_ids=vocabulary(crowd),
+        seed=seed,
+        image_size=crowd.images.shape[2:4],
+        vision_width=shape.vision_width,
+        vision_layers=shape.vision_layers,
+        text_width=shape.text_width,
+        text_layers=shape.text_layers,
+        embed_dim=shape.embed_dim,
+    )
+
+
+def vocabulary(crowd: Crowd) -> list[int]:
+    """The token ids of all captions and prompts."""
+    return token_ids_in([*vocabulary_texts(), *PROMPT_WORDS, *crowd.captions])
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """The loss of a step, and the fraction of images matched to their own caption."""
+    """The losses of a step, and the fraction of images matched to their own caption."""
 
     step: int
-    loss: float
+    caption_loss: float
+    image_loss: float
     accuracy: float
 
 
 def pretrain(
-    clip: open_clip.CLIP, people: People, *, steps: int, seed: int
+    clip: open_clip.CLIP,
+    crowd: Crowd,
+    *,
+    steps: int,
+    seed: int,
+    checkpoints: Path | None = None,
 ) -> Iterator[StepReport]:
-    """Train with a contrastive loss between images and captions, yielding after each step."""
-    optimiser = torch.optim.AdamW(clip.parameters(), lr=PEAK_LR, weight_decay=WEIGHT_DECAY)
-    own = torch.arange(min(BATCH, len(people.captions)))
+    """Train, yielding after each step; continue from the last checkpoint, if there is one.
+
+    What is drawn in a step depends only on (seed, step), so a continued training gives what an
+    uninterrupted one gives.
+    """
+    optimiser = torch.optim.AdamW(
+        clip.parameters(), lr=PEAK_LR, betas=BETAS, weight_decay=WEIGHT_DECAY
+    )
+    done = _restored(checkpoints, clip, optimiser) if checkpoints else 0
     precision = resolve_precision("auto", torch.device("cpu"))
     clip.train()
-    for step in range(1, steps + 1):
+    for step in range(done + 1, steps + 1):
         for group in optimiser.param_groups:
-            group["lr"] = PEAK_LR * learning_rate_factor(step, steps)
+            group["lr"] = PEAK_LR * learning_rate_factor(step, steps, warmup=WARMUP)
         rng = np.random.default_rng([seed, step])
-        images, texts = draw_batch(people, clip, rng, size=len(own))
+        images, texts = draw_batch(crowd, clip, rng)
+        own = torch.arange(len(texts))
         with autocast(precision, images.device):
-            image_features = encode_images(clip, images)
+            image_features = encode_images(clip, images, kept=_kept_patches(clip, images, rng))
             text_features = encode_text(clip, texts)
         image_features = normalize(image_features.float(), dim=1)
         text_features = normalize(text_features.float(), dim=1)
         logits = clip.logit_scale.exp() * image_features @ text_features.T
-        loss = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+        caption_loss = torch.stack(
+            [
+                (cross_entropy(view, own) + cross_entropy(view.T, own)) / 2
+                for view in logits.chunk(2)
+            ]
+        ).mean()
+        image_loss = nt_xent(image_features)
         optimiser.zero_grad()
-        loss.backward()
+        (caption_loss + image_loss).backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), GRADIENT_NORM)
         optimiser.step()
         with torch.no_grad():
             clip.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)
-        accuracy = (logits.argmax(dim=1) == own).float().mean()
-        yield StepReport(step, float(loss.detach()), float(accuracy))
+        if checkpoints and (step % CHECKPOINT_EVERY == 0 or step == steps):
+            _save(checkpoints, clip, optimiser, step)
+        accuracy = (logits.argmax(dim=1) == own.repeat(2)).float().mean()
+        yield StepReport(
+            step, float(caption_loss.detach()), float(image_loss.detach()), float(accuracy)
+        )
     clip.eval()
 
 
-def encode_images(clip: open_clip.CLIP, pixels: Tensor) -> Tensor:
+def nt_xent(features: Tensor) -> Tensor:
+    """Loss between two views of B people: normalised features (2 B, D), the first views first.
+
+    Each image is to find the other view of its person among all other images of the batch.
+    """
+    count = len(features)
+    logits = features @ features.T / IMAGE_TEMPERATURE
+    logits = logits.masked_fill(torch.eye(count, dtype=torch.bool), -math.inf)
+    return cross_entropy(logits, (torch.arange(count) + count // 2) % count)
+
+
+def draw_batch(
+    crowd: Crowd, clip: open_clip.CLIP, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Two images each of B people, first views first, (2 B, 3, H, W), and B captions' token ids."""
+    people = draw_people(crowd, rng)
+    views = np.stack([rng.permutation(crowd.images.shape[1])[:2] for _ in people], axis=1)
+    levels = np.concatenate([crowd.images[people, view] for view in views])
+    texts = [phrase(crowd.captions[person], rng) for person in people]
+    return _normalised(varied(_unit(levels), rng), clip), open_clip.tokenize(texts)
+
+
+def draw_people(crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
+    """Indices (B,) of different people from a few networks."""
+    networks = np.unique(crowd.networks)
+    chosen = rng.choice(networks, min(BATCH_NETWORKS, len(networks)), replace=False)
+    of_network = [np.flatnonzero(crowd.networks == network) for network in chosen]
+    return np.concatenate(
+        [rng.choice(own, min(BATCH_PEOPLE, len(own)), replace=False) for own in of_network]
+    )
+
+
+def _kept_patches(clip: open_clip.CLIP, images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Indices (B, kept) of the patches that each image is encoded from, in order."""
+    patches = len(vision_tower(clip).positional_embedding) - 1
+    order = rng.random((len(images), patches)).argsort(axis=1)
+    return torch.from_numpy(np.sort(order[:, : round(KEPT_PATCHES * patches)], axis=1))
+
+
+def encode_images(clip: open_clip.CLIP, pixels: Tensor, *, kept: Tensor | None = None) -> Tensor:
     """CLIP's features (B, D) of images, faster than CLIP's own method.
 
     The last block computes only the class token, and attention has a fast backward pass in bf16.
+    kept: indices (B, kept) of the only patches to encode; None: all.
     """
     visual = vision_tower(clip)
-    patches = visual.conv1(pixels).flatten(2).mT
-    first = visual.get_parameter("class_embedding").expand(len(pixels), 1, -1)
-    tokens = torch.cat([first, patches], dim=1) + visual.positional_embedding
+    positions = visual.positional_embedding
+    patches = visual.conv1(pixels).flatten(2).mT + positions[1:]
+    if kept is not None:
+        patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
+    first = visual.get_parameter("class_embedding") + positions[0]
+    tokens = torch.cat([first.expand(len(pixels), 1, -1), patches], dim=1)
     tokens = visual.ln_pre(tokens)
     *blocks, last = transformer_blocks(visual.transformer)
     for block in blocks:
@@ -199,40 +322,15 @@ def encode_images(clip: open_clip.CLIP, pixels: Tensor) -> Tensor:
     return visual.ln_post(tokens[:, 0]) @ visual.get_parameter("proj")
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Learning rate at a step, counted from 1, as a fraction of the peak: warm-up and cosine."""
-    warmup = max(1, round(WARMUP * steps))
-    if step <= warmup:
-        return step / warmup
-    return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+def learning_rate_factor(step: int, steps: int, *, warmup: float) -> float:
+    """Learning rate at a step, counted from 1, as a fraction of the peak: warm-up and cosine.
 
-
-def draw_batch(
-    people: People, clip: open_clip.CLIP, rng: np.random.Generator, *, size: int
-) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) of `size` different people, and the token ids of their captions."""
-    chosen = rng.choice(len(people.captions), size, replace=False)
-    views = rng.integers(people.images.shape[1], size=size)
-    images = to_pixels(people.images[chosen, views], clip)
-    mirrored = torch.from_numpy(rng.random(size) < 0.5)
-    images[mirrored] = images[mirrored].flip(3)
-    return shift_colours(images, rng), open_clip.tokenize(
-        [phrase(people.captions[person], rng) for person in chosen]
-    )
-
-
-def to_pixels(images: NDArray[np.uint8], clip: open_clip.CLIP) -> Tensor:
-    """Convert pixels (B, H, W, 3) to images (B, 3, H, W) with the CLIP's normalisation."""
-    mean, std = (torch.tensor(channels)[:, None, None] for channels in normalisation(clip))
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
-    return (pixels / 255 - mean) / std
-
-
-def shift_colours(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary exposure and white balance, as between cameras."""
-    contrast = rng.uniform(0.7, 1.3, (len(pixels), 1, 1, 1))
-    tint = rng.uniform(-0.2, 0.2, (len(pixels), 3, 1, 1))
-    return pixels * torch.from_numpy(contrast).float() + torch.from_numpy(tint).float()
+    `warmup` is the share of the steps in which the rate rises.
+    """
+    rising = max(1, round(warmup * steps))
+    if step <= rising:
+        return step / rising
+    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
 
 
 def phrase(text: str, rng: np.random.Generator) -> str:
@@ -243,8 +341,75 @@ def phrase(text: str, rng: np.random.Generator) -> str:
     return f"A photo of {text}" if rng.random() < 0.5 else text
 
 
-def zero_shot(clip: open_clip.CLIP, domain: str, *, pids: Iterable[int]) -> RetrievalResult:
-    """Evaluate a CLIP without further training on these people of a domain, across cameras."""
+def _save(folder: Path, clip: open_clip.CLIP, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Write a checkpoint beside the previous one, and delete that."""
+    moments = {
+        f"{number}.{key}": value
+        for number, state in optimiser.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+    weights = {f"clip.{name}": value for name, value in clip.state_dict().items()}
+    earlier = _checkpoints(folder)
+    save_checkpoint(folder / f"{step:06d}", {"step": step, **weights, **moments})
+    for old in earlier:
+        shutil.rmtree(old)
+
+
+def _restored(folder: Path, clip: open_clip.CLIP, optimiser: torch.optim.Optimizer) -> int:
+    """Load the last complete checkpoint; returns its step, 0 if there is none."""
+    for path in reversed(_checkpoints(folder)):
+        if not (path / "state.json").exists():  # the process ended while it was written
+            continue
+        stored = load_checkpoint(path)
+        clip.load_state_dict(
+            {
+                name.removeprefix("clip."): value
+                for name, value in stored.items()
+                if name.startswith("clip.")
+            }
+        )
+        own = optimiser.state_dict()
+        own["state"] = {
+            number: {key: stored[f"{number}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            for number in range(len(own["param_groups"][0]["params"]))
+        }
+        optimiser.load_state_dict(own)
+        return int(stored["step"])
+    return 0
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_dir()) if folder.exists() else []
+
+
+def to_pixels(images: NDArray[np.uint8], clip: open_clip.CLIP) -> Tensor:
+    """Convert pixels (B, H, W, 3) to images (B, 3, H, W) with the CLIP's normalisation."""
+    return _normalised(_unit(images), clip)
+
+
+def _unit(images: NDArray[np.uint8]) -> Tensor:
+    """Images (B, 3, H, W) with values 0 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def _normalised(pixels: Tensor, clip: open_clip.CLIP) -> Tensor:
+    mean, std = (torch.tensor(channels)[:, None, None] for channels in normalisation(clip))
+    return (pixels - mean) / std
+
+
+Embed = Callable[[NDArray[np.uint8]], Tensor]
+"""Features (B, D) of images (B, H, W, 3)."""
+
+
+def class_tokens(clip: open_clip.CLIP) -> Embed:
+    """The projected class tokens of a CLIP without further training."""
+    return lambda images: clip.encode_image(to_pixels(images, clip))
+
+
+def unseen(embed: Embed, domain: str, *, people: int = TEST_PEOPLE) -> RetrievalResult:
+    """Evaluate features on people of a domain that no shipped CLIP has seen, across cameras."""
+    first = 1 + (SEEN_BY_TINY if domain in PRETRAINING else TRAIN_PEOPLE)
+    pids = range(first, first + people)
     records = test_records(
         domain, pids=pids, images_per_camera=IMAGES_PER_CAMERA, height=HEIGHT, width=WIDTH
     )
@@ -252,10 +417,9 @@ def zero_shot(clip: open_clip.CLIP, domain: str, *, pids: Iterable[int]) -> Retr
     pids_of: dict[str, list[int]] = {"query": [], "gallery": []}
     camids_of: dict[str, list[int]] = {"query": [], "gallery": []}
     with torch.inference_mode():
-        while chunk := list(islice(records, BATCH)):
+        while chunk := list(islice(records, EVALUATED_AT_ONCE)):
             images = np.stack([decode_jpeg(record.read()) for record in chunk])
-            pixels = to_pixels(images, clip)
-            for record, feature in zip(chunk, clip.encode_image(pixels), strict=True):
+            for record, feature in zip(chunk, embed(images), strict=True):
                 features[record.split].append(feature)
                 pids_of[record.split].append(record.pid)
                 camids_of[record.split].append(record.camid or 0)
@@ -269,52 +433,64 @@ def zero_shot(clip: open_clip.CLIP, domain: str, *, pids: Iterable[int]) -> Retr
     )
 
 
-def unseen_people(domain: str, *, pretrained_on: int) -> range:
-    """People that the tiny CLIP has not seen: the test split, or those after the rendered ones."""
-    first = pretrained_on if domain in PRETRAINING else TRAIN_PEOPLE
-    return range(first + 1, first + TEST_PEOPLE + 1)
-
-
 def model_card(
+    name: str,
     results: Mapping[str, RetrievalResult],
     *,
-    people: People,
+    crowd: Crowd,
     parameters: int,
+    steps: int,
     tokens: int,
-    arguments: argparse.Namespace,
-    seconds: float,
 ) -> str:
     """The README of the model's folder."""
     rows = "\n".join(
-        f"| {domain} | {'people unseen' if domain in PRETRAINING else 'domain unseen'} "
-        f"| {100 * result.cmc[1]:.1f} | {100 * result.mean_ap:.1f} |"
+        f"| {domain} | {100 * result.cmc[1]:.1f} | {100 * result.mean_ap:.1f} |"
         for domain, result in results.items()
     )
-    count, views = people.images.shape[:2]
-    return f"""# The tiny CLIP
+    size = SIZES[name]
+    people, views = crowd.images.shape[:2]
+    networks = len(np.unique(crowd.networks))
+    batch = BATCH_NETWORKS * BATCH_PEOPLE
+    paragraphs = [
+        f"A CLIP of {parameters / 1e6:.2f} M parameters in OpenAI's layout, {_PURPOSE[name]} "
+        "It was trained only on rendered people; the setting `model.clip` replaces it, for example "
+        "by `ViT-B-16` with OpenAI's weights.",
+        f"- Image encoder: {HEIGHT} x {WIDTH} pixels, patch 8, width {size.vision_width}, "
+        f"{size.vision_layers} layers of {size.vision_width // 64} heads; mean and std 0.5.",
+        f"- Text encoder: width {size.text_width}, {size.text_layers} layers, heads of width 64, "
+        f"context 77; CLIP's tokeniser, of whose vocabulary the {tokens} tokens in use are stored. "
+        f"Embedding {size.embed_dim}; QuickGELU. Weights are stored in float16.",
+        f"- Trained contrastively on {people * views:,} images of {people:,} people in {networks} "
+        f"networks of the open world (`syn-world-0-{networks - 1}`), with captions of their "
+        f"attributes: {steps:,} steps of two images each of {batch} people from {BATCH_NETWORKS} "
+        f"networks, {100 * KEPT_PATCHES:.0f} % of the patches, AdamW, peak rate {PEAK_LR:g}, "
+        f"weight decay {WEIGHT_DECAY:g}; framing, light, colour and sharpness vary. No image of a "
+        "named domain was seen.",
+        f"- Made by `python -m muva.pretraining.clip {name} --out muva/model/{name} "
+        "--people FOLDER`, which continues where it was interrupted.",
+        f"`python -m benchmarks.zero_shot --clip {name}`: the projected class token without "
+        f"training, {TEST_PEOPLE} people, per camera one query and {IMAGES_PER_CAMERA - 1} gallery "
+        "image, across cameras, in per cent.",
+    ]
+    first, *items, about_results = (
+        textwrap.fill(
+            text, 100, subsequent_indent="  " * text.startswith("- "), break_on_hyphens=False
+        )
+        for text in paragraphs
+    )
+    listed = "\n".join(items)
+    return f"""# The {name} CLIP
 
-A CLIP of {parameters / 1e6:.2f} M parameters in OpenAI's layout, small enough to fine-tune on a
-laptop. It has the architecture of the real one and is used in the demo, the tests and the
-benchmarks on synthetic people. It was trained only on rendered pedestrians; the setting
-`model.clip` replaces it, for example by `ViT-B-16` with OpenAI's weights.
+{first}
 
-- Image encoder: {HEIGHT} x {WIDTH} pixels, patch 8, width 128, 4 layers, 2 heads; mean and std 0.5.
-- Text encoder: width 64, 3 layers, 1 head, context 77; CLIP's tokeniser, of whose vocabulary the
-  {tokens} tokens in use are stored. Embedding 64; QuickGELU. Weights are stored in float16.
-- Trained contrastively on {count * views:,} images of {count:,} people of
-  {" and ".join(PRETRAINING)} with captions of their attributes: {arguments.steps:,} steps of
-  {BATCH} different people, AdamW, peak rate {PEAK_LR:g}, weight decay {WEIGHT_DECAY:g}; flips,
-  exposure and white balance vary. No image of a benchmark domain was seen.
-- Made in {seconds / 60:.0f} minutes by
-  `python -m muva.pretraining.clip --out muva/model/tiny {_settings(arguments)}`.
+{listed}
 
 ## Zero-shot retrieval
 
-`python -m benchmarks.zero_shot`: the projected class token without training, {TEST_PEOPLE} people,
-per camera one query and {IMAGES_PER_CAMERA - 1} gallery image, across cameras, in per cent.
+{about_results}
 
-| domain | | rank-1 | mAP |
-|---|---|---|---|
+| domain | rank-1 | mAP |
+|---|---|---|
 {rows}
 
 ## Limits
@@ -324,8 +500,10 @@ Words of prompts and domain contexts that occur in no caption have untrained row
 """
 
 
-def _settings(arguments: argparse.Namespace) -> str:
-    return " ".join(f"--{name} {value}" for name, value in vars(arguments).items() if name != "out")
+_PURPOSE = {
+    "tiny": "small enough to fine-tune on a laptop: for the demo, the tests and the benchmarks.",
+    "small": "which tells people apart much better than the tiny one.",
+}
 
 
 if __name__ == "__main__":

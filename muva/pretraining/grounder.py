@@ -8,6 +8,7 @@ people and their exact boxes, using only the pre-training domains. Writes a fold
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,6 @@ from transformers.models.florence2.configuration_florence2 import Florence2Visio
 from muva.config import PARTS, PHRASES
 from muva.model.precision import autocast, resolve_precision
 from muva.pretraining.clip import learning_rate_factor
-from muva.pretraining.options import pretraining_options
 from muva.synthetic import VARIED, render
 from muva.synthetic.sensor import Sensor, expose
 
@@ -54,7 +54,7 @@ QUESTION_WORDS = "Locate the phrases in the caption:"
 
 PEOPLE, STEPS, BATCH = 19_200, 5000, 32
 """People in both domains, with one image each; a step has all phrases for `BATCH` images."""
-PEAK_LR, WEIGHT_DECAY, GRADIENT_NORM = 1e-3, 0.02, 1.0
+PEAK_LR, WEIGHT_DECAY, GRADIENT_NORM, WARMUP = 1e-3, 0.02, 1.0, 0.05
 FIRST_SPREAD, LAST_SPREAD = 40.0, 6.0
 """Standard deviations in bins, decreasing until the middle step: near locations count as well."""
 LOCATION_STD, POSITION_STD = 0.05, 0.5
@@ -85,7 +85,7 @@ class Shots:
 
 def main() -> None:
     """Pre-train and save."""
-    arguments = pretraining_options(__doc__, people=PEOPLE, steps=STEPS)
+    arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
     shots = render_shots(arguments.people, processes=arguments.threads)
@@ -98,6 +98,16 @@ def main() -> None:
             print(f"step {step}/{arguments.steps}  loss {loss:.3f}  {seconds:.0f} s", flush=True)
     save(model, processor, arguments.out)
     print(f"{arguments.out} written after {time.perf_counter() - started:.0f} s")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--people", type=int, default=PEOPLE, help="over both domains")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
 
 
 def render_shots(people: int, *, processes: int) -> Shots:
@@ -272,7 +282,7 @@ def pretrain(
     model.train()
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
-            group["lr"] = PEAK_LR * learning_rate_factor(step, steps)
+            group["lr"] = PEAK_LR * learning_rate_factor(step, steps, warmup=WARMUP)
         rng = np.random.default_rng([seed, step])
         pixels, boxes = draw_batch(shots, rng)
         answers = answer_tokens(boxes, tokenizer)

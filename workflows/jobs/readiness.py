@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from muva.config import ExperimentConfig
+from muva.config import SHIPPED_CLIPS, ExperimentConfig
 from muva.data.artifacts import find_artifact
 from muva.data.store import check_writable
 from muva.errors import MuvaError
@@ -287,7 +287,7 @@ def _expert_check(config: ExperimentConfig, largest: int) -> Check:
 
 def _model_check(config: ExperimentConfig, largest: int) -> Check:
     clip = config.model.clip.partition(":")[0]
-    if clip == "tiny":
+    if clip in SHIPPED_CLIPS:
         return ok("model", clip, "fits everywhere")
     if clip not in STAGE2_BYTES:
         return note("model", clip, "the memory that its training needs was not measured")
