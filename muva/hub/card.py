@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from muva.config import SHIPPED_CLIPS
 from muva.data.benchmarks import BENCHMARKS
 from muva.hub.address import is_hub_uri
 from muva.model.bundle_description import trained_people
@@ -40,8 +41,7 @@ The model compares the appearance of people, mostly of their clothes: it confuse
 dressed alike, and does not recognise a person in other clothes. Results on other cameras than those
 that it was evaluated on may differ; measure them on images of your own before you rely on it."""
 _RENDERED_LIMITS = """
-It has never seen a photograph. How well it recognises real people is not what the table above says,
-which is of rendered people as well."""
+It has never seen a photograph: how well it recognises real people has to be measured."""
 _MUST_NOT = """\
 ## What it must not be used for
 
@@ -69,7 +69,6 @@ def model_card(
         results: scores to show; the hub's page shows them too.
     """
     name = address.rpartition("/")[2]
-    rendered = _all_rendered(_sources(description["metadata"]))
     sections = [
         f"# {name}\n\n{_summary(description)}",
         _use(address),
@@ -77,7 +76,7 @@ def model_card(
         _training(description),
         _results(results or {}),
         _licence(licence, _sources(description["metadata"])),
-        _LIMITS + (_RENDERED_LIMITS if rendered else ""),
+        _LIMITS + (_RENDERED_LIMITS if _all_rendered(description) else ""),
         _MUST_NOT,
     ]
     body = "\n\n".join(section for section in sections if section)
@@ -139,7 +138,9 @@ def _summary(description: Mapping[str, Any]) -> str:
 
 
 def _use(address: str) -> str:
-    pinned = f"`{address}@REVISION` pins a branch, a tag or a commit. " * is_hub_uri(address)
+    pinned, model = "", f"./{address}"
+    if is_hub_uri(address):
+        pinned, model = f"`{address}@REVISION` pins a branch, a tag or a commit. ", address
     return f"""\
 ## Use
 
@@ -149,7 +150,7 @@ import muva
 features = muva.load("{address}").embed(["a.jpg", "b.jpg"])
 ```
 
-{pinned}On the command line: `muva embed FOLDER --model {address} --out features.parquet`."""
+{pinned}On the command line: `muva embed FOLDER --model {model} --out features.parquet`."""
 
 
 def _model(settings: Mapping[str, Any], feature_dim: int) -> str:
@@ -173,7 +174,9 @@ def _training(description: Mapping[str, Any]) -> str:
         people = trained_people(description)
         count = f" with {people:,} people" if people else ""
         lines.append(f"Trained on {', '.join(sources)}{count}.")
-    if _all_rendered(sources):
+    if start := metadata.get("init"):
+        lines.append(f"The training started from the model {start}.")
+    if _all_rendered(description):
         lines.append(
             "All of these people are rendered by a program: no image of a real person was used, "
             "and there is nobody whose consent or rights the weights depend on."
@@ -214,8 +217,13 @@ def _licence(licence: str | None, sources: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _all_rendered(sources: Sequence[str]) -> bool:
-    return bool(sources) and all(map(is_synthetic, sources))
+def _all_rendered(description: Mapping[str, Any]) -> bool:
+    """Whether no photograph was used, neither by this training nor by what it started from."""
+    sources = _sources(description["metadata"])
+    from_photographs = (
+        description["model"]["clip"] not in SHIPPED_CLIPS or "init" in description["metadata"]
+    )
+    return bool(sources) and all(map(is_synthetic, sources)) and not from_photographs
 
 
 def _sources(metadata: Mapping[str, Any]) -> tuple[str, ...]:

@@ -190,6 +190,28 @@ def test_a_card_names_the_terms_of_public_data_sets(folder: Path) -> None:
     assert "| mine | " not in card  # nothing is known about it
 
 
+@pytest.mark.parametrize(
+    ("sources", "clip", "start", "rendered"),
+    [
+        (["syn-world-0-9"], "small", {}, True),
+        (["syn-world-0-9"], "ViT-B-16", {}, False),
+        (["syn-world-0-9"], "small", {"init": "muva-0123456789abcdef"}, False),
+        (["syn-world-0-9", "mine"], "small", {}, False),
+        ([], "small", {}, False),
+    ],
+)
+def test_a_card_says_that_no_photograph_was_used_only_where_none_was(
+    folder: Path, sources: list[str], clip: str, start: dict[str, str], rendered: bool
+) -> None:
+    description = json.loads((folder / "bundle.json").read_text())
+    description["metadata"] = {"source_names": sources, **start}
+    description["model"]["clip"] = clip
+    card = model_card(description, f"hf://{NAME}")
+    assert ("no image of a real person was used" in card) == rendered
+    assert ("It has never seen a photograph" in card) == rendered
+    assert ("started from the model muva-0123456789abcdef" in card) == bool(start)
+
+
 def test_a_card_knows_whether_it_was_edited(folder: Path) -> None:
     card = card_of(folder)
     assert card == card_of(folder)

@@ -142,6 +142,7 @@ def _metadata(task: EncoderTask) -> dict[str, object]:
         "sources": [Path(uri).name for uri in sources],
         "source_names": [open_artifact(uri).name for uri in sources],
         "prompts": task.prompts.address,
+        **({"init": Path(task.inputs.init).name} if task.inputs.init else {}),
     }
 
 

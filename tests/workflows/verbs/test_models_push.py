@@ -157,6 +157,7 @@ def test_a_saved_folder_is_a_model(home: Path, run: Run, monkeypatch: pytest.Mon
     card = (home.parent / "saved" / "README.md").read_text()
     assert "| msmt17 | 50.0 | 25.0 | 12.5 |" in card
     assert "Of these weights: apache-2.0." in card
+    assert "--model ./saved " in card
 
     crops, here, there = home.parent / "crops", home / "here.parquet", home / "there.parquet"
     run("embed", f"{crops}", "--model", "mine", "--out", f"{here}")
