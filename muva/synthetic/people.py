@@ -50,7 +50,7 @@ def synthetic_records(
         for person in _people(domain, train_people + test_people)
         if network in (None, person.network)
     ]
-    total = sum(find_domain(person.network).cameras for person in people) * images_per_camera
+    total = _images_of(people, images_per_camera)
     training = [person for person in people if person.pid <= train_people]
     testing = people[len(training) :]
     records = chain(
@@ -70,8 +70,7 @@ def networks_in(domain: str) -> tuple[str, ...]:
 
 def image_count(domain: str, *, train_people: int, test_people: int, images_per_camera: int) -> int:
     """How many images a data set has."""
-    people = _people(domain, train_people + test_people)
-    return sum(find_domain(one.network).cameras for one in people) * images_per_camera
+    return _images_of(_people(domain, train_people + test_people), images_per_camera)
 
 
 def test_records(
@@ -104,6 +103,10 @@ def _people(domain: str, count: int) -> Iterator[_Person]:
             yield _Person(network=network, number=own, pid=pid, camids_from=camids_from)
             pid += 1
         camids_from += find_domain(network).cameras
+
+
+def _images_of(people: Iterable[_Person], images_per_camera: int) -> int:
+    return sum(find_domain(person.network).cameras for person in people) * images_per_camera
 
 
 def _records(

@@ -99,7 +99,7 @@ def test_a_training_starts_from_a_compact_bundle(folder: Path) -> None:
 def test_a_compact_bundle_keeps_no_prompts_of_domains(tmp_path: Path) -> None:
     prompts = PromptConfig(domain_contexts={"a": "taken at night"})
     model = build_model(
-        *(small_clip(),),
+        small_clip(),
         model=small_config(),
         prompts=prompts,
         identities=2,
