@@ -159,6 +159,9 @@ class Stage2Config(TrainingConfig):
     lr: Positive = 5e-6
     predictor_lr_factor: Positive = 10.0
     """The mask predictor's learning rate as a multiple of `lr`."""
+    part_token_lr_factor: Positive = 1.0
+    """The part tokens' learning rate as a multiple of `lr`. Tokens that start alike, as with
+    `part_token_init: cls`, need far more than the backbone to become different in a few epochs."""
     head_lr_factor: Positive = 1.0
     """The learning rate of BN neck and classifier as a multiple of `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

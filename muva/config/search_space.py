@@ -451,6 +451,10 @@ _NEEDS: dict[str, list[Rule]] = {
     "stage2.mask_weight": [_PARTS],
     "stage2.dice_weight": [_PARTS, ("stage2.mask_loss", "bce+dice".__eq__, "is bce+dice")],
     "stage2.predictor_lr_factor": [_PARTS],
+    "stage2.part_token_lr_factor": [
+        _PARTS,
+        ("model.part_token_init", "patch_avg".__ne__, "is not patch_avg"),
+    ],
     **{
         f"augmentation.{strength}": [(f"augmentation.{switch}", bool, "is above 0")]
         for switch, strengths in STRENGTHS.items()

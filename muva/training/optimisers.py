@@ -47,19 +47,16 @@ def stage1_optimiser(contexts: nn.Parameter, settings: Stage1Config) -> torch.op
 
 
 def stage2_optimiser(model: MuvaModel, settings: Stage2Config) -> torch.optim.Adam:
-    """Adam on the parameters of stage 2, with separate rates for mask predictor and head."""
-    head = {"bn_neck.weight", "classifier.weight"}
-    groups = {"backbone": [], "predictor": [], "head": []}
-    for name, parameter in trained_parameters(model).items():
-        predicts = name.startswith("image_encoder.mask_predictor.")
-        groups["predictor" if predicts else "head" if name in head else "backbone"].append(
-            parameter
-        )
+    """Adam on the parameters of stage 2, with rates of their own for all but the backbone."""
     factors = {
         "backbone": 1.0,
         "predictor": settings.predictor_lr_factor,
+        "part tokens": settings.part_token_lr_factor,
         "head": settings.head_lr_factor,
     }
+    groups: dict[str, list[nn.Parameter]] = {group: [] for group in factors}
+    for name, parameter in trained_parameters(model).items():
+        groups[_group(name)].append(parameter)
     return torch.optim.Adam(
         [
             {
@@ -73,6 +70,14 @@ def stage2_optimiser(model: MuvaModel, settings: Stage2Config) -> torch.optim.Ad
         lr=settings.lr,
         fused=model.classifier.weight.device.type in FUSED_DEVICES,
     )
+
+
+def _group(name: str) -> str:
+    if name.startswith("image_encoder.mask_predictor."):
+        return "predictor"
+    if name == "image_encoder.part_tokens":
+        return "part tokens"
+    return "head" if name in {"bn_neck.weight", "classifier.weight"} else "backbone"
 
 
 def trained_parameters(model: MuvaModel) -> dict[str, nn.Parameter]:

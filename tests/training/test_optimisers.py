@@ -42,7 +42,7 @@ def test_there_may_be_no_warm_up() -> None:
 
 def test_each_group_has_its_rate_and_decay() -> None:
     model = small_model()
-    settings = Stage2Config(lr=1.0, head_lr_factor=3.0, weight_decay=0.5)
+    settings = Stage2Config(lr=1.0, head_lr_factor=3.0, part_token_lr_factor=5.0, weight_decay=0.5)
     optimiser = stage2_optimiser(model, settings)
     set_learning_rate(optimiser, 2.0)
     of = {
@@ -52,6 +52,7 @@ def test_each_group_has_its_rate_and_decay() -> None:
     }
     rates = {name: of[parameter] for name, parameter in trained_parameters(model).items()}
     assert rates.pop("bn_neck.weight") == rates.pop("classifier.weight") == (6.0, 0.5)
+    assert rates.pop("image_encoder.part_tokens") == (10.0, 0.5)
     for name, rate in rates.items():
         assert rate == ((20.0, 0.0) if "mask_predictor" in name else (2.0, 0.5)), name
 
