@@ -30,7 +30,7 @@ def hair_layers(body: PosedBody, person: Identity) -> list[Layer]:
     if person.headwear:
         layers += _headwear(body, person.headwear, crown)
     elif person.cap:
-        layers += [_cap(body), _peak(body, crown)]
+        layers += _cap(body, crown)
     if person.headwear in _HIDE_HAIR:
         return layers
     if person.hair_style != "bald":
@@ -46,7 +46,7 @@ def _headwear(body: PosedBody, kind: str, crown: float) -> list[Layer]:
     """What people of the open world wear on their heads."""
     match kind:
         case "cap":
-            return [_cap(body), _peak(body, crown)]
+            return _cap(body, crown)
         case "beanie":
             return [_covering(body, below_crown_m=0.10, thickness_m=0.024)]
         case "brimmed hat":
@@ -58,9 +58,15 @@ def _headwear(body: PosedBody, kind: str, crown: float) -> list[Layer]:
             return [_wrap(body)]
 
 
-def _covering(body: PosedBody, *, below_crown_m: float, thickness_m: float) -> Layer:
+def _covering(
+    body: PosedBody, *, below_crown_m: float, thickness_m: float, tilt: float = 0.0
+) -> Layer:
+    """Covers the head from so far below its crown; a tilted rim falls towards the nape."""
     bodies, marks = body.bodies, body.bodies.landmarks
-    keep = np.where(bodies.head > 0.3, bodies.template[:, 2] - (marks.crown - below_crown_m), -1)
+    _, y, z = bodies.template.T
+    middle = (marks.face_y + marks.nape_y) / 2
+    rim = z - (marks.crown - below_crown_m) + tilt * (y - middle)
+    keep = np.where(bodies.head > 0.3, rim, -1)
     shell = body.vertices + body.normals * thickness_m
     return over_body(body, Material.CAP, shell, body.normals, keep)
 
@@ -88,17 +94,9 @@ def _scalp(body: PosedBody) -> Layer:
     return over_body(body, Material.HAIR, shell, body.normals, keep)
 
 
-def _cap(body: PosedBody) -> Layer:
-    bodies, marks = body.bodies, body.bodies.landmarks
-    _, y, z = bodies.template.T
-    middle = (marks.face_y + marks.nape_y) / 2
-    rim = z - (marks.crown - 0.075) + 0.1 * (y - middle)
-    keep = np.where(bodies.head > 0.3, rim, -1)
-    return over_body(body, Material.CAP, body.vertices + body.normals * 0.022, body.normals, keep)
-
-
-def _peak(body: PosedBody, crown: float) -> Layer:
-    return _on_head(body, Material.CAP, _BOX, (0, -0.155, crown - 0.068), (0.07, 0.06, 0.008))
+def _cap(body: PosedBody, crown: float) -> list[Layer]:
+    peak = _on_head(body, Material.CAP, _BOX, (0, -0.155, crown - 0.068), (0.07, 0.06, 0.008))
+    return [_covering(body, below_crown_m=0.075, thickness_m=0.022, tilt=0.1), peak]
 
 
 def _on_head(

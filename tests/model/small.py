@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import open_clip
 
 from muva.config import ModelConfig, PromptConfig
+from muva.data import formats
+from muva.data.artifacts import Artifact
+from muva.data.store import open_store
 from muva.model.clip import build_clip, new_clip, openai_weights, token_ids_in
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.prompts import prompt_texts
+from muva.models import store_bundle
 
 IMAGE_SIZE = (48, 24)
 PATCH = 8
@@ -60,3 +65,13 @@ def small_model(
         identities=identities,
         seed=seed,
     )
+
+
+def stored_model(
+    home: Path, fullname: str, *, metadata: dict[str, Any] | None = None, **changed: Any
+) -> Artifact:
+    """A small model in the store of `home`, under a name and a fingerprint joined by a hyphen."""
+    artifact = Artifact(open_store(home / "store"), "models", *fullname.rsplit("-", 1))
+    store_bundle(artifact, small_model(**changed), metadata=metadata or {})
+    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
+    return artifact

@@ -15,16 +15,14 @@ from PIL import Image
 
 import muva
 import muva.data.images as images_module
-from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.images import decode_rgb
 from muva.data.shards import open_dataset
 from muva.data.store import open_store
 from muva.model.bundle import Embedder
-from muva.models import store_bundle
 from muva.retrieval.features import read_features
 from muva.synthetic import render
-from tests.model.small import small_model
+from tests.model.small import stored_model
 from workflows.cli import main
 
 Run = Callable[..., Any]
@@ -35,15 +33,8 @@ CROPS = [(pid, camid) for pid in (1, 2, 3, 4) for camid in (1, 2)]
 def home(tmp_path: Path) -> Path:
     """A store with two models."""
     for seed, name in enumerate(("mine", "other")):
-        store_model(tmp_path / "runs", name, seed=seed)
+        stored_model(tmp_path / "runs", f"{name}-{seed:016x}", seed=seed)
     return tmp_path / "runs"
-
-
-def store_model(home: Path, name: str, *, seed: int) -> Artifact:
-    artifact = Artifact(open_store(home / "store"), "models", name, f"{seed:016x}")
-    store_bundle(artifact, small_model(seed=seed), metadata={})
-    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
-    return artifact
 
 
 @pytest.fixture

@@ -18,12 +18,8 @@ import pytest
 import torch
 
 import muva
-from muva.data import formats
-from muva.data.artifacts import Artifact
-from muva.data.store import open_store
-from muva.models import store_bundle
 from muva.synthetic import render
-from tests.model.small import IMAGE_SIZE, small_model
+from tests.model.small import IMAGE_SIZE, stored_model
 from workflows.cli import main
 
 NAME = "small-0123456789abcdef"
@@ -36,10 +32,7 @@ TOLERANCE = 1e-4
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A store with one model, whose mean and std differ by channel."""
-    artifact = Artifact(open_store(tmp_path / "store"), "models", *NAME.rsplit("-", 1))
-    model = small_model(mean=(0.5, 0.4, 0.6), std=(0.5, 0.3, 0.2))
-    store_bundle(artifact, model, metadata={})
-    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
+    stored_model(tmp_path, NAME, mean=(0.5, 0.4, 0.6), std=(0.5, 0.3, 0.2))
     return tmp_path
 
 

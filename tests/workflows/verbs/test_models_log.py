@@ -25,12 +25,8 @@ from mlflow.pyfunc import PyFuncModel, load_model
 from PIL import Image
 
 import muva
-from muva.data import formats
-from muva.data.artifacts import Artifact
-from muva.data.store import open_store
-from muva.models import store_bundle
 from muva.synthetic import render
-from tests.model.small import small_model
+from tests.model.small import stored_model
 from tracking.lineage import UsedModel
 from tracking.runs import Tracker
 from workflows.cli import main
@@ -44,9 +40,7 @@ STARTS_WITHIN_S = 120.0
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one model."""
     folder = tmp_path_factory.mktemp("home")
-    artifact = Artifact(open_store(folder / "store"), "models", *NAME.rsplit("-", 1))
-    store_bundle(artifact, small_model(seed=3), metadata={})
-    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
+    stored_model(folder, NAME, seed=3)
     return folder
 
 
