@@ -16,7 +16,7 @@ from muva.data.artifacts import Artifact, find_artifact, open_artifact
 from muva.data.store import Store
 from muva.errors import MuvaError, SettingsError
 from muva.hub.address import SCHEME, HubAddress, is_hub_uri, parse_hub_address
-from muva.model.bundle_description import DESCRIPTION, HUB, parse_description
+from muva.model.bundle_description import DESCRIPTION, HUB, SHIPPED_MODELS, parse_description
 
 if TYPE_CHECKING:
     from muva.model.bundle import Bundle
@@ -32,13 +32,13 @@ IMPORTED = "imported"
 def load(
     uri: str | Path, *, revision: str | None = None, cache: str | Path | None = None
 ) -> Bundle:
-    """Load a trained model: `load(uri).embed(images)`.
+    """Load a trained model: `load("synthetic").embed(images)`.
 
     Args:
-        uri: the folder of a bundle; a model artifact, `<store>/models/<name>-<fingerprint>`, whose
-            store is a folder or `s3://bucket/prefix`; or a model on the Hugging Face Hub,
-            `hf://ORG/NAME` or `hf://ORG/NAME@REVISION`. A private one needs HF_TOKEN or
-            `hf auth login`.
+        uri: `synthetic`, the model that comes with muva, trained on rendered people; the folder of
+            a bundle; a model artifact, `<store>/models/<name>-<fingerprint>`, whose store is a
+            folder or `s3://bucket/prefix`; or a model on the Hugging Face Hub, `hf://ORG/NAME` or
+            `hf://ORG/NAME@REVISION`. A private one needs HF_TOKEN or `hf auth login`.
         revision: of a model on the hub: a branch, a tag or a commit. [main]
         cache: the folder for downloads from the hub. [that of HF_HUB_CACHE]
 
@@ -56,8 +56,8 @@ def load(
         raise SettingsError(
             f"{uri}: revision and cache apply to models on the hub: expected {SCHEME}ORG/NAME"
         )
-    if (Path(uri) / DESCRIPTION).is_file():
-        return load_bundle(Path(uri))
+    if (folder := bundle_folder(uri)) is not None:
+        return load_bundle(folder)
     artifact = open_artifact(str(uri))
     if artifact.kind != "models":
         raise MuvaError(
@@ -85,6 +85,12 @@ def _load_from_hub(address: HubAddress, cache: str | Path | None) -> Bundle:
         ) from error
     bundle.metadata = {**bundle.metadata, HUB: snapshot.provenance}
     return bundle
+
+
+def bundle_folder(reference: str | Path) -> Path | None:
+    """The folder of a shipped model or of a path to a bundle; None if it is neither."""
+    folder = SHIPPED_MODELS.get(str(reference)) or Path(reference).expanduser()
+    return folder if (folder / DESCRIPTION).is_file() else None
 
 
 def find_model(store: Store, reference: str) -> Artifact:

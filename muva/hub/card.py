@@ -17,7 +17,7 @@ import yaml
 from muva.config import SHIPPED_CLIPS
 from muva.data.benchmarks import BENCHMARKS
 from muva.hub.address import is_hub_uri
-from muva.model.bundle_description import trained_people
+from muva.model.bundle_description import SHIPPED_MODELS, trained_people
 from muva.synthetic import is_synthetic
 
 CARD = "README.md"
@@ -138,7 +138,7 @@ def _summary(description: Mapping[str, Any]) -> str:
 
 
 def _use(address: str) -> str:
-    pinned, model = "", f"./{address}"
+    pinned, model = "", address if address in SHIPPED_MODELS else f"./{address}"
     if is_hub_uri(address):
         pinned, model = f"`{address}@REVISION` pins a branch, a tag or a commit. ", address
     return f"""\

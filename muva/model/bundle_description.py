@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from muva.data import formats
 from muva.errors import MuvaError
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "bundle.json"
+SHIPPED_MODELS = {"synthetic": Path(__file__).parent / "synthetic"}
+"""The folders of the models that come with muva, by name."""
 HUB = "hub"
 """Key in a bundle's metadata: the repository and the commit on the hub that it was loaded from."""
 TRAINING_IDENTITIES = "training_identities"

@@ -1,4 +1,4 @@
-"""The model that a command names: in the store, in a folder, or on the Hugging Face Hub.
+"""The model that a command names: in the store, shipped, in a folder, or on the Hugging Face Hub.
 
 A model outside the store is copied into it, once per version, as an artifact like any other. Ray's
 workers then read it from the store, however many they are: they need neither the hub nor a token,
@@ -15,18 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from muva.data import formats
-from muva.data.artifacts import Artifact, check_name
+from muva.data.artifacts import Artifact, check_name, list_artifacts
+from muva.errors import SettingsError
 from muva.hub.address import is_hub_uri, parse_hub_address
 from muva.hub.download import download_bundle
-from muva.model.bundle_description import DESCRIPTION, HUB, WEIGHTS, parse_description
-from muva.models import BUNDLE, find_model
+from muva.model.bundle_description import (
+    DESCRIPTION,
+    HUB,
+    SHIPPED_MODELS,
+    WEIGHTS,
+    parse_description,
+)
+from muva.models import BUNDLE, bundle_folder, find_model
 from workflows.progress import track
 from workflows.session import Session
 from workflows.steps.step import Step, run_step
 
 _FOLDER = "bundle"
-"""Key in the settings of a copy of a folder: the SHA-256 of `bundle.json`, which holds that of the
-weights."""
+"""Key in the settings of a copy of a shipped model or of a folder: the SHA-256 of `bundle.json`,
+which holds that of the weights."""
 
 
 def named_model(session: Session, reference: str) -> Artifact:
@@ -35,6 +42,7 @@ def named_model(session: Session, reference: str) -> Artifact:
     A folder is given with a slash, as `./NAME`; without one, it is a name in the store.
 
     Raises:
+        SettingsError: the store has a model of its own with the name of a shipped one.
         MuvaError: there is none, or the hub does not give it; see `download_bundle`.
     """
     if is_hub_uri(reference):
@@ -49,8 +57,10 @@ def named_model(session: Session, reference: str) -> Artifact:
                 key: value for key, value in snapshot.provenance.items() if key != "revision"
             },
         )
-    folder = Path(reference).expanduser()
-    if "/" not in reference or not (folder / DESCRIPTION).is_file():
+    if reference in SHIPPED_MODELS:
+        _check_not_in_store(session, reference)
+    folder = bundle_folder(reference) if "/" in reference or reference in SHIPPED_MODELS else None
+    if folder is None:
         return find_model(session.store, reference)
     stored = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
     return _copied(
@@ -60,6 +70,18 @@ def named_model(session: Session, reference: str) -> Artifact:
         origin=reference,
         settings={_FOLDER: stored},
     )
+
+
+def _check_not_in_store(session: Session, name: str) -> None:
+    for artifact in list_artifacts(session.store, "models"):
+        if artifact.name != name:
+            continue
+        manifest = artifact.manifest()
+        if manifest and _FOLDER not in manifest["config"]:
+            raise SettingsError(
+                f"{name} is the model that comes with muva, and the store has another one of this "
+                f"name: to use that, give its address, {artifact.address}"
+            )
 
 
 def _copied(

@@ -22,7 +22,12 @@ _MAX_LISTED = 5
 
 @click.command("embed")
 @click.argument("images")
-@click.option("--model", required=True, help="A name in the store, or a URI.")
+@click.option(
+    "--model",
+    default="synthetic",
+    show_default=True,
+    help="A name in the store, a URI, or the shipped model.",
+)
 @click.option(
     "--out",
     required=True,
@@ -46,7 +51,7 @@ def embed_verb(
     read is reported, and files that are skipped are counted.
 
     \b
-    muva embed crops --model muva --out crops.parquet
+    muva embed crops --out crops.parquet
     muva embed market1501 --model muva --out market.parquet
     muva evaluate --features market.parquet
     """

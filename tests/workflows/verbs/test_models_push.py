@@ -17,11 +17,10 @@ import muva
 from muva.data import formats
 from muva.data.artifacts import Artifact, fingerprint, open_artifact
 from muva.data.store import open_store
-from muva.models import store_bundle
 from muva.retrieval.results import Scores
 from muva.synthetic import render
 from tests.hub.hub_server import WRITER, Hub
-from tests.model.small import small_model
+from tests.model.small import stored_model
 from workflows.cli import main
 
 Run = Callable[..., Any]
@@ -31,10 +30,7 @@ NAME = "team/people"
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A store with one model, and a folder of crops beside it."""
-    store = open_store(tmp_path / "runs" / "store")
-    artifact = Artifact(store, "models", "mine", f"{0:016x}")
-    store_bundle(artifact, small_model(), metadata={"source_names": ["market1501"]})
-    artifact.commit(format_version=formats.BUNDLE, config={}, inputs={}, summary={})
+    stored_model(tmp_path / "runs", f"mine-{0:016x}", metadata={"source_names": ["market1501"]})
     (tmp_path / "crops").mkdir()
     for pid in (1, 2, 3):
         image = render("syn-station", pid=pid, camid=1, index=0, height=48, width=24).image
@@ -167,6 +163,18 @@ def test_a_saved_folder_is_a_model(home: Path, run: Run, monkeypatch: pytest.Mon
     features = [np.stack(pq.read_table(file)["features"].to_pylist()) for file in (here, there)]
     assert (features[0] * features[1]).sum(axis=1).min() > 0.9999
     assert "no models 'saved-not'" in run("models", "show", "saved-not", code=1)
+
+
+def test_the_shipped_model_is_not_confused_with_another_of_its_name(home: Path, run: Run) -> None:
+    crops, out = home.parent / "crops", home / "a.parquet"
+    shipped = run("embed", f"{crops}", "--out", f"{out}")["model"]
+    assert open_artifact(shipped).name == "synthetic"
+    assert run("embed", f"{crops}", "--out", f"{out}")["model"] == shipped
+    own = stored_model(home, f"synthetic-{1:016x}")
+    refused = run("embed", f"{crops}", "--out", f"{out}", code=2)
+    assert f"give its address, {own.address}" in refused
+    found = run("embed", f"{crops}", "--model", own.address, "--out", f"{out}")
+    assert found["model"] == own.uri
 
 
 def test_nothing_is_created_for_a_model_that_does_not_exist(hub: Hub, run: Run) -> None:
