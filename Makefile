@@ -10,7 +10,7 @@
 #   make test-browser  MLflow's pages as people see them, in Chromium
 #   make test-ultralytics  an exported model in Ultralytics' trackers, in .venv-ultralytics
 #   make docs     the documentation as a site, in site/; a link that leads nowhere fails
-#   make model    the shipped model anew: trained, evaluated and saved with its card; hours
+#   make model    the shipped model anew: trained, evaluated and saved with its card; over an hour
 #   make bench    parity with the authors' numbers, and the speed of rendering
 #   make check-large  the paper's recipe at full size for a few steps: minutes, and gigabytes
 #

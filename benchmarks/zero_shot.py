@@ -1,8 +1,7 @@
 """Re-identification of people never seen: `python -m benchmarks.zero_shot`.
 
 Evaluates the projected class token of the tiny CLIP, of any other that `model.clip` accepts, or a
-trained model, on people of all named domains across cameras. No shipped one has seen these people;
-the tiny CLIP alone has seen two of the domains.
+trained model, on people of all named domains across cameras. No shipped one has seen these domains.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ def _load_from_hub(address: HubAddress, cache: str | Path | None) -> Bundle:
 
 def bundle_folder(reference: str | Path) -> Path | None:
     """The folder of a shipped model or of a path to a bundle; None if it is neither."""
-    folder = SHIPPED_MODELS.get(str(reference)) or Path(reference).expanduser()
+    shipped = SHIPPED_MODELS.get(reference) if isinstance(reference, str) else None
+    folder = shipped or Path(reference).expanduser()
     return folder if (folder / DESCRIPTION).is_file() else None
 
 

@@ -25,6 +25,7 @@ from muva.config.schema import (
     Stage2Config,
     SyntheticConfig,
     TuneConfig,
+    clip_editions,
     patch_size,
 )
 from muva.config.section import Count, Section
@@ -49,6 +50,7 @@ __all__ = [
     "SyntheticConfig",
     "TuneConfig",
     "check_part",
+    "clip_editions",
     "differences",
     "experiment",
     "flat",

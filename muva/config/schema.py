@@ -30,6 +30,8 @@ BoxRule = Literal[
 
 SHIPPED_CLIPS = ("tiny", "small")
 """The CLIPs that come with the package, with patches of eight pixels."""
+CLIP_EDITIONS = {"tiny": 2}
+"""The current edition of each shipped CLIP whose weights were replaced."""
 
 
 class ModelConfig(Section):
@@ -90,6 +92,12 @@ def patch_size(clip: str) -> int | None:
         return 8
     named = re.fullmatch(r"ViT-\w+-(\d+)(-quickgelu|-\d+)?(:.+)?", clip)
     return int(named.group(1)) if named else None
+
+
+def clip_editions(*clips: str) -> dict[str, dict[str, int]]:
+    """What addresses say of those of these CLIPs that were replaced; {} if none was."""
+    editions = {clip: CLIP_EDITIONS[clip] for clip in sorted({*clips} & CLIP_EDITIONS.keys())}
+    return {"clip_editions": editions} if editions else {}
 
 
 DOMAIN = "{domain}"
@@ -183,6 +191,16 @@ class Stage2Config(TrainingConfig):
     memory_temperature: Positive = 0.01
     memory_momentum: Fraction = 0.2
     flip_probability: Fraction = 0.5
+
+    def result_settings(self) -> dict[str, Any]:
+        """All settings, but the part tokens' factor only if it has an effect.
+
+        Without it, addresses are those of models that were trained before it existed.
+        """
+        settings = super().result_settings()
+        if self.part_token_lr_factor == 1:
+            del settings["part_token_lr_factor"]
+        return settings
 
 
 class GroundingConfig(Section):
@@ -356,8 +374,9 @@ class ExperimentConfig(Section):
     execution: ExecutionConfig = ExecutionConfig()
 
     def result_settings(self) -> dict[str, Any]:
-        """All settings but those of `execution`, and of `augmentation` only those in effect."""
-        settings = self.model_dump(mode="json", exclude={"execution", "augmentation"})
+        """All settings but those of `execution`, and of others only those that have an effect."""
+        settings = self.model_dump(mode="json", exclude={"execution", "augmentation", "stage2"})
+        settings["stage2"] = self.stage2.result_settings()
         return settings | self.augmentation.as_section()
 
     @model_validator(mode="before")

@@ -17,7 +17,7 @@ import yaml
 from muva.config import SHIPPED_CLIPS
 from muva.data.benchmarks import BENCHMARKS
 from muva.hub.address import is_hub_uri
-from muva.model.bundle_description import SHIPPED_MODELS, trained_people
+from muva.model.bundle_description import trained_people
 from muva.synthetic import is_synthetic
 
 CARD = "README.md"
@@ -63,7 +63,7 @@ def model_card(
     """The README of a repository or folder that holds a bundle with this description.
 
     Args:
-        address: what `muva.load` opens: `hf://ORG/NAME`, or the name of the folder.
+        address: what opens the model: `hf://ORG/NAME`, `./FOLDER`, or the name of a shipped one.
         licence: that of the weights, by its identifier on the hub, such as `apache-2.0`; None: the
             card says that none is stated.
         results: scores to show; the hub's page shows them too.
@@ -138,9 +138,9 @@ def _summary(description: Mapping[str, Any]) -> str:
 
 
 def _use(address: str) -> str:
-    pinned, model = "", address if address in SHIPPED_MODELS else f"./{address}"
+    pinned = ""
     if is_hub_uri(address):
-        pinned, model = f"`{address}@REVISION` pins a branch, a tag or a commit. ", address
+        pinned = f"`{address}@REVISION` pins a branch, a tag or a commit. "
     return f"""\
 ## Use
 
@@ -150,7 +150,7 @@ import muva
 features = muva.load("{address}").embed(["a.jpg", "b.jpg"])
 ```
 
-{pinned}On the command line: `muva embed FOLDER --model {model} --out features.parquet`."""
+{pinned}On the command line: `muva embed FOLDER --model {address} --out features.parquet`."""
 
 
 def _model(settings: Mapping[str, Any], feature_dim: int) -> str:

@@ -35,6 +35,7 @@ from muva.hub.card import CARD, Results, is_unedited, model_card
 from muva.hub.upload import Pushed, push_bundle
 from muva.model.bundle_description import (
     DESCRIPTION,
+    SHIPPED_MODELS,
     TRAINING_IDENTITIES,
     WEIGHTS,
     parse_description,
@@ -240,8 +241,15 @@ class Bundle(Embedder):
         if card.exists() and not is_unedited(card.read_text(encoding="utf-8")):
             return
         description = _read_description(folder)
-        text = model_card(description, folder.absolute().name, licence=licence, results=results)
+        text = model_card(description, _address(folder), licence=licence, results=results)
         card.write_text(text, encoding="utf-8")
+
+
+def _address(folder: Path) -> str:
+    """What opens a model in this folder: the name of a shipped one, or the path from beside it."""
+    folder = folder.resolve()
+    shipped = SHIPPED_MODELS.get(folder.name)
+    return folder.name if shipped and shipped.resolve() == folder else f"./{folder.name}"
 
 
 def save_bundle(

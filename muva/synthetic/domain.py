@@ -322,7 +322,7 @@ _CONCOURSE = Domain(
 )
 
 PRETRAINING: tuple[str, ...] = (_MALL.name, _CAMPUS.name)
-"""The domains that the tiny CLIP was pre-trained on; no benchmark uses them."""
+"""The tiny grounding expert has seen variants of these (`VARIED`). No benchmark trains on them."""
 
 BENCHMARK: tuple[str, ...] = (_BOULEVARD.name, _STATION.name, _HARBOUR.name, _AIRPORT.name)
 

@@ -61,7 +61,7 @@ def _headwear(body: PosedBody, kind: str, crown: float) -> list[Layer]:
 def _covering(
     body: PosedBody, *, below_crown_m: float, thickness_m: float, tilt: float = 0.0
 ) -> Layer:
-    """Covers the head from so far below its crown; a tilted rim falls towards the nape."""
+    """Covers the head down to `below_crown_m`; a tilted rim is lower at the nape."""
     bodies, marks = body.bodies, body.bodies.landmarks
     _, y, z = bodies.template.T
     middle = (marks.face_y + marks.nape_y) / 2

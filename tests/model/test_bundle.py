@@ -118,7 +118,7 @@ def test_a_saved_bundle_replaces_an_earlier_one_but_neither_other_files_nor_an_e
     bundle.save(saved, licence="apache-2.0", results=results)
     card = (saved / "README.md").read_text()
     assert "| syn-station | 25.0 | 50.0 |" in card
-    assert 'muva.load("saved")' in card
+    assert 'muva.load("./saved")' in card
     bundle.save(saved)
     assert "syn-station" not in (saved / "README.md").read_text()
     (saved / "README.md").write_text("mine")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from muva.config import ModelConfig
+from muva.config import ModelConfig, clip_editions
 from muva.data import formats
 from muva.data.artifacts import Artifact, open_artifact
 from muva.data.lineage import Role
@@ -143,8 +143,9 @@ def model_identity(
     """What features depend on in addition to the images, as settings and inputs of a step."""
     if not model.startswith(UNTRAINED):
         return {}, {Role.MODEL: [open_artifact(model)]}
+    clip = model.removeprefix(UNTRAINED)
     sizes = [config.image_height, config.image_width, config.stride]
-    return {"clip": [model.removeprefix(UNTRAINED), *sizes]}, {}
+    return {"clip": [clip, *sizes], **clip_editions(clip)}, {}
 
 
 def image_labels(rows: pa.Table) -> Features:

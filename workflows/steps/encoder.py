@@ -52,7 +52,7 @@ def encoder_step(
     config = inputs.config
     settings = {
         "model": config.model.model_dump(mode="json"),
-        "stage2": config.stage2.model_dump(mode="json"),
+        "stage2": config.stage2.result_settings(),
         "seed": config.seed,
         **config.augmentation.as_section(),
     }

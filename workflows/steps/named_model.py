@@ -39,7 +39,8 @@ which holds that of the weights."""
 def named_model(session: Session, reference: str) -> Artifact:
     """The model of a name, an address in the store, a URI, a bundle's folder, or `hf://ORG/NAME`.
 
-    A folder is given with a slash, as `./NAME`; without one, it is a name in the store.
+    A folder is given with a slash, as `./NAME`; without one, it is the name of a shipped model or
+    of one in the store.
 
     Raises:
         SettingsError: the store has a model of its own with the name of a shipped one.
@@ -80,7 +81,8 @@ def _check_not_in_store(session: Session, name: str) -> None:
         if manifest and _FOLDER not in manifest["config"]:
             raise SettingsError(
                 f"{name} is the model that comes with muva, and the store has another one of this "
-                f"name: to use that, give its address, {artifact.address}"
+                f"name: to use that, give its address, {artifact.address}; to use the shipped one, "
+                f"give its folder, {SHIPPED_MODELS[name]}"
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from muva.config import clip_editions
 from muva.data import formats
 from muva.data.artifacts import Artifact
 from workflows.progress import track
@@ -33,6 +34,7 @@ def prompts_step(session: Session, inputs: TrainingInputs, *, name: str) -> Step
         "prompts": config.prompts.model_dump(mode="json"),
         "stage1": config.stage1.model_dump(mode="json"),
         "seed": config.seed,
+        **clip_editions(config.model.clip),
     }
     if config.train_on != "train":
         settings["train_on"] = config.train_on

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from muva.config import ExperimentConfig, TuneConfig, with_settings
-from muva.config.search_space import Space
+from muva.config import ExperimentConfig, TuneConfig, clip_editions, with_settings
+from muva.config.search_space import Choice, Space
 from muva.data import formats
 from muva.data.artifacts import Artifact, artifact_at, find_artifact, list_artifacts
 from muva.data.lineage import Inputs, Role, inputs_in, inputs_on_disk
@@ -133,6 +133,7 @@ def study_of(
         "search": search,
         "objectives": list(objectives),
         "experiment": experiment.result_settings(),
+        **clip_editions(recipe.model.clip, *_searched_clips(space)),
     }
     # Through JSON, so that a study that is read from the store is equal.
     config = json.loads(json.dumps(config))
@@ -151,6 +152,11 @@ def study_of(
         inputs=inputs,
         recipe=recipe.model_copy(update={"tune": None}).model_dump(mode="json"),
     )
+
+
+def _searched_clips(space: Space) -> list[str]:
+    choices = [one.values for one in space.settings if one.name == "model.clip"]
+    return [clip for choice in choices if isinstance(choice, Choice) for clip in choice.values]
 
 
 def find_study(store: Store, reference: str | None) -> Study:

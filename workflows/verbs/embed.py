@@ -26,7 +26,7 @@ _MAX_LISTED = 5
     "--model",
     default="synthetic",
     show_default=True,
-    help="A name in the store, a URI, or the shipped model.",
+    help="A name in the store, a URI, or synthetic, the shipped model.",
 )
 @click.option(
     "--out",

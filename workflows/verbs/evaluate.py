@@ -48,8 +48,9 @@ def evaluate_verb(
 ) -> None:
     """Evaluate MODEL on target domains.
 
-    MODEL is a name in the store, a URI, or clip:NAME for zero-shot CLIP. A file of features
-    contains features, ids, pids and, if known, camids and splits (query, gallery).
+    MODEL is a name in the store, a URI, synthetic (the shipped model), or clip:NAME for zero-shot
+    CLIP. A file of features contains features, ids, pids and, if known, camids and splits (query,
+    gallery).
 
     \b
     muva evaluate muva --targets syn-station

@@ -9,6 +9,7 @@ import pytest
 
 from muva.config import ExperimentConfig, load_recipe, with_overrides
 from muva.config.augmentation import STRENGTHS
+from muva.config.schema import CLIP_EDITIONS, Stage2Config
 from muva.data import formats
 from muva.data.artifacts import Artifact
 from muva.data.lineage import Role
@@ -172,6 +173,21 @@ def test_a_new_format_version_gives_new_addresses_to_what_depends_on_it_alone(
     )
 
 
+def test_other_weights_of_a_shipped_clip_give_new_addresses_to_what_is_made_from_it(
+    declared: Callable[..., dict[str, Artifact]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, searched = ["model.clip=small"], ["tune.space={model.clip: [tiny, small]}"]
+    before, other = _addresses(declared()), _addresses(declared(*small))
+    study = declared(*small, *searched)["study"].address
+    monkeypatch.setitem(CLIP_EDITIONS, "tiny", CLIP_EDITIONS["tiny"] + 1)
+    after = _addresses(declared())
+    assert {name for name, address in after.items() if address != before[name]} == {
+        *DEPENDS_ON["PROMPTS"], "features of CLIP", "study", "trial"
+    }  # fmt: skip
+    assert _addresses(declared(*small)) == other
+    assert declared(*small, *searched)["study"].address != study
+
+
 SWITCHES = {"pad": 4, "gamma": 1.5, "cast": 0.1}
 
 
@@ -198,6 +214,17 @@ def test_addresses_are_those_from_before_augmentation_existed_while_it_is_off(
     assert {k: v for k, v in on.result_settings().items() if k != "augmentation"} == (
         config.result_settings()
     )
+
+
+def test_the_part_tokens_factor_is_part_of_addresses_only_where_it_has_an_effect(
+    declared: Callable[..., dict[str, Artifact]], config: ExperimentConfig
+) -> None:
+    assert config.stage2.part_token_lr_factor != 1
+    before, after = _addresses(declared()), _addresses(declared("stage2.part_token_lr_factor=1"))
+    assert {name for name, address in after.items() if address != before[name]} == {
+        *OF_A_MODEL, "model without parts", "study", "trial"
+    }  # fmt: skip
+    assert "part_token_lr_factor" not in Stage2Config().result_settings()
 
 
 def _addresses(artifacts: dict[str, Artifact]) -> dict[str, str]:
