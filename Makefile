@@ -10,7 +10,7 @@
 #   make test-browser  MLflow's pages as people see them, in Chromium
 #   make test-ultralytics  an exported model in Ultralytics' trackers, in .venv-ultralytics
 #   make docs     the documentation as a site, in site/; a link that leads nowhere fails
-#   make model    the shipped model anew: trained, evaluated and saved with its card; over an hour
+#   make model    retrain, evaluate and save the shipped model: over an hour
 #   make bench    parity with the authors' numbers, and the speed of rendering
 #   make check-large  the paper's recipe at full size for a few steps: minutes, and gigabytes
 #
@@ -91,7 +91,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Every part of it continues where it was interrupted. The small CLIP that it starts from is made by
+# Each step continues where it was interrupted. The small CLIP that it starts from is made by
 # `python -m muva.pretraining.clip small --out muva/model/small --people FOLDER`.
 NAMED := syn-boulevard,syn-station,syn-harbour,syn-airport,syn-plaza,syn-concourse,syn-mall,syn-campus
 model: setup

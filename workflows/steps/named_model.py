@@ -58,9 +58,10 @@ def named_model(session: Session, reference: str) -> Artifact:
                 key: value for key, value in snapshot.provenance.items() if key != "revision"
             },
         )
-    if reference in SHIPPED_MODELS:
+    shipped = reference in SHIPPED_MODELS
+    if shipped:
         _check_not_in_store(session, reference)
-    folder = bundle_folder(reference) if "/" in reference or reference in SHIPPED_MODELS else None
+    folder = bundle_folder(reference) if shipped or "/" in reference else None
     if folder is None:
         return find_model(session.store, reference)
     stored = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()

@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A file of features from `muva embed`.",
 )
-@click.option(
-    "--model",
-    help="A name in the store, synthetic, or a URI. [the gallery's model]",
-)
+@click.option("--model", help="A name in the store, synthetic, or a URI. [the gallery's model]")
 @click.option(
     "--top",
     default=20,
