@@ -20,6 +20,7 @@ from benchmarks.generalisation import (
     evaluate_variants,
     over_seeds,
     print_table,
+    sources_for,
     values_of,
 )
 from tracking.names import experiment_name
@@ -44,6 +45,7 @@ def main() -> int:
                 expert: evaluate_variants(
                     session,
                     arguments.recipe,
+                    sources_for(target),
                     [target],
                     arguments.seeds,
                     {

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.generalisation import Figures, not_improved, parts_do_not_help, print_table
+from benchmarks.generalisation import (
+    Figures,
+    not_improved,
+    parts_do_not_help,
+    print_table,
+    sources_for,
+)
+from muva.pretraining.clip import NETWORKS
+from muva.synthetic import BENCHMARK, REAL_LOOK, networks_in
+from muva.synthetic.world import network_name
 
 FIGURES: Figures = {
     "syn-station": {"clip": [0.1] * 3, "global_only": [0.2, 0.3, 0.4], "muva": [0.3, 0.5, 0.4]},
@@ -32,6 +41,15 @@ def test_two_experts_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "| target | annotated | tiny | tiny - annotated |" in printed
     assert "| syn-station | 30.0 ± 0.0 | 20.0 ± 10.0 | -10.0 ± 5.8 |" in printed
+
+
+def test_no_target_is_among_its_sources_and_the_open_worlds_networks_are_new_to_the_clips() -> None:
+    for target in BENCHMARK:
+        assert {*sources_for(target)} == {*BENCHMARK} - {target}
+    for target in REAL_LOOK:
+        networks = [network for source in sources_for(target) for network in networks_in(source)]
+        assert len(networks) == len({*networks})
+        assert not {*networks} & {network_name(n) for n in range(NETWORKS)}
 
 
 def test_a_model_that_did_not_improve_is_named() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.part_accuracy import GRAINS, evaluate_grains, muva_models, print_table, unseen
+from benchmarks.part_accuracy import GRAINS, evaluate_grains, muva_models, print_table, targets_of
 from muva.config import PARTS, SyntheticConfig
 from muva.data.artifacts import Artifact, fingerprint
 from muva.data.shards import open_dataset
@@ -29,7 +29,7 @@ def test_the_whole_feature_scores_as_in_an_evaluation_and_true_masks_agree_with_
     target = datasets_of(session, [TARGET], people)[TARGET].artifact
     sources = [f"{domain}-{'0' * 16}" for domain in ("syn-boulevard", "syn-station", "syn-harbour")]
     bundle = bundle_of_model(small_model().eval(), metadata={"sources": sources})
-    assert unseen(bundle) == [TARGET]
+    assert targets_of(bundle) == [TARGET]
 
     figures = evaluate_grains(session.store, bundle, TARGET)
 
