@@ -94,11 +94,18 @@ format: setup
 # Each step continues where it was interrupted. The small CLIP that it starts from is made by
 # `python -m muva.pretraining.clip small --out muva/model/small --people FOLDER`.
 NAMED := syn-boulevard,syn-station,syn-harbour,syn-airport,syn-plaza,syn-concourse,syn-mall,syn-campus
+# Of the open world too, but with networks and people that neither has seen; each one by itself, as
+# pairs of strangers from two networks would be too easy to tell apart.
+COMMA := ,
+EMPTY :=
+OTHERS := $(subst $(EMPTY) ,$(COMMA),$(foreach n,$(shell seq 900 919),syn-world-$(n)-$(n)))
 model: setup
 	$(BIN)/muva train --recipe open-world --name open-world --compile
-	$(BIN)/muva evaluate open-world --targets $(NAMED) --recipe open-world \
+	$(BIN)/muva calibrate open-world --on $(OTHERS) --recipe open-world \
+		--set synthetic.train_people=0 --set synthetic.test_people=40
+	$(BIN)/muva evaluate open-world-calibrated --targets $(NAMED) --recipe open-world \
 		--set synthetic.train_people=100 --set synthetic.test_people=100
-	$(BIN)/muva models save open-world muva/model/synthetic --compact --licence apache-2.0
+	$(BIN)/muva models save open-world-calibrated muva/model/synthetic --compact --licence apache-2.0
 
 bench: setup
 	$(BIN)/python -m benchmarks.parity --check tests/golden/model.json tests/golden/retrieval.npz

@@ -10,8 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from muva.retrieval.results import rate_name
+
 if TYPE_CHECKING:
-    from muva.retrieval.results import Scores
+    from muva.retrieval.results import Scores, Verification
 
 ARTIFACT_TAG = "muva.artifact"
 """The address of the artifact that a run made, used or started to make, or that a logged model is.
@@ -58,8 +60,20 @@ def score_metrics(data_set: str, scores: Scores) -> dict[str, float]:
     metrics = retrieval_metrics(
         data_set, mean_ap=scores.mean_ap, cmc=scores.cmc, mean_inp=scores.mean_inp
     )
-    counts = {"queries": scores.queries, "valid-queries": scores.valid_queries}
-    return metrics | grouped(_metric_group(data_set), counts)
+    more = {"queries": scores.queries, "valid-queries": scores.valid_queries}
+    if scores.verification is not None:
+        more |= _verification_metrics(scores.verification)
+    return metrics | grouped(_metric_group(data_set), more)
+
+
+def _verification_metrics(verification: Verification) -> dict[str, float]:
+    """`EER`, `TAR-at-1e-3` (a false-accept rate), `DIR-at-1e-1` (a false-alarm rate)."""
+    metrics = {"EER": verification.eer}
+    metrics |= {f"TAR-at-{rate_name(rate)}": tar for rate, tar in verification.tar.items()}
+    if (identification := verification.identification) is not None:
+        for rate, detected in identification.detected.items():
+            metrics[f"DIR-at-{rate_name(rate)}"] = detected
+    return metrics
 
 
 def _metric_group(data_set: str) -> str:

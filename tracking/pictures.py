@@ -1,4 +1,4 @@
-"""Figures for MLflow: ranked galleries, part masks over images, CMC curves.
+"""Figures for MLflow: ranked galleries, and part masks and attention over images.
 
 Symbols and names complement colours for correct and wrong matches and for parts. Sheets of people
 are composed with PIL; curves are matplotlib figures that do not use matplotlib's global state.
@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tracking.privacy import fit_to_show
-
-if TYPE_CHECKING:  # imported lazily: workers import this file without drawing
-    from matplotlib.figure import Figure
 
 Picture = np.ndarray | Image.Image
 Box = tuple[int, int, int, int]
@@ -33,7 +29,6 @@ RIGHT = "#1f9d61"
 WRONG = "#d6455d"
 PART_COLOURS = ("#f2a900", "#2f7ed8", "#c2399e", "#2ca58d", "#7a5cd0")
 CURVE_COLOURS = ("#c2399e", "#2f7ed8", "#8a94a0", "#f2a900", "#2ca58d", "#7a5cd0")
-CURVE_MARKS = "osD^vP"
 
 _MARGIN = 32
 _GAP = 14
@@ -326,61 +321,6 @@ def part_distributions(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> I
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-
-
-def cmc_plot(
-    curves: Mapping[str, Mapping[int, float]],
-    *,
-    title: str = "Cumulative matching characteristic",
-    mean_ap: Mapping[str, float] | None = None,
-) -> Figure:
-    """CMC curves by method: rank -> fraction of queries with a correct match up to that rank."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
-        axes = figure.add_subplot()
-        for number, (name, cmc) in enumerate(curves.items()):
-            ranks = sorted(cmc)
-            label = f"{name}:  rank-1 {100 * cmc[1]:.1f}" if 1 in cmc else name
-            if mean_ap is not None and name in mean_ap:
-                label += f",  mAP {100 * mean_ap[name]:.1f}"
-            axes.plot(
-                ranks,
-                [100 * cmc[rank] for rank in ranks],
-                color=CURVE_COLOURS[number % len(CURVE_COLOURS)],
-                marker=CURVE_MARKS[number % len(CURVE_MARKS)],
-                markersize=6,
-                linewidth=2.2,
-                label=label,
-                clip_on=False,
-                zorder=3 + len(curves) - number,
-            )
-        every_rank = sorted({rank for cmc in curves.values() for rank in cmc})
-        axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=14)
-        axes.set_xlabel("rank", color=MUTED)
-        axes.set_ylabel("queries matched, %", color=MUTED)
-        axes.set_xticks(_rank_ticks(every_rank))
-        axes.set_xlim(every_rank[0] - 0.3, every_rank[-1] + 0.3)
-        axes.set_ylim(0, 100)
-        axes.grid(axis="y", color=FAINT, zorder=0)
-        axes.tick_params(colors=MUTED, length=0)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(FAINT)
-        axes.legend(loc="lower right", frameon=False, fontsize=11)
-    return figure
-
-
-def _rank_ticks(ranks: Sequence[int]) -> list[int]:
-    """All ranks if their labels fit, otherwise the first and every fifth."""
-    if len(ranks) <= _MAX_TICKS:
-        return list(ranks)
-    return [rank for rank in ranks if rank == ranks[0] or rank % 5 == 0]
-
-
-_MAX_TICKS = 15
 
 
 def _sheet(

@@ -15,7 +15,10 @@ PROMPTS = 1
 BUNDLE = 1
 """Models: see `muva.model.bundle.save_bundle`."""
 FEATURES = 2
-METRICS = 3
+METRICS = 4
+"""Scores: 4 adds verification."""
+CALIBRATION = 1
+"""The calibration in a model: see `muva.retrieval.calibration_fit.calibrate`."""
 DOMAIN_MAP = 1
 STUDY = 2
 """Searches: 2 says `objective` for what 1 called `aim`."""

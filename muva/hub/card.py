@@ -16,8 +16,9 @@ import yaml
 
 from muva.config import SHIPPED_CLIPS
 from muva.data.benchmarks import BENCHMARKS
+from muva.data.benchmarks.listing import some
 from muva.hub.address import is_hub_uri
-from muva.model.bundle_description import trained_people
+from muva.model.bundle_description import CALIBRATION, trained_people
 from muva.synthetic import is_synthetic
 
 CARD = "README.md"
@@ -75,6 +76,7 @@ def model_card(
         _model(description["model"], description["feature_dim"]),
         _training(description),
         _results(results or {}),
+        _calibration(description["metadata"].get(CALIBRATION)),
         _licence(licence, _sources(description["metadata"])),
         _LIMITS + (_RENDERED_LIMITS if _all_rendered(description) else ""),
         _MUST_NOT,
@@ -201,6 +203,22 @@ def _results(results: Results) -> str:
         for target, scores in results.items()
     ]
     return "## Results\n\nIn per cent.\n\n" + _table(("target", *shown), rows)
+
+
+def _calibration(stored: Mapping[str, Any] | None) -> str:
+    if stored is None:
+        return ""
+    rows = [
+        (f"{100 * float(rate):g} %", f"{threshold:.3f}", f"{100 * stored['accepted'][rate]:.1f} %")
+        for rate, threshold in stored["thresholds"].items()
+    ]
+    return (
+        "## Same person?\n\nOf pairs of different people, the share under FAR has a higher cosine "
+        "than the threshold, and of pairs of the same person that under TAR: on "
+        f"{stored['people']:,} people of {some(stored['datasets'])} whom the model was not "
+        "trained on. In other camera networks, the shares are different.\n\n"
+        + _table(("FAR", "threshold", "TAR"), rows)
+    )
 
 
 def _licence(licence: str | None, sources: Sequence[str]) -> str:

@@ -15,6 +15,8 @@ SHIPPED_MODELS = {"synthetic": Path(__file__).parent / "synthetic"}
 """The folders of the models that come with muva, by name."""
 HUB = "hub"
 """Key in a bundle's metadata: the repository and the commit on the hub that it was loaded from."""
+CALIBRATION = "calibration"
+"""Key in a bundle's metadata: what the model's cosines mean, see `muva.retrieval.calibration`."""
 TRAINING_IDENTITIES = "training_identities"
 """Key in the metadata of a compact bundle: how many identities the model was trained on."""
 

@@ -30,6 +30,7 @@ from torch.nn.functional import normalize
 
 from muva.errors import MuvaError, SettingsError
 from muva.model.bundle import Bundle
+from muva.model.bundle_description import CALIBRATION
 from muva.model.export_formats import SUFFIXES, Form, InputFormat
 from muva.synthetic import DOMAINS, render
 
@@ -372,6 +373,7 @@ def _description(
             "unit_length": True,
         },
         "feature_dim": bundle.feature_dim,
+        **{key: bundle.metadata[key] for key in (CALIBRATION,) if key in bundle.metadata},
         "settings": bundle.model.config.model_dump(mode="json"),
         "libraries": {name: version(name) for name in ("torch", *_NEEDED[form])},
     }

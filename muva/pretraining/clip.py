@@ -404,8 +404,14 @@ def class_tokens(clip: open_clip.CLIP) -> Embed:
     return lambda images: clip.encode_image(to_pixels(images, clip))
 
 
-def unseen(embed: Embed, domain: str, *, people: int = TEST_PEOPLE) -> RetrievalResult:
-    """Evaluate features on the test people of a domain, across cameras."""
+def unseen(
+    embed: Embed,
+    domain: str,
+    *,
+    people: int = TEST_PEOPLE,
+    promised: Mapping[float, float] | None = None,
+) -> RetrievalResult:
+    """Evaluate features on the test people of a domain, across cameras; `promised` as there."""
     pids = range(1 + TRAIN_PEOPLE, 1 + TRAIN_PEOPLE + people)
     records = test_records(
         domain, pids=pids, images_per_camera=IMAGES_PER_CAMERA, height=HEIGHT, width=WIDTH
@@ -427,6 +433,7 @@ def unseen(embed: Embed, domain: str, *, people: int = TEST_PEOPLE) -> Retrieval
         gallery_features=torch.stack(features["gallery"]),
         gallery_pids=pids_of["gallery"],
         gallery_camids=camids_of["gallery"],
+        promised=promised,
     )
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from muva.lazy_names import names_on_first_use
 
 if TYPE_CHECKING:
+    from muva.retrieval.calibration import Calibration
     from muva.retrieval.evaluation import evaluate
     from muva.retrieval.features import Features, read_features, write_features
     from muva.retrieval.metrics import RetrievalResult
     from muva.retrieval.reranking import Reranking
 
 __all__ = [
+    "Calibration",
     "Features",
     "Reranking",
     "RetrievalResult",
@@ -28,6 +30,7 @@ __all__ = [
 __getattr__ = names_on_first_use(
     __name__,
     {
+        "Calibration": "calibration",
         "Features": "features",
         "Reranking": "reranking",
         "RetrievalResult": "metrics",

@@ -65,6 +65,11 @@ class CameraRule:
         return self._gallery.camids is not None
 
     @property
+    def gallery_pids(self) -> np.ndarray:
+        """(gallery,) int64: the identity of each gallery image."""
+        return self._gallery.pids
+
+    @property
     def camera_count(self) -> int:
         """Number of cameras in the gallery."""
         return len(self.camids)

@@ -64,6 +64,12 @@ class Pairs:
         """The pairs at these positions."""
         return Pairs(self.query[places], self.gallery[places])
 
+    def followed_by(self, other: Pairs) -> Pairs:
+        """These pairs and others."""
+        return Pairs(
+            np.concatenate([self.query, other.query]), np.concatenate([self.gallery, other.gallery])
+        )
+
     def within(self, gallery: slice) -> Pairs:
         """The pairs within a range of the gallery; requires pairs sorted by gallery image."""
         begin, end = np.searchsorted(self.gallery, (gallery.start, gallery.stop))
@@ -74,6 +80,20 @@ class Pairs:
         inside = (self.query >= queries.start) & (self.query < queries.stop)
         inside &= (self.gallery >= gallery.start) & (self.gallery < gallery.stop)
         return np.flatnonzero(inside)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The cosines of some queries and some gallery images, with what is needed to compute them."""
+
+    queries: slice
+    gallery: slice
+    near: np.ndarray
+    """(queries, gallery) float32; -inf for pairs that do not count."""
+    query_features: np.ndarray
+    query_scales: np.ndarray
+    gallery_features: np.ndarray
+    gallery_scales: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,43 +160,6 @@ class AffineRescoring(Protocol):
         ...
 
 
-def match_ranks(
-    query: np.ndarray | Tensor,
-    gallery: np.ndarray | Tensor,
-    rule: CameraRule,
-    *,
-    rescoring: AffineRescoring | None = None,
-    block_bytes: int = BLOCK_BYTES,
-    progress: Callable[[int, int], None] | None = None,
-) -> MatchRanks:
-    """Ranks by cosine similarity among the gallery images that count for each query.
-
-    Features are (images, width), need not be normalised, and may be memory-mapped. `rescoring`
-    ranks by other similarities. `block_bytes` bounds a block of similarities, and a block of
-    features beside it; `progress` is called with (gallery images done, all). Raises MuvaError if
-    features do not match each other, or contain NaN or infinity.
-    """
-    queries, galleries = (
-        FeatureChunk(query, "query_features"),
-        FeatureChunk(gallery, "gallery_features"),
-    )
-    check_widths(queries, galleries)
-    matches, ignored = matching_and_ignored_pairs(rule, len(queries))
-    similarities = pair_similarities(queries, galleries, matches)
-    thresholds = Thresholds.of(matches, similarities, queries=len(query), rescoring=rescoring)
-    nearer = count_nearer_in_chunk(
-        queries,
-        galleries,
-        thresholds,
-        ignored=ignored,
-        rule=rule,
-        rescoring=rescoring,
-        block_bytes=block_bytes,
-        progress=progress,
-    )
-    return thresholds.ranks(nearer, rule)
-
-
 def check_widths(queries: FeatureChunk, galleries: FeatureChunk) -> None:
     """Raise MuvaError unless the features have the same width."""
     if queries.width != galleries.width:
@@ -235,6 +218,7 @@ def count_nearer_in_chunk(
     ignored: Pairs,
     rule: CameraRule,
     rescoring: AffineRescoring | None = None,
+    each_block: Callable[[Block], None] | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -242,7 +226,8 @@ def count_nearer_in_chunk(
 
     Returns (matches, cameras) int64, in the order of the thresholds and by the camera of the nearer
     image; the counts of all chunks of a gallery add up. `ignored` are the pairs of the whole
-    gallery that do not count, sorted by gallery image.
+    gallery that do not count, sorted by gallery image. `each_block` is called with the cosines, as
+    they are before `rescoring`, and must not change them.
     """
     width = queries.width
     matches_side = (thresholds.similarity, thresholds.matches.gallery)
@@ -265,17 +250,30 @@ def count_nearer_in_chunk(
             for block in blocks:
                 gallery_range = slice(chunk.first + block.start, chunk.first + block.stop)
                 near = similarity_block(query_block, chunk.normalised(block), buffer)
+                near[:, _within(rule.junk, gallery_range) - gallery_range.start] = -np.inf
+                near[_block_positions(ignored, group, gallery_range)] = -np.inf
+                images, image_scales = chunk.exact(block), chunk.scales[block]
+                if each_block is not None:
+                    each_block(
+                        Block(
+                            queries=group,
+                            gallery=gallery_range,
+                            near=near,
+                            query_features=exact,
+                            query_scales=scales,
+                            gallery_features=images,
+                            gallery_scales=image_scales,
+                        )
+                    )
                 offsets = _NO_OFFSETS
                 if rescoring is not None:
                     offsets = rescoring.offset_block(group, gallery_range)
                     near *= gains[group, None].astype(np.float32)
                     near += offsets
-                near[:, _within(rule.junk, gallery_range) - gallery_range.start] = -np.inf
-                near[_block_positions(ignored, group, gallery_range)] = -np.inf
                 gallery_side = (
                     gallery_range.start,
-                    chunk.exact(block),
-                    chunk.scales[block],
+                    images,
+                    image_scales,
                     rule.cameras[gallery_range],
                 )
                 query_sides = [

@@ -14,7 +14,7 @@ from muva.errors import MuvaError
 from muva.retrieval.camera_rule import CameraRule
 from muva.retrieval.distances import even_slices
 from muva.retrieval.match_ranks import MatchRanks
-from muva.retrieval.results import MIN_IDENTITIES, CameraPair, Interval
+from muva.retrieval.results import MIN_IDENTITIES, CameraPair, Interval, Verification
 
 BOOTSTRAP_RESAMPLES, CONFIDENCE = 1000, 0.95
 """See Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Sec. 13.3."""
@@ -41,9 +41,17 @@ class RetrievalResult:
     rank1_interval: Interval | None
     camera_pairs: tuple[CameraPair, ...]
     """Sorted by query camera, then gallery camera; empty if cameras are unknown."""
+    verification: Verification | None
+    """None if all images that count show the same person."""
 
 
-def score(ranking: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> RetrievalResult:
+def score(
+    ranking: MatchRanks,
+    rule: CameraRule,
+    *,
+    ranks: Sequence[int],
+    verification: Verification | None = None,
+) -> RetrievalResult:
     """The metrics of a ranking. Raises MuvaError if no query has a match.
 
     The intervals are percentiles of a bootstrap over identities: all queries of an identity are
@@ -74,6 +82,7 @@ def score(ranking: MatchRanks, rule: CameraRule, *, ranks: Sequence[int]) -> Ret
         mean_ap_interval=bootstrap_interval(average_precision[valid], pids),
         rank1_interval=bootstrap_interval(first_match_rank[valid] == 1, pids),
         camera_pairs=_camera_pairs(ranking, rule) if rule.knows_cameras else (),
+        verification=verification,
     )
 
 
@@ -92,7 +101,12 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval | Non
     for some in even_slices(BOOTSTRAP_RESAMPLES, _COUNTS_AT_ONCE // len(sums)):
         drawn = rng.multinomial(len(sums), uniform, size=some.stop - some.start)
         means[some] = drawn @ sums / (drawn @ sizes)
-    low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return percentile_interval(means)
+
+
+def percentile_interval(resampled: np.ndarray) -> Interval:
+    """The confidence interval of a statistic, given its values in the resamples."""
+    low, high = np.quantile(resampled, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return Interval(low=float(low), high=float(high))
 
 

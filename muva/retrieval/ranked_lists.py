@@ -68,6 +68,8 @@ def ranked_lists(
 def nearest_indices(distances: np.ndarray, count: int) -> np.ndarray:
     """Indices of the `count` smallest finite distances in ascending order, ties broken by index."""
     count = min(count, len(distances))
+    if count == 0:
+        return np.empty(0, np.int64)
     furthest = np.partition(distances, count - 1)[count - 1]
     candidates = np.flatnonzero((distances <= furthest) & np.isfinite(distances))
     return candidates[np.argsort(distances[candidates], kind="stable")[:count]]

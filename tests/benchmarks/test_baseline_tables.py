@@ -200,6 +200,14 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
         [{"command": "muva --help", "cpu_s": RATE, "wall_s": RATE, "goal_s": 0.5}],
         {},
     ),
+    "thresholds": (
+        {
+            "syn-station": {
+                "one": {"far/0.01": [0.02], "tar/0.01": [0.5], "far/0.001": [0.0], "tar/0.001": [0]}
+            }
+        },
+        {},
+    ),
     "training": (
         {
             "rates": {precision: dict.fromkeys(WAYS, RATE) for precision in ("fp32", "bf16")},

@@ -32,5 +32,13 @@ def test_only_a_value_beyond_its_goal_is_missed() -> None:
     ):
         (missed,) = retrieval.misses("market1501", {**good, "ours": {**good["ours"], name: value}})
         assert expected in missed
+    verified = {"seconds": 2.0, "peak_mb": 900.0, "mean_ap": 0.5, "times": 2.1}
+    assert retrieval.misses("market1501", {**good, "verified": verified}) == []
+    for name, value, expected in (
+        ("seconds", 2.2, "1.57 times as long as ranking alone, goal 1.5"),
+        ("peak_mb", 1001.0, "1001 MB with verification, goal 1000"),
+    ):
+        (missed,) = retrieval.misses("market1501", {**good, "verified": {**verified, name: value}})
+        assert expected in missed
     slow = {**good, "ours": {**good["ours"], "seconds": 1801.0}}
     assert retrieval.misses("msmt17-reranked", slow) == ["msmt17-reranked: 1801 s, goal 1800"]

@@ -212,6 +212,20 @@ def test_a_card_says_that_no_photograph_was_used_only_where_none_was(
     assert ("started from the model muva-0123456789abcdef" in card) == bool(start)
 
 
+def test_a_card_shows_the_thresholds_of_a_calibrated_model(folder: Path) -> None:
+    assert "## Same person?" not in card_of(folder)
+    description = json.loads((folder / "bundle.json").read_text())
+    description["metadata"]["calibration"] = {
+        "thresholds": {"0.01": 0.4567},
+        "accepted": {"0.01": 0.789},
+        "people": 1200,
+        "datasets": ["market1501"],
+    }
+    card = model_card(description, f"hf://{NAME}")
+    assert "on 1,200 people of market1501 whom the model was not trained on" in card
+    assert "| 1 % | 0.457 | 78.9 % |" in card
+
+
 def test_a_card_knows_whether_it_was_edited(folder: Path) -> None:
     card = card_of(folder)
     assert card == card_of(folder)

@@ -106,6 +106,17 @@ def test_a_file_gives_the_models_features_in_batches_of_any_length(
     assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, f"{file.name}.json"]
 
 
+def test_the_sidecar_has_the_models_calibration(tmp_path: Path) -> None:
+    bundle = bundle_of()
+    assert "calibration" not in bundle.metadata
+    for name, stored in (("plain", {}), ("sure", {"calibration": {"thresholds": {"0.01": 0.4}}})):
+        bundle.metadata = stored
+        file = tmp_path / f"{name}.safetensors"
+        export(bundle, file, form="safetensors", model="models/small-0123456789abcdef")
+        sidecar = json.loads(Path(f"{file}.json").read_text())
+        assert sidecar.get("calibration") == stored.get("calibration")
+
+
 GIVEN: dict[InputFormat, Callable[[np.ndarray], np.ndarray]] = {
     "hwc": lambda images: images,
     "chw": lambda images: np.ascontiguousarray(images.transpose(0, 3, 1, 2)),

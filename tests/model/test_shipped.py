@@ -15,9 +15,16 @@ from benchmarks.baseline import BASELINES
 from muva.config import load_recipe
 from muva.hub.card import CARD, is_unedited
 from muva.model.bundle import Bundle, load_bundle, save_bundle
-from muva.model.bundle_description import DESCRIPTION, SHIPPED_MODELS, WEIGHTS, trained_people
+from muva.model.bundle_description import (
+    CALIBRATION,
+    DESCRIPTION,
+    SHIPPED_MODELS,
+    WEIGHTS,
+    trained_people,
+)
 from muva.model.clip import load_clip
 from muva.pretraining.clip import NETWORKS, class_tokens, unseen
+from muva.retrieval.calibration import Calibration
 from muva.synthetic import DOMAINS
 from muva.synthetic.world import network_name, networks_of
 from tests.model.small import small_model
@@ -45,6 +52,16 @@ def test_it_was_trained_on_the_open_world_alone_as_the_recipe_says(bundle: Bundl
     assert bundle.model.config == recipe.model
     description = json.loads((FOLDER / DESCRIPTION).read_text())
     assert trained_people(description) == recipe.synthetic.train_people
+
+
+def test_it_is_calibrated_on_people_whom_neither_it_nor_its_clip_has_seen(bundle: Bundle) -> None:
+    calibration = Calibration.from_json(bundle.metadata[CALIBRATION])
+    networks = [network for name in calibration.datasets for network in networks_of(name)]
+    assert len(networks) == len(calibration.datasets)  # no pairs of two networks
+    trained = [network for name in bundle.metadata["source_names"] for network in networks_of(name)]
+    assert not {*networks} & {*DOMAINS, *trained, *map(network_name, range(NETWORKS))}
+    assert set(calibration.thresholds) >= {1e-2, 1e-3}
+    assert "## Same person?" in (FOLDER / CARD).read_text()
 
 
 def test_its_card_has_the_licence_the_results_and_the_limits() -> None:

@@ -76,6 +76,20 @@ def test_the_most_similar_images_equal_those_of_a_plain_product(
     indices, _ = all_images.most_similar(query, top=10, exclude=11)
     assert indices.tolist() == expected[1:11]
     assert len(all_images.most_similar(query, top=99, exclude=11)[0]) == 49
+    assert len(gallery(1).most_similar(query, top=3, exclude=0)[0]) == 0
+
+
+def test_images_that_float32_cannot_distinguish_are_ordered_as_in_float64() -> None:
+    query = gallery().features[0]
+    rng = np.random.default_rng(1)
+    features = np.tile(query, (300, 1))
+    at = np.arange(300), rng.integers(0, 16, 300)
+    features[at] = np.nextafter(features[at], np.float32(1))
+    cosines = features.astype(float) @ query.astype(float)
+    indices, found = replace(gallery(300), features=features).most_similar(query, top=20)
+    assert len(np.unique((features @ query).astype(np.float32))) < len(np.unique(cosines))
+    np.testing.assert_array_equal(found, np.sort(cosines)[::-1][:20])
+    np.testing.assert_array_equal(cosines[indices], found)
 
 
 def test_images_that_are_equally_similar_keep_their_order() -> None:

@@ -13,10 +13,10 @@ from muva.retrieval.match_ranks import (
     FeatureChunk,
     Thresholds,
     count_nearer_in_chunk,
-    match_ranks,
     matching_and_ignored_pairs,
     pair_similarities,
 )
+from muva.retrieval.verification import ranks_and_verification
 
 
 def rule_of(queries: int, gallery: int, *, people: int, seed: int) -> CameraRule:
@@ -68,7 +68,7 @@ def almost_equal(seed: int, *, queries: int, gallery: int, width: int) -> list[n
 def test_images_that_float32_cannot_distinguish_rank_as_in_float64(seed, width, block_bytes):
     query, gallery = almost_equal(seed, queries=9, gallery=60, width=width)
     rule = rule_of(9, 60, people=5, seed=seed)
-    found = match_ranks(query, gallery, rule, block_bytes=block_bytes)
+    found, _ = ranks_and_verification(query, gallery, rule, block_bytes=block_bytes)
     assert [found.of(index).tolist() for index in range(9)] == naive(query, gallery, rule)
     for camera in range(rule.camera_count):
         elsewhere = np.flatnonzero(rule.cameras != camera)
@@ -111,7 +111,7 @@ def test_counts_of_chunks_add_up_to_those_of_the_gallery_in_any_order(seed, cuts
         count_nearer_in_chunk(queries, chunk, thresholds, ignored=ignored, rule=rule)
         for chunk in shuffled
     ]
-    whole = match_ranks(query, gallery, rule)
+    whole, _ = ranks_and_verification(query, gallery, rule)
     summed = thresholds.ranks(np.sum(counted, axis=0), rule)
     assert np.array_equal(summed.ranks, whole.ranks)
     assert np.array_equal(summed.within, whole.within)
@@ -134,7 +134,7 @@ def test_equal_images_tie_wherever_a_product_puts_them(rows):
         queries=rows,
         gallery=777,
     )
-    found = match_ranks(query, gallery, rule, block_bytes=40_000)
+    found, _ = ranks_and_verification(query, gallery, rule, block_bytes=40_000)
     for index in range(rows):
         assert found.of(index).tolist() == (np.sort(at[2 * index : 2 * index + 2]) + 1).tolist()
 
@@ -142,7 +142,7 @@ def test_equal_images_tie_wherever_a_product_puts_them(rows):
 def test_progress_counts_gallery_images_up_to_all_of_them():
     query, gallery = almost_equal(0, queries=9, gallery=60, width=17)
     calls = []
-    match_ranks(
+    ranks_and_verification(
         query,
         gallery,
         rule_of(9, 60, people=5, seed=0),

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from muva.errors import SettingsError
+from tracking.curves import cmc_plot, roc_plot
 from tracking.domain_map import domain_plot
 from tracking.pictures import (
     PART_COLOURS,
@@ -16,7 +17,6 @@ from tracking.pictures import (
     Person,
     RankedQuery,
     attention_sheet,
-    cmc_plot,
     part_mask_sheet,
     ranked_gallery,
     search_sheet,
@@ -144,6 +144,16 @@ def test_cmc_curves_are_in_per_cent_and_named_with_their_numbers() -> None:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     assert file.getbuffer().nbytes > 10_000
+
+
+def test_roc_curves_have_logarithmic_rates_and_name_the_equal_error_rate() -> None:
+    figure = roc_plot({"MUVA": {1e-4: 0.2, 1e-2: 0.6, 1.0: 1.0}}, title="ROC", eer={"MUVA": 0.081})
+    (axes,) = figure.axes
+    drawn = np.array([line.get_xydata() for line in axes.lines])
+    np.testing.assert_allclose(drawn, [[[1e-4, 20], [1e-2, 60], [1, 100]]])
+    assert axes.get_xscale() == "log" and axes.get_xlim() == (1e-4, 1)
+    legend = axes.get_legend()
+    assert legend is not None and legend.get_texts()[0].get_text() == "MUVA:  EER 8.1"
 
 
 def test_the_numbers_of_many_ranks_do_not_run_into_each_other() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from rich.table import Table
 
 from muva.config import ExperimentConfig
-from muva.retrieval.results import Interval, Scores
+from muva.data.benchmarks.listing import some
+from muva.retrieval.calibration import Calibration
+from muva.retrieval.results import Interval, Scores, Verification, rate_name
 from workflows.progress import say
 from workflows.steps.pipeline import PipelineReport, variant_title
 
@@ -51,6 +54,76 @@ def evaluation_table(scores_of: Mapping[str, Scores], *, title: str) -> Table:
         row = (mean_ap, intervals[0], rank1, intervals[1], *rest, scores.valid_of_all)
         table.add_row(target, *row)
     return table
+
+
+def verification_table(scores_of: Mapping[str, Scores]) -> Table | None:
+    """Same person or not: one row per target; None if there is nothing to show."""
+    verified = {t: one.verification for t, one in scores_of.items() if one.verification is not None}
+    if not verified:
+        return None
+    table = Table(title="Same person or not: all pairs of a query and a gallery image")
+    table.add_column("target")
+    rates = sorted({rate for one in verified.values() for rate in one.tar}, reverse=True)
+    alarms = sorted({r for one in verified.values() for r in _detected(one)}, reverse=True)
+    columns = ["EER", "95 %", *(f"TAR at FAR\n{rate_name(rate)}" for rate in rates)]
+    columns += [f"DIR at FAR\n{rate_name(rate)}" for rate in alarms]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for target, one in verified.items():
+        row = [f"{100 * one.eer:.1f}", _range(one.intervals.get("eer"))]
+        row += [_per_cent(one.tar.get(rate)) for rate in rates]
+        row += [_per_cent(_detected(one).get(rate)) for rate in alarms]
+        table.add_row(target, *row)
+    return table
+
+
+def delivered_table(scores_of: Mapping[str, Scores]) -> Table | None:
+    """What the model's thresholds promised and what they deliver; None if it is not calibrated."""
+    verified = [(t, one.verification) for t, one in scores_of.items() if one.verification]
+    rows = [(t, rate, d) for t, one in verified for rate, d in one.delivered.items()]
+    if not rows:
+        return None
+    table = Table(title="The model's thresholds: what they promised, and what they deliver here")
+    table.add_column("target")
+    for column in ("threshold", "FAR promised", "FAR", "TAR"):
+        table.add_column(column, justify="right")
+    for target, rate, one in rows:
+        table.add_row(
+            target,
+            f"{one.threshold:.3f}",
+            *(f"{100 * value:.3g} %" for value in (rate, one.far)),
+            f"{100 * one.tar:.1f} %",
+        )
+    return table
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """Thresholds, with the probability that a pair at a threshold shows the same person."""
+    entropy = ", ".join(f"{name} {value:.3f}" for name, value in calibration.cross_entropy.items())
+    table = Table(
+        title=f"Calibrated on {calibration.people} people of {some(calibration.datasets)}; "
+        f"{calibration.method} (bits of cross-entropy: {entropy})"
+    )
+    for column in ("FAR", "threshold", "TAR", "probability at the threshold"):
+        table.add_column(column, justify="right")
+    for rate, threshold in calibration.thresholds.items():
+        [probability] = calibration.probability(np.array([threshold]))
+        table.add_row(
+            f"{100 * rate:.3g} %",
+            f"{threshold:.3f}",
+            f"{100 * calibration.accepted[rate]:.1f} %",
+            f"{100 * probability:.1f} %",
+        )
+    return table
+
+
+def _detected(verification: Verification) -> Mapping[float, float]:
+    identification = verification.identification
+    return {} if identification is None else identification.detected
+
+
+def _per_cent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def _range(interval: Interval | None) -> str:

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from muva.config import ExperimentConfig
 from muva.data import formats
-from muva.data.artifacts import Artifact
+from muva.data.artifacts import Artifact, open_artifact
 from muva.data.lineage import Role
 from muva.data.shards import open_dataset
+from muva.model.bundle_description import CALIBRATION
+from muva.models import model_description
+from muva.retrieval.calibration import Calibration
 from muva.retrieval.results import Scores
 from tracking.names import score_metrics
 from workflows.progress import track
 from workflows.session import Session
-from workflows.steps.embed import EvaluationSet, embed, features_step
+from workflows.steps.embed import UNTRAINED, EvaluationSet, embed, features_step
 from workflows.steps.mlflow_records import used_dataset, used_model
 from workflows.steps.step import Step, run_step
 
@@ -84,7 +87,10 @@ def evaluate_on(
 
         with ray_cluster():
             parts = FeatureParts(embedding.artifact)
-            return rank_and_score(images, parts, step.artifact, config.evaluation).as_json()
+            scores = rank_and_score(
+                images, parts, step.artifact, config.evaluation, promised=_promised(model)
+            )
+            return scores.as_json()
 
     def log(run: Run, summary: dict[str, Any]) -> None:
         from workflows.steps.pictures import draw
@@ -98,7 +104,7 @@ def evaluate_on(
             model_id=run.log_model(used_model(model), made=False),
             dataset=on,
         )
-        draw(run, model, images, step.artifact, scores.camera_pairs)
+        draw(run, model, images, step.artifact, scores, method=name)
 
     result = run_step(step, session=session, work=work, log=log)
     return Evaluation(
@@ -106,6 +112,14 @@ def evaluate_on(
         seconds=(features.seconds if features else 0.0) + result.seconds,
         computed=result.computed,
     )
+
+
+def _promised(model: str) -> dict[float, float]:
+    """False-accept rate -> threshold, as the model's calibration says; empty without one."""
+    if model.startswith(UNTRAINED):
+        return {}
+    stored = model_description(open_artifact(model))["metadata"].get(CALIBRATION)
+    return {} if stored is None else Calibration.from_json(stored).thresholds
 
 
 def evaluate_file(session: Session, file: Path, config: ExperimentConfig) -> Evaluation:

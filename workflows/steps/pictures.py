@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,8 @@ import muva
 from muva.data.artifacts import Artifact
 from muva.data.shards import open_dataset
 from muva.model.bundle import Bundle
-from muva.retrieval.results import CameraPair
+from muva.retrieval.results import CameraPair, Scores, Verification
+from tracking.curves import roc_plot
 from tracking.heat_map import heat_map
 from tracking.pictures import (
     Person,
@@ -37,13 +38,16 @@ def draw(
     model: str,
     judged: EvaluationSet,
     metrics: Artifact,
-    camera_pairs: Sequence[CameraPair],
+    scores: Scores,
+    *,
+    method: str,
 ) -> None:
-    """Log ranked galleries, the mAP between cameras, attention and predicted masks."""
-    if camera_pairs:
-        run.log_figure(
-            "camera-pairs.png", _camera_map(open_dataset(judged.dataset).name, camera_pairs)
-        )
+    """Log ranked galleries, the mAP between cameras, the ROC, attention and predicted masks."""
+    target = open_dataset(judged.dataset).name
+    if scores.camera_pairs:
+        run.log_figure("camera-pairs.png", _camera_map(target, scores.camera_pairs))
+    if scores.verification is not None:
+        run.log_figure("roc.png", roc_of({method: scores.verification}, target=target))
     rows = judged.rows()
     for name, sheet in _gallery_sheets(judged, rows, QueryScores.read(metrics)).items():
         run.log_image(f"{name}.png", sheet)
@@ -52,6 +56,15 @@ def draw(
         if bundle.model.config.parts:
             run.log_image("predicted-masks.png", _mask_sheet(judged, rows, bundle))
         run.log_image("attention.png", _attention_sheet(judged, rows, bundle))
+
+
+def roc_of(verified: Mapping[str, Verification], *, target: str) -> Figure:
+    """The ROC curves of methods on a target."""
+    return roc_plot(
+        {method: one.roc for method, one in verified.items()},
+        title=f"Verification on {target}",
+        eer={method: one.eer for method, one in verified.items()},
+    )
 
 
 def _camera_map(target: str, pairs: Sequence[CameraPair]) -> Figure:

@@ -15,9 +15,9 @@ from muva.config import (
 from muva.data.artifacts import Artifact, fingerprint
 from muva.errors import SettingsError
 from muva.retrieval.results import Scores
+from tracking.curves import cmc_plot
 from tracking.descriptions import pipeline_description
 from tracking.names import pipeline_name, score_metrics
-from tracking.pictures import cmc_plot
 from tracking.source import command
 from workflows.runtime.on_demand import cluster_on_demand
 from workflows.runtime.workers import Workers
@@ -164,6 +164,7 @@ def pipeline_run(
 
 def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> None:
     """Log the scores, curves, inputs and description of a pipeline to its run."""
+    from workflows.steps.pictures import roc_of
 
     last = list(report.models)[-1]
     used = {name: used_dataset(artifact) for name, artifact in report.datasets.items()}
@@ -178,6 +179,13 @@ def log_pipeline(run: Run, config: ExperimentConfig, report: PipelineReport) -> 
         run.log_figure(
             f"cmc/{target}.png", cmc_plot(curves, title=f"CMC on {target}", mean_ap=means)
         )
+        verified = {
+            variant_title(which): scores.verification
+            for which, scores in results.items()
+            if scores.verification is not None
+        }
+        if verified:
+            run.log_figure(f"roc/{target}.png", roc_of(verified, target=target))
     run.set_description(
         pipeline_description(
             {

@@ -7,7 +7,7 @@ the order in which they end, or on how often one is repeated after its node was 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement, product
@@ -37,6 +37,14 @@ from muva.retrieval.reranking import (
     encode,
     expanded_reciprocal_members,
     included_images,
+)
+from muva.retrieval.results import Verification
+from muva.retrieval.verification import (
+    ImpostorCounts,
+    PairPlan,
+    block_counter,
+    counted,
+    impostor_sample,
 )
 from workflows.runtime.tasks import completed_tasks, run_tasks, shared
 
@@ -70,6 +78,11 @@ class FeatureParts:
         assert manifest is not None, self.artifact.address
         images = manifest["summary"]["images"]
         return np.append(np.arange(0, images, PART_IMAGES), images)
+
+    @cached_property
+    def width(self) -> int:
+        """Dimension of a feature."""
+        return self._part(0).shape[1]
 
     def read(self, images: np.ndarray) -> np.ndarray:
         """(images, dimensions): the features of these images, in this order.
@@ -127,34 +140,59 @@ def ranks_of(
     labels: Features,
     *,
     encodings: Encodings | None = None,
+    promised: Mapping[float, float] | None = None,
     chunk_images: int = CHUNK_IMAGES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[MatchRanks, CameraRule]:
-    """The ranks of all matches; of `labels` only ids, pids and camids are read.
+) -> tuple[MatchRanks, CameraRule, Verification | None]:
+    """The ranks of all matches, and the verification; the features in `labels` are not read.
 
-    With `encodings`, the ranking is re-ranked. `on_progress` is called with the number of gallery
+    With `encodings`, the ranking is re-ranked; `promised` are the thresholds of the model's
+    calibration. `on_progress` is called with the number of gallery
     images that have been ranked and of all. Needs a Ray cluster.
     """
     rule = camera_rule(labels)
     queries = _Chunk(parts, labels.queries, 0)
     matches, ignored = matching_and_ignored_pairs(rule, len(labels.queries))
     chunks = _chunks(parts, labels.gallery, chunk_images)
-    similarities = run_tasks(
+    sample = impostor_sample(rule, matches)
+    pairs = [(matches.within(chunk.place), sample.within(chunk.place)) for chunk in chunks]
+    found = run_tasks(
         similarities_in_chunk,
-        [(queries, chunk, matches.within(chunk.place)) for chunk in chunks],
+        [
+            (queries, chunk, in_chunk.followed_by(sampled_in_chunk))
+            for chunk, (in_chunk, sampled_in_chunk) in zip(chunks, pairs, strict=True)
+        ],
+    )
+    matches_in = [len(in_chunk.query) for in_chunk, _ in pairs]
+    similarities, sampled = (
+        np.concatenate([values[some] for values, some in zip(found, parts_of, strict=True)])
+        for parts_of in (
+            [slice(count) for count in matches_in],
+            [slice(count, None) for count in matches_in],
+        )
     )
     thresholds = Thresholds.of(
-        matches, np.concatenate(similarities), queries=len(labels.queries), rescoring=encodings
+        matches, similarities, queries=len(labels.queries), rescoring=encodings
     )
-    common = shared((rule, thresholds, encodings))
-    nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
-    calls = [(queries, chunk, common, ignored.within(chunk.place)) for chunk in chunks]
-    ranked = 0
-    for number, counts in completed_tasks(count_in_chunk, calls):
-        nearer += counts
-        ranked += len(chunks[number].images)
-        on_progress(ranked, len(labels.gallery))
-    return thresholds.ranks(nearer, rule), rule
+
+    def count(plan: PairPlan | None) -> tuple[np.ndarray, ImpostorCounts | None]:
+        common = shared((rule, thresholds, encodings, plan))
+        nearer = np.zeros((len(matches.query), rule.camera_count), np.int64)
+        impostors = None if plan is None else ImpostorCounts.empty(plan)
+        calls = [(queries, chunk, common, ignored.within(chunk.place)) for chunk in chunks]
+        ranked = 0
+        for number, (counts, impostors_in_chunk) in completed_tasks(count_in_chunk, calls):
+            nearer += counts
+            if impostors is not None and impostors_in_chunk is not None:
+                impostors.merge(impostors_in_chunk)
+            ranked += len(chunks[number].images)
+            on_progress(ranked, len(labels.gallery))
+        return nearer, impostors
+
+    nearer, verification = counted(
+        count, rule, matches, similarities, sampled, width=parts.width, promised=promised
+    )
+    return thresholds.ranks(nearer, rule), rule, verification
 
 
 def encodings_by_tasks(
@@ -229,19 +267,23 @@ def similarities_in_chunk(one: _Chunk, other: _Chunk, pairs: Pairs) -> np.ndarra
 def count_in_chunk(
     queries: _Chunk,
     chunk: _Chunk,
-    common: tuple[CameraRule, Thresholds, Encodings | None],
+    common: tuple[CameraRule, Thresholds, Encodings | None, PairPlan | None],
     ignored: Pairs,
-) -> np.ndarray:
-    """For each match of a query, how many images of the chunk are nearer to the query."""
-    rule, thresholds, encodings = common
-    return count_nearer_in_chunk(
+) -> tuple[np.ndarray, ImpostorCounts | None]:
+    """For each match of a query, how many images of the chunk are nearer to the query; and the
+    pairs of different people."""
+    rule, thresholds, encodings, plan = common
+    counts, each_block = block_counter(plan)
+    nearer = count_nearer_in_chunk(
         queries.features("query_features"),
         chunk.features("gallery_features"),
         thresholds,
         ignored=ignored,
         rule=rule,
         rescoring=encodings,
+        each_block=each_block,
     )
+    return nearer, counts
 
 
 def neighbours_between(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,9 +85,17 @@ def shown_numbers(average_precision: np.ndarray) -> np.ndarray:
 
 
 def rank_and_score(
-    images: EvaluationSet, parts: FeatureParts, metrics: Artifact, config: EvaluationConfig
+    images: EvaluationSet,
+    parts: FeatureParts,
+    metrics: Artifact,
+    config: EvaluationConfig,
+    *,
+    promised: Mapping[float, float],
 ) -> Scores:
-    """Rank and score; the results of each query go to `metrics`. Needs a Ray cluster."""
+    """Rank and score; the results of each query go to `metrics`. Needs a Ray cluster.
+
+    `promised` are the thresholds of the model's calibration, if it has one.
+    """
     labels = image_labels(images.rows())
     trials = [] if images.held_out else read_trials(open_dataset(images.dataset))
     if trials:
@@ -101,8 +109,14 @@ def rank_and_score(
                 parts, labels, settings=Reranking(), on_progress=progress.update
             )
     with track(f"rank for {len(labels.queries)} queries") as progress:
-        ranks, rule = ranks_of(parts, labels, encodings=rerank or None, on_progress=progress.update)
-    result = score(ranks, rule, ranks=_reported_ranks(config))
+        ranks, rule, verification = ranks_of(
+            parts,
+            labels,
+            encodings=rerank or None,
+            promised=promised,
+            on_progress=progress.update,
+        )
+    result = score(ranks, rule, ranks=_reported_ranks(config), verification=verification)
     [kept] = run_tasks(query_scores, [(parts, labels, result, rerank)])
     kept.write(metrics)
     return scores_of(labels, config, result)
@@ -189,6 +203,7 @@ def mean_scores(every: Sequence[Scores]) -> Scores:
         trials=len(every),
         intervals={},
         camera_pairs=(),
+        verification=None,
     )
 
 
@@ -214,6 +229,7 @@ def scores_of(features: Features, config: EvaluationConfig, result: RetrievalRes
             if interval is not None
         },
         camera_pairs=result.camera_pairs,
+        verification=result.verification,
     )
 
 

@@ -58,7 +58,12 @@ def evaluate_verb(
     muva evaluate --features features.parquet
     """
     from muva.config import load_recipe
-    from workflows.results.tables import evaluation_table, warn_of_few_queries
+    from workflows.results.tables import (
+        delivered_table,
+        evaluation_table,
+        verification_table,
+        warn_of_few_queries,
+    )
     from workflows.steps.evaluate import evaluate_file
 
     config = load_recipe(recipe, overrides=overrides)
@@ -81,10 +86,12 @@ def evaluate_verb(
             say(f"{target}: cameras are unknown, so queries ignored only their own image.")
         warn_of_few_queries(target, evaluation.scores)
     scores_of = {target: evaluation.scores for target, evaluation in evaluations.items()}
+    tables = [evaluation_table(scores_of, title=title), verification_table(scores_of)]
+    tables.append(delivered_table(scores_of))
     print_result(
         {target: evaluation.as_json() for target, evaluation in evaluations.items()},
         as_json=as_json,
-        text=as_text(evaluation_table(scores_of, title=title)),
+        text="\n".join(as_text(table) for table in tables if table is not None),
     )
 
 
@@ -92,6 +99,7 @@ def _evaluate_model(
     session: Session, model: str, targets: Sequence[str], config: ExperimentConfig
 ) -> tuple[dict[str, Evaluation], str]:
     from muva.config.schema import ModelConfig
+    from muva.model.bundle_description import CALIBRATION
     from muva.model.checks import check_clip
     from muva.models import model_description
     from workflows.runtime.on_demand import cluster_on_demand
@@ -113,6 +121,9 @@ def _evaluate_model(
         sources = description["metadata"].get("source_names", ())
         for shared in sorted({*sources} & {*targets}):
             say(f"The model was trained on {shared}: its scores are not those of an unseen domain.")
+        calibration = description["metadata"].get(CALIBRATION, {"datasets": ()})
+        for shared in sorted({*calibration["datasets"]} & {*targets}):
+            say(f"The model's thresholds were learned on {shared}: they promise nothing new there.")
     with cluster_on_demand():
         datasets = datasets_of(session, targets, config.synthetic)
         evaluations = {

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from muva.retrieval.gallery import Gallery
     from workflows.session import Session
+    from workflows.steps.calibrated import Decision
 
 
 @click.command("search")
@@ -40,6 +41,12 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="The number of images to find.",
 )
+@click.option(
+    "--far",
+    type=float,
+    help="For a calibrated model: the share of pairs of different people that may pass for the "
+    "same. [0.001]",
+)
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a picture of the results.")
 @click.option(
     "--images",
@@ -53,6 +60,7 @@ def search_verb(
     file: Path,
     model: str | None,
     top: int,
+    far: float | None,
     sheet: Path | None,
     images: Path | None,
     as_json: bool,
@@ -60,7 +68,9 @@ def search_verb(
 ) -> None:
     """Rank the images of a gallery by their similarity to a query, most similar first.
 
-    A query from the gallery is left out of the results and needs no model.
+    A query from the gallery is left out of the results and needs no model. A calibrated model also
+    gives the probability that two images show the same person, and separates the matches that pass
+    for the same person from those that are not known to.
 
     \b
     muva search --query person.jpg --gallery crops.parquet --sheet ranked.png
@@ -78,13 +88,22 @@ def search_verb(
     else:
         feature = _feature_of(query, address, gallery, file)
     indices, cosines = gallery.most_similar(feature, top=top, exclude=index)
+    decision = _decision(address, far)
     matches = [
-        {"rank": rank, **gallery.describe(match), "similarity": round(float(cosine), 6)}
+        {
+            "rank": rank,
+            **gallery.describe(match),
+            "similarity": round(float(cosine), 6),
+            **_decided(decision, float(cosine)),
+        }
         for rank, (match, cosine) in enumerate(zip(indices.tolist(), cosines, strict=True), start=1)
     ]
     described = {"image_id": query} if index is None else gallery.describe(index)
     result = {"query": described, "gallery": f"{file}", "model": address, "matches": matches}
     text = as_text(_table(matches))
+    if decision is not None:
+        result |= {"threshold": decision.threshold, "far": decision.far}
+        text += _verdict(decision, matches)
     if sheet is not None:
         pictures = _images(
             gallery, [*([] if index is None else [index]), *indices.tolist()], images
@@ -94,6 +113,45 @@ def search_verb(
         result["sheet"] = f"{sheet}"
         text += f"\nsheet: {sheet}"
     print_result(result, as_json=as_json, text=text)
+
+
+def _decision(address: str, far: float | None) -> Decision | None:
+    """Where to separate the same person from others; None if the model is not calibrated.
+
+    Raises:
+        MuvaError: a rate is asked for, and the model is not calibrated.
+    """
+    from workflows.steps.calibrated import Decision, calibration_of
+
+    calibration = calibration_of(address)
+    if calibration is not None:
+        return Decision.at(calibration, far, model=address)
+    if far is not None:
+        raise MuvaError(
+            f"--far {far:g}: {address} is not calibrated. Calibrate it with `muva calibrate`, and "
+            "name the result with --model: the gallery stays as it is"
+        )
+    return None
+
+
+def _decided(decision: Decision | None, cosine: float) -> dict[str, Any]:
+    if decision is None:
+        return {}
+    return {
+        "probability": round(decision.probability(cosine), 6),
+        "same_person": decision.same(cosine),
+    }
+
+
+def _verdict(decision: Decision, matches: Sequence[dict[str, Any]]) -> str:
+    same = sum(match["same_person"] for match in matches)
+    known = (
+        f"the first {same} pass" if same > 1 else "the first one passes" if same else "none passes"
+    )
+    return (
+        f"\nsame person: {known} at a threshold of {decision.threshold:.3f}, for a false-accept "
+        f"rate of {100 * decision.far:g} % per image"
+    )
 
 
 def _same_model(session: Session, model: str, gallery: Gallery, file: Path) -> str:
@@ -197,11 +255,23 @@ def _draw(
 
 def _table(matches: Sequence[dict[str, Any]]) -> Table:
     columns = [name for name in ("pid", "camid") if matches and matches[0][name] is not None]
-    table = Table("rank", "similarity", *columns, "image_id")
-    for match in matches:
+    calibrated = bool(matches) and "probability" in matches[0]
+    said = ("probability", "same person") if calibrated else ()
+    table = Table("rank", "similarity", *said, *columns, "image_id")
+    for number, match in enumerate(matches):
+        if calibrated and number and matches[number - 1]["same_person"] > match["same_person"]:
+            table.add_section()
         table.add_row(
             str(match["rank"]),
             f"{match['similarity']:.4f}",
+            *(
+                (
+                    f"{100 * match['probability']:.1f} %",
+                    "yes" if match["same_person"] else "not known",
+                )
+                if calibrated
+                else ()
+            ),
             *(str(match[name]) for name in columns),
             escape(match["image_id"]),
         )

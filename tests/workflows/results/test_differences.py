@@ -74,6 +74,7 @@ def scores(name: str) -> Scores:
         trials=0,
         intervals={},
         camera_pairs=(),
+        verification=None,
     )
 
 

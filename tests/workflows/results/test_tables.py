@@ -12,9 +12,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from muva.config import load_recipe
-from muva.retrieval.results import Interval, Scores
+from muva.retrieval.results import Identification, Interval, Scores, Verification
 from workflows.cli import main
-from workflows.results.tables import evaluation_table, pipeline_table, warn_of_few_queries
+from workflows.results.tables import (
+    evaluation_table,
+    pipeline_table,
+    verification_table,
+    warn_of_few_queries,
+)
 from workflows.verb import as_text
 
 
@@ -33,6 +38,7 @@ def scores(**changed: Any) -> Scores:
         "trials": 0,
         "intervals": {name: Interval(low=0.9, high=1.0) for name in ("mean_ap", "rank1")},
         "camera_pairs": (),
+        "verification": None,
     }
     return Scores(**settings | changed)
 
@@ -45,6 +51,44 @@ def test_a_table_of_targets_has_the_valid_queries_and_no_interval_of_few() -> No
     [many], [one] = ([line for line in lines if name in line] for name in ("many", "one"))
     assert "24 of 24" in many and many.count("90.0 to 100.0") == 2
     assert "1 of 24" in one and " to " not in one
+
+
+VERIFICATION = Verification(
+    genuine_pairs=24,
+    impostor_pairs=552,
+    eer=0.08,
+    tar={1e-2: 0.7},
+    thresholds={1e-2: 0.61},
+    roc={0.01: 0.7, 1.0: 1.0},
+    intervals={
+        "eer": Interval(low=0.07, high=0.1),
+        "tar-at-1e-2": Interval(low=0.6, high=0.8),
+    },
+    identification=Identification(
+        enrolled_queries=12,
+        unenrolled_queries=12,
+        detected={0.1: 0.55},
+        thresholds={0.1: 0.64},
+        intervals={0.1: Interval(low=0.5, high=0.6)},
+    ),
+)
+
+
+def test_scores_become_json_and_back() -> None:
+    known = scores(verification=VERIFICATION)
+    assert Scores.from_json(json.loads(json.dumps(known.as_json()))) == known
+    assert Scores.from_json(json.loads(json.dumps(scores().as_json()))) == scores()
+
+
+def test_verification_has_a_table_of_its_own_where_there_is_any() -> None:
+    table = verification_table({"a": scores(verification=VERIFICATION), "b": scores()})
+    assert table is not None
+    lines = as_text(table).splitlines()
+    [row] = [line for line in lines if "8.0" in line]
+    for cell in ("a", "7.0 to 10.0", "70.0", "55.0"):
+        assert cell in row
+    assert not any(line.strip("│ ").startswith("b") for line in lines)
+    assert verification_table({"b": scores()}) is None
 
 
 def test_a_pipelines_table_has_the_valid_queries_of_each_target() -> None:

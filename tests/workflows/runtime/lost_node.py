@@ -40,9 +40,9 @@ def main(folder: Path) -> None:
                 cluster.add_node(num_cpus=1)
 
         given: dict[str, Any] = {"chunk_images": CHUNK, "on_progress": lose}
-        ranks, rule = ranks_of(parts, who, **given)
+        ranks, rule, _ = ranks_of(parts, who, **given)
         encodings = encodings_by_tasks(parts, who, settings=Reranking(), **given)
-        reranked, _ = ranks_of(parts, who, encodings=encodings, chunk_images=CHUNK)
+        reranked, *_ = ranks_of(parts, who, encodings=encodings, chunk_images=CHUNK)
         np.savez(
             folder / "found.npz",
             plain=score(ranks, rule, ranks=RANKS).average_precision,

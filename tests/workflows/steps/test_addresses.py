@@ -19,6 +19,7 @@ from muva.grounding.experts import choose_expert
 from tests.data.test_training_images import dataset
 from workflows.session import Session
 from workflows.steps import domain_map, evaluate
+from workflows.steps.calibrate import calibration_step
 from workflows.steps.embed import UNTRAINED, EvaluationSet, features_step
 from workflows.steps.encoder import chosen_step
 from workflows.steps.forget import without_step
@@ -30,14 +31,17 @@ from workflows.steps.train import declare_training
 from workflows.tuning.search import check_search
 from workflows.tuning.study import study_of
 
-OF_A_MODEL = {"model", "chosen model", "features", "metrics", "domain map"}
+OF_A_MODEL = {
+    "model", "chosen model", "features", "metrics", "domain map", "calibrated model"
+}  # fmt: skip
 DEPENDS_ON = {
     # Whatever is made from a data set is addressed by its content, not by how it is stored.
     "SHARDS": {"data set", "data set without a person"},
     "LABELS": {"labels", "refined labels", "prompts", *OF_A_MODEL, "study", "trial"},
     "PROMPTS": {"prompts", "prompts without parts", *OF_A_MODEL, "model without parts"},
     "BUNDLE": {*OF_A_MODEL, "model without parts"},
-    "FEATURES": {"features", "features of CLIP", "metrics"},
+    "FEATURES": {"features", "features of CLIP", "metrics", "calibrated model"},
+    "CALIBRATION": {"calibrated model"},
     "METRICS": {"metrics"},
     "DOMAIN_MAP": {"domain map"},
     "STUDY": {"study", "trial"},
@@ -118,6 +122,7 @@ def _artifacts(
     def evaluated() -> None:
         evaluate.evaluate_on(session, model, village, config, name="parts")
 
+    features = features_step(session, model, images, config.model, name="parts")
     steps = {
         "data set": synthetic_step(session, "syn-station", config.synthetic),
         "data set without a person": without_step(session, open_dataset(town), [1]),
@@ -128,9 +133,12 @@ def _artifacts(
         "model": trained.encoder,
         "chosen model": chosen_step(trained.encoder),
         "model without parts": plain.encoder,
-        "features": features_step(session, model, images, config.model, name="parts"),
+        "features": features,
         "features of CLIP": features_step(session, clip, images, config.model, name="clip"),
         "metrics": _declared_by(evaluated),
+        "calibrated model": calibration_step(
+            session, trained.encoder.artifact, [features.artifact], on=["village"], name="sure"
+        ),
         "domain map": _declared_by(mapped),
     }
     trial = study.trial({"stage2.mask_loss": "mse"})

@@ -61,7 +61,7 @@ def evaluation(home: Path, target: str, *, of: str, **changed: Any) -> None:
     settings = {
         "mean_ap": 0.25, "mean_inp": 0.125, "cmc": {1: 0.5}, "curve": {1: 0.5}, "queries": 9,
         "valid_queries": 9, "gallery": 9, "cameras_known": True, "reranked": False, "trials": 0,
-        "intervals": {}, "camera_pairs": (),
+        "intervals": {}, "camera_pairs": (), "verification": None,
     }  # fmt: skip
     scores = Scores(**{**settings, **changed})
     store = open_store(home / "store")
