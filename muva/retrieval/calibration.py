@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 
 Method = Literal["logistic", "isotonic"]
 
@@ -39,8 +39,11 @@ class Calibration:
     def probability(self, cosines: np.ndarray, *, prior: float = 0.5) -> np.ndarray:
         """The probability that pairs of images show the same person.
 
-        `prior`: the probability before the images were seen.
+        `prior`: the probability before the images were seen. Raises SettingsError unless it is
+        between 0 and 1.
         """
+        if not 0 < prior < 1:
+            raise SettingsError(f"prior {prior:g}: expected a probability between 0 and 1")
         places, values = np.asarray(self.cosines), np.asarray(self.log_odds)
         cosines = np.asarray(cosines, np.float64)
         log_odds = np.interp(cosines, places, values)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from muva.errors import MuvaError
+from muva.errors import MuvaError, SettingsError
 from muva.retrieval.calibration import Calibration
 from muva.retrieval.calibration_fit import Pairs, calibrate, calibration_pairs, thresholds_of
 from muva.retrieval.camera_rule import checked_rule
@@ -38,6 +38,8 @@ def test_a_prior_multiplies_the_odds() -> None:
     found = calibrate({"a": network(0)})
     [half], [tenth] = (found.probability(np.array([0.45]), prior=p) for p in (0.5, 0.1))
     assert tenth / (1 - tenth) == pytest.approx(half / (1 - half) / 9)
+    with pytest.raises(SettingsError, match="between 0 and 1"):
+        found.probability(np.array([0.45]), prior=1.0)
 
 
 def test_the_map_that_fits_people_left_out_is_taken() -> None:

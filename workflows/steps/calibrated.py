@@ -35,8 +35,9 @@ class Decision:
         if far is None:
             far = next((rate for rate in known if rate >= DEFAULT_FAR), None)
         if far not in calibration.thresholds:
+            asked = "" if far is None else f"--far {far:g}: "
             raise SettingsError(
-                f"--far {far}: {model} has thresholds for "
+                f"{asked}{model} has thresholds for "
                 f"{', '.join(f'{rate:g}' for rate in known) or 'no false-accept rate'}. For lower "
                 "rates, calibrate it with more people: muva calibrate"
             )
