@@ -57,9 +57,9 @@ EXACT_ROWS = 100_000
 """The largest gallery that is searched without an index: its features take 200 MB at 512 dimensions
 and a search 10 ms; see `python -m benchmarks.gallery`."""
 _METADATA = b"muva"
-_WRITTEN_ROWS = 65_536
 FRAGMENT_ROWS = 131_072
-"""The rows of a file. Removing a person writes the files anew that they are in."""
+"""The rows of a file, and of what is added at once. Removing a person writes the files anew that
+they are in."""
 _MANY_FRAGMENTS = 64
 _KEPT = timedelta(hours=1)
 """How long the versions before a change stay, for searches that look at them."""
@@ -101,9 +101,9 @@ class GalleryTable:
                 dataset.add_columns(fields)
             names = [name for name in dataset.schema.names if name != FEATURE]
             known = as_table(rows, pa.schema([dataset.schema.field(name) for name in names]))
-            for first in range(0, len(rows), _WRITTEN_ROWS):
-                some = slice(first, first + _WRITTEN_ROWS)
-                written = known.slice(first, _WRITTEN_ROWS).append_column(
+            for first in range(0, len(rows), FRAGMENT_ROWS):
+                some = slice(first, first + FRAGMENT_ROWS)
+                written = known.slice(first, FRAGMENT_ROWS).append_column(
                     dataset.schema.field(FEATURE), _vectors(features[some])
                 )
                 (
@@ -261,7 +261,7 @@ class GalleryTable:
         """The latest version. A handle is one version, which several threads may read."""
         with self._refreshing:
             if self._dataset.latest_version != self._dataset.version:
-                self._dataset = opened_table(self.uri)
+                self._dataset = opened_table(self.uri, before=self._dataset)
             return self._dataset
 
     @contextmanager

@@ -29,9 +29,13 @@ def lance_library() -> Any:
     return lance
 
 
-def opened_table(uri: str) -> LanceDataset:
-    """The latest version of a table."""
-    return lance_library().dataset(uri, storage_options=storage_options(uri))
+def opened_table(uri: str, *, before: LanceDataset | None = None) -> LanceDataset:
+    """The latest version of a table.
+
+    before: an earlier version, whose caches the new one shares, the index among them.
+    """
+    session = None if before is None else before.session()
+    return lance_library().dataset(uri, storage_options=storage_options(uri), session=session)
 
 
 def table_exists(uri: str) -> bool:

@@ -39,6 +39,19 @@ GROUNDED = {
 }  # fmt: skip
 STUDIED = {"default": {"by_seed": SEEDS}, "best": {"by_seed": SEEDS}, "gain": 0.01}
 
+GALLERY_PHASES = {
+    "build": {
+        "add_s": 1.0,
+        "index_s": 1.0,
+        "peak_mb": 100.0,
+        "probes": 8,
+        "partitions": 16,
+        "disk_gb": 0.1,
+    },
+    "search": {"recall": 0.9, "p50_ms": 1.0, "p95_ms": 2.0, "peak_mb": 100.0},
+    "filtered": {"p50_ms": 1.0, "p95_ms": 2.0},
+    "growing": {"p50_ms": 1.0, "p95_ms": 2.0, "found": 1.0, "peak_mb": 100.0},
+}
 RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "augmentation": (
         {
@@ -47,6 +60,32 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
             }
             for height in (128, 256)
         },
+        {},
+    ),
+    "gallery": (
+        {
+            "images": 1000,
+            "people": GALLERY_PHASES,
+            "random": GALLERY_PHASES,
+            "exact": {"product_ms": 1.0, "ours_ms": 1.1, "times": 1.1, "peak_mb": 100.0},
+            "sizes": {"10000": {"first_ms": 9.0, "p50_ms": 1.0, "p95_ms": 1.0, "peak_mb": 90.0}},
+        },
+        {},
+    ),
+    "gallery_engines": (
+        [
+            {
+                "kind": "people",
+                "engine": "faiss IVF244,SQ4",
+                "probes": 8,
+                "candidates": 10,
+                "recall": 0.9,
+                "p95_ms": 9.0,
+                "build_s": 1.0,
+                "build_mb": 100.0,
+                "search_mb": 90.0,
+            }
+        ],
         {},
     ),
     "browsing": ({"a trial, last tenth": RATE, "page: a run": 0.01}, {}),

@@ -131,7 +131,7 @@ def add_verb(
     }
     text = f"{gallery.name}: {added.images} images added, {result['total']} in total"
     if added.present:
-        text += f"; {added.present} were there already"
+        text += f"; {added.present} were there already and stay as they are"
     print_result(result, as_json=as_json, text=text)
 
 

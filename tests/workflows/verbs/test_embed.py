@@ -224,7 +224,7 @@ def test_features_of_two_models_are_not_compared(run: Run, crops: Path, tmp_path
             "--split is for data sets",
         ),
         (("embed", "{empty}", "--model", "mime", "--out", "{out}"), 1, "closest: mine"),
-        (("search", "--query", "a", "--gallery", "{out}"), 1, "expected a file, found none"),
+        (("search", "--query", "a", "--gallery", "{out}"), 1, "found neither"),
     ],
 )
 def test_what_cannot_be_meant_is_explained(
