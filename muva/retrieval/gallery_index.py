@@ -60,7 +60,10 @@ class Index:
 
 
 def keep_indexed(
-    dataset: LanceDataset, *, exact_rows: int, on_progress: Callable[[str], None]
+    dataset: LanceDataset,
+    *,
+    exact_rows: int,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> Index | None:
     """Build an index where a gallery has outgrown exact search, or bring it up to date."""
     rows, index = dataset.count_rows(), Index.of(dataset)

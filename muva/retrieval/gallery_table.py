@@ -114,11 +114,12 @@ class GalleryTable:
                 )
             if len(dataset.get_fragments()) > _MANY_FRAGMENTS:
                 _tidy(dataset, kept=_KEPT)
+                keep_indexed(dataset, exact_rows=EXACT_ROWS)
 
     def optimise(self, *, on_progress: Callable[[str], None] = lambda text: None) -> Index | None:
         """Join small files and bring the index up to date; the index, None if none is needed.
 
-        Searches go on meanwhile. Called after much was added.
+        Searches go on meanwhile. Called after much was added; `add` does the same now and then.
         """
         with self._writing() as dataset:
             _tidy(dataset, kept=_KEPT)

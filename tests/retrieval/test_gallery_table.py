@@ -239,11 +239,15 @@ def test_searches_go_on_while_others_add_and_forget(
     }
 
 
-def test_many_small_additions_do_not_pile_up(gallery: GalleryTable) -> None:
+def test_many_small_additions_do_not_pile_up(gallery: GalleryTable, exact_up_to: Shrunk) -> None:
+    exact_up_to(250)
     for number in range(70):
         gallery.add(features_of(1, seed=100 + number), [row(1000 + number)])
     assert len(lance.dataset(gallery.uri).get_fragments()) <= 64
     assert len(gallery) == 270
+    index = gallery.index()
+    assert index is not None
+    assert index.rows > 250
 
 
 @pytest.mark.parametrize(
