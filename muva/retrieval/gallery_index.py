@@ -27,6 +27,8 @@ RECALL = 0.98
 REFINED = 12
 """How many times as many images as asked for are compared by the features themselves."""
 PARTITION_ROWS = 4096
+_MOST_PARTITIONS = 1024
+"""More would make k-means the longest part, and need more than 2 GB of memory for its sample."""
 _BITS = 3
 _SAMPLE = 100
 _FEWEST_PROBES = 8
@@ -80,7 +82,7 @@ def keep_indexed(
 
 def _built(dataset: LanceDataset, on_progress: Callable[[str], None]) -> Index:
     rows = dataset.count_rows()
-    partitions = max(1, rows // PARTITION_ROWS)
+    partitions = min(max(1, rows // PARTITION_ROWS), _MOST_PARTITIONS)
     on_progress(f"index {rows:,} images")
     dataset.create_index(
         FEATURE,

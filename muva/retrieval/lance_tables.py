@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ def lance_library() -> Any:
     """The module `lance`; MuvaError if it is not installed."""
     # It warns of empty partitions and coming changes, to whoever reads the standard error.
     os.environ.setdefault("LANCE_LOG", "error")
+    # Ray's processes are started by a fork, but execute another program at once.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
     try:
         import lance
     except ImportError as error:
