@@ -61,6 +61,7 @@ FRAGMENT_ROWS = 131_072
 """The rows of a file, and of what is added at once. Removing a person writes the files anew that
 they are in."""
 _MANY_FRAGMENTS = 64
+_JOINED_BYTES = 32 * 2**20
 _KEPT = timedelta(hours=1)
 """How long the versions before a change stay, for searches that look at them."""
 _TRIES = 3
@@ -106,12 +107,7 @@ class GalleryTable:
                 written = known.slice(first, FRAGMENT_ROWS).append_column(
                     dataset.schema.field(FEATURE), _vectors(features[some])
                 )
-                (
-                    dataset.merge_insert("image_id")
-                    .when_matched_update_all()
-                    .when_not_matched_insert_all()
-                    .execute(written.select(dataset.schema.names))
-                )
+                _write(dataset, written.select(dataset.schema.names))
             if len(dataset.get_fragments()) > _MANY_FRAGMENTS:
                 _tidy(dataset, kept=_KEPT)
                 keep_indexed(dataset, exact_rows=EXACT_ROWS)
@@ -348,6 +344,31 @@ def open_gallery(uri: str) -> GalleryTable:
             f"gallery {uri}: expected a table of `muva gallery create`, found another one of Lance"
         ) from error
     return GalleryTable(uri, dataset, source)
+
+
+def _write(dataset: LanceDataset, rows: pa.Table) -> None:
+    """Add rows, in place of those with the same ids.
+
+    Lance joins both in 300 MB of memory. Many rows are therefore appended where none replaces
+    another, and joined in parts where one does.
+    """
+    joined = max(1, _JOINED_BYTES // max(1, rows.nbytes // max(1, len(rows))))
+    if len(rows) > joined and not _any_known(dataset, rows["image_id"]):
+        dataset.insert(rows, max_rows_per_file=FRAGMENT_ROWS)
+        return
+    for first in range(0, len(rows), joined):
+        (
+            dataset.merge_insert("image_id")
+            .when_matched_update_all()
+            .when_not_matched_insert_all()
+            .execute(rows.slice(first, joined))
+        )
+
+
+def _any_known(dataset: LanceDataset, ids: pa.ChunkedArray) -> bool:
+    wanted = pc.field("image_id").isin(ids.combine_chunks())
+    batches = dataset.to_batches(["image_id"])
+    return any(len(pa.Table.from_batches([batch]).filter(wanted)) for batch in batches)
 
 
 def _tidy(dataset: LanceDataset, *, kept: timedelta) -> None:

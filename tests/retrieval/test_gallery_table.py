@@ -146,6 +146,20 @@ def test_an_image_that_is_added_again_replaces_itself(gallery: GalleryTable) -> 
     assert gallery.row(row(6).image_id) == row(6)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_many_images_are_added_at_once_whether_or_not_some_replace_others(
+    gallery: GalleryTable, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    monkeypatch.setattr(gallery_table, "_JOINED_BYTES", 10_000)
+    first = 150 if replaced else 200
+    new = features_of(170, seed=6)
+    gallery.add(new, [row(number) for number in range(first, first + 170)])
+    assert gallery.ids() == {row(number).image_id for number in range(first + 170)}
+    assert len(gallery) == first + 170
+    for number in (0, 60, 169):
+        assert gallery.search(new[number], top=1)[0].row == row(first + number)
+
+
 def test_columns_of_any_kind_are_kept(gallery: GalleryTable) -> None:
     kept = {"hat": "red", "height_cm": 181.5, "child": False, "floor": 3}
     gallery.add(features_of(1, seed=4), [GalleryRow(image_id="one", columns=kept)])
