@@ -13,6 +13,7 @@ VERBS = {
     "embed": "Compute the features of the images of a folder or a data set",
     "search": "Find the images most similar to a query",
     "same": "Tell whether two images show the same person",
+    "serve": "Serve a model over HTTP, with a page for searching",
     "export": "Export a model as ONNX, TorchScript or safetensors",
     "recipes": "List the shipped recipes and the settings in which they differ",
     "run": "Run a recipe from data to metrics",
