@@ -63,7 +63,14 @@ def build_api(
     _add_gallery(app, replicas, settings)
     _add_operation(app, replicas, metrics)
     add_page(app, replicas, settings)
+    _add_token_to_description(app)
     return _Measured(AccessControl(app, settings.access, meter), meter)
+
+
+def _add_token_to_description(app: FastAPI) -> None:
+    described = app.openapi()
+    scheme = {"type": "http", "scheme": "bearer"}
+    described.setdefault("components", {})["securitySchemes"] = {"token": scheme}
 
 
 def _add_model(app: FastAPI, replicas: Replicas, settings: ServeSettings) -> None:
@@ -164,14 +171,20 @@ def _add_answers_to_errors(app: FastAPI, meter: Meter) -> None:
         headers = {"retry-after": "1"} if error.status == 503 else None
         return JSONResponse(error.as_json(), error.status, headers=headers)
 
+    async def failed(_: Request, error: Exception) -> Response:
+        said = RequestError(500, "internal", "the service failed; its operator has the log")
+        return JSONResponse(said.as_json(), 500)
+
     for kind in (RequestError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, refused)
+    app.add_exception_handler(Exception, failed)
 
 
 class _Measured:
-    """Counts all responses, and answers what nothing else has answered: a bug, or a lost cluster.
+    """Counts all responses, and logs what went wrong where the response is 500.
 
-    What happened is in no response. It is logged by its class alone: a message may quote a request.
+    Starlette sends that response and raises again, for the server to log the error with its
+    message. It is logged here by its class alone: a message may quote a request.
     """
 
     def __init__(self, app: ASGIApp, meter: Meter) -> None:
@@ -194,11 +207,9 @@ class _Measured:
         try:
             await self._app(scope, receive, noted)
         except Exception as error:
-            if status:
+            if status != 500:  # a response that has begun cannot become another one
                 raise
             _log_bug(error)
-            failed = RequestError(500, "internal", "the service failed; its operator has the log")
-            await JSONResponse(failed.as_json(), 500)(scope, receive, noted)
         finally:
             route = scope.get("route")
             self._meter.answered(

@@ -11,9 +11,11 @@ from PIL import Image, UnidentifiedImageError
 from workflows.serving.errors import invalid, too_large
 from workflows.serving.settings import MEGABYTE, Limits
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")
-"""What the service decodes. MPO is the JPEG of some cameras. TIFF and the like hold data of many
-kinds, and nobody sends crops in them."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""What the service decodes. TIFF and the like hold data of many kinds, and nobody sends crops in
+them."""
+
+Image.init()  # else Pillow knows no WebP before it has failed to open one
 
 
 def check_header(encoded: bytes, limits: Limits, *, where: str) -> None:
