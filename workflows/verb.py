@@ -27,8 +27,7 @@ from workflows.progress import escaped, say
 if TYPE_CHECKING:
     from PIL import Image
 
-    from muva.data.artifacts import Artifact
-
+S = TypeVar("S")
 T = TypeVar("T")
 
 TABLE_COLUMNS = 120
@@ -127,12 +126,12 @@ def print_result(result: object, *, as_json: bool, text: str) -> None:
     click.echo(json.dumps(result, indent=2, default=str) if as_json else escaped(text))
 
 
-def readable(artifacts: Iterable[Artifact], read: Callable[[Artifact], T]) -> list[T]:
-    """What `read` returns for each artifact of a list; those that cannot be read are reported."""
+def readable(listed: Iterable[S], read: Callable[[S], T]) -> list[T]:
+    """What `read` returns for each entry of a list; those that cannot be read are reported."""
     found = []
-    for artifact in artifacts:
+    for entry in listed:
         try:
-            found.append(read(artifact))
+            found.append(read(entry))
         except MuvaError as error:
             say(f"Not listed: {error}")
     return found

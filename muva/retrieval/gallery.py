@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from muva.errors import MuvaError
 from muva.retrieval.features import read_columns
+from muva.retrieval.similar import most_similar
 
 GALLERY_FORMAT = 1
 _METADATA = b"muva"
-_BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,26 +72,13 @@ class Gallery:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Indices and cosines, (top,) each, of the images that are most similar to a feature (F,).
 
-        The cosines are those of float64, of the images that float32 leaves in question. Ties are
-        broken by index. The image at index `exclude` is left out.
+        The image at index `exclude` is left out. See `muva.retrieval.similar`.
         """
-        # Imports Numba and SciPy, which only searching needs.
-        from muva.retrieval.match_ranks import cosine_error
-        from muva.retrieval.ranked_lists import nearest_indices
-
-        rounded = np.empty(len(self), np.float32)
-        for first in range(0, len(self), _BLOCK_ROWS):
-            some = slice(first, first + _BLOCK_ROWS)
-            np.matmul(self.features[some], feature.astype(np.float32), out=rounded[some])
+        allowed = None
         if exclude is not None:
-            rounded[exclude] = -np.inf
-        top = min(top, len(self))
-        doubt = 2 * cosine_error(len(feature))
-        in_question = np.flatnonzero(rounded >= np.partition(rounded, -top)[-top] - doubt)
-        in_question = in_question[rounded[in_question] > -np.inf]
-        exact = self.features[in_question].astype(np.float64) @ feature.astype(np.float64)
-        nearest = nearest_indices(-exact, top)
-        return in_question[nearest], exact[nearest]
+            allowed = np.ones(len(self), bool)
+            allowed[exclude] = False
+        return most_similar(self.features, feature, top=top, allowed=allowed)
 
     def describe(self, index: int) -> dict[str, Any]:
         """image_id, pid and camid of one image; None if unknown."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import muva.retrieval.gallery as galleries
+import muva.retrieval.similar as similar
 from muva.errors import MuvaError
 from muva.retrieval.features import read_features
 from muva.retrieval.gallery import EmbeddingSource, Gallery, read_gallery, write_gallery
@@ -65,7 +65,7 @@ def test_a_gallery_is_read_as_it_was_written(known: bool, tmp_path: Path) -> Non
 def test_the_most_similar_images_equal_those_of_a_plain_product(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(galleries, "_BLOCK_ROWS", block)
+    monkeypatch.setattr(similar, "_BLOCK_ROWS", block)
     all_images = gallery()
     query = all_images.features[11]
     cosines = [float(np.dot(f.astype(float), query.astype(float))) for f in all_images.features]

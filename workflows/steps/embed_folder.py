@@ -27,9 +27,10 @@ from muva.errors import MuvaError
 from muva.model.bundle import Embedder
 from muva.models import model_description
 from muva.retrieval.features import allocate_or_memmap
-from muva.retrieval.gallery import EmbeddingSource, Gallery
+from muva.retrieval.gallery import Gallery
 from workflows.session import Session
 from workflows.steps.embed import EvaluationSet, embed, features_step, image_labels
+from workflows.steps.embedding_source import embedding_source
 from workflows.steps.rank import FeatureParts
 
 CHUNK_IMAGES = 256
@@ -58,34 +59,15 @@ def embed_folder(
     There are no identity labels. `on_progress` is called with the number of finished images and of
     all images. Raises MuvaError if no image can be read.
     """
-    files = list(image_files(folder))
-    account = account_for(folder, files)
-    if not files:
-        found = [skipped_text(account.skipped)]
-        found += [": ".join(entry.values()) for entry in account.unreadable[:3]]
-        raise MuvaError(
-            f"{folder}: expected image files in it or below it, found "
-            f"{'; '.join(filter(None, found)) or 'none'}"
-        )
-    bundle = muva.load(model.uri).to("cuda" if torch.cuda.is_available() else "cpu")
+    files, account = files_in(folder)
+    bundle = model_for_files(model)
     features = allocate_or_memmap((len(files), bundle.feature_dim), np.float32)
     ids: list[str] = []
     quarantined = list(account.unreadable)
-    for first, images in _resized(files, bundle):
-        readable = []
-        for file, image in zip(files[first : first + len(images)], images, strict=True):
-            image_id = file.relative_to(folder).as_posix()
-            if isinstance(image, str):
-                quarantined.append({"image_id": image_id, "reason": image})
-            else:
-                ids.append(image_id)
-                readable.append(image)
-        unreadable = len(images) - len(readable)
-        features[len(ids) - len(readable) : len(ids)] = bundle.embed(
-            readable,
-            progress=lambda done, before=first + unreadable: on_progress(before + done, len(files)),
-        )
-        on_progress(first + len(images), len(files))
+    for chunk in embedded_chunks(files, folder, bundle, on_progress=on_progress):
+        features[len(ids) : len(ids) + len(chunk.ids)] = chunk.features
+        ids += chunk.ids
+        quarantined += chunk.quarantined
     if not ids:
         raise MuvaError(
             f"{folder}: none of its {len(files)} images can be read; the first: "
@@ -98,11 +80,70 @@ def embed_folder(
             pids=None,
             camids=None,
             split=None,
-            source=_source(model, folder=f"{folder.absolute()}"),
+            source=embedding_source(model, folder=f"{folder.absolute()}"),
         ),
         quarantined=quarantined,
         account=account,
     )
+
+
+def files_in(folder: Path) -> tuple[list[Path], Account]:
+    """The image files below a folder, in order, and an account of the other ones.
+
+    Raises:
+        MuvaError: there are none.
+    """
+    files = list(image_files(folder))
+    account = account_for(folder, files)
+    if not files:
+        found = [skipped_text(account.skipped)]
+        found += [": ".join(entry.values()) for entry in account.unreadable[:3]]
+        raise MuvaError(
+            f"{folder}: expected image files in it or below it, found "
+            f"{'; '.join(filter(None, found)) or 'none'}"
+        )
+    return files, account
+
+
+def model_for_files(model: Artifact) -> Embedder:
+    """A model on this machine's GPU, or on its CPU where it has none."""
+    return muva.load(model.uri).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """The features of up to `CHUNK_IMAGES` files."""
+
+    ids: list[str]
+    features: np.ndarray
+    """(M, F), of the images that can be read."""
+    quarantined: list[dict[str, str]]
+    """Those that cannot."""
+
+
+def embedded_chunks(
+    files: Sequence[Path],
+    folder: Path,
+    model: Embedder,
+    *,
+    on_progress: Callable[[int, int], None],
+) -> Iterator[Chunk]:
+    """Embed files, in order; ids are their paths relative to the folder."""
+    for first, images in _resized(files, model):
+        ids, readable, quarantined = [], [], []
+        for file, image in zip(files[first : first + len(images)], images, strict=True):
+            image_id = file.relative_to(folder).as_posix()
+            if isinstance(image, str):
+                quarantined.append({"image_id": image_id, "reason": image})
+            else:
+                ids.append(image_id)
+                readable.append(image)
+        before = first + len(quarantined)
+        features = model.embed(
+            readable, progress=lambda done, before=before: on_progress(before + done, len(files))
+        )
+        on_progress(first + len(images), len(files))
+        yield Chunk(ids=ids, features=features, quarantined=quarantined)
 
 
 def _resized(
@@ -149,21 +190,6 @@ def embed_dataset(session: Session, dataset: Artifact, model: Artifact, *, train
             pids=labels.pids,
             camids=labels.camids,
             split=None if train else labels.split,
-            source=_source(model, dataset=dataset.uri),
+            source=embedding_source(model, dataset=dataset.uri),
         )
-    )
-
-
-def _source(
-    model: Artifact, *, folder: str | None = None, dataset: str | None = None
-) -> EmbeddingSource:
-    facts = model_description(model)
-    return EmbeddingSource(
-        model=model.uri,
-        weights=facts["sha256"],
-        image_height=facts["model"]["image_height"],
-        image_width=facts["model"]["image_width"],
-        feature_dim=facts["feature_dim"],
-        folder=folder,
-        dataset=dataset,
     )

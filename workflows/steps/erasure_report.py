@@ -17,6 +17,7 @@ from muva.data.shards import Dataset, open_dataset
 from muva.errors import MuvaError
 from tracking.names import ARTIFACT_TAG, DATASETS_TAG
 from workflows.session import Session
+from workflows.steps.galleries import InGallery, in_galleries
 
 DELETED = ("datasets", "labels", "features", "metrics")
 """Kinds of artifacts that are deleted if they were made from a person's images, each kind made from
@@ -65,6 +66,8 @@ class ErasureReport:
     """Runs in MLflow whose pictures may show them: name, id, experiment."""
     reports: tuple[str, ...]
     """Files in HOME/reports that may show them."""
+    galleries: tuple[InGallery, ...]
+    """Galleries in the store with images of them, which are deleted from these."""
     others: tuple[Person, ...]
     """In other versions: people with one of the pids, or in one of the images."""
 
@@ -112,7 +115,7 @@ def erasure_report(
         return -DELETED.index(kind_of[address]), address
 
     deleted = {address for address in made if kind_of[address] in DELETED}
-    shown = _images_of(holding, found) if holding else []
+    shown = images_of(holding, found) if holding else []
     return ErasureReport(
         dataset=holding.artifact.address if holding else None,
         people=tuple(_person(holding, pid) for pid in sorted(found)) if holding else (),
@@ -123,8 +126,21 @@ def erasure_report(
         searches=tuple(sorted(searches)),
         runs=tuple(_runs(session, lineage, name, roots | made - searches)),
         reports=tuple(_reports(session, lineage, name, made, shown)),
+        galleries=tuple(_galleries(session, name, holding, found, shown)),
         others=others,
     )
+
+
+def _galleries(
+    session: Session,
+    name: str,
+    holding: Dataset | None,
+    pids: Collection[int],
+    images: Collection[str],
+) -> list[InGallery]:
+    if holding is None:
+        return []
+    return in_galleries(session, name, version=holding.artifact.uri, pids=pids, images=images)
 
 
 def _name_of(lineage: Lineage, reference: str) -> str:
@@ -197,14 +213,15 @@ def _pids_in(dataset: Dataset, pids: Collection[int], images: Collection[str]) -
     return {row["pid"] for row in rows if row["pid"] in pids or row["image_id"] in images}
 
 
-def _images_of(dataset: Dataset, pids: Collection[int]) -> list[str]:
+def images_of(dataset: Dataset, pids: Collection[int]) -> list[str]:
+    """The ids of the images of these people."""
     rows = dataset.rows(["image_id", "pid"]).to_pylist()
     return [row["image_id"] for row in rows if row["pid"] in pids]
 
 
 def _person(dataset: Dataset, pid: int, *, known: Collection[str] = ()) -> Person:
     """`known`: images that are preferred as examples."""
-    images = sorted(_images_of(dataset, [pid]), key=lambda one: one not in known)
+    images = sorted(images_of(dataset, [pid]), key=lambda one: one not in known)
     return Person(
         dataset=dataset.artifact.address,
         pid=pid,
@@ -220,7 +237,7 @@ def _elsewhere(
     pids: Collection[int],
     images: Collection[str],
 ) -> Iterator[Person]:
-    known = {*images, *(_images_of(chosen, found) if chosen is not None else ())}
+    known = {*images, *(images_of(chosen, found) if chosen is not None else ())}
     for one in versions:
         if chosen is None or one.artifact != chosen.artifact:
             for pid in sorted(_pids_in(one, {*pids, *found}, known) - {JUNK_PID}):

@@ -1,8 +1,9 @@
 """Removing people from what is stored, and reporting what may still show them.
 
-Shards are rewritten without the people. Pseudo-labels, features and metrics of the old shards are
-deleted, and can be made again from the new ones. Models are kept: those that were trained on the
-people are reported, and so are runs in MLflow and local reports whose pictures may show them.
+Shards are rewritten without the people, and galleries in the store lose them. Pseudo-labels,
+features and metrics of the old shards are deleted, and can be made again from the new ones. Models
+are kept: those that were trained on the people are reported, and so are runs in MLflow and local
+reports whose pictures may show them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from muva.data.forgetting import DatasetWithout
 from muva.data.shards import Dataset, open_dataset
 from muva.data.store import STALE_PARTIAL_S, delete_local_copies
 from workflows.session import Session
-from workflows.steps.erasure_report import ErasureReport, erasure_report
+from workflows.steps.erasure_report import ErasureReport, erasure_report, images_of
+from workflows.steps.galleries import forget_in_galleries
 from workflows.steps.step import Step, run_step
 
 
@@ -38,6 +40,13 @@ def forget(
         removed = {person.pid for person in report.people}
         step = without_step(session, open_dataset(old), removed)
         without = DatasetWithout(open_dataset(old), removed)
+        forget_in_galleries(
+            session,
+            old.name,
+            version=old.uri,
+            pids=removed,
+            images=images_of(open_dataset(old), removed),
+        )
         result = run_step(step, session=session, work=lambda _: without.write(step.artifact))
         remaining = result.artifact
         if latest != old:

@@ -12,6 +12,7 @@ VERBS = {
     "calibrate": "Learn what a model's similarities mean, as probabilities and thresholds",
     "embed": "Compute the features of the images of a folder or a data set",
     "search": "Find the images most similar to a query",
+    "gallery": "Make, fill and search a gallery that grows, and delete people from it",
     "same": "Tell whether two images show the same person",
     "serve": "Serve a model over HTTP, with a page for searching",
     "export": "Export a model as ONNX, TorchScript or safetensors",

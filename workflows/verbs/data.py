@@ -374,7 +374,9 @@ def forget_verb(
 ) -> None:
     """Remove a person from the data set NAME.
 
-    Pseudo-labels, features and metrics that contain the person are deleted.
+    Pseudo-labels, features and metrics that contain the person are deleted, and the person's images
+    are deleted from the galleries in the store. Galleries elsewhere are not known: `muva gallery
+    forget` reaches them.
 
     Only one version of the data set changes: the latest, or the one whose address is given. The
     output lists the other versions, in which pids may differ. Unfinished artifacts of NAME are
@@ -408,6 +410,9 @@ def _forget_text(report: ErasureReport, remaining: Artifact | None, *, yes: bool
     lists = {
         f"{verb}; can be computed again when needed:": report.deleted,
         f"{verb}; unfinished, and may show them:": report.unfinished,
+        f"{verb} from galleries:": [
+            f"{one.gallery}: {one.images} images" for one in report.galleries
+        ],
         "Models trained on them, kept (delete these or train them again):": report.kept,
         "Unfinished, perhaps trained on them, kept (delete these or train them again):": (
             report.incomplete

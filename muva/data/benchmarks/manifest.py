@@ -46,7 +46,7 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
     case of their names nor spaces around them matter. Without a column `split`, the option `split`
     decides as in `read_folder`. Raises MuvaError if the list is damaged or incomplete.
     """
-    table = _table(root)
+    table = listed_table(root)
     repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
     if repeated:
         raise MuvaError(
@@ -87,7 +87,12 @@ def read_manifest(root: Path, *, domain: str, split: WholeSplit | None = None) -
         )
 
 
-def _table(file: Path) -> pa.Table:
+def listed_table(file: Path) -> pa.Table:
+    """The table in a CSV or Parquet file; what is in a CSV file is text.
+
+    Raises:
+        MuvaError: it is damaged, or something else.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
