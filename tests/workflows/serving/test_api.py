@@ -24,14 +24,14 @@ A, B = picture(seed=1), picture(seed=2, form="JPEG")
 
 
 def test_json_and_a_form_ask_for_the_same() -> None:
+    in_words = {"top": 5, "camids": [1, 4], "after": "2026-11-30T09:15+01:00"}
+    in_fields = {"top": "5", "camids": ["1", "4"], "after": "2026-11-30T08:15", "before": ""}
+    ways: list[dict[str, Any]] = [
+        {"json": {"images": in_json(A), **in_words}},
+        {"files": as_files(A), "data": in_fields},
+    ]
     asked = []
-    for sent in (
-        {"json": {"images": in_json(A), "top": 5, "camids": [1, 4], "after": "2026-11-30T09:15+01:00"}},
-        {
-            "files": as_files(A),
-            "data": {"top": "5", "camids": ["1", "4"], "after": "2026-11-30T08:15", "before": ""},
-        },
-    ):  # fmt: skip
+    for sent in ways:
         answers = Answers()
         response = client(answers).post("/v1/search", **sent)
         assert response.status_code == 200, response.text

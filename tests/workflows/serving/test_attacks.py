@@ -53,6 +53,10 @@ def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def in_both_ways(image: bytes) -> list[dict[str, Any]]:
+    return [{"json": {"images": in_json(image)}}, {"files": as_files(image)}]
+
+
 def refused(response: Any, status: int, says: str) -> None:
     assert response.status_code == status, response.text
     assert says in response.json()["error"]["message"]
@@ -189,7 +193,7 @@ def test_bombs_are_refused_by_their_header() -> None:
     answers = Answers()
     huge = bomb()
     tracemalloc.start()
-    for sent in ({"json": {"images": in_json(huge)}}, {"files": as_files(huge)}):
+    for sent in in_both_ways(huge):
         refused(client(answers).post("/v1/embed", **sent), 413, "million pixels")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -215,7 +219,7 @@ def test_bombs_are_refused_by_their_header() -> None:
 )
 def test_only_images_of_known_formats_are_decoded(content: bytes) -> None:
     answers = Answers()
-    for sent in ({"json": {"images": in_json(content)}}, {"files": as_files(content)}):
+    for sent in in_both_ways(content):
         response = client(answers).post("/v1/embed", **sent)
         assert response.status_code == 422, response.text
         assert response.json()["error"]["code"] == "not_an_image"

@@ -164,11 +164,8 @@ def test_neither_a_killed_replica_nor_a_new_model_loses_a_request(service: Servi
     with ThreadPoolExecutor(4) as clients:
         asking = [clients.submit(ask, number) for number in range(4)]
         try:
-            name, *_ = [
-                one["name"]
-                for one in ray.util.list_named_actors(all_namespaces=True)
-                if "Recogniser" in one["name"]
-            ]
+            named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+            name = next(one["name"] for one in named if "Recogniser" in one["name"])
             ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
             service.deploy(service.models[1])
         finally:
