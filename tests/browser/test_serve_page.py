@@ -131,7 +131,7 @@ def test_a_picture_finds_the_person_above_the_line(service: Service) -> None:
     assert page.locator("#preview").get_attribute("src").startswith("blob:")
     same = page.locator(".match.same")
     assert same.count() >= 2
-    assert "Person\n2" in same.first.inner_text().replace("Person 2", "Person\n2")
+    assert " ".join(same.first.locator("dl div").nth(1).inner_text().split()) == "Person 2"
     assert page.get_by_role("heading", name="Not known to be the same person").is_visible()
     assert page.locator(".match").count() == PEOPLE * CAMERAS
     assert page.locator(".no-picture").count() == CAMERAS
@@ -150,9 +150,7 @@ def test_cameras_places_times_and_numbers_narrow_the_search(service: Service) ->
     page.get_by_label("From").fill("2026-11-30T10:00")
     page.get_by_label("To").fill("2026-11-30T12:00")
     searched(page, service.query)
-    assert page.locator(".match .id").all_inner_texts() == ["2-2.jpg", "3-2.jpg"] or set(
-        page.locator(".match .id").all_inner_texts()
-    ) == {"2-2.jpg", "3-2.jpg"}
+    assert sorted(page.locator(".match .id").all_inner_texts()) == ["2-2.jpg", "3-2.jpg"]
     assert "10 % per image" in page.locator(".verdict").inner_text()
     page.get_by_label("1", exact=True).check()
     page.get_by_role("button", name="Search").click()
@@ -220,6 +218,9 @@ def test_it_is_readable_in_the_dark(service: Service) -> None:
     searched(page, service.query)
     keep(page, "serve-dark")
     colours = page.locator("body").evaluate(
-        "body => [getComputedStyle(body).color, getComputedStyle(document.documentElement).backgroundColor]"
+        """body => [
+            getComputedStyle(body).color,
+            getComputedStyle(document.documentElement).backgroundColor,
+        ]"""
     )
     assert colours[0] != colours[1]
