@@ -228,6 +228,21 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"images": 10_000, "price": 0.1},
     ),
     "scaling_equivalence": ([TRAINING, {**TRAINING, "micro_batch": None}], {}),
+    "serve": (
+        {
+            "rates": {
+                "ViT-B-16": {
+                    "bare": RATE, "served": RATE, "share": 0.9, "p50_ms": 300.0, "p95_ms": 400.0,
+                    "requests": 99,
+                }
+            },
+            "faults": {
+                "under_load": {"answers": 900, "lost": 0, "mixed": 0},
+                "malformed": {"requests": 1000, "unexplained": []},
+            },
+        },
+        {},
+    ),
     "serving": (
         {
             "sizes": {"tiny": {"PyTorch": FORM, "ONNX Runtime, half": FORM}},

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.clusters.fields import CLUSTERS, ROOT, documents, misfits
+from workflows.verbs.serve import serve_verb
 
 LISTING = "compose_fields.json"
 
@@ -35,6 +36,7 @@ def test_it_is_a_head_two_workers_and_what_they_need(compose: dict[str, Any]) ->
     assert set(services) == {
         "head",
         "worker",
+        "serve",
         "mlflow",
         "postgres",
         "s3",
@@ -58,7 +60,7 @@ def test_it_is_a_head_two_workers_and_what_they_need(compose: dict[str, Any]) ->
 
 def test_only_loopback_is_published(compose: dict[str, Any]) -> None:
     published = [port for each in compose["services"].values() for port in each.get("ports", [])]
-    assert len(published) == 3
+    assert len(published) == 4
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in published)
 
 
@@ -74,6 +76,17 @@ def test_ray_asks_for_the_token_which_is_a_file_and_no_variable(compose: dict[st
     )
     assert passwords
     assert all(re.search(r"\$\{\w+_PASSWORD:\?", line) for line in passwords)
+
+
+def test_the_service_starts_when_it_is_asked_for_with_options_that_it_has(
+    compose: dict[str, Any],
+) -> None:
+    service = compose["services"]["serve"]
+    assert service["profiles"] == ["serve"]
+    _, verb, model, *options = service["command"].split()
+    assert (verb, model) == ("serve", "${MODEL:-synthetic}")
+    known = {name for parameter in serve_verb.params for name in parameter.opts}
+    assert {option.partition("=")[0] for option in options} <= known
 
 
 def test_the_rules_read_counters_that_the_code_has() -> None:

@@ -70,6 +70,8 @@ def test_everything_is_installed_as_the_lock_has_it() -> None:
     for extra in named:
         for needed in extras["optional-dependencies"][extra]:
             name = re.split(r"[\[<>=]", needed)[0]
+            if name == "muva":  # an extra that takes another one along
+                continue
             assert f"\n{name}==" in locked
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from tests.clusters.fields import ROOT, documents, misfits
+from workflows.serving.application import build
+from workflows.serving.settings import ServeSettings
+from workflows.serving.token import access_by
 
 LISTING = "kubernetes_fields.json"
-FILES = ("raycluster.yaml", "rayjob.yaml", "mlflow.yaml")
+FILES = ("raycluster.yaml", "rayjob.yaml", "rayservice.yaml", "mlflow.yaml")
 
 
 def resource(kind: str) -> dict[str, Any]:
@@ -23,7 +29,7 @@ def groups(cluster: dict[str, Any]) -> list[dict[str, Any]]:
     return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
 
 
-@pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "Deployment", "Service"])
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService", "Deployment", "Service"])
 def test_every_field_is_one_that_its_reader_knows(kind: str) -> None:
     assert misfits(resource(kind), kind, LISTING) == []
 
@@ -48,7 +54,11 @@ def test_ray_is_the_locks_and_asks_for_a_token() -> None:
         for line in (ROOT / "requirements.lock").read_text().splitlines()
         if line.startswith("ray==")
     ]
-    for cluster in (resource("RayCluster")["spec"], resource("RayJob")["spec"]["rayClusterSpec"]):
+    for cluster in (
+        resource("RayCluster")["spec"],
+        resource("RayJob")["spec"]["rayClusterSpec"],
+        resource("RayService")["spec"]["rayClusterConfig"],
+    ):
         assert cluster["rayVersion"] == locked
         assert cluster["authOptions"] == {"mode": "token"}
 
@@ -88,6 +98,29 @@ def test_secrets_are_named_and_not_written_down() -> None:
     (server,) = resource("Deployment")["spec"]["template"]["spec"]["containers"]
     (database,) = server["env"]
     assert database["valueFrom"] == {"secretKeyRef": {"name": "muva-mlflow", "key": "database"}}
+
+
+def test_the_service_is_one_that_ray_serve_and_the_application_take() -> None:
+    spec = resource("RayService")["spec"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    (one,) = config.applications
+    module, _, name = one.import_path.partition(":")
+    assert getattr(importlib.import_module(module), name) is build
+    assert one.args is not None
+    settings = ServeSettings(**one.args, access=access_by("x" * 16, hosts=None))
+    (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    assert settings.scaling.cpus <= container["resources"]["requests"]["cpu"]
+    assert settings.scaling.max_replicas <= workers["maxReplicas"]
+
+
+def test_the_services_token_is_a_secret_and_no_argument() -> None:
+    spec = resource("RayService")["spec"]
+    assert "token" not in spec["serveConfigV2"]
+    for group in groups(spec["rayClusterConfig"]):
+        (container,) = group["template"]["spec"]["containers"]
+        (token,) = [each for each in container["env"] if each["name"] == "MUVA_SERVE_TOKEN"]
+        assert token["valueFrom"] == {"secretKeyRef": {"name": "muva-serve-token", "key": "token"}}
 
 
 def test_the_server_knows_the_name_that_the_jobs_call_it_by() -> None:

@@ -14,6 +14,7 @@ VERBS = {
     "search": "Find the images most similar to a query",
     "gallery": "Make, fill and search a gallery that grows, and delete people from it",
     "same": "Tell whether two images show the same person",
+    "serve": "Serve a model over HTTP, with a page for searching",
     "export": "Export a model as ONNX, TorchScript or safetensors",
     "recipes": "List the shipped recipes and the settings in which they differ",
     "run": "Run a recipe from data to metrics",
