@@ -99,13 +99,13 @@ def rates(session: Session, name: str, load: Load) -> dict[str, Any]:
     """The bare model's and the service's images per second, and latencies at half of that."""
     bundle = muva.load("synthetic") if name == "synthetic" else random_model(ModelConfig())
     address = stored(session, bundle, name)
-    before = bare_rate(bundle, load.seconds / 4)
+    before = bare_rate(address, load.seconds / 4)
     with service(address, replicas=1) as (url, _):
         crops = shots(bundle)
         asyncio.run(closed_loop(url, crops, seconds=min(5, load.seconds)))  # warm up
         served_rate = asyncio.run(closed_loop(url, crops, seconds=load.seconds))
         latencies = asyncio.run(open_loop(url, crops, rate=served_rate / 2, seconds=load.seconds))
-    bare = median_of([before, bare_rate(bundle, load.seconds / 4)])
+    bare = median_of([before, bare_rate(address, load.seconds / 4)])
     p50, p95 = np.percentile(latencies, [50, 95]) * 1000
     return {
         "bare": bare,
@@ -146,9 +146,19 @@ def service(address: str, *, replicas: int) -> Iterator[tuple[str, Callable[[str
         yield f"http://{HOST}:{port}", lambda one: deploy(settings_for(one, replicas=replicas))
 
 
-def bare_rate(bundle: Bundle, seconds: float) -> float:
-    """Images per second of the model alone, on batches in memory."""
+def bare_rate(address: str, seconds: float) -> float:
+    """Images per second of the model alone, on batches in memory, in a worker of Ray.
+
+    Ray's workers have a lower priority than the benchmark: on a machine with other work, the model
+    would be faster beside them than in the service.
+    """
+    return ray.get(_bare_rate.options(num_cpus=usable_cpus()).remote(address, seconds))
+
+
+@ray.remote
+def _bare_rate(address: str, seconds: float) -> float:
     torch.set_num_threads(usable_cpus())
+    bundle = muva.load(address)
     size = (bundle.image_height, bundle.image_width)
     batch = torch.randint(0, 256, (BATCH, 3, *size), dtype=torch.uint8)
     bundle.embed_pixels(batch)

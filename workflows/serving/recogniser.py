@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ray import serve
 from ray.util.metrics import Counter, Histogram
 
 import muva
@@ -26,6 +25,7 @@ from muva.model.bundle_description import CALIBRATION
 from muva.model.precision import Precision, resolve_precision
 from muva.models import model_description
 from muva.retrieval.calibration import Calibration
+from workflows.serving.batches import Batches
 from workflows.serving.errors import RequestError, invalid
 from workflows.serving.fields import CompareFields, ForgetFields, RowFields, SearchFields
 from workflows.serving.gallery import ServedGallery, open_served
@@ -64,15 +64,14 @@ class Recogniser:
         )
         self._batch_size = scaling.batch_size
         self._decoding = ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1))
-        self._computing = ThreadPoolExecutor(1)
         self._searching = ThreadPoolExecutor(2)
-        self._batches = Histogram(
+        self._batches = Batches(
+            self._encode, size=scaling.batch_size, wait_s=scaling.batch_wait_ms / 1000
+        )
+        self._batch_images = Histogram(
             "muva_serve_batch_images", "Images computed together.", boundaries=BATCHES
         )
         self._images = Counter("muva_serve_images", "Embedded images.")
-        batched: Any = self._batched
-        batched.set_max_batch_size(scaling.batch_size)
-        batched.set_batch_wait_timeout_s(scaling.batch_wait_ms / 1000)
         size = (self._bundle.image_height, self._bundle.image_width)
         self._encode([np.zeros((_WARM_UP, *size, 3), np.uint8)])  # the first pass is slow
 
@@ -167,8 +166,8 @@ class Recogniser:
         return await self._in_thread(self._decoding, self._gallery.picture, image_id)
 
     async def check_health(self) -> None:
-        """Ray Serve replaces a replica in which this fails: its model thread has died."""
-        await self._in_thread(self._computing, lambda: None)
+        """Ray Serve replaces a replica in which this fails or hangs."""
+        await self._batches.idle()
 
     async def _answer(self, work: Callable[[], Any]) -> Answer:
         model = {"address": self._address, "weights": self._weights}
@@ -198,17 +197,13 @@ class Recogniser:
             np.stack(pixels[first : first + self._batch_size])
             for first in range(0, len(pixels), self._batch_size)
         ]
-        return np.concatenate(await asyncio.gather(*(self._batched(part) for part in parts)))
-
-    @serve.batch(batch_size_fn=lambda parts: sum(len(part) for part in parts))
-    async def _batched(self, parts: list[np.ndarray]) -> list[np.ndarray]:
-        return await self._in_thread(self._computing, self._encode, parts)
+        return np.concatenate(await asyncio.gather(*(self._batches.result(part) for part in parts)))
 
     def _encode(self, parts: list[np.ndarray]) -> list[np.ndarray]:
         """The features (B, F) of each part (B, H, W, 3)."""
         batch = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2)
         features = self._bundle.embed_pixels(batch, precision=self._precision)
-        self._batches.observe(len(batch))
+        self._batch_images.observe(len(batch))
         self._images.inc(len(batch))
         return np.split(features, np.cumsum([len(part) for part in parts])[:-1])
 
