@@ -14,6 +14,7 @@ from workflows.serving.fields import ForgetFields, RowFields, SearchFields
 
 if TYPE_CHECKING:
     import numpy as np
+
     from muva.retrieval.gallery_rows import Match
     from muva.retrieval.gallery_table import GalleryTable
 

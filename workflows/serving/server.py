@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from ray import serve
 from ray.serve.schema import ApplicationStatus
@@ -40,7 +41,9 @@ def served(settings: ServeSettings, *, host: str, port: int) -> Iterator[None]:
         deploy(settings)
         yield
     finally:
-        serve.shutdown()
+        # Ray 2.60 prints that the controller, which is asked to end, has ended before it answered.
+        with redirect_stdout(io.StringIO()):
+            serve.shutdown()
 
 
 def is_served() -> bool:
