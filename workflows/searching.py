@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from workflows.steps.searched import Searched
 
 
+INT64 = click.IntRange(-(2**63), 2**63 - 1)
+"""Numbers of people and cameras."""
+
+
 def search_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of a search to a verb, which passes them on to `run_search`."""
     options = [
@@ -46,7 +50,11 @@ def search_options(verb: Callable[..., Any]) -> Callable[..., Any]:
             help="The number of images to find.",
         ),
         click.option(
-            "--camid", "camids", type=int, multiple=True, help="Only this camera; may be repeated."
+            "--camid",
+            "camids",
+            type=INT64,
+            multiple=True,
+            help="Only this camera; may be repeated.",
         ),
         click.option("--place", "places", multiple=True, help="Only this place; may be repeated."),
         click.option("--after", help="Only from this time on, in ISO 8601, without an offset UTC."),

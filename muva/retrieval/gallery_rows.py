@@ -66,12 +66,7 @@ class GalleryRow:
                 f"image {self.image_id}: expected a time with a time zone, found {self.time}"
             )
         for name in self.columns:
-            if not _COLUMN_NAME.fullmatch(name) or name.lower() in {FEATURE, *KNOWN.names}:
-                raise MuvaError(
-                    f"image {self.image_id}: expected columns with names of letters, digits and _ "
-                    f"that start with a letter, and other than {FEATURE}, "
-                    f"{', '.join(KNOWN.names)}; found {name!r}"
-                )
+            check_column_name(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +153,10 @@ def as_table(rows: Sequence[GalleryRow], schema: pa.Schema) -> pa.Table:
             getattr(row, column.name) if known else row.columns.get(column.name) for row in rows
         ]
         try:
-            columns.append(pa.array(values, column.type))
+            if known:
+                columns.append(pa.array(values, column.type))
+            else:
+                columns.append(pa.array(values).cast(column.type))
         except (pa.ArrowException, OverflowError, TypeError) as error:
             raise MuvaError(
                 f"column {column.name}: expected {column.type}, as in the images that the gallery "
@@ -187,8 +185,27 @@ def new_columns(rows: Sequence[GalleryRow], schema: pa.Schema) -> list[pa.Field]
     for row in rows:
         for name, value in row.columns.items():
             if value is not None and name not in schema.names:
+                if type(value) not in _TYPES:
+                    raise MuvaError(
+                        f"column {name}: expected texts, numbers or truth values of Python, found "
+                        f"{type(value).__name__}"
+                    )
                 found.setdefault(name, _TYPES[type(value)])
+    lower = [name.lower() for name in (*schema.names, *found)]
+    if twice := next((name for name in found if lower.count(name.lower()) > 1), None):
+        raise MuvaError(
+            f"column {twice}: the gallery has a column whose name differs in case alone"
+        )
     return [pa.field(name, kind) for name, kind in found.items()]
+
+
+def check_column_name(name: str) -> None:
+    """Check that a gallery can have a further column of this name; MuvaError if not."""
+    if not _COLUMN_NAME.fullmatch(name) or name.lower() in {FEATURE, *KNOWN.names}:
+        raise MuvaError(
+            f"column {name!r}: expected a name of letters, digits and _ that starts with a letter, "
+            f"other than {FEATURE}, {', '.join(KNOWN.names)}"
+        )
 
 
 def utc_time(text: str) -> datetime:
@@ -199,12 +216,12 @@ def utc_time(text: str) -> datetime:
     """
     try:
         time = datetime.fromisoformat(text.strip())
-    except ValueError as error:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
         raise MuvaError(
             f"time {text!r}: expected ISO 8601, such as 2026-11-30T08:15 in UTC, or with an offset "
             "as in 2026-11-30T08:15+01:00"
         ) from error
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _one_of(column: str, values: Sequence[Value]) -> pc.Expression | None:

@@ -51,6 +51,8 @@ class ExactSearch:
             best.append(
                 Fragment(features=fragment.features[nearest], rows=fragment.rows.take(nearest))
             )
+        if not best:
+            return _read(dataset, dataset.scanner(), 0)
         return Fragment(
             features=np.concatenate([one.features for one in best]),
             rows=pa.concat_tables([one.rows for one in best]),

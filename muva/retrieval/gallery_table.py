@@ -65,6 +65,7 @@ _JOINED_BYTES = 32 * 2**20
 _KEPT = timedelta(hours=1)
 """How long the versions before a change stay, for searches that look at them."""
 _TRIES = 3
+_AFTER_REMOVAL = "muva-after-removal"
 _NOT_UNIT = 1e-3
 
 T = TypeVar("T")
@@ -98,10 +99,11 @@ class GalleryTable:
         """
         features = self._checked(features_mf, rows)
         with self._writing() as dataset:
-            if fields := new_columns(rows, dataset.schema):
-                dataset.add_columns(fields)
-            names = [name for name in dataset.schema.names if name != FEATURE]
-            known = as_table(rows, pa.schema([dataset.schema.field(name) for name in names]))
+            added = new_columns(rows, dataset.schema)
+            others = [field for field in dataset.schema if field.name != FEATURE]
+            known = as_table(rows, pa.schema([*others, *added]))
+            if added:
+                dataset.add_columns(added)
             for first in range(0, len(rows), FRAGMENT_ROWS):
                 some = slice(first, first + FRAGMENT_ROWS)
                 written = known.slice(first, FRAGMENT_ROWS).append_column(
@@ -167,12 +169,18 @@ class GalleryTable:
         """
         return self.forget_where(of_people(pids, image_ids))
 
-    def forget_where(self, condition: pc.Expression) -> int:
-        """Delete the images that a condition on the columns holds for; see `forget`."""
+    def forget_where(self, condition: pc.Expression | None) -> int:
+        """Delete the images that a condition on the columns holds for; see `forget`.
+
+        condition: None to delete only what an interrupted removal has left on the disk.
+        """
         with self._writing() as dataset:
-            deleted = dataset.delete(condition)["num_deleted_rows"]
-            # Also without any: an interrupted removal may have left their features on the disk.
-            _tidy(dataset, kept=timedelta(0))
+            deleted = 0
+            if condition is not None:
+                deleted = dataset.delete(condition)["num_deleted_rows"]
+            # The version after a removal names what was removed: it must not be the latest one.
+            dataset.update_metadata({_AFTER_REMOVAL: str(dataset.version)})
+            _tidy(dataset, kept=timedelta(0), alone="://" not in self.uri)
         self._exact.clear()
         return deleted
 
@@ -212,7 +220,7 @@ class GalleryTable:
             times = table.group_by([]).aggregate([("time", "min"), ("time", "max")])
             summary = GallerySummary(
                 images=len(table),
-                people=len(different["pid"]),
+                people=sum(pid >= 0 for pid in different["pid"]),
                 camids=tuple(different["camid"]),
                 places=tuple(different["place"]),
                 first=times["time_min"][0].as_py(),
@@ -226,6 +234,10 @@ class GalleryTable:
     def index(self) -> Index | None:
         """The index; None if there is none."""
         return self._reading(Index.of)
+
+    def folders(self, condition: pc.Expression) -> set[str]:
+        """The folders of the images that a condition on the columns holds for."""
+        return self._values("folder", condition) - {None}
 
     def _values(self, column: str, condition: pc.Expression | None) -> set[Any]:
         def read(dataset: LanceDataset) -> pa.Table:
@@ -341,7 +353,8 @@ def open_gallery(uri: str) -> GalleryTable:
         source = EmbeddingSource(**described)
     except (KeyError, TypeError, ValueError) as error:
         raise MuvaError(
-            f"gallery {uri}: expected a table of `muva gallery create`, found another one of Lance"
+            f"gallery {uri}: expected a table of `muva gallery create`, found one that is not "
+            "muva's"
         ) from error
     return GalleryTable(uri, dataset, source)
 
@@ -371,12 +384,15 @@ def _any_known(dataset: LanceDataset, ids: pa.ChunkedArray) -> bool:
     return any(len(pa.Table.from_batches([batch]).filter(wanted)) for batch in batches)
 
 
-def _tidy(dataset: LanceDataset, *, kept: timedelta) -> None:
-    """Write files anew that are small or hold deleted rows; delete versions of before `kept`."""
+def _tidy(dataset: LanceDataset, *, kept: timedelta, alone: bool = False) -> None:
+    """Write files anew that are small or hold deleted rows; delete versions of before `kept`.
+
+    alone: no other process writes, so files of no version are what an interrupted one has left.
+    """
     dataset.optimize.compact_files(
         target_rows_per_fragment=FRAGMENT_ROWS, materialize_deletions_threshold=0.0
     )
-    dataset.cleanup_old_versions(older_than=kept)
+    dataset.cleanup_old_versions(older_than=kept, delete_unverified=alone)
 
 
 def _vectors(features: np.ndarray) -> pa.Array:

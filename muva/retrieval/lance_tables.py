@@ -47,8 +47,10 @@ def table_exists(uri: str) -> bool:
         return (Path(uri) / "_versions").is_dir()
     try:
         opened_table(uri)
-    except ValueError:  # what Lance raises where there is no table
-        return False
+    except ValueError as error:
+        if "not found" in str(error).lower():  # and otherwise the place cannot be read
+            return False
+        raise
     return True
 
 

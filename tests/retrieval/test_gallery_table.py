@@ -166,14 +166,26 @@ def test_columns_of_any_kind_are_kept(gallery: GalleryTable) -> None:
     assert open_gallery(gallery.uri).row("one") == GalleryRow(image_id="one", columns=kept)
     with pytest.raises(MuvaError, match="column floor: expected int64"):
         gallery.add(features_of(1), [GalleryRow(image_id="two", columns={"floor": "third"})])
+    with pytest.raises(MuvaError, match="column floor: expected int64"):
+        gallery.add(features_of(1), [GalleryRow(image_id="two", columns={"floor": 3.5})])
     with pytest.raises(MuvaError, match="other than feature"):
         gallery.add(features_of(1), [GalleryRow(image_id="two", columns={"PID": 3})])
+    with pytest.raises(MuvaError, match="differs in case"):
+        gallery.add(features_of(1), [GalleryRow(image_id="two", columns={"Hat": "red"})])
+    mixed = [GalleryRow(image_id=f"{one}", columns={"shoes": one}) for one in (1, "x")]
+    with pytest.raises(MuvaError, match="column shoes"):
+        gallery.add(features_of(2), mixed)
+    gallery.add(features_of(1), [GalleryRow(image_id="two", columns={"shoes": "brown"})])
+    assert open_gallery(gallery.uri).row("two") == GalleryRow(
+        image_id="two", columns={"shoes": "brown"}
+    )
 
 
 def test_a_gallery_says_what_is_in_it(gallery: GalleryTable) -> None:
-    gallery.add(features_of(1, seed=8), [GalleryRow(image_id="unknown.jpg")])
+    nobody = [GalleryRow(image_id="unknown.jpg"), GalleryRow(image_id="junk.jpg", pid=-1)]
+    gallery.add(features_of(2, seed=8), nobody)
     summary = gallery.summary()
-    assert (summary.images, summary.people, summary.camids) == (201, 20, (0, 1, 2))
+    assert (summary.images, summary.people, summary.camids) == (202, 20, (0, 1, 2))
     assert summary.places == ("hall", 'it\'s the "north" gate')
     assert (summary.first, summary.last) == (NOON, NOON + timedelta(minutes=199))
     feature = gallery.feature(row(7).image_id)
@@ -204,9 +216,34 @@ def test_nothing_of_a_forgotten_person_stays_on_the_disk(
     assert gallery.forget(pids=[3]) == 0
 
 
+def test_what_interrupted_commands_left_of_a_person_goes_too(gallery: GalleryTable) -> None:
+    secret = features_of(1, seed=11)
+    table = lance.dataset(gallery.uri)
+    rows = pa.table({"feature": pa.FixedSizeListArray.from_arrays(pa.array(secret[0]), WIDTH)})
+    lance.fragment.write_fragments(rows, gallery.uri, schema=rows.schema)  # and not committed
+    assert _on_disk(gallery, secret[0])
+    gallery.add(secret, [GalleryRow(image_id="secret-1", pid=9999)])
+    table.checkout_latest()
+    table.delete("pid = 9999")  # and not tidied
+    gallery.forget_where(None)
+    assert not _on_disk(gallery, secret[0])
+    assert not _holds(gallery, b"secret-1")
+
+
+def test_an_empty_gallery_has_no_matches(gallery: GalleryTable) -> None:
+    everybody = [row(number).image_id for number in range(200)]
+    assert gallery.forget(image_ids=everybody) == 200
+    assert gallery.search(features_of(1)[0], top=5) == []
+    assert not _holds(gallery, everybody[7].encode())
+
+
 def _on_disk(gallery: GalleryTable, feature: np.ndarray) -> bool:
+    return _holds(gallery, feature.tobytes())
+
+
+def _holds(gallery: GalleryTable, content: bytes) -> bool:
     files = [file for file in Path(gallery.uri).rglob("*") if file.is_file()]
-    return any(feature.tobytes() in file.read_bytes() for file in files)
+    return any(content in file.read_bytes() for file in files)
 
 
 def test_searches_go_on_while_others_add_and_forget(
@@ -299,8 +336,9 @@ def test_no_id_leads_out_of_a_folder(text: str) -> None:
 def test_times_without_an_offset_are_utc() -> None:
     assert utc_time("2026-11-30T12:00") == NOON
     assert utc_time(" 2026-11-30T13:00+01:00") == NOON
-    with pytest.raises(MuvaError, match="ISO 8601"):
-        utc_time("yesterday")
+    for wrong in ("yesterday", "0001-01-01T00:00+05:00"):
+        with pytest.raises(MuvaError, match="ISO 8601"):
+            utc_time(wrong)
 
 
 def test_what_is_no_gallery_is_named(gallery: GalleryTable, tmp_path: Path) -> None:
@@ -309,16 +347,22 @@ def test_what_is_no_gallery_is_named(gallery: GalleryTable, tmp_path: Path) -> N
     with pytest.raises(MuvaError, match="there is none"):
         open_gallery(str(tmp_path / "nothing.lance"))
     lance.write_dataset(pa.table({"pid": [1]}), tmp_path / "other.lance")
-    with pytest.raises(MuvaError, match="another one of Lance"):
+    with pytest.raises(MuvaError, match="that is not muva's"):
         open_gallery(str(tmp_path / "other.lance"))
 
 
-def test_a_gallery_on_s3_is_searched_added_to_and_forgets(s3: Store) -> None:
+def test_a_gallery_on_s3_is_searched_added_to_and_forgets(
+    s3: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert isinstance(s3, S3Store)
     uri = f"{s3.uri}/galleries/mall.lance"
     with pytest.raises(MuvaError, match="there is none"):
         open_gallery(uri)
     made = create_gallery(uri, SOURCE)
+    with monkeypatch.context() as patched:
+        patched.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        with pytest.raises(MuvaError, match="Does the place exist"):
+            open_gallery(uri)
     features = features_of(20)
     made.add(features, [row(number) for number in range(20)])
     assert open_gallery(uri).search(features[3], top=1)[0].row == row(3)

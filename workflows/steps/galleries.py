@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muva.data.artifacts import check_name
+from muva.errors import SettingsError
 from muva.retrieval.gallery import EmbeddingSource
 from workflows.session import Session
 
@@ -45,8 +46,13 @@ def create_named(session: Session, name: str, source: EmbeddingSource) -> Galler
 
 def gallery_uri(session: Session, name: str) -> str:
     """Where the gallery of a name is."""
-    if "://" in name:
+    name = name.removeprefix("file://")
+    if name.startswith("s3://"):
         return name.rstrip("/")
+    if "://" in name:
+        raise SettingsError(
+            f"gallery {name}: expected a name in the store, a folder, or s3://BUCKET/PREFIX"
+        )
     if "/" in name or name.endswith(SUFFIX):
         return str(Path(name).expanduser().absolute())
     return f"{session.store.uri}/{GALLERIES}/{check_name(name)}{SUFFIX}"
@@ -91,8 +97,7 @@ def forget_in_galleries(
     for name in gallery_names(session):
         gallery = named_gallery(session, name)
         condition = _of_people(gallery, dataset, version, pids, images)
-        if condition is not None:
-            gallery.forget_where(condition)
+        gallery.forget_where(condition)  # also where there is none: see there
 
 
 def _of_people(

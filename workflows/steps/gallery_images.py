@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,7 +17,13 @@ from muva.data.benchmarks.listing import some
 from muva.data.benchmarks.manifest import listed_table
 from muva.errors import MuvaError, SettingsError
 from muva.retrieval.gallery import Gallery
-from muva.retrieval.gallery_rows import GalleryRow, Value, check_image_id, utc_time
+from muva.retrieval.gallery_rows import (
+    GalleryRow,
+    Value,
+    check_column_name,
+    check_image_id,
+    utc_time,
+)
 from muva.retrieval.gallery_table import GalleryTable
 from workflows.session import Session
 from workflows.steps.embed_folder import (
@@ -30,6 +36,7 @@ from workflows.steps.embed_folder import (
 
 COMMITTED_IMAGES = 4096
 """How many images are added together: what an interruption costs."""
+_UNDERSTOOD, _LEFT_OUT = ("pid", "camid", "time", "place"), ("split", "folder", "dataset")
 _EMPTY = frozenset({"", "nan", "NaN", "NA", "null", "None"})
 
 
@@ -50,7 +57,7 @@ class Details:
             for name in ("camid", "place", "time")
             if getattr(self, name) is not None
         }
-        return replace(row, **known, **self.listed.get(row.image_id, {}))
+        return replace(row, **{**known, **self.listed.get(row.image_id, {})})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +95,7 @@ def add_folder(
     ids = [_relative(file, root) for file in files]
     _check_listed(details, ids, folder)
     present = gallery.ids(pc.field("folder") == pc.scalar(str(root)))
-    _check_not_from_elsewhere(gallery, set(ids) - present, root)
+    _check_not_from_elsewhere(gallery, set(ids) - present)
     missing = [file for file, one in zip(files, ids, strict=True) if one not in present]
     quarantined = list(account.unreadable)
     added = 0
@@ -123,13 +130,18 @@ def add_features(gallery: GalleryTable, features: Gallery, details: Details) -> 
             "with the gallery's model"
         )
     folder, dataset = features.source.folder, features.source.dataset
+    ids = [str(one) for one in features.ids]
+    _check_listed(details, ids, "the features")
+    present = gallery.ids(_from(folder, dataset))
+    _check_not_from_elsewhere(gallery, set(ids) - present)
+    missing = [index for index, image_id in enumerate(ids) if image_id not in present]
     rows = [
         details.of(GalleryRow(**features.describe(index), folder=folder, dataset=dataset))
-        for index in range(len(features))
+        for index in missing
     ]
-    _check_listed(details, [row.image_id for row in rows], "the features")
-    gallery.add(features.features, rows)
-    return Added(images=len(rows))
+    if rows:
+        gallery.add(features.features[missing], rows)
+    return Added(images=len(rows), present=len(ids) - len(rows))
 
 
 def listed_details(file: Path) -> dict[str, dict[str, Any]]:
@@ -148,6 +160,12 @@ def listed_details(file: Path) -> dict[str, dict[str, Any]]:
             f"the list {file}: expected a column image_id or path, found "
             f"{', '.join(table.column_names) or 'none'}"
         )
+    for column in table.column_names:
+        if column not in (name, *_UNDERSTOOD, *_LEFT_OUT):
+            try:
+                check_column_name(column)
+            except MuvaError as error:
+                raise MuvaError(f"the list {file}: {error}") from error
     found: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(table.to_pylist(), start=1):
         image_id = Path(str(row.pop(name))).as_posix()
@@ -164,7 +182,7 @@ def _details_of(row: Mapping[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     columns: dict[str, Value] = {}
     for name, value in row.items():
-        if value is None or (isinstance(value, str) and value.strip() in _EMPTY):
+        if value is None or str(value).strip() in _EMPTY:
             continue
         if name in ("pid", "camid"):
             known[name] = _integer(name, value)
@@ -172,22 +190,19 @@ def _details_of(row: Mapping[str, Any]) -> dict[str, Any]:
             known[name] = _time(value)
         elif name == "place":
             known[name] = str(value)
-        elif name not in ("split", "folder", "dataset"):
+        elif name not in _LEFT_OUT:
             columns[name] = value if isinstance(value, bool | int | float) else str(value)
     return {**known, "columns": columns} if columns else known
 
 
 def _integer(name: str, value: object) -> int:
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = math.nan
-    if not number.is_integer():
+    text = str(value).strip()
+    if re.fullmatch(r"-?\d{1,18}(\.0*)?", text) is None:
         raise MuvaError(
             f"expected an integer as {name}, found {value!r}. A gallery grows, so names cannot be "
             "numbered: give people numbers, and keep names in another column"
         )
-    return int(number)
+    return int(text.partition(".")[0])
 
 
 def _time(value: object) -> datetime:
@@ -212,12 +227,23 @@ def _check_listed(details: Details, ids: Sequence[str], where: object) -> None:
         )
 
 
-def _check_not_from_elsewhere(gallery: GalleryTable, ids: Collection[str], root: Path) -> None:
+def _from(folder: str | None, dataset: str | None) -> pc.Expression:
+    """The condition on images that are from a folder, a data set, or neither."""
+    where = {"folder": folder, "dataset": dataset}
+    one, other = (
+        pc.field(name).is_null() if value is None else pc.field(name) == pc.scalar(value)
+        for name, value in where.items()
+    )
+    return one & other
+
+
+def _check_not_from_elsewhere(gallery: GalleryTable, ids: Collection[str]) -> None:
     taken = sorted(gallery.ids().intersection(ids))
     if taken:
         raise MuvaError(
             f"gallery {gallery.name} has {len(taken)} images of the same ids from elsewhere "
-            f"({some(taken)}). Name a folder above both with --root, so that their ids differ"
+            f"({some(taken)}), which these would replace. For folders, name one above both with "
+            "--root, so that their ids differ; otherwise make a gallery of their own for these"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from muva.errors import MuvaError
 from workflows.progress import say, track
-from workflows.searching import run_search, search_options
+from workflows.searching import INT64, run_search, search_options
 from workflows.verb import as_text, json_option, print_result, readable, session_options
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def create_verb(name: str, model: str, as_json: bool, session: Session) -> None:
     result = {"gallery": gallery.name, "uri": gallery.uri, "model": gallery.source.model}
     text = (
         f"{gallery.uri}: empty, for features of {gallery.source.model}\n"
-        f"muva gallery add {name} FOLDER"
+        f"muva gallery add {shlex.quote(name)} FOLDER"
     )
     print_result(result, as_json=as_json, text=text)
 
@@ -68,7 +69,7 @@ def create_verb(name: str, model: str, as_json: bool, session: Session) -> None:
 @gallery_verb.command("add")
 @click.argument("name")
 @click.argument("images")
-@click.option("--camid", type=int, help="The camera of all images.")
+@click.option("--camid", type=INT64, help="The camera of all images.")
 @click.option("--place", help="The place of all images.")
 @click.option("--time", help="The time of all images, in ISO 8601, without an offset UTC.")
 @click.option(
@@ -129,7 +130,7 @@ def add_verb(
         "total": len(gallery),
         "index": None if index is None else asdict(index),
     }
-    text = f"{gallery.name}: {added.images} images added, {result['total']} in total"
+    text = f"{gallery.name}: {_images(added.images)} added, {result['total']:,} in total"
     if added.present:
         text += f"; {added.present} were there already and stay as they are"
     print_result(result, as_json=as_json, text=text)
@@ -150,7 +151,7 @@ def search_verb(name: str, **options: Any) -> None:
 
 @gallery_verb.command("forget")
 @click.argument("name")
-@click.option("--pid", "pids", type=int, multiple=True, help="The person's id; may be repeated.")
+@click.option("--pid", "pids", type=INT64, multiple=True, help="The person's id; may be repeated.")
 @click.option("--image", "images", multiple=True, help="The id of an image; may be repeated.")
 @click.option("--yes", is_flag=True, help="Delete. Without it, only count what would be deleted.")
 @json_option
@@ -178,17 +179,27 @@ def forget_verb(
     if not pids and not images:
         raise click.UsageError("nobody is given: expected --pid PID or --image IMAGE_ID")
     gallery = named_gallery(session, name)
-    found = gallery.count(of_people(pids, images))
+    chosen = of_people(pids, images)
+    found, folders = gallery.count(chosen), sorted(gallery.folders(chosen))
     if found == 0 and not yes:
         raise MuvaError(f"{gallery.uri}: contains nothing of these people and images")
     if yes:
         found = gallery.forget(pids=pids, image_ids=images)
-    result = {"gallery": gallery.name, "forgotten": yes, "images": found, "left": len(gallery)}
+    result = {
+        "gallery": gallery.name,
+        "forgotten": yes,
+        "images": found,
+        "left": len(gallery),
+        "folders": folders,
+    }
     text = (
-        f"{gallery.name}: {found} images deleted, {result['left']} left"
+        f"{gallery.name}: {_images(found)} deleted, {result['left']:,} left"
         if yes
-        else f"{gallery.name}: {found} images would be deleted; --yes deletes them."
+        else f"{gallery.name}: {_images(found)} to be deleted; --yes deletes them."
     )
+    if folders:
+        text += "\nTheir pictures are still in these folders, from which they would be added again:"
+        text += "".join(f"\n  {folder}" for folder in folders)
     print_result(result, as_json=as_json, text=text)
 
 
@@ -220,6 +231,10 @@ def list_verb(names: tuple[str, ...], as_json: bool, session: Session) -> None:
             row["model"].rpartition("/")[2],
         )
     print_result(rows, as_json=as_json, text=as_text(table) if rows else "no galleries")
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _described(gallery: GalleryTable) -> dict[str, Any]:

@@ -130,19 +130,27 @@ def test_features_of_another_model_are_refused(
     assert "expected features by" not in run("gallery", "list", mall)[0]["uri"]
     run("embed", f"{crops}", "--model", "mine", "--out", f"{out}")
     added = run("gallery", "add", mall, f"{out}", "--place", "hall")
-    assert added["total"] == 8
+    assert (added["images"], added["present"], added["total"]) == (0, 8, 8)
+    crops.rename(tmp_path / "moved")
+    run("embed", f"{tmp_path}/moved", "--model", "mine", "--out", f"{out}")
+    assert "which these would replace" in run("gallery", "add", mall, f"{out}", code=1)
+    run("gallery", "create", "other", "--model", "mine")
+    assert run("gallery", "add", "other", f"{out}", "--place", "hall")["total"] == 8
+    found = run("search", "--gallery", "other", "--query", "cam1/0001.png", "--place", "hall")
+    assert len(found["matches"]) == 7
     filtered = run(
         "search", "--gallery", f"{out}", "--query", "cam1/0001.png", "--camid", "1", code=1
     )
     assert "searched as a whole" in filtered
 
 
-def test_a_person_is_forgotten(run: Run, mall: str) -> None:
+def test_a_person_is_forgotten(run: Run, crops: Path, mall: str) -> None:
     assert run("gallery", "forget", mall, "--pid", "2") == {
         "gallery": "mall",
         "forgotten": False,
         "images": 2,
         "left": 8,
+        "folders": [f"{crops}"],
     }
     chosen = ("--pid", "2", "--image", "cam1/0004.png")
     assert run("gallery", "forget", mall, *chosen, "--yes")["left"] == 5
@@ -157,9 +165,21 @@ def test_a_person_is_forgotten(run: Run, mall: str) -> None:
     assert "nobody is given" in run("gallery", "forget", mall, code=2)
 
 
+def test_a_list_comes_before_what_is_said_of_all_images(run: Run, crops: Path) -> None:
+    listed = crops.parent / "listed.csv"
+    listed.write_text("path;pid;camid\ncam1/0001.png;9007199254740993;5\n")
+    run("gallery", "create", "mall", "--model", "mine")
+    run("gallery", "add", "mall", f"{crops}", "--list", f"{listed}", "--camid", "3")
+    known = run("search", "--gallery", "mall", "--query", "cam1/0001.png", "--top", "1")["query"]
+    assert (known["pid"], known["camid"]) == (9007199254740993, 5)
+    other = run("search", "--gallery", "mall", "--query", "cam1/0002.png", "--top", "1")["query"]
+    assert (other["pid"], other["camid"]) == (None, 3)
+
+
 def test_what_a_list_says_is_checked(run: Run, crops: Path, mall: str, tmp_path: Path) -> None:
     listed = tmp_path / "listed.csv"
     for text, said in [
+        ("path,jacket colour\na.png,red\n", "column 'jacket colour': expected a name of letters"),
         ("path,pid\ncam1/0001.png,Ann\n", "row 1: expected an integer as pid, found 'Ann'"),
         ("path,time\ncam1/0001.png,noon\n", "row 1: time 'noon': expected ISO 8601"),
         ("name,pid\ncam1/0001.png,1\n", "expected a column image_id or path"),
