@@ -180,7 +180,7 @@ class GalleryTable:
                 deleted = dataset.delete(condition)["num_deleted_rows"]
             # The version after a removal names what was removed: it must not be the latest one.
             dataset.update_metadata({_AFTER_REMOVAL: str(dataset.version)})
-            _tidy(dataset, kept=timedelta(0), alone="://" not in self.uri)
+            _tidy(dataset, kept=timedelta(0), no_other="://" not in self.uri)
         self._exact.clear()
         return deleted
 
@@ -384,15 +384,15 @@ def _any_known(dataset: LanceDataset, ids: pa.ChunkedArray) -> bool:
     return any(len(pa.Table.from_batches([batch]).filter(wanted)) for batch in batches)
 
 
-def _tidy(dataset: LanceDataset, *, kept: timedelta, alone: bool = False) -> None:
+def _tidy(dataset: LanceDataset, *, kept: timedelta, no_other: bool = False) -> None:
     """Write files anew that are small or hold deleted rows; delete versions of before `kept`.
 
-    alone: no other process writes, so files of no version are what an interrupted one has left.
+    no_other: no other process writes, so files of no version are what an interrupted one has left.
     """
     dataset.optimize.compact_files(
         target_rows_per_fragment=FRAGMENT_ROWS, materialize_deletions_threshold=0.0
     )
-    dataset.cleanup_old_versions(older_than=kept, delete_unverified=alone)
+    dataset.cleanup_old_versions(older_than=kept, delete_unverified=no_other)
 
 
 def _vectors(features: np.ndarray) -> pa.Array:
