@@ -31,7 +31,7 @@ HEADERS = {
 }
 """Of every response. The page has no script of its own in it, and nothing is kept in caches.
 
-With the stricter policy no-referrer, Chromium 141 sends `Origin: null` with the page's own forms.
+With the stricter policy no-referrer, Chromium 155 sends `Origin: null` with the page's own forms.
 """
 
 
