@@ -53,7 +53,7 @@ async def read_body(request: Request, limits: Limits) -> Body:
             f"Content-Type {kind[:80]!a}: expected application/json or multipart/form-data",
         )
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and len(declared) < 20 and int(declared) > limits.request_bytes:
+    if re.fullmatch("[0-9]{1,19}", declared) and int(declared) > limits.request_bytes:
         raise _request_too_large(limits)
     try:
         if kind == "application/json":
