@@ -22,6 +22,16 @@ def dot(one, other):
     return total
 
 
+@compiled(fastmath={"reassoc", "contract"})
+@no_type_check
+def float32_dot(one, other):
+    """Dot product of two rows of float32, in float32."""
+    total = np.float32(0)
+    for position in range(len(one)):
+        total += one[position] * other[position]
+    return total
+
+
 @compiled(nogil=True)
 @no_type_check
 def squared_lengths(rows, out):
@@ -45,6 +55,8 @@ def cosines(queries, query_scales, query_of_pair, galleries, gallery_scales, ima
 def count_nearer(
     near,
     errors,
+    relative_error,
+    float32_error,
     start,
     queries,
     query_scales,
@@ -60,24 +72,37 @@ def count_nearer(
 ):
     """Adds each image of a block to `nearer`, at the first match that it outranks, by camera.
 
-    `near` differs from the exact similarity by at most `errors`. The similarity is the cosine, or
-    gain x cosine + offset if there are `offsets`.
+    `near` differs from the exact similarity by at most `errors` + `relative_error` x |near|. The
+    similarity is the cosine, or gain x cosine + offset if there are `offsets`. Where that leaves
+    the rank in doubt, the cosine is computed in float32, unless its `float32_error` is 0, and where
+    it is still in doubt, in float64. Returns how many were in doubt.
     """
     rescored = len(offsets) > 0
+    doubtful = 0
+    candidates = np.empty(near.shape[1], np.int64)
     for row in range(len(near)):
         first, last = start[row], start[row + 1]
         if first == last:
             continue
-        error = errors[row]
-        lowest = np.float32(thresholds[last - 1] - 2 * error)
-        for column in range(near.shape[1]):
+        lowest = np.float32(thresholds[last - 1] - 2 * (errors[row] + relative_error))
+        count = 0
+        for column in range(near.shape[1]):  # without a branch, so that it costs next to nothing
+            candidates[count] = column
+            count += near[row, column] >= lowest
+        for candidate in range(count):
+            column = candidates[candidate]
             similarity = near[row, column]
-            if similarity < lowest:
-                continue
+            error = errors[row] + relative_error * abs(similarity)
             certain = _first_below(thresholds, first, last, similarity + error)
-            position = _first_below(thresholds, first, last, similarity - error)
+            position = _first_below(thresholds, certain, last, similarity - error)
             if certain != position:
+                doubtful += 1
                 scale = query_scales[row] * gallery_scales[column]
+                if float32_error > 0:
+                    close = float32_dot(queries[row], galleries[column]) * scale
+                    certain = _first_below(thresholds, certain, position, close + float32_error)
+                    position = _first_below(thresholds, certain, position, close - float32_error)
+            if certain != position:
                 exact = dot(queries[row], galleries[column]) * scale
                 if rescored:
                     exact = exact * gains[row] + offsets[row, column]
@@ -91,6 +116,7 @@ def count_nearer(
                     position += 1
             if position < last:
                 nearer[position, cameras[column]] += 1
+    return doubtful
 
 
 @compiled()

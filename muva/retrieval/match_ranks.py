@@ -1,11 +1,12 @@
 """Exact ranks of the true matches of each query, in a single pass over the gallery.
 
 The rank of a match is one plus the number of images that are nearer to the query, so nearer images
-are counted, and nothing is sorted or kept. A float32 product decides on which side of each match an
-image lies, unless the two are closer than the proven error of that product; in those few cases, the
-similarity is computed in float64. The ranks are therefore those of float64 cosines, independent of
-blocks, their order, threads and kernels; ties are broken by gallery index. Re-ranking adds an
-offset to each cosine, computed in the same way everywhere.
+are counted, and nothing is sorted or kept. A product in float32, or in bfloat16 on processors with
+instructions for it, decides on which side of each match an image lies, unless the two are closer
+than the proven error of that product; in those few cases, the similarity is computed in float64.
+The ranks are therefore those of float64 cosines, independent of blocks, their order, threads and
+kernels; ties are broken by gallery index. Re-ranking adds an offset to each cosine, computed in the
+same way everywhere.
 """
 
 from __future__ import annotations
@@ -13,25 +14,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from muva.errors import MuvaError
+from muva.retrieval.block_products import (
+    FLOAT32_UNIT,
+    MAX_DOUBTFUL,
+    BlockProducts,
+    bfloat16_is_fast,
+    cosine_error,
+)
 from muva.retrieval.camera_rule import CameraRule
 from muva.retrieval.counting import cosines, count_nearer
 from muva.retrieval.distances import (
     BLOCK_BYTES,
     even_slices,
     feature_matrix,
-    full_precision,
     inverse_norms,
 )
 
-_UNIT = 2.0**-24
-"""Unit roundoff of float32."""
+T = TypeVar("T")
+
 _PAIRS_AT_ONCE = 8192
 
 
@@ -233,9 +240,10 @@ def count_nearer_in_chunk(
     matches_side = (thresholds.similarity, thresholds.matches.gallery)
     nearer = np.zeros((len(thresholds.similarity), rule.camera_count), np.int64)
     gains = np.ones(len(queries)) if rescoring is None else rescoring.gains
-    errors = cosine_error(width) * gains
-    if rescoring is not None:  # rounding of each operation, and of the gain
-        errors += 4 * _UNIT * (gains + 1)
+    rounding = 0.0 if rescoring is None else 4 * FLOAT32_UNIT * (gains + 1)  # and of the gain
+    float32_error = cosine_error(width) if _moderate(queries) and _moderate(chunk) else 0.0
+    cosines_only = each_block is None and rescoring is None
+    bfloat16 = cosines_only and bfloat16_is_fast() and len(queries) * len(chunk) >= _MANY_PAIRS
     groups = even_slices(len(queries), block_bytes // (4 * width))
     done, total = 0, len(chunk) * len(groups)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -243,13 +251,14 @@ def count_nearer_in_chunk(
             query_block = queries.normalised(group)
             start = thresholds.start[group.start : group.stop + 1]
             exact, scales = queries.exact(group), queries.scales[group]
-            blocks = even_slices(len(chunk), block_bytes // (4 * max(width, len(query_block))))
-            buffer = torch.empty(
-                len(query_block) * max(block.stop - block.start for block in blocks)
-            )
+            columns = block_bytes // (4 * max(width, len(query_block)))
+            blocks = _blocks(len(chunk), columns, probe=bfloat16 and group.start == 0)
+            largest = max(block.stop - block.start for block in blocks)
+            products = BlockProducts(query_block, columns=largest, bfloat16=bfloat16)
             for block in blocks:
                 gallery_range = slice(chunk.first + block.start, chunk.first + block.stop)
-                near = similarity_block(query_block, chunk.normalised(block), buffer)
+                product = products.cosines(chunk.normalised(block))
+                near = product.cosines
                 near[:, _within(rule.junk, gallery_range) - gallery_range.start] = -np.inf
                 near[_block_positions(ignored, group, gallery_range)] = -np.inf
                 images, image_scales = chunk.exact(block), chunk.scales[block]
@@ -265,29 +274,34 @@ def count_nearer_in_chunk(
                             gallery_scales=image_scales,
                         )
                     )
-                offsets = _NO_OFFSETS
+                errors, offsets = product.errors, _NO_OFFSETS
                 if rescoring is not None:
                     offsets = rescoring.offset_block(group, gallery_range)
                     near *= gains[group, None].astype(np.float32)
                     near += offsets
+                    errors = errors * gains[group] + np.asarray(rounding)[group]
                 gallery_side = (
                     gallery_range.start,
                     images,
                     image_scales,
                     rule.cameras[gallery_range],
                 )
+                stages = product.relative_error, float32_error if products.bfloat16 else 0.0
                 query_sides = [
                     (
-                        *(near[s], errors[group][s], start[s.start : s.stop + 1]),
+                        *(near[s], errors[s], *stages, start[s.start : s.stop + 1]),
                         *(exact[s], scales[s], gains[group][s], offsets[s]),
                     )
                     for s in thread_slices(len(near))
                 ]
-                run_in_threads(
+                doubtful = run_in_threads(
                     threads,
                     count_nearer,
                     [(*own, *gallery_side, *matches_side, nearer) for own in query_sides],
                 )
+                if sum(doubtful) > MAX_DOUBTFUL * near.size:
+                    bfloat16 = False
+                    products.use_float32()
                 done += len(near[0])
                 if progress is not None:
                     progress(done, total)
@@ -295,14 +309,25 @@ def count_nearer_in_chunk(
 
 
 _NO_OFFSETS = np.empty((0, 0), np.float32)
+_MANY_PAIRS = 10**6
+"""Fewer pairs are not worth a look at how many are in doubt."""
+_PROBED_COLUMNS = 512
+"""Gallery images with which bfloat16 is tried."""
 
 
-def similarity_block(one: Tensor, other: Tensor, buffer: Tensor) -> np.ndarray:
-    """The product of all rows with all rows in float32, written to the buffer."""
-    products = buffer[: len(one) * len(other)].view(len(one), -1)
-    with full_precision():
-        torch.mm(one, other.T, out=products)
-    return products.numpy()
+def _blocks(total: int, largest: int, *, probe: bool) -> list[slice]:
+    """Even slices of the gallery; after a small first one to `probe`, where there is a choice."""
+    first = min(total, largest, _PROBED_COLUMNS) if probe else 0
+    rest = [
+        slice(first + block.start, first + block.stop)
+        for block in even_slices(total - first, largest)
+    ]
+    return [slice(0, first), *rest] if first else rest
+
+
+def _moderate(side: FeatureChunk) -> bool:
+    """Whether products of these features neither overflow nor vanish in float32."""
+    return bool((side.scales > 1e-15).all() and (side.scales < 1e15).all())
 
 
 def thread_slices(rows: int) -> list[slice]:
@@ -311,11 +336,11 @@ def thread_slices(rows: int) -> list[slice]:
 
 
 def run_in_threads(
-    threads: ThreadPoolExecutor, kernel: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
-) -> None:
-    """Call a compiled loop with each of these argument tuples in parallel."""
-    for call in [threads.submit(kernel, *call_arguments) for call_arguments in arguments]:
-        call.result()
+    threads: ThreadPoolExecutor, kernel: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
+) -> list[T]:
+    """The results of a compiled loop for each of these argument tuples, computed in parallel."""
+    calls = [threads.submit(kernel, *call_arguments) for call_arguments in arguments]
+    return [call.result() for call in calls]
 
 
 class FeatureChunk:
@@ -376,17 +401,6 @@ def _exact(features: Tensor) -> np.ndarray:
     if features.dtype != torch.float64:
         features = features.float()
     return features.contiguous().numpy()
-
-
-def cosine_error(width: int) -> float:
-    """Upper bound for the error of a float32 cosine, with a small margin.
-
-    A sum of n products in any order has an error of at most n u / (1 - n u) times the sum of their
-    absolute values (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1), which is at
-    most 1 here. Rounding the scale and the numbers on both sides adds 4 u.
-    """
-    terms = (width + 8) * _UNIT
-    return terms / (1 - terms)
 
 
 def _within(indices: np.ndarray, gallery_range: slice) -> np.ndarray:

@@ -15,12 +15,11 @@ from math import isqrt
 import numpy as np
 import torch
 
+from muva.retrieval.block_products import cosine_error, similarity_block
 from muva.retrieval.distances import BLOCK_BYTES, even_slices
 from muva.retrieval.match_ranks import (
     FeatureChunk,
-    cosine_error,
     run_in_threads,
-    similarity_block,
     thread_slices,
 )
 from muva.retrieval.neighbour_loops import keep_nearest, merge_nearest

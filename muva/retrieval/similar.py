@@ -24,7 +24,7 @@ def most_similar(
     Ties are broken by index. The cosines are those of float64.
     """
     # Imports Numba and SciPy, which only searching needs.
-    from muva.retrieval.match_ranks import cosine_error
+    from muva.retrieval.block_products import cosine_error
     from muva.retrieval.ranked_lists import nearest_indices
 
     rounded = np.empty(len(features), np.float32)

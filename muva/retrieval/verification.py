@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muva.retrieval.block_products import cosine_error
 from muva.retrieval.camera_rule import CameraRule
 from muva.retrieval.distances import BLOCK_BYTES, even_slices
 from muva.retrieval.match_ranks import (
@@ -39,7 +40,6 @@ from muva.retrieval.match_ranks import (
     Pairs,
     Thresholds,
     check_widths,
-    cosine_error,
     count_nearer_in_chunk,
     matching_and_ignored_pairs,
     pair_similarities,
