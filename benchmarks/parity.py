@@ -26,9 +26,9 @@ from torch.nn.functional import normalize
 from benchmarks.baseline import Table, benchmark_parser, write_results
 from muva.config import PARTS, ModelConfig, PromptConfig, Section, Stage1Config, Stage2Config
 from muva.errors import MuvaError
-from muva.model.attention import attention_bias, hard_gate
 from muva.model.clip import build_clip, clip_shape
 from muva.model.muva_model import MuvaModel, TrainingOutputs, build_model
+from muva.model.part_gate import attention_bias, hard_gate
 from muva.retrieval import evaluate
 from muva.retrieval.distances import squared_distances
 from muva.retrieval.reranking import Reranking, reranked_distances

@@ -48,7 +48,7 @@ from benchmarks.phases import NoiseImages, best_device, device_name
 from muva.config import AugmentationConfig, ExperimentConfig, load_recipe, with_settings
 from muva.data.artifacts import open_artifact
 from muva.data.draw import Draw
-from muva.model.clip import build_clip, vision_tower
+from muva.model.clip import build_clip, load_clip, vision_tower
 from muva.model.muva_model import MuvaModel, build_model
 from muva.model.precision import Precision, autocast, resolve_precision
 from muva.training.centroids import dataset_centroids
@@ -60,8 +60,13 @@ from workflows.runtime.cluster import ray_cluster
 from workflows.session import open_session
 from workflows.steps.pipeline import run_pipeline
 
-MIN_OF_BARE, MIN_OF_FLOAT32 = 0.88, 3.0
-"""Goals: float32 relative to the bare model's rate; bf16 relative to our float32."""
+MIN_OF_BARE = {
+    "fp32": {"feature pass": 1.0, "step": 1.05},
+    "bf16": {"feature pass": 0.95, "step": 1.3},
+}
+"""Goals: our rates relative to those of the bare tower."""
+MIN_OF_FLOAT32 = 4.0
+"""Goal: bf16 relative to our float32."""
 WORKS = ("rates", "settings", "precision")
 BATCH, ROUNDS = 16, 3
 IDENTITIES = 64
@@ -148,7 +153,7 @@ def baseline_tables(found: Mapping[str, Any]) -> dict[str, Table]:
             "step": measurement(of["step"]),
             "step_ratio": of["step"] / of["bare forward and backward"],
             "product": measurement(of["product"]),
-            "goal": MIN_OF_BARE if precision == "fp32" else f"{MIN_OF_FLOAT32:g} x float32",
+            "goal": ", ".join(f"{goal:g}" for goal in MIN_OF_BARE[precision].values()),
         }
         for precision, of in found.get("rates", {}).items()
     ]
@@ -214,11 +219,11 @@ class Held:
 class Stage2:
     """The model with everything that a step needs."""
 
-    def __init__(self, batch: int, *, adam: str = "fused"):
-        self.config = load_recipe("base")
+    def __init__(self, batch: int, *, adam: str = "fused", recipe: str = "base"):
+        self.config = load_recipe(recipe)
         self.device = best_device()
         self.model = build_model(
-            _random_clip(self.config),
+            random_clip_of(self.config),
             model=self.config.model,
             prompts=self.config.prompts,
             identities=IDENTITIES,
@@ -265,7 +270,7 @@ def rates(batch: int, rounds: int) -> dict[str, dict[str, float]]:
     """Precision -> method -> images per second; `product` is in 10^9 operations per second."""
     ours = Stage2(batch)
     device = ours.device
-    bare = vision_tower(_random_clip(ours.config)).to(device).train()
+    bare = vision_tower(random_clip_of(ours.config)).to(device).train()
     pixels = ours.images.pixels
     plain = Compute()
     graphed = Compute(cuda_graphs=device.type == "cuda")
@@ -325,9 +330,11 @@ def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Descriptions of the missed goals."""
     full, half = found["fp32"], found["bf16"]
     missed = [
-        f"float32, {ours}: {full[ours] / full[bare]:.2f} of the {bare}, goal {MIN_OF_BARE}"
+        f"{DTYPES[precision]}, {ours}: {of[ours] / of[bare]:.2f} of the {bare}, goal "
+        f"{MIN_OF_BARE[precision][ours]}"
+        for precision, of in found.items()
         for ours, bare in _PAIRS.items()
-        if full[ours] < MIN_OF_BARE * full[bare]
+        if of[ours] < MIN_OF_BARE[precision][ours] * of[bare]
     ]
     return missed + [
         f"bf16, {ours}: {half[ours] / full[ours]:.2f} times float32, goal {MIN_OF_FLOAT32:g} "
@@ -340,10 +347,10 @@ def misses(found: Mapping[str, Mapping[str, float]]) -> list[str]:
 _PAIRS = {"feature pass": "bare forward", "step": "bare forward and backward"}
 
 
-def one_setting(name: str, batch: int, rounds: int) -> dict[str, float]:
+def one_setting(name: str, batch: int, rounds: int, *, recipe: str = "base") -> dict[str, float]:
     """Images per second of steps and of the feature pass, and this process's peak memory."""
     setting = SETTINGS[name]
-    stage2 = Stage2(batch, adam=setting.get("adam", "fused"))
+    stage2 = Stage2(batch, adam=setting.get("adam", "fused"), recipe=recipe)
     compute = setting.get("compute", Compute())
     if "micro_batches" in setting:
         compute = dataclasses.replace(compute, micro_batch=batch // setting["micro_batches"])
@@ -467,14 +474,13 @@ def print_precisions(found: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def _random_clip(config: ExperimentConfig) -> open_clip.CLIP:
-    """ViT-B/16 with random weights, which run at the same speed."""
+def random_clip_of(config: ExperimentConfig) -> open_clip.CLIP:
+    """ViT-B/16 with random weights, which run at the same speed, or the shipped tiny CLIP."""
     model = config.model
-    return build_clip(
-        _random_weights(),
-        image_size=(model.image_height, model.image_width),
-        stride=model.stride,
-    )
+    size = (model.image_height, model.image_width)
+    if model.clip == "tiny":
+        return load_clip(model.clip, image_size=size, stride=model.stride)
+    return build_clip(_random_weights(), image_size=size, stride=model.stride)
 
 
 @functools.cache

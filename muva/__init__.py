@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from muva.lazy_names import names_on_first_use
+from muva.lazy_packages import import_lazily
 from muva.proxies import exempt_loopback
 
 if TYPE_CHECKING:
@@ -16,5 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 exempt_loopback()
+import_lazily()
 
 __getattr__ = names_on_first_use(__name__, {"load": "models"})

@@ -327,6 +327,9 @@ class ExecutionConfig(Section):
     """Use the channels-last memory format."""
     deterministic: bool = False
     """Compute bit-identical results every time, also on a GPU."""
+    attention: Literal["auto", "fused", "plain"] = "auto"
+    """How attention is computed on CPUs: by PyTorch's fused kernel, by plain matrix products, or
+    (auto) by whichever was measured to be faster on this processor."""
     loaders: Annotated[int, Field(ge=0)] | None = None
     """Processes of each worker that decode images; 0: a thread. By default a thread on CPUs, and
     with a GPU one process for each of the worker's other cores, at most 8."""

@@ -4,49 +4,25 @@ Tokens are [class, part_1..part_R, patch_1..patch_L]. A part token and the patch
 do not attend to each other, nor do different part tokens; all other pairs do (Sec. 3.3).
 """
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, scaled_dot_product_attention
+from torch.nn.functional import linear
 
-INFINITY, MINUS_INFINITY = float("inf"), float("-inf")
-
-
-def hard_gate(allowed: Bool[Tensor, " B R L"]) -> Float[Tensor, " B R L"]:
-    """0 where a part and a patch may attend to each other, minus infinity elsewhere."""
-    blocked = ~allowed
-    return blocked.float().masked_fill(blocked, MINUS_INFINITY)
-
-
-def attention_bias(gate: Float[Tensor, " B R L"]) -> Float[Tensor, " B T T"]:
-    """Extend a gate between parts and patches to an additive bias between all tokens.
-
-    Every token may attend to the class token, so no softmax is over an empty set. The bias
-    propagates gradients to the gate.
-    """
-    # No torch.zeros or torch.eye, here and in hard_gate: a traced graph would contain the device on
-    # which it was traced, and run on no other.
-    parts, patches = map(int, gate.shape[1:])  # constants of a model, unlike the batch size
-    zero = (gate[..., :1] > INFINITY).to(gate.dtype)
-    other_parts = [
-        pad(zero[:, part : part + 1], (part, parts - 1 - part), value=MINUS_INFINITY)
-        for part in range(parts)
-    ]
-    part_rows = torch.cat([zero, torch.cat(other_parts, dim=1), gate], dim=2)
-    leading_rows = pad(part_rows, (0, 0, 1, 0))
-    return torch.cat([leading_rows, pad(gate.mT, (1, patches))], dim=1)
+from muva.model.attention_kernels import attend
+from muva.model.part_gate import PartGate
+from muva.model.quick_gelu import quick_gelu_mlp
 
 
 def run_block(
     block: ResidualAttentionBlock,
     tokens: Float[Tensor, " B T D"],
     *,
-    bias: Float[Tensor, " B T T"] | None = None,
+    gate: PartGate | None = None,
     causal: bool = False,
     outputs: int | None = None,
 ) -> Float[Tensor, " B outputs D"]:
-    """Run a block of open_clip with one attention bias per image, shared by all heads.
+    """Run a block of open_clip with one gate per image, shared by all heads.
 
     The block's own forward needs a bias per image and head, which would be a copy for each head.
     With `outputs`, only the first so many tokens are computed: after the last block, nothing reads
@@ -61,17 +37,16 @@ def run_block(
         query = linear(normed[:, :outputs], weight[:width], shift[:width])
         key, value = linear(normed, weight[width:], shift[width:]).chunk(2, dim=-1)
         tokens = tokens[:, :outputs]
-        bias = None if bias is None else bias[:, :outputs]
     heads = attention.num_heads
-    mixed = _attend(
+    mixed = attend(
         split_heads(query, heads),
         split_heads(key, heads),
         split_heads(value, heads),
-        bias=None if bias is None else bias[:, None].to(query.dtype),
+        gate=gate,
         causal=causal,
     )
     tokens = tokens + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
-    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    return tokens + block.ls_2(quick_gelu_mlp(block.mlp, block.ln_2(tokens)))
 
 
 def attention_weights(
@@ -95,25 +70,6 @@ def attention_weights(
     if bias is not None:
         scores = scores + bias[:, None, :outputs]
     return scores.softmax(dim=-1).mean(dim=1)
-
-
-def _attend(
-    query: Float[Tensor, " B heads queries d"],
-    key: Float[Tensor, " B heads T d"],
-    value: Float[Tensor, " B heads T d"],
-    *,
-    bias: Float[Tensor, " B 1 queries T"] | None,
-    causal: bool,
-) -> Float[Tensor, " B heads queries d"]:
-    half_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if causal or not half_on_cpu:
-        return scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal)
-    # The fused kernel is slow in bf16 on CPUs: 58 ms forward and backward for 64 images, 132 tokens
-    # and 2 heads on one core with AMX; plain products take 15 ms (in float32: 34 and 33 ms).
-    # Forward only, 16 images, 12 heads, two cores with AVX512-BF16: 18 ms, plain 13 (24 and 40).
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT
-    scores = scores if bias is None else scores + bias
-    return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 def split_heads(tokens: Float[Tensor, " B T D"], heads: int) -> Float[Tensor, " B heads T d"]:

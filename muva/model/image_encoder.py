@@ -15,16 +15,11 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from muva.config import ModelConfig
-from muva.model.attention import (
-    attention_bias,
-    attention_weights,
-    hard_gate,
-    run_block,
-    transformer_blocks,
-)
+from muva.model.attention import attention_weights, run_block, transformer_blocks
 from muva.model.checks import check_part_tokens
 from muva.model.clip import image_size_of, vision_tower
 from muva.model.mask_predictor import MaskPredictor
+from muva.model.part_gate import PartGate, hard_gate
 from muva.model.position_embedding import add_part_positions
 from muva.model.precision import at_least_float32, exact_convolutions
 
@@ -106,11 +101,10 @@ class ImageEncoder(nn.Module):
         """Encode normalised images, with the given part masks or else with predicted ones."""
         tokens = self._embed(images)
         if self.mask_predictor is None:
-            return ImageFeatures(feature=self._run_blocks(tokens, bias=None))
+            return ImageFeatures(feature=self._run_blocks(tokens, gate=None))
         if part_masks is not None:
-            return ImageFeatures(
-                feature=self._run_blocks(tokens, bias=attention_bias(hard_gate(part_masks)))
-            )
+            gate = PartGate(hard_gate(part_masks))
+            return ImageFeatures(feature=self._run_blocks(tokens, gate=gate))
         return self._run_blocks_predicting(tokens, self.mask_predictor)
 
     @torch.no_grad()
@@ -126,7 +120,8 @@ class ImageEncoder(nn.Module):
         ) -> Any:
             result = function(block, *args, **named)
             if (outputs := named.get("outputs")) is not None:
-                bias = named["bias"] if "bias" in named else attention_bias(self._gate(result[2]))
+                gate = named["gate"] if "gate" in named else PartGate(self._gate(result[2]))
+                bias = None if gate is None else gate.bias
                 seen.append(attention_weights(block, args[-1], bias=bias, outputs=outputs))
             return result
 
@@ -159,12 +154,12 @@ class ImageEncoder(nn.Module):
         return self.ln_pre(tokens + self.positional_embedding)
 
     def _run_blocks(
-        self, tokens: Float[Tensor, " B T D"], bias: Float[Tensor, " B T T"] | None
+        self, tokens: Float[Tensor, " B T D"], gate: PartGate | None
     ) -> Float[Tensor, " B F"]:
         *blocks, last = transformer_blocks(self.transformer)
         for block in blocks:
-            tokens = self.call(run_block, block, tokens, bias=bias)
-        return self._project(self.call(run_block, last, tokens, bias=bias, outputs=1 + self.parts))
+            tokens = self.call(run_block, block, tokens, gate=gate)
+        return self._project(self.call(run_block, last, tokens, gate=gate, outputs=1 + self.parts))
 
     def _run_blocks_predicting(
         self, tokens: Float[Tensor, " B T D"], predictor: MaskPredictor
@@ -202,8 +197,8 @@ class ImageEncoder(nn.Module):
         estimate = predict(parts, patches)
         logits = estimate if before is None else before + estimate
         probabilities = torch.sigmoid(logits / self.mask_temperature)
-        bias = attention_bias(self._gate(probabilities))
-        return run_block(block, tokens, bias=bias, outputs=outputs), logits, probabilities
+        gate = PartGate(self._gate(probabilities))
+        return run_block(block, tokens, gate=gate, outputs=outputs), logits, probabilities
 
     def _gate(self, probabilities: Float[Tensor, " B R L"]) -> Float[Tensor, " B R L"]:
         if self.gating == "online":

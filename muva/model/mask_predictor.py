@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from muva.config import ModelConfig
 from muva.errors import SettingsError
+from muva.model.plain_attention import attention_to_values
 from muva.model.precision import at_least_float32
+from muva.model.quick_gelu import quick_gelu_mlp
 
 
 class PartCrossAttention(nn.Module):
@@ -38,11 +40,14 @@ class PartCrossAttention(nn.Module):
         query = self.to_q(parts).unflatten(-1, per_head)
         key_weight = self.to_k.weight.unflatten(0, per_head)
         value_weight = self.to_v.weight.unflatten(0, per_head)
-        query_in_patches = torch.einsum("brhd,hdw->bhrw", query, key_weight) * self.scale
+        query_in_patches = torch.einsum("brhd,hdw->bhrw", query * self.scale, key_weight)
         batch, heads, count, width = query_in_patches.shape
-        scores = query_in_patches.reshape(batch, heads * count, width) @ patches.mT
-        gathered = (scores.softmax(dim=-1) @ patches).view(batch, heads, count, width)
-        mixed = torch.einsum("bhrw,hdw->brhd", gathered, value_weight)
+        gathered = attention_to_values(
+            query_in_patches.reshape(batch, heads * count, width),
+            patches.to(query_in_patches.dtype),
+        )
+        per_part = gathered.view(batch, heads, count, width)
+        mixed = torch.einsum("bhrw,hdw->brhd", per_part, value_weight)
         return self.to_out(mixed.flatten(2))
 
 
@@ -67,7 +72,7 @@ class MaskPredictorBlock(nn.Module):
         gathered = self.cross_attn(self.ln_attn1(parts), self.ln_attn2(patches))
         if self.shortcut:
             gathered = gathered + parts
-        return at_least_float32(self.mlp(self.ln_mlp(gathered)))
+        return at_least_float32(quick_gelu_mlp(self.mlp, self.ln_mlp(gathered)))
 
 
 class MaskPredictor(nn.Module):

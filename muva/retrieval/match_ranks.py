@@ -1,7 +1,7 @@
 """Exact ranks of the true matches of each query, in a single pass over the gallery.
 
 The rank of a match is one plus the number of images that are nearer to the query, so nearer images
-are counted, and nothing is sorted or kept. A product in float32, or in bfloat16 on processors with
+are counted, and nothing is sorted or kept. A product in float32, or in bfloat16 on CPUs with
 instructions for it, decides on which side of each match an image lies, unless the two are closer
 than the proven error of that product; in those few cases, the similarity is computed in float64.
 The ranks are therefore those of float64 cosines, independent of blocks, their order, threads and

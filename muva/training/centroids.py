@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from muva.data.draw import Draw
+from muva.model.cast_weights import with_cast_weights
 from muva.model.distributed import rank, world_size
 from muva.model.muva_model import MuvaModel
 from muva.model.precision import Precision, autocast
@@ -57,18 +58,23 @@ def dataset_centroids(
     dtype = model.classifier.weight.dtype
     sums = torch.zeros(model.identities, model.feature_dim, device=device, dtype=dtype)
     finite = torch.ones(len(labels), device=device, dtype=torch.int8)
-    was_training = model.training
-    model.eval()
-    for done, (pixels, part_masks) in enumerate(loader.batches(batches)):
-        with autocast(precision, device):
+
+    def add_features() -> None:
+        for done, (pixels, part_masks) in enumerate(loader.batches(batches)):
             masks = None if part_masks is None else part_masks.to(device)
             encoded = model.encode_images(compute.pixels(pixels, device), masks)
-        feature = normalize(model.neck(encoded.feature)) if necked else encoded.feature
-        rows = torch.as_tensor(batches[done].indices, device=device)
-        sums.index_add_(0, labels[rows], feature.to(dtype))
-        finite[rows] = feature.isfinite().all(dim=1).to(finite.dtype)
-        if progress:
-            progress(done + 1, len(batches))
+            with torch.autocast(device.type, enabled=False):
+                feature = normalize(model.neck(encoded.feature)) if necked else encoded.feature
+            rows = torch.as_tensor(batches[done].indices, device=device)
+            sums.index_add_(0, labels[rows], feature.to(dtype))
+            finite[rows] = feature.isfinite().all(dim=1).to(finite.dtype)
+            if progress:
+                progress(done + 1, len(batches))
+
+    was_training = model.training
+    model.eval()
+    with autocast(precision, device):
+        with_cast_weights(add_features, modules=[] if compute.compile else [model.image_encoder])
     model.train(was_training)
     if world_size() > 1:
         dist.all_reduce(sums)

@@ -7,17 +7,19 @@ They change losses by rounding at most, so no artifact's address depends on them
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from muva.config import ExecutionConfig
 from muva.errors import MuvaError
+from muva.model.attention_kernels import KernelSetting, attention_computed_by
+from muva.model.cast_weights import with_cast_weights
 from muva.model.image_encoder import Call, ImageEncoder
 from muva.model.precision import Precision
 from muva.training.cuda_graphs import GraphedEncoder
@@ -46,6 +48,8 @@ class Compute:
     """Capture the training pass of a single worker as CUDA graphs, and replay them."""
     deterministic: bool = False
     """Use only deterministic algorithms, which give bit-identical results on every run."""
+    attention: KernelSetting = "auto"
+    """The kernel of attention on CPUs; auto: the faster one, by measurement."""
     loaders: int = 0
     """Processes that load batches; 0: a thread of this process."""
 
@@ -61,6 +65,15 @@ class Compute:
         """What a recipe's section says of one process; `loaders`: how many it has in the end."""
         shared = {field.name for field in fields(cls)} - {"loaders"}
         return cls(**execution.model_dump(include=shared), loaders=loaders)
+
+    def attention_kernel(self) -> AbstractContextManager[None]:
+        """Use the kernel of these settings inside the `with` block.
+
+        A measurement may turn out differently on the next run, so deterministic results need a
+        fixed kernel.
+        """
+        fixed = self.deterministic and self.attention == "auto"
+        return attention_computed_by("fused" if fixed else self.attention)
 
     def pixels(
         self, images: Float[Tensor, " B 3 H W"], device: torch.device
@@ -82,15 +95,14 @@ def apply_compute(encoder: ImageEncoder, compute: Compute) -> Iterator[None]:
         MuvaError: torch.compile does not work on this machine.
     """
     before = encoder.call
-    call = before
-    if compute.compile:
-        call = _compiled(call)
+    call = _compiled(before) if compute.compile else _with_cast_weights(before)
     if compute.activation_checkpointing:
         call = _checkpointed(call)
     encoder.call = call
     try:
         with (
             _deterministic(compute.deterministic),
+            compute.attention_kernel(),
             _explain_compile_errors(compute.compile),
             _graphed(encoder, compute.cuda_graphs),
         ):
@@ -170,6 +182,16 @@ def _compiled(call: Call) -> Call:
         return call(made[key], *args, **named)
 
     return compiled
+
+
+def _with_cast_weights(call: Call) -> Call:
+    """torch.compile fuses the casts itself."""
+
+    def cast(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+        modules = [argument for argument in args if isinstance(argument, nn.Module)]
+        return with_cast_weights(call, function, *args, modules=modules, **named)
+
+    return cast
 
 
 def _checkpointed(call: Call) -> Call:

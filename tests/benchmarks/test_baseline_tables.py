@@ -103,6 +103,40 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
         {},
     ),
+    "gpu": (
+        {
+            "device": "a GPU",
+            "small": False,
+            "product": {"bf16_tflops": 700.0},
+            "bf16 at 64": {
+                "batch": 64, "steps_per_s": 900.0, "steps_share": 0.1,
+                "features_per_s": 5000.0, "features_share": 0.2, "peak_mb": 6000.0,
+            },
+        },
+        {},
+    ),
+    "operators": (
+        {
+            precision: {"step": 1500, "encoder": 900, "features": 200, "frequent": {"mm": 200}}
+            for precision in ("fp32", "bf16")
+        },
+        {},
+    ),
+    "parts_cost": (
+        [
+            {
+                "threads": 1,
+                "precision": "bf16",
+                "epochs": {
+                    name: {"memory_pass_s": RATE, "steps_s": RATE, "epoch_s": RATE}
+                    for name in ("global-only", "MUVA")
+                },
+                "ratio": 1.1,
+            }
+        ],
+        {},
+    ),
+    "worker_startup": ({"torch alone": RATE, "stage 1": RATE}, {}),
     "generalisation": ({"seeds": [0, 1, 2], "mean_ap": BY_VARIANT, "rank1": BY_VARIANT}, {}),
     "grounding_faults": ([GROUNDED, GROUNDED], {}),
     "grounding_quality": (
@@ -211,7 +245,7 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
                 for way in ways
             }
             for name, ways in (
-                ("market1501", ("product", "dense", "ours")),
+                ("market1501", ("product", "dense", "ours", "float32", "verified")),
                 ("msmt17-reranked", ("product", "ours")),
             )
         },

@@ -42,6 +42,7 @@ OTHERWISE: dict[str, Any] = {
     "compile": True,
     "channels_last": True,
     "deterministic": True,
+    "attention": "plain",
     "loaders": 4,
     "keep_every": 7,
 }

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from muva.model.attention import attention_bias, hard_gate, run_block, transformer_blocks
+from muva.model.attention import run_block, transformer_blocks
 from muva.model.clip import vision_tower
+from muva.model.part_gate import PartGate, attention_bias, hard_gate
 from tests.model.small import small_clip
 
 PARTS, PATCHES = 3, 6
@@ -41,22 +42,23 @@ def test_a_soft_gate_keeps_its_values_and_gradient() -> None:
     assert gate.grad is not None and (gate.grad == 2).all()
 
 
-def test_a_block_under_a_bias_is_open_clips_block_with_the_bias_per_head() -> None:
+def test_a_gated_block_is_open_clips_block_with_the_bias_per_head() -> None:
     clip = small_clip(vision_width=128).eval()
     block = transformer_blocks(vision_tower(clip).transformer)[0]
     tokens = torch.randn(2, TOKENS, 128)
     bias = attention_bias(hard_gate(masks()))
     expected = block(tokens, attn_mask=bias.repeat_interleave(2, dim=0))
-    torch.testing.assert_close(run_block(block, tokens, bias=bias), expected)
+    gate = PartGate(hard_gate(masks()))
+    torch.testing.assert_close(run_block(block, tokens, gate=gate), expected)
 
 
-@pytest.mark.parametrize("biased", [True, False])
-def test_asking_for_the_first_tokens_gives_the_first_tokens(biased: bool) -> None:
+@pytest.mark.parametrize("gated", [True, False])
+def test_asking_for_the_first_tokens_gives_the_first_tokens(gated: bool) -> None:
     block = transformer_blocks(vision_tower(small_clip()).transformer)[1]
     tokens = torch.randn(2, TOKENS, 64)
-    bias = attention_bias(hard_gate(masks())) if biased else None
-    whole = run_block(block, tokens, bias=bias)
-    torch.testing.assert_close(run_block(block, tokens, bias=bias, outputs=4), whole[:, :4])
+    gate = PartGate(hard_gate(masks())) if gated else None
+    whole = run_block(block, tokens, gate=gate)
+    torch.testing.assert_close(run_block(block, tokens, gate=gate, outputs=4), whole[:, :4])
 
 
 def test_causal_attention_is_that_of_clips_text_transformer() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from muva.errors import SettingsError
-from muva.model.attention import attention_bias
 from muva.model.mask_predictor import PartCrossAttention
 from muva.model.muva_model import MuvaModel
+from muva.model.part_gate import attention_bias
 from tests.model.small import IMAGE_SIZE, small_clip, small_model
 
 PATCHES = 6 * 3

@@ -214,7 +214,7 @@ def test_in_half_precision_micro_batches_round_no_worse_than_the_whole_batch(
         for size in (None, 1)
     )
     assert 0 < np.median(cut) < 1.02 * np.median(whole)
-    assert max(cut) < 1.3 * max(whole) < 0.13
+    assert max(cut) < 1.5 * max(whole) < 0.13
 
 
 class LiveBytes(TorchDispatchMode):

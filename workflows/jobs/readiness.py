@@ -131,6 +131,8 @@ def machine_checks(where: str, report: NodeReport) -> Iterator[Check]:
         )
     else:
         yield ok("disk", where, sizes)
+    if report.attention:
+        yield ok("attention", where, report.attention)
     for file in report.missing_files:
         yield fail("weights", where, f"{file} is missing: copy it to the node, or share its folder")
 

@@ -84,6 +84,8 @@ class NodeReport:
     """None if none can be found."""
     store_problem: str
     """Empty if the node could write a key, read it and that of another node, and delete it."""
+    attention: str = ""
+    """Which kernels it computes attention with; empty if its code cannot be imported."""
     missing_files: Sequence[str]
     """Those of the expected files that it cannot see."""
 
@@ -109,6 +111,7 @@ def node_report(store: str | None, probe: str, files: Sequence[str]) -> NodeRepo
         gpus=gpus,
         torch_finds_gpus=_torch_gpus() if gpus else None,
         store_problem=_store_problem(store, probe) if store else "",
+        attention=_attention(),
         missing_files=[file for file in files if not Path(file).exists()],
     )
 
@@ -145,6 +148,14 @@ def _store_problem(uri: str, probe: str) -> str:
         if returned == content
         else f"{key}: the content that was read differs from what was written"
     )
+
+
+def _attention() -> str:
+    try:
+        from muva.model.attention_kernels import measurements_summary
+    except ImportError:
+        return ""
+    return measurements_summary()
 
 
 def _gpus() -> list[Gpu]:

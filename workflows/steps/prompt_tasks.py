@@ -156,13 +156,21 @@ def compute_centroids(
     inputs: TrainingInputs, artifact: Artifact, _: None, compute: Compute, queue: MessageQueue
 ) -> None:
     """Compute and save the centroids, which all shares need."""
-    _centroids(inputs, artifact, *inputs.open(predicts_masks=False), compute, queue)
+    with compute.attention_kernel():
+        _centroids(inputs, artifact, *inputs.open(predicts_masks=False), compute, queue)
 
 
 def learn_share(
     inputs: TrainingInputs, artifact: Artifact, share: Share, compute: Compute, queue: MessageQueue
 ) -> Learned | None:
     """Learn a share of the identities, resuming from its last checkpoint; None if it diverged."""
+    with compute.attention_kernel():
+        return _learn_share(inputs, artifact, share, compute, queue)
+
+
+def _learn_share(
+    inputs: TrainingInputs, artifact: Artifact, share: Share, compute: Compute, queue: MessageQueue
+) -> Learned | None:
     settings = inputs.config.stage1
     precision = resolve_precision(settings.precision, default_device())
     checkpoint, history = latest_checkpoint(artifact, folder=share.folder)
