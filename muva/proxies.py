@@ -53,6 +53,13 @@ def carries_in_clear(url: str) -> bool:
     return not url.lower().startswith("https://")
 
 
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for this URL, by the rules of requests."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    return select_proxy(url, get_environ_proxies(url))
+
+
 def _with_loopback(hosts: str) -> str:
     listed = [host.strip() for host in hosts.split(",") if host.strip()]
     if listed == [_ALL]:

@@ -10,11 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
 from muva.errors import MuvaError
+from muva.grounding.chat_client import RetrySettings
+from muva.grounding.expert import GroundingImage
 from muva.grounding.experts.http import Endpoint, HttpExpert
 from muva.proxies import LOOPBACK, exempt_loopback
+from muva.synthetic.sensor import encode_jpeg
 from workflows.jobs.client import jobs_client
 from workflows.jobs.cluster_settings import ClusterSettings
 from workflows.jobs.head import http_status
@@ -126,8 +130,18 @@ def test_no_proxy_reads_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
         assert http_status(address, {"Authorization": "Bearer secret-token"}) is None
         with pytest.raises(MuvaError, match="No Ray cluster accepts jobs"):
             jobs_client(ClusterSettings(address=address))
-        endpoint = Endpoint(url="http://expert.invalid/v1", token="secret-token-of-an-endpoint")
-        session = HttpExpert("model", endpoint)._session
-        assert not session.trust_env
-        assert HttpExpert("model", Endpoint(url=endpoint.url, token=""))._session.trust_env
-    assert seen == []
+        monkeypatch.setattr("muva.grounding.chat_client.RETRY", RetrySettings(retries=0))
+        url = "http://expert.invalid/v1"
+        with pytest.raises(MuvaError, match=r"expert\.invalid/v1 does not answer"):
+            ask(Endpoint(url=url, token="secret-token-of-an-endpoint"))
+        assert seen == []
+        with pytest.raises(MuvaError, match="an unexpected response"):  # the proxy's, without JSON
+            ask(Endpoint(url=url, token=""))
+        assert seen == [f"POST {url}/chat/completions None"]
+
+
+def ask(endpoint: Endpoint) -> None:
+    image = GroundingImage(
+        image_id="a", encoded=encode_jpeg(np.zeros((8, 8, 3), np.uint8), quality=50), annotated=None
+    )
+    HttpExpert("model", endpoint).ground([image], {"head": "the head"})

@@ -215,6 +215,8 @@ class GroundingConfig(Section):
     precision: Literal["default", "fp32", "bf16", "fp16"] = "default"
     coordinates: Literal["fractions", "thousandths", "pixels"] = "thousandths"
     """The unit of the boxes that the model behind `http` returns."""
+    requests_in_flight: Count = 32
+    """Requests of each actor that the model behind `http` works on at the same time."""
     requests_per_second: Positive | None = None
     """Limit for the requests of each actor to the model behind `http`."""
     phrases: dict[str, str] = Field(default=dict(PHRASES), min_length=1)
@@ -224,6 +226,10 @@ class GroundingConfig(Section):
     """Rules of `muva masks refine` that drop or correct boxes afterwards, in this order."""
     quarantine_limit: Fraction = 0.01
     """Largest fraction of the images that may be quarantined."""
+
+    def result_settings(self) -> dict[str, Any]:
+        """All settings but the number of requests in flight, which changes no pseudo-label."""
+        return self.model_dump(mode="json", exclude={"requests_in_flight"})
 
     @field_validator("phrases")
     @classmethod
@@ -378,7 +384,8 @@ class ExperimentConfig(Section):
 
     def result_settings(self) -> dict[str, Any]:
         """All settings but those of `execution`, and of others only those that have an effect."""
-        settings = self.model_dump(mode="json", exclude={"execution", "augmentation", "stage2"})
+        settings = self.model_dump(mode="json", exclude={"execution", "augmentation"})
+        settings["grounding"] = self.grounding and self.grounding.result_settings()
         settings["stage2"] = self.stage2.result_settings()
         return settings | self.augmentation.as_section()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -61,6 +61,30 @@ class Expert(Protocol):
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
         """For each image one answer per phrase (part -> phrase), in the order of the phrases."""
+        ...
+
+
+Outcome = list[Grounding] | Exception
+"""One answer per phrase, or the reason why an image has none."""
+
+
+@runtime_checkable
+class StreamingExpert(Expert, Protocol):
+    """An expert that waits for a server instead of computing: images are sent while others wait.
+
+    Only the preparation of an image, such as decoding it, happens in this process.
+    """
+
+    def stream(
+        self, images: Iterable[GroundingImage], phrases: Mapping[str, str]
+    ) -> Generator[tuple[int, Outcome]]:
+        """The position of each image in `images` and its outcome, as they arrive.
+
+        An image is taken from `images` when there is room for it, and is prepared before the next
+        one is taken. Several threads may call this at once: one of them sends its images while the
+        others wait for their turn or for their answers. Raises MuvaError for what no image is to
+        blame for; nothing is outstanding after that, nor after the generator is closed.
+        """
         ...
 
 

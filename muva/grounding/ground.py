@@ -3,15 +3,15 @@
 Quarantine applies to single images: an image that cannot be decoded, or for which the expert fails,
 is recorded with the reason, its parts count as not found, and the rest of the shard continues. If
 an expert fails for most images, the expert is considered broken instead. While the expert processes
-one batch, the next one is decoded.
+one batch, the next one is decoded. An expert that streams gets images without a pause instead.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,14 @@ from muva.config import PARTS, PHRASES
 from muva.data.images import UnreadableImageError
 from muva.data.shards import Dataset
 from muva.errors import MuvaError
-from muva.grounding.expert import Expert, Grounding, GroundingImage, RefusedImageError
+from muva.grounding.expert import (
+    Expert,
+    Grounding,
+    GroundingImage,
+    Outcome,
+    RefusedImageError,
+    StreamingExpert,
+)
 from muva.grounding.labels import label_table
 
 BATCH_IMAGES = 32
@@ -33,6 +40,11 @@ PROGRESS_INTERVAL_S = 1.0
 MAX_EXPERT_FAILURES, MAX_EXPERT_FAILURE_SHARE = 5, 0.5
 """An expert is broken if it fails for more images of a shard than both this number and this
 share."""
+
+DEADLY = "the expert's process died twice while it processed this image"
+
+Grounded = tuple[str, Sequence[Grounding], str | None]
+"""An image's id, its answers, and the reason why there are none."""
 
 _COLUMNS = ("image_id", "image", "has_boxes", *(f"box_{part}" for part in PARTS))
 
@@ -63,6 +75,7 @@ class ShardReport:
     decode_s: float = 0.0
     """Time spent in the decoding thread, in parallel to the expert."""
     model_s: float = 0.0
+    """Time spent in the expert; of one that streams, until its last answer."""
 
 
 class BrokenExpertError(MuvaError):
@@ -84,14 +97,47 @@ def ground_shard(
 
     `name` is the expert's name, for the rows. `on_start` receives the range of rows that is
     processed next: several batches at once if they are fast, or every single batch if there is a
-    retry plan. An image that cannot be decoded, or for which the expert fails twice, is recorded
-    with the reason. If a batch does not fit into memory, it and all later ones are halved. Raises
-    BrokenExpertError if the expert fails for most images.
+    retry plan. For an expert that streams these are the rows that are prepared next, as nothing
+    else can end the process; the range is empty while none is prepared. An image that cannot be
+    decoded, or for which the expert fails twice, is recorded with the reason. If a batch does not
+    fit into memory, it and all later ones are halved. Raises BrokenExpertError if the expert fails
+    for most images.
     """
     plan = plan or RetryPlan()
     rows = dataset.read_shard(shard_index, _COLUMNS)
     report = ShardReport(images=len(rows), batch_images=batch_images)
-    label_rows: list[dict[str, Any]] = []
+    grounded = (
+        _streamed(expert, rows, phrases, report, plan, on_start)
+        if isinstance(expert, StreamingExpert)
+        else _in_batches(expert, rows, phrases, report, plan, on_start)
+    )
+    label_rows: dict[int, list[dict[str, Any]]] = {}
+    with closing(grounded):
+        for row, (image_id, groundings, error) in grounded:
+            report.failed += error is not None
+            report.reason = report.reason or (f"{image_id}: {error}" if error else "")
+            label_rows[row] = [
+                _label_row(image_id, part, grounding, name, error)
+                for part, grounding in zip(phrases, groundings, strict=True)
+            ]
+            failures = report.expert_failures
+            if failures > max(MAX_EXPERT_FAILURES, MAX_EXPERT_FAILURE_SHARE * len(rows)):
+                raise BrokenExpertError(
+                    f"expert {name}: failed for {failures} of {len(rows)} images of shard "
+                    f"{shard_index}; {report.reason}. Nothing of this shard is stored"
+                )
+    return label_table([one for row in range(len(rows)) for one in label_rows[row]]), report
+
+
+def _in_batches(
+    expert: Expert,
+    rows: pa.Table,
+    phrases: Mapping[str, str],
+    report: ShardReport,
+    plan: RetryPlan,
+    on_start: Callable[[range], None],
+) -> Generator[tuple[int, Grounded]]:
+    """Each row and its answers, batch by batch."""
     batches = _batches(len(rows), report, plan)
     # With a retry plan, no other row may be in progress when a process dies.
     prefetch = not (plan.isolate or plan.quarantine)
@@ -110,24 +156,72 @@ def ground_shard(
         images = decode()
         started_at = time.perf_counter()
         if batch[0] in plan.quarantine:
-            reason = "the expert's process died twice while it processed this image"
-            grounded = [_quarantined(image, phrases, reason) for image in images]
+            grounded = [_quarantined(image, phrases, DEADLY) for image in images]
         else:
             grounded = _grounded(expert, images, phrases, report)
         report.model_s += time.perf_counter() - started_at
-        for image, groundings, error in grounded:
-            report.failed += error is not None
-            report.reason = report.reason or (f"{image.image_id}: {error}" if error else "")
-            label_rows += [
-                _label_row(image, part, grounding, name, error)
-                for part, grounding in zip(phrases, groundings, strict=True)
-            ]
-        if report.expert_failures > max(MAX_EXPERT_FAILURES, MAX_EXPERT_FAILURE_SHARE * len(rows)):
-            raise BrokenExpertError(
-                f"expert {name}: failed for {report.expert_failures} of {len(rows)} images of "
-                f"shard {shard_index}; {report.reason}. Nothing of this shard is stored"
-            )
-    return label_table(label_rows), report
+        yield from zip(batch, grounded, strict=True)
+
+
+def _streamed(
+    expert: StreamingExpert,
+    rows: pa.Table,
+    phrases: Mapping[str, str],
+    report: ShardReport,
+    plan: RetryPlan,
+    on_start: Callable[[range], None],
+) -> Generator[tuple[int, Grounded]]:
+    """Each row and its answers as they arrive.
+
+    An isolated row is prepared by itself, as every row is; others may be waiting for answers then.
+    """
+    sent: dict[int, tuple[int, str]] = {}
+    started_at = time.perf_counter()
+
+    def to_prepare() -> Iterator[GroundingImage]:
+        announced = range(0)
+        began_at = time.perf_counter()
+        for row in range(len(rows)):
+            if row in plan.quarantine:
+                continue
+            if row not in announced:
+                rate = row / max(time.perf_counter() - began_at, 1e-6)
+                ahead = 1 if plan.isolate or plan.quarantine else round(PROGRESS_INTERVAL_S * rate)
+                announced = range(row, min(row + max(ahead, 1), len(rows)))
+                on_start(announced)
+            [image] = _decode_batch(rows, report, range(row, row + 1))
+            sent[len(sent)] = row, image.image_id
+            yield image
+        on_start(range(len(rows), len(rows)))
+
+    on_start(range(0))
+    for row in sorted(plan.quarantine):
+        [image] = rows.slice(row, 1).select(["image_id"]).to_pylist()
+        yield row, (image["image_id"], [Grounding(box=None)] * len(phrases), DEADLY)
+    answered: set[int] = set()
+    with closing(expert.stream(to_prepare(), phrases)) as outcomes:
+        for position, outcome in outcomes:
+            assert position not in answered
+            answered.add(position)
+            row, image_id = sent[position]
+            yield row, (image_id, *_answers_or_reason(outcome, phrases, report))
+    assert len(answered) == len(sent) == len(rows) - len(plan.quarantine)
+    report.model_s = time.perf_counter() - started_at - report.decode_s
+
+
+def _answers_or_reason(
+    outcome: Outcome, phrases: Mapping[str, str], report: ShardReport
+) -> tuple[Sequence[Grounding], str | None]:
+    if not isinstance(outcome, Exception):
+        return outcome, None
+    report.expert_failures += not isinstance(outcome, UnreadableImageError)
+    if isinstance(outcome, MuvaError):
+        reason = str(outcome)
+    elif _out_of_memory(outcome):
+        reason = "this image does not fit into memory. Choose a larger machine"
+    else:
+        reason = f"the expert failed: {type(outcome).__name__}: {outcome}"
+    return [Grounding(box=None)] * len(phrases), reason
 
 
 def _batches(rows: int, report: ShardReport, plan: RetryPlan) -> Iterator[range]:
@@ -178,7 +272,7 @@ def _grounded(
     report: ShardReport,
     *,
     retried: bool = False,
-) -> list[tuple[GroundingImage, list[Grounding], str | None]]:
+) -> list[Grounded]:
     """The answers for each image, or the reason why there are none.
 
     If several images fail together, each half is retried separately, down to the image that causes
@@ -187,7 +281,7 @@ def _grounded(
     expert_failed = True
     try:
         answers = expert.ground(images, phrases)
-        return [(i, a, None) for i, a in zip(images, answers, strict=True)]
+        return [(i.image_id, a, None) for i, a in zip(images, answers, strict=True)]
     except UnreadableImageError as error:
         reason, expert_failed = str(error), False
     except RefusedImageError as error:
@@ -224,10 +318,8 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _quarantined(
-    image: GroundingImage, phrases: Mapping[str, str], reason: str
-) -> tuple[GroundingImage, list[Grounding], str]:
-    return image, [Grounding(box=None)] * len(phrases), reason
+def _quarantined(image: GroundingImage, phrases: Mapping[str, str], reason: str) -> Grounded:
+    return image.image_id, [Grounding(box=None)] * len(phrases), reason
 
 
 def _grounding_image(row: Mapping[str, Any]) -> GroundingImage:
@@ -242,10 +334,10 @@ def _grounding_image(row: Mapping[str, Any]) -> GroundingImage:
 
 
 def _label_row(
-    image: GroundingImage, part: str, grounding: Grounding, expert: str, error: str | None
+    image_id: str, part: str, grounding: Grounding, expert: str, error: str | None
 ) -> dict[str, Any]:
     return {
-        "image_id": image.image_id,
+        "image_id": image_id,
         "part": part,
         "found": grounding.box is not None,
         "box": None if grounding.box is None else list(grounding.box),

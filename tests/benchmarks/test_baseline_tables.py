@@ -139,6 +139,19 @@ RESULTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "worker_startup": ({"torch alone": RATE, "stage 1": RATE}, {}),
     "generalisation": ({"seeds": [0, 1, 2], "mean_ap": BY_VARIANT, "rank1": BY_VARIANT}, {}),
     "grounding_faults": ([GROUNDED, GROUNDED], {}),
+    "grounding_http": (
+        {
+            "busy": 0.97,
+            "answers_per_s": 430.0,
+            "actor_cores_per_200": 0.3,
+            "driver_cores_per_200": 0.01,
+            "failed_share": 0.05,
+            "images": 6400,
+            "quarantined": 100,
+            "wrong": [],
+        },
+        {},
+    ),
     "grounding_quality": (
         {
             domain: {

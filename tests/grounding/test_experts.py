@@ -18,6 +18,7 @@ from PIL import Image
 
 from muva.config import PHRASES, GroundingConfig
 from muva.errors import MuvaError
+from muva.grounding.chat_client import RetrySettings
 from muva.grounding.expert import GroundingImage, RefusedImageError
 from muva.grounding.experts import EXPERTS, choose_expert
 from muva.grounding.experts.florence2 import Florence2Expert
@@ -99,6 +100,37 @@ def test_florence_encodes_an_image_once_and_answers_like_its_own_pipeline(
             generated = model.generate(**inputs, max_new_tokens=64, num_beams=1, do_sample=False)
             expected = processor.batch_decode(generated, skip_special_tokens=False)[0]
             assert answer.answer == expected.replace("<pad>", "")
+
+
+@pytest.mark.parametrize("name", ["kosmos-2", "qwen2.5-vl", "qwen3-vl"])
+def test_images_that_are_encoded_once_get_the_answers_of_the_models_own_pipeline(
+    name: str, images: list[GroundingImage], checkpoints: Path
+) -> None:
+    expert = chosen(checkpoint(checkpoints, name), name).load()
+    model, processor = expert._model, expert._processor
+    encoded: list[int] = []
+    tower = model.vision_model if name == "kosmos-2" else model.model.visual
+    tower.register_forward_hook(lambda *_: encoded.append(1))
+    answers = expert.ground(images, PHRASES)
+    assert len(encoded) == 1, "one pass of the vision tower for all phrases"
+    expected_texts = []
+    for image, of_image in zip(images, answers, strict=True):
+        for phrase, answer in zip(PHRASES.values(), of_image, strict=True):
+            text = (
+                f"<grounding><phrase> {phrase}</phrase>"
+                if name == "kosmos-2"
+                else expert._question(phrase)
+            )
+            inputs = processor(text=[text], images=[image.image], return_tensors="pt")
+            generated = model.generate(
+                **inputs,
+                max_new_tokens=16 if name == "kosmos-2" else 128,
+                do_sample=False,
+            )[:, inputs["input_ids"].shape[1] :]
+            [expected] = processor.batch_decode(generated, skip_special_tokens=name != "kosmos-2")
+            assert answer.answer == expected, (image.image_id, phrase)
+            expected_texts.append(expected)
+    assert len(set(expected_texts)) > 1, "the answers depend on image or phrase"
 
 
 @pytest.mark.parametrize(
@@ -286,7 +318,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         monkeypatch.setenv("MUVA_EXPERT_URL", f"http://127.0.0.1:{server.server_port}/v1/")
-        monkeypatch.setattr("muva.grounding.experts.http.BACKOFF_S", 0.01)
+        monkeypatch.setattr("muva.grounding.chat_client.RETRY", RetrySettings(backoff_s=0.01))
         yield server
         server.shutdown()
 
@@ -348,7 +380,7 @@ def test_an_image_that_the_endpoint_refuses_is_reported_with_its_reason(
 def test_neither_address_nor_token_of_an_endpoint_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUVA_EXPERT_URL", "http://me:s3cr3t@127.0.0.1:9/v1")
     monkeypatch.setenv("MUVA_EXPERT_TOKEN", "t0ken-s3cr3t")
-    monkeypatch.setattr("muva.grounding.experts.http.MAX_RETRIES", 0)
+    monkeypatch.setattr("muva.grounding.chat_client.RETRY", RetrySettings(retries=0))
     chosen = choose_expert(GroundingConfig(expert="http", checkpoint="cogvlm"))
     assert "s3cr3t" not in repr(chosen)
     monkeypatch.delenv("MUVA_EXPERT_TOKEN")

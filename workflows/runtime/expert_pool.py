@@ -22,7 +22,7 @@ from ray.util.metrics import Counter as Metric
 from ray.util.metrics import Gauge
 
 from muva.data.artifacts import Artifact
-from muva.data.shards import Dataset, open_dataset
+from muva.data.shards import SHARD_BYTES, Dataset, open_dataset
 from muva.errors import MuvaError
 from muva.grounding.experts import EXPERTS, ChosenExpert
 from muva.grounding.ground import BrokenExpertError, RetryPlan, ShardReport, ground_shard
@@ -71,7 +71,8 @@ class Actors:
         needs = {"CPU": float(self.cpus_each), "GPU": gpus}
         weights = expert.weight_bytes()
         if weights is not None and not gpus:  # a GPU's memory is checked by the actor itself
-            needs["memory"] = PROCESS_BYTES + ACTIVATION_FACTOR * weights
+            more_shards = (expert.info.shards_at_once - 1) * SHARD_BYTES
+            needs["memory"] = PROCESS_BYTES + more_shards + ACTIVATION_FACTOR * weights
         return {name: amount for name, amount in needs.items() if amount}
 
 
@@ -122,10 +123,10 @@ class ShardQueue:
     def on_death(self, shard: Shard, *, begun: bool, at: range | None, why: str) -> None:
         """Record that a process died with the shard; `at`: the rows it was grounding, if known.
 
-        Raises MuvaError when this has happened too often.
+        No row is to blame if the range is empty. Raises MuvaError when this has happened too often.
         """
         self.waiting.appendleft(shard)
-        if not begun:
+        if not begun or (at is not None and not at):
             return
         if at is None or at[0] in self._quarantine[shard]:
             self._unexplained[shard] += 1
@@ -306,12 +307,14 @@ class _Pool:
         self._queue = MessageQueue()
         self._needs = actors.needs(expert, _node_resources())
         # Ray does not restart lost actors: `scale_up` starts new ones wherever they fit then.
-        self._kind: Any = ray.remote(
-            num_cpus=self._needs["CPU"],
-            num_gpus=self._needs.get("GPU", 0),
-            memory=int(self._needs.get("memory", 0)),
-            max_restarts=0,
-        )(_Grounder)
+        options: dict[str, Any] = {
+            "num_cpus": self._needs["CPU"],
+            "num_gpus": self._needs.get("GPU", 0),
+            "memory": int(self._needs.get("memory", 0)),
+            "max_restarts": 0,
+            "max_concurrency": expert.info.shards_at_once,
+        }
+        self._kind: Any = ray.remote(**options)(_Grounder)
         self._arguments = (
             [(job.dataset.artifact, job.labels) for job in jobs],
             expert,
@@ -353,15 +356,18 @@ class _Pool:
             self._workers.append(_Worker(self._launches, actor, actor.load.remote()))
 
     def dispatch(self, queue: ShardQueue) -> None:
-        """Give shards to the actors that hold the fewest; a second one only if there are plenty.
+        """Give shards to the actors that hold the fewest; more than one only if there are plenty.
 
         An actor that has no CPUs yet gets no shards: if another driver holds the CPUs and is itself
         waiting for CPUs, the two would deadlock.
         """
         loaded = [worker for worker in self._workers if worker.ready is None]
-        for ahead in range(SHARDS_AHEAD):
+        at_once = self._expert.info.shards_at_once
+        # The last shards of a served model overlap too if no other actor could take them.
+        others = len(loaded) if at_once == 1 else len(self._workers) - 1
+        for ahead in range(max(SHARDS_AHEAD, at_once)):
             for worker in loaded:
-                if len(worker.shards) == ahead and len(queue.waiting) > ahead * len(loaded):
+                if len(worker.shards) == ahead and len(queue.waiting) > ahead * others:
                     shard, plan = queue.take()
                     worker.shards[worker.actor.ground.remote(*shard, plan)] = shard
 
@@ -398,7 +404,7 @@ class _Pool:
                 shard = worker.shards.pop(reference)
                 self._begun.pop(shard, None)
                 queue.on_broken_expert(shard, error)
-                self._on_actor_death(worker, queue, why=str(error))
+                self._on_actor_death(worker, queue, why=str(error), blame=False)
                 continue
             if worker.ready is not None:
                 worker.ready = None
@@ -430,9 +436,18 @@ class _Pool:
             ray.kill(worker.actor)
 
     def _on_actor_death(
-        self, worker: _Worker, queue: ShardQueue, *, why: str, error: MuvaError | None = None
+        self,
+        worker: _Worker,
+        queue: ShardQueue,
+        *,
+        why: str,
+        error: MuvaError | None = None,
+        blame: bool = True,
     ) -> None:
-        """Return its shards to the queue. Raises an error if no actor ever starts to work."""
+        """Return its shards to the queue, without `blame` as if none of them had been begun.
+
+        Raises an error if no actor ever starts to work.
+        """
         self._read_messages()
         self._workers.remove(worker)
         ray.kill(worker.actor)  # an actor that cannot be reached may still be alive
@@ -440,7 +455,7 @@ class _Pool:
         if not working:
             self._scaled_at = -SCALE_UP_EVERY_S
         for shard in worker.shards.values():
-            begun = shard in self._begun
+            begun = blame and shard in self._begun
             queue.on_death(shard, begun=begun, at=self._begun.pop(shard, None), why=why)
         if worker.ready is not None:
             self._launches_lost.add(worker.launch)
@@ -507,7 +522,10 @@ def _check_gpu(expert: ChosenExpert) -> None:
 
 
 class _Grounder:
-    """The actor: a loaded expert that labels shards of any job, one after the other."""
+    """The actor: a loaded expert that labels shards of any job.
+
+    It labels one shard after the other, or several at a time, each in a thread, if the expert does.
+    """
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from typing import Any
 from workflows.runtime.available import usable_memory_bytes
 
 NEEDED = (
+    "aiohttp",
     "boto3",
     "click",
     "h5py",

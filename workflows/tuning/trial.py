@@ -110,7 +110,7 @@ def rungs_of(config: ExperimentConfig, settings: TuneConfig, sources: int) -> in
 
 def grounding_key(grounding: GroundingConfig | None) -> str:
     """A key that identifies the pseudo-labels of some grounding settings."""
-    return fingerprint(grounding and grounding.model_dump(mode="json"))
+    return fingerprint(grounding and grounding.result_settings())
 
 
 def trial_config(

@@ -15,7 +15,7 @@ from muva.config import GroundingConfig
 from muva.config.parts import PHRASES
 from muva.errors import MuvaError, closest
 from muva.grounding.expert import Expert
-from muva.grounding.experts.http import Endpoint
+from muva.grounding.experts.http import REQUESTS_IN_FLIGHT, Endpoint
 from muva.grounding.experts.pretrained import Weights, parameters_in, pin
 
 BYTES_PER_PARAMETER = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -40,6 +40,9 @@ class ExpertInfo:
     batch_images: int = 32
     """Default batch size; reduced if it does not fit into memory."""
     gives_scores: bool = False
+    shards_at_once: int = 1
+    """Shards that an actor works on at the same time, if the expert is a `StreamingExpert`: while
+    the last answers of one are outstanding, the images of the next are sent."""
     version: int = 1
     """Version of the adapter: incremented when the same weights give different boxes."""
 
@@ -110,6 +113,7 @@ EXPERTS: dict[str, ExpertInfo] = {
         adapter="http:HttpExpert",
         parameters="depends on the served model",
         licence="depends on the served model",
+        shards_at_once=3,
     ),
 }
 
@@ -124,6 +128,7 @@ class ChosenExpert:
     coordinates: str
     endpoint: Endpoint | None = None
     """Where a served model is reached, from the driver's environment; not part of any address."""
+    requests_in_flight: int = REQUESTS_IN_FLIGHT
     requests_per_second: float | None = None
 
     @property
@@ -163,6 +168,7 @@ class ChosenExpert:
                 self.weights.location,
                 self.endpoint,
                 coordinates=self.coordinates,
+                requests_in_flight=self.requests_in_flight,
                 requests_per_second=self.requests_per_second,
             )
         if self.weights is None:
@@ -201,6 +207,7 @@ def choose_expert(config: GroundingConfig) -> ChosenExpert:
         precision=info.precision if config.precision == "default" else config.precision,
         coordinates=config.coordinates if config.expert == "http" else "",
         endpoint=Endpoint.from_environment() if config.expert == "http" else None,
+        requests_in_flight=config.requests_in_flight,
         requests_per_second=config.requests_per_second,
     )
 

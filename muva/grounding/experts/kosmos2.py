@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import Kosmos2ForConditionalGeneration, Kosmos2Processor
 
 from muva.data.records import Box
@@ -19,32 +22,56 @@ _BOX = re.compile(r"<patch_index_(\d{4})><patch_index_(\d{4})>")
 
 
 class Kosmos2Expert:
-    """Processes one phrase for all images at a time, so that all prompts have the same length."""
+    """Processes one phrase for all images at a time, so that all prompts have the same length.
+
+    Each image is encoded only once.
+    """
 
     def __init__(self, weights: Weights, *, precision: str) -> None:
         self._model, self._processor = load_pretrained(
             Kosmos2ForConditionalGeneration, Kosmos2Processor, weights, precision=precision
         )
 
+    @torch.inference_mode()
     def ground(
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
         """See `Expert`."""
-        return ground_each_phrase(lambda phrase: self._answers(images, phrase), phrases)
-
-    @torch.inference_mode()
-    def _answers(self, images: Sequence[GroundingImage], phrase: str) -> list[Grounding]:
-        inputs = self._processor(
-            text=[f"<grounding><phrase> {phrase}</phrase>"] * len(images),
-            images=[image.image for image in images],
-            return_tensors="pt",
-        ).to(self._model.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
-        prompt_length = inputs["input_ids"].shape[1]
-        answers = self._model.generate(
-            **inputs, max_new_tokens=MAX_NEW_TOKENS, num_beams=1, do_sample=False
+        pictures = [image.image for image in images]
+        pixels = self._processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        features = self._features(pixels.to(self._model.device, self._model.dtype))
+        return ground_each_phrase(
+            lambda phrase: self._answers(pictures[0], features, phrase), phrases
         )
-        texts = self._processor.batch_decode(answers[:, prompt_length:], skip_special_tokens=False)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """The `image_embeds` (B, latent queries, D) that `generate` would compute of the pixels."""
+        tower = self._model.vision_model
+        encoded = tower.model.post_layernorm(tower(pixels).last_hidden_state)
+        return self._model.image_to_text_projection(normalize(encoded, dim=-1))[0]
+
+    def _answers(self, picture: Image, features: Tensor, phrase: str) -> list[Grounding]:
+        """One answer per image. features (B, latent queries, D); any picture will do.
+
+        The processor makes the prompt's image tokens only if it is given a picture.
+        """
+        prompt = self._processor(
+            text=f"<grounding><phrase> {phrase}</phrase>", images=picture, return_tensors="pt"
+        ).to(self._model.device)
+        ids, attention, positions = (
+            prompt[name].repeat(len(features), 1)
+            for name in ("input_ids", "attention_mask", "image_embeds_position_mask")
+        )
+        answers = self._model.generate(
+            input_ids=ids,
+            attention_mask=attention,
+            image_embeds=features,
+            image_embeds_position_mask=positions,
+            max_new_tokens=MAX_NEW_TOKENS,
+            num_beams=1,
+            do_sample=False,
+        )
+        texts = self._processor.batch_decode(answers[:, ids.shape[1] :], skip_special_tokens=False)
         return [grounding(text) for text in texts]
 
 

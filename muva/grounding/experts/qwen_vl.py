@@ -16,6 +16,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
 )
+from transformers.tokenization_utils_base import BatchEncoding
 
 from muva.grounding.answers import boxes_in_text, largest_box
 from muva.grounding.expert import QUESTION, Grounding, GroundingImage
@@ -29,7 +30,7 @@ THOUSANDTHS = (1000.0, 1000.0)
 
 
 class _QwenExpert(ABC):
-    """The common part of both generations."""
+    """The common part of both generations. Each image is encoded only once."""
 
     model_class: Any
     processor_class: Any
@@ -45,23 +46,50 @@ class _QwenExpert(ABC):
         self, images: Sequence[GroundingImage], phrases: Mapping[str, str]
     ) -> list[list[Grounding]]:
         """See `Expert`. Asks the paper's question; of several boxes, the largest is used."""
-        questions = [self._question(phrase) for phrase in phrases.values()]
-        inputs = self._processor(
-            text=questions * len(images),
-            images=[image.image for image in images for _ in phrases],
-            padding=True,
-            return_tensors="pt",
+        pictures = self._processor.image_processor(
+            [image.image for image in images], return_tensors="pt"
         ).to(self._model.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
-        prompt_length = inputs["input_ids"].shape[1]
-        answers = self._model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        grids = pictures["image_grid_thw"]
+        features = self._model.model.get_image_features(
+            pictures["pixel_values"].to(self._model.dtype), grids
+        )
+        prompts = self._prompts(pictures, list(phrases.values())).to(self._model.device)
+        answers = self._model.generate(
+            **prompts,
+            image_grid_thw=grids.repeat_interleave(len(phrases), dim=0),
+            mm_encoder_outputs={"image": _repeated(features, len(phrases))},
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+        )
+        prompt_length = prompts["input_ids"].shape[1]
         texts = self._processor.batch_decode(answers[:, prompt_length:], skip_special_tokens=True)
-        grids = inputs["image_grid_thw"].tolist()
         groundings = [
-            grounding(text, self._coordinate_range(grid))
-            for text, grid in zip(texts, grids, strict=True)
+            grounding(text, self._coordinate_range(grids[index // len(phrases)].tolist()))
+            for index, text in enumerate(texts)
         ]
         return [groundings[i : i + len(phrases)] for i in range(0, len(groundings), len(phrases))]
+
+    def _prompts(self, pictures: Mapping[str, Any], phrases: Sequence[str]) -> BatchEncoding:
+        """Token ids, attention mask and kinds of tokens: for each image, a prompt per phrase."""
+        questions = [self._question(phrase) for phrase in phrases]
+        token = self._processor.image_token
+        placeholders = [
+            self._processor.replace_image_token(pictures, index)
+            for index in range(len(pictures["image_grid_thw"]))
+        ]
+        prompts = self._processor.tokenizer(
+            [
+                question.replace(token, of_image)
+                for of_image in placeholders
+                for question in questions
+            ],
+            padding=True,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        image_tokens = prompts["input_ids"] == self._processor.image_token_id
+        prompts["mm_token_type_ids"] = image_tokens.long()
+        return prompts
 
     def _question(self, phrase: str) -> str:
         content = [
@@ -99,6 +127,17 @@ class Qwen3VLExpert(_QwenExpert):
 
     def _coordinate_range(self, grid: Sequence[int]) -> tuple[float, float]:
         return THOUSANDTHS
+
+
+def _repeated(features: Any, times: int) -> Any:
+    """The outputs of the vision tower with each image's features several times in succession."""
+    features.pooler_output = [one for one in features.pooler_output for _ in range(times)]
+    if "deepstack_features" in features:  # Qwen3-VL: those of several layers
+        features.deepstack_features = [
+            [one for one in of_layer for _ in range(times)]
+            for of_layer in features.deepstack_features
+        ]
+    return features
 
 
 def grounding(text: str, coordinate_range: tuple[float, float]) -> Grounding:
